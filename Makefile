@@ -1,0 +1,34 @@
+# make train          set up everything and train the demo on two Horovod ranks
+# make test           set up everything, lint, and run the whole suite; what CI runs
+# make lint           ruff and mypy alone
+# make clean          remove the environment (data, runs and built wheels stay)
+#
+# make train NP=4 ARGS='--run.name=x'     other ranks, other settings
+# make train TORCH=torch==2.11.0          another PyTorch: makes the environment anew
+# make train PYTHON=python3.12            another Python, likewise
+
+PYTHON ?= python3
+NP ?= 2
+ARGS ?=
+export TORCH
+
+.PHONY: train test lint clean environment
+
+train: environment
+	@.venv/bin/python -m pipeline.prepare demo --out data/demo
+	@.venv/bin/horovodrun -np $(NP) .venv/bin/python -m pipeline.train --config configs/demo.yaml $(ARGS)
+
+test: lint
+	.venv/bin/python -m pytest
+
+lint: environment
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+# Returns at once when the environment stands: see launch/environment.py.
+environment:
+	@$(PYTHON) -m launch.environment
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,178 @@
+"""Makes the environment that every command runs in: `python3 -m launch.environment`.
+
+The Makefile calls it first, under the system's Python, so it uses the standard library only. It
+checks the machine, makes `.venv`, installs PyTorch, DALI and this project from the registry with
+pip, and builds Horovod. When all of that stands it does nothing; after an installation that was
+cut short it starts over. It exits with 2 after one sentence for each thing that is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+# The PyTorch that the project is tested with; `make train TORCH=torch==2.11.0` takes another.
+TORCH = "torch==2.13.0"
+# What building Horovod takes: its CMake files import distutils, which setuptools < 81 brings.
+BUILD_TOOLS = ("setuptools<81", "wheel", "packaging", "cmake")
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 12)
+# The set-up is done again when one of these changes.
+SOURCES = ("setup.py", "pyproject.toml", "launch/environment.py", "launch/horovod_build.py")
+
+
+class SetupError(Exception):
+    """The set-up cannot go on; each line of the message is one sentence for the user."""
+
+
+def missing(
+    path: str,
+    headers: Path,
+    version: tuple[int, int] = sys.version_info[:2],
+    has_ensurepip: bool = importlib.util.find_spec("ensurepip") is not None,
+) -> list[str]:
+    """What the machine lacks, one sentence each, with the Debian package that has it.
+
+    `path` is searched for programs and `headers` for Python.h; `version` and `has_ensurepip`
+    describe the Python that runs this.
+    """
+    lacks = []
+    if not OLDEST_PYTHON <= version <= NEWEST_PYTHON:
+        lacks.append(
+            f"Python {version[0]}.{version[1]} is outside 3.10 to 3.12: name another one with "
+            "`make PYTHON=python3.11`, on Debian 12 from the Debian package python3."
+        )
+    if not has_ensurepip:
+        lacks.append(
+            "Python's venv module cannot make an environment: install the Debian package "
+            "python3-venv."
+        )
+    if not (headers / "Python.h").is_file():
+        lacks.append(f"Python.h is not in {headers}: install the Debian package python3-dev.")
+    for program in ("g++", "make"):
+        if shutil.which(program, path=path) is None:
+            lacks.append(
+                f"the program {program} is not on the PATH: install the Debian package {program}."
+            )
+    return lacks
+
+
+def dali_extra(cuda: str | None) -> str:
+    """The extra of setup.py with the DALI for a PyTorch built for `cuda` ("13.0"; None: CPU).
+
+    Both of DALI's wheels run without a GPU, with identical pixels; CPU builds get the smaller one.
+    Raises SetupError for a CUDA version that DALI has no wheel for.
+    """
+    extras = {None: "gpu", "13": "gpu", "12": "gpu-cuda12"}
+    major = cuda.split(".")[0] if cuda else None
+    if major not in extras:
+        raise SetupError(
+            f"PyTorch is built for CUDA {cuda}, but DALI has wheels for CUDA 12 and 13 only: "
+            f"choose another PyTorch, as in `make train TORCH={TORCH}`."
+        )
+    return extras[major]
+
+
+def digest(root: Path, torch: str) -> str:
+    """What a finished set-up stands for: its files, the PyTorch asked for, the Python."""
+    files = [(root / name).read_bytes() for name in SOURCES]
+    return hashlib.sha256(b"\0".join([torch.encode(), sys.version.encode(), *files])).hexdigest()
+
+
+class Environment:
+    """The virtual environment of a checkout; small files inside it say how far its set-up is."""
+
+    def __init__(self, root: Path, torch: str) -> None:
+        self.root = root
+        self.torch = torch
+        self.venv = root / ".venv"
+        self.python = self.venv / "bin" / "python"
+        self._ready = self.venv / ".ready"
+        self._made_for = self.venv / ".made-for"
+        self._installing = self.venv / ".installing"
+
+    def is_ready(self) -> bool:
+        """Whether a set-up from these very files has finished."""
+        return self._ready.is_file() and self._ready.read_text() == digest(self.root, self.torch)
+
+    def set_up(self) -> None:
+        """Does what is left to do; raises SetupError."""
+        self.make_venv()
+        pip = [str(self.python), "-m", "pip", "install", "-q"]
+        self.stage(f"PyTorch ({self.torch})", *pip, self.torch, *BUILD_TOOLS)
+        extra = dali_extra(self._torch_cuda())
+        project = f"{self.root}[{extra},test]"
+        name = f"DALI (extra {extra}), this project and its tools"
+        self.stage(name, *pip, "--no-build-isolation", "--editable", project)
+        self.stage("Horovod", str(self.python), "-m", "launch.horovod_build", "--install")
+        self._ready.write_text(digest(self.root, self.torch))
+
+    def make_venv(self) -> None:
+        """Makes `.venv` anew, unless one stands for this PyTorch and Python, whole as far as it is.
+
+        DALI's two wheels share their files, so a change of PyTorch never reuses an environment.
+        """
+        made_for = f"{self.torch}, Python {sys.version}"
+        if self._made_for.is_file() and not self._installing.exists():
+            if self._made_for.read_text() == made_for:
+                return
+        _say(f"Python environment {self.venv}")
+        command = [sys.executable, "-m", "venv", "--clear", str(self.venv)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise SetupError(f"{' '.join(command)} failed: {(done.stdout + done.stderr).strip()}")
+        self._made_for.write_text(made_for)
+
+    def stage(self, name: str, *command: str) -> None:
+        """Runs one installation; SetupError if it fails.
+
+        When it does not get to its end, a package may be there in part: pip would take it for
+        installed, so the next set-up starts from an empty environment.
+        """
+        _say(name)
+        self._installing.touch()
+        done = subprocess.run(command, cwd=self.root, stdout=subprocess.DEVNULL, check=False)
+        if done.returncode != 0:
+            raise SetupError(f"the set-up stopped at {name}: the reason is above.")
+        self._installing.unlink()
+
+    def _torch_cuda(self) -> str | None:
+        """The CUDA version that the installed PyTorch is built for, None for CPU."""
+        command = [str(self.python), "-c", "import torch; print(torch.version.cuda or '')"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise SetupError(f"{self.torch} cannot be imported: {done.stderr.strip()}")
+        return done.stdout.strip() or None
+
+
+def _say(line: str) -> None:
+    print(f"set-up: {line}", flush=True)
+
+
+def main() -> int:
+    """0 when the environment stands, 2 after the sentences that say why it does not."""
+    root = Path(__file__).resolve().parents[1]
+    environment = Environment(root, os.environ.get("TORCH") or TORCH)
+    if environment.is_ready():
+        return 0
+    try:
+        lacks = missing(os.environ.get("PATH", ""), Path(sysconfig.get_path("include")))
+        if lacks:
+            raise SetupError("\n".join(lacks))
+        environment.set_up()
+    except SetupError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

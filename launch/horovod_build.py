@@ -1,0 +1,319 @@
+"""Builds Horovod from its released source for the PyTorch of the running environment.
+
+`python -m launch.horovod_build` prints where the wheel lies and builds it first if need be; with
+`--install` it also installs the wheel and tries it. The last release (June 2023) does not compile
+against PyTorch >= 2.1, which wants C++17; its sdist gets the edits that Horovod's unreleased
+master branch has too.
+
+A wheel is kept once per user, under `${XDG_CACHE_HOME:-~/.cache}/trainyard/wheels`, in a folder
+named by all that it depends on. Standard library only, but for torch, which decides what is built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+HOROVOD = "0.28.1"
+# The edits below are known to fit this sdist, and it is run unread: no other is taken.
+SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
+# Raise it when edits or build settings change: wheels of an older recipe are then left alone.
+RECIPE = 1
+LOG_TAIL_LINES, LOG_TAIL_WIDTH = 30, 300  # a command line in the log is 4 kB wide
+
+
+class BuildError(ValueError):
+    """Horovod cannot be built or does not work here; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One replacement in the unpacked sdist; `old` must stand in the file exactly once."""
+
+    file: str
+    old: str
+    new: str
+
+
+# PyTorch's headers refuse anything below C++17; the bundled gloo goes into the same library.
+CXX17_EDITS = (
+    Edit("CMakeLists.txt", "set(CMAKE_CXX_STANDARD 14)", "set(CMAKE_CXX_STANDARD 17)"),
+    Edit(
+        "horovod/torch/CMakeLists.txt",
+        "set(CMAKE_CXX_STANDARD 14)",
+        "set(CMAKE_CXX_STANDARD 17)",
+    ),
+    Edit("third_party/gloo/CMakeLists.txt", " -std=c++11 -fPIC", " -fPIC"),
+)
+# Horovod takes a CUDA build of PyTorch beside a CUDA folder without a compiler (as run-time
+# containers have it) for a wish to build GPU code, and fails.
+NO_CUDA_EDITS = (
+    Edit(
+        "cmake/Modules/FindPytorch.cmake",
+        "(torch.version.cuda is not None) and (CUDA_HOME is not None)",
+        "False",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a built wheel depends on.
+
+    `torch` is PyTorch's version without local label, `cuda` the CUDA version it was built for
+    ("13.0") or None, `nvcc` the CUDA compiler or None, `python` a tag such as "cp311", `machine`
+    the processor ("x86_64").
+    """
+
+    torch: str
+    cuda: str | None
+    nvcc: Path | None
+    python: str
+    machine: str
+
+    @property
+    def nccl(self) -> bool:
+        """Whether gradients are reduced on the GPU: PyTorch has CUDA and there is a compiler."""
+        return self.cuda is not None and self.nvcc is not None
+
+    @property
+    def key(self) -> str:
+        """The name of the wheel's folder in the cache."""
+        device = "cpu" if self.cuda is None else f"cu{self.cuda.replace('.', '')}"
+        if self.cuda is not None and not self.nccl:
+            device += "-gloo"
+        built_for = f"torch{self.torch}-{self.python}-{device}-{self.machine}"
+        return f"horovod-{HOROVOD}-{built_for}-r{RECIPE}"
+
+
+def this_target() -> Target:
+    """The target of the running interpreter and its PyTorch."""
+    import torch
+
+    return Target(
+        torch=torch.__version__.split("+")[0],
+        cuda=torch.version.cuda,
+        nvcc=find_nvcc(os.environ),
+        python=f"cp{sys.version_info.major}{sys.version_info.minor}",
+        machine=platform.machine(),
+    )
+
+
+def find_nvcc(environ: Mapping[str, str]) -> Path | None:
+    """The CUDA compiler: in CUDA_HOME if that is set, on the PATH, or in /usr/local/cuda."""
+    folders = [Path(folder) for folder in environ.get("PATH", "").split(os.pathsep) if folder]
+    if environ.get("CUDA_HOME"):
+        folders.insert(0, Path(environ["CUDA_HOME"]) / "bin")
+    folders.append(Path("/usr/local/cuda/bin"))
+    found = (folder / "nvcc" for folder in folders)
+    return next((nvcc for nvcc in found if os.access(nvcc, os.X_OK)), None)
+
+
+def cache_dir(environ: Mapping[str, str]) -> Path:
+    """Where built wheels are kept for this user."""
+    base = environ.get("XDG_CACHE_HOME") or Path(environ["HOME"]) / ".cache"
+    return Path(base) / "trainyard" / "wheels"
+
+
+def wheel(target: Target) -> Path:
+    """The wheel for `target`, from the cache or built now (about 3 minutes on 2 cores).
+
+    Raises BuildError when the source cannot be had, does not fit the edits, or does not compile.
+    """
+    folder = cache_dir(os.environ) / target.key
+    folder.mkdir(parents=True, exist_ok=True)
+    with _one_builder(folder):
+        built = sorted(folder.glob("horovod-*.whl"))
+        if built:
+            return built[0]
+        for stale in folder.glob("build-*"):  # left by a build that was killed
+            shutil.rmtree(stale)
+        # Built inside the cache, so that the finished wheel gets to its place by a rename.
+        with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as scratch:
+            source = _unpacked_sdist(Path(scratch))
+            apply_edits(source, CXX17_EDITS + (() if target.nccl else NO_CUDA_EDITS))
+            made = _compiled(source, target, folder / "build.log")
+            return made.replace(folder / made.name)
+
+
+@contextmanager
+def _one_builder(folder: Path) -> Iterator[None]:
+    """Two set-ups of a user at the same time build once: the second waits and finds the wheel."""
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _unpacked_sdist(scratch: Path) -> Path:
+    """Downloads, checks and unpacks the release; gives its top folder."""
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-binary", "horovod", "--no-deps"]
+    command += ["--no-build-isolation", "--dest", str(scratch), f"horovod=={HOROVOD}"]
+    if subprocess.run(command, check=False).returncode != 0:
+        raise BuildError(
+            f"pip could not download the source of Horovod {HOROVOD}: its message is above."
+        )
+    (archive,) = scratch.glob("horovod-*.tar.gz")
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if digest != SDIST_SHA256:
+        raise BuildError(
+            f"the source of Horovod {HOROVOD} that pip downloaded has sha256 {digest}, but the "
+            f"release has {SDIST_SHA256}."
+        )
+    shutil.unpack_archive(archive, scratch)
+    return scratch / f"horovod-{HOROVOD}"
+
+
+def apply_edits(source: Path, edits: tuple[Edit, ...]) -> None:
+    """Edits the unpacked sdist in place; BuildError when a text does not stand exactly once."""
+    for edit in edits:
+        path = source / edit.file
+        text = path.read_text() if path.is_file() else ""
+        count = text.count(edit.old)
+        if count != 1:
+            raise BuildError(
+                f"{edit.file} of the Horovod sdist holds the text {edit.old!r} {count} times, but "
+                f"launch/horovod_build.py edits Horovod {HOROVOD}, which holds it once."
+            )
+        path.write_text(text.replace(edit.old, edit.new))
+
+
+def _compiled(source: Path, target: Target, log: Path) -> Path:
+    """Compiles the edited source; gives the wheel. What the tools print goes to `log`."""
+    _say(f"compiling Horovod {HOROVOD}, about 3 minutes on 2 cores (log: {log})")
+    out = source.parent / "out"
+    # --use-pep517: an older pip would call setup.py, which then fetches run-time packages itself.
+    command = [sys.executable, "-m", "pip", "wheel", "-v", "--use-pep517", "--no-build-isolation"]
+    command += ["--no-deps", "--wheel-dir", str(out), str(source)]
+    env = _build_env(target, source.parent)
+    with open(log, "w") as sink:
+        done = subprocess.run(command, env=env, stdout=sink, stderr=subprocess.STDOUT, check=False)
+    if done.returncode != 0:
+        print(*log_tail(log.read_text(errors="replace")), sep="\n", file=sys.stderr)
+        raise BuildError(
+            f"Horovod {HOROVOD} did not compile: the end of the log is above, all of it in {log}."
+        )
+    (made,) = out.glob("horovod-*.whl")
+    return made
+
+
+def _build_env(target: Target, scratch: Path) -> dict[str, str]:
+    """The settings under which Horovod's setup.py and CMake files build the wheel."""
+    # gcc >= 13 no longer includes these by way of other headers, which the release relies on.
+    headers = " ".join(f"-include {name}" for name in ("cstdint", "stdexcept", "algorithm"))
+    env = os.environ | {
+        "HOROVOD_WITH_PYTORCH": "1",
+        "HOROVOD_WITHOUT_TENSORFLOW": "1",
+        "HOROVOD_WITHOUT_MXNET": "1",
+        "HOROVOD_WITH_GLOO": "1",
+        "HOROVOD_WITHOUT_MPI": "1",
+        "HOROVOD_CMAKE": str(Path(sys.executable).parent / "cmake"),
+        # CMake >= 4 refuses the bundled gloo's cmake_minimum_required(2.8.12) without it.
+        "CMAKE_POLICY_VERSION_MINIMUM": "3.5",
+        "CMAKE_GENERATOR": "Unix Makefiles",
+        # Also keeps out what a surrounding make (ours) passes on.
+        "MAKEFLAGS": f"-j{len(os.sched_getaffinity(0))}",
+        "CXXFLAGS": f"{os.environ.get('CXXFLAGS', '')} {headers}".strip(),
+    }
+    return env | _nccl_env(target.nvcc, scratch) if target.nccl and target.nvcc else env
+
+
+def _nccl_env(nvcc: Path, scratch: Path) -> dict[str, str]:
+    """Settings for GPU collectives, with the NCCL that PyTorch's wheel brings if there is one."""
+    env = {
+        "HOROVOD_GPU_OPERATIONS": "NCCL",
+        "HOROVOD_CUDA_HOME": str(nvcc.resolve().parent.parent),
+        "HOROVOD_NCCL_LINK": "SHARED",
+    }
+    found = importlib.util.find_spec("nvidia.nccl")
+    for home in map(Path, (found and found.submodule_search_locations) or ()):
+        link = scratch / "nccl" / "libnccl.so"  # the name a linker asks for; not in the wheel
+        link.parent.mkdir()
+        link.symlink_to(home / "lib" / "libnccl.so.2")
+        env |= {
+            "HOROVOD_NCCL_INCLUDE": str(home / "include"),
+            "HOROVOD_NCCL_LIB": str(link.parent),
+        }
+    return env
+
+
+def log_tail(log: str) -> list[str]:
+    """The last lines up to where make or CMake gave up: pip adds pages of its own to that."""
+    lines = log.splitlines()
+    gave_up = [i for i, line in enumerate(lines) if "make: *** " in line or "CMake Error" in line]
+    end = gave_up[-1] + 1 if gave_up else len(lines)
+    return [line[:LOG_TAIL_WIDTH] for line in lines[max(0, end - LOG_TAIL_LINES) : end]]
+
+
+def install(built: Path) -> None:
+    """Installs the wheel and what it needs into the running environment."""
+    pip = [sys.executable, "-m", "pip", "install", "-q"]
+    # The same version may be there, built for another PyTorch: pip alone would keep it.
+    for options in (["--force-reinstall", "--no-deps"], []):
+        if subprocess.run([*pip, *options, str(built)], check=False).returncode != 0:
+            raise BuildError(f"pip could not install {built}: its message is above.")
+
+
+def verify(target: Target) -> None:
+    """Runs a job of one rank in a fresh process; BuildError when Horovod is not as built."""
+    code = (
+        "import horovod.torch as hvd; hvd.init(); "
+        "print('ranks', hvd.size(), 'gloo', bool(hvd.gloo_built()), 'nccl', bool(hvd.nccl_built()))"
+    )
+    env = {name: value for name, value in os.environ.items() if not name.startswith("HOROVOD_")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    wanted = f"ranks 1 gloo True nccl {target.nccl}"
+    if done.returncode != 0 or wanted not in done.stdout:
+        last = (done.stdout + done.stderr).strip().splitlines()[-1:] or ["nothing"]
+        raise BuildError(
+            f"the installed Horovod should answer {wanted!r} but gave {last[0]!r}: delete "
+            f"{cache_dir(os.environ) / target.key} and run the set-up again."
+        )
+
+
+def _say(line: str) -> None:
+    """Progress goes to stderr: stdout holds the wheel's path."""
+    print(f"set-up: {line}", file=sys.stderr, flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the wheel's path; 0, or 2 after one sentence on stderr."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.horovod_build",
+        description=f"Build Horovod {HOROVOD} for this environment's PyTorch; print the wheel.",
+    )
+    parser.add_argument("--install", action="store_true", help="also install the wheel and try it")
+    options = parser.parse_args(argv)
+    target = this_target()
+    if target.cuda is not None and not target.nccl:
+        _say(
+            f"warning: PyTorch is built for CUDA {target.cuda} but there is no nvcc, so Horovod "
+            "will reduce gradients through host memory (Gloo): for NCCL install the CUDA toolkit, "
+            f"or set CUDA_HOME to it, and run `make clean` and the set-up again."
+        )
+    try:
+        built = wheel(target)
+        if options.install:
+            install(built)
+            verify(target)
+    except BuildError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(built)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

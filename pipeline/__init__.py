@@ -1,0 +1,1 @@
+"""Training of ResNets on ImageNet: what runs on every rank of a job."""

@@ -1,0 +1,85 @@
+"""One decision for all ranks: stop, save, or give up, taken before a micro-batch is used.
+
+Nothing else in a step invents its own collective. A rank whose next batch failed says so here,
+before any rank computes with its own, so that all leave from the same point.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from pipeline.data.dali import Batch, Loader
+from pipeline.data.manifest import BadImage
+from pipeline.distributed import World
+from pipeline.failure import TrainingError
+
+
+class StopSignal:
+    """Remembers SIGTERM and SIGINT instead of dying of them; prints nothing (stdout may be gone)."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What all ranks do before the batch they hold."""
+
+    stop: bool
+    save: bool
+
+
+class Feed:
+    """The loader's batches, each with the ranks' common decision."""
+
+    def __init__(self, loader: Loader, world: World, stop: StopSignal) -> None:
+        self._loader: Iterator[Batch] = iter(loader)
+        self._world = world
+        self._stop = stop
+        self.wait_sec = 0.0
+        """Seconds the last `next` waited for the loader."""
+
+    def next(self, step: int, wants_save: bool = False) -> tuple[Batch, Decision]:
+        """Collective. This rank's next micro-batch, which belongs to `step`.
+
+        Raises `Reported` on every rank when any rank's batch failed.
+        """
+        started = time.perf_counter()
+        batch: Batch | None = None
+        error: Exception | None = None
+        try:
+            batch = next(self._loader)
+        except (BadImage, OSError, RuntimeError) as caught:
+            error = self._explained(caught, step)
+        self.wait_sec = time.perf_counter() - started
+        stop, save, failed = self._world.maximum(
+            [self._stop.received is not None, wants_save, error is not None]
+        )
+        if failed:
+            self._world.raise_together(error)
+        assert batch is not None, "a failed batch leaves on every rank"
+        return batch, Decision(bool(stop), bool(save))
+
+    def _explained(self, error: Exception, step: int) -> Exception:
+        where = f"met at step {step} by rank {self._world.rank}"
+        if isinstance(error, BadImage):
+            return ValueError(f"{error} ({where}); put back a good copy of the file and start again")
+        return TrainingError(f"the loader failed: {error} ({where})")

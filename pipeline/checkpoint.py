@@ -1,0 +1,167 @@
+"""Checkpoints: whole or not there, verified before use, never code.
+
+A checkpoint is what `torch.save` writes: a zip file whose records carry a CRC-32 each, so plain
+`torch.load` reads it and Python's `zipfile` verifies it. Only rank 0 writes and reads.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+log = logging.getLogger("trainyard")
+
+FORMAT = 1
+"""Version of a checkpoint's content; raised when a reader of the old one would go wrong."""
+
+_NAME = re.compile(r"step-(\d{9})\.pt")
+
+
+class DamagedCheckpoint(ValueError):
+    """The file is not a whole checkpoint."""
+
+
+def write_atomically(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes `content` so that `path` holds either the old file or the whole new one.
+
+    Temporary file in the same folder, fsync, rename, fsync of the folder.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "wb") as file:
+        torch.save(dict(content), file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_verified(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, every record's CRC-32 compared first.
+
+    Tensors come to the CPU. Raises `ValueError` when the file is missing or of another format
+    version, `DamagedCheckpoint` when it is not whole. Never runs code from the file.
+    """
+    if not path.is_file():
+        raise ValueError(f"checkpoint {path} does not exist; give the path of a .pt file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            raise DamagedCheckpoint(f"checkpoint {path} is damaged: checksum of {broken} is wrong")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except DamagedCheckpoint:
+        raise
+    except Exception as error:  # zipfile and torch raise many kinds on a damaged file
+        reason = str(error).split("\n")[0]
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged: {reason}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise ValueError(
+            f"checkpoint {path} has format {found!r}, this version reads {FORMAT}; "
+            "it was not written by this program or by another version of it"
+        )
+    return content
+
+
+class CheckpointFolder:
+    """The `checkpoints/` folder of one run: `step-<9 digits>.pt`, and `best.pt`."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint before step `step` lies."""
+        return self.folder / f"step-{step:09d}.pt"
+
+    @property
+    def best(self) -> Path:
+        """Where the checkpoint of the best validation lies."""
+        return self.folder / "best.pt"
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints there are, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        found = (_NAME.fullmatch(entry.name) for entry in self.folder.iterdir())
+        return sorted(int(match.group(1)) for match in found if match)
+
+    def save(self, step: int, content: Mapping[str, Any], best: bool = False) -> Path:
+        """Writes the checkpoint before step `step`, then removes all but the newest `keep`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.path(step)
+        write_atomically(path, {"format": FORMAT, **content})
+        if best:
+            self._link_best(path)
+        for old in self.steps()[: -self.keep]:
+            self.path(old).unlink(missing_ok=True)
+        return path
+
+    def _link_best(self, path: Path) -> None:
+        partial = self.folder / ".best.pt.partial"
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(path, partial)
+        except OSError:  # a file system without hard links
+            partial.write_bytes(path.read_bytes())
+        os.replace(partial, self.best)
+        _sync_folder(self.folder)
+
+    def latest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest whole checkpoint and its path; None when there is none at all.
+
+        A damaged one is reported and the one before it is tried. Raises `DamagedCheckpoint` when
+        there are some and none is whole: to start from scratch must be asked for.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return self.path(step), read_verified(self.path(step))
+            except DamagedCheckpoint as error:
+                log.warning("warning: %s; the one before it is tried", error)
+        if not steps:
+            return None
+        raise DamagedCheckpoint(
+            f"none of the {len(steps)} checkpoints in {self.folder} is whole; remove the folder "
+            "to start from scratch, or give --resume the path of another checkpoint"
+        )
+
+    def forget_after(self, step: int) -> None:
+        """Removes checkpoints after `step`: the run goes on from there."""
+        for later in self.steps():
+            if later > step:
+                self.path(later).unlink()
+
+
+def require_same_run(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Compares the facts that make two runs the same one. Raises `ValueError` naming both values
+    of each that differs."""
+    differences = [
+        f"{name}: {_short(stored.get(name))} in the checkpoint, {_short(value)} now"
+        for name, value in wanted.items()
+        if stored.get(name) != value
+    ]
+    if differences:
+        raise ValueError(
+            f"checkpoint {path} belongs to another run ({'; '.join(differences)}); set these back, "
+            "or choose another run.name"
+        )
+
+
+def _short(value: Any) -> str:
+    return "(not stored)" if value is None else str(value)

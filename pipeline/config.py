@@ -1,0 +1,387 @@
+"""The typed configuration: what can be set, its units, and the checks of each part.
+
+The only module that reads YAML. It imports nothing heavy, so that `--help` and a wrong setting
+answer at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+DEFAULT_CONFIG = CONFIGS / "resnet50.yaml"
+
+
+class ConfigError(ValueError):
+    """A setting the user can mend: holds the value seen, the rule and the setting's name."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises `ConfigError(message)` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, in which batches, cut how, decoded where."""
+
+    root: str = "data/imagenet"
+    """Folder that holds train/<class>/<image> and val/<class>/<image>."""
+    cache_dir: str | None = None
+    """Folder of the manifests; null: beside the data, or in the user's cache if that is read-only."""
+    global_batch_size: int = 256
+    """Images per optimizer step over all ranks; fixed for the life of a run."""
+    local_batch_size: int = 256
+    """The most images a rank takes at once; more per step are accumulated."""
+    image_size: int = 224
+    """Side of the square crop in pixels, in training and validation."""
+    train_crop: Literal["random_resized_crop", "scale_jitter"] = "random_resized_crop"
+    """Training crop: Inception's random area, or the paper's random shorter side."""
+    area: tuple[float, float] = (0.08, 1.0)
+    """random_resized_crop: least and greatest share of the image's area."""
+    short_side: tuple[int, int] = (256, 480)
+    """scale_jitter: least and greatest shorter side in pixels before the crop."""
+    flip: bool = True
+    """Mirror half of the training images."""
+    color_std: float | None = None
+    """Standard deviation of AlexNet's colour offset along ImageNet's principal components (0.1 in
+    the paper); null: none."""
+    val_resize: int = 256
+    """Shorter side in pixels before the centre crop of validation."""
+    decode: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where JPEGs are decoded; auto: on the GPU when the run has one."""
+    threads: int | None = None
+    """DALI's CPU threads per rank; null: this rank's share of the cores."""
+    prefetch_batches: int = 2
+    """Decoded batches that wait ahead of the model."""
+
+    def __post_init__(self) -> None:
+        for name in ("global_batch_size", "local_batch_size", "image_size", "prefetch_batches"):
+            value = getattr(self, name)
+            require(value >= 1, f"data.{name}={value} must be at least 1")
+        require(
+            self.threads is None or self.threads >= 1,
+            f"data.threads={self.threads} must be at least 1, or null for this rank's share",
+        )
+        low, high = self.area
+        require(0 < low <= high <= 1, f"data.area={[low, high]} must satisfy 0 < least <= most <= 1")
+        least, most = self.short_side
+        require(
+            self.train_crop != "scale_jitter" or self.image_size <= least <= most,
+            f"data.short_side={[least, most]} must satisfy data.image_size="
+            f"{self.image_size} <= least <= most",
+        )
+        require(
+            self.val_resize >= self.image_size,
+            f"data.val_resize={self.val_resize} must be at least data.image_size={self.image_size}",
+        )
+        require(
+            self.color_std is None or self.color_std > 0,
+            f"data.color_std={self.color_std} must be greater than 0, or null for none",
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network."""
+
+    depth: int = 50
+    """Layers: 18, 34, 50, 101 or 152."""
+    variant: Literal["v1", "v1.5"] = "v1.5"
+    """Where a bottleneck halves the resolution: v1 in its first 1x1 (the paper), v1.5 in its 3x3."""
+    zero_init_last_norm: bool = True
+    """Start each block's last BN at scale 0, so that a block begins as the identity (Goyal et al.
+    2017); the paper starts at 1."""
+    compile: bool = False
+    """Run the model through torch.compile."""
+
+    def __post_init__(self) -> None:
+        depths = (18, 34, 50, 101, 152)
+        require(
+            self.depth in depths,
+            f"model.depth={self.depth} does not exist; those that do: {', '.join(map(str, depths))}",
+        )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """SGD, the loss and the arithmetic."""
+
+    base_lr: float = 0.1
+    """Learning rate per global batch of 256; the peak in force is base_lr * global batch / 256."""
+    momentum: float = 0.9
+    """Momentum, in PyTorch's convention."""
+    weight_decay: float = 1e-4
+    """L2 penalty."""
+    decay_norm_and_bias: bool = False
+    """Decay BN scales, BN shifts and biases too, as the paper does."""
+    label_smoothing: float = 0.0
+    """Probability mass spread evenly over all classes."""
+    amp: Literal["off", "bf16", "fp16"] = "bf16"
+    """Arithmetic of the forward and backward pass; fp16 scales the loss."""
+    gradient_compression: Literal["none", "fp16"] = "none"
+    """What gradients travel as between ranks; none: fp32."""
+
+    def __post_init__(self) -> None:
+        require(self.base_lr > 0, f"optim.base_lr={self.base_lr} must be greater than 0")
+        require(0 <= self.momentum < 1, f"optim.momentum={self.momentum} must lie in [0, 1)")
+        require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay} must be >= 0")
+        require(
+            0 <= self.label_smoothing < 1,
+            f"optim.label_smoothing={self.label_smoothing} must lie in [0, 1)",
+        )
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How long to train, and when the learning rate falls."""
+
+    epochs: float = 90.0
+    """Length of the run in passes over the training images."""
+    warmup_epochs: float = 5.0
+    """Length of the linear rise to the peak learning rate; 0: none."""
+    warmup_start_factor: float = 0.1
+    """Share of the peak learning rate at the first step of the warm-up."""
+    rule: Literal["steps", "plateau"] = "steps"
+    """Drop by 10 at given epochs, or when the validation error stops falling (the paper)."""
+    drop_epochs: tuple[float, ...] = (30.0, 60.0, 80.0)
+    """steps: where the learning rate is divided by 10."""
+    patience: int = 5
+    """plateau: validations without improvement before a drop."""
+    min_improvement: float = 0.001
+    """plateau: least fall of the top-1 error (a fraction) that counts as improvement."""
+    max_drops: int = 3
+    """plateau: the most drops."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.epochs > 0 and math.isfinite(self.epochs),
+            f"schedule.epochs={self.epochs} must be greater than 0",
+        )
+        require(
+            0 <= self.warmup_epochs < self.epochs,
+            f"schedule.warmup_epochs={self.warmup_epochs} must be at least 0 and less than "
+            f"schedule.epochs={self.epochs}",
+        )
+        require(
+            0 < self.warmup_start_factor <= 1,
+            f"schedule.warmup_start_factor={self.warmup_start_factor} must lie in (0, 1]",
+        )
+        ordered = all(a < b for a, b in zip(self.drop_epochs, self.drop_epochs[1:], strict=False))
+        require(
+            ordered and all(epoch > 0 for epoch in self.drop_epochs),
+            f"schedule.drop_epochs={list(self.drop_epochs)} must be positive and rising",
+        )
+        require(self.patience >= 1, f"schedule.patience={self.patience} must be at least 1")
+        require(
+            self.min_improvement >= 0,
+            f"schedule.min_improvement={self.min_improvement} must be at least 0",
+        )
+        require(self.max_drops >= 0, f"schedule.max_drops={self.max_drops} must be at least 0")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run lies, what it writes when, and what it runs on."""
+
+    name: str = "resnet50"
+    """Name of the run; it lies in <dir>/<name>/."""
+    dir: str = "runs"
+    """Folder of all runs."""
+    seed: int = 0
+    """Seed of the initial weights, the data order and every augmentation."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What the model runs on; auto: a GPU per rank where there is one."""
+    threads: int | None = None
+    """PyTorch's CPU threads per rank; null: this rank's share of the cores."""
+    log_every_steps: int = 50
+    """Steps between two lines of training metrics."""
+    checkpoint_every_steps: int | None = None
+    """Steps between checkpoints inside an epoch; null: none by steps."""
+    checkpoint_every_sec: float | None = 900.0
+    """Seconds between checkpoints inside an epoch; null: none by time."""
+    keep_checkpoints: int = 3
+    """How many of the newest checkpoints stay, besides the best."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.name not in ("", ".", "..") and "/" not in self.name,
+            f"run.name={self.name!r} must be a plain folder name",
+        )
+        require(0 <= self.seed < 2**63, f"run.seed={self.seed} must lie in [0, 2**63)")
+        for name in ("threads", "checkpoint_every_steps", "checkpoint_every_sec"):
+            value = getattr(self, name)
+            require(
+                value is None or value > 0, f"run.{name}={value} must be greater than 0, or null"
+            )
+        for name in ("log_every_steps", "keep_checkpoints"):
+            value = getattr(self, name)
+            require(value >= 1, f"run.{name}={value} must be at least 1")
+
+    @property
+    def path(self) -> Path:
+        """The run's own folder."""
+        return Path(self.dir) / self.name
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run is made of."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    resume: str = "auto"
+    """auto: go on where the run of this name stands; none: refuse a folder that holds a run; or
+    the path of a checkpoint."""
+
+    def to_yaml(self) -> str:
+        """The resolved configuration; `--config` reads it back to an equal object."""
+        return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False)
+
+
+    def get(self, name: str) -> Any:
+        """The value of the setting `part.name`."""
+        part, _, rest = name.partition(".")
+        return getattr(getattr(self, part), rest) if rest else getattr(self, part)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, which is what YAML has."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def setting_names() -> list[str]:
+    """Every setting as `part.name`, in order."""
+    names = []
+    for part in dataclasses.fields(Config):
+        inner = part.default_factory
+        if inner is dataclasses.MISSING:
+            names.append(part.name)
+        else:
+            names += [f"{part.name}.{f.name}" for f in dataclasses.fields(cast(Any, inner))]
+    return names
+
+
+def _unknown(name: str, where: str, known: Sequence[str]) -> ConfigError:
+    # A name is compared both whole and by its last part: `--depht` means `--model.depth`.
+    whole = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    last = {option.rpartition(".")[2]: option for option in known}
+    tail = difflib.get_close_matches(name.rpartition(".")[2], last, n=1, cutoff=0.6)
+    nearest = whole[0] if whole else last[tail[0]] if tail else None
+    hint = f"; did you mean {nearest}?" if nearest else "; --help lists the settings"
+    return ConfigError(f"{where}: there is no setting {name}{hint}")
+
+
+def _flat_keys(tree: dict[str, Any], parts: set[str], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and f"{prefix}{key}" in parts:
+            yield from _flat_keys(value, parts, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings of one YAML file, names checked. Raises `ConfigError`."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        found = sorted(str(p.relative_to(CONFIGS.parent)) for p in CONFIGS.rglob("*.yaml"))
+        raise ConfigError(
+            f"--config {path} cannot be read ({error.strerror}); there are: {', '.join(found)}"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
+    if tree is None:
+        return {}
+    require(isinstance(tree, dict), f"--config {path} must hold settings by name, as configs/ does")
+    known = setting_names()
+    parts = {name.partition(".")[0] for name in known if "." in name}
+    for name in _flat_keys(tree, parts):
+        # An empty part (`data:` with all its lines commented out) sets nothing and is fine.
+        if name not in known and not (name in parts and tree[name] is None):
+            raise _unknown(name, str(path), known)
+    return {key: value for key, value in tree.items() if value is not None or key not in parts}
+
+
+def add_settings(parser: ArgumentParser) -> None:
+    """Gives `parser` one option for each setting."""
+    parser.add_class_arguments(Config, as_group=False)
+
+
+def new_parser(prog: str, description: str) -> ArgumentParser:
+    """A parser with every setting as an option; a command adds its own."""
+    # The docstrings under the fields above are the help.
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    add_settings(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def parse(parser: ArgumentParser, base: dict[str, Any], argv: Sequence[str]) -> Any:
+    """Defaults, then `base` (a YAML's settings), then the command line `argv`.
+
+    Returns the parser's namespace, the parts as dataclasses. Raises `ConfigError`.
+    """
+    known = [s.lstrip("-") for action in parser._actions for s in action.option_strings]
+    for argument in argv:
+        name = argument[2:].partition("=")[0]
+        if argument.startswith("--") and name not in known and not name.startswith("print_config"):
+            raise _unknown(f"--{name}", "command line", [f"--{option}" for option in known])
+    try:
+        defaults = parser.get_defaults()
+        parsed = parser.parse_object(base, cfg_base=defaults) if base else defaults
+        return parser.instantiate(parser.parse_args(list(argv), namespace=parsed))
+    except ArgumentError as error:
+        raise ConfigError(_one_sentence(str(error))) from error
+
+
+def _one_sentence(message: str) -> str:
+    """jsonargparse's several lines as one, with the setting's name first."""
+    text = " ".join(message.split())
+    text = text.replace('Parser key "', "").replace('":', ":", 1)
+    text = text.replace("typing.", "").replace("<class '", "").replace("'>", "")
+    return text
+
+
+def to_config(parsed: Any) -> Config:
+    """The `Config` in a parser's result."""
+    return Config(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(Config)})
+
+
+def load_config(argv: Sequence[str], prog: str, description: str) -> Config:
+    """The configuration of `pipeline.train`: `--config FILE` (default configs/resnet50.yaml), then
+    the options of the command line. Raises `ConfigError`; `--help` prints and exits."""
+    parser = new_parser(prog, description)
+    parser.add_argument("--config", metavar="FILE", help="YAML file (default: configs/resnet50.yaml)")
+    path, rest = _take_config(argv)
+    return to_config(parse(parser, read_yaml(path), rest))
+
+
+def _take_config(argv: Sequence[str]) -> tuple[Path, list[str]]:
+    path, rest, arguments = DEFAULT_CONFIG, [], list(argv)
+    while arguments:
+        argument = arguments.pop(0)
+        if argument == "--config":
+            require(bool(arguments), "--config needs the path of a YAML file")
+            path = Path(arguments.pop(0))
+        elif argument.startswith("--config="):
+            path = Path(argument.partition("=")[2])
+        else:
+            rest.append(argument)
+    return path, rest

@@ -1,0 +1,103 @@
+"""What stands at each position: image, label and crop, as a pure function of (seed, position).
+
+Everything downstream (DALI, world size, restarts) only executes what is decided here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from pipeline.config import DataConfig
+from pipeline.data.augment import CenterCrop, Plan, RandomResizedCrop, ScaleJitter
+from pipeline.data.manifest import BadImage, Manifest
+from pipeline.data.order import GlobalOrder, Stream, random_words
+
+PADDING_LABEL = -1
+"""Label of a position past the end of the validation set; every count and loss ignores it."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The images of a batch and how each is cut.
+
+    `positions`, `images` and `labels` are (B,) int64; `plan` covers the same batch in order.
+    """
+
+    positions: np.ndarray
+    images: np.ndarray
+    labels: np.ndarray
+    plan: Plan
+
+
+class ImageStream(Protocol):
+    """Maps positions to what must be decoded."""
+
+    manifest: Manifest
+
+    def select(self, positions: np.ndarray) -> Selection:
+        """The selection at `positions`, (B,) int64. Raises `BadImage` for one without a size."""
+        ...
+
+
+def train_planner(config: DataConfig) -> RandomResizedCrop | ScaleJitter:
+    """The training crop that the configuration asks for."""
+    if config.train_crop == "scale_jitter":
+        return ScaleJitter(config.image_size, config.short_side, config.flip, config.color_std)
+    return RandomResizedCrop(
+        config.image_size, area=config.area, flip=config.flip, color_std=config.color_std
+    )
+
+
+class TrainStream:
+    """Shuffled epochs without end; positions cross epoch boundaries freely."""
+
+    def __init__(self, manifest: Manifest, planner: RandomResizedCrop | ScaleJitter, seed: int):
+        self.manifest = manifest
+        self.planner = planner
+        self.seed = seed
+        self.order = GlobalOrder(len(manifest), seed)
+
+    def select(self, positions: np.ndarray) -> Selection:
+        """Positions must be consecutive and rising, as every chunk is."""
+        images = self.order.images(positions)
+        heights, widths = _sizes(self.manifest, images)
+        words = random_words(
+            self.seed,
+            Stream.AUGMENT,
+            int(positions[0]),
+            len(positions),
+            self.planner.words_per_position,
+        )
+        labels = np.asarray(self.manifest.labels[images], dtype=np.int64)
+        return Selection(positions, images, labels, self.planner.plan(heights, widths, words))
+
+
+class ValStream:
+    """Position p is image p; positions past the end repeat the last image under label -1."""
+
+    def __init__(self, manifest: Manifest, planner: CenterCrop):
+        self.manifest = manifest
+        self.planner = planner
+
+    def select(self, positions: np.ndarray) -> Selection:
+        """Positions in [0, N) are images; those from N on are padding."""
+        real = positions < len(self.manifest)
+        images = np.minimum(positions, len(self.manifest) - 1)
+        heights, widths = _sizes(self.manifest, images)
+        labels = np.where(real, self.manifest.labels[images], PADDING_LABEL).astype(np.int64)
+        words = np.empty((len(positions), 0), dtype=np.uint64)
+        return Selection(positions, images, labels, self.planner.plan(heights, widths, words))
+
+
+def _sizes(manifest: Manifest, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    heights, widths = manifest.heights[images], manifest.widths[images]
+    unknown = np.flatnonzero((heights == 0) | (widths == 0))
+    if len(unknown):
+        # Reading gives the precise reason: empty, unreadable or not an image.
+        image = int(images[unknown[0]])
+        manifest.read(image)
+        raise BadImage(manifest.path(image), "no image header")
+    return heights, widths

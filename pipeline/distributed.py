@@ -1,0 +1,287 @@
+"""Ranks and what they tell each other. The only module that imports Horovod.
+
+`World` is one process alone; `HorovodWorld` is the same interface over Horovod. Nothing else asks
+which of the two it has.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.failure import ExitCode, PeerLost, Reported, TrainingError, say_error
+
+T = TypeVar("T")
+Compression = Literal["none", "fp16"]
+
+
+class GradientAverager:
+    """Averages gradients over ranks while backward runs; alone there is nothing to average.
+
+    `enabled` is set for the last micro-batch of a step only: until then gradients accumulate
+    locally.
+    """
+
+    enabled: bool = True
+
+    def synchronize(self) -> None:
+        """Waits until every gradient holds the average over ranks."""
+
+
+class World:
+    """One process alone. Collectives return what was given."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    def broadcast_object(self, value: T) -> T:
+        """Rank 0's `value`, on every rank."""
+        return value
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Every rank's `value`, by rank, on every rank."""
+        return [value]
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Stacks equal-shaped CPU tensors: (size, *shape), by rank, on every rank."""
+        return tensor.unsqueeze(0).clone()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks of a CPU tensor; exact for integers."""
+        return tensor.clone()
+
+    def maximum(self, values: Sequence[int]) -> list[int]:
+        """The element-wise maximum over ranks: how all ranks come to one decision."""
+        return list(values)
+
+    def barrier(self) -> None:
+        """Returns when every rank has come here."""
+
+    def average_gradients(self, model: nn.Module, compression: Compression) -> GradientAverager:
+        """Makes backward average the gradients of `model`'s parameters over ranks."""
+        del model, compression
+        return GradientAverager()
+
+    def on_rank0(self, work: Callable[[], T]) -> T:
+        """Collective. Runs `work` on rank 0 and gives its result to all; errors as `together`."""
+        result = self.together(work if self.rank == 0 else lambda: None)
+        return cast(T, self.broadcast_object(result))
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Collective. Runs `work` on every rank and gives each its own result.
+
+        If it fails anywhere, rank 0 prints the first error and every rank raises `Reported`.
+        """
+        result: Any = None
+        error: Exception | None = None
+        try:
+            result = work()
+        except PeerLost:
+            raise  # the collectives are broken: no agreement is possible any more
+        except Exception as caught:
+            error = caught
+        self.raise_together(error)
+        return cast(T, result)
+
+    def raise_together(self, error: BaseException | None) -> None:
+        """Collective. If any rank brings an error, all ranks leave with it.
+
+        Rank 0 prints the first one (lowest rank); every rank raises `Reported` from the same
+        point, so that none is still inside another collective.
+        """
+        mine = None if error is None else (_describe(error, self.rank, self.size), _code(error))
+        errors = [brought for brought in self.gather_objects(mine) if brought is not None]
+        if errors:
+            message, code = errors[0]
+            if self.rank == 0:
+                say_error(message)
+            self.barrier()
+            raise Reported(message, ExitCode(code)) from error
+
+    def require_same(self, facts: dict[str, Any]) -> None:
+        """Collective. Every rank must hold the same facts; else all leave, naming who differs."""
+        everyone = self.gather_objects(facts)
+        for name in facts:
+            values = [str(other.get(name)) for other in everyone]
+            if len(set(values)) > 1:
+                common = max(set(values), key=values.count)
+                odd = [f"rank {r} has {v}" for r, v in enumerate(values) if v != common]
+                self.raise_together(
+                    ValueError(
+                        f"the ranks differ in {name}: {', '.join(odd)}, the others have {common}; "
+                        "start all ranks with the same code, packages, configuration and data"
+                    )
+                )
+
+
+def _describe(error: BaseException, rank: int, size: int) -> str:
+    where = f"rank {rank}: " if size > 1 and rank > 0 else ""
+    plain = isinstance(error, ValueError | TrainingError)
+    return where + (str(error) if plain else f"{type(error).__name__}: {error}")
+
+
+def _code(error: BaseException) -> int:
+    if isinstance(error, Reported):
+        return int(error.code)
+    return int(ExitCode.WRONG_INPUT if isinstance(error, ValueError) else ExitCode.FAILED)
+
+
+def connect() -> World:
+    """The world this process was launched into: Horovod's when a launcher started several ranks,
+    otherwise one process alone, for which Horovod need not be installed."""
+    if "HOROVOD_RANK" not in os.environ and "OMPI_COMM_WORLD_RANK" not in os.environ:
+        return World()
+    return HorovodWorld()
+
+
+def row_major_view(tensor: Tensor) -> Tensor:
+    """A view of the same memory whose dimensions lie in memory order.
+
+    Horovod refuses tensors that are not row-major, which channels-last weights are not; their
+    (O, H, W, I) view is. Raises `ValueError` for any other layout, since a copy would go unseen.
+    """
+    if tensor.is_contiguous():
+        return tensor
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        return tensor.permute(0, 2, 3, 1)
+    raise ValueError(
+        f"a tensor of shape {tuple(tensor.shape)} and strides {tensor.stride()} is neither "
+        "row-major nor channels-last"
+    )
+
+
+class HorovodWorld(World):
+    """Several ranks over Horovod. Every method is collective."""
+
+    def __init__(self) -> None:
+        import horovod.torch as hvd
+
+        hvd.init()
+        self._hvd = hvd
+        self.rank, self.size = hvd.rank(), hvd.size()
+        self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
+        self._peers: list[tuple[str, int]] = []
+        self._peers = self.gather_objects((socket.gethostname(), os.getpid()))
+
+    @contextmanager
+    def _collective(self) -> Iterator[None]:
+        from horovod.common.exceptions import HorovodInternalError
+
+        try:
+            yield
+        except HorovodInternalError as error:
+            raise self._peer_lost(str(error).split("\n")[0]) from error
+
+    def _peer_lost(self, reason: str) -> PeerLost:
+        dead = tuple(r for r in range(self.size) if self._is_dead(r))
+        if dead:
+            who = ", ".join(f"rank {r} (process {self._peers[r][1]})" for r in dead)
+            return PeerLost(
+                f"{who} on {socket.gethostname()} died without a word, killed by a signal or for "
+                "lack of memory (see dmesg); start again to go on from the last checkpoint",
+                dead,
+            )
+        return PeerLost(
+            f"a collective failed, most often because a peer left ({reason}); start again to go on "
+            "from the last checkpoint"
+        )
+
+    def _is_dead(self, rank: int) -> bool:
+        """Whether a rank on this host is gone or a zombie; False for one on another host."""
+        if rank >= len(self._peers) or self._peers[rank][0] != socket.gethostname():
+            return False
+        try:
+            stat = Path(f"/proc/{self._peers[rank][1]}/stat").read_text()
+        except OSError:
+            return True
+        return stat.rpartition(")")[2].split()[0] in ("Z", "X")
+
+    def broadcast_object(self, value: T) -> T:
+        # torch.save, not pickle: tensors travel as raw bytes, and keep their strides.
+        payload = io.BytesIO()
+        if self.rank == 0:
+            torch.save(value, payload)
+        size = torch.tensor([payload.getbuffer().nbytes], dtype=torch.int64)
+        with self._collective():
+            size = self._hvd.broadcast(size, 0, name="object_size")
+            data = torch.zeros(int(size.item()), dtype=torch.uint8)
+            if self.rank == 0:
+                data = torch.frombuffer(payload.getbuffer(), dtype=torch.uint8)
+            data = self._hvd.broadcast(data, 0, name="object")
+        if self.rank == 0:
+            return value
+        # The bytes come from rank 0 of this job, not from a file.
+        return cast(T, torch.load(io.BytesIO(data.numpy().tobytes()), weights_only=False))
+
+    def gather_objects(self, value: T) -> list[T]:
+        with self._collective():
+            return cast(list[T], self._hvd.allgather_object(value, name="objects"))
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        with self._collective():
+            return cast(Tensor, self._hvd.allgather(tensor.unsqueeze(0).contiguous(), name="gather"))
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        with self._collective():
+            return cast(Tensor, self._hvd.allreduce(tensor, op=self._hvd.Sum, name="sum"))
+
+    def maximum(self, values: Sequence[int]) -> list[int]:
+        vector = torch.tensor(list(values), dtype=torch.int64)
+        with self._collective():
+            agreed = self._hvd.allreduce(vector, op=self._hvd.Max, name="maximum")
+        return cast(list[int], agreed.tolist())
+
+    def barrier(self) -> None:
+        with self._collective():
+            self._hvd.barrier()
+
+    def average_gradients(self, model: nn.Module, compression: Compression) -> GradientAverager:
+        return _HorovodAverager(self, model, compression)
+
+
+class _HorovodAverager(GradientAverager):
+    """Starts one in-place all-reduce per parameter as soon as its gradient is complete.
+
+    Horovod's own DistributedOptimizer is not used: it refuses channels-last momentum, steps once
+    in secret when its state is broadcast, and hides SGD's fused AMP path.
+    """
+
+    def __init__(self, world: HorovodWorld, model: nn.Module, compression: Compression) -> None:
+        self._world = world
+        self._half = compression == "fp16"
+        self._pending: list[tuple[Any, Tensor, Tensor | None]] = []
+        for name, parameter in model.named_parameters():
+            parameter.register_post_accumulate_grad_hook(self._hook(name))
+
+    def _hook(self, name: str) -> Callable[[Tensor], None]:
+        hvd = self._world._hvd
+
+        def start(parameter: Tensor) -> None:
+            if not self.enabled:
+                return
+            assert parameter.grad is not None, name
+            gradient = row_major_view(parameter.grad)
+            sent = gradient.half() if self._half else gradient
+            with self._world._collective():
+                handle = hvd.allreduce_async_(sent, op=hvd.Average, name=f"gradient.{name}")
+            self._pending.append((handle, gradient, sent if self._half else None))
+
+        return start
+
+    def synchronize(self) -> None:
+        with self._world._collective():
+            for handle, gradient, sent in self._pending:
+                self._world._hvd.synchronize(handle)
+                if sent is not None:
+                    gradient.copy_(sent)
+        self._pending.clear()

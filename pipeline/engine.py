@@ -1,0 +1,226 @@
+"""The loops: one step, an epoch, a validation, a whole run."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline import snapshot
+from pipeline.agreement import Feed
+from pipeline.data.dali import Batch, Loader
+from pipeline.data.stream import PADDING_LABEL
+from pipeline.distributed import World
+from pipeline.failure import Stopped, TrainingError
+from pipeline.job import Job
+from pipeline.metrics import Validation, correct_counts
+from pipeline.model.norm import swapped_statistics
+from pipeline.optimizer import gradient_norm, set_lr
+from pipeline.precision import Precision, TrainingDiverged
+
+log = logging.getLogger("trainyard")
+
+
+def fit(job: Job) -> None:
+    """Trains from where `job.progress` stands to the end of the schedule.
+
+    At the end of every epoch: save, validate, save the result. A validation that a stop left
+    undone comes first. Raises `Stopped` after a signal, its checkpoint written.
+    """
+    with closing(job.train_loader()) as loader:
+        feed = Feed(loader, job.world, job.stop)
+        if job.validation_due:
+            validate_and_save(job)
+        while job.progress.step < job.total_steps:
+            train_epoch(job, feed, job.next_validation_step())
+            save(job)
+            validate_and_save(job)
+
+
+def train_epoch(job: Job, feed: Feed, until: int) -> None:
+    """Steps up to step `until`; records metrics and saves on the way."""
+    job.model.train()
+    while job.progress.step < until:
+        batch, decision = feed.next(job.progress.step, job.save_is_due())
+        job.window.data_wait_sec += feed.wait_sec
+        if decision.save or decision.stop:
+            save(job)
+        if decision.stop:
+            log.info("stopped before step %d by a signal; start again to go on", job.progress.step)
+            job.world.barrier()
+            raise Stopped
+        if job.wants_images():
+            job.show_images(batch)
+        norm = train_step(job, batch, feed)
+        job.progress.step += 1
+        job.monitor.advance(job.position)
+        if norm is not None:
+            record(job, norm)
+        every = job.config.run.checkpoint_every_steps
+        if every and job.progress.step % every == 0 and job.progress.step < until:
+            save(job)
+
+
+def train_step(job: Job, batch: Batch, feed: Feed) -> Tensor | None:
+    """One optimizer step over this rank's micro-batches, of which `batch` is the first.
+
+    Returns the gradient norm if this step's line of metrics is due.
+    """
+    step = job.progress.step
+    lr = job.schedule.lr(job.position, job.progress.errors)
+    set_lr(job.optimizer, lr)
+    for micro in range(job.accumulation):
+        if micro > 0:
+            batch, _ = feed.next(step)
+            job.window.data_wait_sec += feed.wait_sec
+        with job.precision.autocast():
+            logits = job.forward(batch.images)
+            loss = F.cross_entropy(
+                logits, batch.labels, label_smoothing=job.config.optim.label_smoothing
+            )
+        job.averager.enabled = micro == job.accumulation - 1
+        job.precision.backward(loss / job.accumulation)
+        job.window.add(step, loss.detach(), logits.detach(), batch.labels)
+    job.averager.synchronize()
+    norm = None
+    if (step + 1) % job.config.run.log_every_steps == 0 or step + 1 == job.total_steps:
+        job.precision.unscale_(job.optimizer)
+        norm = gradient_norm(job.model.parameters())
+    try:
+        job.precision.step(job.optimizer)
+    except TrainingDiverged as error:  # the average is the same everywhere: on all ranks at once
+        job.world.raise_together(error)
+    job.optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def record(job: Job, norm: Tensor) -> None:
+    """Writes the line of metrics that ends with the step before `job.progress.step`."""
+    window = job.window
+    require_finite(job, window.fold())
+    everyone = job.world.sum(torch.cat([window.sums, window.timings()]))
+    totals = window.totals(everyone, job.world.size)
+    job.monitor.train(
+        {
+            "step": job.progress.step,
+            "position": job.position,
+            "epoch": job.epoch,
+            **vars(totals),
+            "lr": job.optimizer.param_groups[0]["lr"],
+            "gradient_norm": _finite(float(norm)),  # host sync
+            "loss_scale": job.precision.scale,
+            "skipped_steps": job.precision.skipped_steps,
+        }
+    )
+    window.restart()
+
+
+def _finite(value: float) -> float | None:
+    """JSON has neither inf nor NaN, and a step that fp16 skips has such a gradient norm."""
+    return value if math.isfinite(value) else None
+
+
+def require_finite(job: Job, found: tuple[int, float] | None) -> None:
+    """Collective. Ends the run on all ranks together when any rank saw a non-finite loss."""
+    (failed,) = job.world.maximum([found is not None])
+    if not failed:
+        return
+    error = None
+    if found is not None:
+        step, loss = found
+        lr = job.schedule.lr(step * job.config.data.global_batch_size, job.progress.errors)
+        error = TrainingError(
+            f"the loss is {loss} at step {step} with lr {lr:g}; lower optim.base_lr or lengthen "
+            "schedule.warmup_epochs, and start again from the last checkpoint"
+        )
+    job.world.raise_together(error)
+
+
+@contextmanager
+def _off_the_clock(job: Job) -> Iterator[None]:
+    """Leaves the body's time out of the training speed."""
+    started = time.perf_counter()
+    yield
+    job.window.pause(time.perf_counter() - started)
+
+
+def save(job: Job, best: bool = False) -> None:
+    """Collective. Writes a checkpoint before `job.progress.step`; training is not changed by it.
+
+    Never writes one that a non-finite loss has gone into.
+    """
+    with _off_the_clock(job):
+        require_finite(job, job.window.fold())
+        content = snapshot.take(job)
+        step = job.progress.step
+        job.world.on_rank0(lambda: job.checkpoints.save(step, content, best))
+        job.saved()
+
+
+def validate_and_save(job: Job) -> None:
+    """Collective. Validates where the run stands, then saves again with the result."""
+    with _off_the_clock(job):
+        average = snapshot.average_statistics(job)
+        job.model.eval()
+        with closing(job.val_loader()) as loader, swapped_statistics(job.model, average):
+            counted = validate(job.forward, loader, job.precision, job.world, len(job.val_set))
+        result = job.place(counted)
+        best = all(result.top1 >= earlier.top1 for earlier in job.progress.history)
+        job.progress.history.append(result)
+        job.monitor.val(
+            {
+                "epoch": result.epoch,
+                "step": result.step,
+                "position": result.position,
+                "loss": result.loss,
+                "top1": result.top1,
+                "top5": result.top5,
+                "images": result.images,
+            }
+        )
+    save(job, best)
+
+
+@torch.no_grad()  # not inference_mode: Horovod cannot resize a tensor made in it
+def validate(
+    model: nn.Module, loader: Loader, precision: Precision, world: World, images: int
+) -> Validation:
+    """Collective. Counts over this rank's chunks, summed once as integers over ranks.
+
+    `model` is in eval mode. Padding (label -1) counts nowhere. Raises `Reported` on every rank if
+    a rank met a bad file, or if the images counted are not exactly `images`.
+    """
+    counts: Tensor | None = None
+    loss: Tensor | None = None
+    error: Exception | None = None
+    try:
+        for batch in loader:
+            with precision.autocast():
+                logits = model(batch.images).float()
+            real = (batch.labels != PADDING_LABEL).sum().unsqueeze(0)
+            batch_counts = torch.cat([correct_counts(logits, batch.labels), real])
+            batch_loss = F.cross_entropy(
+                logits, batch.labels, ignore_index=PADDING_LABEL, reduction="sum"
+            ).double()
+            counts = batch_counts if counts is None else counts + batch_counts
+            loss = batch_loss if loss is None else loss + batch_loss
+    except (ValueError, RuntimeError, OSError) as caught:
+        where = f"(met in validation by rank {world.rank})"
+        kind = ValueError if isinstance(caught, ValueError) else TrainingError
+        error = kind(f"{caught} {where}")
+    world.raise_together(error)
+    mine = torch.zeros(3, dtype=torch.int64) if counts is None else counts.cpu()  # host sync
+    my_loss = torch.zeros((), dtype=torch.float64) if loss is None else loss.cpu()
+    top1, top5, seen = world.sum(mine).tolist()
+    total_loss = float(world.sum(my_loss.unsqueeze(0)))
+    if seen != images:
+        world.raise_together(
+            TrainingError(f"validation counted {seen} images, the data set has {images}")
+        )
+    return Validation(images, top1, top5, total_loss / images)

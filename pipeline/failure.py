@@ -1,0 +1,158 @@
+"""How a job ends: exit codes, the first cause of a failure, and one line on every rank.
+
+Imports nothing heavy, so that a wrong setting is answered before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from enum import IntEnum
+from pathlib import Path
+from typing import NoReturn
+
+log = logging.getLogger("trainyard")
+
+
+class ExitCode(IntEnum):
+    """What a rank returns. horovodrun itself returns 1 for any but FINISHED."""
+
+    FINISHED = 0
+    FAILED = 1
+    WRONG_INPUT = 2
+    """Wrong configuration or data: starting again changes nothing."""
+    STOPPED = 75
+    """A signal stopped the run and a good checkpoint is written: start again to go on."""
+
+
+class TrainingError(RuntimeError):
+    """The job cannot go on; the message names the cause and what to do."""
+
+
+class PeerLost(TrainingError):
+    """A collective failed because another rank is gone. `ranks` are those known to be dead."""
+
+    def __init__(self, message: str, ranks: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.ranks = ranks
+
+
+class Reported(Exception):
+    """Every rank holds the same error; rank 0 prints it and all leave with its exit code."""
+
+    def __init__(self, message: str, code: ExitCode) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+
+
+class FellWithPeer(Exception):
+    """This rank ends because another failed first, which has told the cause."""
+
+
+class Stopped(Exception):
+    """A signal stopped the run; its checkpoint is written."""
+
+
+def launched_rank() -> int:
+    """This process's rank as its launcher gave it, known before Horovod is loaded; 0 if alone."""
+    return int(os.environ.get("HOROVOD_RANK", "0"))
+
+
+def launched_size() -> int:
+    """The number of ranks as the launcher gave it; 1 if alone."""
+    return int(os.environ.get("HOROVOD_SIZE", "1"))
+
+
+def say_error(message: str) -> None:
+    """Writes the line `error: ...` to the log, or to stderr before there is one."""
+    sentence = " ".join(message.split())
+    try:
+        if log.handlers:
+            log.error("error: %s", sentence)
+        else:
+            print(f"error: {sentence}", file=sys.stderr, flush=True)
+    except OSError:
+        pass  # The launcher may have closed the pipe already; failure.txt still has the cause.
+
+
+def record_first_cause(run_dir: Path | None, message: str) -> bool:
+    """Writes `failure.txt` unless a rank has done so already; True when this call wrote it."""
+    if run_dir is None or not run_dir.is_dir():
+        return True
+    text = f"error: {' '.join(message.split())}\nrank {launched_rank()} on {socket.gethostname()}\n"
+    try:
+        with open(run_dir / "failure.txt", "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        return False
+    except OSError:
+        pass  # A full or vanished disk must not hide the cause, which is printed next.
+    return True
+
+
+def clear_first_cause(run_dir: Path) -> None:
+    """Forgets the failure of an earlier start of this run."""
+    (run_dir / "failure.txt").unlink(missing_ok=True)
+
+
+def run_command(main: Callable[[list[str]], object], argv: list[str]) -> NoReturn:
+    """Runs a command and leaves the process with its exit code and at most one line of error.
+
+    `main` gets the arguments without `--debug`, which shows the traceback of an error.
+    """
+    debug = "--debug" in argv
+    code = _guarded(main, [a for a in argv if a != "--debug"], debug)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # The launcher closed the pipe; Python would turn that into code 120.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if code is ExitCode.FAILED and launched_size() > 1:
+        # Horovod's shutdown at interpreter exit waits for ranks that may never come.
+        os._exit(code)
+    sys.exit(int(code))
+
+
+def _guarded(main: Callable[[list[str]], object], argv: list[str], debug: bool) -> ExitCode:
+    try:
+        main(argv)
+        return ExitCode.FINISHED
+    except Stopped:
+        return ExitCode.STOPPED
+    except FellWithPeer as error:
+        log.warning("%s", error)
+        return ExitCode.FAILED
+    except Reported as error:
+        if debug and launched_rank() == 0:
+            traceback.print_exc()
+        return error.code
+    except ValueError as error:
+        if debug:
+            traceback.print_exc()
+        _speak_for_all(str(error))
+        return ExitCode.WRONG_INPUT
+    except KeyboardInterrupt:
+        return ExitCode.FAILED
+    except Exception as error:  # the last stop: every failure ends as one line and a code
+        if debug or not isinstance(error, TrainingError):
+            traceback.print_exc()
+        message = str(error) if isinstance(error, TrainingError) else f"{type(error).__name__}: {error}"
+        say_error(f"rank {launched_rank()}: {message}" if launched_size() > 1 else message)
+        return ExitCode.FAILED
+
+
+def _speak_for_all(message: str) -> None:
+    """Prints on rank 0 what all ranks see alike.
+
+    The others stay a moment: a rank that leaves first makes the launcher kill rank 0 mid-sentence.
+    """
+    if launched_rank() == 0:
+        say_error(message)
+    else:
+        time.sleep(3.0)

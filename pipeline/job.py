@@ -1,0 +1,289 @@
+"""One training run wired together: every part, and where it stands."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.agreement import StopSignal
+from pipeline.checkpoint import CheckpointFolder
+from pipeline.config import Config, ScheduleConfig
+from pipeline.data.augment import CenterCrop
+from pipeline.data.dali import MEAN, STD, Batch, DecodeSettings, Loader, available_cores, gpu_count
+from pipeline.data.manifest import Manifest
+from pipeline.data.order import (
+    Partition,
+    epochs_done,
+    split_global_batch,
+    total_steps,
+    validation_chunks,
+)
+from pipeline.data.stream import TrainStream, ValStream, train_planner
+from pipeline.distributed import World
+from pipeline.metrics import TrainWindow, Validation
+from pipeline.model.resnet import resnet
+from pipeline.monitor import Monitor
+from pipeline.optimizer import build_optimizer
+from pipeline.precision import Precision
+from pipeline.schedule import PlateauSchedule, Schedule, StepSchedule, scaled_lr
+from pipeline.snapshot import fingerprint
+
+log = logging.getLogger("trainyard")
+
+_GRID_IMAGES = 16
+
+
+@dataclass
+class Progress:
+    """Where training stands: all else follows from these two and the configuration."""
+
+    step: int = 0
+    """The next step."""
+    history: list[Validation] = field(default_factory=list)
+    """Every validation so far."""
+
+    @property
+    def errors(self) -> list[float]:
+        """Top-1 error of every validation so far, as the schedule wants it."""
+        return [1.0 - result.top1 for result in self.history]
+
+
+def choose_device(choice: Literal["auto", "cpu", "cuda"], local_rank: int) -> torch.device:
+    """This rank's device; the one place that picks it. Raises `ValueError` if it is not there."""
+    count = torch.cuda.device_count()
+    if choice == "cpu" or (choice == "auto" and count == 0):
+        return torch.device("cpu")
+    if local_rank >= count:
+        raise ValueError(
+            f"local rank {local_rank} has no GPU of its own: this machine shows {count}; start at "
+            "most that many ranks here, or set run.device=cpu"
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def choose_decoding(config: Config, device: torch.device, threads: int) -> DecodeSettings:
+    """Where and how this rank decodes. Raises `ValueError` for a GPU decoder without a GPU."""
+    choice = config.data.decode
+    if choice == "gpu" and (device.type != "cuda" or gpu_count() == 0):
+        raise ValueError(
+            "data.decode=gpu needs an NVIDIA GPU that run.device uses; set data.decode=cpu or auto"
+        )
+    decoder: Literal["cpu", "gpu"] = "gpu" if device.type == "cuda" and gpu_count() else "cpu"
+    if choice != "auto":
+        decoder = choice
+    return DecodeSettings(decoder, device, threads, config.data.prefetch_batches)
+
+
+def make_schedule(config: Config, train_images: int) -> Schedule:
+    """The learning rate over positions, from a configuration in epochs."""
+    schedule: ScheduleConfig = config.schedule
+    peak = scaled_lr(config.optim.base_lr, config.data.global_batch_size)
+
+    def images(epochs: float) -> int:
+        return math.ceil(Fraction(str(epochs)) * train_images)
+
+    warmup = images(schedule.warmup_epochs)
+    if schedule.rule == "plateau":
+        return PlateauSchedule(
+            peak,
+            warmup,
+            schedule.warmup_start_factor,
+            schedule.patience,
+            schedule.min_improvement,
+            schedule.max_drops,
+        )
+    drops = tuple(images(epoch) for epoch in schedule.drop_epochs)
+    return StepSchedule(peak, warmup, schedule.warmup_start_factor, drops)
+
+
+def cpu_share(world: World) -> int:
+    """Threads a rank may use when none are set: its part of the cores of this machine."""
+    return max(1, available_cores() // world.local_size)
+
+
+def versions() -> dict[str, str]:
+    """What the numbers of a run depend on besides its configuration."""
+    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    for name in ("horovod", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found | {"commit": _commit()}
+
+
+def _commit() -> str:
+    here = Path(__file__).resolve().parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=here, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return described.stdout.strip()
+
+
+class Job:
+    """The parts of one run on this rank. Built alike on all ranks; needs no collective.
+
+    `forward` is the model, compiled if asked; `model` holds the parameters. Raises `ValueError`
+    for a setting that does not fit the data or the number of ranks.
+    """
+
+    def __init__(
+        self, config: Config, world: World, device: torch.device, train_set: Manifest,
+        val_set: Manifest, stop: StopSignal,
+    ) -> None:  # fmt: skip
+        self.config, self.world, self.stop = config, world, stop
+        self.monitor = Monitor()  # rank 0 gets one that writes
+        self.train_set, self.val_set = train_set, val_set
+        data = config.data
+        micro_batch, self.accumulation = split_global_batch(
+            data.global_batch_size, data.local_batch_size, world.size
+        )
+        self.partition = Partition(data.global_batch_size, micro_batch, world.rank, world.size)
+        self.total_steps = total_steps(
+            config.schedule.epochs, len(train_set), data.global_batch_size
+        )
+        self.schedule = make_schedule(config, len(train_set))
+        self.stream = TrainStream(train_set, train_planner(data), config.run.seed)
+        self.decode = choose_decoding(config, device, data.threads or cpu_share(world))
+        self.model = make_model(config, len(train_set.classes), device)
+        self.forward = self.model
+        if config.model.compile:
+            self.forward = cast(nn.Module, torch.compile(self.model))
+        self.optimizer = build_optimizer(
+            self.model, self.schedule.lr(0, ()), config.optim.momentum,
+            config.optim.weight_decay, config.optim.decay_norm_and_bias,
+        )  # fmt: skip
+        self.averager = world.average_gradients(self.model, config.optim.gradient_compression)
+        self.precision = Precision(config.optim.amp, device)
+        self.window = TrainWindow(config.run.log_every_steps * self.accumulation, device)
+        self.checkpoints = CheckpointFolder(
+            config.run.path / "checkpoints", config.run.keep_checkpoints
+        )
+        self.progress = Progress()
+        self.versions = versions()
+        hashes = {"train": train_set.digest, "val": val_set.digest}
+        self.fingerprint = fingerprint(config, hashes)
+        self._saved_at = time.monotonic()
+        self._images_shown_epoch: int | None = None
+
+    @property
+    def position(self) -> int:
+        """Images consumed by the whole job before the next step."""
+        return self.progress.step * self.config.data.global_batch_size
+
+    @property
+    def epoch(self) -> int:
+        """Epoch, from 0, of the step before the next one."""
+        before = max(0, self.progress.step - 1) * self.config.data.global_batch_size
+        return before // len(self.train_set)
+
+    def _epochs_done(self, next_step: int) -> int:
+        return epochs_done(next_step, len(self.train_set), self.config.data.global_batch_size)
+
+    @property
+    def validation_due(self) -> bool:
+        """Whether the run stands at the end of an epoch that has not been validated."""
+        step, history = self.progress.step, self.progress.history
+        validated = history[-1].step if history else 0
+        finished = step == self.total_steps and validated != step
+        return finished or self._epochs_done(step) > self._epochs_done(validated)
+
+    def next_validation_step(self) -> int:
+        """The first step t > now after which an epoch is complete, or the run is."""
+        batch = self.config.data.global_batch_size
+        images = (self._epochs_done(self.progress.step) + 1) * len(self.train_set)
+        return min(-(-images // batch), self.total_steps)
+
+    def place(self, counted: Validation) -> Validation:
+        """A validation's counts, with where in the training they stand."""
+        return dataclasses.replace(
+            counted, epoch=self.epoch, step=self.progress.step, position=self.position
+        )
+
+    def save_is_due(self) -> bool:
+        """Whether rank 0's clock asks for a checkpoint; the ranks agree on it."""
+        every = self.config.run.checkpoint_every_sec
+        waited = time.monotonic() - self._saved_at
+        return self.world.rank == 0 and every is not None and waited >= every
+
+    def saved(self) -> None:
+        """Starts the time to the next checkpoint."""
+        self._saved_at = time.monotonic()
+
+    def train_loader(self) -> Loader:
+        """This rank's micro-batches from the next step to the end."""
+        first, last = self.progress.step, self.total_steps
+
+        def chunks() -> Iterator[np.ndarray]:
+            for step in range(first, last):
+                for micro in range(self.accumulation):
+                    yield self.partition.positions(step, micro)
+
+        return Loader(
+            self.stream, chunks(), (last - first) * self.accumulation,
+            self.partition.micro_batch_size, self.config.data.image_size, self.decode,
+        )  # fmt: skip
+
+    def val_loader(self) -> Loader:
+        """This rank's part of the validation set."""
+        return open_val_loader(self.config, self.val_set, self.world, self.decode)
+
+    def wants_images(self) -> bool:
+        """Whether this step's images go to TensorBoard: once per epoch and start, on rank 0."""
+        return self.world.rank == 0 and self._images_shown_epoch != self._epochs_done(
+            self.progress.step
+        )
+
+    def show_images(self, batch: Batch) -> None:
+        """Hands a few augmented images, as the model sees them, to the monitor."""
+        self._images_shown_epoch = self._epochs_done(self.progress.step)
+        shown = batch.images[:_GRID_IMAGES].permute(0, 2, 3, 1).float().cpu().numpy()  # host sync
+        pixels = np.clip(shown * STD + MEAN, 0, 255).round().astype(np.uint8)
+        self.monitor.images(pixels, self.position)
+
+
+def make_model(config: Config, classes: int, device: torch.device) -> nn.Module:
+    """The network with its initial weights, drawn on the CPU so that every device starts alike."""
+    torch.manual_seed(config.run.seed)
+    model = resnet(
+        config.model.depth, classes, config.model.variant, config.model.zero_init_last_norm
+    )
+    return model.to(device)
+
+
+def open_val_loader(
+    config: Config, val_set: Manifest, world: World, decode: DecodeSettings
+) -> Loader:
+    """Chunk c is images [c*b, (c+1)*b) with b = data.local_batch_size, at every world size."""
+    batch = config.data.local_batch_size
+    chunks = validation_chunks(len(val_set), batch, world.rank, world.size)
+    stream = ValStream(val_set, CenterCrop(config.data.image_size, config.data.val_resize))
+    positions = (np.arange(c * batch, (c + 1) * batch, dtype=np.int64) for c in chunks)
+    return Loader(stream, positions, len(chunks), batch, config.data.image_size, decode)
+
+
+def set_threads(config: Config, world: World) -> None:
+    """PyTorch's threads of this rank. CPU results have the same bits at the same count only."""
+    torch.set_num_threads(config.run.threads or cpu_share(world))
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))

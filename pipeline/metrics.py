@@ -1,0 +1,131 @@
+"""Counting while training and validating, without a host sync in the step."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def correct_counts(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many of a batch are right: (2,) int64 on the device, top-1 and top-5.
+
+    `logits` (B, classes), `labels` (B,) int64; a negative label (padding) counts in neither. With
+    fewer than five classes top-5 means any of them.
+    """
+    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    hits = ranked == labels.unsqueeze(1)
+    return torch.stack([hits[:, 0].sum(), hits.sum()])
+
+
+@dataclass(frozen=True)
+class Totals:
+    """A window of training summed over ranks; `data_wait_sec` is the mean over ranks."""
+
+    loss: float
+    top1: float
+    top5: float
+    images_per_sec: float
+    data_wait_sec: float
+    data_wait_share: float
+
+
+class TrainWindow:
+    """Loss and hits of the micro-batches since the last line of metrics.
+
+    Each micro-batch writes one row on the device. Rows come to the host at log and save steps
+    only, and are summed there one after the other in float64: a sum that was saved and taken up
+    again has the same bits as one that never stopped.
+    """
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self._rows = torch.zeros(rows, 3, device=device)
+        self._steps: list[int] = []
+        self.sums = torch.zeros(4, dtype=torch.float64)
+        """loss * images, top-1 hits, top-5 hits, images: of this rank, since the last line."""
+        self._images: list[int] = []
+        self.data_wait_sec = 0.0
+        self._started = time.perf_counter()
+        self._timed_images = 0
+
+    @torch.no_grad()
+    def add(self, step: int, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Takes in one micro-batch: mean `loss` (scalar), `logits` (B, classes), `labels` (B,)."""
+        row = self._rows[len(self._steps)]
+        row[0] = loss
+        row[1:] = correct_counts(logits, labels)
+        self._steps.append(step)
+        self._images.append(len(labels))
+
+    def fold(self) -> tuple[int, float] | None:
+        """Brings the rows to the host. Returns (step, loss) of the first non-finite loss."""
+        rows = self._rows[: len(self._steps)].tolist()  # host sync
+        not_finite = None
+        for step, images, (loss, top1, top5) in zip(self._steps, self._images, rows, strict=True):
+            if not_finite is None and not math.isfinite(loss):
+                not_finite = (step, loss)
+            self.sums += torch.tensor([loss * images, top1, top5, images], dtype=torch.float64)
+            self._timed_images += images
+        self._steps.clear()
+        self._images.clear()
+        return not_finite
+
+    def pause(self, seconds: float) -> None:
+        """Leaves `seconds` of saving or validating out of the speed."""
+        self._started += seconds
+
+    def timings(self) -> Tensor:
+        """(3,) float64: images since start or last line, their seconds, seconds of data wait."""
+        elapsed = time.perf_counter() - self._started
+        return torch.tensor(
+            [self._timed_images, elapsed, self.data_wait_sec], dtype=torch.float64
+        )
+
+    def totals(self, everyone: Tensor, ranks: int) -> Totals:
+        """The line of metrics. `everyone` (7,) is `sums` and `timings()` summed over ranks."""
+        loss, top1, top5, images, timed_images, seconds, wait = everyone.tolist()
+        return Totals(
+            loss=loss / images,
+            top1=top1 / images,
+            top5=top5 / images,
+            images_per_sec=timed_images / (seconds / ranks),
+            data_wait_sec=wait / ranks,
+            data_wait_share=wait / seconds,
+        )
+
+    def restart(self) -> None:
+        """Begins a new window."""
+        self.sums.zero_()
+        self.data_wait_sec = 0.0
+        self._timed_images = 0
+        self._started = time.perf_counter()
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One validation: fractions over exactly `images` images, each counted once.
+
+    `top1_correct` and `top5_correct` are the integer counts; `epoch`, `step` and `position` say
+    where in the training it stands.
+    """
+
+    images: int
+    top1_correct: int
+    top5_correct: int
+    loss: float
+    epoch: int = 0
+    step: int = 0
+    position: int = 0
+
+    @property
+    def top1(self) -> float:
+        """Share of images whose best score is their class."""
+        return self.top1_correct / self.images
+
+    @property
+    def top5(self) -> float:
+        """Share of images whose class is among the five best scores."""
+        return self.top5_correct / self.images

@@ -1,0 +1,58 @@
+"""SGD with momentum, its parameter groups, and the norm of the gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def build_optimizer(
+    model: nn.Module, lr: float, momentum: float, weight_decay: float, decay_norm_and_bias: bool
+) -> torch.optim.SGD:
+    """Builds SGD over two groups, named by their key `name`: "weights" and "norm_and_bias".
+
+    The paper decays every parameter (section 3.4); Goyal et al. 2017, section 5.1, do not decay
+    BN's. The groups are the same two in both cases, so a checkpoint's layout does not depend on
+    it. `param_names` holds each group's parameter names as `model.named_parameters()` gives them.
+
+    Momentum is PyTorch's: v = momentum * v + g; w = w - lr * v. Caffe's, which the paper ran
+    with, has lr inside: v = momentum * v - lr * g; w = w + v. They agree while lr is constant; at
+    a drop PyTorch's takes effect on the whole velocity at once, which is what Goyal et al. 2017,
+    section 3, restore in the other by "momentum correction". Weight decay is part of g in both.
+
+    Args:
+        model: on its final device.
+        lr: of the first step; see `set_lr`.
+        momentum: share of the velocity kept.
+        weight_decay: L2 penalty of the group "weights".
+        decay_norm_and_bias: whether the other group (BN's scales and shifts, biases) has it too.
+    """
+    named = list(model.named_parameters())
+    # One dimension is what BN's scale and shift and every bias have, and no other parameter.
+    weights = [(name, parameter) for name, parameter in named if parameter.ndim > 1]
+    norm_and_bias = [(name, parameter) for name, parameter in named if parameter.ndim == 1]
+    other_decay = weight_decay if decay_norm_and_bias else 0.0
+    groups: list[dict[str, Any]] = [
+        {"name": "weights", "params": weights, "weight_decay": weight_decay},
+        {"name": "norm_and_bias", "params": norm_and_bias, "weight_decay": other_decay},
+    ]
+    on_cuda = all(parameter.is_cuda for _, parameter in named)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True if on_cuda else None)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Sets the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """The L2 norm of all gradients as one vector: a scalar on their device, without a host sync.
+
+    Parameters without a gradient are left out. A non-finite gradient makes it inf or NaN.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)

@@ -1,0 +1,261 @@
+"""One training run from start to end: agree, open the data, lock, resume, fit, sum up."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import socket
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from pipeline import engine, snapshot
+from pipeline.agreement import StopSignal
+from pipeline.checkpoint import CheckpointFolder, read_verified, require_same_run
+from pipeline.config import Config
+from pipeline.data.manifest import Manifest, open_manifest
+from pipeline.distributed import World, connect
+from pipeline.failure import (
+    FellWithPeer,
+    PeerLost,
+    Reported,
+    Stopped,
+    TrainingError,
+    clear_first_cause,
+    record_first_cause,
+)
+from pipeline.job import Job, choose_device, set_threads, versions
+from pipeline.monitor import RunMonitor, log_to_file, read_metrics, start_logging
+
+log = logging.getLogger("trainyard")
+T = TypeVar("T")
+
+
+def run(config: Config) -> None:
+    """Trains as `config` says; every way it can end is in `pipeline.failure`."""
+    world = connect()
+    start_logging(world.rank)
+    with StopSignal() as stop:
+        world.require_same(_facts(config))
+        set_threads(config, world)
+        train_set, val_set = open_data(config, world)
+        with _locked(config, world) as run_dir, _first_cause_kept(run_dir, world):
+            device = world.together(lambda: choose_device(config.run.device, world.local_rank))
+            job = world.together(lambda: Job(config, world, device, train_set, val_set, stop))
+            resume(job)
+            if job.progress.step >= job.total_steps and not job.validation_due:
+                log.info("the run in %s is finished: %s", run_dir, _reached(job))
+                return
+            world.on_rank0(lambda: _open_files(job))
+            with contextlib.closing(job.monitor):
+                engine.fit(job)
+                _sum_up(job)
+            world.barrier()
+
+
+def _facts(config: Config) -> dict[str, Any]:
+    """What must be the same on every rank before anything else is worth doing."""
+    return {"configuration": hashlib.sha256(config.to_yaml().encode()).hexdigest()[:16], **versions()}
+
+
+def open_data(config: Config, world: World) -> tuple[Manifest, Manifest]:
+    """Collective. The manifests of train and val, the same data on every rank."""
+
+    def open_both() -> tuple[Manifest, Manifest]:
+        train_set = open_manifest(Path(config.data.root), "train", _cache(config))
+        return train_set, _open_val(config, train_set.classes)
+
+    train_set, val_set = _in_turn(world, open_both)
+    world.require_same({"data hash": train_set.digest[:16] + " " + val_set.digest[:16]})
+    return train_set, val_set
+
+
+def open_val_data(config: Config, world: World, classes: list[str]) -> Manifest:
+    """Collective. The manifest of val alone, labelled by the `classes` of a training."""
+    val_set = _in_turn(world, lambda: _open_val(config, classes))
+    world.require_same({"data hash of val": val_set.digest[:16]})
+    return val_set
+
+
+def _cache(config: Config) -> Path | None:
+    return Path(config.data.cache_dir) if config.data.cache_dir else None
+
+
+def _open_val(config: Config, classes: list[str]) -> Manifest:
+    return open_manifest(Path(config.data.root), "val", _cache(config), classes)
+
+
+def _in_turn(world: World, work: Callable[[], T]) -> T:
+    """Collective. Rank 0 works first and the rest find its cache; one rank of each further node
+    comes next, in case that node has a copy of the data of its own."""
+    turn = 0 if world.rank == 0 else 1 if world.local_rank == 0 else 2
+    done: list[T] = []
+    for now in range(3):
+        world.together(lambda now=now: done.append(work()) if turn == now else None)
+    return done[0]
+
+
+@contextlib.contextmanager
+def _locked(config: Config, world: World) -> Iterator[Path]:
+    """Collective. Makes the run's folder and holds it until the job ends."""
+    folder = config.run.path
+    held: list[Any] = []
+
+    def take() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / "lock", "a+", encoding="utf-8")  # noqa: SIM115  (held till the end)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise ValueError(
+                f"the run in {folder} is in use by {file.read().strip() or 'another job'}; wait "
+                "for it or choose another run.name"
+            ) from error
+        file.truncate(0)
+        job_id = os.environ.get("SLURM_JOB_ID")
+        file.write(
+            f"process {os.getpid()} on {socket.gethostname()}"
+            + (f", Slurm job {job_id}" if job_id else "")
+            + time.strftime(", since %Y-%m-%d %H:%M:%S\n")
+        )
+        file.flush()
+        held.append(file)
+
+    world.on_rank0(take)
+    try:
+        yield folder
+    finally:
+        for file in held:
+            file.close()
+
+
+@contextlib.contextmanager
+def _first_cause_kept(run_dir: Path, world: World) -> Iterator[None]:
+    """Keeps the first cause of a failure in the run's `failure.txt`."""
+    world.on_rank0(lambda: (clear_first_cause(run_dir), log_to_file(run_dir))[:0])
+    try:
+        yield
+    except (Stopped, KeyboardInterrupt):
+        raise
+    except Reported as error:
+        if world.rank == 0:
+            record_first_cause(run_dir, error.message)
+        raise
+    except PeerLost as error:
+        if not record_first_cause(run_dir, str(error)):
+            raise FellWithPeer(
+                f"rank {world.rank} ends because another rank failed; {run_dir}/failure.txt has "
+                "the cause"
+            ) from error
+        raise
+    except Exception as error:
+        known = isinstance(error, TrainingError | ValueError)
+        cause = str(error) if known else f"{type(error).__name__}: {error}"
+        record_first_cause(run_dir, f"rank {world.rank}: {cause}")
+        raise
+
+
+def resume(job: Job) -> None:
+    """Collective. Puts every rank where the run stands: at its checkpoint, or at rank 0's
+    initial weights."""
+    content = job.world.on_rank0(lambda: _find_checkpoint(job))
+    snapshot.restore(job, content or job.world.broadcast_object(snapshot.take(job)))
+
+
+def _find_checkpoint(job: Job) -> dict[str, Any] | None:
+    """What `--resume` points to, checked to belong to this run; None for a new run."""
+    choice, folder = job.config.resume, job.config.run.path
+    holds_run = bool(job.checkpoints.steps()) or (folder / "metrics.jsonl").exists()
+    if choice == "none":
+        if holds_run:
+            raise ValueError(
+                f"{folder} already holds a run and --resume is none; choose another run.name, or "
+                "--resume auto to go on"
+            )
+        return None
+    if choice == "auto":
+        found = job.checkpoints.latest()
+        if found is None:
+            return None
+        path, content = found
+    else:
+        path = Path(choice)
+        content = read_verified(path)
+        own = path.resolve().parent == job.checkpoints.folder.resolve()
+        if holds_run and not own:
+            raise ValueError(
+                f"{folder} already holds another run than --resume {path}; choose another run.name"
+            )
+    require_same_run(path, content["fingerprint"], job.fingerprint)
+    job.checkpoints.forget_after(content["step"])
+    log.info("resuming from %s at step %d", path, content["step"])
+    return content
+
+
+def _open_files(job: Job) -> None:
+    """On rank 0: the files of the run, and what a person wants to know at the start."""
+    config, run_dir = job.config, job.config.run.path
+    header = "".join(f"# {name}: {value}\n" for name, value in job.versions.items())
+    (run_dir / "config.yaml").write_text(header + config.to_yaml(), encoding="utf-8")
+    total_images = job.total_steps * config.data.global_batch_size
+    job.monitor = RunMonitor(
+        run_dir, config, job.position, len(job.progress.history), total_images
+    )
+    ranks, micro = job.world.size, job.partition.micro_batch_size
+    log.info(
+        "run %s: ResNet-%d %s on %d rank%s (%s), %s, JPEG decoding on the %s",
+        run_dir, config.model.depth, config.model.variant, ranks, "s" if ranks > 1 else "",
+        job.decode.device, f"AMP {config.optim.amp}", job.decode.decoder.upper(),
+    )  # fmt: skip
+    log.info(
+        "data: %d train and %d val images, %d classes, hash %s",
+        len(job.train_set), len(job.val_set), len(job.train_set.classes),
+        job.train_set.digest[:16],
+    )  # fmt: skip
+    log.info(
+        "batch: %d = %d ranks x %d images x %d accumulated; steps %d to %d",
+        config.data.global_batch_size, ranks, micro, job.accumulation, job.progress.step,
+        job.total_steps,
+    )  # fmt: skip
+    log.info("schedule: %s", job.schedule.describe())
+
+
+def _reached(job: Job) -> str:
+    if not job.progress.history:
+        return "no validation"
+    last = job.progress.history[-1]
+    best = max(result.top1 for result in job.progress.history)
+    return f"top-1 {last.top1:.2%}, top-5 {last.top5:.2%} (best top-1 {best:.2%})"
+
+
+def _sum_up(job: Job) -> None:
+    """The run's last line of metrics, and the closing words for a person."""
+    last, run_dir = job.progress.history[-1], job.config.run.path
+    job.monitor.done(
+        {
+            "step": job.progress.step,
+            "position": job.position,
+            "epoch": job.epoch,
+            "top1": last.top1,
+            "top5": last.top5,
+            "best_top1": max(result.top1 for result in job.progress.history),
+        }
+    )
+    if job.world.rank != 0:
+        return
+    train = [line for line in read_metrics(run_dir / "metrics.jsonl") if line["event"] == "train"]
+    speed = statistics.median(line["images_per_sec"] for line in train)
+    wait = statistics.median(line["data_wait_share"] for line in train)
+    log.info("finished: %s", _reached(job))
+    log.info("speed: %.0f img/s (median), data wait %.1f%% of the step", speed, 100 * wait)
+    log.info("the run lies in %s; look at it with: tensorboard --logdir %s", run_dir, run_dir.parent)

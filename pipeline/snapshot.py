@@ -1,0 +1,140 @@
+"""What a checkpoint holds, and how a run takes it up again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pipeline.config import Config
+from pipeline.data.order import SCHEME_VERSION
+from pipeline.metrics import Validation
+from pipeline.model.norm import running_statistics, swapped_statistics
+
+if TYPE_CHECKING:
+    from pipeline.job import Job
+
+
+def fingerprint(config: Config, data_hashes: dict[str, str]) -> dict[str, Any]:
+    """The facts that must be the same for a checkpoint to belong to a run.
+
+    Free to change: world size, local batch, threads, where decoding runs, paths, intervals, and
+    the number of epochs.
+    """
+    facts: dict[str, Any] = {"random_scheme": SCHEME_VERSION, "run.seed": config.run.seed}
+    facts |= {f"data hash of {split}": digest for split, digest in data_hashes.items()}
+    fixed = {
+        "data": (
+            "global_batch_size", "image_size", "train_crop", "area", "short_side", "flip",
+            "color_std", "val_resize",
+        ),
+        "model": ("depth", "variant", "zero_init_last_norm"),
+        "optim": tuple(f.name for f in dataclasses.fields(config.optim)),
+        "schedule": tuple(f.name for f in dataclasses.fields(config.schedule) if f.name != "epochs"),
+    }  # fmt: skip
+    for part, names in fixed.items():
+        for name in names:
+            value = getattr(getattr(config, part), name)
+            facts[f"{part}.{name}"] = list(value) if isinstance(value, tuple) else value
+    return facts
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().flatten().cpu() for tensor in tensors])
+
+
+def _gathered_statistics(job: Job) -> Tensor:
+    """Collective. Every rank's BN running statistics, (world size, n) fp32 on the CPU."""
+    return job.world.gather(_flat(running_statistics(job.model)))
+
+
+def _unflatten(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
+    parts = flat.split([tensor.numel() for tensor in like])
+    return [part.view_as(tensor) for part, tensor in zip(parts, like, strict=True)]
+
+
+def average_statistics(job: Job) -> list[Tensor]:
+    """Collective. The mean over ranks of BN's running statistics, the same bits on every rank."""
+    return _unflatten(_gathered_statistics(job).mean(0), running_statistics(job.model))
+
+
+def take(job: Job) -> dict[str, Any]:
+    """Collective. The content of a checkpoint before step `job.progress.step`; changes nothing.
+
+    `model` holds the mean over ranks of BN's running statistics, `rank_statistics` every rank's
+    own, which the same world size takes up again.
+    """
+    statistics = _gathered_statistics(job)
+    window = job.world.gather(job.window.sums)
+    average = _unflatten(statistics.mean(0), running_statistics(job.model))
+    with swapped_statistics(job.model, average):
+        model = {name: value.detach().cpu().clone() for name, value in job.model.state_dict().items()}
+    return {
+        "fingerprint": job.fingerprint,
+        "step": job.progress.step,
+        "position": job.position,
+        "history": [dataclasses.asdict(result) for result in job.progress.history],
+        "model": model,
+        "rank_statistics": statistics,
+        "window": window,
+        "momentum": momentum(job),
+        "precision": job.precision.state_dict(),
+        "classes": job.train_set.classes,
+        "config": job.config.to_yaml(),
+        "threads": {"torch": torch.get_num_threads(), "dali": job.decode.threads},
+        "world_size": job.world.size,
+        "versions": job.versions,
+    }
+
+
+def momentum(job: Job) -> dict[str, Tensor]:
+    """SGD's velocity by parameter name, on the CPU, strides kept.
+
+    Not `optimizer.state_dict()`: that also holds settings (fused, foreach) which belong to the
+    machine, and which loading would carry over to another.
+    """
+    return {
+        name: job.optimizer.state[parameter]["momentum_buffer"].detach().cpu().clone()
+        for name, parameter in job.model.named_parameters()
+        if job.optimizer.state.get(parameter, {}).get("momentum_buffer") is not None
+    }
+
+
+def restore(job: Job, content: dict[str, Any]) -> None:
+    """Collective. Puts every rank where `take` was; `content` comes from rank 0.
+
+    BN's running statistics and the open window of metrics are each rank's own again at the same
+    world size; at another the mean, and the sum on rank 0. Ends by comparing digests over ranks.
+    """
+    job.progress.step = content["step"]
+    job.progress.history = [Validation(**result) for result in content["history"]]
+    job.model.load_state_dict(content["model"])
+    statistics, window = content["rank_statistics"], content["window"]
+    if len(statistics) == job.world.size:
+        live = running_statistics(job.model)
+        for buffer, value in zip(live, _unflatten(statistics[job.world.rank], live), strict=True):
+            buffer.copy_(value)
+        job.window.sums.copy_(window[job.world.rank])
+    elif job.world.rank == 0:
+        job.window.sums.copy_(window.sum(0))
+    for name, parameter in job.model.named_parameters():
+        if name in content["momentum"]:
+            velocity = content["momentum"][name].to(parameter.device, copy=True)
+            job.optimizer.state[parameter]["momentum_buffer"] = velocity
+    job.precision.load_state_dict(content["precision"])
+    job.world.require_same({"state after loading": digest(job)})
+
+
+def digest(job: Job) -> str:
+    """16 hex digits over weights, velocity, loss scale and progress."""
+    summary = hashlib.sha256()
+    velocity = momentum(job)
+    for name, parameter in job.model.named_parameters():
+        for tensor in (parameter.detach().cpu(), velocity.get(name)):
+            if tensor is not None:
+                summary.update(tensor.contiguous().numpy().tobytes())
+    summary.update(repr((job.precision.state_dict(), job.progress)).encode())
+    return summary.hexdigest()[:16]

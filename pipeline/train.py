@@ -1,0 +1,32 @@
+"""Trains a network: `horovodrun -np 8 python -m pipeline.train [--config FILE] [--part.field X]`."""
+
+from __future__ import annotations
+
+import sys
+
+from pipeline.config import Config, load_config
+from pipeline.failure import run_command
+
+DESCRIPTION = "Trains a ResNet on JPEG files, on one process or under horovodrun."
+
+
+def main(argv: list[str]) -> None:
+    """Parses and checks, then loads what is heavy and runs."""
+    config = load_config(argv, "python -m pipeline.train", DESCRIPTION)
+    _check_batch(config)
+    from pipeline.run import run  # torch, DALI and Horovod: after the check
+
+    run(config)
+
+
+def _check_batch(config: Config) -> None:
+    from pipeline.data.order import split_global_batch
+    from pipeline.failure import launched_size
+
+    split_global_batch(
+        config.data.global_batch_size, config.data.local_batch_size, launched_size()
+    )
+
+
+if __name__ == "__main__":
+    run_command(main, sys.argv[1:])

@@ -1,0 +1,42 @@
+"""What trainyard needs, each with its reason; the rest of the metadata stands in pyproject.toml.
+
+Horovod is not listed: its release does not compile against today's PyTorch, so that
+`python -m launch.horovod_build --install` builds it and brings what its own metadata asks for
+(cloudpickle, psutil, pyyaml, packaging, cffi). `make train` and `make test` do all of this.
+"""
+
+from setuptools import find_packages, setup
+
+# DALI's two wheels; both run without a GPU and bring their decoders (nvImageCodec, nvJPEG).
+# From 2.0 on a batch is memory of its own (dynamic executor), handed out without a copy.
+DALI_CUDA13 = "nvidia-dali-cuda130>=2.0"
+DALI_CUDA12 = "nvidia-dali-cuda120>=2.0"
+
+setup(
+    packages=find_packages(include=["pipeline*", "launch*"]),
+    install_requires=[
+        "torch>=2.4",  # torch.amp.GradScaler for CPU and GPU alike
+        "numpy",  # order and augmentation plans
+        "pyarrow",  # the manifest: an Arrow file, memory-mapped
+        "pillow",  # draws the demo images, reads sizes when a data set is scanned
+        "jsonargparse",  # typed configuration from YAML and the command line
+        "pyyaml",  # the resolved configuration of a run
+        "tensorboard",  # the scalars and images of a run
+        "tqdm",  # progress bar on a terminal
+        "setuptools<81",  # horovod.runner imports distutils, on Python 3.12 only in setuptools
+    ],
+    extras_require={
+        # Which DALI fits depends on the CUDA version of the installed PyTorch, which no marker can
+        # express: launch/environment.py picks the extra, `gpu` (the smaller wheel) also for CPU
+        # builds. Triton is not here: CUDA builds of PyTorch bring the version that fits them.
+        "gpu": [DALI_CUDA13],
+        "gpu-cuda12": [DALI_CUDA12],
+        "test": [
+            "pytest",
+            "ruff",
+            "mypy",
+            "types-PyYAML",  # mypy's knowledge of yaml
+        ],
+        "docs": ["pdoc"],  # `python -m pdoc pipeline launch` shows the docstrings as pages
+    },
+)

@@ -1,0 +1,132 @@
+"""The Horovod build: its edits, the name of a cached wheel, and what a failing compile shows."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from launch.horovod_build import (
+    CXX17_EDITS,
+    LOG_TAIL_LINES,
+    BuildError,
+    Target,
+    apply_edits,
+    cache_dir,
+    find_nvcc,
+    log_tail,
+    this_target,
+    verify,
+)
+
+CPU = Target(torch="2.13.0", cuda=None, nvcc=None, python="cp311", machine="x86_64")
+
+
+@pytest.fixture
+def sdist(tmp_path: Path) -> Path:
+    """A source tree with the lines of Horovod 0.28.1 that the edits are about."""
+    lines = {
+        "CMakeLists.txt": "project(horovod CXX)\nset(CMAKE_CXX_STANDARD 14)\n",
+        "horovod/torch/CMakeLists.txt": "if(NEW)\n    set(CMAKE_CXX_STANDARD 14)\nendif()\n",
+        "third_party/gloo/CMakeLists.txt": (
+            'set(CMAKE_CXX_FLAGS "${CMAKE_CXX_FLAGS} -std=c++11 -fPIC")\n'
+        ),
+    }
+    for name, text in lines.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+def test_the_edits_raise_every_part_to_cxx17(sdist: Path) -> None:
+    apply_edits(sdist, CXX17_EDITS)
+
+    assert (sdist / "CMakeLists.txt").read_text().endswith("set(CMAKE_CXX_STANDARD 17)\n")
+    torch = (sdist / "horovod/torch/CMakeLists.txt").read_text()
+    assert torch == "if(NEW)\n    set(CMAKE_CXX_STANDARD 17)\nendif()\n"
+    gloo = (sdist / "third_party/gloo/CMakeLists.txt").read_text()
+    assert gloo == 'set(CMAKE_CXX_FLAGS "${CMAKE_CXX_FLAGS} -fPIC")\n'
+
+
+@pytest.mark.parametrize("edit", CXX17_EDITS, ids=lambda edit: edit.file)
+def test_an_edit_that_does_not_fit_names_file_and_text(sdist: Path, edit) -> None:
+    (sdist / edit.file).write_text("project(something else)\n")
+
+    with pytest.raises(BuildError, match=re.escape(f"{edit.file} of the Horovod sdist")) as error:
+        apply_edits(sdist, CXX17_EDITS)
+    assert repr(edit.old) in str(error.value)
+
+
+def test_an_edit_refuses_a_missing_file_and_a_text_that_stands_twice(sdist: Path) -> None:
+    top = sdist / "CMakeLists.txt"
+    top.write_text(top.read_text() * 2)
+    with pytest.raises(BuildError, match="2 times"):
+        apply_edits(sdist, CXX17_EDITS)
+
+    top.unlink()
+    with pytest.raises(BuildError, match="0 times"):
+        apply_edits(sdist, CXX17_EDITS)
+
+
+def test_the_cache_key_holds_everything_a_wheel_depends_on() -> None:
+    nvcc = Path("/usr/local/cuda/bin/nvcc")
+    cuda = replace(CPU, cuda="13.0", nvcc=nvcc)
+    targets = [
+        CPU,
+        replace(CPU, torch="2.11.0"),
+        replace(CPU, python="cp312"),
+        replace(CPU, machine="aarch64"),
+        cuda,
+        replace(cuda, cuda="12.8"),
+        replace(cuda, nvcc=None),  # Gloo only: not the wheel of a later set-up with nvcc
+    ]
+    assert len({target.key for target in targets}) == len(targets)
+    assert CPU.key.startswith("horovod-0.28.1-torch2.13.0-cp311-cpu-")
+    assert cuda.key.startswith("horovod-0.28.1-torch2.13.0-cp311-cu130-")
+
+
+def test_nvcc_on_the_machine_does_not_split_the_cache_of_a_cpu_pytorch() -> None:
+    assert replace(CPU, nvcc=Path("/usr/local/cuda/bin/nvcc")).key == CPU.key
+
+
+def test_wheels_are_kept_per_user() -> None:
+    assert cache_dir({"HOME": "/home/ada"}) == Path("/home/ada/.cache/trainyard/wheels")
+    moved = cache_dir({"HOME": "/home/ada", "XDG_CACHE_HOME": "/scratch/ada"})
+    assert moved == Path("/scratch/ada/trainyard/wheels")
+
+
+def test_nvcc_of_cuda_home_comes_before_the_one_on_the_path(tmp_path: Path) -> None:
+    for folder in ("toolkit/bin", "path"):
+        nvcc = tmp_path / folder / "nvcc"
+        nvcc.parent.mkdir(parents=True)
+        nvcc.touch(mode=0o755)
+    on_path = {"PATH": str(tmp_path / "path")}
+    assert find_nvcc(on_path) == tmp_path / "path/nvcc"
+    both = on_path | {"CUDA_HOME": str(tmp_path / "toolkit")}
+    assert find_nvcc(both) == tmp_path / "toolkit/bin/nvcc"
+
+
+def test_a_failed_compile_shows_the_lines_before_make_gave_up() -> None:
+    compiler = [f"message {i}" for i in range(50)]
+    log = [*compiler, "x" * 4000, "gmake: *** [Makefile:136: all] Error 2", *["Traceback"] * 40]
+
+    tail = log_tail("\n".join(log))
+
+    assert len(tail) == LOG_TAIL_LINES
+    assert tail[0] == f"message {50 - (LOG_TAIL_LINES - 2)}"
+    assert tail[-1].startswith("gmake: ***")
+    assert max(map(len, tail)) == 300
+    assert log_tail("one\ntwo") == ["one", "two"]
+
+
+def test_the_installed_horovod_starts_a_job_of_one_rank() -> None:
+    verify(this_target())
+
+
+def test_a_horovod_that_is_not_what_was_asked_for_is_refused() -> None:
+    other = replace(CPU, cuda="13.0", nvcc=Path("nvcc"))
+    if this_target().nccl:
+        other = CPU
+    with pytest.raises(BuildError, match=r"should answer 'ranks 1 gloo True nccl .*' but gave"):
+        verify(other)

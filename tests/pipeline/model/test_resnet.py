@@ -1,0 +1,223 @@
+"""ResNets against the paper's table 1, torchvision's names and counts, and the layout contract."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.model.norm import BatchNormAct
+from pipeline.model.resnet import Variant, resnet
+
+DEPTHS = [18, 34, 50, 101, 152]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def on_meta(depth: int, variant: Variant = "v1.5") -> nn.Module:
+    with torch.device("meta"):
+        return resnet(depth, 1000, variant)
+
+
+def images(count: int, size: int) -> Tensor:
+    x = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+# The counts of torchvision's models.
+@pytest.mark.parametrize(
+    ("depth", "count"),
+    [(18, 11_689_512), (34, 21_797_672), (50, 25_557_032), (101, 44_549_160), (152, 60_192_808)],
+)
+@pytest.mark.parametrize("variant", ["v1", "v1.5"])
+def test_parameter_count(depth: int, count: int, variant: Variant) -> None:
+    assert sum(p.numel() for p in on_meta(depth, variant).parameters()) == count
+
+
+# The paper's table 1, rounded to 0.1e9, and what option B comes to exactly. The paper counts 18
+# and 34 with option A: three projections of 6,422,528 less each.
+@pytest.mark.parametrize(
+    ("depth", "variant", "paper", "exact"),
+    [
+        (18, "v1", 1.8e9, 1_814_073_344),
+        (34, "v1", 3.6e9, 3_663_761_408),
+        (50, "v1", 3.8e9, 3_857_973_248),
+        (101, "v1", 7.6e9, 7_570_194_432),
+        (152, "v1", 11.3e9, 11_282_415_616),
+        (50, "v1.5", 4.09e9, 4_089_184_256),  # torchvision's reference weights: 4.09 GFLOPS
+    ],
+)
+def test_multiply_adds_at_224(depth: int, variant: Variant, paper: float, exact: int) -> None:
+    with FlopCounterMode(display=False) as counter:
+        on_meta(depth, variant)(torch.empty(1, 3, 224, 224, device="meta"))
+    assert counter.get_total_flops() == 2 * exact
+    assert exact == pytest.approx(paper, rel=0.03)
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize("variant", ["v1", "v1.5"])
+def test_shapes_of_every_stage(depth: int, variant: Variant) -> None:
+    model = on_meta(depth, variant)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in ("conv1", "maxpool", "layer1", "layer2", "layer3", "layer4"):
+        model.get_submodule(name).register_forward_hook(
+            lambda _, __, out, name=name: shapes.update({name: tuple(out.shape)})
+        )
+    logits = model(torch.empty(2, 3, 224, 224, device="meta"))
+    wide = 1 if depth < 50 else 4
+    assert logits.shape == (2, 1000)
+    assert shapes == {
+        "conv1": (2, 64, 112, 112),
+        "maxpool": (2, 64, 56, 56),
+        "layer1": (2, 64 * wide, 56, 56),
+        "layer2": (2, 128 * wide, 28, 28),
+        "layer3": (2, 256 * wide, 14, 14),
+        "layer4": (2, 512 * wide, 7, 7),
+    }
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_depth_is_the_number_of_weight_layers_on_the_longest_path(depth: int) -> None:
+    layers = [
+        name
+        for name, module in on_meta(depth).named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear) and "downsample" not in name
+    ]
+    assert len(layers) == depth
+
+
+@pytest.mark.parametrize(
+    ("variant", "strides"), [("v1", ((2, 2), (1, 1))), ("v1.5", ((1, 1), (2, 2)))]
+)
+def test_variant_says_which_convolution_has_the_stride(
+    variant: Variant, strides: tuple[tuple[int, int], tuple[int, int]]
+) -> None:
+    block = on_meta(50, variant).get_submodule("layer2.0")
+    assert (block.conv1.stride, block.conv2.stride) == strides
+    assert block.downsample[0].stride == (2, 2)
+
+
+def test_names_are_torchvisions() -> None:
+    names = [name for name, _ in on_meta(50).named_parameters()]
+    assert names[:4] == ["conv1.weight", "bn1.weight", "bn1.bias", "layer1.0.conv1.weight"]
+    assert {"layer1.0.downsample.0.weight", "layer1.0.downsample.1.bias"} <= set(names)
+    assert {"layer3.5.bn3.weight", "fc.weight", "fc.bias"} <= set(names)
+    assert len(names) == 161
+    assert not any("layer1.1.downsample" in name for name in names)
+
+
+def test_unknown_depth_lists_those_that_exist() -> None:
+    with pytest.raises(ValueError, match=r"depth=20 .*18, 34, 50, 101, 152"):
+        resnet(20, 10)
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_every_norm_is_our_layer_and_only_shortcuts_lack_relu(depth: int) -> None:
+    for name, module in on_meta(depth).named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert isinstance(module, BatchNormAct), name
+            assert module.relu == ("downsample" not in name), name
+        assert not isinstance(module, nn.ReLU), name
+
+
+def test_convolutions_start_as_he_initialisation_says() -> None:
+    torch.manual_seed(0)
+    model = resnet(18, 1000)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.out_channels * module.kernel_size[0] ** 2
+            assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05), name
+    assert model.fc.weight.std().item() == pytest.approx(0.01, rel=0.01)
+    assert not model.fc.bias.any()
+
+
+@pytest.mark.parametrize(("depth", "last", "blocks"), [(18, "bn2", 8), (50, "bn3", 16)])
+def test_zero_init_makes_every_block_the_relu_of_its_shortcut(
+    depth: int, last: str, blocks: int
+) -> None:
+    model = resnet(depth, 10, zero_init_last_norm=True)
+    zero = [name for name, p in model.named_parameters() if "bn" in name and not p.any()]
+    scales = [name for name in zero if name.endswith("weight")]
+    assert len(scales) == blocks and all(f".{last}." in name for name in scales)
+    first = model.layer1[0]
+    x = torch.rand(2, 64, 8, 8).contiguous(memory_format=torch.channels_last)
+    shortcut = x if first.downsample is None else first.downsample(x)
+    assert torch.equal(first(x), shortcut.relu())
+    assert all(m.weight.all() for m in resnet(depth, 10).modules() if isinstance(m, BatchNormAct))
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("amp", [False, True])
+def test_every_activation_weight_and_gradient_is_channels_last(depth: int, amp: bool) -> None:
+    model = resnet(depth, 10)
+    seen = {"forward": 0, "backward": 0}
+
+    def check(x: Tensor, name: str, way: str) -> None:
+        assert x.is_contiguous(memory_format=torch.channels_last), f"{way} of {name}"
+        assert not x.is_contiguous(), f"{way} of {name} is too small to tell"
+        seen[way] += 1
+
+    def hook(name: str) -> object:
+        def after(_: nn.Module, __: object, out: Tensor) -> None:
+            if out.ndim == 4:
+                check(out, name, "forward")
+                out.register_hook(lambda gradient: check(gradient, name, "backward"))
+
+        return after
+
+    for name, module in model.named_modules():
+        if name:
+            module.register_forward_hook(hook(name))
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        loss = model(images(2, 64)).float().square().mean()
+    loss.backward()
+
+    modules = len(list(model.named_modules())) - 2  # all but the model itself and fc
+    assert seen == {"forward": modules, "backward": modules}
+    for name, p in model.named_parameters():
+        if p.ndim == 4:
+            # The NHWC view is what travels between ranks, 1x1 weights included.
+            assert p.permute(0, 2, 3, 1).is_contiguous(), name
+            assert p.grad.permute(0, 2, 3, 1).is_contiguous(), name
+            assert p.shape[2:] == (1, 1) or not p.grad.is_contiguous(), name
+
+
+def test_weights_stay_channels_last_through_load_and_dtype_change() -> None:
+    model = resnet(50, 10)
+    row_major = {name: value.contiguous() for name, value in resnet(50, 10).state_dict().items()}
+    model.load_state_dict(row_major)
+    weights = [p for p in model.double().parameters() if p.ndim == 4]
+    assert len(weights) == 53
+    assert all(p.permute(0, 2, 3, 1).is_contiguous() for p in weights)
+
+
+def test_resnet18_trains_at_64_px() -> None:
+    torch.manual_seed(0)
+    model = resnet(18, 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    labels = torch.arange(8) % 10
+    losses = []
+    for _ in range(6):
+        loss = nn.functional.cross_entropy(model(images(8, 64)), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2
+
+
+def test_same_seed_gives_the_same_weights() -> None:
+    def draw(seed: int) -> list[Tensor]:
+        torch.manual_seed(seed)
+        return list(resnet(18, 10).parameters())
+
+    assert all(torch.equal(a, b) for a, b in zip(draw(1), draw(1), strict=True))
+    assert not torch.equal(draw(1)[0], draw(2)[0])
