@@ -112,21 +112,25 @@ class Environment:
         self.stage("Horovod", str(self.python), "-m", "launch.horovod_build", "--install")
         self._ready.write_text(digest(self.root, self.torch))
 
-    def make_venv(self) -> None:
-        """Makes `.venv` anew, unless one stands for this PyTorch and Python, whole as far as it is.
+    def is_whole(self) -> bool:
+        """Whether `.venv` is for this PyTorch and Python, and whole as far as its set-up came.
 
-        DALI's two wheels share their files, so a change of PyTorch never reuses an environment.
+        DALI's two wheels share their files, so that a change of PyTorch never reuses one.
         """
-        made_for = f"{self.torch}, Python {sys.version}"
-        if self._made_for.is_file() and not self._installing.exists():
-            if self._made_for.read_text() == made_for:
-                return
+        if not self._made_for.is_file() or self._installing.exists():
+            return False
+        return self._made_for.read_text() == self._purpose()
+
+    def make_venv(self) -> None:
+        """Makes `.venv` anew unless what stands can be gone on with."""
+        if self.is_whole():
+            return
         _say(f"Python environment {self.venv}")
         command = [sys.executable, "-m", "venv", "--clear", str(self.venv)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise SetupError(f"{' '.join(command)} failed: {(done.stdout + done.stderr).strip()}")
-        self._made_for.write_text(made_for)
+        self._made_for.write_text(self._purpose())
 
     def stage(self, name: str, *command: str) -> None:
         """Runs one installation; SetupError if it fails.
@@ -140,6 +144,9 @@ class Environment:
         if done.returncode != 0:
             raise SetupError(f"the set-up stopped at {name}: the reason is above.")
         self._installing.unlink()
+
+    def _purpose(self) -> str:
+        return f"{self.torch}, Python {sys.version}"
 
     def _torch_cuda(self) -> str | None:
         """The CUDA version that the installed PyTorch is built for, None for CPU."""

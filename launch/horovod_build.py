@@ -17,6 +17,7 @@ import hashlib
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -119,6 +120,14 @@ def find_nvcc(environ: Mapping[str, str]) -> Path | None:
     folders.append(Path("/usr/local/cuda/bin"))
     found = (folder / "nvcc" for folder in folders)
     return next((nvcc for nvcc in found if os.access(nvcc, os.X_OK)), None)
+
+
+def cuda_home(nvcc: Path) -> Path:
+    """The toolkit's top folder as the compiler names it: `nvcc` may be a script that calls it."""
+    command = [str(nvcc), "--dryrun", "x.cu"]  # prints its settings before it looks for x.cu
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    top = re.search(r"^#\$ TOP=(.+)$", said, re.MULTILINE)
+    return Path(top[1]).resolve() if top else nvcc.resolve().parent.parent
 
 
 def cache_dir(environ: Mapping[str, str]) -> Path:
@@ -231,9 +240,11 @@ def _build_env(target: Target, scratch: Path) -> dict[str, str]:
 
 def _nccl_env(nvcc: Path, scratch: Path) -> dict[str, str]:
     """Settings for GPU collectives, with the NCCL that PyTorch's wheel brings if there is one."""
+    toolkit = str(cuda_home(nvcc))
     env = {
         "HOROVOD_GPU_OPERATIONS": "NCCL",
-        "HOROVOD_CUDA_HOME": str(nvcc.resolve().parent.parent),
+        "HOROVOD_CUDA_HOME": toolkit,
+        "CUDA_HOME": toolkit,  # for torch.utils.cpp_extension, which Horovod asks for libraries
         "HOROVOD_NCCL_LINK": "SHARED",
     }
     found = importlib.util.find_spec("nvidia.nccl")
@@ -249,9 +260,10 @@ def _nccl_env(nvcc: Path, scratch: Path) -> dict[str, str]:
 
 
 def log_tail(log: str) -> list[str]:
-    """The last lines up to where make or CMake gave up: pip adds pages of its own to that."""
+    """The last lines up to where CMake or make gave up: pip adds pages of its own to that."""
     lines = log.splitlines()
-    gave_up = [i for i, line in enumerate(lines) if "make: *** " in line or "CMake Error" in line]
+    words = ("Configuring incomplete", "Generate step failed", "make: *** ")
+    gave_up = [i for i, line in enumerate(lines) if any(word in line for word in words)]
     end = gave_up[-1] + 1 if gave_up else len(lines)
     return [line[:LOG_TAIL_WIDTH] for line in lines[max(0, end - LOG_TAIL_LINES) : end]]
 

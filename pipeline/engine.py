@@ -127,12 +127,17 @@ def _finite(value: float) -> float | None:
 
 
 def require_finite(job: Job, found: tuple[int, float] | None) -> None:
-    """Collective. Ends the run on all ranks together when any rank saw a non-finite loss."""
-    (failed,) = job.world.maximum([found is not None])
-    if not failed:
+    """Collective. Ends the run on all ranks together when any rank saw a non-finite loss.
+
+    `found` is (step, loss) of this rank's first one. The earliest over ranks is named: one step
+    later the average has carried it everywhere.
+    """
+    beyond = job.total_steps
+    (latest_start,) = job.world.maximum([beyond - found[0] if found else 0])
+    if latest_start == 0:
         return
     error = None
-    if found is not None:
+    if found is not None and found[0] == beyond - latest_start:
         step, loss = found
         lr = job.schedule.lr(step * job.config.data.global_batch_size, job.progress.errors)
         error = TrainingError(

@@ -237,7 +237,7 @@ def _check_common(size: int, color_std: float | None) -> None:
 
 
 def _sides(pixels: NDArray[np.int32]) -> NDArray[np.int64]:
-    # int64: resized sides of a 1x30000 image times a side do not fit 32 bits.
+    # int64: the area of the largest JPEG, 65,500 pixels a side, does not fit 32 bits.
     return np.maximum(pixels, 1).astype(np.int64)
 
 

@@ -97,21 +97,23 @@ def test_the_set_up_is_done_until_one_of_its_files_changes(checkout: Path) -> No
     assert environment.is_ready()
 
 
-def test_an_environment_is_kept_until_interrupted_or_for_another_pytorch(checkout: Path) -> None:
-    kept = checkout / ".venv/kept"
-    environment = Environment(checkout, "torch==2.11.0")
-    environment.make_venv()
-    kept.touch()
-    environment.make_venv()
-    assert kept.exists()
-
+def test_an_environment_is_made_anew_after_an_interruption_or_for_another_pytorch(
+    checkout: Path,
+) -> None:
+    leftover = checkout / ".venv/half-a-package"
+    leftover.parent.mkdir()
+    leftover.touch()
     environment = Environment(checkout, "torch==2.13.0")
-    environment.make_venv()
-    assert not kept.exists()
+    assert not environment.is_whole()
 
-    kept.touch()
+    environment.make_venv()
+    assert environment.python.exists()
+    assert not leftover.exists()
+    assert environment.is_whole()
+    assert not Environment(checkout, "torch==2.11.0").is_whole()
+
+    environment.stage("PyTorch", sys.executable, "-c", "pass")
+    assert environment.is_whole()
     with pytest.raises(SetupError, match="the set-up stopped at PyTorch: the reason is above"):
         environment.stage("PyTorch", sys.executable, "-c", "raise SystemExit(1)")
-    environment.make_venv()
-    assert not kept.exists()
-    assert environment.python.exists()
+    assert not environment.is_whole()

@@ -46,6 +46,17 @@ def test_boxes_lie_inside_images_of_any_size(planner):
 
 
 @pytest.mark.parametrize("planner", PLANNERS, ids=repr)
+def test_boxes_at_the_far_edge_do_not_pass_it_by_rounding(planner):
+    sides = np.arange(1, 3000, dtype=np.int32)
+    words = np.zeros((len(sides), planner.words_per_position), dtype=np.uint64)
+    words[:, 1:] = 2**64 - 1  # word 0 is ScaleJitter's shorter side
+    words[:, :1] = (np.arange(len(sides)) * 2**52).astype(np.uint64)[:, None]
+    boxes = planner.plan(sides, 3 * sides // 2 + 1, words).boxes.astype(float)
+    assert (boxes[:, 0] + boxes[:, 2] <= sides).all()
+    assert (boxes[:, 1] + boxes[:, 3] <= 3 * sides // 2 + 1).all()
+
+
+@pytest.mark.parametrize("planner", PLANNERS, ids=repr)
 def test_plans_have_the_promised_shapes_and_types(planner):
     plan = plan_images(planner, [300, 400, 500], [400, 300, 500])
     assert (plan.boxes.shape, plan.boxes.dtype) == ((3, 4), np.float32)
@@ -79,10 +90,10 @@ def test_switching_an_option_off_leaves_the_other_draws_alone(planner):
 
 
 def test_random_resized_crop_has_the_published_area_and_aspect():
-    plan = plan_copies(RandomResizedCrop(), 4000, 4000)
+    plan = plan_copies(RandomResizedCrop(), 60_000, 60_000)  # the area exceeds 32 bits
     boxes = plan.boxes.astype(float)
     assert np.array_equal(boxes, np.rint(boxes))
-    area = boxes[:, 2] * boxes[:, 3] / 4000**2
+    area = boxes[:, 2] * boxes[:, 3] / 60_000**2
     aspect = boxes[:, 3] / boxes[:, 2]
     assert 0.0799 < area.min() < 0.085
     assert 0.98 < area.max() <= 1
@@ -177,6 +188,9 @@ def test_scale_jitter_crops_at_every_whole_pixel_of_the_resized_image():
         (256, 256, (16, 16, 224, 224)),
         (300, 224, (59 * 300 / 342, 14, 224 * 300 / 342, 196)),
         (224, 300, (14, 59 * 300 / 342, 196, 224 * 300 / 342)),
+        # 59.5 and 58.5 above: both go to the even side.
+        (300, 402, (16 * 300 / 256, 60 * 402 / 343, 224 * 300 / 256, 224 * 402 / 343)),
+        (402, 300, (60 * 402 / 343, 16 * 300 / 256, 224 * 402 / 343, 224 * 300 / 256)),
         (1, 1, (0, 0, 1, 1)),
         (1, 500, (0, 249.5, 1, 1)),  # 7/8 of a pixel, widened to one about its middle
     ],

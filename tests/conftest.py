@@ -1,0 +1,28 @@
+"""What the tests share: small data sets drawn once, and the skipping of what cannot run here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.data.demo import draw_demo
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips `gpu` tests without a GPU."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demo set of 50 training and 30 validation images. Read only: copy it to change it."""
+    root = tmp_path_factory.mktemp("data") / "small"
+    draw_demo(root, seed=0, train_images=50, val_images=30)
+    return root

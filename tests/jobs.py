@@ -1,0 +1,129 @@
+"""Starts real jobs for the tests: one process, ranks of our own start, or horovodrun.
+
+Our own start keeps every rank's exit code, which horovodrun hides.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SABOTEUR = Path(__file__).resolve().parent / "saboteur.py"
+PATIENCE_SEC = 120.0
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """What a rank under test sees: one thread, this checkout, no launcher's variables."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("HOROVOD_", "SLURM_"))}
+    bin_folder = str(Path(sys.executable).parent)
+    return clean | {
+        "PYTHONPATH": str(REPOSITORY),
+        "PATH": bin_folder + os.pathsep + clean["PATH"],
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+    } | extra  # fmt: skip
+
+
+class Ranks:
+    """Running ranks. `outputs` and `codes` are by rank, once `wait` has returned."""
+
+    def __init__(self, processes: list[subprocess.Popen[str]], server: object | None) -> None:
+        self.processes = processes
+        self._server = server
+        self.outputs: list[str] = []
+        self.codes: list[int] = []
+
+    def wait(self, timeout_sec: float = PATIENCE_SEC) -> Ranks:
+        """Waits for all ranks; kills what is left after the timeout and fails."""
+        end = time.monotonic() + timeout_sec
+        try:
+            for process in self.processes:
+                out, _ = process.communicate(timeout=max(1.0, end - time.monotonic()))
+                self.outputs.append(out)
+        finally:
+            for process in self.processes:
+                process.kill()
+            if self._server is not None:
+                self._server.stop()
+        self.codes = [process.returncode for process in self.processes]
+        return self
+
+    @property
+    def text(self) -> str:
+        """All ranks' output, rank by rank."""
+        return "\n".join(self.outputs)
+
+    def send(self, number: signal.Signals, rank: int) -> None:
+        """Signals one rank."""
+        self.processes[rank].send_signal(number)
+
+
+def start(argv: Sequence[str], ranks: int = 1, **env: str) -> Ranks:
+    """Starts `python argv...` on each rank: over Horovod from two ranks on, alone for one."""
+    command = [sys.executable, *argv]
+    if ranks == 1:
+        return Ranks([_popen(command, environment(**env))], None)
+    from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
+    from horovod.runner.gloo_run import create_slot_env_vars
+    from horovod.runner.http.http_server import RendezvousServer
+
+    server = RendezvousServer(0)
+    port = server.start()
+    plan = get_host_assignments(parse_hosts(f"localhost:{ranks}"), ranks)
+    server.init(plan)
+    common = {
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": "127.0.0.1",
+        "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
+        "HOROVOD_CONTROLLER": "gloo",
+        "HOROVOD_CPU_OPERATIONS": "gloo",
+        "HOROVOD_GLOO_IFACE": "lo",
+    }
+    return Ranks(
+        [
+            _popen(command, environment(**common, **create_slot_env_vars(slot), **env))
+            for slot in plan
+        ],
+        server,
+    )
+
+
+def _popen(command: Sequence[str], env: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command, env=env, cwd=REPOSITORY, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def run(argv: Sequence[str], ranks: int = 1, **env: str) -> Ranks:
+    """`start` and `wait`."""
+    return start(argv, ranks, **env).wait()
+
+
+def horovodrun(argv: Sequence[str], ranks: int = 2, **env: str) -> subprocess.Popen[str]:
+    """Starts `horovodrun -np ranks python argv...`, as a user does."""
+    command = ["horovodrun", "-np", str(ranks), sys.executable, *argv]
+    return _popen(command, environment(**env))
+
+
+def train(data: Path, runs: Path, *options: str) -> list[str]:
+    """Arguments of a small training: ResNet-18 at 32 px, global batch 8 as micro-batches of 4."""
+    return [
+        "-m", "pipeline.train", *small_settings(data, runs), *options,
+    ]  # fmt: skip
+
+
+def small_settings(data: Path, runs: Path) -> list[str]:
+    """The settings of `train`, for other commands and for tests/saboteur.py."""
+    return [
+        "--config", "configs/demo.yaml", f"--data.root={data}", f"--run.dir={runs}",
+        "--run.name=test", "--data.global_batch_size=8", "--data.local_batch_size=4",
+        "--data.image_size=32", "--data.val_resize=36", "--schedule.epochs=2",
+        "--schedule.warmup_epochs=0", "--schedule.drop_epochs=[1]", "--run.threads=1",
+        "--data.threads=1", "--run.log_every_steps=3", "--run.checkpoint_every_sec=null",
+    ]  # fmt: skip
