@@ -20,7 +20,7 @@ from pipeline.failure import TrainingError
 
 
 class StopSignal:
-    """Remembers SIGTERM and SIGINT instead of dying of them; prints nothing (stdout may be gone)."""
+    """Remembers SIGTERM and SIGINT instead of dying of them. Prints nothing: stdout may be gone."""
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -81,5 +81,7 @@ class Feed:
     def _explained(self, error: Exception, step: int) -> Exception:
         where = f"met at step {step} by rank {self._world.rank}"
         if isinstance(error, BadImage):
-            return ValueError(f"{error} ({where}); put back a good copy of the file and start again")
+            return ValueError(
+                f"{error} ({where}); put back a good copy of the file and start again"
+            )
         return TrainingError(f"the loader failed: {error} ({where})")

@@ -38,7 +38,7 @@ class DataConfig:
     root: str = "data/imagenet"
     """Folder that holds train/<class>/<image> and val/<class>/<image>."""
     cache_dir: str | None = None
-    """Folder of the manifests; null: beside the data, or in the user's cache if that is read-only."""
+    """Folder of the manifests; null: beside the data, or the user's cache if that is read-only."""
     global_batch_size: int = 256
     """Images per optimizer step over all ranks; fixed for the life of a run."""
     local_batch_size: int = 256
@@ -74,7 +74,9 @@ class DataConfig:
             f"data.threads={self.threads} must be at least 1, or null for this rank's share",
         )
         low, high = self.area
-        require(0 < low <= high <= 1, f"data.area={[low, high]} must satisfy 0 < least <= most <= 1")
+        require(
+            0 < low <= high <= 1, f"data.area={[low, high]} must satisfy 0 < least <= most <= 1"
+        )
         least, most = self.short_side
         require(
             self.train_crop != "scale_jitter" or self.image_size <= least <= most,
@@ -98,7 +100,7 @@ class ModelConfig:
     depth: int = 50
     """Layers: 18, 34, 50, 101 or 152."""
     variant: Literal["v1", "v1.5"] = "v1.5"
-    """Where a bottleneck halves the resolution: v1 in its first 1x1 (the paper), v1.5 in its 3x3."""
+    """Where a bottleneck halves the resolution: v1 (the paper) in its first 1x1, v1.5 in the 3x3."""
     zero_init_last_norm: bool = True
     """Start each block's last BN at scale 0, so that a block begins as the identity (Goyal et al.
     2017); the paper starts at 1."""
@@ -109,7 +111,7 @@ class ModelConfig:
         depths = (18, 34, 50, 101, 152)
         require(
             self.depth in depths,
-            f"model.depth={self.depth} does not exist; those that do: {', '.join(map(str, depths))}",
+            f"model.depth={self.depth} does not exist; there are {', '.join(map(str, depths))}",
         )
 
 
@@ -251,7 +253,6 @@ class Config:
         """The resolved configuration; `--config` reads it back to an equal object."""
         return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False)
 
-
     def get(self, name: str) -> Any:
         """The value of the setting `part.name`."""
         part, _, rest = name.partition(".")
@@ -368,7 +369,9 @@ def load_config(argv: Sequence[str], prog: str, description: str) -> Config:
     """The configuration of `pipeline.train`: `--config FILE` (default configs/resnet50.yaml), then
     the options of the command line. Raises `ConfigError`; `--help` prints and exits."""
     parser = new_parser(prog, description)
-    parser.add_argument("--config", metavar="FILE", help="YAML file (default: configs/resnet50.yaml)")
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file (default: configs/resnet50.yaml)"
+    )
     path, rest = _take_config(argv)
     return to_config(parse(parser, read_yaml(path), rest))
 

@@ -229,7 +229,9 @@ class HorovodWorld(World):
 
     def gather(self, tensor: Tensor) -> Tensor:
         with self._collective():
-            return cast(Tensor, self._hvd.allgather(tensor.unsqueeze(0).contiguous(), name="gather"))
+            return cast(
+                Tensor, self._hvd.allgather(tensor.unsqueeze(0).contiguous(), name="gather")
+            )
 
     def sum(self, tensor: Tensor) -> Tensor:
         with self._collective():
@@ -261,7 +263,7 @@ class _HorovodAverager(GradientAverager):
         self._half = compression == "fp16"
         self._pending: list[tuple[Any, Tensor, Tensor | None]] = []
         for name, parameter in model.named_parameters():
-            parameter.register_post_accumulate_grad_hook(self._hook(name))
+            parameter.register_post_accumulate_grad_hook(self._hook(name))  # type: ignore[no-untyped-call]
 
     def _hook(self, name: str) -> Callable[[Tensor], None]:
         hvd = self._world._hvd

@@ -1,6 +1,6 @@
 """Validates a checkpoint: `python -m pipeline.evaluate --checkpoint runs/demo/checkpoints/best.pt`.
 
-Every image counts once, on any number of ranks; the result is that of the training's own validation.
+Every image counts once, on any number of ranks; the result is that of the training's validation.
 """
 
 from __future__ import annotations
@@ -41,8 +41,14 @@ def evaluate(checkpoint: Path, parser: Any, argv: list[str]) -> dict[str, Any] |
     from pipeline import engine
     from pipeline.checkpoint import read_verified
     from pipeline.distributed import connect
-    from pipeline.job import choose_decoding, choose_device, cpu_share, make_model, open_val_loader
-    from pipeline.job import set_threads
+    from pipeline.job import (
+        choose_decoding,
+        choose_device,
+        cpu_share,
+        make_model,
+        open_val_loader,
+        set_threads,
+    )
     from pipeline.monitor import log, start_logging
     from pipeline.precision import Precision
     from pipeline.run import open_val_data
@@ -50,7 +56,9 @@ def evaluate(checkpoint: Path, parser: Any, argv: list[str]) -> dict[str, Any] |
     world = connect()
     start_logging(world.rank)
     content = world.on_rank0(lambda: read_verified(checkpoint))
-    config = world.together(lambda: to_config(parse(parser, yaml.safe_load(content["config"]), argv)))
+    config = world.together(
+        lambda: to_config(parse(parser, yaml.safe_load(content["config"]), argv))
+    )
     set_threads(config, world)
     val_set = open_val_data(config, world, content["classes"])
     device = world.together(lambda: choose_device(config.run.device, world.local_rank))

@@ -142,7 +142,9 @@ def _guarded(main: Callable[[list[str]], object], argv: list[str], debug: bool) 
     except Exception as error:  # the last stop: every failure ends as one line and a code
         if debug or not isinstance(error, TrainingError):
             traceback.print_exc()
-        message = str(error) if isinstance(error, TrainingError) else f"{type(error).__name__}: {error}"
+        message = (
+            str(error) if isinstance(error, TrainingError) else f"{type(error).__name__}: {error}"
+        )
         say_error(f"rank {launched_rank()}: {message}" if launched_size() > 1 else message)
         return ExitCode.FAILED
 

@@ -80,9 +80,7 @@ class TrainWindow:
     def timings(self) -> Tensor:
         """(3,) float64: images since start or last line, their seconds, seconds of data wait."""
         elapsed = time.perf_counter() - self._started
-        return torch.tensor(
-            [self._timed_images, elapsed, self.data_wait_sec], dtype=torch.float64
-        )
+        return torch.tensor([self._timed_images, elapsed, self.data_wait_sec], dtype=torch.float64)
 
     def totals(self, everyone: Tensor, ranks: int) -> Totals:
         """The line of metrics. `everyone` (7,) is `sums` and `timings()` summed over ranks."""

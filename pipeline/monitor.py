@@ -122,18 +122,21 @@ class RunMonitor(Monitor):
             name: value if isinstance(value, bool | int | float | str) else str(value)
             for name, value in settings.items()
         }
+        writer = self._board.file_writer
+        assert writer is not None
         for summary in hparams(values, {"val/top1": None, "val/top5": None}):
-            self._board.file_writer.add_summary(summary)
+            writer.add_summary(summary)
 
     def train(self, metrics: Metrics) -> None:
         self._write({"event": "train", **metrics})
-        self._bar.set_postfix_str("loss {loss:.3f} top1 {top1:.3f}".format(**metrics))
+        now: Mapping[str, Any] = metrics
+        self._bar.set_postfix_str("loss {loss:.3f} top1 {top1:.3f}".format(**now))
         if self._bar.disable:
             line = (
                 "epoch {epoch} step {step} loss {loss:.4f} top1 {top1:.4f} lr {lr:.5g} "
                 "{images_per_sec:.0f} img/s data wait {data_wait_share:.1%}"
             )
-            log.info(line.format(**metrics))
+            log.info(line.format(**now))
 
     def val(self, metrics: Metrics) -> None:
         self._write({"event": "val", **metrics})

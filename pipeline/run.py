@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import socket
@@ -16,11 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from pipeline import engine, snapshot
 from pipeline.agreement import StopSignal
-from pipeline.checkpoint import CheckpointFolder, read_verified, require_same_run
+from pipeline.checkpoint import read_verified, require_same_run
 from pipeline.config import Config
 from pipeline.data.manifest import Manifest, open_manifest
 from pipeline.distributed import World, connect
@@ -64,7 +60,10 @@ def run(config: Config) -> None:
 
 def _facts(config: Config) -> dict[str, Any]:
     """What must be the same on every rank before anything else is worth doing."""
-    return {"configuration": hashlib.sha256(config.to_yaml().encode()).hexdigest()[:16], **versions()}
+    return {
+        "configuration": hashlib.sha256(config.to_yaml().encode()).hexdigest()[:16],
+        **versions(),
+    }
 
 
 def open_data(config: Config, world: World) -> tuple[Manifest, Manifest]:
@@ -100,7 +99,7 @@ def _in_turn(world: World, work: Callable[[], T]) -> T:
     turn = 0 if world.rank == 0 else 1 if world.local_rank == 0 else 2
     done: list[T] = []
     for now in range(3):
-        world.together(lambda now=now: done.append(work()) if turn == now else None)
+        done += world.together(lambda: [work()] if turn == now else [])  # noqa: B023  (called at once)
     return done[0]
 
 
@@ -142,7 +141,9 @@ def _locked(config: Config, world: World) -> Iterator[Path]:
 @contextlib.contextmanager
 def _first_cause_kept(run_dir: Path, world: World) -> Iterator[None]:
     """Keeps the first cause of a failure in the run's `failure.txt`."""
-    world.on_rank0(lambda: (clear_first_cause(run_dir), log_to_file(run_dir))[:0])
+    if world.rank == 0:
+        clear_first_cause(run_dir)
+        log_to_file(run_dir)
     try:
         yield
     except (Stopped, KeyboardInterrupt):
@@ -208,9 +209,7 @@ def _open_files(job: Job) -> None:
     header = "".join(f"# {name}: {value}\n" for name, value in job.versions.items())
     (run_dir / "config.yaml").write_text(header + config.to_yaml(), encoding="utf-8")
     total_images = job.total_steps * config.data.global_batch_size
-    job.monitor = RunMonitor(
-        run_dir, config, job.position, len(job.progress.history), total_images
-    )
+    job.monitor = RunMonitor(run_dir, config, job.position, len(job.progress.history), total_images)
     ranks, micro = job.world.size, job.partition.micro_batch_size
     log.info(
         "run %s: ResNet-%d %s on %d rank%s (%s), %s, JPEG decoding on the %s",
@@ -258,4 +257,6 @@ def _sum_up(job: Job) -> None:
     wait = statistics.median(line["data_wait_share"] for line in train)
     log.info("finished: %s", _reached(job))
     log.info("speed: %.0f img/s (median), data wait %.1f%% of the step", speed, 100 * wait)
-    log.info("the run lies in %s; look at it with: tensorboard --logdir %s", run_dir, run_dir.parent)
+    log.info(
+        "the run lies in %s; look at it with: tensorboard --logdir %s", run_dir, run_dir.parent
+    )

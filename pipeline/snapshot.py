@@ -33,7 +33,9 @@ def fingerprint(config: Config, data_hashes: dict[str, str]) -> dict[str, Any]:
         ),
         "model": ("depth", "variant", "zero_init_last_norm"),
         "optim": tuple(f.name for f in dataclasses.fields(config.optim)),
-        "schedule": tuple(f.name for f in dataclasses.fields(config.schedule) if f.name != "epochs"),
+        "schedule": tuple(
+            f.name for f in dataclasses.fields(config.schedule) if f.name != "epochs"
+        ),
     }  # fmt: skip
     for part, names in fixed.items():
         for name in names:
@@ -52,7 +54,7 @@ def _gathered_statistics(job: Job) -> Tensor:
 
 
 def _unflatten(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
-    parts = flat.split([tensor.numel() for tensor in like])
+    parts = torch.split(flat, [tensor.numel() for tensor in like])
     return [part.view_as(tensor) for part, tensor in zip(parts, like, strict=True)]
 
 
@@ -71,7 +73,7 @@ def take(job: Job) -> dict[str, Any]:
     window = job.world.gather(job.window.sums)
     average = _unflatten(statistics.mean(0), running_statistics(job.model))
     with swapped_statistics(job.model, average):
-        model = {name: value.detach().cpu().clone() for name, value in job.model.state_dict().items()}
+        model = {name: v.detach().cpu().clone() for name, v in job.model.state_dict().items()}
     return {
         "fingerprint": job.fingerprint,
         "step": job.progress.step,

@@ -1,4 +1,4 @@
-"""Trains a network: `horovodrun -np 8 python -m pipeline.train [--config FILE] [--part.field X]`."""
+"""Trains a network: `horovodrun -np 8 python -m pipeline.train [--config FILE] [options]`."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ def _check_batch(config: Config) -> None:
     from pipeline.data.order import split_global_batch
     from pipeline.failure import launched_size
 
-    split_global_batch(
-        config.data.global_batch_size, config.data.local_batch_size, launched_size()
-    )
+    split_global_batch(config.data.global_batch_size, config.data.local_batch_size, launched_size())
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn, types
+from torch.utils.dlpack import from_dlpack
 
 from pipeline.data.augment import Plan
 from pipeline.data.manifest import BadImage, Manifest
@@ -51,7 +52,7 @@ class DecodeSettings:
 
 def gpu_count() -> int:
     """GPUs that DALI can use here; 0 without a driver."""
-    from nvidia.dali.backend import GetCUDADeviceCount
+    from nvidia.dali.backend import GetCUDADeviceCount  # type: ignore[attr-defined]
 
     return int(GetCUDADeviceCount())
 
@@ -195,8 +196,8 @@ class Loader:
         prepared = self._in_dali.popleft()
         device = self._settings.device
         return Batch(
-            torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2).to(device, non_blocking=True),
-            torch.from_dlpack(labels.as_tensor()).to(device, non_blocking=True),
+            from_dlpack(images.as_tensor()).permute(0, 3, 1, 2).to(device, non_blocking=True),
+            from_dlpack(labels.as_tensor()).to(device, non_blocking=True),
             prepared.selection.positions,
         )
 
@@ -204,7 +205,7 @@ class Loader:
         """Ends the threads and frees DALI's memory."""
         self._planners.shutdown(wait=True, cancel_futures=True)
         self._readers.shutdown(wait=True, cancel_futures=True)
-        self._pipe = None
+        del self._pipe
 
     def _build(self, source: Any, batch_size: int, prefetch: int) -> Pipeline:
         settings = self._settings
