@@ -8,6 +8,7 @@ cut short it starts over. It exits with 2 after one sentence for each thing that
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -171,7 +172,10 @@ def main() -> int:
         lacks = missing(os.environ.get("PATH", ""), Path(sysconfig.get_path("include")))
         if lacks:
             raise SetupError("\n".join(lacks))
-        environment.set_up()
+        with open(root / ".venv.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # `make train` and `make test` at the same time
+            if not environment.is_ready():
+                environment.set_up()
     except SetupError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)

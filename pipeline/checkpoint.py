@@ -104,6 +104,8 @@ class CheckpointFolder:
     def save(self, step: int, content: Mapping[str, Any], best: bool = False) -> Path:
         """Writes the checkpoint before step `step`, then removes all but the newest `keep`."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        for cut in self.folder.glob(".*.partial"):  # what a save that was killed has left
+            cut.unlink()
         path = self.path(step)
         write_atomically(path, {"format": FORMAT, **content})
         if best:

@@ -100,7 +100,7 @@ class ModelConfig:
     depth: int = 50
     """Layers: 18, 34, 50, 101 or 152."""
     variant: Literal["v1", "v1.5"] = "v1.5"
-    """Where a bottleneck halves the resolution: v1 (the paper) in its first 1x1, v1.5 in the 3x3."""
+    """Where a bottleneck halves the resolution: v1 (the paper): first 1x1; v1.5: the 3x3."""
     zero_init_last_norm: bool = True
     """Start each block's last BN at scale 0, so that a block begins as the identity (Goyal et al.
     2017); the paper starts at 1."""

@@ -114,7 +114,7 @@ class World:
         for name in facts:
             values = [str(other.get(name)) for other in everyone]
             if len(set(values)) > 1:
-                common = max(set(values), key=values.count)
+                common = max(values, key=values.count)  # of two ranks, rank 0 is right
                 odd = [f"rank {r} has {v}" for r, v in enumerate(values) if v != common]
                 self.raise_together(
                     ValueError(

@@ -126,7 +126,7 @@ def _guarded(main: Callable[[list[str]], object], argv: list[str], debug: bool) 
     except Stopped:
         return ExitCode.STOPPED
     except FellWithPeer as error:
-        log.warning("%s", error)
+        log.error("%s", error)  # does not begin with `error:`, which marks the first cause
         return ExitCode.FAILED
     except Reported as error:
         if debug and launched_rank() == 0:

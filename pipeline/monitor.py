@@ -48,11 +48,11 @@ class _ConsoleHandler(logging.Handler):
 
 
 def start_logging(rank: int) -> None:
-    """Rank 0 says everything, the others warnings and errors."""
+    """Rank 0 says everything; the others only what they alone know, which is never a warning."""
     for handler in list(log.handlers):
         log.removeHandler(handler)
     log.addHandler(_ConsoleHandler())
-    log.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    log.setLevel(logging.INFO if rank == 0 else logging.ERROR)
     log.propagate = False
     logging.raiseExceptions = False  # a full disk under log.txt must not end the training
 

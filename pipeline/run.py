@@ -47,6 +47,7 @@ def run(config: Config) -> None:
         with _locked(config, world) as run_dir, _first_cause_kept(run_dir, world):
             device = world.together(lambda: choose_device(config.run.device, world.local_rank))
             job = world.together(lambda: Job(config, world, device, train_set, val_set, stop))
+            world.require_same({"steps": job.total_steps, "accumulation": job.accumulation})
             resume(job)
             if job.progress.step >= job.total_steps and not job.validation_due:
                 log.info("the run in %s is finished: %s", run_dir, _reached(job))

@@ -10,12 +10,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SABOTEUR = Path(__file__).resolve().parent / "saboteur.py"
 PATIENCE_SEC = 120.0
+
+T = TypeVar("T")
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -111,6 +114,23 @@ def horovodrun(argv: Sequence[str], ranks: int = 2, **env: str) -> subprocess.Po
     return _popen(command, environment(**env))
 
 
+def finish(process: subprocess.Popen[str], timeout_sec: float = PATIENCE_SEC) -> str:
+    """The output of a job of `horovodrun`, once it and all its ranks are gone."""
+    try:
+        return process.communicate(timeout=timeout_sec)[0]
+    finally:
+        process.kill()  # its ranks follow it
+
+
+def wait_for(look: Callable[[], T], what: str, timeout_sec: float = PATIENCE_SEC) -> T:
+    """What `look` returns as soon as that is true; fails after the timeout."""
+    end = time.monotonic() + timeout_sec
+    while not (seen := look()):
+        assert time.monotonic() < end, f"waited {timeout_sec:g} s for {what}"
+        time.sleep(0.02)
+    return seen
+
+
 def train(data: Path, runs: Path, *options: str) -> list[str]:
     """Arguments of a small training: ResNet-18 at 32 px, global batch 8 as micro-batches of 4."""
     return [
@@ -126,4 +146,12 @@ def small_settings(data: Path, runs: Path) -> list[str]:
         "--data.image_size=32", "--data.val_resize=36", "--schedule.epochs=2",
         "--schedule.warmup_epochs=0", "--schedule.drop_epochs=[1]", "--run.threads=1",
         "--data.threads=1", "--run.log_every_steps=3", "--run.checkpoint_every_sec=null",
+    ]  # fmt: skip
+
+
+def resumable(data: Path, runs: Path) -> list[str]:
+    """`small_settings` for a run to be interrupted: 19 steps with validations after 7, 13 and 19,
+    a checkpoint every 2 steps, and lines of metrics that begin before one and end after it."""
+    return [
+        *small_settings(data, runs), "--schedule.epochs=3", "--run.checkpoint_every_steps=2",
     ]  # fmt: skip

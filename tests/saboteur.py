@@ -6,6 +6,7 @@ kernel's out-of-memory killer:
   kill-save:2:0       inside the second write of a checkpoint, when the file is half written
   kill-validate:1:1   inside the first validation
   nan-loss:4:0        the loss of step 4 is NaN
+  stop-step:5:1       SIGTERM reaches rank 1 while it computes step 5
   slow-step:0.2:all   every step takes 0.2 s longer
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable
@@ -20,19 +22,26 @@ from typing import Any
 
 
 def die() -> None:
-    """Ends this process as the kernel would."""
+    """Ends this process as the kernel would, and says when."""
+    os.write(2, f"saboteur: killed at {time.time()}\n".encode())
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def at_count(function: Callable[..., Any], count: int, fault: Callable[[], None]) -> Any:
-    """`function`, which runs `fault` first in its `count`-th call."""
+def die_with_half(descriptor: int) -> None:
+    """Ends this process when half of an open file has reached the disk."""
+    os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+    die()
+
+
+def at_count(function: Callable[..., Any], count: int, fault: Callable[..., None]) -> Any:
+    """`function`, which runs `fault` first in its `count`-th call, with the same arguments."""
     calls = 0
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == count:
-            fault()
+            fault(*args, **kwargs)
         return function(*args, **kwargs)
 
     return counted
@@ -48,6 +57,14 @@ def install(what: str, where: str) -> None:
         def step(job: Any, *rest: Any) -> Any:
             if job.progress.step == int(where):
                 die()
+            return real_step(job, *rest)
+
+        engine.train_step = step
+    elif what == "stop-step":
+
+        def step(job: Any, *rest: Any) -> Any:
+            if job.progress.step == int(where):
+                os.kill(os.getpid(), signal.SIGTERM)
             return real_step(job, *rest)
 
         engine.train_step = step
@@ -72,9 +89,15 @@ def install(what: str, where: str) -> None:
         engine.train_step, engine.F.cross_entropy = step, loss
     elif what == "kill-save":
         # The content is on its way to the disk, the name is not there yet.
-        checkpoint.os.fsync = at_count(os.fsync, 2 * int(where) - 1, die)
+        real_sync, of_file = os.fsync, at_count(os.fsync, int(where), die_with_half)
+
+        def sync(descriptor: int) -> None:
+            is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            (of_file if is_file else real_sync)(descriptor)
+
+        checkpoint.os.fsync = sync
     elif what == "kill-validate":
-        engine.validate = at_count(engine.validate, int(where), die)
+        engine.validate = at_count(engine.validate, int(where), lambda *_: die())
     else:
         raise SystemExit(f"no fault is called {what}")
 

@@ -1,8 +1,9 @@
 """The demo data set: ten classes of drawn shapes as JPEG files in ImageNet's folder layout.
 
-Small enough to draw and learn in minutes on two cores, yet shaped like the real thing: sizes and aspect ratios vary, and a few
-files in a hundred are progressive, grey or CMYK. Each image is a function of (seed, split, index) alone, so any number of
-processes draws the same pixels. The files are equal byte for byte as long as NumPy and Pillow are.
+Small enough to draw and learn in minutes on two cores, yet shaped like the real thing: sizes and
+aspect ratios vary, and a few files in a hundred are progressive, grey or CMYK. Each image is a
+function of (seed, split, index) alone, so any number of processes draws the same pixels. The files
+are equal byte for byte as long as NumPy, Pillow and its JPEG library are.
 """
 
 import contextlib
@@ -28,7 +29,8 @@ Split = Literal["train", "val"]
 
 _GENERATOR_VERSION = 1  # raise it when the same seed no longer gives the same images
 _STAMP_NAME = "demo.json"
-# Shares of the rare kinds. In ImageNet they are rarer still; here a few thousand files must hold some of each.
+# Shares of the rare kinds. In ImageNet they are rarer still; here a few thousand files must hold
+# some of each.
 _GREY_SHARE, _CMYK_SHARE, _PROGRESSIVE_SHARE = 0.04, 0.03, 0.06
 
 
@@ -39,17 +41,18 @@ def draw_demo(
     val_images: int = 1000,
     processes: int | None = None,
 ) -> bool:
-    """Draws the set as `out/train/<class>/<name>.JPEG` and `out/val/<class>/<name>.JPEG`, all of it or nothing.
+    """Draws `out/train/<class>/<name>.JPEG` and `out/val/<class>/<name>.JPEG`, all or nothing.
 
-    The set grows in a hidden folder beside `out` and takes its name when complete, so `out` never holds half a set;
-    what a killed drawing left behind is removed by the next one.
+    The set grows in a hidden folder beside `out` and takes its name when complete, so `out` never
+    holds half a set; what a killed drawing left behind is removed by the next one.
 
     Args:
         out: Folder of the set; absent or empty, or a set drawn before.
         seed: Of the whole set; every seed gives other images.
         train_images: Number of training images, spread evenly over the ten classes.
         val_images: Number of validation images, likewise.
-        processes: How many draw at once; None means one for each core this process may use. No effect on the images.
+        processes: How many draw at once; None means one for each core this process may use. No
+            effect on the images.
 
     Returns:
         True when the set was drawn, False when `out` already held exactly this set.
@@ -128,7 +131,7 @@ def _checked_parameters(seed: int, train_images: int, val_images: int) -> dict[s
 
 
 def _holds_set(out: Path, parameters: dict[str, int]) -> bool:
-    """Whether `out` holds the set with these parameters; False when it is absent or empty, else a ValueError."""
+    """True: `out` holds the set with these parameters; False: absent or empty; else ValueError."""
     if not out.exists():
         return False
     if not out.is_dir():
@@ -156,7 +159,7 @@ def _as_words(parameters: object) -> str:
 
 @contextlib.contextmanager
 def _scratch_folder(out: Path) -> Iterator[Path]:
-    """A fresh folder beside `out`, locked while in use and removed at the end; removes those of killed drawings."""
+    """A fresh folder beside `out`, locked while in use, removed at the end as are leftovers."""
     prefix, suffix = f".{out.name}.", ".drawing"
     for leftover in out.parent.glob(f"{prefix}*{suffix}"):
         with contextlib.suppress(OSError), _locked(leftover):  # locked by another: still drawing
@@ -171,7 +174,7 @@ def _scratch_folder(out: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock, which falls with the process; BlockingIOError when another process holds it."""
+    """Holds the folder's lock, which falls with the process; BlockingIOError: another holds it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
 """Batch normalisation (+ addition) (+ ReLU) as one layer, and its running statistics.
 
-Every normalisation of every network is a `BatchNormAct`, so that a fused kernel has one place to
-drop in: `BatchNormAct.forward` chooses the arithmetic, everything else stays.
+Every normalisation of every network is a `BatchNormAct`. What computes it is its backend; the
+parameters, buffers and results are those of `nn.BatchNorm2d` with any of them.
 """
 
 from __future__ import annotations
@@ -13,31 +13,87 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.model.backends import Backend, missing_package
+
+Fork = tuple[Tensor, Tensor]
+"""Two views of one activation, for the two branches of the block that follows."""
+
 
 class BatchNormAct(nn.BatchNorm2d):
     """`relu(batch_norm(x) + residual)`; parameters, buffers and numerics of `nn.BatchNorm2d`.
 
-    Its state_dict is interchangeable with that of `nn.BatchNorm2d(channels)`.
+    Its state_dict is interchangeable with that of `nn.BatchNorm2d(channels)`, whatever the backend.
     """
 
-    def __init__(self, channels: int, relu: bool = True) -> None:
-        super().__init__(channels)
-        self.relu = relu
+    def __init__(
+        self, channels: int, relu: bool = True, backend: Backend = "reference", *,
+        eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
+    ) -> None:  # fmt: skip
+        """Makes the layer with scale 1 and shift 0.
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        Args:
+            channels: C.
+            relu: whether ReLU follows.
+            backend: "reference": PyTorch's operators, anywhere. "triton": our kernels; fp16, bf16
+                or fp32 activations on a GPU. "apex": see `fused_norm.ApexNorm`.
+                `backends.choose_backend` finds one that runs.
+            eps: added to the variance.
+            momentum: weight of a batch in the running statistics; None: their plain mean.
+            affine: whether there are a learnt scale and shift.
+
+        Raises:
+            ValueError: the backend is not installed, or cannot compute this layer.
+        """
+        super().__init__(channels, eps, momentum, affine)
+        self.relu = relu
+        self.backend = backend
+        missing = missing_package(backend)
+        if missing:
+            raise ValueError(f"the norm backend {backend} cannot run here: {missing}")
+        if backend == "apex":
+            from pipeline.model.fused_norm import ApexNorm
+
+            self._apex = ApexNorm(self)  # no module: it must not enter the state_dict
+
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        residual_norm: BatchNormAct | None = None,
+        fork: bool = False,
+    ) -> Tensor | Fork:
         """Normalises `x`, adds `residual` if there is one, and applies ReLU if the layer has it.
 
         Args:
             x: (N, C, H, W), any floating dtype, channels-last; the parameters stay fp32.
             residual: shape, dtype and layout of `x`; added before the ReLU. It is not changed.
+            residual_norm: a layer for `residual` to go through first. Where the backend computes
+                both at once, this layer's forward is not called, and its hooks are not.
+            fork: allow the result to be a `Fork`, whose two gradients the backward pass adds
+                without a pass of its own. `ends` unpacks either.
 
         Returns:
-            A new tensor of the shape, dtype and layout of `x`.
+            A new tensor of the shape, dtype and layout of `x`, or two views of one.
 
         Raises:
-            ValueError: `x` has not 4 dimensions, or one value per channel in training mode.
+            ValueError: `x` has not 4 dimensions, or one value per channel in training mode; the
+                backend cannot compute these activations.
         """
-        return reference(self, x, residual)
+        if self.backend == "triton" and x.numel() > 0:
+            from pipeline.model.fused_norm import with_triton
+
+            return with_triton(self, x, residual, residual_norm, fork)
+        if residual is not None and residual_norm is not None:
+            residual = residual_norm(residual)
+        return self._apex(x, residual) if self.backend == "apex" else reference(self, x, residual)
+
+    def count_batch(self) -> float:
+        """Counts a training batch; its weight in the running statistics. As torch counts."""
+        assert self.num_batches_tracked is not None, "a norm layer without running statistics"
+        self.num_batches_tracked.add_(1)
+        if self.momentum is None:
+            return 1.0 / float(self.num_batches_tracked)  # host sync, as in torch
+        return self.momentum
 
 
 def reference(norm: BatchNormAct, x: Tensor, residual: Tensor | None) -> Tensor:
@@ -47,6 +103,11 @@ def reference(norm: BatchNormAct, x: Tensor, residual: Tensor | None) -> Tensor:
     if residual is not None:
         y = y.add_(residual)
     return F.relu(y, inplace=True) if norm.relu else y
+
+
+def ends(x: Tensor | Fork) -> Fork:
+    """The two views of a `Fork`; one tensor stands for both."""
+    return x if isinstance(x, tuple) else (x, x)
 
 
 def norm_layers(model: nn.Module) -> Iterator[nn.BatchNorm2d]:

@@ -1,0 +1,1 @@
+"""What `python -m pipeline.benchmark` measures, one file per benchmark."""

@@ -1,0 +1,78 @@
+"""Measures this machine: `python -m pipeline.benchmark NAME [--json FILE] [options]`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from pipeline.bench.options import OPTIONS
+from pipeline.config import ConfigError
+from pipeline.config import parse as parse_settings
+from pipeline.failure import launched_size, run_command
+
+_PROG = "python -m pipeline.benchmark"
+
+
+def parse(argv: list[str]) -> tuple[str, Any, Path | None]:
+    """The benchmark's name, its options (of the class in `OPTIONS`) and where its JSON goes.
+
+    Raises `ConfigError` for an unknown name or option, with the nearest right one; `--help` prints
+    and exits.
+    """
+    name = argv[0] if argv else ""
+    if name in ("-h", "--help"):
+        print(_overview())
+        sys.exit(0)
+    if name not in OPTIONS:
+        nearest = difflib.get_close_matches(name, OPTIONS, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"there are: {', '.join(OPTIONS)}"
+        what = f"there is no benchmark {name}" if name else "the name of a benchmark is missing"
+        raise ConfigError(f"{what}; {hint}")
+    kind = OPTIONS[name]
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=f"{_PROG} {name}", description=kind.__doc__, exit_on_error=False)
+    parser.add_class_arguments(kind, as_group=False)
+    parser.add_argument("--json", metavar="FILE", help="also write the whole result here")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parsed = parse_settings(parser, {}, argv[1:])
+    options = kind(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(kind)})
+    return name, options, None if parsed.json is None else Path(parsed.json)
+
+
+def _overview() -> str:
+    lines = [f"  {name:<10}{kind.__doc__}" for name, kind in OPTIONS.items()]
+    return (
+        f"usage: {_PROG} NAME [--json FILE] [options]\n\n{__doc__}\n\n"
+        + "\n".join(lines)
+        + f"\n\n{_PROG} NAME --help lists the options of one."
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Runs one benchmark, prints its table and ratios, writes its JSON."""
+    name, options, path = parse(argv)
+    if launched_size() > 1:
+        raise ConfigError(
+            "benchmarks start what they need themselves: start them once, not under horovodrun"
+        )
+    if path is not None and not path.parent.is_dir():
+        raise ConfigError(f"--json {path}: the folder {path.parent} does not exist")
+    benchmark = importlib.import_module(f"pipeline.bench.{name}")  # torch and DALI: only now
+    from pipeline.bench.report import write_json
+    from pipeline.job import versions
+
+    result = benchmark.run(options)
+    print(result.text())
+    if path is not None:
+        write_json(path, result.to_json(versions()))
+        print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    run_command(main, sys.argv[1:])

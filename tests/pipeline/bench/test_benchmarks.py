@@ -1,0 +1,171 @@
+"""Each benchmark at a tiny size, as a user starts it. No speed decides anything here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jobs
+import pytest
+from PIL import Image
+
+from pipeline.bench.demo import summary
+from pipeline.bench.pillow_loader import PhotoDataset
+from pipeline.benchmark import parse
+from pipeline.config import ConfigError
+from pipeline.data.manifest import open_manifest
+
+
+def benchmark(tmp_path: Path, name: str, *options: str) -> dict:
+    """The JSON of one benchmark run as a command."""
+    path = tmp_path / f"{name}.json"
+    argv = ["-m", "pipeline.benchmark", name, "--json", str(path), *options]
+    ended = jobs.run(argv, TMPDIR=str(tmp_path))
+    assert ended.codes == [0], ended.text
+    found = json.loads(path.read_text())
+    assert found["benchmark"] == name
+    for ratio in found["ratios"]:
+        assert f"{ratio} = " in ended.text
+    assert {"cpu", "cores", "gpu"} <= found["machine"].keys()
+    assert {"python", "torch", "commit"} <= found["versions"].keys()
+    return found
+
+
+def test_loader_counts_both_sides_on_photos_of_its_own(tmp_path):
+    options = ("--rounds=2", "--images=16", "--files=12", "--batch=4", "--size=32", "--threads=2")
+    found = benchmark(tmp_path, "loader", *options)
+    assert list(found["ratios"]) == ["loader_vs_dataloader"]
+    rounds = found["ratio_rounds"]["loader_vs_dataloader"]["rounds"]
+    ours = found["raw"]["loader_images_per_sec"]["rounds"]
+    reference = found["raw"]["dataloader_images_per_sec"]["rounds"]
+    assert rounds == pytest.approx([a / b for a, b in zip(ours, reference, strict=True)])
+    assert found["raw"]["files"] == 12
+    assert 50 < found["raw"]["mean_file_kb"] < 120  # 82 KB over many files
+    assert not list(tmp_path.glob("tmp*"))  # the photos are gone
+
+
+def test_step_compares_the_program_with_a_bare_loop(tmp_path):
+    options = ("--rounds=2", "--steps=2", "--images=4", "--size=32", "--threads=1", "--device=cpu")
+    found = benchmark(tmp_path, "step", *options)
+    assert set(found["ratios"]) == {"loop_vs_bare", "bf16_channels_last_vs_fp32_row_major"}
+    assert all(value > 0 for value in found["ratios"].values())
+    assert found["settings"]["device"] == "cpu"
+    assert not list(tmp_path.glob("tmp*"))  # the run's own folder is gone
+
+
+def test_scale_runs_two_horovod_ranks_and_two_lone_processes(tmp_path):
+    options = ("--rounds=2", "--steps=1", "--images=2", "--size=32")
+    found = benchmark(tmp_path, "scale", *options)
+    assert found["ratios"]["weak_scaling_2"] > 0
+    assert len(found["ratio_rounds"]["weak_scaling_2"]["rounds"]) == 2
+    for side in ("horovod", "apart"):
+        assert len(found["raw"][f"{side}_images_per_sec"]["rounds"]) == 2
+        assert len(found["raw"][f"{side}_cpu_sec_per_step"]["rounds"]) == 2
+
+
+def test_manifest_opens_in_processes_of_its_own(tmp_path):
+    found = benchmark(tmp_path, "manifest", "--rounds=1", "--images=2000", "--batch=8")
+    assert set(found["ratios"]) == {"open_vs_aim", "rss_vs_aim", "plan_vs_aim"}
+    assert found["ratios"]["open_vs_aim"] == found["raw"]["open_sec"]["median"] / 0.5
+    assert found["raw"]["permutation_sec"]["median"] > 0
+
+
+def test_demo_sums_up_the_last_validation_and_the_middle_of_training():
+    lines = [
+        {"event": "train", "images_per_sec": 100.0, "data_wait_share": 0.5},
+        {"event": "val", "top1": 0.3, "top5": 0.6},
+        {"event": "train", "images_per_sec": 300.0, "data_wait_share": 0.01},
+        {"event": "train", "images_per_sec": 200.0, "data_wait_share": 0.02},
+        {"event": "val", "top1": 0.9, "top5": 1.0},
+        {"event": "done", "top1": 0.9},
+    ]
+    assert summary(lines) == {
+        "top1": 0.9,
+        "top5": 1.0,
+        "images_per_sec": 200.0,
+        "data_wait_share": 0.02,
+    }
+
+
+def test_the_reference_cuts_every_image_to_one_size(small_data):
+    dataset = PhotoDataset(open_manifest(small_data, "train"), 48, length=120)
+    assert len(dataset) == 120  # more than the 50 files: over and over
+    shapes = {
+        (image.shape, image.dtype, image.is_contiguous()) for image, _ in dataset_items(dataset)
+    }
+    assert len(shapes) == 1
+    assert next(iter(shapes))[0] == (3, 48, 48)
+    labels = {label for _, label in dataset_items(dataset)}
+    assert labels == set(range(10))
+
+
+def dataset_items(dataset: PhotoDataset) -> list:
+    """The first pass over all 50 files."""
+    return [dataset[index] for index in range(50)]
+
+
+def test_the_photos_have_imagenets_usual_sizes(tmp_path):
+    from pipeline.bench.photos import make_photos
+
+    make_photos(tmp_path, 40)
+    files = sorted((tmp_path / "train").rglob("*.JPEG"))
+    assert len(files) == 40
+    sides = [Image.open(file).size for file in files]
+    assert all(max(size) == 500 for size in sides)
+    mean = sum(file.stat().st_size for file in files) / len(files)
+    assert 72_000 < mean < 92_000
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["lodaer"], "there is no benchmark lodaer; did you mean loader?"),
+        (["xyz"], "there is no benchmark xyz; there are: loader, step, scale, manifest, demo"),
+        ([], "the name of a benchmark is missing; there are: loader"),
+        (["loader", "--thread=3"], "there is no setting --thread; did you mean --threads"),
+        (["step", "--rounds=0"], "--rounds=0 must be at least 1"),
+        (["demo", "--seeds=0,x"], "--seeds=0,x must be whole numbers with commas between"),
+    ],
+)
+def test_a_wrong_command_is_named_with_the_nearest_right_one(argv, message):
+    with pytest.raises(ConfigError) as caught:
+        parse(argv)
+    assert message in str(caught.value)
+
+
+def test_seeds_are_read_in_order():
+    _, options, path = parse(["demo", "--seeds", "4,2", "--json", "x.json"])
+    assert options.seed_numbers == [4, 2]
+    assert path == Path("x.json")
+
+
+def test_help_and_wrong_names_load_nothing_heavy():
+    script = (
+        "import sys\n"
+        "from pipeline.benchmark import main\n"
+        "from pipeline.failure import run_command\n"
+        "try:\n    run_command(main, sys.argv[1:])\n"
+        "finally:\n"
+        "    heavy = {'torch', 'nvidia.dali', 'numpy', 'pyarrow', 'horovod'} & set(sys.modules)\n"
+        "    print('heavy:', sorted(heavy))\n"
+    )
+    for argv, text in ((["--help"], "manifest"), (["scale", "--help"], "--rounds"), (["x"], "x")):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *argv],
+            capture_output=True, text=True, cwd=jobs.REPOSITORY,
+        )  # fmt: skip
+        assert "heavy: []" in done.stdout, done.stdout + done.stderr
+        assert text in done.stdout + done.stderr
+
+
+def test_a_benchmark_refuses_to_be_started_under_horovodrun():
+    ended = jobs.run(["-m", "pipeline.benchmark", "manifest"], HOROVOD_SIZE="2", HOROVOD_RANK="0")
+    assert ended.codes == [2]
+    assert "start them once, not under horovodrun" in ended.text
+
+
+def test_a_json_that_cannot_be_written_is_refused_before_measuring(tmp_path):
+    path = tmp_path / "absent" / "x.json"
+    ended = jobs.run(["-m", "pipeline.benchmark", "step", f"--json={path}"])
+    assert ended.codes == [2]
+    assert f"the folder {path.parent} does not exist" in ended.text
