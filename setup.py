@@ -15,11 +15,12 @@ DALI_CUDA12 = "nvidia-dali-cuda120>=2.0"
 setup(
     packages=find_packages(include=["pipeline*", "launch*"]),
     install_requires=[
-        "torch>=2.4",  # torch.amp.GradScaler for CPU and GPU alike
+        "torch>=2.6",  # param_names in optimizers, get_total_norm; GradScaler for CPU and GPU alike
         "numpy",  # order and augmentation plans
         "pyarrow",  # the manifest: an Arrow file, memory-mapped
         "pillow",  # draws the demo images, reads sizes when a data set is scanned
-        "jsonargparse",  # typed configuration from YAML and the command line
+        "jsonargparse>=4.49",  # typed configuration from YAML and the command line; `instantiate`
+        "docstring-parser",  # makes jsonargparse show the fields' docstrings in --help
         "pyyaml",  # the resolved configuration of a run
         "tensorboard",  # the scalars and images of a run
         "tqdm",  # progress bar on a terminal
@@ -36,6 +37,9 @@ setup(
             "ruff",
             "mypy",
             "types-PyYAML",  # mypy's knowledge of yaml
+            # Runs the kernels in its interpreter, compiles them for sm_80 and sm_90. Unpinned: CUDA
+            # builds of PyTorch pin their own. The interpreter of 3.5 and 3.6 needs numpy < 2.4.
+            "triton; sys_platform == 'linux'",
         ],
         "docs": ["pdoc"],  # `python -m pdoc pipeline launch` shows the docstrings as pages
     },

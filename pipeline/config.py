@@ -104,6 +104,9 @@ class ModelConfig:
     zero_init_last_norm: bool = True
     """Start each block's last BN at scale 0, so that a block begins as the identity (Goyal et al.
     2017); the paper starts at 1."""
+    norm: Literal["auto", "reference", "triton", "apex"] = "auto"
+    """What computes BN + addition + ReLU: PyTorch's operators (reference), our Triton kernels, or
+    NVIDIA's apex (fp16); auto: Triton on a GPU, else the reference."""
     compile: bool = False
     """Run the model through torch.compile."""
 

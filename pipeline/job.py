@@ -36,6 +36,7 @@ from pipeline.data.order import (
 from pipeline.data.stream import TrainStream, ValStream, train_planner
 from pipeline.distributed import World
 from pipeline.metrics import TrainWindow, Validation
+from pipeline.model.backends import choose_backend
 from pipeline.model.resnet import resnet
 from pipeline.monitor import Monitor
 from pipeline.optimizer import build_optimizer
@@ -264,10 +265,14 @@ class Job:
 
 
 def make_model(config: Config, classes: int, device: torch.device) -> nn.Module:
-    """The network with its initial weights, drawn on the CPU so that every device starts alike."""
+    """The network with its initial weights, drawn on the CPU so that every device starts alike.
+
+    Raises `ValueError` if the norm backend that was asked for cannot run on `device`.
+    """
+    norm = choose_backend(config.model.norm, device, config.optim.amp)
     torch.manual_seed(config.run.seed)
     model = resnet(
-        config.model.depth, classes, config.model.variant, config.model.zero_init_last_norm
+        config.model.depth, classes, config.model.variant, config.model.zero_init_last_norm, norm
     )
     return model.to(device)
 

@@ -12,11 +12,20 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from launch.local import LocalRanks, start_ranks
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SABOTEUR = Path(__file__).resolve().parent / "saboteur.py"
 PATIENCE_SEC = 120.0
+
+_POPEN: dict[str, Any] = {
+    "cwd": REPOSITORY,
+    "start_new_session": True,
+    "stdout": subprocess.PIPE,
+    "stderr": subprocess.STDOUT,
+}
 
 T = TypeVar("T")
 
@@ -36,9 +45,9 @@ def environment(**extra: str) -> dict[str, str]:
 class Ranks:
     """Running ranks. `outputs` and `codes` are by rank, once `wait` has returned."""
 
-    def __init__(self, processes: list[subprocess.Popen[str]], server: object | None) -> None:
-        self.processes = processes
-        self._server = server
+    def __init__(self, started: LocalRanks) -> None:
+        self.processes = started.processes
+        self._started = started
         self.outputs: list[str] = []
         self.codes: list[int] = []
 
@@ -52,8 +61,7 @@ class Ranks:
         finally:
             for process in self.processes:
                 process.kill()
-            if self._server is not None:
-                self._server.stop()
+            self._started.stop()
         self.codes = [process.returncode for process in self.processes]
         return self
 
@@ -69,38 +77,7 @@ class Ranks:
 
 def start(argv: Sequence[str], ranks: int = 1, **env: str) -> Ranks:
     """Starts `python argv...` on each rank: over Horovod from two ranks on, alone for one."""
-    command = [sys.executable, *argv]
-    if ranks == 1:
-        return Ranks([_popen(command, environment(**env))], None)
-    from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
-    from horovod.runner.gloo_run import create_slot_env_vars
-    from horovod.runner.http.http_server import RendezvousServer
-
-    server = RendezvousServer(0)
-    port = server.start()
-    plan = get_host_assignments(parse_hosts(f"localhost:{ranks}"), ranks)
-    server.init(plan)
-    common = {
-        "HOROVOD_GLOO_RENDEZVOUS_ADDR": "127.0.0.1",
-        "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
-        "HOROVOD_CONTROLLER": "gloo",
-        "HOROVOD_CPU_OPERATIONS": "gloo",
-        "HOROVOD_GLOO_IFACE": "lo",
-    }
-    return Ranks(
-        [
-            _popen(command, environment(**common, **create_slot_env_vars(slot), **env))
-            for slot in plan
-        ],
-        server,
-    )
-
-
-def _popen(command: Sequence[str], env: dict[str, str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command, env=env, cwd=REPOSITORY, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    return Ranks(start_ranks([sys.executable, *argv], ranks, environment(**env), **_POPEN))
 
 
 def run(argv: Sequence[str], ranks: int = 1, **env: str) -> Ranks:
@@ -111,7 +88,7 @@ def run(argv: Sequence[str], ranks: int = 1, **env: str) -> Ranks:
 def horovodrun(argv: Sequence[str], ranks: int = 2, **env: str) -> subprocess.Popen[str]:
     """Starts `horovodrun -np ranks python argv...`, as a user does."""
     command = ["horovodrun", "-np", str(ranks), sys.executable, *argv]
-    return _popen(command, environment(**env))
+    return subprocess.Popen(command, env=environment(**env), text=True, **_POPEN)
 
 
 def finish(process: subprocess.Popen[str], timeout_sec: float = PATIENCE_SEC) -> str:

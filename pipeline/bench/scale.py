@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,9 +32,10 @@ def run(options: ScaleOptions) -> Result:
     """Images per second of both pairs, one thread for each process, and their ratio."""
     work = Workload(options.depth, options.size, options.images)
     with ExitStack() as stack:
-        together = _Pair([_start(work, _RANKS)])
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        together = _Pair([_start(work, _RANKS, folder / "together")])
         stack.callback(together.end)
-        apart = _Pair([_start(work, 1) for _ in range(_RANKS)])
+        apart = _Pair([_start(work, 1, folder / str(alone)) for alone in range(_RANKS)])
         stack.callback(apart.end)
         pairs = {"horovod": together, "apart": apart}
         for pair in pairs.values():
@@ -47,13 +49,13 @@ def run(options: ScaleOptions) -> Result:
         f"{name}_cpu_sec_per_step": Spread(tuple(pair.cpu_sec_per_step))
         for name, pair in pairs.items()
     }
-    horovod, alone = spreads.values()
+    together_speed, apart_speed = spreads.values()
     settings = {name: value for name, value in os.environ.items() if name.startswith("HOROVOD_")}
     return Result(
         "scale",
         {**vars(options), "environment": settings},
         {
-            "weak_scaling_2": ratio(horovod, alone),
+            "weak_scaling_2": ratio(together_speed, apart_speed),
             # Less moved by whatever else runs on the machine; a thread that spins counts as work.
             "weak_scaling_2_by_cpu_time": ratio(
                 cpu["apart_cpu_sec_per_step"], cpu["horovod_cpu_sec_per_step"]
@@ -67,11 +69,13 @@ def _round(pair: _Pair, options: ScaleOptions) -> Any:
     return lambda: pair.measure(options.steps, options.images)
 
 
-def _start(work: Workload, ranks: int) -> LocalRanks:
+def _start(work: Workload, ranks: int, folder: Path) -> LocalRanks:
+    folder.mkdir()
     root = Path(__file__).resolve().parents[2]
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
+    workload = json.dumps(dataclasses.asdict(work))
     return start_ranks(
-        [sys.executable, "-m", "pipeline.bench.scale_rank", json.dumps(dataclasses.asdict(work))],
+        [sys.executable, "-m", "pipeline.bench.scale_rank", workload, str(folder)],
         ranks,
         {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         stdin=subprocess.PIPE,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.model.backends import interpreting
 
@@ -30,19 +30,21 @@ def with_triton(
     _check(norm, x)
     norms = [norm]
     if residual is not None:
-        together = residual_norm is not None and not residual_norm.relu
-        if together and (residual_norm.backend, residual_norm.training) == ("triton", norm.training):
+        if residual_norm is not None and _computed_with(residual_norm, norm):
             _check(residual_norm, residual)
             norms.append(residual_norm)
         elif residual_norm is not None:
             residual = residual_norm(residual)
+        assert residual is not None
         if residual.shape != x.shape:
             raise ValueError(f"a residual of {tuple(residual.shape)} beside {tuple(x.shape)}")
         residual = residual.to(x.dtype)
+    parameters = [parameter for layer in norms for parameter in _scale_and_shift(layer)]
     momenta = [layer.count_batch() if norm.training else 0.0 for layer in norms]
-    y = BatchNormActFunction.apply(
+    y = BatchNormActFunction.apply(  # type: ignore[no-untyped-call]
         x,
         residual,
+        *[*parameters, None, None][:4],
         [buffer for layer in norms for buffer in (layer.running_mean, layer.running_var)],
         momenta,
         [layer.eps for layer in norms],
@@ -50,32 +52,43 @@ def with_triton(
         norm.training,
         fork and torch.is_grad_enabled(),
         torch.is_grad_enabled(),
-        *(parameter for layer in norms for parameter in _scale_and_shift(layer)),
     )
-    return y  # type: ignore[no-any-return]  # autograd.Function.apply is untyped
+    return y  # type: ignore[no-any-return]
+
+
+def _computed_with(residual_norm: BatchNormAct, norm: BatchNormAct) -> bool:
+    same = (residual_norm.backend, residual_norm.training) == (norm.backend, norm.training)
+    return same and not residual_norm.relu
+
+
+def _check_training_size(x: Tensor) -> None:
+    # torch's own check, with torch's own words.
+    F._verify_batch_size(list(x.shape))  # type: ignore[attr-defined]
 
 
 def _check(norm: BatchNormAct, x: Tensor) -> None:
-    norm._check_input_dim(x)  # type: ignore[no-untyped-call]
+    norm._check_input_dim(x)
     if norm.training:
-        F._verify_batch_size(list(x.shape))
+        _check_training_size(x)
     if x.shape[1] != norm.num_features:
         raise ValueError(f"{x.shape[1]} channels came to a norm layer of {norm.num_features}")
-    if x.dtype not in _DTYPES or norm.running_mean.dtype != torch.float32:
+    dtypes = {buffer.dtype for buffer in (norm.running_mean, norm.weight) if buffer is not None}
+    if x.dtype not in _DTYPES or dtypes != {torch.float32}:
         raise ValueError(
-            f"model.norm=triton takes fp16, bf16 or fp32 activations and fp32 parameters, not "
-            f"{x.dtype} and {norm.running_mean.dtype}; set model.norm=reference"
+            "model.norm=triton takes fp16, bf16 or fp32 activations and fp32 parameters, not "
+            f"{x.dtype} and {', '.join(map(str, dtypes))}; set model.norm=reference"
         )
     if not x.is_cuda and not interpreting():
         raise ValueError(
-            f"model.norm=triton needs a tensor on a GPU, not on {x.device}; set run.device=cuda or "
-            "model.norm=reference"
+            f"model.norm=triton needs activations on a GPU, not on {x.device}; set run.device=cuda "
+            "or model.norm=reference"
         )
 
 
 def _scale_and_shift(norm: BatchNormAct) -> tuple[Tensor, Tensor]:
     if norm.affine:
         return norm.weight, norm.bias
+    assert norm.running_mean is not None
     return torch.ones_like(norm.running_mean), torch.zeros_like(norm.running_mean)
 
 
@@ -97,13 +110,11 @@ class ApexNorm:
                 "model.norm=apex takes affine layers with channels in multiples of 4, not "
                 f"{norm.num_features} with affine={norm.affine}; set model.norm=auto"
             )
-        self._norm = (norm,)  # a tuple: a module would be taken for a part of the layer
-        self._op: nn.Module = BatchNorm2d_NHWC(norm.num_features, fuse_relu=norm.relu, bn_group=1)
+        self._op: Any = BatchNorm2d_NHWC(norm.num_features, fuse_relu=norm.relu, bn_group=1)
 
-    def __call__(self, x: Tensor, residual: Tensor | None) -> Tensor:
+    def __call__(self, norm: BatchNormAct, x: Tensor, residual: Tensor | None) -> Tensor:
         """`BatchNormAct.forward`. Raises `ValueError` for activations it cannot take."""
-        (norm,), op = self._norm, self._op
-        scratch = op.minibatch_mean.device
+        op, scratch = self._op, self._op.minibatch_mean.device
         if x.dtype != torch.float16 or x.device != scratch:
             raise ValueError(
                 f"model.norm=apex takes torch.float16 on {scratch}, where it was built, not "
@@ -111,15 +122,15 @@ class ApexNorm:
             )
         if residual is not None and not norm.relu:
             raise ValueError("model.norm=apex adds only before a ReLU; set model.norm=auto")
-        norm._check_input_dim(x)  # type: ignore[no-untyped-call]
+        norm._check_input_dim(x)
         if norm.training:
-            F._verify_batch_size(list(x.shape))
+            _check_training_size(x)
             op.momentum = norm.count_batch()
         op.eps, op.training = norm.eps, norm.training
         op.weight, op.bias = norm.weight, norm.bias
         op.running_mean, op.running_var = norm.running_mean, norm.running_var
         y = op(_rows(x), None if residual is None else _rows(residual.to(x.dtype)))
-        return y.permute(0, 3, 1, 2)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return y.permute(0, 3, 1, 2)  # type: ignore[no-any-return]  # apex is untyped
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from pipeline.model.backends import Backend, missing_package
 
+_NO_STATISTICS = "a norm layer without running statistics"
+
 Fork = tuple[Tensor, Tensor]
 """Two views of one activation, for the two branches of the block that follows."""
 
@@ -55,7 +57,7 @@ class BatchNormAct(nn.BatchNorm2d):
 
             self._apex = ApexNorm(self)  # no module: it must not enter the state_dict
 
-    def forward(
+    def forward(  # type: ignore[override]  # more arguments than nn.BatchNorm2d
         self,
         x: Tensor,
         residual: Tensor | None = None,
@@ -85,11 +87,13 @@ class BatchNormAct(nn.BatchNorm2d):
             return with_triton(self, x, residual, residual_norm, fork)
         if residual is not None and residual_norm is not None:
             residual = residual_norm(residual)
-        return self._apex(x, residual) if self.backend == "apex" else reference(self, x, residual)
+        if self.backend == "apex":
+            return self._apex(self, x, residual)
+        return reference(self, x, residual)
 
     def count_batch(self) -> float:
         """Counts a training batch; its weight in the running statistics. As torch counts."""
-        assert self.num_batches_tracked is not None, "a norm layer without running statistics"
+        assert self.num_batches_tracked is not None, _NO_STATISTICS
         self.num_batches_tracked.add_(1)
         if self.momentum is None:
             return 1.0 / float(self.num_batches_tracked)  # host sync, as in torch
@@ -122,9 +126,7 @@ def running_statistics(model: nn.Module) -> list[Tensor]:
     """
     statistics: list[Tensor] = []
     for layer in norm_layers(model):
-        assert layer.running_mean is not None and layer.running_var is not None, (
-            "a norm layer without running statistics"
-        )
+        assert layer.running_mean is not None and layer.running_var is not None, _NO_STATISTICS
         statistics += [layer.running_mean, layer.running_var]
     return statistics
 

@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.norm import BatchNormAct
+from pipeline.model.backends import Backend
+from pipeline.model.norm import BatchNormAct, Fork, ends
 
 Variant = Literal["v1", "v1.5"]
 
@@ -28,6 +29,7 @@ def resnet(
     num_classes: int,
     variant: Variant = "v1.5",
     zero_init_last_norm: bool = False,
+    norm: Backend = "reference",
 ) -> nn.Module:
     """Builds a ResNet with option-B shortcuts, channels-last, initialised from torch's seed.
 
@@ -41,20 +43,22 @@ def resnet(
             it, "v1.5" in its 3x3. Networks of basic blocks are the same in both.
         zero_init_last_norm: start the last BN of each block at scale 0, so that every block
             begins as the identity (Goyal et al. 2017, section 5.1); False: 1, as in the paper.
+        norm: what computes the norm layers, as `backends.choose_backend` gives it.
 
     Raises:
-        ValueError: no ResNet of that depth exists.
+        ValueError: no ResNet of that depth exists, or `norm` is not installed.
     """
     block: BlockFactory
     if depth in _BASIC:
-        blocks, block, expansion = _BASIC[depth], BasicBlock, 1
+        blocks, block, expansion = _BASIC[depth], partial(BasicBlock, norm=norm), 1
     elif depth in _BOTTLENECK:
-        blocks, block, expansion = _BOTTLENECK[depth], partial(Bottleneck, variant=variant), 4
+        block = partial(Bottleneck, variant=variant, norm=norm)
+        blocks, expansion = _BOTTLENECK[depth], 4
     else:
         depths = ", ".join(map(str, sorted(_BASIC | _BOTTLENECK)))
         raise ValueError(f"model.depth={depth} does not exist; those that do: {depths}")
     widths = [expansion * channels for channels in (64, 128, 256, 512)]
-    model = ResNet(block, blocks, widths, num_classes)
+    model = ResNet(block, blocks, widths, num_classes, norm)
     initialize(model, zero_init_last_norm)
     # A 1x1 weight is in both layouts at once. Its NHWC view is contiguous whatever strides its
     # dimensions of size 1 have, and the fused optimizers do not compare those either.
@@ -65,44 +69,43 @@ def resnet(
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut; the stride is on the first (figure 5, left)."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Backend) -> None:
         super().__init__()
         self.conv1 = _conv(in_channels, out_channels, 3, stride)
-        self.bn1 = BatchNormAct(out_channels)
+        self.bn1 = BatchNormAct(out_channels, backend=norm)
         self.conv2 = _conv(out_channels, out_channels, 3)
-        self.bn2 = BatchNormAct(out_channels)
-        self.downsample = shortcut(in_channels, out_channels, stride)
+        self.bn2 = BatchNormAct(out_channels, backend=norm)
+        self.downsample = shortcut(in_channels, out_channels, stride, norm)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Fork) -> Tensor | Fork:
         """(N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride)."""
-        residual = x if self.downsample is None else self.downsample(x)
-        y = self.bn1(self.conv1(x))
-        y = self.bn2(self.conv2(y), residual)
-        return y  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        x, skip = ends(x)
+        y = self.conv2(self.bn1(self.conv1(x)))
+        return add_shortcut(self.bn2, y, skip, self.downsample)
 
 
 class Bottleneck(nn.Module):
     """1x1 down to a quarter of the channels, 3x3, 1x1 up, and a shortcut (figure 5, right)."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, variant: Variant) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, variant: Variant, norm: Backend
+    ) -> None:
         super().__init__()
         width = out_channels // 4
         stride_1x1, stride_3x3 = {"v1": (stride, 1), "v1.5": (1, stride)}[variant]
         self.conv1 = _conv(in_channels, width, 1, stride_1x1)
-        self.bn1 = BatchNormAct(width)
+        self.bn1 = BatchNormAct(width, backend=norm)
         self.conv2 = _conv(width, width, 3, stride_3x3)
-        self.bn2 = BatchNormAct(width)
+        self.bn2 = BatchNormAct(width, backend=norm)
         self.conv3 = _conv(width, out_channels, 1)
-        self.bn3 = BatchNormAct(out_channels)
-        self.downsample = shortcut(in_channels, out_channels, stride)
+        self.bn3 = BatchNormAct(out_channels, backend=norm)
+        self.downsample = shortcut(in_channels, out_channels, stride, norm)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Fork) -> Tensor | Fork:
         """(N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride)."""
-        residual = x if self.downsample is None else self.downsample(x)
-        y = self.bn1(self.conv1(x))
-        y = self.bn2(self.conv2(y))
-        y = self.bn3(self.conv3(y), residual)
-        return y  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        x, skip = ends(x)
+        y = self.conv3(self.bn2(self.conv2(self.bn1(self.conv1(x)))))
+        return add_shortcut(self.bn3, y, skip, self.downsample)
 
 
 BlockFactory = Callable[[int, int, int], BasicBlock | Bottleneck]
@@ -113,11 +116,12 @@ class ResNet(nn.Module):
     """Stem, four stages of blocks, global average pool, linear layer; not yet initialised."""
 
     def __init__(
-        self, block: BlockFactory, blocks: Sequence[int], widths: Sequence[int], num_classes: int
-    ) -> None:
+        self, block: BlockFactory, blocks: Sequence[int], widths: Sequence[int], num_classes: int,
+        norm: Backend,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.conv1 = _conv(3, _STEM_CHANNELS, 7, stride=2)
-        self.bn1 = BatchNormAct(_STEM_CHANNELS)
+        self.bn1 = BatchNormAct(_STEM_CHANNELS, backend=norm)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         self.layer1 = stage(block, blocks[0], _STEM_CHANNELS, widths[0], stride=1)
         self.layer2 = stage(block, blocks[1], widths[0], widths[1], stride=2)
@@ -128,7 +132,7 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W), channels-last -> logits (N, num_classes)."""
         x = self.maxpool(self.bn1(self.conv1(images)))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        x, _ = ends(self.layer4(self.layer3(self.layer2(self.layer1(x)))))
         return self.fc(global_average(x))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
 
@@ -150,7 +154,9 @@ def stage(
     return nn.Sequential(first, *(block(out_channels, out_channels, 1) for _ in range(count - 1)))
 
 
-def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+def shortcut(
+    in_channels: int, out_channels: int, stride: int, norm: Backend
+) -> nn.Sequential | None:
     """What stands beside a block; None is the identity.
 
     Option B (section 3.3): a 1x1 projection where the shape changes, the identity elsewhere.
@@ -158,8 +164,22 @@ def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential 
     if in_channels == out_channels and stride == 1:
         return None
     return nn.Sequential(
-        _conv(in_channels, out_channels, 1, stride), BatchNormAct(out_channels, relu=False)
+        _conv(in_channels, out_channels, 1, stride),
+        BatchNormAct(out_channels, relu=False, backend=norm),
     )
+
+
+def add_shortcut(
+    norm: BatchNormAct, y: Tensor, skip: Tensor, projection: nn.Sequential | None
+) -> Tensor | Fork:
+    """relu(norm(y) + shortcut(skip)), the end of a block.
+
+    The projection's parts are called one by one, so that its norm can be computed with the other.
+    """
+    if projection is None:
+        return norm(y, skip, fork=True)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+    convolution, residual_norm = projection
+    return norm(y, convolution(skip), residual_norm, fork=True)  # type: ignore[no-any-return]
 
 
 def initialize(model: nn.Module, zero_init_last_norm: bool) -> None:

@@ -70,8 +70,8 @@ class Answers:
     def run(self, name: str) -> Path:
         """The run folder of a copy of the finished run."""
         run = self.folder / name / "test"
-        shutil.copytree(self.finished, run, copy_function=os.link)
-        (run / "log.txt").unlink()
+        not_shared = shutil.ignore_patterns("lock", "log.txt", "metrics.jsonl")
+        shutil.copytree(self.finished, run, copy_function=os.link, ignore=not_shared)
         return run
 
     def again(self, name: str, *options: str) -> list[str]:

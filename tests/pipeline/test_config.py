@@ -189,9 +189,9 @@ def test_a_wrong_type_in_a_yaml_names_setting_and_value(yaml_file):
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
-def test_a_value_out_of_range_names_setting_value_and_rule(argv, message):
+def test_a_value_out_of_range_names_setting_value_and_rule(yaml_file, argv, message):
     with pytest.raises(ConfigError) as error:
-        load("--config=configs/resnet50.yaml", *argv)
+        load(yaml_file(""), *argv)
     assert message in str(error.value)
 
 

@@ -95,7 +95,8 @@ def test_metrics_have_their_fields_in_their_ranges(run):
             assert line["images_per_sec"] > 0
             assert line["data_wait_sec"] >= 0
             assert 0 <= line["data_wait_share"] <= 1
-    assert {line["lr"] for line in lines if "lr" in line} == {0.2 * 10 / 256}
+    base_lr = config_of(run, run, *OPTIONS).optim.base_lr
+    assert {line["lr"] for line in lines if "lr" in line} == {base_lr * 10 / 256}
     validations = [line for line in lines if line["event"] == "val"]
     assert [line["images"] for line in validations] == [30, 30]
     assert all((line["top1"] * 30).is_integer() for line in validations)

@@ -40,16 +40,11 @@ class Run:
         """Step of the newest checkpoint, 0 without any."""
         return max(checkpoint_steps(self.path), default=0)
 
-    def wait_for_a_checkpoint(self) -> None:
-        """Returns when there is a newer one than now."""
-        before = self.newest()
-        wait_for(lambda: self.newest() > before, f"a checkpoint after step {before}")
-
     def stop_rank(self, rank: int, number: signal.Signals) -> Stop:
-        """Starts 2 ranks and signals one of them, from outside."""
-        first = self.newest()
-        ranks = jobs.start(self.slow, ranks=2)
-        self.wait_for_a_checkpoint()
+        """Starts 2 ranks and signals one of them, from outside; nothing else makes them save."""
+        first, lines = self.newest(), len(metrics(self.path))
+        ranks = jobs.start([*self.slow, "--run.checkpoint_every_steps=null"], ranks=2)
+        wait_for(lambda: len(metrics(self.path)) > lines, "the next line of metrics")
         ranks.send(number, rank)
         ranks.wait()
         return self._stopped(ranks.codes, ranks.text, first)
@@ -58,7 +53,7 @@ class Run:
         """Starts 2 ranks under horovodrun and signals that."""
         first = self.newest()
         job = jobs.horovodrun(self.slow)
-        self.wait_for_a_checkpoint()
+        wait_for(lambda: self.newest() > first, f"a checkpoint after step {first}")
         job.send_signal(number)
         text = jobs.finish(job)
         return self._stopped([job.returncode], text, first)

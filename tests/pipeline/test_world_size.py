@@ -21,16 +21,16 @@ def manifest(small_data):
     return open_manifest(small_data, "train")
 
 
-def rank_stream(manifest, rank, world_size, steps):
+def rank_stream(manifest, rank, world_size, steps, local_batch_size):
     """What one rank decodes in `steps`, each array with one row per image, in its order.
 
     A stream of its own per call, as after a restart: nothing is carried from step to step.
     """
     data = DataConfig(
-        global_batch_size=GLOBAL_BATCH, local_batch_size=3, image_size=32, val_resize=36,
-        color_std=0.1,
+        global_batch_size=GLOBAL_BATCH, local_batch_size=local_batch_size, image_size=32,
+        val_resize=36, color_std=0.1,
     )  # fmt: skip
-    micro_batch, accumulation = split_global_batch(GLOBAL_BATCH, 3, world_size)
+    micro_batch, accumulation = split_global_batch(GLOBAL_BATCH, local_batch_size, world_size)
     partition = Partition(GLOBAL_BATCH, micro_batch, rank, world_size)
     stream = TrainStream(manifest, train_planner(data), seed=5)
     for step in steps:
@@ -43,9 +43,13 @@ def rank_stream(manifest, rank, world_size, steps):
             }  # fmt: skip
 
 
-def job_stream(manifest, world_size, steps):
+def job_stream(manifest, world_size, steps, local_batch_size=3):
     """What all ranks together decode, by position."""
-    chunks = [c for r in range(world_size) for c in rank_stream(manifest, r, world_size, steps)]
+    chunks = [
+        chunk
+        for rank in range(world_size)
+        for chunk in rank_stream(manifest, rank, world_size, steps, local_batch_size)
+    ]
     rows = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
     order = np.argsort(rows["positions"], kind="stable")
     return {name: values[order] for name, values in rows.items()}
@@ -66,7 +70,8 @@ def test_each_image_comes_exactly_once_per_epoch(manifest, world_size):
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_any_number_of_ranks_sees_the_same_images_with_the_same_augmentations(manifest, world_size):
     steps = steps_of(manifest, EPOCHS)
-    alone, together = job_stream(manifest, 1, steps), job_stream(manifest, world_size, steps)
+    alone = job_stream(manifest, 1, steps, local_batch_size=GLOBAL_BATCH)
+    together = job_stream(manifest, world_size, steps)
     assert list(alone["positions"]) == list(range(len(steps) * GLOBAL_BATCH))
     for name, values in alone.items():
         np.testing.assert_array_equal(together[name], values, err_msg=name)

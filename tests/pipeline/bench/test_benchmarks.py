@@ -61,6 +61,7 @@ def test_scale_runs_two_horovod_ranks_and_two_lone_processes(tmp_path):
     for side in ("horovod", "apart"):
         assert len(found["raw"][f"{side}_images_per_sec"]["rounds"]) == 2
         assert len(found["raw"][f"{side}_cpu_sec_per_step"]["rounds"]) == 2
+    assert not list(tmp_path.glob("tmp*"))  # not even the killed ranks' files are left
 
 
 def test_manifest_opens_in_processes_of_its_own(tmp_path):
