@@ -19,7 +19,7 @@ setup(
         "numpy",  # order and augmentation plans
         "pyarrow",  # the manifest: an Arrow file, memory-mapped
         "pillow",  # draws the demo images, reads sizes when a data set is scanned
-        "jsonargparse>=4.49",  # typed configuration from YAML and the command line; `instantiate`
+        "jsonargparse>=4.50",  # typed configuration from YAML and the command line
         "docstring-parser",  # makes jsonargparse show the fields' docstrings in --help
         "pyyaml",  # the resolved configuration of a run
         "tensorboard",  # the scalars and images of a run

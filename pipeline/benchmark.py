@@ -13,8 +13,8 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from pipeline.bench.options import OPTIONS
 from pipeline.config import ConfigError
-from pipeline.config import parse as parse_settings
 from pipeline.failure import launched_size, run_command
+from pipeline.options import parse as parse_settings
 
 _PROG = "python -m pipeline.benchmark"
 

@@ -1,24 +1,17 @@
 """The typed configuration: what can be set, its units, and the checks of each part.
 
-The only module that reads YAML. It imports nothing heavy, so that `--help` and a wrong setting
-answer at once.
+How it is read from YAML and the command line stands in `options.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
-
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-DEFAULT_CONFIG = CONFIGS / "resnet50.yaml"
 
 
 class ConfigError(ValueError):
@@ -279,115 +272,3 @@ def setting_names() -> list[str]:
         else:
             names += [f"{part.name}.{f.name}" for f in dataclasses.fields(cast(Any, inner))]
     return names
-
-
-def _unknown(name: str, where: str, known: Sequence[str]) -> ConfigError:
-    # A name is compared both whole and by its last part: `--depht` means `--model.depth`.
-    whole = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    last = {option.rpartition(".")[2]: option for option in known}
-    tail = difflib.get_close_matches(name.rpartition(".")[2], last, n=1, cutoff=0.6)
-    nearest = whole[0] if whole else last[tail[0]] if tail else None
-    hint = f"; did you mean {nearest}?" if nearest else "; --help lists the settings"
-    return ConfigError(f"{where}: there is no setting {name}{hint}")
-
-
-def _flat_keys(tree: dict[str, Any], parts: set[str], prefix: str = "") -> Iterator[str]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and f"{prefix}{key}" in parts:
-            yield from _flat_keys(value, parts, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings of one YAML file, names checked. Raises `ConfigError`."""
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        found = sorted(str(p.relative_to(CONFIGS.parent)) for p in CONFIGS.rglob("*.yaml"))
-        raise ConfigError(
-            f"--config {path} cannot be read ({error.strerror}); there are: {', '.join(found)}"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
-    if tree is None:
-        return {}
-    require(isinstance(tree, dict), f"--config {path} must hold settings by name, as configs/ does")
-    known = setting_names()
-    parts = {name.partition(".")[0] for name in known if "." in name}
-    for name in _flat_keys(tree, parts):
-        # An empty part (`data:` with all its lines commented out) sets nothing and is fine.
-        if name not in known and not (name in parts and tree[name] is None):
-            raise _unknown(name, str(path), known)
-    return {key: value for key, value in tree.items() if value is not None or key not in parts}
-
-
-def add_settings(parser: ArgumentParser) -> None:
-    """Gives `parser` one option for each setting."""
-    parser.add_class_arguments(Config, as_group=False)
-
-
-def new_parser(prog: str, description: str) -> ArgumentParser:
-    """A parser with every setting as an option; a command adds its own."""
-    # The docstrings under the fields above are the help.
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
-    add_settings(parser)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser
-
-
-def parse(parser: ArgumentParser, base: dict[str, Any], argv: Sequence[str]) -> Any:
-    """Defaults, then `base` (a YAML's settings), then the command line `argv`.
-
-    Returns the parser's namespace, the parts as dataclasses. Raises `ConfigError`.
-    """
-    known = [s.lstrip("-") for action in parser._actions for s in action.option_strings]
-    for argument in argv:
-        name = argument[2:].partition("=")[0]
-        if argument.startswith("--") and name not in known and not name.startswith("print_config"):
-            raise _unknown(f"--{name}", "command line", [f"--{option}" for option in known])
-    try:
-        defaults = parser.get_defaults()
-        parsed = parser.parse_object(base, cfg_base=defaults) if base else defaults
-        return parser.instantiate(parser.parse_args(list(argv), namespace=parsed))
-    except ArgumentError as error:
-        raise ConfigError(_one_sentence(str(error))) from error
-
-
-def _one_sentence(message: str) -> str:
-    """jsonargparse's several lines as one, with the setting's name first."""
-    text = " ".join(message.split())
-    text = text.replace('Parser key "', "").replace('":', ":", 1)
-    text = text.replace("typing.", "").replace("<class '", "").replace("'>", "")
-    return text
-
-
-def to_config(parsed: Any) -> Config:
-    """The `Config` in a parser's result."""
-    return Config(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(Config)})
-
-
-def load_config(argv: Sequence[str], prog: str, description: str) -> Config:
-    """The configuration of `pipeline.train`: `--config FILE` (default configs/resnet50.yaml), then
-    the options of the command line. Raises `ConfigError`; `--help` prints and exits."""
-    parser = new_parser(prog, description)
-    parser.add_argument(
-        "--config", metavar="FILE", help="YAML file (default: configs/resnet50.yaml)"
-    )
-    path, rest = _take_config(argv)
-    return to_config(parse(parser, read_yaml(path), rest))
-
-
-def _take_config(argv: Sequence[str]) -> tuple[Path, list[str]]:
-    path, rest, arguments = DEFAULT_CONFIG, [], list(argv)
-    while arguments:
-        argument = arguments.pop(0)
-        if argument == "--config":
-            require(bool(arguments), "--config needs the path of a YAML file")
-            path = Path(arguments.pop(0))
-        elif argument.startswith("--config="):
-            path = Path(argument.partition("=")[2])
-        else:
-            rest.append(argument)
-    return path, rest

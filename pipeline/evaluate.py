@@ -13,8 +13,9 @@ from typing import Any
 
 import yaml
 
-from pipeline.config import ConfigError, new_parser, parse, to_config
+from pipeline.config import ConfigError
 from pipeline.failure import run_command
+from pipeline.options import new_parser, parse, to_config
 
 DESCRIPTION = "Validates a checkpoint on one process or under horovodrun."
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from pipeline.config import Config, load_config
+from pipeline.config import Config
 from pipeline.failure import run_command
+from pipeline.options import load_config
 
 DESCRIPTION = "Trains a ResNet on JPEG files, on one process or under horovodrun."
 

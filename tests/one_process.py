@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from jobs import small_settings
 
-from pipeline.config import Config, load_config
+from pipeline.config import Config
+from pipeline.options import load_config
 from pipeline.run import run
 
 

@@ -11,7 +11,14 @@ import numpy as np
 import torch
 
 from pipeline.agreement import StopSignal
-from pipeline.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
+from pipeline.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    ScheduleConfig,
+)
 from pipeline.data.dali import Batch
 from pipeline.data.manifest import Manifest, read_manifest, write_manifest
 from pipeline.data.scan import Rows

@@ -18,8 +18,9 @@ from pipeline.checkpoint import (
     require_same_run,
     write_atomically,
 )
-from pipeline.config import load_config, setting_names
+from pipeline.config import setting_names
 from pipeline.failure import ExitCode, Reported
+from pipeline.options import load_config
 from pipeline.snapshot import fingerprint
 
 HASHES = {"train": "aaaa", "val": "bbbb"}

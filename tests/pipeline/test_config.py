@@ -9,15 +9,8 @@ import pytest
 import yaml
 from jobs import REPOSITORY, environment
 
-from pipeline.config import (
-    CONFIGS,
-    DEFAULT_CONFIG,
-    Config,
-    ConfigError,
-    load_config,
-    new_parser,
-    setting_names,
-)
+from pipeline.config import Config, ConfigError, setting_names
+from pipeline.options import CONFIGS, DEFAULT_CONFIG, load_config, new_parser
 
 LOADS = """
 import sys

@@ -11,8 +11,8 @@ import pytest
 from one_process import config_of, train_here
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.config import load_config
 from pipeline.monitor import RunMonitor, read_metrics
+from pipeline.options import load_config
 
 OF_TIME = ("time", "images_per_sec", "data_wait_sec", "data_wait_share")
 OPTIONS = ("--schedule.epochs=2", "--data.global_batch_size=10", "--data.local_batch_size=10")

@@ -26,10 +26,10 @@ from run_files import (
 
 from pipeline import snapshot
 from pipeline.agreement import StopSignal
-from pipeline.config import load_config
 from pipeline.data.manifest import open_manifest
 from pipeline.distributed import World
 from pipeline.job import Job
+from pipeline.options import load_config
 
 KILLED = -9
 

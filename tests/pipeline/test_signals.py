@@ -123,8 +123,9 @@ def test_a_finished_run_started_again_says_so(stopped):
 
 def test_a_loss_that_is_not_a_number_on_one_rank_ends_all_together(small_data, tmp_path):
     argv = [str(SABOTEUR), "nan-loss:4:1", *small_settings(small_data, tmp_path)]
-    ranks = jobs.run([*argv, "--run.checkpoint_every_steps=1"], ranks=2)
-    cause = "rank 1: the loss is nan at step 4 with lr 0.00625; lower optim.base_lr or lengthen"
+    options = ["--run.checkpoint_every_steps=1", "--optim.base_lr=0.32"]  # 0.01 for 8 images
+    ranks = jobs.run([*argv, *options], ranks=2)
+    cause = "rank 1: the loss is nan at step 4 with lr 0.01; lower optim.base_lr or lengthen"
     assert ranks.codes == [FAILED, FAILED]
     assert re.findall(r"^error: .*", ranks.text, re.MULTILINE) == [
         f"error: {cause} schedule.warmup_epochs, and start again from the last checkpoint"
