@@ -81,7 +81,10 @@ class Feed:
     def _explained(self, error: Exception, step: int) -> Exception:
         where = f"met at step {step} by rank {self._world.rank}"
         if isinstance(error, BadImage):
-            return ValueError(
-                f"{error} ({where}); put back a good copy of the file and start again"
+            cure = (
+                "put back the file that was scanned and start again"
+                if error.changed
+                else "a good copy changes the data, so put one there and start under a new run.name"
             )
+            return ValueError(f"{error} ({where}); {cure}")
         return TrainingError(f"the loader failed: {error} ({where})")

@@ -131,9 +131,12 @@ class OptimConfig:
     """What gradients travel as between ranks; none: fp32."""
 
     def __post_init__(self) -> None:
-        require(self.base_lr > 0, f"optim.base_lr={self.base_lr} must be greater than 0")
+        require(0 < self.base_lr < math.inf, f"optim.base_lr={self.base_lr} must be greater than 0")
         require(0 <= self.momentum < 1, f"optim.momentum={self.momentum} must lie in [0, 1)")
-        require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay} must be >= 0")
+        require(
+            0 <= self.weight_decay < math.inf,
+            f"optim.weight_decay={self.weight_decay} must be at least 0",
+        )
         require(
             0 <= self.label_smoothing < 1,
             f"optim.label_smoothing={self.label_smoothing} must lie in [0, 1)",

@@ -39,10 +39,21 @@ def _flat_keys(tree: dict[str, Any], parts: set[str], prefix: str = "") -> Itera
             yield f"{prefix}{key}"
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a name that stands twice, where YAML would quietly forget the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.YAMLError(f"{name} stands twice")
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The settings of one YAML file, names checked. Raises `ConfigError`."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except OSError as error:
         found = sorted(str(p.relative_to(CONFIGS.parent)) for p in CONFIGS.rglob("*.yaml"))
         raise ConfigError(
@@ -56,8 +67,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     known = setting_names()
     parts = {name.partition(".")[0] for name in known if "." in name}
     for name in _flat_keys(tree, parts):
+        if name in parts and tree[name] is not None:
+            raise ConfigError(f"{path}: {name} must hold settings by name, not {tree[name]!r}")
         # An empty part (`data:` with all its lines commented out) sets nothing and is fine.
-        if name not in known and not (name in parts and tree[name] is None):
+        if name not in known and name not in parts:
             raise _unknown(name, str(path), known)
     return {key: value for key, value in tree.items() if value is not None or key not in parts}
 

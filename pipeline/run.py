@@ -254,10 +254,11 @@ def _sum_up(job: Job) -> None:
     if job.world.rank != 0:
         return
     train = [line for line in read_metrics(run_dir / "metrics.jsonl") if line["event"] == "train"]
-    speed = statistics.median(line["images_per_sec"] for line in train)
-    wait = statistics.median(line["data_wait_share"] for line in train)
     log.info("finished: %s", _reached(job))
-    log.info("speed: %.0f img/s (median), data wait %.1f%% of the step", speed, 100 * wait)
+    if train:
+        speed = statistics.median(line["images_per_sec"] for line in train)
+        wait = statistics.median(line["data_wait_share"] for line in train)
+        log.info("speed: %.0f img/s (median), data wait %.1f%% of the step", speed, 100 * wait)
     log.info(
         "the run lies in %s; look at it with: tensorboard --logdir %s", run_dir, run_dir.parent
     )

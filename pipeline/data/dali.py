@@ -7,6 +7,7 @@ resize the fractional box -> mirror and normalise -> (B, 3, H, W) channels-last.
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -205,7 +206,7 @@ class Loader:
         """Ends the threads and frees DALI's memory."""
         self._planners.shutdown(wait=True, cancel_futures=True)
         self._readers.shutdown(wait=True, cancel_futures=True)
-        del self._pipe
+        self.__dict__.pop("_pipe", None)
 
     def _build(self, source: Any, batch_size: int, prefetch: int) -> Pipeline:
         settings = self._settings
@@ -263,7 +264,8 @@ class Loader:
                 pipe.run()
             except RuntimeError as single:
                 path = self._stream.manifest.path(int(image))
-                return BadImage(path, f"cannot be decoded ({_last_reason(single)})")
+                reason = f"cannot be decoded, truncated or not an image ({_last_reason(single)})"
+                return BadImage(path, reason)
         return RuntimeError(
             f"DALI failed on a batch whose images all decode one by one: {_last_reason(error)}; "
             "memory may be short: lower data.local_batch_size or data.prefetch_batches"
@@ -271,9 +273,10 @@ class Loader:
 
 
 def _last_reason(error: Exception) -> str:
+    """The line of DALI's report that says most, without the batch's internal numbering."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reasons = [line for line in lines if "rror" in line or "ailure" in line or "ailed" in line]
-    return (reasons or lines or ["no reason given"])[-1][:200]
+    reasons = [line for line in lines if "ailure" in line or "ailed" in line] or lines
+    return re.sub(r" ?sample #\d+ ?:?", "", (reasons or ["no reason given"])[-1])[:200]
 
 
 def available_cores() -> int:

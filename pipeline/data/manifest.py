@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.scan import Rows, Split, name_few, scan, survey
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger("trainyard")
 
 _VERSION = b"1"  # of the cache file; any other is scanned again
 _COLUMNS = {
@@ -34,13 +34,18 @@ _COLUMNS = {
 
 
 class BadImage(ValueError):
-    """An image file that cannot be used: `path`, and the `reason` in words."""
+    """An image file that cannot be used: `path`, and the `reason` in words.
 
-    def __init__(self, path: Path, reason: str) -> None:
-        """Keep both; they are the arguments too, so the error survives pickling."""
-        super().__init__(path, reason)
+    `changed` says that it is not the file that was scanned, so that putting that one back mends
+    the data set; a file that was bad already is part of the data hash.
+    """
+
+    def __init__(self, path: Path, reason: str, changed: bool = False) -> None:
+        """Keep all; they are the arguments too, so the error survives pickling."""
+        super().__init__(path, reason, changed)
         self.path = path
         self.reason = reason
+        self.changed = changed
 
     def __str__(self) -> str:
         """Name the file and the reason."""
@@ -101,12 +106,14 @@ class Manifest:
                 while done < length and (count := file.readinto(content[done:].data)):
                     done += count
         except OSError as error:
-            raise BadImage(self.path(index), f"it cannot be read: {error.strerror}") from error
+            reason = f"it cannot be read: {error.strerror}"
+            raise BadImage(self.path(index), reason, changed=True) from error
         recorded = int(self.lengths[index])
         if done == 0:
-            raise BadImage(self.path(index), "the file is empty")
+            raise BadImage(self.path(index), "the file is empty", changed=recorded != 0)
         if done != recorded:
-            raise BadImage(self.path(index), f"has {done} bytes, the manifest recorded {recorded}")
+            reason = f"has {done} bytes, the manifest recorded {recorded}"
+            raise BadImage(self.path(index), reason, changed=True)
         if self.widths[index] == 0:
             raise BadImage(self.path(index), "no image header")
         return content
@@ -200,10 +207,10 @@ def _load_fresh(path: Path, stamp: str) -> pa.Table | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        logger.warning("the manifest %s is not used: %s", path, error)
+        log.warning("the manifest %s is not used: %s", path, error)
         return None
     if table.schema.metadata[b"stamp"] != stamp.encode():
-        logger.info("the manifest %s is out of date", path)
+        log.info("the manifest %s is out of date", path)
         return None
     return table
 

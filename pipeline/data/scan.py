@@ -24,7 +24,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger("trainyard")
 
 Split = Literal["train", "val"]
 
@@ -150,9 +150,7 @@ def scan(tree: Tree) -> Rows:
                 reported = time.monotonic()
                 done = sum(map(len, names))
                 total = len(folders)
-                logger.info(
-                    "%s: %d of %d classes, %d images", tree.directory, len(names), total, done
-                )
+                log.info("%s: %d of %d classes, %d images", tree.directory, len(names), total, done)
     _check_classes(tree, [len(class_names) for class_names in names])
     lengths, widths, heights = np.concatenate(sizes).T
     rows = Rows(
@@ -168,7 +166,7 @@ def scan(tree: Tree) -> Rows:
         heights=heights.astype(np.int32),
     )
     seconds = time.monotonic() - started
-    logger.info("scanned %d images in %s in %.1f s", len(rows.files), tree.directory, seconds)
+    log.info("scanned %d images in %s in %.1f s", len(rows.files), tree.directory, seconds)
     _warn(tree, rows)
     return rows
 
@@ -204,7 +202,7 @@ def _measure(path: bytes) -> tuple[int, int, int]:
                     width, height = plugin(file).size
                     return length, width, height
     except Exception:  # plugins raise nearly anything on a damaged header
-        logger.debug("no header in %r", path, exc_info=True)
+        log.debug("no header in %r", path, exc_info=True)
     return length, 0, 0
 
 
@@ -234,7 +232,7 @@ def _warn(tree: Tree, rows: Rows) -> None:
     """Log what a user should mend before training meets it."""
     headless = np.flatnonzero(rows.widths == 0)
     if len(headless):
-        logger.warning(
+        log.warning(
             "%d of %d images in %s have no readable header: %s; "
             "training will stop when it meets one",
             len(headless),
@@ -243,7 +241,7 @@ def _warn(tree: Tree, rows: Rows) -> None:
             name_few([os.fsdecode(rows.files[index]) for index in headless]),
         )
     if tree.loose_images:
-        logger.warning(
+        log.warning(
             "%d images lie in %s beside its class folders and are not used",
             tree.loose_images,
             tree.directory,

@@ -222,21 +222,28 @@ def test_a_run_in_use_is_left_alone_and_its_holder_named(small_data, tmp_path):
 
 
 BAD_FILES = {
-    # what: content made of the good one, what is said of it, local batch size
-    "truncated": (lambda good: good[: len(good) // 2], "cannot be decoded", 4),
-    "empty": (lambda good: b"", "the file is empty", 2),
-    "text": (lambda good: b"<html>404</html>", "no image header", 4),
+    # what: content made of the good one, what is said of it, local batch size, bad when scanned
+    "truncated": (lambda good: good[: len(good) // 2], "cannot be decoded", 4, True),
+    "empty": (lambda good: b"", "the file is empty", 2, True),
+    "text": (lambda good: b"<html>404</html>", "no image header", 4, True),
+    "cut later": (lambda good: good[:100], "has 100 bytes, the manifest recorded", 4, False),
+}
+CURES = {
+    True: "a good copy changes the data, so put one there and start under a new run.name",
+    False: "put back the file that was scanned and start again",
 }
 
 
 @pytest.mark.parametrize("what", BAD_FILES)
 def test_a_bad_file_met_while_training_is_named_and_ends_both_ranks(small_data, tmp_path, what):
-    change, reason, local_batch_size = BAD_FILES[what]
+    change, reason, local_batch_size, bad_when_scanned = BAD_FILES[what]
     step, rank = 3, 1
     position = 8 * step + 7  # the last image of the step: rank 1's, in its last micro-batch
     root = copy_data(small_data, tmp_path / "data")
     image = epoch_permutation(seed=0, epoch=0, num_images=50)[position]
     bad = root / open_manifest(small_data, "train").path(image).relative_to(small_data)
+    if not bad_when_scanned:
+        open_manifest(root, "train")
     bad.write_bytes(change(bad.read_bytes()))
 
     options = ["--run.checkpoint_every_steps=1", f"--data.local_batch_size={local_batch_size}"]
@@ -244,7 +251,7 @@ def test_a_bad_file_met_while_training_is_named_and_ends_both_ranks(small_data, 
 
     assert_answered(job, f"the image {bad} cannot be used", reason)
     (line,) = error_lines(job)
-    assert f"(met at step {step} by rank {rank}); put back a good copy" in line
+    assert f"(met at step {step} by rank {rank}); {CURES[bad_when_scanned]}" in line
     assert line in job.outputs[0]
     run = tmp_path / "runs" / "test"
     assert line == (run / "failure.txt").read_text().splitlines()[0]

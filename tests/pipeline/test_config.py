@@ -10,7 +10,7 @@ import yaml
 from jobs import REPOSITORY, environment
 
 from pipeline.config import Config, ConfigError, setting_names
-from pipeline.options import CONFIGS, DEFAULT_CONFIG, load_config, new_parser
+from pipeline.options import CONFIGS, DEFAULT_CONFIG, load_config, new_parser, read_yaml
 
 LOADS = """
 import sys
@@ -158,7 +158,7 @@ def test_a_wrong_type_in_a_yaml_names_setting_and_value(yaml_file):
         (["--model.depth=20"], "model.depth=20 does not exist"),
         (["--optim.base_lr=0"], "optim.base_lr=0.0 must be greater than 0"),
         (["--optim.momentum=1"], "optim.momentum=1.0 must lie in [0, 1)"),
-        (["--optim.weight_decay=-1"], "optim.weight_decay=-1.0 must be >= 0"),
+        (["--optim.weight_decay=-1"], "optim.weight_decay=-1.0 must be at least 0"),
         (["--optim.label_smoothing=1"], "optim.label_smoothing=1.0 must lie in [0, 1)"),
         (["--schedule.epochs=0"], "schedule.epochs=0.0 must be greater than 0"),
         (
@@ -289,3 +289,17 @@ def test_a_global_batch_that_ranks_cannot_share_is_answered_with_the_nearest(
     with pytest.raises(ValueError, match=f"=256 is not divisible by {ranks} ranks") as error:
         main(["--data.global_batch_size=256"])
     assert nearest in str(error.value)
+
+
+def test_a_name_that_stands_twice_in_a_yaml_is_refused(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("model: {depth: 18}\nmodel: {variant: v1}\n")
+    with pytest.raises(ConfigError, match="twice.yaml is not YAML: model stands twice"):
+        read_yaml(path)
+
+
+def test_a_part_without_names_is_refused(tmp_path):
+    path = tmp_path / "flat.yaml"
+    path.write_text("data: 5\n")
+    with pytest.raises(ConfigError, match="data must hold settings by name, not 5"):
+        read_yaml(path)
