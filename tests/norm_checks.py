@@ -106,14 +106,7 @@ def in_float64(case: Case, given: Tensors) -> dict[str, Tensor]:
         value.detach().double().requires_grad_() for value in (given.x, given.z, *given.parameters)
     )
     running = [value.double() for value in given.running]
-
-    def norm(value: Tensor, first: int) -> Tensor:
-        at = slice(first, first + 2)
-        return F.batch_norm(value, *running[at], *parameters[at], case.train, MOMENTUM, EPS)
-
-    y = norm(x, 0)
-    if case.kind != "plain":
-        y = y + (norm(z, 2) if case.kind == "projection" else z)
+    y = _before_relu(case, x, z, parameters, running)
     y = y.relu() if case.relu else y
     y.backward(given.dy.double() + (given.dy2.double() if case.fork else 0.0))
     wanted = {"y": y.detach(), "dx": x.grad}
@@ -123,6 +116,30 @@ def in_float64(case: Case, given: Tensors) -> dict[str, Tensor]:
     return wanted | _numbered("dparameter", gradients) | _numbered("running", running)
 
 
+def _before_relu(
+    case: Case, x: Tensor, z: Tensor, parameters: list[Tensor], running: list[Tensor]
+) -> Tensor:
+    def norm(value: Tensor, first: int) -> Tensor:
+        at = slice(first, first + 2)
+        return F.batch_norm(value, *running[at], *parameters[at], case.train, MOMENTUM, EPS)
+
+    y = norm(x, 0)
+    if case.kind == "plain":
+        return y
+    return y + (norm(z, 2) if case.kind == "projection" else z)
+
+
+def without_doubt(case: Case, given: Tensors) -> Tensors:
+    """No gradient comes in where float32 and float64 may see another sign before the ReLU."""
+    before = _before_relu(
+        case, given.x.double(), given.z.double(), [p.double() for p in given.parameters],
+        [value.double() for value in given.running],
+    )  # fmt: skip
+    for gradient in (given.dy, given.dy2):
+        gradient[before.abs() < 1e-5] = 0.0
+    return given
+
+
 def error(found: Tensor, wanted: Tensor) -> float:
     """The largest difference as a share of the largest value; infinite if something is NaN."""
     difference = (found.double() - wanted.double()).abs().max()
@@ -130,8 +147,9 @@ def error(found: Tensor, wanted: Tensor) -> float:
     return share if share == share else float("inf")
 
 
-# fp32 arithmetic; the interpreter sums a tall tile one by one, which costs some digits.
-SUMS = 6e-6
+# fp32 arithmetic; 9e-7 was seen. (Tiles of hundreds of rows lose more in the interpreter, which
+# sums their rows one by one.)
+SUMS = 2e-6
 # Rounding to nearest moves the largest value by half a unit in its last place.
 ROUNDING = {torch.float32: SUMS, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 
@@ -147,7 +165,7 @@ def tolerance(case: Case, name: str) -> float:
 
 def require_close(case: Case, tiling: Tiling | None = None) -> dict[str, float]:
     """Asserts that the kernels compute `case` as float64 does; the errors by name."""
-    given = tensors(case)
+    given = without_doubt(case, tensors(case))
     found, wanted = with_kernels(case, given, tiling), in_float64(case, given)
     mask = found.pop("mask")
     assert found.keys() == wanted.keys()

@@ -11,6 +11,7 @@ import torch
 from norm_checks import error
 from torch import Tensor, nn
 
+from pipeline.model.backends import choose_backend
 from pipeline.model.kernels.ops import batch_norm_act, batch_norm_act_backward
 from pipeline.model.norm import BatchNormAct, ends, running_statistics
 from pipeline.model.resnet import resnet
@@ -80,6 +81,11 @@ def test_equals_the_reference(settings: dict[str, Any], add: bool, train: bool) 
     require_close(results[0], results[1])
     require_same_layer(fused, plain)
     assert fused.num_batches_tracked == (2 if train else 0)
+
+
+def test_the_interpreter_counts_as_a_place_to_run() -> None:
+    assert choose_backend("triton", torch.device("cpu"), "off") == "triton"
+    assert choose_backend("auto", torch.device("cpu"), "off") == "reference"
 
 
 def test_a_checkpoint_moves_between_backends() -> None:

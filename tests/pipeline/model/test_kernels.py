@@ -20,8 +20,12 @@ from pipeline.model.kernels.launch import Tiling, choose_tiling
 SIZES = {3: (5, 7, 7), 64: (3, 7, 7), 100: (3, 5, 7), 2048: (2, 3, 3)}
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 KINDS = ["plain", "add", "projection"]
-# Tiles as on a GPU: several to a chunk, several chunks, and the last of each not full.
-SMALL = Tiling(64, 16, 32, 16, 48, finish_channels=32)
+
+
+def tiling_for(channels: int) -> Tiling:
+    """Few wide programs, which is what the interpreter's time goes by, but several chunks."""
+    wide = 1 << (channels - 1).bit_length()
+    return Tiling(max(8, wide), 32, 64, 64, 64, finish_channels=max(8, wide))
 
 
 @pytest.fixture(autouse=True)
@@ -37,14 +41,15 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_training_equals_float64(dtype: torch.dtype, channels: int, kind: str) -> None:
     # The end of a block gets two gradients; a layer without addition gets one.
-    require_close(Case(channels, SIZES[channels], dtype, kind, fork=kind != "plain"))
+    case = Case(channels, SIZES[channels], dtype, kind, fork=kind != "plain")
+    require_close(case, tiling_for(channels))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("channels", [3, 100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_evaluation_equals_float64(dtype: torch.dtype, channels: int, kind: str) -> None:
-    require_close(Case(channels, SIZES[channels], dtype, kind, train=False))
+    require_close(Case(channels, SIZES[channels], dtype, kind, train=False), tiling_for(channels))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -54,8 +59,10 @@ def test_without_relu(kind: str, fork: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_small_tiles_and_ragged_chunks(kind: str) -> None:
-    require_close(Case(100, (3, 5, 7), torch.float16, kind, fork=True), SMALL)
+def test_tiles_as_on_a_gpu(kind: str) -> None:
+    # Two blocks of channels, several tiles to a chunk, several chunks, the last of each not full.
+    tiling = Tiling(64, 16, 32, 16, 48, finish_channels=32)
+    require_close(Case(100, (3, 5, 7), torch.float16, kind, fork=True), tiling)
 
 
 @pytest.mark.parametrize("size", [(3, 1, 1), (1, 1, 17), (16, 1, 1)])
@@ -80,7 +87,7 @@ def variance_error(tiling: Tiling) -> float:
 
 
 def test_variance_is_exact_far_from_zero() -> None:
-    assert variance_error(Tiling(8, 32, 64, 64, 64)) < 5e-6
+    assert variance_error(tiling_for(8)) < 5e-6
 
 
 def test_a_nan_goes_where_torch_takes_it() -> None:
@@ -183,19 +190,17 @@ def test_a_wrong_kernel_is_noticed(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, new, case = MUTATIONS[name]
-    tiling = Tiling(32, 32, 64, 64, 64, finish_channels=32)
+    tiling = tiling_for(case.channels)
     require_close(case, tiling)
     monkeypatch.setattr(launch, "kernels", mutate(tmp_path, old, new))
     with pytest.raises(AssertionError, match="errors"):
         require_close(case, tiling)
 
 
-def test_plain_sums_of_squares_are_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plain_sums_of_squares_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant = mutate(tmp_path, "x - shift[None, :], 0.0)\n        total", "x, 0.0)\n        total")
     monkeypatch.setattr(launch, "kernels", mutant)
-    assert variance_error(Tiling(8, 32, 64, 64, 64)) > 1e-3
+    assert variance_error(tiling_for(8)) > 1e-3
 
 
 @pytest.mark.parametrize(

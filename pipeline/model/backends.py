@@ -1,0 +1,143 @@
+"""Which arithmetic can normalise here: PyTorch's own, our Triton kernels, or NVIDIA's apex.
+
+All three compute the same layer from the same state_dict; `pipeline.model.norm` holds it. This
+module names what stands in the way of one, before a run begins.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+Backend = Literal["reference", "triton", "apex"]
+Choice = Literal["auto", "reference", "triton", "apex"]
+Amp = Literal["off", "bf16", "fp16"]
+
+log = logging.getLogger("trainyard")
+
+
+def choose_backend(choice: Choice, device: torch.device, amp: Amp) -> Backend:
+    """The backend for a network on `device`; says in the log what "auto" came to.
+
+    "auto" takes Triton on a GPU where it works, and else the reference; never apex, whose gradient
+    of ReLU at 0 is another one.
+
+    Args:
+        choice: the setting model.norm.
+        device: where the network will lie; for apex it must be the current CUDA device already.
+        amp: the setting optim.amp.
+
+    Raises:
+        ValueError: the backend that was asked for cannot run here.
+    """
+    if choice == "auto":
+        problem = triton_problem(device) if device.type == "cuda" else "there is no GPU in use"
+        chosen: Backend = "reference" if problem else "triton"
+        log.info("norm layers: %s%s", chosen, f" ({problem})" if problem else "")
+        return chosen
+    problem = problem_of(choice, device, amp)
+    if problem:
+        raise ValueError(f"model.norm={choice} cannot run here: {problem}; or set model.norm=auto")
+    return choice
+
+
+def problems(device: torch.device, amp: Amp) -> dict[Backend, str | None]:
+    """For each backend why it cannot run on `device` and what to do about it, or None if it can."""
+    return {backend: problem_of(backend, device, amp) for backend in get_args(Backend)}
+
+
+def problem_of(backend: Backend, device: torch.device, amp: Amp) -> str | None:
+    """Why `backend` cannot run on `device` and what to do about it, or None if it can."""
+    if backend == "triton":
+        return triton_problem(device)
+    return apex_problem(device, amp) if backend == "apex" else None
+
+
+def interpreting() -> bool:
+    """Whether Triton interprets its kernels on the CPU, as it does in tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def triton_problem(device: torch.device) -> str | None:
+    """Why our kernels cannot run on `device`, or None. Compiles and runs them once."""
+    missing = missing_package("triton")
+    if missing:
+        return missing
+    if device.type != "cuda" and not interpreting():
+        return (
+            f"its kernels need an NVIDIA GPU and the device is {device.type}, set run.device=cuda "
+            "(TRITON_INTERPRET=1 in the environment interprets them on a CPU, for tests)"
+        )
+    if device.type == "cuda" and interpreting():
+        return "TRITON_INTERPRET=1 keeps its kernels off the GPU, unset it"
+    try:
+        _run_kernels(device)
+    except Exception as error:  # a driver, a C compiler, an architecture: whatever is missing
+        reason = str(error).strip().split("\n")[0]
+        return f"its first kernel failed with {type(error).__name__}: {reason}"
+    return None
+
+
+def _run_kernels(device: torch.device) -> None:
+    from pipeline.model.norm import BatchNormAct
+
+    x = torch.randn(2, 16, 4, 4, device=device, requires_grad=True)
+    BatchNormAct(16, backend="triton").to(device)(x).sum().backward()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def apex_problem(device: torch.device, amp: Amp) -> str | None:
+    """Why apex's group norm cannot run on `device` with `amp`, or None."""
+    missing = missing_package("apex")
+    if missing:
+        return missing
+    if amp != "fp16":
+        return f"it computes in fp16 only and optim.amp is {amp}, set optim.amp=fp16"
+    if device.type != "cuda":
+        return f"it needs an NVIDIA GPU and the device is {device.type}, set run.device=cuda"
+    if torch.device("cuda", torch.cuda.current_device()) != device:
+        return (
+            f"it takes memory on the current GPU, {torch.cuda.current_device()}, and the device is "
+            f"{device}, call torch.cuda.set_device first"
+        )
+    return None
+
+
+def missing_package(backend: Backend) -> str | None:
+    """What has to be installed before `backend` can be built, or None."""
+    if backend == "reference":
+        return None
+    found = importlib.util.find_spec(backend)
+    if found is None:
+        return _HOW_TO_GET[backend]
+    if backend == "triton":
+        return None
+    # PyPI's package of that name is a toolkit for web pages, and importing it may well fail.
+    folders = [Path(place) for place in found.submodule_search_locations or []]
+    if not any((folder / "contrib").is_dir() for folder in folders):
+        where = ", ".join(map(str, folders)) or str(found.origin)
+        return (
+            f"the package apex in {where} is not NVIDIA's but the unrelated one of that name on "
+            "PyPI, uninstall it and build NVIDIA's from source with its bnp extension"
+        )
+    try:
+        importlib.import_module("apex.contrib.groupbn.batch_norm")
+    except (ImportError, OSError) as error:
+        return f"apex is without its bnp extension ({error}), {_BUILD_APEX}"
+    return None
+
+
+_BUILD_APEX = (
+    "build it from https://github.com/NVIDIA/apex with APEX_CPP_EXT=1 APEX_CUDA_EXT=1 APEX_BNP=1"
+)
+_HOW_TO_GET = {
+    "triton": "Triton is not installed, run pip install triton",
+    "apex": f"NVIDIA's apex is not installed, {_BUILD_APEX}",
+}

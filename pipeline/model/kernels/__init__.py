@@ -1,0 +1,1 @@
+"""Kernels of our own. Nothing outside this package imports triton."""
