@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from pipeline.bench.options import OPTIONS
 from pipeline.config import ConfigError
 from pipeline.failure import launched_size, run_command
+from pipeline.options import can_hold
 from pipeline.options import parse as parse_settings
 
 _PROG = "python -m pipeline.benchmark"
@@ -61,11 +62,11 @@ def main(argv: list[str]) -> None:
         raise ConfigError(
             "benchmarks start what they need themselves: start them once, not under horovodrun"
         )
-    if path is not None and not path.parent.is_dir():
-        raise ConfigError(f"--json {path}: the folder {path.parent} does not exist")
+    if path is not None:
+        can_hold("--json", str(path))
     benchmark = importlib.import_module(f"pipeline.bench.{name}")  # torch and DALI: only now
     from pipeline.bench.report import write_json
-    from pipeline.job import versions
+    from pipeline.machine import versions
 
     result = benchmark.run(options)
     print(result.text())

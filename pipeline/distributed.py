@@ -198,13 +198,12 @@ class HorovodWorld(World):
             raise self._peer_lost(str(error).split("\n")[0]) from error
 
     def _peer_lost(self, reason: str) -> PeerLost:
-        dead = tuple(r for r in range(self.size) if self._is_dead(r))
+        dead = [r for r in range(self.size) if self._is_dead(r)]
         if dead:
             who = ", ".join(f"rank {r} (process {self._peers[r][1]})" for r in dead)
             return PeerLost(
                 f"{who} on {socket.gethostname()} died without a word, killed by a signal or for "
-                "lack of memory (see dmesg); start again to go on from the last checkpoint",
-                dead,
+                "lack of memory (see dmesg); start again to go on from the last checkpoint"
             )
         return PeerLost(
             f"a collective failed, most often because a peer left ({reason}); start again to go on "

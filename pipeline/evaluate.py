@@ -12,44 +12,59 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import ArgumentParser
 
-from pipeline.config import ConfigError
+from pipeline.config import ConfigError, require, setting_names
 from pipeline.failure import run_command
-from pipeline.options import new_parser, parse, to_config
+from pipeline.options import add_overrides, can_hold, checkpoint_exists, overrides, parse
 
-DESCRIPTION = "Validates a checkpoint on one process or under horovodrun."
+DESCRIPTION = (
+    "Validates a checkpoint on one process or under horovodrun. Settings come from the checkpoint; "
+    "those listed here can be changed."
+)
+SETTINGS = (
+    "data.root", "data.cache_dir", "data.local_batch_size", "data.image_size", "data.val_resize",
+    "data.decode", "data.threads", "data.prefetch_batches", "model.norm", "optim.amp",
+    "run.device", "run.threads",
+)  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
     """Parses and checks, then loads what is heavy and runs."""
-    parser = new_parser("python -m pipeline.evaluate", DESCRIPTION)
-    parser.add_argument("--checkpoint", type=str, default=None, help="file of a training run (.pt)")
-    parser.add_argument("--json", type=str, default=None, help="also write the result to this file")
-    # Options override the settings of the training, which come from the checkpoint itself.
+    parser = ArgumentParser(
+        prog="python -m pipeline.evaluate", description=DESCRIPTION, exit_on_error=False
+    )
+    parser.add_argument("--checkpoint", type=str, help="file of a training run (.pt)")
+    parser.add_argument("--json", type=str, help="also write the result to this file")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_overrides(parser, SETTINGS)
+    for argument in argv:
+        name = argument.partition("=")[0].lstrip("-")
+        if name in ("config", *setting_names()) and name not in SETTINGS:
+            raise ConfigError(f"--{name} comes from the checkpoint; --help lists what can change")
     options = parse(parser, {}, argv)
-    if options.checkpoint is None:
-        raise ConfigError("--checkpoint is missing; give the path of a .pt file of a run")
-    result = evaluate(Path(options.checkpoint), parser, argv)
+    require(
+        options.checkpoint is not None,
+        "--checkpoint is missing; give the path of a .pt file of a run",
+    )
+    checkpoint_exists("--checkpoint", options.checkpoint)
+    if options.json is not None:
+        can_hold("--json", options.json)
+    result = evaluate(Path(options.checkpoint), options)
     if result is not None and options.json is not None:
         Path(options.json).write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 
-def evaluate(checkpoint: Path, parser: Any, argv: list[str]) -> dict[str, Any] | None:
+def evaluate(checkpoint: Path, options: Any) -> dict[str, Any] | None:
     """Collective. Counts the validation images that the checkpoint's network gets right.
 
-    Returns the result on rank 0, None elsewhere.
+    `options` is the parsed command line. Returns the result on rank 0, None elsewhere.
     """
     from pipeline import engine
     from pipeline.checkpoint import read_verified
     from pipeline.distributed import connect
-    from pipeline.job import (
-        choose_decoding,
-        choose_device,
-        cpu_share,
-        make_model,
-        open_val_loader,
-        set_threads,
-    )
+    from pipeline.job import make_model, open_val_loader
+    from pipeline.machine import choose_decoding, choose_device, set_threads
     from pipeline.monitor import log, start_logging
     from pipeline.precision import Precision
     from pipeline.run import open_val_data
@@ -57,15 +72,13 @@ def evaluate(checkpoint: Path, parser: Any, argv: list[str]) -> dict[str, Any] |
     world = connect()
     start_logging(world.rank)
     content = world.on_rank0(lambda: read_verified(checkpoint))
-    config = world.together(
-        lambda: to_config(parse(parser, yaml.safe_load(content["config"]), argv))
-    )
+    stored = yaml.safe_load(content["config"])
+    config = world.together(lambda: overrides(options, SETTINGS, stored))
     set_threads(config, world)
     val_set = open_val_data(config, world, content["classes"])
     device = world.together(lambda: choose_device(config.run.device, world.local_rank))
-    threads = config.data.threads or cpu_share(world)
-    decode = world.together(lambda: choose_decoding(config, device, threads))
-    model = make_model(config, len(content["classes"]), device)
+    decode = world.together(lambda: choose_decoding(config, device, world))
+    model = world.together(lambda: make_model(config, len(content["classes"]), device))
     model.load_state_dict(content["model"])
     model.eval()
     precision = Precision(config.optim.amp, device)

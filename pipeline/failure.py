@@ -35,11 +35,7 @@ class TrainingError(RuntimeError):
 
 
 class PeerLost(TrainingError):
-    """A collective failed because another rank is gone. `ranks` are those known to be dead."""
-
-    def __init__(self, message: str, ranks: tuple[int, ...] = ()) -> None:
-        super().__init__(message)
-        self.ranks = ranks
+    """A collective failed because another rank is gone."""
 
 
 class Reported(Exception):

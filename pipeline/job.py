@@ -5,16 +5,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from importlib import metadata
-from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,7 +19,7 @@ from pipeline.agreement import StopSignal
 from pipeline.checkpoint import CheckpointFolder
 from pipeline.config import Config, ScheduleConfig
 from pipeline.data.augment import CenterCrop
-from pipeline.data.dali import MEAN, STD, Batch, DecodeSettings, Loader, available_cores, gpu_count
+from pipeline.data.dali import MEAN, STD, Batch, DecodeSettings, Loader
 from pipeline.data.manifest import Manifest
 from pipeline.data.order import (
     Partition,
@@ -35,6 +30,7 @@ from pipeline.data.order import (
 )
 from pipeline.data.stream import TrainStream, ValStream, train_planner
 from pipeline.distributed import World
+from pipeline.machine import choose_decoding, versions
 from pipeline.metrics import TrainWindow, Validation
 from pipeline.model.backends import choose_backend
 from pipeline.model.resnet import resnet
@@ -64,34 +60,6 @@ class Progress:
         return [1.0 - result.top1 for result in self.history]
 
 
-def choose_device(choice: Literal["auto", "cpu", "cuda"], local_rank: int) -> torch.device:
-    """This rank's device; the one place that picks it. Raises `ValueError` if it is not there."""
-    count = torch.cuda.device_count()
-    if choice == "cpu" or (choice == "auto" and count == 0):
-        return torch.device("cpu")
-    if local_rank >= count:
-        raise ValueError(
-            f"local rank {local_rank} has no GPU of its own: this machine shows {count}; start at "
-            "most that many ranks here, or set run.device=cpu"
-        )
-    device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(device)
-    return device
-
-
-def choose_decoding(config: Config, device: torch.device, threads: int) -> DecodeSettings:
-    """Where and how this rank decodes. Raises `ValueError` for a GPU decoder without a GPU."""
-    choice = config.data.decode
-    if choice == "gpu" and (device.type != "cuda" or gpu_count() == 0):
-        raise ValueError(
-            "data.decode=gpu needs an NVIDIA GPU that run.device uses; set data.decode=cpu or auto"
-        )
-    decoder: Literal["cpu", "gpu"] = "gpu" if device.type == "cuda" and gpu_count() else "cpu"
-    if choice != "auto":
-        decoder = choice
-    return DecodeSettings(decoder, device, threads, config.data.prefetch_batches)
-
-
 def make_schedule(config: Config, train_images: int) -> Schedule:
     """The learning rate over positions, from a configuration in epochs."""
     schedule: ScheduleConfig = config.schedule
@@ -112,34 +80,6 @@ def make_schedule(config: Config, train_images: int) -> Schedule:
         )
     drops = tuple(images(epoch) for epoch in schedule.drop_epochs)
     return StepSchedule(peak, warmup, schedule.warmup_start_factor, drops)
-
-
-def cpu_share(world: World) -> int:
-    """Threads a rank may use when none are set: its part of the cores of this machine."""
-    return max(1, available_cores() // world.local_size)
-
-
-def versions() -> dict[str, str]:
-    """What the numbers of a run depend on besides its configuration."""
-    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    for name in ("horovod", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found | {"commit": _commit()}
-
-
-def _commit() -> str:
-    here = Path(__file__).resolve().parent
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=here, capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return described.stdout.strip()
 
 
 class Job:
@@ -166,7 +106,7 @@ class Job:
         )
         self.schedule = make_schedule(config, len(train_set))
         self.stream = TrainStream(train_set, train_planner(data), config.run.seed)
-        self.decode = choose_decoding(config, device, data.threads or cpu_share(world))
+        self.decode = choose_decoding(config, device, world)
         self.model = make_model(config, len(train_set.classes), device)
         self.forward = self.model
         if config.model.compile:
@@ -286,9 +226,3 @@ def open_val_loader(
     stream = ValStream(val_set, CenterCrop(config.data.image_size, config.data.val_resize))
     positions = (np.arange(c * batch, (c + 1) * batch, dtype=np.int64) for c in chunks)
     return Loader(stream, positions, len(chunks), batch, config.data.image_size, decode)
-
-
-def set_threads(config: Config, world: World) -> None:
-    """PyTorch's threads of this rank. CPU results have the same bits at the same count only."""
-    torch.set_num_threads(config.run.threads or cpu_share(world))
-    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))

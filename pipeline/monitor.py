@@ -101,6 +101,7 @@ class RunMonitor(Monitor):
         self._path = run_dir / "metrics.jsonl"
         kept = _keep_lines(self._path, position, validations)
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115  (closed in close)
+        _wait_for_a_new_second(run_dir / "tensorboard")
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=position)
         for metrics in kept:
             # purge_step takes back `position` itself too, which must stay.
@@ -178,6 +179,15 @@ class RunMonitor(Monitor):
             if name not in _NOT_DRAWN and value is not None:
                 tag = f"{metrics['event']}/{name}"
                 self._board.add_scalar(tag, value, metrics["position"], walltime=metrics["time"])
+
+
+def _wait_for_a_new_second(board: Path) -> None:
+    """TensorBoard reads event files in the order of their names, which begin with the second they
+    were made in: this start's must come after the one before, or it would take back the wrong
+    steps."""
+    started = [int(file.name.split(".")[3]) for file in board.glob("events.out.tfevents.*")]
+    if started and max(started) == int(time.time()):
+        time.sleep(1.0)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
@@ -80,6 +80,24 @@ def add_settings(parser: ArgumentParser) -> None:
     parser.add_class_arguments(Config, as_group=False)
 
 
+def add_overrides(parser: ArgumentParser, names: Sequence[str]) -> None:
+    """Gives `parser` an option for each of the settings `names`, without a default of its own."""
+    for name in names:
+        part, _, rest = name.partition(".")
+        owner = get_type_hints(Config)[part]
+        parser.add_argument(f"--{name}", type=get_type_hints(owner)[rest] | None, default=None)
+
+
+def overrides(parsed: Any, names: Sequence[str], base: dict[str, Any]) -> Config:
+    """The configuration `base` with the settings `names` that the command line gave."""
+    tree = {part: dict(v) if isinstance(v, dict) else v for part, v in base.items()}
+    for name in names:
+        part, _, rest = name.partition(".")
+        if parsed[name] is not None:
+            tree[part][rest] = parsed[name]
+    return to_config(parse(new_parser("", ""), tree, []))
+
+
 def new_parser(prog: str, description: str) -> ArgumentParser:
     """A parser with every setting as an option; a command adds its own."""
     # The docstrings under the fields above are the help.
@@ -90,16 +108,34 @@ def new_parser(prog: str, description: str) -> ArgumentParser:
     return parser
 
 
+def check_names(parser: ArgumentParser, argv: Sequence[str]) -> None:
+    """Raises `ConfigError` with the nearest name for an option that `parser` does not have."""
+    known = [s for action in parser._actions for s in action.option_strings if s.startswith("--")]
+    for argument in argv:
+        name = argument.partition("=")[0]
+        if name.startswith("--") and name not in known:
+            raise _unknown(name, "command line", known)
+
+
+def checkpoint_exists(setting: str, path: str) -> None:
+    """Raises `ConfigError`, naming `setting`, unless `path` is a file."""
+    if Path(path).is_dir():
+        raise ConfigError(f"{setting} {path} is a folder; give the path of a .pt file in it")
+    require(Path(path).is_file(), f"{setting} {path} does not exist; give the path of a .pt file")
+
+
+def can_hold(setting: str, path: str) -> None:
+    """Raises `ConfigError`, naming `setting`, unless a file can be written at `path`."""
+    folder = Path(path).parent
+    require(folder.is_dir(), f"{setting} {path}: the folder {folder} does not exist")
+
+
 def parse(parser: ArgumentParser, base: dict[str, Any], argv: Sequence[str]) -> Any:
     """Defaults, then `base` (a YAML's settings), then the command line `argv`.
 
     Returns the parser's namespace, the parts as dataclasses. Raises `ConfigError`.
     """
-    known = [s.lstrip("-") for action in parser._actions for s in action.option_strings]
-    for argument in argv:
-        name = argument[2:].partition("=")[0]
-        if argument.startswith("--") and name not in known and not name.startswith("print_config"):
-            raise _unknown(f"--{name}", "command line", [f"--{option}" for option in known])
+    check_names(parser, argv)
     try:
         defaults = parser.get_defaults()
         parsed = parser.parse_object(base, namespace=defaults) if base else defaults
@@ -113,6 +149,10 @@ def _one_sentence(message: str) -> str:
     text = " ".join(message.split())
     text = text.replace('Parser key "', "").replace('":', ":", 1)
     text = text.replace("typing.", "").replace("<class '", "").replace("'>", "")
+    text = text.replace("Expected a tuple.", "Expected a list in brackets, such as [30,60].")
+    file = text.partition("unrecognized arguments: ")[2]
+    if file.endswith((".yaml", ".yml")):
+        text += f"; did you mean --config {file}?"
     return text
 
 
@@ -125,11 +165,16 @@ def load_config(argv: Sequence[str], prog: str, description: str) -> Config:
     """The configuration of `pipeline.train`: `--config FILE` (default configs/resnet50.yaml), then
     the options of the command line. Raises `ConfigError`; `--help` prints and exits."""
     parser = new_parser(prog, description)
-    parser.add_argument(
-        "--config", metavar="FILE", help="YAML file (default: configs/resnet50.yaml)"
-    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings")
     path, rest = _take_config(argv)
-    return to_config(parse(parser, read_yaml(path), rest))
+    base = read_yaml(path)
+    if {"-h", "--help"} & set(rest):  # the defaults shown are those in force
+        for part, values in base.items():
+            named = values.items() if isinstance(values, dict) else [("", values)]
+            parser.set_defaults({f"{part}.{name}".rstrip("."): value for name, value in named})
+    # A run is called after its configuration unless either names it.
+    base["run"] = {"name": path.stem} | base.get("run", {})
+    return to_config(parse(parser, base, rest))
 
 
 def _take_config(argv: Sequence[str]) -> tuple[Path, list[str]]:

@@ -9,6 +9,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from pipeline.config import ConfigError
 from pipeline.failure import run_command
+from pipeline.options import check_names
 
 
 def parse(argv: list[str]) -> tuple[str, dict[str, object]]:
@@ -24,6 +25,8 @@ def parse(argv: list[str]) -> tuple[str, dict[str, object]]:
     demo.exit_on_error = False
     commands = parser.add_subcommands(required=True, dest="command")
     commands.add_subcommand("demo", demo, help="draw the demo data set")
+    if argv[:1] == ["demo"]:
+        check_names(demo, argv[1:])
     try:
         parsed = parser.parse_args(argv)
     except ArgumentError as error:

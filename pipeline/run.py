@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import logging
-import os
-import socket
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,18 +15,12 @@ from pipeline.agreement import StopSignal
 from pipeline.checkpoint import read_verified, require_same_run
 from pipeline.config import Config
 from pipeline.data.manifest import Manifest, open_manifest
+from pipeline.data.order import order_digest
 from pipeline.distributed import World, connect
-from pipeline.failure import (
-    FellWithPeer,
-    PeerLost,
-    Reported,
-    Stopped,
-    TrainingError,
-    clear_first_cause,
-    record_first_cause,
-)
-from pipeline.job import Job, choose_device, set_threads, versions
-from pipeline.monitor import RunMonitor, log_to_file, read_metrics, start_logging
+from pipeline.job import Job
+from pipeline.machine import choose_device, set_threads, versions
+from pipeline.monitor import RunMonitor, read_metrics, start_logging
+from pipeline.run_folder import first_cause_kept, locked
 
 log = logging.getLogger("trainyard")
 T = TypeVar("T")
@@ -44,7 +34,7 @@ def run(config: Config) -> None:
         world.require_same(_facts(config))
         set_threads(config, world)
         train_set, val_set = open_data(config, world)
-        with _locked(config, world) as run_dir, _first_cause_kept(run_dir, world):
+        with locked(config.run.path, world) as run_dir, first_cause_kept(run_dir, world):
             device = world.together(lambda: choose_device(config.run.device, world.local_rank))
             job = world.together(lambda: Job(config, world, device, train_set, val_set, stop))
             world.require_same({"steps": job.total_steps, "accumulation": job.accumulation})
@@ -102,69 +92,6 @@ def _in_turn(world: World, work: Callable[[], T]) -> T:
     for now in range(3):
         done += world.together(lambda: [work()] if turn == now else [])  # noqa: B023  (called at once)
     return done[0]
-
-
-@contextlib.contextmanager
-def _locked(config: Config, world: World) -> Iterator[Path]:
-    """Collective. Makes the run's folder and holds it until the job ends."""
-    folder = config.run.path
-    held: list[Any] = []
-
-    def take() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / "lock", "a+", encoding="utf-8")  # noqa: SIM115  (held till the end)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise ValueError(
-                f"the run in {folder} is in use by {file.read().strip() or 'another job'}; wait "
-                "for it or choose another run.name"
-            ) from error
-        file.truncate(0)
-        job_id = os.environ.get("SLURM_JOB_ID")
-        file.write(
-            f"process {os.getpid()} on {socket.gethostname()}"
-            + (f", Slurm job {job_id}" if job_id else "")
-            + time.strftime(", since %Y-%m-%d %H:%M:%S\n")
-        )
-        file.flush()
-        held.append(file)
-
-    world.on_rank0(take)
-    try:
-        yield folder
-    finally:
-        for file in held:
-            file.close()
-
-
-@contextlib.contextmanager
-def _first_cause_kept(run_dir: Path, world: World) -> Iterator[None]:
-    """Keeps the first cause of a failure in the run's `failure.txt`."""
-    if world.rank == 0:
-        clear_first_cause(run_dir)
-        log_to_file(run_dir)
-    try:
-        yield
-    except (Stopped, KeyboardInterrupt):
-        raise
-    except Reported as error:
-        if world.rank == 0:
-            record_first_cause(run_dir, error.message)
-        raise
-    except PeerLost as error:
-        if not record_first_cause(run_dir, str(error)):
-            raise FellWithPeer(
-                f"rank {world.rank} ends because another rank failed; {run_dir}/failure.txt has "
-                "the cause"
-            ) from error
-        raise
-    except Exception as error:
-        known = isinstance(error, TrainingError | ValueError)
-        cause = str(error) if known else f"{type(error).__name__}: {error}"
-        record_first_cause(run_dir, f"rank {world.rank}: {cause}")
-        raise
 
 
 def resume(job: Job) -> None:
@@ -228,6 +155,8 @@ def _open_files(job: Job) -> None:
         job.total_steps,
     )  # fmt: skip
     log.info("schedule: %s", job.schedule.describe())
+    order = order_digest(config.run.seed, job.epoch, len(job.train_set))
+    log.info("order of epoch %d: %s", job.epoch, order)
 
 
 def _reached(job: Job) -> str:

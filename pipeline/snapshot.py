@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def fingerprint(config: Config, data_hashes: dict[str, str]) -> dict[str, Any]:
     """The facts that must be the same for a checkpoint to belong to a run.
 
-    Free to change: world size, local batch, threads, where decoding runs, paths, intervals, and
-    the number of epochs.
+    Free to change: world size, local batch, threads, where decoding runs, how norm layers and the
+    model are executed (model.norm, model.compile), paths, intervals, and the number of epochs.
     """
     facts: dict[str, Any] = {"random_scheme": SCHEME_VERSION, "run.seed": config.run.seed}
     facts |= {f"data hash of {split}": digest for split, digest in data_hashes.items()}

@@ -6,7 +6,7 @@ import sys
 
 from pipeline.config import Config
 from pipeline.failure import run_command
-from pipeline.options import load_config
+from pipeline.options import checkpoint_exists, load_config
 
 DESCRIPTION = "Trains a ResNet on JPEG files, on one process or under horovodrun."
 
@@ -15,6 +15,8 @@ def main(argv: list[str]) -> None:
     """Parses and checks, then loads what is heavy and runs."""
     config = load_config(argv, "python -m pipeline.train", DESCRIPTION)
     _check_batch(config)
+    if config.resume not in ("auto", "none"):
+        checkpoint_exists("--resume is neither auto nor none, and the checkpoint", config.resume)
     from pipeline.run import run  # torch, DALI and Horovod: after the check
 
     run(config)

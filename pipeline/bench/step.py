@@ -28,7 +28,8 @@ from pipeline.bench.resident import (
 from pipeline.data.dali import Batch, Loader
 from pipeline.distributed import World
 from pipeline.engine import train_epoch
-from pipeline.job import Job, choose_device
+from pipeline.job import Job
+from pipeline.machine import choose_device
 from pipeline.monitor import RunMonitor
 from pipeline.optimizer import build_optimizer
 from pipeline.precision import Precision

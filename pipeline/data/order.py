@@ -134,7 +134,7 @@ def split_global_batch(
 
     The micro-batch holds at most `local_batch_size` images, and micro-batch * accumulation *
     world_size equals `global_batch_size`. ValueError if the global batch cannot be shared equally
-    by the ranks.
+    by the ranks, or only in micro-batches less than half as large as they could be.
     """
     for name, value in (("global", global_batch_size), ("local", local_batch_size)):
         if value < 1:
@@ -147,9 +147,18 @@ def split_global_batch(
             f"data.global_batch_size={global_batch_size} is not divisible by {world_size} ranks; "
             f"the {nearest}"
         )
-    accumulation = -(-share // local_batch_size)
+    fewest = accumulation = -(-share // local_batch_size)
     while share % accumulation:
         accumulation += 1
+    if accumulation > 2 * fewest:
+        # A prime share would go image by image, which batch normalisation cannot live on.
+        part = fewest * world_size
+        near = round(global_batch_size / part) * part
+        raise ValueError(
+            f"data.global_batch_size={global_batch_size} leaves {world_size} ranks only "
+            f"micro-batches of {share // accumulation} under data.local_batch_size="
+            f"{local_batch_size}; the nearest that splits well is {near}"
+        )
     return share // accumulation, accumulation
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from pipeline.config import DataConfig
-from pipeline.data.augment import CenterCrop, Plan, RandomResizedCrop, ScaleJitter
+from pipeline.data.augment import CenterCrop, Plan, Planner, RandomResizedCrop, ScaleJitter
 from pipeline.data.manifest import BadImage, Manifest
 from pipeline.data.order import GlobalOrder, Stream, random_words
 
@@ -42,7 +42,7 @@ class ImageStream(Protocol):
         ...
 
 
-def train_planner(config: DataConfig) -> RandomResizedCrop | ScaleJitter:
+def train_planner(config: DataConfig) -> Planner:
     """The training crop that the configuration asks for."""
     if config.train_crop == "scale_jitter":
         return ScaleJitter(config.image_size, config.short_side, config.flip, config.color_std)
@@ -54,7 +54,7 @@ def train_planner(config: DataConfig) -> RandomResizedCrop | ScaleJitter:
 class TrainStream:
     """Shuffled epochs without end; positions cross epoch boundaries freely."""
 
-    def __init__(self, manifest: Manifest, planner: RandomResizedCrop | ScaleJitter, seed: int):
+    def __init__(self, manifest: Manifest, planner: Planner, seed: int):
         self.manifest = manifest
         self.planner = planner
         self.seed = seed

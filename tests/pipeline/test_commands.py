@@ -32,7 +32,7 @@ def test_help_shows_the_options_and_ends_well(argv, shown):
         (["pipeline.evaluate", "--checkpiont=a"], "did you mean --checkpoint?"),
         (["pipeline.prepare"], "demo"),
         (["pipeline.prepare", "dmeo"], "demo"),
-        (["pipeline.prepare", "demo", "--trian=30"], "--trian=30"),
+        (["pipeline.prepare", "demo", "--trian=30"], "did you mean --train?"),
         (["pipeline.prepare", "demo", "--train=few"], "few"),
         (["pipeline.prepare", "demo", "--train=3"], "at least 10: one image for each class"),
     ],

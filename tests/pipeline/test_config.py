@@ -9,7 +9,7 @@ import pytest
 import yaml
 from jobs import REPOSITORY, environment
 
-from pipeline.config import Config, ConfigError, setting_names
+from pipeline.config import Config, ConfigError, RunConfig, setting_names
 from pipeline.options import CONFIGS, DEFAULT_CONFIG, load_config, new_parser, read_yaml
 
 LOADS = """
@@ -63,7 +63,13 @@ def test_help_shows_the_text_and_the_default_of_a_setting(capsys):
         ("pipeline.train", ["--model.depth=19"], "answer: model.depth=19 does not exist"),
         ("pipeline.train", ["--data.global_batch_size=255"], "answer: data.global_batch_size=255"),
         ("pipeline.evaluate", ["--help"], "answer: 0"),
-        ("pipeline.evaluate", ["--model.depth=50"], "answer: --checkpoint is missing"),
+        ("pipeline.evaluate", ["--data.root=x"], "answer: --checkpoint is missing"),
+        ("pipeline.evaluate", ["--checkpoint=none.pt"], "answer: --checkpoint none.pt does not"),
+        ("pipeline.evaluate", ["--checkpoint=tests"], "answer: --checkpoint tests is a folder"),
+        ("pipeline.evaluate", ["--model.depth=50"], "answer: --model.depth comes from the check"),
+        ("pipeline.train", ["--resume=latest"], "answer: --resume is neither auto nor none, and"),
+        ("pipeline.train", ["configs/demo.yaml"], "did you mean --config configs/demo.yaml?"),
+        ("pipeline.train", ["--data.area=0.3"], "in brackets, such as [30,60]. Got value: 0.3"),
         ("pipeline.prepare", ["demo", "--trian=3"], "answer: "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -215,8 +221,15 @@ def test_numbers_in_a_yaml_may_have_an_exponent(yaml_file):
 
 
 def test_an_empty_part_or_file_sets_nothing(yaml_file):
-    assert load(yaml_file("data:\n  # root: elsewhere\n")) == Config()
-    assert load(yaml_file("")) == Config()
+    for text in ("data:\n  # root: elsewhere\n", ""):
+        path = yaml_file(text)
+        assert load(path) == Config(run=RunConfig(name=Path(path).stem))
+
+
+def test_a_run_is_called_after_its_configuration_unless_it_is_named(yaml_file):
+    assert load_config(["--config", "configs/demo.yaml"], "prog", "").run.name == "demo"
+    assert load_config(["--config=configs/demo.yaml", "--run.name=x"], "prog", "").run.name == "x"
+    assert load(yaml_file("run: {name: y}")).run.name == "y"
 
 
 @pytest.mark.parametrize(

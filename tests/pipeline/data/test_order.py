@@ -153,7 +153,7 @@ def test_an_empty_data_set_has_no_order():
         (256, 32, 8, (32, 1)),
         (256, 100, 1, (64, 4)),  # 3 does not divide 256
         (96, 32, 1, (32, 3)),
-        (7, 2, 1, (1, 7)),
+        (9, 4, 1, (3, 3)),
         (64, 1000, 2, (32, 1)),
     ],
 )
@@ -171,6 +171,13 @@ def test_split_takes_the_fewest_equal_micro_batches(global_batch, local_batch, r
             "global_batch_size=100 is not divisible by 3 ranks; the nearest that are: 99 and 102",
         ),
         (2, 32, 3, "global_batch_size=2 is not divisible by 3 ranks; the nearest that is: 3"),
+        (
+            1009,
+            256,
+            1,
+            "global_batch_size=1009 leaves 1 ranks only micro-batches of 1 under "
+            "data.local_batch_size=256; the nearest that splits well is 1008",
+        ),
         (0, 32, 3, "global_batch_size=0 must be at least 1"),
         (96, 0, 3, "local_batch_size=0 must be at least 1"),
     ],
