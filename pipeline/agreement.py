@@ -67,7 +67,7 @@ class Feed:
         error: Exception | None = None
         try:
             batch = next(self._loader)
-        except (BadImage, OSError, RuntimeError) as caught:
+        except Exception as caught:  # whatever it is, the other ranks must hear of it
             error = self._explained(caught, step)
         self.wait_sec = time.perf_counter() - started
         stop, save, failed = self._world.maximum(
@@ -87,4 +87,4 @@ class Feed:
                 else "a good copy changes the data, so put one there and start under a new run.name"
             )
             return ValueError(f"{error} ({where}); {cure}")
-        return TrainingError(f"the loader failed: {error} ({where})")
+        return TrainingError(f"the loader failed: {type(error).__name__}: {error} ({where})")

@@ -109,12 +109,13 @@ class CheckpointFolder:
         path = self.path(step)
         write_atomically(path, {"format": FORMAT, **content})
         if best:
-            self._link_best(path)
+            self.link_best(path)
         for old in self.steps()[: -self.keep]:
             self.path(old).unlink(missing_ok=True)
         return path
 
-    def _link_best(self, path: Path) -> None:
+    def link_best(self, path: Path) -> None:
+        """Makes `best.pt` another name of the checkpoint `path`."""
         partial = self.folder / ".best.pt.partial"
         partial.unlink(missing_ok=True)
         try:

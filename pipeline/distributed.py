@@ -50,6 +50,8 @@ class World:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    on_failure: Callable[[str], object] | None = None
+    """Called on rank 0 with the first cause, before any rank leaves."""
 
     def broadcast_object(self, value: T) -> T:
         """Rank 0's `value`, on every rank."""
@@ -112,17 +114,23 @@ class World:
             message, code = errors[0]
             if self.rank == 0:
                 say_error(message)
+                if self.on_failure is not None:
+                    self.on_failure(message)
             self.barrier()
             raise Reported(message, ExitCode(code)) from error
 
     def require_same(self, facts: dict[str, Any]) -> None:
-        """Collective. Every rank must hold the same facts; else all leave, naming who differs."""
+        """Collective. Every rank must hold the same facts; else all leave, naming who differs.
+
+        A fact that a rank does not know is not compared with it.
+        """
         everyone = self.gather_objects(facts)
-        for name in facts:
-            values = [str(other.get(name)) for other in everyone]
-            if len(set(values)) > 1:
-                common = max(values, key=values.count)  # of two ranks, rank 0 is right
-                odd = [f"rank {r} has {v}" for r, v in enumerate(values) if v != common]
+        for name in dict.fromkeys(name for other in everyone for name in other):
+            values = {r: str(other[name]) for r, other in enumerate(everyone) if name in other}
+            found = list(values.values())
+            if len(set(found)) > 1:
+                common = max(found, key=found.count)  # of two ranks, rank 0 is right
+                odd = [f"rank {r} has {v}" for r, v in values.items() if v != common]
                 self.raise_together(
                     ValueError(
                         f"the ranks differ in {name}: {', '.join(odd)}, the others have {common}; "

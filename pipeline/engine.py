@@ -164,7 +164,12 @@ def save(job: Job, best: bool = False) -> None:
         require_finite(job, job.window.fold())
         content = snapshot.take(job)
         step = job.progress.step
-        job.world.on_rank0(lambda: job.checkpoints.save(step, content, best))
+
+        def write() -> None:
+            snapshot.require_finite(content)
+            job.checkpoints.save(step, content, best)
+
+        job.world.on_rank0(write)
         job.saved()
 
 
@@ -175,6 +180,13 @@ def validate_and_save(job: Job) -> None:
         job.model.eval()
         with closing(job.val_loader()) as loader, swapped_statistics(job.model, average):
             counted = validate(job.forward, loader, job.precision, job.world, len(job.val_set))
+        if not math.isfinite(counted.loss):
+            job.world.raise_together(
+                TrainingError(
+                    f"the validation loss is {counted.loss} before step {job.progress.step}; the "
+                    "training has diverged: lower optim.base_lr or lengthen schedule.warmup_epochs"
+                )
+            )
         result = job.place(counted)
         best = all(result.top1 >= earlier.top1 for earlier in job.progress.history)
         job.progress.history.append(result)
@@ -215,7 +227,7 @@ def validate(
             ).double()
             counts = batch_counts if counts is None else counts + batch_counts
             loss = batch_loss if loss is None else loss + batch_loss
-    except (ValueError, RuntimeError, OSError) as caught:
+    except Exception as caught:  # whatever it is, the other ranks must hear of it
         where = f"(met in validation by rank {world.rank})"
         kind = ValueError if isinstance(caught, ValueError) else TrainingError
         error = kind(f"{caught} {where}")

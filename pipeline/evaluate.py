@@ -79,7 +79,7 @@ def evaluate(checkpoint: Path, options: Any) -> dict[str, Any] | None:
     device = world.together(lambda: choose_device(config.run.device, world.local_rank))
     decode = world.together(lambda: choose_decoding(config, device, world))
     model = world.together(lambda: make_model(config, len(content["classes"]), device))
-    model.load_state_dict(content["model"])
+    world.together(lambda: model.load_state_dict(content["model"]))
     model.eval()
     precision = Precision(config.optim.amp, device)
     with contextlib.closing(open_val_loader(config, val_set, world, decode)) as loader:

@@ -33,6 +33,7 @@ from pipeline.distributed import World
 from pipeline.machine import choose_decoding, versions
 from pipeline.metrics import TrainWindow, Validation
 from pipeline.model.backends import choose_backend
+from pipeline.model.norm import norm_layers
 from pipeline.model.resnet import resnet
 from pipeline.monitor import Monitor
 from pipeline.optimizer import build_optimizer
@@ -127,6 +128,23 @@ class Job:
         self.fingerprint = fingerprint(config, hashes)
         self._saved_at = time.monotonic()
         self._images_shown_epoch: int | None = None
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """What every rank must have decided alike."""
+        norm = next(norm_layers(self.model))
+        return {
+            "steps": self.total_steps,
+            "accumulation": self.accumulation,
+            "device": self.decode.device.type,
+            "decoder": self.decode.decoder,
+            "norm layer": getattr(norm, "backend", type(norm).__name__),
+        }
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to train or to validate."""
+        return self.progress.step >= self.total_steps and not self.validation_due
 
     @property
     def position(self) -> int:

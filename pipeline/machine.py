@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -56,6 +57,7 @@ def set_threads(config: Config, world: World) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """What the numbers of a run depend on besides its configuration."""
     found = {"python": platform.python_version(), "torch": str(torch.__version__)}

@@ -40,7 +40,13 @@ def build_optimizer(
         {"name": "norm_and_bias", "params": norm_and_bias, "weight_decay": other_decay},
     ]
     on_cuda = all(parameter.is_cuda for _, parameter in named)
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True if on_cuda else None)
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True if on_cuda else None)
+    if momentum > 0:
+        # SGD would make its buffers in the first step. The fused one (2.13) leaves them
+        # uninitialised when loss scaling skips that step, and the next would use what is in them.
+        for _, parameter in named:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

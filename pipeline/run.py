@@ -33,28 +33,27 @@ def run(config: Config) -> None:
     with StopSignal() as stop:
         world.require_same(_facts(config))
         set_threads(config, world)
-        train_set, val_set = open_data(config, world)
         with locked(config.run.path, world) as run_dir, first_cause_kept(run_dir, world):
+            train_set, val_set = open_data(config, world)
             device = world.together(lambda: choose_device(config.run.device, world.local_rank))
             job = world.together(lambda: Job(config, world, device, train_set, val_set, stop))
-            world.require_same({"steps": job.total_steps, "accumulation": job.accumulation})
+            world.require_same(job.facts)
             resume(job)
-            if job.progress.step >= job.total_steps and not job.validation_due:
+            if job.finished and world.on_rank0(lambda: _is_summed_up(run_dir)):
                 log.info("the run in %s is finished: %s", run_dir, _reached(job))
                 return
             world.on_rank0(lambda: _open_files(job))
             with contextlib.closing(job.monitor):
-                engine.fit(job)
+                if not job.finished:
+                    engine.fit(job)
                 _sum_up(job)
             world.barrier()
 
 
 def _facts(config: Config) -> dict[str, Any]:
     """What must be the same on every rank before anything else is worth doing."""
-    return {
-        "configuration": hashlib.sha256(config.to_yaml().encode()).hexdigest()[:16],
-        **versions(),
-    }
+    known = {name: version for name, version in versions().items() if version != "unknown"}
+    return {"configuration": hashlib.sha256(config.to_yaml().encode()).hexdigest()[:16], **known}
 
 
 def open_data(config: Config, world: World) -> tuple[Manifest, Manifest]:
@@ -104,6 +103,8 @@ def resume(job: Job) -> None:
 def _find_checkpoint(job: Job) -> dict[str, Any] | None:
     """What `--resume` points to, checked to belong to this run; None for a new run."""
     choice, folder = job.config.resume, job.config.run.path
+    origin = folder / "origin.txt"  # what a run that began with another's checkpoint began with
+    started_from = origin.read_text(encoding="utf-8") if origin.exists() else None
     holds_run = bool(job.checkpoints.steps()) or (folder / "metrics.jsonl").exists()
     if choice == "none":
         if holds_run:
@@ -112,7 +113,7 @@ def _find_checkpoint(job: Job) -> dict[str, Any] | None:
                 "--resume auto to go on"
             )
         return None
-    if choice == "auto":
+    if choice == "auto" or (holds_run and str(Path(choice).resolve()) == started_from):
         found = job.checkpoints.latest()
         if found is None:
             return None
@@ -120,15 +121,28 @@ def _find_checkpoint(job: Job) -> dict[str, Any] | None:
     else:
         path = Path(choice)
         content = read_verified(path)
-        own = path.resolve().parent == job.checkpoints.folder.resolve()
-        if holds_run and not own:
+        if holds_run and path.resolve().parent != job.checkpoints.folder.resolve():
             raise ValueError(
                 f"{folder} already holds another run than --resume {path}; choose another run.name"
             )
     require_same_run(path, content["fingerprint"], job.fingerprint)
-    job.checkpoints.forget_after(content["step"])
+    if not holds_run:
+        # From here on the run stands on its own, and the same command goes on with it.
+        origin.write_text(str(path.resolve()), encoding="utf-8")
+        job.checkpoints.save(content["step"], content)
     log.info("resuming from %s at step %d", path, content["step"])
+    job.checkpoints.forget_after(content["step"])
+    _mend_best(job, content)
     return content
+
+
+def _mend_best(job: Job, content: dict[str, Any]) -> None:
+    """Gives the best checkpoint its second name, which a kill right after the save prevented."""
+    correct = [result["top1_correct"] for result in content["history"]]
+    path = job.checkpoints.path(content["step"])
+    is_result = bool(correct) and content["history"][-1]["step"] == content["step"]
+    if is_result and correct[-1] == max(correct) and path.exists():
+        job.checkpoints.link_best(path)
 
 
 def _open_files(job: Job) -> None:
@@ -165,6 +179,12 @@ def _reached(job: Job) -> str:
     last = job.progress.history[-1]
     best = max(result.top1 for result in job.progress.history)
     return f"top-1 {last.top1:.2%}, top-5 {last.top5:.2%} (best top-1 {best:.2%})"
+
+
+def _is_summed_up(run_dir: Path) -> bool:
+    """Whether the run's last line is there; a kill after the last save may have prevented it."""
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    return bool(lines) and lines[-1]["event"] == "done"
 
 
 def _sum_up(job: Job) -> None:

@@ -64,14 +64,11 @@ def first_cause_kept(run_dir: Path, world: World) -> Iterator[None]:
     if world.rank == 0:
         clear_first_cause(run_dir)
         log_to_file(run_dir)
+        world.on_failure = lambda message: record_first_cause(run_dir, message)
     try:
         yield
-    except (Stopped, KeyboardInterrupt):
-        raise
-    except Reported as error:
-        if world.rank == 0:
-            record_first_cause(run_dir, error.message)
-        raise
+    except (Stopped, Reported, KeyboardInterrupt):
+        raise  # what was reported is recorded already, before any rank left
     except PeerLost as error:
         if not record_first_cause(run_dir, str(error)):
             raise FellWithPeer(

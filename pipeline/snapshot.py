@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.config import Config
 from pipeline.data.order import SCHEME_VERSION
+from pipeline.failure import TrainingError
 from pipeline.metrics import Validation
 from pipeline.model.norm import running_statistics, swapped_statistics
 
@@ -90,6 +91,20 @@ def take(job: Job) -> dict[str, Any]:
         "world_size": job.world.size,
         "versions": job.versions,
     }
+
+
+def require_finite(content: dict[str, Any]) -> None:
+    """Raises `TrainingError` naming a weight or velocity of `take` that is not finite.
+
+    A finite loss can have an infinite gradient, which no loss shows before the next step.
+    """
+    for name, tensor in [*content["model"].items(), *content["momentum"].items()]:
+        if not bool(torch.isfinite(tensor).all()):
+            raise TrainingError(
+                f"{name} is not finite before step {content['step']}, so that no checkpoint is "
+                "written; lower optim.base_lr or lengthen schedule.warmup_epochs, and start again "
+                "from the last checkpoint"
+            )
 
 
 def momentum(job: Job) -> dict[str, Tensor]:

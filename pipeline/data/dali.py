@@ -187,7 +187,7 @@ class Loader:
         if self._left == 0:
             raise StopIteration
         try:
-            images, labels = self._pipe.run()
+            images, labels = self._pipe.run(self._stream_of_torch())
         except StopIteration:
             assert self._failure is not None, "the source ended before the loader's length"
             raise self._failure from None
@@ -196,11 +196,19 @@ class Loader:
         self._left -= 1
         prepared = self._in_dali.popleft()
         device = self._settings.device
+        # Copies wait: DALI may reuse its memory as soon as these names are gone.
         return Batch(
-            from_dlpack(images.as_tensor()).permute(0, 3, 1, 2).to(device, non_blocking=True),
-            from_dlpack(labels.as_tensor()).to(device, non_blocking=True),
+            from_dlpack(images.as_tensor()).permute(0, 3, 1, 2).to(device),
+            from_dlpack(labels.as_tensor()).to(device),
             prepared.selection.positions,
         )
+
+    def _stream_of_torch(self) -> Any:
+        """Where a GPU batch is handed over, so that DALI reuses its memory only after the work
+        that torch queued on it; None for batches in host memory."""
+        if self._settings.decoder != "gpu":
+            return None
+        return torch.cuda.current_stream(self._settings.device)
 
     def close(self) -> None:
         """Ends the threads and frees DALI's memory."""

@@ -1,5 +1,7 @@
 """Checkpoints: whole or not there, verified, never code, and of this very run."""
 
+import dataclasses
+import json
 import logging
 import os
 import pickle
@@ -11,6 +13,7 @@ import pytest
 import torch
 from one_process import train_here
 
+from pipeline import engine
 from pipeline.checkpoint import (
     CheckpointFolder,
     DamagedCheckpoint,
@@ -366,3 +369,64 @@ def test_a_run_of_which_no_checkpoint_is_whole_does_not_start_again_by_itself(sm
         damage(path)
     with pytest.raises(Reported, match=r"none of the 3 checkpoints in .* is whole"):
         train_here(small_data, copied.parent)
+
+
+def test_a_run_that_began_with_anothers_checkpoint_stands_on_its_own(
+    small_data, finished, tmp_path
+):
+    other = finished / "checkpoints" / "step-000000004.pt"
+    run = train_here(small_data, tmp_path, "--run.name=fork", f"--resume={other}")
+    for step in CheckpointFolder(run / "checkpoints", 3).steps()[1:]:  # killed before its first
+        (run / "checkpoints" / f"step-{step:09d}.pt").unlink()
+    train_here(small_data, tmp_path, "--run.name=fork", f"--resume={other}")  # the same command
+    log = log_of(run)
+    assert log.count("at step 4") == 2
+    assert f"resuming from {other} at step 4" in log
+    newest = CheckpointFolder(run / "checkpoints", 3).latest()
+    wanted = read_verified(finished / "checkpoints" / "step-000000007.pt")
+    assert newest[1]["step"] == 7
+    assert all(
+        torch.equal(newest[1]["model"][name], wanted["model"][name]) for name in wanted["model"]
+    )
+
+
+def test_what_a_kill_right_after_the_last_save_prevented_is_mended(small_data, copied):
+    (copied / "checkpoints" / "best.pt").unlink()
+    lines = (copied / "metrics.jsonl").read_text().splitlines()
+    (copied / "metrics.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    train_here(small_data, copied.parent)
+    assert read_verified(copied / "checkpoints" / "best.pt")["step"] == 7
+    mended = [json.loads(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
+    before = [json.loads(line) for line in lines]
+    assert [{**m, "time": 0} for m in mended] == [{**b, "time": 0} for b in before]
+
+
+def test_weights_that_are_not_finite_are_never_written(small_data, tmp_path, monkeypatch):
+    real = engine.train_step
+
+    def poison(job, *rest):
+        norm = real(job, *rest)
+        if job.progress.step == 3:  # as an infinite gradient after a finite loss would
+            with torch.no_grad():
+                job.model.conv1.weight[0] = float("inf")
+        return norm
+
+    monkeypatch.setattr(engine, "train_step", poison)
+    with pytest.raises(Reported, match=r"conv1\.weight is not finite before step 4") as error:
+        train_here(small_data, tmp_path, "--run.checkpoint_every_steps=1")
+    assert error.value.code == ExitCode.FAILED
+    run = tmp_path / "test"
+    assert CheckpointFolder(run / "checkpoints", 3).steps() == [1, 2, 3]
+    assert "conv1.weight is not finite" in (run / "failure.txt").read_text()
+
+
+def test_a_validation_loss_that_is_not_finite_ends_the_run_with_a_word(
+    small_data, tmp_path, monkeypatch
+):
+    real = engine.validate
+    monkeypatch.setattr(
+        engine, "validate", lambda *a: dataclasses.replace(real(*a), loss=float("nan"))
+    )
+    with pytest.raises(Reported, match="the validation loss is nan before step 7") as error:
+        train_here(small_data, tmp_path)
+    assert error.value.code == ExitCode.FAILED

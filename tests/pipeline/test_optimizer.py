@@ -113,3 +113,21 @@ def test_gradient_norm_leaves_out_missing_gradients_and_shows_infinite_ones() ->
     assert gradient_norm(model.parameters()) == gradient_norm(rest)
     model[0].weight.grad[0] = float("inf")
     assert gradient_norm(model.parameters()).isinf()
+
+
+def test_a_first_step_skipped_by_loss_scaling_leaves_the_momentum_at_zero() -> None:
+    # The fused SGD skips inside its kernel, which never fills buffers made in that step.
+    model = small()
+    optimizer = build_optimizer(model, 0.1, 0.9, 1e-4, decay_norm_and_bias=False)
+    for group in optimizer.param_groups:
+        group["fused"], group["foreach"] = True, False
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    backward(model, 0)
+    optimizer.grad_scale, optimizer.found_inf = None, torch.ones(())
+    optimizer.step()
+    del optimizer.grad_scale, optimizer.found_inf
+    buffers = [optimizer.state[p]["momentum_buffer"] for p in model.parameters()]
+    assert all(not buffer.any() for buffer in buffers)
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+    optimizer.step()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
