@@ -1,4 +1,4 @@
-"""Runs the modules that need Triton's interpreter in a process of their own.
+"""One thread for all tests here; the modules for Triton's interpreter in their own process.
 
 The interpreter has to be on before triton is imported, and then stays on: in this process the
 kernels would no longer compile.
@@ -13,8 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 INTERPRETED = ("test_kernels.py", "test_fused_norm.py")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small tensors: more threads would only crowd the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class OwnProcess(pytest.Item):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,14 +17,6 @@ from pipeline.model.norm import BatchNormAct, ends, running_statistics
 from pipeline.model.resnet import resnet
 
 C = 12
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def activations(seed: int, dtype: torch.dtype = torch.float32, channels: int = C) -> Tensor:

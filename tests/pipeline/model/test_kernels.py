@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -26,14 +25,6 @@ def tiling_for(channels: int) -> Tiling:
     """Few wide programs, which is what the interpreter's time goes by, but several chunks."""
     wide = 1 << (channels - 1).bit_length()
     return Tiling(max(8, wide), 32, 64, 64, 64, finish_channels=max(8, wide))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,7 +1,5 @@
 """ResNets against the paper's table 1, torchvision's names and counts, and the layout contract."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,14 +9,6 @@ from pipeline.model.norm import BatchNormAct
 from pipeline.model.resnet import Variant, resnet
 
 DEPTHS = [18, 34, 50, 101, 152]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def on_meta(depth: int, variant: Variant = "v1.5") -> nn.Module:
