@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 import time
 from collections.abc import Iterator
@@ -40,8 +39,6 @@ from pipeline.optimizer import build_optimizer
 from pipeline.precision import Precision
 from pipeline.schedule import PlateauSchedule, Schedule, StepSchedule, scaled_lr
 from pipeline.snapshot import fingerprint
-
-log = logging.getLogger("trainyard")
 
 _GRID_IMAGES = 16
 
