@@ -1,6 +1,7 @@
 # make train          set up everything and train the demo on two Horovod ranks
 # make test           set up everything, lint, and run the whole suite; what CI runs
 # make lint           ruff and mypy alone
+# make gpu-check      what only an NVIDIA GPU can show, in under 8 minutes; writes benchmarks/gpu_*.json
 # make clean          remove the environment (data, runs and built wheels stay)
 #
 # make train NP=4 ARGS='--run.name=x'     other ranks, other settings
@@ -12,7 +13,7 @@ NP ?= 2
 ARGS ?=
 export TORCH
 
-.PHONY: train test lint clean environment
+.PHONY: train test lint gpu-check clean environment
 
 train: environment
 	@.venv/bin/python -m pipeline.prepare demo --out data/demo
@@ -25,6 +26,11 @@ lint: environment
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+# In .venv where it stands; else in PYTHON with whatever is installed there.
+gpu-check:
+	@if [ -x .venv/bin/python ]; then python=.venv/bin/python; else python='$(PYTHON)'; fi; \
+	PYTHONPATH=. "$$python" -m pipeline.bench.gpu_check $(ARGS)
 
 # Returns at once when the environment stands: see launch/environment.py.
 environment:

@@ -10,11 +10,13 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from launch.rendezvous import Rendezvous, slot_environment
+
 
 class LocalRanks:
     """Running ranks: `processes[r]` is rank r. As a context manager, `stop` at the end."""
 
-    def __init__(self, processes: list[subprocess.Popen[str]], server: Any) -> None:
+    def __init__(self, processes: list[subprocess.Popen[str]], server: Rendezvous | None) -> None:
         self.processes = processes
         self._server = server
 
@@ -53,24 +55,12 @@ def start_ranks(
     """
     if ranks == 1:
         return LocalRanks([subprocess.Popen(argv, env=dict(env), text=True, **popen)], None)
-    from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
-    from horovod.runner.gloo_run import create_slot_env_vars
-    from horovod.runner.http.http_server import RendezvousServer
-
-    server = RendezvousServer(0)
-    found_at = {
-        "HOROVOD_GLOO_RENDEZVOUS_ADDR": "127.0.0.1",
-        "HOROVOD_GLOO_RENDEZVOUS_PORT": str(server.start()),
-        "HOROVOD_CONTROLLER": "gloo",
-        "HOROVOD_CPU_OPERATIONS": "gloo",
-        "HOROVOD_GLOO_IFACE": "lo",
-    }
-    plan = get_host_assignments(parse_hosts(f"localhost:{ranks}"), ranks)
-    server.init(plan)
+    server = Rendezvous("127.0.0.1", [("localhost", ranks)])
+    shared = {**env, **server.environment, "HOROVOD_GLOO_IFACE": "lo"}
     started = LocalRanks([], server)
     try:
-        for slot in plan:
-            rank_env = {**env, **found_at, **create_slot_env_vars(slot)}
+        for slot in server.slots:
+            rank_env = {**shared, **slot_environment(slot)}
             started.processes.append(subprocess.Popen(argv, env=rank_env, text=True, **popen))
     except OSError:
         started.stop()

@@ -18,17 +18,27 @@ from pipeline.data.manifest import BadImage
 from pipeline.distributed import World
 from pipeline.failure import TrainingError
 
+# By strength, as ranks agree on the highest index that any has received. SIGUSR1 says that time is
+# nearly up: save and have the job go on later. The others say: save and leave (SIGUSR2 is SIGTERM
+# by way of srun, which does not pass that on).
+STOP_SIGNALS = ("", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGTERM")
+GO_ON = 0
+
 
 class StopSignal:
-    """Remembers SIGTERM and SIGINT instead of dying of them. Prints nothing: stdout may be gone."""
+    """Remembers a signal to stop instead of dying of it. Prints nothing: stdout may be gone."""
 
     def __init__(self) -> None:
-        self.received: str | None = None
+        self.received: int = GO_ON
+        """An index of `STOP_SIGNALS`; the strongest signal so far."""
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for name in STOP_SIGNALS[1:]:
+            number = signal.Signals[name]
             self._previous[number] = signal.signal(number, self._remember)
+        # A launcher may hold these back until somebody listens: launch/slurm_rank.py.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1, signal.SIGUSR2})
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -36,14 +46,15 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
+        self.received = max(self.received, STOP_SIGNALS.index(signal.Signals(number).name))
 
 
 @dataclass(frozen=True)
 class Decision:
     """What all ranks do before the batch they hold."""
 
-    stop: bool
+    stop: str
+    """The signal to stop by, of `STOP_SIGNALS`; empty: go on."""
     save: bool
 
 
@@ -62,6 +73,7 @@ class Feed:
 
         Raises `Reported` on every rank when any rank's batch failed.
         """
+        self._world.heartbeat.beat("data", step)
         started = time.perf_counter()
         batch: Batch | None = None
         error: Exception | None = None
@@ -70,13 +82,14 @@ class Feed:
         except Exception as caught:  # whatever it is, the other ranks must hear of it
             error = self._explained(caught, step)
         self.wait_sec = time.perf_counter() - started
+        self._world.heartbeat.beat("agree")
         stop, save, failed = self._world.maximum(
-            [self._stop.received is not None, wants_save, error is not None]
+            [self._stop.received, wants_save, error is not None]
         )
         if failed:
             self._world.raise_together(error)
         assert batch is not None, "a failed batch leaves on every rank"
-        return batch, Decision(bool(stop), bool(save))
+        return batch, Decision(STOP_SIGNALS[stop], bool(save))
 
     def _explained(self, error: Exception, step: int) -> Exception:
         where = f"met at step {step} by rank {self._world.rank}"

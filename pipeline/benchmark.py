@@ -65,8 +65,8 @@ def main(argv: list[str]) -> None:
     if path is not None:
         can_hold("--json", str(path))
     benchmark = importlib.import_module(f"pipeline.bench.{name}")  # torch and DALI: only now
+    from pipeline.bench.device import versions
     from pipeline.bench.report import write_json
-    from pipeline.machine import versions
 
     result = benchmark.run(options)
     print(result.text())

@@ -213,6 +213,9 @@ class RunConfig:
     """Seconds between checkpoints inside an epoch; null: none by time."""
     keep_checkpoints: int = 3
     """How many of the newest checkpoints stay, besides the best."""
+    step_timeout_sec: float | None = 600.0
+    """Seconds without progress on a rank after which the job ends and names who holds it up; null:
+    it waits for ever."""
 
     def __post_init__(self) -> None:
         require(
@@ -228,6 +231,11 @@ class RunConfig:
         for name in ("log_every_steps", "keep_checkpoints"):
             value = getattr(self, name)
             require(value >= 1, f"run.{name}={value} must be at least 1")
+        limit = self.step_timeout_sec
+        require(
+            limit is None or 1 <= limit <= 1e6,
+            f"run.step_timeout_sec={limit} must lie in [1, 1000000], or be null for no limit",
+        )
 
     @property
     def path(self) -> Path:

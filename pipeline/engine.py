@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from pipeline.agreement import Feed
 from pipeline.data.dali import Batch, Loader
 from pipeline.data.stream import PADDING_LABEL
 from pipeline.distributed import World
-from pipeline.failure import Stopped, TrainingError
+from pipeline.failure import Stopped, TrainingError, record_stop
 from pipeline.job import Job
 from pipeline.metrics import Validation, correct_counts
 from pipeline.model.norm import swapped_statistics
@@ -52,9 +53,7 @@ def train_epoch(job: Job, feed: Feed, until: int) -> None:
         if decision.save or decision.stop:
             save(job)
         if decision.stop:
-            log.info("stopped before step %d by a signal; start again to go on", job.progress.step)
-            job.world.barrier()
-            raise Stopped
+            stop(job, decision.stop)
         if job.wants_images():
             job.show_images(batch)
         norm = train_step(job, batch, feed)
@@ -65,6 +64,15 @@ def train_epoch(job: Job, feed: Feed, until: int) -> None:
         every = job.config.run.checkpoint_every_steps
         if every and job.progress.step % every == 0 and job.progress.step < until:
             save(job)
+
+
+def stop(job: Job, by: str) -> NoReturn:
+    """Collective. Leaves on all ranks together, with a word on why and where; raises `Stopped`."""
+    step = job.progress.step
+    log.info("stopped before step %d by %s; start again to go on", step, by)
+    job.world.on_rank0(lambda: record_stop(job.config.run.path, by, step))
+    job.world.barrier()
+    raise Stopped
 
 
 def train_step(job: Job, batch: Batch, feed: Feed) -> Tensor | None:
@@ -79,6 +87,7 @@ def train_step(job: Job, batch: Batch, feed: Feed) -> Tensor | None:
         if micro > 0:
             batch, _ = feed.next(step)
             job.window.data_wait_sec += feed.wait_sec
+        job.world.heartbeat.beat("compute")
         with job.precision.autocast():
             logits = job.forward(batch.images)
             loss = F.cross_entropy(
@@ -87,7 +96,9 @@ def train_step(job: Job, batch: Batch, feed: Feed) -> Tensor | None:
         job.averager.enabled = micro == job.accumulation - 1
         job.precision.backward(loss / job.accumulation)
         job.window.add(step, loss.detach(), logits.detach(), batch.labels)
+    job.world.heartbeat.beat("average")
     job.averager.synchronize()
+    job.world.heartbeat.beat("update")
     norm = None
     if (step + 1) % job.config.run.log_every_steps == 0 or step + 1 == job.total_steps:
         job.precision.unscale_(job.optimizer)
@@ -103,6 +114,7 @@ def train_step(job: Job, batch: Batch, feed: Feed) -> Tensor | None:
 def record(job: Job, norm: Tensor) -> None:
     """Writes the line of metrics that ends with the step before `job.progress.step`."""
     window = job.window
+    job.world.heartbeat.beat("record")
     require_finite(job, window.fold())
     everyone = job.world.sum(torch.cat([window.sums, window.timings()]))
     totals = window.totals(everyone, job.world.size)
@@ -160,6 +172,7 @@ def save(job: Job, best: bool = False) -> None:
 
     Never writes one that a non-finite loss has gone into.
     """
+    job.world.heartbeat.beat("save", job.progress.step)
     with _off_the_clock(job):
         require_finite(job, job.window.fold())
         content = snapshot.take(job)
@@ -175,6 +188,7 @@ def save(job: Job, best: bool = False) -> None:
 
 def validate_and_save(job: Job) -> None:
     """Collective. Validates where the run stands, then saves again with the result."""
+    job.world.heartbeat.beat("validate", job.progress.step)
     with _off_the_clock(job):
         average = snapshot.average_statistics(job)
         job.model.eval()
@@ -218,6 +232,7 @@ def validate(
     error: Exception | None = None
     try:
         for batch in loader:
+            world.heartbeat.beat("validate")
             with precision.autocast():
                 logits = model(batch.images).float()
             real = (batch.labels != PADDING_LABEL).sum().unsqueeze(0)

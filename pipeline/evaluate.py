@@ -64,7 +64,7 @@ def evaluate(checkpoint: Path, options: Any) -> dict[str, Any] | None:
     from pipeline.checkpoint import read_verified
     from pipeline.distributed import connect
     from pipeline.job import make_model, open_val_loader
-    from pipeline.machine import choose_decoding, choose_device, set_threads
+    from pipeline.machine import choose_decoding, choose_device, own_share, set_threads
     from pipeline.monitor import log, start_logging
     from pipeline.precision import Precision
     from pipeline.run import open_val_data
@@ -74,10 +74,11 @@ def evaluate(checkpoint: Path, options: Any) -> dict[str, Any] | None:
     content = world.on_rank0(lambda: read_verified(checkpoint))
     stored = yaml.safe_load(content["config"])
     config = world.together(lambda: overrides(options, SETTINGS, stored))
-    set_threads(config, world)
+    share = own_share(world)
+    set_threads(config, share)
     val_set = open_val_data(config, world, content["classes"])
-    device = world.together(lambda: choose_device(config.run.device, world.local_rank))
-    decode = world.together(lambda: choose_decoding(config, device, world))
+    device = world.together(lambda: choose_device(config.run.device, share.gpu))
+    decode = world.together(lambda: choose_decoding(config, device, share))
     model = world.together(lambda: make_model(config, len(content["classes"]), device))
     world.together(lambda: model.load_state_dict(content["model"]))
     model.eval()

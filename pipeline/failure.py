@@ -92,9 +92,15 @@ def record_first_cause(run_dir: Path | None, message: str) -> bool:
     return True
 
 
-def clear_first_cause(run_dir: Path) -> None:
-    """Forgets the failure of an earlier start of this run."""
-    (run_dir / "failure.txt").unlink(missing_ok=True)
+def record_stop(run_dir: Path, by: str, step: int) -> None:
+    """Writes `stopped.txt`: which signal stopped the run, and before which step."""
+    (run_dir / "stopped.txt").write_text(f"{by} before step {step}\n", encoding="utf-8")
+
+
+def forget_last_end(run_dir: Path) -> None:
+    """Removes what an earlier start of this run left about its end."""
+    for name in ("failure.txt", "stopped.txt"):
+        (run_dir / name).unlink(missing_ok=True)
 
 
 def run_command(main: Callable[[list[str]], object], argv: list[str]) -> NoReturn:

@@ -29,7 +29,7 @@ from pipeline.data.order import (
 )
 from pipeline.data.stream import TrainStream, ValStream, train_planner
 from pipeline.distributed import World
-from pipeline.machine import choose_decoding, versions
+from pipeline.machine import versions
 from pipeline.metrics import TrainWindow, Validation
 from pipeline.model.backends import choose_backend
 from pipeline.model.norm import norm_layers
@@ -88,7 +88,7 @@ class Job:
     """
 
     def __init__(
-        self, config: Config, world: World, device: torch.device, train_set: Manifest,
+        self, config: Config, world: World, decode: DecodeSettings, train_set: Manifest,
         val_set: Manifest, stop: StopSignal,
     ) -> None:  # fmt: skip
         self.config, self.world, self.stop = config, world, stop
@@ -104,7 +104,7 @@ class Job:
         )
         self.schedule = make_schedule(config, len(train_set))
         self.stream = TrainStream(train_set, train_planner(data), config.run.seed)
-        self.decode = choose_decoding(config, device, world)
+        self.decode, device = decode, decode.device
         self.model = make_model(config, len(train_set.classes), device)
         self.forward = self.model
         if config.model.compile:

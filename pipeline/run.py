@@ -18,9 +18,10 @@ from pipeline.data.manifest import Manifest, open_manifest
 from pipeline.data.order import order_digest
 from pipeline.distributed import World, connect
 from pipeline.job import Job
-from pipeline.machine import choose_device, set_threads, versions
+from pipeline.machine import choose_decoding, choose_device, own_share, set_threads, versions
 from pipeline.monitor import RunMonitor, read_metrics, start_logging
 from pipeline.run_folder import first_cause_kept, locked
+from pipeline.watchdog import watched
 
 log = logging.getLogger("trainyard")
 T = TypeVar("T")
@@ -28,24 +29,28 @@ T = TypeVar("T")
 
 def run(config: Config) -> None:
     """Trains as `config` says; every way it can end is in `pipeline.failure`."""
-    world = connect()
+    world = connect(config.run.step_timeout_sec)
     start_logging(world.rank)
     with StopSignal() as stop:
         world.require_same(_facts(config))
-        set_threads(config, world)
+        share = own_share(world)
+        set_threads(config, share)
         with locked(config.run.path, world) as run_dir, first_cause_kept(run_dir, world):
             train_set, val_set = open_data(config, world)
-            device = world.together(lambda: choose_device(config.run.device, world.local_rank))
-            job = world.together(lambda: Job(config, world, device, train_set, val_set, stop))
+            device = world.together(lambda: choose_device(config.run.device, share.gpu))
+            decode = world.together(lambda: choose_decoding(config, device, share))
+            job = world.together(lambda: Job(config, world, decode, train_set, val_set, stop))
             world.require_same(job.facts)
             resume(job)
             if job.finished and world.on_rank0(lambda: _is_summed_up(run_dir)):
                 log.info("the run in %s is finished: %s", run_dir, _reached(job))
                 return
             world.on_rank0(lambda: _open_files(job))
-            with contextlib.closing(job.monitor):
+            limit_sec = config.run.step_timeout_sec
+            with contextlib.closing(job.monitor), watched(run_dir, world, limit_sec):
                 if not job.finished:
                     engine.fit(job)
+                world.heartbeat.beat("end")
                 _sum_up(job)
             world.barrier()
 

@@ -18,10 +18,11 @@ from pipeline.failure import (
     Reported,
     Stopped,
     TrainingError,
-    clear_first_cause,
+    forget_last_end,
     record_first_cause,
 )
 from pipeline.monitor import log_to_file
+from pipeline.watchdog import forget_stacks
 
 
 @contextlib.contextmanager
@@ -62,7 +63,8 @@ def locked(folder: Path, world: World) -> Iterator[Path]:
 def first_cause_kept(run_dir: Path, world: World) -> Iterator[None]:
     """Keeps the first cause of a failure in the run's `failure.txt`."""
     if world.rank == 0:
-        clear_first_cause(run_dir)
+        forget_last_end(run_dir)
+        forget_stacks(run_dir)
         log_to_file(run_dir)
         world.on_failure = lambda message: record_first_cause(run_dir, message)
     try:

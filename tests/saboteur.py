@@ -5,9 +5,13 @@ kernel's out-of-memory killer:
   kill-step:5:1       before step 5 is computed, on rank 1
   kill-save:2:0       inside the second write of a checkpoint, when the file is half written
   kill-validate:1:1   inside the first validation
+  kill-average:5:1    inside the fifth average of gradients, which the others wait for
   nan-loss:4:0        the loss of step 4 is NaN
   stop-step:5:1       SIGTERM reaches rank 1 while it computes step 5
   slow-step:0.2:all   every step takes 0.2 s longer
+  pause-step:5:1      SIGSTOP holds rank 1 before step 5 is computed
+  sleep-loader:5:1    the loader sleeps for ever while it prepares its fifth batch
+  never-start:99:1    rank 1 sleeps for 99 s before it looks for the others
 """
 
 from __future__ import annotations
@@ -47,49 +51,62 @@ def at_count(function: Callable[..., Any], count: int, fault: Callable[..., None
     return counted
 
 
+def sleep_in_loader(*_: Any) -> None:
+    """Never comes back; its name stands in the stack."""
+    while True:
+        time.sleep(60.0)
+
+
+AT_STEP: dict[str, Callable[[], object]] = {
+    "kill-step": die,
+    "stop-step": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "pause-step": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+}
+"""What happens before a given step is computed."""
+
+
 def install(what: str, where: str) -> None:
     """Builds the fault into this process."""
-    from pipeline import checkpoint, engine
+    if what == "never-start":
+        time.sleep(float(where))
+    elif what in AT_STEP or what in ("slow-step", "nan-loss"):
+        install_in_step(what, where)
+    else:
+        install_elsewhere(what, int(where))
 
-    real_step, real_loss = engine.train_step, engine.F.cross_entropy
-    if what == "kill-step":
 
-        def step(job: Any, *rest: Any) -> Any:
-            if job.progress.step == int(where):
-                die()
-            return real_step(job, *rest)
+def install_in_step(what: str, where: str) -> None:
+    """Builds a fault into the steps of training."""
+    from pipeline import engine
 
-        engine.train_step = step
-    elif what == "stop-step":
+    real_step, real_loss, now = engine.train_step, engine.F.cross_entropy, -1
 
-        def step(job: Any, *rest: Any) -> Any:
-            if job.progress.step == int(where):
-                os.kill(os.getpid(), signal.SIGTERM)
-            return real_step(job, *rest)
-
-        engine.train_step = step
-    elif what == "slow-step":
-
-        def step(job: Any, *rest: Any) -> Any:
+    def step(job: Any, *rest: Any) -> Any:
+        nonlocal now
+        now = job.progress.step
+        if what == "slow-step":
             time.sleep(float(where))
-            return real_step(job, *rest)
+        elif what in AT_STEP and now == int(where):
+            AT_STEP[what]()
+        return real_step(job, *rest)
 
-        engine.train_step = step
-    elif what == "nan-loss":
-        calls = {"step": -1}
+    def loss(*args: Any, **kwargs: Any) -> Any:
+        value = real_loss(*args, **kwargs)
+        return value * float("nan") if now == int(where) else value
 
-        def step(job: Any, *rest: Any) -> Any:
-            calls["step"] = job.progress.step
-            return real_step(job, *rest)
+    engine.train_step = step
+    if what == "nan-loss":
+        engine.F.cross_entropy = loss
 
-        def loss(*args: Any, **kwargs: Any) -> Any:
-            value = real_loss(*args, **kwargs)
-            return value * float("nan") if calls["step"] == int(where) else value
 
-        engine.train_step, engine.F.cross_entropy = step, loss
-    elif what == "kill-save":
+def install_elsewhere(what: str, count: int) -> None:
+    """Builds in a fault that comes when something is done for the `count`-th time."""
+    from pipeline import checkpoint, distributed, engine
+    from pipeline.data import dali
+
+    if what == "kill-save":
         # The content is on its way to the disk, the name is not there yet.
-        real_sync, of_file = os.fsync, at_count(os.fsync, int(where), die_with_half)
+        real_sync, of_file = os.fsync, at_count(os.fsync, count, die_with_half)
 
         def sync(descriptor: int) -> None:
             is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
@@ -97,7 +114,12 @@ def install(what: str, where: str) -> None:
 
         checkpoint.os.fsync = sync
     elif what == "kill-validate":
-        engine.validate = at_count(engine.validate, int(where), lambda *_: die())
+        engine.validate = at_count(engine.validate, count, lambda *_: die())
+    elif what == "kill-average":
+        averager = distributed._HorovodAverager
+        averager.synchronize = at_count(averager.synchronize, count, lambda *_: die())
+    elif what == "sleep-loader":
+        dali.Loader._prepare = at_count(dali.Loader._prepare, count, sleep_in_loader)
     else:
         raise SystemExit(f"no fault is called {what}")
 

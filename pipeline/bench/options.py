@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar, get_args
 
-from pipeline.config import require
+T = TypeVar("T")
+
+
+Amp = Literal["fp16", "bf16"]
+Side = Literal["eager", "triton", "apex", "compile"]
+AMPS: tuple[Amp, ...] = get_args(Amp)
+SIDES: tuple[Side, ...] = get_args(Side)
 
 
 @dataclass(frozen=True)
@@ -33,13 +40,51 @@ class LoaderOptions:
 
 
 @dataclass(frozen=True)
+class NormOptions:
+    """BN (+ add) + ReLU of every shape in a ResNet against the bandwidth of a copy."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What the layers run on; auto: a GPU where there is one."""
+    depths: str = "50,152"
+    """Layers of the ResNets whose norm layers are measured, with commas between."""
+    amps: str = "fp16,bf16"
+    """Dtypes of the activations, with commas between."""
+    batch: int = 256
+    """Images; halved for a shape that does not fit into the device's memory."""
+    pixels: int = 224
+    """Side of the images that the networks see."""
+    rounds: int = 9
+    """Rounds of each side, in turn."""
+    limit_sec: float | None = None
+    """No shape is begun after this many seconds; null: all are measured."""
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "batch", "pixels", "rounds")
+        _within(self, "depths", ("50", "101", "152"))
+        _within(self, "amps", AMPS)
+
+    @property
+    def depth_numbers(self) -> list[int]:
+        """The depths, in order."""
+        return [int(depth) for depth in self.depths.split(",")]
+
+    @property
+    def amp_names(self) -> list[Amp]:
+        """The dtypes, in order."""
+        return _chosen(self.amps, AMPS)
+
+
+@dataclass(frozen=True)
 class StepOptions:
-    """train_epoch against a bare loop over the same images in memory."""
+    """A step's speed: train_epoch against a bare loop; on a GPU also each way to compute norms."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """What the model runs on; auto: a GPU where there is one."""
+    parts: Literal["auto", "loop", "table", "both"] = "auto"
+    """loop: train_epoch against a bare loop. table: a whole step with each kind of norm layer, with
+    and without CUDA graphs. auto: the loop, and on a GPU the table too."""
     rounds: int = 13
-    """Rounds of each side, in turn."""
+    """Rounds of each side of the loop, in turn."""
     steps: int = 20
     """Steps in a round: as many as lie between two lines of metrics in configs/demo.yaml."""
     images: int = 32
@@ -50,9 +95,45 @@ class StepOptions:
     """Layers of the ResNet."""
     threads: int = 2
     """PyTorch's CPU threads."""
+    depths: str = "50,152"
+    """Table: layers of the ResNets, with commas between."""
+    amps: str = "fp16,bf16"
+    """Table: mixed precision, with commas between."""
+    sides: str = "eager,triton,apex,compile"
+    """Table: what computes the norm layers (compile: the eager model under torch.compile), with
+    commas between; every other side is compared with eager."""
+    batch: int = 256
+    """Table: images per step; halved for a side that does not fit into the device's memory."""
+    pixels: int = 224
+    """Table: side of the images in pixels."""
+    table_rounds: int = 7
+    """Table: rounds of each side, in turn."""
+    table_steps: int = 10
+    """Table: steps in a round."""
+    limit_sec: float | None = None
+    """Table: no row is begun after this many seconds; null: all are measured."""
 
     def __post_init__(self) -> None:
         _at_least_one(self, "rounds", "steps", "images", "size", "threads")
+        _at_least_one(self, "batch", "pixels", "table_rounds", "table_steps")
+        _within(self, "depths", ("18", "34", "50", "101", "152"))
+        _within(self, "amps", AMPS)
+        _within(self, "sides", SIDES)
+
+    @property
+    def depth_numbers(self) -> list[int]:
+        """The table's depths, in order."""
+        return [int(depth) for depth in self.depths.split(",")]
+
+    @property
+    def amp_names(self) -> list[Amp]:
+        """The table's precisions, in order."""
+        return _chosen(self.amps, AMPS)
+
+    @property
+    def side_names(self) -> list[Side]:
+        """The table's sides, in the order of `SIDES`: compiling takes minutes and comes last."""
+        return [side for side in SIDES if side in self.sides.split(",")]
 
 
 @dataclass(frozen=True)
@@ -103,10 +184,10 @@ class DemoOptions:
     def __post_init__(self) -> None:
         _at_least_one(self, "ranks")
         parts = self.seeds.split(",")
-        require(
-            all(part.strip().isdecimal() for part in parts),
-            f"--seeds={self.seeds} must be whole numbers with commas between, such as 0,1,2",
-        )
+        if not all(part.strip().isdecimal() for part in parts):
+            raise _wrong(
+                f"--seeds={self.seeds} must be whole numbers with commas between, such as 0,1,2"
+            )
 
     @property
     def seed_numbers(self) -> list[int]:
@@ -116,6 +197,7 @@ class DemoOptions:
 
 OPTIONS = {
     "loader": LoaderOptions,
+    "norm": NormOptions,
     "step": StepOptions,
     "scale": ScaleOptions,
     "manifest": ManifestOptions,
@@ -126,4 +208,22 @@ OPTIONS = {
 def _at_least_one(options: object, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
-        require(value >= 1, f"--{name}={value} must be at least 1")
+        if value < 1:
+            raise _wrong(f"--{name}={value} must be at least 1")
+
+
+def _within(options: object, name: str, known: Sequence[str]) -> None:
+    value = getattr(options, name)
+    if not set(value.split(",")) <= set(known):
+        raise _wrong(f"--{name}={value} must be some of {', '.join(known)} with commas between")
+
+
+def _chosen(value: str, known: Sequence[T]) -> list[T]:
+    return [one for name in value.split(",") for one in known if one == name]
+
+
+def _wrong(message: str) -> ValueError:
+    # Only now: it brings yaml, which a machine that shall only measure a GPU may not have.
+    from pipeline.config import ConfigError
+
+    return ConfigError(message)

@@ -70,6 +70,7 @@ class Result:
     ratios: dict[str, Spread | float] = field(default_factory=dict)
     spreads: dict[str, Spread] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
+    table: list[tuple[str, ...]] = field(default_factory=list)
 
     def ratio_value(self, name: str) -> float:
         """The number of a ratio: the median where it was measured in rounds."""
@@ -94,13 +95,20 @@ class Result:
         }
 
     def text(self) -> str:
-        """A table of what was measured and a line for each ratio."""
-        rows = [("", "median", "quartiles")]
+        """A table of what was measured, the result's own or else of all spreads; its numbers; what
+        did not run (the figure `not_run`) and why; a line for each ratio."""
+        rows: list[tuple[str, ...]] = [("", "median", "quartiles")]
         for name, spread in self.spreads.items():
             low, middle, high = spread.quartiles
             rows.append((name, f"{middle:.4g}", f"{low:.4g} .. {high:.4g}"))
-        rows += [(name, f"{value:.4g}", "") for name, value in _numbers(self.figures)]
-        lines = _aligned(rows) if len(rows) > 1 else []
+        numbers: list[tuple[str, ...]]
+        numbers = [(name, f"{value:.4g}", "") for name, value in _numbers(self.figures)]
+        if self.table:
+            lines = aligned(self.table) + aligned(numbers)
+        else:
+            lines = aligned(rows + numbers) if len(rows + numbers) > 1 else []
+        not_run: Mapping[str, str] = self.figures.get("not_run", {})
+        lines += [f"{name}: not run: {reason}" for name, reason in not_run.items()]
         for name, found in self.ratios.items():
             line = f"{name} = {self.ratio_value(name):.3f}"
             if isinstance(found, Spread):
@@ -117,15 +125,26 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """CPU model, cores this process may use, and the GPU if there is one."""
+    """CPU model, cores this process may use, and the GPU if there is one, with its driver."""
     import torch
 
-    return {
+    from pipeline.bench.device import driver
+
+    found: dict[str, Any] = {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": None,
         "system": platform.system() + " " + platform.release(),
     }
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        found |= {
+            "gpu": properties.name,
+            "gpus": torch.cuda.device_count(),
+            "gpu_memory_gb": round(properties.total_memory / 1e9, 1),
+            "driver": driver(),
+        }
+    return found
 
 
 def _cpu_model() -> str:
@@ -141,9 +160,13 @@ def _numbers(figures: Mapping[str, Any]) -> list[tuple[str, float]]:
     return [(name, value) for name, value in figures.items() if isinstance(value, int | float)]
 
 
-def _aligned(rows: Sequence[tuple[str, str, str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lines of a table; the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
-        f"{name:<{widths[0]}}  {value:>{widths[1]}}  {spread:>{widths[2]}}".rstrip()
-        for name, value, spread in rows
+        "  ".join(
+            [f"{row[0]:<{widths[0]}}"]
+            + [f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)]
+        ).rstrip()
+        for row in rows
     ]

@@ -24,6 +24,7 @@ from pipeline.data.manifest import Manifest, read_manifest, write_manifest
 from pipeline.data.scan import Rows
 from pipeline.distributed import World
 from pipeline.job import Job
+from pipeline.machine import Share, choose_decoding
 
 LOG_EVERY_STEPS = 20  # as configs/demo.yaml has it
 _CLASSES = 10
@@ -91,7 +92,8 @@ def resident_config(work: Workload, world_size: int, run_dir: Path, threads: int
 def resident_job(config: Config, world: World, device: torch.device, folder: Path) -> Job:
     """A job of `config` over a manifest whose files do not exist; writes only into `folder`."""
     manifest = _manifest(folder / f"rank{world.rank}.arrow", config.data.image_size)
-    return Job(config, world, device, manifest, manifest, StopSignal())
+    decode = choose_decoding(config, device, Share(cores=1, gpu=0))
+    return Job(config, world, decode, manifest, manifest, StopSignal())
 
 
 def _manifest(path: Path, size: int) -> Manifest:

@@ -25,6 +25,7 @@ class Stop:
     first_step: int
     last_step: int
     failed: bool
+    said: str
 
 
 class Run:
@@ -60,13 +61,15 @@ class Run:
 
     def _stopped(self, codes: list[int], text: str, first: int) -> Stop:
         failed = (self.path / "failure.txt").exists()
+        word = self.path / "stopped.txt"
+        said = word.read_text() if word.exists() else ""
         assert newest_checkpoint(self.path)["step"] == self.newest(), "the newest is not whole"
-        return Stop(codes, text, first, self.newest(), failed)
+        return Stop(codes, text, first, self.newest(), failed, said)
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """A run stopped three times, then finished, then started once more."""
+    """A run stopped four times, then finished, then started once more."""
 
     path: Path
     stops: dict[str, Stop]
@@ -76,27 +79,29 @@ class Stopped:
 
 @pytest.fixture(scope="module")
 def stopped(small_data, tmp_path_factory):
-    """The run after five starts."""
+    """The run after six starts."""
     runs = tmp_path_factory.mktemp("stopped")
     run = Run(small_data, runs)
     stops = {
         "SIGTERM to horovodrun": run.stop_horovodrun(signal.SIGTERM),
         "SIGTERM": run.stop_rank(1, signal.SIGTERM),
         "SIGINT": run.stop_rank(0, signal.SIGINT),
+        "SIGUSR1": run.stop_rank(1, signal.SIGUSR1),
     }
     yield Stopped(run.path, stops, finished=jobs.run(run.plain, ranks=2), again=jobs.run(run.plain))
     shutil.rmtree(runs)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
 def test_a_signal_to_one_rank_stops_all_with_a_checkpoint_at_a_step_boundary(stopped, name):
     stop = stopped.stops[name]
     assert stop.codes == [STOPPED, STOPPED], stop.text
     assert not stop.failed
+    assert stop.said == f"{name} before step {stop.last_step}\n"
     assert "error:" not in stop.text and "Traceback" not in stop.text, stop.text
     assert f"resuming from {stopped.path}/checkpoints" in stop.text
     assert 0 < stop.first_step < stop.last_step < 19
-    assert f"stopped before step {stop.last_step} by a signal; start again to go on" in stop.text
+    assert f"stopped before step {stop.last_step} by {name}; start again to go on" in stop.text
 
 
 def test_sigterm_to_horovodrun_leaves_a_whole_checkpoint(stopped):

@@ -53,6 +53,33 @@ def test_step_compares_the_program_with_a_bare_loop(tmp_path):
     assert not list(tmp_path.glob("tmp*"))  # the run's own folder is gone
 
 
+def test_norm_says_which_backends_can_run_and_times_those(tmp_path):
+    options = ("--rounds=1", "--batch=2", "--pixels=32", "--depths=50", "--amps=bf16")
+    ended = jobs.run(
+        ["-m", "pipeline.benchmark", "norm", "--device=cpu", f"--json={tmp_path}/n.json", *options]
+    )
+    assert ended.codes == [0], ended.text
+    assert "bf16 reference: can run here" in ended.text
+    assert "bf16 triton: its kernels need an NVIDIA GPU" in ended.text
+    assert "eager_of_copy_resnet50_bf16 = " in ended.text
+    found = json.loads((tmp_path / "n.json").read_text())
+    assert found["versions"].keys() >= {"python", "torch", "commit"}
+    assert "NVIDIA GPU" in found["raw"]["not_run"]["triton bf16"]
+
+
+def test_step_has_a_table_of_what_can_run_and_what_cannot(tmp_path):
+    shape = ("--depths=18", "--amps=bf16", "--batch=2", "--pixels=32", "--sides=eager,triton")
+    options = ("--parts=table", "--device=cpu", "--table_rounds=2", "--table_steps=1", *shape)
+    found = benchmark(tmp_path, "step", *options)
+    assert list(found["ratios"]) == ["eager_resnet18_bf16_of_roofline"]
+    assert len(found["raw"]["eager_resnet18_bf16_images_per_sec"]["rounds"]) == 2
+    assert set(found["raw"]["not_run"]) == {
+        "eager_graph_resnet18_bf16",
+        "triton_resnet18_bf16",
+        "triton_graph_resnet18_bf16",
+    }
+
+
 def test_scale_runs_two_horovod_ranks_and_two_lone_processes(tmp_path):
     options = ("--rounds=2", "--steps=1", "--images=2", "--size=32")
     found = benchmark(tmp_path, "scale", *options)
@@ -121,10 +148,18 @@ def test_the_photos_have_imagenets_usual_sizes(tmp_path):
     ("argv", "message"),
     [
         (["lodaer"], "there is no benchmark lodaer; did you mean loader?"),
-        (["xyz"], "there is no benchmark xyz; there are: loader, step, scale, manifest, demo"),
+        (
+            ["xyz"],
+            "there is no benchmark xyz; there are: loader, norm, step, scale, manifest, demo",
+        ),
         ([], "the name of a benchmark is missing; there are: loader"),
         (["loader", "--thread=3"], "there is no setting --thread; did you mean --threads"),
         (["step", "--rounds=0"], "--rounds=0 must be at least 1"),
+        (
+            ["step", "--sides=eager,cudnn"],
+            "--sides=eager,cudnn must be some of eager, triton, apex",
+        ),
+        (["norm", "--depths=50,18"], "--depths=50,18 must be some of 50, 101, 152 with commas"),
         (["demo", "--seeds=0,x"], "--seeds=0,x must be whole numbers with commas between"),
     ],
 )
@@ -150,7 +185,7 @@ def test_help_and_wrong_names_load_nothing_heavy():
         "    heavy = {'torch', 'nvidia.dali', 'numpy', 'pyarrow', 'horovod'} & set(sys.modules)\n"
         "    print('heavy:', sorted(heavy))\n"
     )
-    for argv, text in ((["--help"], "manifest"), (["scale", "--help"], "--rounds"), (["x"], "x")):
+    for argv, text in ((["--help"], "manifest"), (["norm", "--help"], "--rounds"), (["x"], "x")):
         done = subprocess.run(
             [sys.executable, "-c", script, *argv],
             capture_output=True, text=True, cwd=jobs.REPOSITORY,

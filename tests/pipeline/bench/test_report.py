@@ -73,6 +73,24 @@ def test_the_text_has_a_line_for_each_ratio():
     ]
 
 
+def test_a_table_of_its_own_takes_the_place_of_the_spreads():
+    result = Result(
+        "made",
+        {},
+        {"a_vs_b": 0.5},
+        {"a_sec": Spread((1.0,))},
+        {"copies": 3, "not_run": {"apex": "not installed"}},
+        [("side", "img/s", "share"), ("eager", "12", "50%")],
+    )
+    assert result.text().splitlines() == [
+        "side   img/s  share",
+        "eager     12    50%",
+        "copies  3",
+        "apex: not run: not installed",
+        "a_vs_b = 0.500",
+    ]
+
+
 def test_what_json_cannot_say_is_refused(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "made.json", {"ratios": {"a": float("nan")}})

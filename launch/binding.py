@@ -1,0 +1,90 @@
+"""Keeps a rank on the cores that its GPU is wired to.
+
+A GPU hangs on one socket's PCIe lanes. A rank that runs on the other socket sends every batch and
+every kernel launch over the link between the sockets, and has its memory there as well: Linux puts
+a page where the thread that first touches it runs, so that binding the cores binds the memory.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+PCI_DEVICES = Path("/sys/bus/pci/devices")
+
+
+def bind_near_gpu(env: Mapping[str, str]) -> set[int]:
+    """Binds this process to its part of the cores near its GPU; returns the cores it then has.
+
+    Does nothing without nvidia-smi or where the kernel does not know the wiring. The rank of
+    number HOROVOD_LOCAL_RANK takes the GPU of that number among those it sees, or the only one.
+    """
+    allowed = os.sched_getaffinity(0)
+    gpus = visible_gpus(env.get("CUDA_VISIBLE_DEVICES"), bus_ids())
+    rank, ranks = int(env["HOROVOD_LOCAL_RANK"]), int(env["HOROVOD_LOCAL_SIZE"])
+    near = [cores_near(bus_id, PCI_DEVICES) for bus_id in gpus]
+    mine = part(near, rank, ranks, allowed)
+    if mine:
+        os.sched_setaffinity(0, mine)
+    return mine or allowed
+
+
+def bus_ids() -> dict[str, str]:
+    """PCI bus id of every GPU of this machine, by index and by UUID; empty without nvidia-smi."""
+    command = ["nvidia-smi", "--query-gpu=index,uuid,pci.bus_id", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    found = {}
+    for line in done.stdout.splitlines() if done.returncode == 0 else []:
+        index, uuid, bus_id = (field.strip() for field in line.split(","))
+        found[index] = found[uuid] = bus_id
+    return found
+
+
+def visible_gpus(visible: str | None, known: Mapping[str, str]) -> list[str]:
+    """Bus ids of the GPUs that CUDA_VISIBLE_DEVICES (indices or UUIDs) shows, in its order."""
+    if visible is None:
+        return [bus_id for name, bus_id in known.items() if name.isdecimal()]
+    return [known[name] for name in visible.split(",") if name in known]
+
+
+def cores_near(bus_id: str, devices: Path) -> set[int]:
+    """The cores that the kernel says are wired to a PCI device; empty if it does not say.
+
+    nvidia-smi writes 00000000:1B:00.0 where the folder in /sys/bus/pci/devices is 0000:1b:00.0.
+    """
+    domain, _, rest = bus_id.lower().partition(":")
+    try:
+        text = (devices / f"{domain[-4:]}:{rest}" / "local_cpulist").read_text()
+    except OSError:
+        return set()
+    return parse_cores(text)
+
+
+def parse_cores(text: str) -> set[int]:
+    """The kernel's "0-3,8" as {0, 1, 2, 3, 8}."""
+    cores: set[int] = set()
+    for span in filter(None, text.strip().split(",")):
+        first, _, last = span.partition("-")
+        cores |= set(range(int(first), int(last or first) + 1))
+    return cores
+
+
+def part(near: Sequence[set[int]], rank: int, ranks: int, allowed: set[int]) -> set[int]:
+    """The cores of local rank `rank` of `ranks`, empty for no binding.
+
+    `near` has the cores near each GPU this rank sees: one for every local rank, or its own only.
+    Ranks whose GPUs share a socket divide its cores, in the order of their ranks.
+    """
+    if len(near) == 1 and ranks > 1:
+        return near[0] & allowed  # its own GPU only: how the others lie is not known here
+    if rank >= len(near):
+        return set()
+    cores = sorted(near[rank] & allowed)
+    sharing = [r for r in range(min(ranks, len(near))) if near[r] == near[rank]]
+    place, count = sharing.index(rank), len(sharing)
+    return set(cores[place * len(cores) // count : (place + 1) * len(cores) // count])

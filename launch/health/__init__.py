@@ -1,0 +1,1 @@
+"""What `python -m launch.doctor` knows: the facts of a node, and the checks over all nodes."""

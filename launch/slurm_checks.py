@@ -1,0 +1,116 @@
+"""The doctor inside a Slurm job: every node before the ranks start, NCCL's choice once they run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from launch.allocation import Allocation
+from launch.doctor import (
+    TOKEN_VARIABLE,
+    Check,
+    judge,
+    nccl_transport,
+    parse_node_lines,
+    remove_token,
+    table,
+    transport_check,
+    write_token,
+)
+from launch.slurm_options import Program
+from pipeline.config import ConfigError
+
+_PATIENCE_SEC = 120.0
+_NCCL_PATIENCE_SEC = 900.0
+
+
+def examine(allocation: Allocation, program: Program, python: str) -> None:
+    """Runs the doctor on every node and prints what is not in order.
+
+    Raises `ConfigError` if a check failed, after the table with the cures.
+    """
+    ranks = {node.name: node.ranks for node in allocation.nodes}
+    checks = judge(parse_node_lines(_ask_nodes(allocation, program, python)), ranks)
+    failed = [check.name for check in checks if check.status == "fail"]
+    if failed or any(check.status == "warn" for check in checks):
+        print(table([check for check in checks if check.status != "ok"]), flush=True)
+    if failed:
+        raise ConfigError(
+            f"the check before the job failed: {', '.join(failed)}; the table above has the cures "
+            "(--launch.doctor=false starts without the check)"
+        )
+    print(f"launch: {len(checks)} checks passed on {len(ranks)} nodes", flush=True)
+
+
+def _ask_nodes(allocation: Allocation, program: Program, python: str) -> str:
+    """What `launch.doctor --node` prints on each node of the job."""
+    count = len(allocation.nodes)
+    command = ["srun", "--mpi=none", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1"]
+    command += ["--cpu-bind=none", python, "-m", "launch.doctor", "--node"]
+    # The one task of a node is to see all its GPUs, not a rank's.
+    env = {k: v for k, v in os.environ.items() if k != "SLURM_GPUS_PER_TASK"}
+    token = None
+    if program.run_dir is not None:
+        command += ["--", *program.options]
+        token = _new_token(program.run_dir)
+        env[TOKEN_VARIABLE] = token
+    try:
+        done = subprocess.run(
+            command, env=env, stdout=subprocess.PIPE, text=True, timeout=_PATIENCE_SEC, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(
+            f"the check of the nodes had no end after {_PATIENCE_SEC:.0f} s: a file system or a "
+            "GPU driver hangs on one of them"
+        ) from error
+    finally:
+        if token is not None and program.run_dir is not None:
+            remove_token(program.run_dir, token)
+    return done.stdout
+
+
+def _new_token(run_dir: Path) -> str:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        return write_token(run_dir)
+    except OSError as error:
+        raise ConfigError(
+            f"the folder of the run, {run_dir}, cannot be written ({error.strerror}); set run.dir"
+        ) from error
+
+
+def nccl_logging(run_dir: Path, env: Mapping[str, str]) -> dict[str, str]:
+    """What makes NCCL write its log into the run's folder; nothing if the user has it elsewhere."""
+    if "NCCL_DEBUG" in env or "NCCL_DEBUG_FILE" in env:
+        return {}
+    folder = run_dir / "nccl"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.log"):
+        old.unlink()
+    return {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_FILE": str(folder / "%h.%p.log")}
+
+
+def watch_nccl(run_dir: Path, nodes: int, nap_sec: float = 10.0) -> threading.Thread:
+    """Warns in the log, once, if the ranks on `nodes` nodes turn out to talk over plain sockets."""
+
+    def look() -> None:
+        end = time.monotonic() + _NCCL_PATIENCE_SEC
+        while time.monotonic() < end:
+            logs = [log.read_text(errors="replace") for log in (run_dir / "nccl").glob("*.log")]
+            if nccl_transport("\n".join(logs)) is not None:
+                _say_unless_ok(transport_check("\n".join(logs), nodes))
+                return
+            time.sleep(nap_sec)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    return thread
+
+
+def _say_unless_ok(check: Check) -> None:
+    if check.status != "ok":
+        print(f"warning: {check.name}: {check.found} -> {check.cure}", flush=True)

@@ -1,0 +1,101 @@
+"""What a batch script passes to launch/slurm.py: its own options and the program's."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config, ConfigError, require
+from pipeline.options import load_config
+
+_PREFIX = "--launch."
+_COMMANDS = {
+    "train": "pipeline.train",
+    "evaluate": "pipeline.evaluate",
+    "prepare": "pipeline.prepare",
+}
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """The options of the launcher itself, given anywhere among the program's."""
+
+    interface: str | None = None
+    """--launch.interface: network interface of every node; default: the one with its address."""
+    doctor: bool = True
+    """--launch.doctor: check every node before the ranks start."""
+    requeue: bool = True
+    """--launch.requeue: after SIGUSR1, put the job back into the queue."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """What every rank runs."""
+
+    module: str
+    options: tuple[str, ...]
+    config: Config | None = field(default=None)
+    """Of a training, checked before anything is started."""
+
+    @property
+    def on_every_rank(self) -> bool:
+        """Whether it is a job of several ranks; data are prepared by one process."""
+        return self.module != _COMMANDS["prepare"]
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it was told to leave GPUs alone."""
+        return "--run.device=cpu" in self.options or (
+            self.config is not None and self.config.run.device == "cpu"
+        )
+
+    @property
+    def run_dir(self) -> Path | None:
+        """The folder of the run, if it has one."""
+        return None if self.config is None else self.config.run.path
+
+    @property
+    def module_and_options(self) -> list[str]:
+        """As `python -m` takes them."""
+        return [self.module, *self.options]
+
+    @property
+    def command(self) -> list[str]:
+        """As a process is started."""
+        return [sys.executable, "-m", *self.module_and_options]
+
+
+def split(argv: Sequence[str]) -> tuple[LaunchOptions, Program]:
+    """The launcher's options and the program, wrong ones refused before anything starts."""
+    own: dict[str, Any] = {}
+    for argument in argv:
+        if argument.startswith(_PREFIX):
+            name, _, value = argument.removeprefix(_PREFIX).partition("=")
+            own[name] = _value(name, value)
+    rest = [argument for argument in argv if not argument.startswith(_PREFIX)]
+    require(
+        bool(rest) and rest[0] in _COMMANDS,
+        f"launch.slurm runs {', '.join(_COMMANDS)}, not {rest[0] if rest else 'nothing'}",
+    )
+    module, options = _COMMANDS[rest[0]], tuple(rest[1:])
+    config = load_config(options, f"python -m {module}", "") if rest[0] == "train" else None
+    return LaunchOptions(**own), Program(module, options, config)
+
+
+def _value(name: str, value: str) -> object:
+    known = {f.name: f for f in fields(LaunchOptions)}
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1)
+        hint = (
+            f"did you mean {_PREFIX}{nearest[0]}?" if nearest else f"there are: {', '.join(known)}"
+        )
+        raise ConfigError(f"there is no option {_PREFIX}{name}; {hint}")
+    if known[name].type == "bool":
+        require(value in ("true", "false"), f"{_PREFIX}{name}={value} must be true or false")
+        return value == "true"
+    require(value != "", f"{_PREFIX}{name} needs a value, as in {_PREFIX}{name}=ib0")
+    return value

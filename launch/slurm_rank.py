@@ -1,0 +1,83 @@
+"""One rank under srun: learns its place, takes the cores near its GPU, becomes the program.
+
+Started by launch/slurm.py as `srun ... python -m launch.slurm_rank MODULE [options]`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+
+from launch.allocation import Node, nodes_from_json
+from launch.binding import bind_near_gpu
+from launch.health.network import read_interfaces
+from launch.rendezvous import slot_environment, slots_of
+from pipeline.config import ConfigError, require
+from pipeline.failure import say_error
+
+NODES = "TRAINYARD_NODES"
+INTERFACE = "TRAINYARD_INTERFACE"
+
+
+def rank_environment(
+    env: Mapping[str, str], interfaces: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
+    """What Horovod and NCCL need to know of this rank, from srun's environment.
+
+    `interfaces` are the addresses of each network interface of this node. Raises `ConfigError` if
+    srun has laid out the ranks otherwise than planned, or no interface has the node's address.
+    """
+    nodes = nodes_from_json(env[NODES])
+    rank, here = int(env["SLURM_PROCID"]), env["SLURMD_NODENAME"]
+    slot = slots_of([(node.name, node.ranks) for node in nodes])[rank]
+    require(
+        (slot.hostname, str(slot.local_rank)) == (here, env["SLURM_LOCALID"]),
+        f"rank {rank} is planned as number {slot.local_rank} of {slot.hostname}, but srun started "
+        f"it as number {env['SLURM_LOCALID']} of {here}; unset SLURM_DISTRIBUTION and "
+        "SLURM_HOSTFILE, since ranks must count node by node",
+    )
+    (node,) = (node for node in nodes if node.name == here)
+    interface = interface_of(node, env.get(INTERFACE), interfaces)
+    return {
+        **slot_environment(slot),
+        "HOROVOD_GLOO_IFACE": interface,
+        "NCCL_SOCKET_IFNAME": env.get("NCCL_SOCKET_IFNAME", f"={interface}"),
+    }
+
+
+def interface_of(node: Node, wanted: str | None, interfaces: Mapping[str, Sequence[str]]) -> str:
+    """The interface that `wanted` names, or else the one that holds the node's address."""
+    there = ", ".join(interfaces)
+    if wanted is not None:
+        require(
+            wanted in interfaces,
+            f"--launch.interface={wanted} does not exist on {node.name}; there are: {there}",
+        )
+        return wanted
+    for name, addresses in interfaces.items():
+        if node.address in addresses:
+            return name
+    raise ConfigError(
+        f"no network interface of {node.name} has its address {node.address}; name the one that "
+        f"the nodes share with --launch.interface=NAME; there are: {there}"
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Does not return when all is well."""
+    try:
+        os.environ.update(rank_environment(os.environ, read_interfaces()))
+    except ConfigError as error:
+        say_error(str(error))
+        return 2
+    bind_near_gpu(os.environ)
+    # These may come while the program still loads, which must not die of them. Held back here, they
+    # are delivered when pipeline/agreement.py listens.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
+    os.execv(sys.executable, [sys.executable, "-m", *argv])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,121 @@
+"""What the program adds to a step, and what AMP with channels-last gains."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import cycle
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pipeline.agreement import Feed
+from pipeline.bench.options import StepOptions
+from pipeline.bench.report import Result, interleave, ratio
+from pipeline.bench.resident import (
+    ResidentLoader,
+    Workload,
+    resident_batches,
+    resident_config,
+    resident_job,
+)
+from pipeline.data.dali import Batch, Loader
+from pipeline.distributed import World
+from pipeline.engine import train_epoch
+from pipeline.job import Job
+from pipeline.monitor import RunMonitor
+from pipeline.optimizer import build_optimizer
+from pipeline.precision import Precision
+
+
+def measure(options: StepOptions, device: torch.device, result: Result) -> None:
+    """Images per second of `train_epoch`, of a bare loop, and of a bare loop in row-major fp32."""
+    torch.set_num_threads(options.threads)
+    work = Workload(options.depth, options.size, options.images)
+    batches = resident_batches(work, device)
+    steps = options.steps
+    with tempfile.TemporaryDirectory() as folder:
+        config = resident_config(work, 1, Path(folder), options.threads)
+        job = resident_job(config, World(), device, Path(folder))
+        config.run.path.mkdir(parents=True)
+        # The real one, so that writing metrics is part of the step.
+        job.monitor = RunMonitor(config.run.path, config, 0, 0, steps)
+        bare = _bare_loop(job, batches)
+        row_major = _bare_loop_in_fp32(job, batches)
+        with contextlib.closing(job.monitor):
+            sides = {
+                "loop_images_per_sec": _timed(_program_loop(job, batches), work, steps, device),
+                "bare_images_per_sec": _timed(bare, work, steps, device),
+                "fp32_row_major_images_per_sec": _timed(row_major, work, -(-steps // 4), device),
+            }
+            for warm_up in sides.values():  # memory, algorithms and event files the first time
+                warm_up()
+            spreads = interleave(options.rounds, sides)
+    loop, plain, fp32 = spreads.values()
+    result.spreads |= spreads
+    result.ratios["loop_vs_bare"] = ratio(loop, plain)
+    result.ratios["bf16_channels_last_vs_fp32_row_major"] = ratio(plain, fp32)
+
+
+Loop = Callable[[int], None]
+"""Takes as many steps as it is told."""
+
+
+def _timed(loop: Loop, work: Workload, steps: int, device: torch.device) -> Callable[[], float]:
+    def measure() -> float:
+        _finish(device)
+        started = time.perf_counter()
+        loop(steps)
+        _finish(device)
+        return work.images * steps / (time.perf_counter() - started)
+
+    return measure
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _program_loop(job: Job, batches: list[Batch]) -> Loop:
+    feed = Feed(cast(Loader, ResidentLoader(batches)), job.world, job.stop)
+    return lambda steps: train_epoch(job, feed, job.progress.step + steps)
+
+
+def _bare_loop(job: Job, batches: list[Batch]) -> Loop:
+    """What anyone would write first, over the job's own kind of model, optimizer and AMP."""
+    return _plain_loop(copy.deepcopy(job.model), job.precision, job, batches)
+
+
+def _bare_loop_in_fp32(job: Job, batches: list[Batch]) -> Loop:
+    """The same without AMP and without channels-last."""
+    model = copy.deepcopy(job.model).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    rows = [Batch(batch.images.contiguous(), batch.labels, batch.positions) for batch in batches]
+    return _plain_loop(model, Precision("off", batches[0].images.device), job, rows)
+
+
+def _plain_loop(model: nn.Module, precision: Precision, job: Job, batches: list[Batch]) -> Loop:
+    optim = job.config.optim
+    lr = job.schedule.lr(0, ())
+    optimizer = build_optimizer(
+        model, lr, optim.momentum, optim.weight_decay, optim.decay_norm_and_bias
+    )
+    again = cycle(batches)
+    model.train()
+
+    def loop(steps: int) -> None:
+        for _ in range(steps):
+            batch = next(again)
+            with precision.autocast():
+                loss = F.cross_entropy(model(batch.images), batch.labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return loop

@@ -1,0 +1,87 @@
+"""What is read from Slurm's environment and its controller's answers."""
+
+import pytest
+
+from launch.allocation import (
+    Allocation,
+    Node,
+    addresses_of,
+    gpus_per_node,
+    nodes_from_json,
+    ranks_per_node,
+    require_rank_per_gpu,
+    this_allocation,
+)
+from pipeline.config import ConfigError
+
+NODES = """\
+NodeName=node1 Arch=x86_64 CPUTot=16 Gres=gpu:h100:8 NodeAddr=10.0.0.1 NodeHostName=node1
+NodeName=node2 Arch=x86_64 CPUTot=16 Gres=gpu:h100:8 NodeAddr=10.0.0.2 NodeHostName=node2
+"""
+JOB = (
+    "JobId=7 JobName=x JOB_GRES=gpu:h100:3 "
+    "Nodes=node1 CPU_IDs=0-1 Mem=0 GRES=gpu:h100:2(IDX:0-1) "
+    "Nodes=node2 CPU_IDs=0 Mem=0 GRES=gpu:1(IDX:0) MinCPUsNode=1"
+)
+
+
+def scontrol(*command: str) -> str:
+    """A controller that has two nodes and this job."""
+    if command[1:3] == ("show", "hostnames"):
+        return "node1\nnode2\n" if command[3] == "node[1-2]" else f"{command[3]}\n"
+    return NODES if "node" in command else JOB
+
+
+def allocation(*nodes: tuple[int, int]) -> Allocation:
+    """Nodes of (ranks, GPUs)."""
+    made = (Node(f"node{i}", f"10.0.0.{i}", *has) for i, has in enumerate(nodes, start=1))
+    return Allocation("7", tuple(made), None, 0)
+
+
+def test_uneven_nodes_are_read_in_their_order():
+    env = {
+        "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_TASKS_PER_NODE": "2,1",
+        "SLURM_CPUS_PER_TASK": "8", "SLURM_RESTART_COUNT": "3",
+    }  # fmt: skip
+    found = this_allocation(env, scontrol)
+    nodes = (Node("node1", "10.0.0.1", 2, 2), Node("node2", "10.0.0.2", 1, 1))
+    assert found == Allocation("7", nodes, 8, 3)
+    assert found.ranks == 3
+    assert nodes_from_json(found.to_json()) == nodes
+
+
+def test_outside_a_job_the_error_says_how_to_get_into_one():
+    with pytest.raises(ConfigError, match="not inside a Slurm job; submit it with sbatch"):
+        this_allocation({}, scontrol)
+
+
+@pytest.mark.parametrize(
+    "text, counts",
+    [("2", [2]), ("2(x3)", [2, 2, 2]), ("2(x2),1", [2, 2, 1]), ("8,4(x2)", [8, 4, 4])],
+)
+def test_tasks_per_node_are_spelled_out(text, counts):
+    assert ranks_per_node(text) == counts
+
+
+def test_addresses_and_gpus_are_found_by_node():
+    assert addresses_of(NODES) == {"node1": "10.0.0.1", "node2": "10.0.0.2"}
+    assert gpus_per_node(JOB, scontrol) == {"node1": 2, "node2": 1}
+    assert gpus_per_node("Nodes=node[1-2] CPU_IDs=0-1 Mem=0 GRES= X", scontrol) == {}
+
+
+@pytest.mark.parametrize("nodes", [[(2, 2), (1, 1)], [(4, 0), (2, 0)]])
+def test_one_rank_for_each_gpu_is_right(nodes):
+    require_rank_per_gpu(allocation(*nodes))
+
+
+@pytest.mark.parametrize(
+    "nodes, message",
+    [
+        ([(1, 8)], "node1 has 8 GPUs in this job and 1 rank; submit with --ntasks-per-node=8"),
+        ([(2, 2), (2, 1)], "node2 has 1 GPUs in this job and 2 ranks; .* --gpus-per-node=2"),
+        ([(2, 2), (2, 0)], "node2 has no GPU in this job and other nodes have"),
+    ],
+)
+def test_ranks_that_do_not_match_the_gpus_are_refused(nodes, message):
+    with pytest.raises(ConfigError, match=message):
+        require_rank_per_gpu(allocation(*nodes))

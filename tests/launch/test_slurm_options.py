@@ -1,0 +1,47 @@
+"""The launcher's own options among the program's."""
+
+import pytest
+
+from launch.slurm_options import LaunchOptions, split
+from pipeline.config import ConfigError
+
+
+def test_options_of_the_launcher_may_stand_anywhere():
+    argv = ["train", "--run.name=x", "--launch.interface=ib0", "--launch.doctor=false"]
+    options, program = split(argv)
+    assert options == LaunchOptions(interface="ib0", doctor=False)
+    assert program.module_and_options == ["pipeline.train", "--run.name=x"]
+    assert str(program.run_dir) == "runs/x"
+
+
+def test_data_are_prepared_by_one_process():
+    assert not split(["prepare", "demo"])[1].on_every_rank
+    assert split(["evaluate", "--checkpoint", "x.pt"])[1].on_every_rank
+
+
+@pytest.mark.parametrize(
+    "argv, on_cpu",
+    [
+        (["train"], False),
+        (["train", "--run.device=cpu"], True),
+        (["evaluate", "--run.device=cpu"], True),
+    ],
+)
+def test_a_program_told_to_leave_gpus_alone_is_known(argv, on_cpu):
+    assert split(argv)[1].on_cpu == on_cpu
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["train", "--launch.interfce=ib0"], "no option --launch.interfce; did you mean --launch"),
+        (["train", "--launch.doctor=no"], "--launch.doctor=no must be true or false"),
+        (["train", "--launch.interface"], "--launch.interface needs a value, as in"),
+        (["trian"], "launch.slurm runs train, evaluate, prepare, not trian"),
+        ([], "launch.slurm runs train, evaluate, prepare, not nothing"),
+        (["train", "--model.detph=50"], "no setting --model.detph; did you mean --model.depth"),
+    ],
+)
+def test_wrong_options_are_refused_with_the_nearest(argv, message):
+    with pytest.raises(ConfigError, match=message):
+        split(argv)

@@ -1,0 +1,68 @@
+"""A rank's environment, from srun's variables and the job's nodes."""
+
+import json
+
+import pytest
+
+from launch.allocation import Node
+from launch.slurm_rank import INTERFACE, NODES, interface_of, rank_environment
+from pipeline.config import ConfigError
+
+# Three ranks, two on the first node.
+UNEVEN = json.dumps(
+    [
+        {"name": "node1", "address": "10.0.0.1", "ranks": 2, "gpus": 2},
+        {"name": "node2", "address": "10.0.0.2", "ranks": 1, "gpus": 1},
+    ]
+)
+INTERFACES = {"lo": ["127.0.0.1"], "ib0": ["10.0.0.1", "fe80::1"], "eth0": ["10.0.0.2"]}
+
+
+def srun(rank: int, local: int, node: str, **more: str) -> dict[str, str]:
+    """What srun tells one task."""
+    return {
+        "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(local), "SLURMD_NODENAME": node,
+        NODES: UNEVEN,
+    } | more  # fmt: skip
+
+
+def horovod(env: dict[str, str]) -> tuple[str, ...]:
+    """rank/size, local, cross and host as Horovod gets them."""
+    pairs = [
+        f"{env[f'HOROVOD_{p}RANK']}/{env[f'HOROVOD_{p}SIZE']}" for p in ("", "LOCAL_", "CROSS_")
+    ]
+    return (*pairs, env["HOROVOD_HOSTNAME"], env["HOROVOD_GLOO_IFACE"])
+
+
+def test_uneven_nodes_give_each_rank_its_place():
+    places = [(0, 0, "node1"), (1, 1, "node1"), (2, 0, "node2")]
+    found = [horovod(rank_environment(srun(*place), INTERFACES)) for place in places]
+    assert found == [
+        ("0/3", "0/2", "0/2", "node1", "ib0"),
+        ("1/3", "1/2", "0/1", "node1", "ib0"),
+        ("2/3", "0/1", "1/2", "node2", "eth0"),
+    ]
+
+
+def test_nccl_talks_over_the_same_interface_unless_told_otherwise():
+    assert rank_environment(srun(0, 0, "node1"), INTERFACES)["NCCL_SOCKET_IFNAME"] == "=ib0"
+    told = srun(0, 0, "node1", NCCL_SOCKET_IFNAME="bond0")
+    assert rank_environment(told, INTERFACES)["NCCL_SOCKET_IFNAME"] == "bond0"
+
+
+def test_a_rank_on_another_node_than_planned_says_so():
+    with pytest.raises(ConfigError, match="rank 1 is planned as number 1 of node1, but srun start"):
+        rank_environment(srun(1, 0, "node2"), INTERFACES)
+
+
+def test_an_interface_that_does_not_exist_is_named_with_those_that_do():
+    message = "--launch.interface=ib9 does not exist on node1; there are: lo, ib0, eth0"
+    with pytest.raises(ConfigError, match=message):
+        rank_environment(srun(0, 0, "node1", **{INTERFACE: "ib9"}), INTERFACES)
+
+
+def test_an_address_that_no_interface_has_asks_for_the_interface():
+    lost = Node("node3", "10.9.9.9", 1, 0)
+    with pytest.raises(ConfigError, match="no network interface of node3 has its address 10.9.9.9"):
+        interface_of(lost, None, INTERFACES)
+    assert interface_of(lost, "eth0", INTERFACES) == "eth0"

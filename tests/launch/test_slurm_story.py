@@ -1,0 +1,252 @@
+"""One run under a real Slurm through all that can happen to it: the script for 64 GPUs, at two
+nodes of two ranks with a tiny network on the CPU.
+
+The starts follow one another in one run directory, as they would on a cluster; each leaves a record
+that the tests look at.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import jobs
+import pytest
+from jobs import wait_for
+from run_files import checkpoint_steps, curves, metrics, newest_checkpoint
+from slurm_cluster import Cluster, processes
+
+pytestmark = pytest.mark.slurm
+
+ENDLESS = 1000
+"""Epochs of a start that something ends."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What one start of the job left behind."""
+
+    state: str
+    """Slurm's word for it."""
+    exit_code: str
+    restarts: int
+    log: str
+    """What this start wrote into the job's log."""
+    first_step: int
+    """Step of the newest checkpoint before it."""
+    last_step: int
+    """Step of the newest checkpoint after it, which was read and is whole."""
+    seen_step: int
+    """The last step in the metrics."""
+    said: str
+    """stopped.txt"""
+    cause: str
+    """failure.txt"""
+    left: list[int]
+    """Processes of the run that still ran soon after."""
+
+
+class Story:
+    """Submits one run again and again."""
+
+    def __init__(self, slurm: Cluster, data: Path, folder: Path) -> None:
+        self.slurm, self.folder = slurm, folder
+        self.path = folder / "runs" / "test"
+        self.log = folder / "job.log"
+        self._settings = [
+            *jobs.small_settings(data, folder / "runs")[2:],  # the script has its own --config
+            "--model.depth=18", "--optim.base_lr=0.4", "--data.area=[0.35,1.0]",
+            "--run.log_every_steps=1", "--run.checkpoint_every_steps=3",
+        ]  # fmt: skip
+        self.job = ""
+        self._first = self._log_from = 0
+
+    def submit(self, *sbatch: str, epochs: int = ENDLESS, doctor: bool = False) -> None:
+        """sbatch of the script itself, small, and waits until the run is on its way."""
+        script = jobs.REPOSITORY / "slurm" / "resnet152_64gpu.sh"
+        self.job = self.slurm.submit(
+            "--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1",
+            f"--output={self.log}", *sbatch, str(script), *self._settings,
+            f"--launch.doctor={str(doctor).lower()}", f"--schedule.epochs={epochs}",
+            cwd=jobs.REPOSITORY,
+        )  # fmt: skip
+        self._remember()
+
+    def _remember(self) -> None:
+        self._first = max(checkpoint_steps(self.path), default=0)
+        self._log_from = len(self.text)
+
+    @property
+    def text(self) -> str:
+        """The job's log so far."""
+        return self.log.read_text() if self.log.exists() else ""
+
+    def under_way(self) -> None:
+        """Waits for a checkpoint of this start, and steps after it."""
+        wait_for(lambda: checkpoint_steps(self.path)[-1:] > [self._first], "a checkpoint")
+        wait_for(lambda: self.seen() > checkpoint_steps(self.path)[-1], "a step after it")
+
+    def seen(self) -> int:
+        """The last step in the metrics."""
+        return max((line["step"] for line in metrics(self.path)), default=0)
+
+    def signal(self, *scancel: str) -> None:
+        """scancel with these options on the job."""
+        self.slurm.run("scancel", *scancel, self.job)
+
+    def kill_rank(self, rank: int) -> None:
+        """SIGKILL to one rank, as by the kernel."""
+        for process in processes(str(self.path.parent)):
+            try:
+                text = Path(f"/proc/{process}/environ").read_bytes()
+                command = Path(f"/proc/{process}/cmdline").read_bytes()
+            except OSError:
+                continue
+            if f"HOROVOD_RANK={rank}\0".encode() in text and b"pipeline.train" in command:
+                os.kill(process, signal.SIGKILL)
+                return
+        raise AssertionError(f"rank {rank} does not run")
+
+    def ended(self, *states: str) -> Start:
+        """Waits for the end of this start and records what it left."""
+        state = (
+            self.slurm.wait_for_state(self.job, *states)
+            if states
+            else self.slurm.wait_for_end(self.job)
+        )
+        marker = str(self.path.parent)
+        left: list[int] = []
+        try:
+            wait_for(lambda: not processes(marker), "the end of all processes", 20)
+        except AssertionError:
+            left = processes(marker)
+        shown = self.slurm.job(self.job)
+        start = Start(
+            state, shown["ExitCode"], int(shown["Restarts"]), self.text[self._log_from :],
+            self._first, newest_checkpoint(self.path)["step"], self.seen(),
+            self._read("stopped.txt"), self._read("failure.txt"), left,
+        )  # fmt: skip
+        self._remember()
+        return start
+
+    def _read(self, name: str) -> str:
+        file = self.path / name
+        return file.read_text() if file.exists() else ""
+
+
+@dataclass(frozen=True)
+class Told:
+    """The whole story."""
+
+    path: Path
+    starts: dict[str, Start]
+
+
+@pytest.fixture(scope="module")
+def told(slurm, small_data, tmp_path_factory):
+    """The run after all its starts."""
+    folder = tmp_path_factory.mktemp("story")
+    story = Story(slurm, small_data, folder)
+    starts = {}
+
+    story.submit(doctor=True)
+    story.under_way()
+    story.signal("--batch", "--signal=USR1")
+    starts["USR1 to the batch script"] = story.ended("PENDING")
+    story.under_way()
+    story.signal("--signal=USR1")
+    starts["USR1 to the ranks"] = story.ended("PENDING")
+    story.under_way()
+    story.kill_rank(0)
+    starts["rank 0 killed"] = story.ended()
+    for rank in (1, 2, 3):
+        story.submit()
+        story.under_way()
+        story.kill_rank(rank)
+        starts[f"rank {rank} killed"] = story.ended()
+    story.submit()
+    story.under_way()
+    slurm.run("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
+    starts["node down"] = story.ended("PENDING")
+    # Slurm may have taken it back already, as the node registers itself again.
+    slurm.run("scontrol", "update", "NodeName=node2", "State=RESUME", check=False)
+    story.under_way()
+    story.signal()
+    starts["cancelled"] = story.ended("CANCELLED")
+    images = 8 * (story.seen() + 3)
+    story.submit("--nodes=1", epochs=images // 50 + 1)
+    starts["one node to the end"] = story.ended()
+    yield Told(story.path, starts)
+    shutil.rmtree(folder)
+
+
+ALL = [
+    "USR1 to the batch script", "USR1 to the ranks", "rank 0 killed", "rank 1 killed",
+    "rank 2 killed", "rank 3 killed", "node down", "cancelled", "one node to the end",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_start_goes_on_from_the_last_and_leaves_a_whole_checkpoint(told, name):
+    start = told.starts[name]
+    assert start.last_step > start.first_step, start.log
+    assert start.left == [], "processes left behind"
+    if start.first_step:
+        assert f"at step {start.first_step}" in start.log
+
+
+@pytest.mark.parametrize("name", ["USR1 to the batch script", "USR1 to the ranks"])
+def test_usr1_saves_at_a_step_boundary_and_requeues(told, name):
+    start = told.starts[name]
+    assert start.said == f"SIGUSR1 before step {start.last_step}\n"
+    assert start.last_step == start.seen_step, "a signal loses nothing"
+    assert "is requeued and will go on" in start.log
+    assert start.restarts == 1 + ALL.index(name)
+    assert start.cause == ""
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2, 3])
+def test_a_killed_rank_ends_the_job_with_the_cause_last(told, rank):
+    start = told.starts[f"rank {rank} killed"]
+    assert start.state == "FAILED" and start.exit_code == "1:0"
+    assert f"rank {rank} (process " in start.cause and "died without a word" in start.cause
+    last = [line for line in start.log.splitlines() if line][-2:]
+    assert "\n".join(last) + "\n" == start.cause
+    assert start.seen_step - start.last_step <= 3, "at most one interval is lost"
+
+
+def test_a_lost_node_puts_the_job_back_into_the_queue(told):
+    start = told.starts["node down"]
+    assert start.restarts == 1
+    assert start.seen_step - start.last_step <= 3, "at most one interval is lost"
+
+
+def test_scancel_saves_and_does_not_requeue(told):
+    start = told.starts["cancelled"]
+    assert start.said == f"SIGTERM before step {start.last_step}\n"
+    assert start.last_step == start.seen_step, "a signal loses nothing"
+    assert start.state == "CANCELLED" and "requeued" not in start.log
+    assert "stopped with a checkpoint; start it again to go on" in start.log
+
+
+def test_half_the_ranks_take_the_run_to_its_end(told):
+    start = told.starts["one node to the end"]
+    assert start.state == "COMPLETED" and start.exit_code == "0:0", start.log
+    assert "2 ranks on node1 (2)" in start.log and "on 2 ranks (cpu)" in start.log
+
+
+def test_the_checks_before_the_job_ran_on_both_nodes(told):
+    assert "checks passed on 2 nodes" in told.starts["USR1 to the batch script"].log
+
+
+def test_metrics_and_curves_have_neither_gap_nor_repeat(told):
+    lines = metrics(told.path)
+    steps = [line["step"] for line in lines if line["event"] == "train"]
+    assert steps == list(range(1, steps[-1] + 1))
+    epochs = [line["epoch"] for line in lines if line["event"] == "val"]
+    assert epochs == list(range(len(epochs)))
+    positions = [step for step, _ in curves(told.path)["train/loss"]]
+    assert positions == [8 * step for step in steps]

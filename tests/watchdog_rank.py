@@ -1,0 +1,93 @@
+"""One rank of a job without torch and Horovod: `python tests/watchdog_rank.py FOLDER RANK DOINGS`.
+
+DOINGS says for each rank, by commas, what it does under a watchdog with a limit of one second.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from pipeline.peers import Peer
+from pipeline.watchdog import Heartbeat, Watchdog
+
+LIMIT_SEC = 1.0
+
+
+def wait(heartbeat: Heartbeat) -> None:
+    """Waits for the other ranks for ever."""
+    heartbeat.beat("average")
+    heartbeat.waiting = True
+    time.sleep(60.0)
+
+
+def stall(heartbeat: Heartbeat) -> None:
+    """Hangs in work of its own."""
+    heartbeat.beat("data")
+    time.sleep(60.0)
+
+
+def work(heartbeat: Heartbeat) -> None:
+    """Goes on with work of its own."""
+    for _ in range(3000):
+        heartbeat.beat("validate")
+        time.sleep(0.01)
+
+
+def freeze(heartbeat: Heartbeat) -> None:
+    """Native code holds Python's lock."""
+    heartbeat.beat("compute")
+    while True:
+        ctypes.PyDLL(None).sleep(60)
+
+
+def pause(heartbeat: Heartbeat) -> None:
+    """Is stopped."""
+    heartbeat.beat("compute")
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def finish(heartbeat: Heartbeat) -> None:
+    """Ends after twice the limit, never long without a beat."""
+    for _ in range(20):
+        heartbeat.beat("compute")
+        time.sleep(LIMIT_SEC / 10)
+
+
+DOINGS = {do.__name__: do for do in (wait, stall, work, freeze, pause, finish)}
+
+
+def met(folder: Path, rank: int, size: int) -> list[Peer]:
+    """Puts this rank's process where the others find it, and waits for theirs."""
+    (folder / f".peer-{rank}").write_text(str(os.getpid()))
+    (folder / f".peer-{rank}").rename(folder / f"peer-{rank}")
+    found = [folder / f"peer-{r}" for r in range(size)]
+    while not all(file.exists() for file in found):
+        time.sleep(0.01)
+    here = Peer.here(rank)
+    return [Peer(r, here.host, int(file.read_text())) for r, file in enumerate(found)]
+
+
+def main() -> None:
+    """Meets the others, then does its part under a watchdog."""
+    folder, rank, doings = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(",")
+    heartbeat = Heartbeat()
+    watchdog = Watchdog(folder, met(folder, rank, len(doings)), rank, heartbeat, LIMIT_SEC)
+    if rank == 0:
+        watchdog.make_folder()
+        (folder / "made").touch()
+    while not (folder / "made").exists():
+        time.sleep(0.01)
+    watchdog.open_report()
+    heartbeat.beat("start", 12)
+    watchdog.start()
+    DOINGS[doings[rank]](heartbeat)
+    watchdog.close()
+
+
+if __name__ == "__main__":
+    main()
