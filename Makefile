@@ -20,6 +20,8 @@ train: environment
 	@.venv/bin/horovodrun -np $(NP) .venv/bin/python -m pipeline.train --config configs/demo.yaml $(ARGS)
 
 test: lint
+	@for program in slurmctld shellcheck; do PATH="$$PATH:/usr/sbin" command -v $$program > /dev/null || \
+	    echo "note: tests that need $$program are skipped: apt-get install slurm-wlm shellcheck"; done
 	.venv/bin/python -m pytest
 
 lint: environment

@@ -24,7 +24,8 @@ from launch.allocation import Allocation, output_of, require_rank_per_gpu, this_
 from launch.rendezvous import Rendezvous
 from launch.slurm_checks import examine, nccl_logging, watch_nccl
 from launch.slurm_options import LaunchOptions, split
-from launch.slurm_rank import INTERFACE, NODES
+from launch.slurm_rank import INTERFACE, NODES, RUN_DIR
+from launch.srun import layout, one_per_node, srun
 from pipeline.config import ConfigError
 from pipeline.failure import ExitCode, run_command, say_error
 
@@ -46,6 +47,11 @@ def main(argv: list[str]) -> int:
         require_rank_per_gpu(allocation)
     if options.doctor:
         examine(allocation, program, sys.executable)
+    if options.stage is not None:
+        code = relay.run(srun(one_per_node(allocation), program.staging(options.stage)), os.environ)
+        if code:
+            return code  # its sentence stands above
+        program = program.reading_from(options.stage)
     end = End(program.run_dir)
     if relay.received is not None:
         return end.early(relay.received, allocation, options)
@@ -53,29 +59,14 @@ def main(argv: list[str]) -> int:
         env = {**os.environ, **server.environment, NODES: allocation.to_json()}
         if options.interface is not None:
             env[INTERFACE] = options.interface
+        if program.run_dir is not None:
+            env[RUN_DIR] = str(program.run_dir)
         if program.run_dir is not None and any(node.gpus for node in allocation.nodes):
             env |= nccl_logging(program.run_dir, env)
             watch_nccl(program.run_dir, len(allocation.nodes))
         ranks = [sys.executable, "-m", "launch.slurm_rank", *program.module_and_options]
         code = relay.run(srun(layout(allocation), ranks), env)
     return end.told(code, allocation, options)
-
-
-def layout(allocation: Allocation) -> list[str]:
-    """srun's options for one task per rank, node by node, all ended when one fails.
-
-    The ranks bind themselves to cores (launch/binding.py), since only they know their GPU.
-    """
-    options = [
-        f"--nodes={len(allocation.nodes)}",
-        f"--ntasks={allocation.ranks}",
-        "--distribution=block",
-        "--kill-on-bad-exit=1",
-        "--cpu-bind=none",
-    ]
-    if allocation.cpus_per_task is not None:
-        options.append(f"--cpus-per-task={allocation.cpus_per_task}")
-    return options
 
 
 @contextlib.contextmanager
@@ -92,11 +83,6 @@ def _rendezvous(allocation: Allocation) -> Iterator[Rendezvous]:
         yield server
     finally:
         server.stop()
-
-
-def srun(options: Sequence[str], command: Sequence[str]) -> list[str]:
-    """The command line that runs `command` as tasks of this job."""
-    return ["srun", "--mpi=none", *options, *command]
 
 
 class Relay:

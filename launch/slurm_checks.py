@@ -22,6 +22,7 @@ from launch.doctor import (
     write_token,
 )
 from launch.slurm_options import Program
+from launch.srun import one_per_node, srun
 from pipeline.config import ConfigError
 
 _PATIENCE_SEC = 120.0
@@ -48,9 +49,7 @@ def examine(allocation: Allocation, program: Program, python: str) -> None:
 
 def _ask_nodes(allocation: Allocation, program: Program, python: str) -> str:
     """What `launch.doctor --node` prints on each node of the job."""
-    count = len(allocation.nodes)
-    command = ["srun", "--mpi=none", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1"]
-    command += ["--cpu-bind=none", python, "-m", "launch.doctor", "--node"]
+    command = srun(one_per_node(allocation), [python, "-m", "launch.doctor", "--node"])
     # The one task of a node is to see all its GPUs, not a rank's.
     env = {k: v for k, v in os.environ.items() if k != "SLURM_GPUS_PER_TASK"}
     token = None

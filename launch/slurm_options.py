@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ class LaunchOptions:
     """--launch.interface: network interface of every node; default: the one with its address."""
     doctor: bool = True
     """--launch.doctor: check every node before the ranks start."""
+    stage: str | None = None
+    """--launch.stage: folder on each node's own disk that gets a copy of the data first."""
     requeue: bool = True
     """--launch.requeue: after SIGUSR1, put the job back into the queue."""
 
@@ -68,6 +71,16 @@ class Program:
         """As a process is started."""
         return [sys.executable, "-m", *self.module_and_options]
 
+    def staging(self, folder: str) -> list[str]:
+        """What copies this training's data set to `folder` of a node."""
+        assert self.config is not None, "only a training stages its data"
+        copy = ["--from", self.config.data.root, "--to", folder]
+        return [sys.executable, "-m", _COMMANDS["prepare"], "stage", *copy]
+
+    def reading_from(self, folder: str) -> Program:
+        """The same, with the data set in `folder`."""
+        return dataclasses.replace(self, options=(*self.options, f"--data.root={folder}"))
+
 
 def split(argv: Sequence[str]) -> tuple[LaunchOptions, Program]:
     """The launcher's options and the program, wrong ones refused before anything starts."""
@@ -83,7 +96,12 @@ def split(argv: Sequence[str]) -> tuple[LaunchOptions, Program]:
     )
     module, options = _COMMANDS[rest[0]], tuple(rest[1:])
     config = load_config(options, f"python -m {module}", "") if rest[0] == "train" else None
-    return LaunchOptions(**own), Program(module, options, config)
+    launch = LaunchOptions(**own)
+    require(
+        launch.stage is None or config is not None,
+        f"--launch.stage={launch.stage} goes with train only; give {rest[0]} a --data.root",
+    )
+    return launch, Program(module, options, config)
 
 
 def _value(name: str, value: str) -> object:
@@ -97,5 +115,6 @@ def _value(name: str, value: str) -> object:
     if known[name].type == "bool":
         require(value in ("true", "false"), f"{_PREFIX}{name}={value} must be true or false")
         return value == "true"
-    require(value != "", f"{_PREFIX}{name} needs a value, as in {_PREFIX}{name}=ib0")
+    example = {"interface": "ib0", "stage": "/scratch/imagenet"}[name]
+    require(value != "", f"{_PREFIX}{name} needs a value, as in {_PREFIX}{name}={example}")
     return value

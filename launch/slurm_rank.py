@@ -8,17 +8,20 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from launch.allocation import Node, nodes_from_json
 from launch.binding import bind_near_gpu
 from launch.health.network import read_interfaces
 from launch.rendezvous import slot_environment, slots_of
 from pipeline.config import ConfigError, require
-from pipeline.failure import say_error
+from pipeline.failure import ExitCode, record_first_cause, say_error
 
 NODES = "TRAINYARD_NODES"
 INTERFACE = "TRAINYARD_INTERFACE"
+RUN_DIR = "TRAINYARD_RUN_DIR"
 
 
 def rank_environment(
@@ -65,13 +68,22 @@ def interface_of(node: Node, wanted: str | None, interfaces: Mapping[str, Sequen
     )
 
 
+def _refuse(message: str) -> int:
+    """Says on each node once what is wrong there, and notes it in the folder of the run."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all when the first rank has left
+    if os.environ["SLURM_LOCALID"] == "0":
+        record_first_cause(Path(os.environ[RUN_DIR]) if RUN_DIR in os.environ else None, message)
+        say_error(message)
+    time.sleep(2.0)  # so that ranks of other nodes come as far as this, too
+    return ExitCode.WRONG_INPUT
+
+
 def main(argv: list[str]) -> int:
     """Does not return when all is well."""
     try:
         os.environ.update(rank_environment(os.environ, read_interfaces()))
     except ConfigError as error:
-        say_error(str(error))
-        return 2
+        return _refuse(str(error))
     bind_near_gpu(os.environ)
     # These may come while the program still loads, which must not die of them. Held back here, they
     # are delivered when pipeline/agreement.py listens.

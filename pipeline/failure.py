@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -110,6 +111,7 @@ def run_command(main: Callable[[list[str]], object], argv: list[str]) -> NoRetur
     """
     debug = "--debug" in argv
     code = _guarded(main, [a for a in argv if a != "--debug"], debug)
+    _keep_code()
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -151,6 +153,12 @@ def _guarded(main: Callable[[list[str]], object], argv: list[str], debug: bool) 
         return ExitCode.FAILED
 
 
+def _keep_code() -> None:
+    """Lets no SIGTERM change the exit code any more: the launcher sends it to all when the first
+    of several ranks that fail alike is gone, and would take the others for victims."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def _speak_for_all(message: str) -> None:
     """Prints on rank 0 what all ranks see alike.
 
@@ -159,4 +167,5 @@ def _speak_for_all(message: str) -> None:
     if launched_rank() == 0:
         say_error(message)
     else:
+        _keep_code()
         time.sleep(3.0)

@@ -109,8 +109,9 @@ def install_elsewhere(what: str, count: int) -> None:
         real_sync, of_file = os.fsync, at_count(os.fsync, count, die_with_half)
 
         def sync(descriptor: int) -> None:
+            in_folder = "/checkpoints/" in os.readlink(f"/proc/self/fd/{descriptor}")
             is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
-            (of_file if is_file else real_sync)(descriptor)
+            (of_file if is_file and in_folder else real_sync)(descriptor)
 
         checkpoint.os.fsync = sync
     elif what == "kill-validate":

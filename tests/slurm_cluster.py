@@ -140,8 +140,12 @@ def processes(marker: str) -> list[int]:
 
 
 @contextmanager
-def cluster(folder: Path, nodes: int = 2) -> Iterator[Cluster]:
-    """Starts a controller and `nodes` nodes named node1, node2, ...; stops them at the end."""
+def cluster(folder: Path, nodes: int = 2, private: Path | None = None) -> Iterator[Cluster]:
+    """Starts a controller and `nodes` nodes named node1, node2, ...; stops them at the end.
+
+    `private` is a folder that the last node has for itself, as if it were on its own disk (needs
+    root).
+    """
     for name in ("state", "spool", "run", "log"):
         (folder / name).mkdir(parents=True)
     conf = folder / "slurm.conf"
@@ -161,7 +165,11 @@ def cluster(folder: Path, nodes: int = 2) -> Iterator[Cluster]:
     with ExitStack() as stack:
         stack.enter_context(_daemon(running, "slurmctld", "-D"))
         for name in names:
-            stack.enter_context(_daemon(running, "slurmd", "-D", "-N", name))
+            command = ["slurmd", "-D", "-N", name]
+            if private is not None and name == names[-1]:
+                own_disk = 'mount -t tmpfs none "$0" && exec "$@"'
+                command = ["unshare", "--mount", "sh", "-c", own_disk, str(private), *command]
+            stack.enter_context(_daemon(running, *command))
         wait_for(
             lambda: (
                 running.run("sinfo", "-h", "-N", "-o", "%t", check=False).split()

@@ -14,6 +14,12 @@ def test_options_of_the_launcher_may_stand_anywhere():
     assert str(program.run_dir) == "runs/x"
 
 
+def test_staged_data_are_read_from_where_they_were_copied_to():
+    _, program = split(["train", "--data.root=/far", "--launch.stage=/near"])
+    assert program.staging("/near")[-5:] == ["stage", "--from", "/far", "--to", "/near"]
+    assert split(["train", *program.reading_from("/near").options])[1].config.data.root == "/near"
+
+
 def test_data_are_prepared_by_one_process():
     assert not split(["prepare", "demo"])[1].on_every_rank
     assert split(["evaluate", "--checkpoint", "x.pt"])[1].on_every_rank
@@ -37,6 +43,7 @@ def test_a_program_told_to_leave_gpus_alone_is_known(argv, on_cpu):
         (["train", "--launch.interfce=ib0"], "no option --launch.interfce; did you mean --launch"),
         (["train", "--launch.doctor=no"], "--launch.doctor=no must be true or false"),
         (["train", "--launch.interface"], "--launch.interface needs a value, as in"),
+        (["evaluate", "--launch.stage=/scratch"], "--launch.stage=/scratch goes with train only"),
         (["trian"], "launch.slurm runs train, evaluate, prepare, not trian"),
         ([], "launch.slurm runs train, evaluate, prepare, not nothing"),
         (["train", "--model.detph=50"], "no setting --model.detph; did you mean --model.depth"),

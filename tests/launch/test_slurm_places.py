@@ -16,7 +16,8 @@ _LAUNCH = """\
 import os, sys
 from launch.allocation import require_rank_per_gpu, this_allocation
 from launch.rendezvous import Rendezvous
-from launch.slurm import Relay, layout, srun
+from launch.slurm import Relay
+from launch.srun import layout, srun
 from launch.slurm_rank import NODES
 allocation = this_allocation(os.environ)
 require_rank_per_gpu(allocation)

@@ -64,14 +64,14 @@ class Story:
         self.job = ""
         self._first = self._log_from = 0
 
-    def submit(self, *sbatch: str, epochs: int = ENDLESS, doctor: bool = False) -> None:
+    def submit(self, *sbatch: str, epochs: int = ENDLESS, doctor: bool = False, **env: str) -> None:
         """sbatch of the script itself, small, and waits until the run is on its way."""
         script = jobs.REPOSITORY / "slurm" / "resnet152_64gpu.sh"
         self.job = self.slurm.submit(
             "--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1",
             f"--output={self.log}", *sbatch, str(script), *self._settings,
             f"--launch.doctor={str(doctor).lower()}", f"--schedule.epochs={epochs}",
-            cwd=jobs.REPOSITORY,
+            cwd=jobs.REPOSITORY, **env,
         )  # fmt: skip
         self._remember()
 
@@ -97,8 +97,8 @@ class Story:
         """scancel with these options on the job."""
         self.slurm.run("scancel", *scancel, self.job)
 
-    def kill_rank(self, rank: int) -> None:
-        """SIGKILL to one rank, as by the kernel."""
+    def signal_rank(self, number: signal.Signals, rank: int) -> None:
+        """SIGKILL to one rank, as by the kernel, or SIGSTOP."""
         for process in processes(str(self.path.parent)):
             try:
                 text = Path(f"/proc/{process}/environ").read_bytes()
@@ -106,7 +106,7 @@ class Story:
             except OSError:
                 continue
             if f"HOROVOD_RANK={rank}\0".encode() in text and b"pipeline.train" in command:
-                os.kill(process, signal.SIGKILL)
+                os.kill(process, number)
                 return
         raise AssertionError(f"rank {rank} does not run")
 
@@ -160,13 +160,17 @@ def told(slurm, small_data, tmp_path_factory):
     story.signal("--signal=USR1")
     starts["USR1 to the ranks"] = story.ended("PENDING")
     story.under_way()
-    story.kill_rank(0)
+    story.signal_rank(signal.SIGKILL, 0)
     starts["rank 0 killed"] = story.ended()
     for rank in (1, 2, 3):
         story.submit()
         story.under_way()
-        story.kill_rank(rank)
+        story.signal_rank(signal.SIGKILL, rank)
         starts[f"rank {rank} killed"] = story.ended()
+    story.submit(HOROVOD_GLOO_TIMEOUT_SECONDS="5")
+    story.under_way()
+    story.signal_rank(signal.SIGSTOP, 1)
+    starts["rank 1 stopped"] = story.ended()
     story.submit()
     story.under_way()
     slurm.run("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
@@ -174,18 +178,23 @@ def told(slurm, small_data, tmp_path_factory):
     # Slurm may have taken it back already, as the node registers itself again.
     slurm.run("scontrol", "update", "NodeName=node2", "State=RESUME", check=False)
     story.under_way()
+    slurm.run("scontrol", "requeue", story.job)
+    starts["requeued by hand"] = story.ended("PENDING")
+    story.under_way()
     story.signal()
     starts["cancelled"] = story.ended("CANCELLED")
     images = 8 * (story.seen() + 3)
-    story.submit("--nodes=1", epochs=images // 50 + 1)
-    starts["one node to the end"] = story.ended()
+    story.submit("--nodes=1", "--array=1-2%1", epochs=images // 50 + 1)
+    story.job += "_2"
+    starts["an array on one node"] = story.ended()
     yield Told(story.path, starts)
     shutil.rmtree(folder)
 
 
 ALL = [
     "USR1 to the batch script", "USR1 to the ranks", "rank 0 killed", "rank 1 killed",
-    "rank 2 killed", "rank 3 killed", "node down", "cancelled", "one node to the end",
+    "rank 2 killed", "rank 3 killed", "rank 1 stopped", "node down", "requeued by hand",
+    "cancelled", "an array on one node",
 ]  # fmt: skip
 
 
@@ -218,6 +227,18 @@ def test_a_killed_rank_ends_the_job_with_the_cause_last(told, rank):
     assert start.seen_step - start.last_step <= 3, "at most one interval is lost"
 
 
+def test_a_stopped_rank_is_named_and_goes_with_the_job(told):
+    start = told.starts["rank 1 stopped"]
+    assert start.state == "FAILED" and start.exit_code == "1:0"
+    assert "rank 1 (process " in start.cause and "is stopped" in start.cause
+
+
+def test_scontrol_requeue_saves_first(told):
+    start = told.starts["requeued by hand"]
+    assert start.said == f"SIGTERM before step {start.last_step}\n"
+    assert start.last_step == start.seen_step, "a signal loses nothing"
+
+
 def test_a_lost_node_puts_the_job_back_into_the_queue(told):
     start = told.starts["node down"]
     assert start.restarts == 1
@@ -233,9 +254,15 @@ def test_scancel_saves_and_does_not_requeue(told):
 
 
 def test_half_the_ranks_take_the_run_to_its_end(told):
-    start = told.starts["one node to the end"]
+    start = told.starts["an array on one node"]
     assert start.state == "COMPLETED" and start.exit_code == "0:0", start.log
     assert "2 ranks on node1 (2)" in start.log and "on 2 ranks (cpu)" in start.log
+
+
+def test_the_next_start_of_an_array_returns_when_the_run_is_finished(told):
+    log = told.starts["an array on one node"].log
+    assert log.count("launch: job ") == 2
+    assert log.index("finished: top-1") < log.index(f"the run in {told.path} is finished: top-1")
 
 
 def test_the_checks_before_the_job_ran_on_both_nodes(told):

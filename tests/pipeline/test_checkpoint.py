@@ -214,7 +214,7 @@ FREE = {
     "data.root", "data.cache_dir", "data.local_batch_size", "data.decode", "data.threads",
     "data.prefetch_batches", "model.norm", "model.compile", "schedule.epochs", "run.name",
     "run.dir", "run.device", "run.threads", "run.log_every_steps", "run.checkpoint_every_steps",
-    "run.checkpoint_every_sec", "run.keep_checkpoints", "resume",
+    "run.checkpoint_every_sec", "run.keep_checkpoints", "run.step_timeout_sec", "resume",
 }  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from pipeline.agreement import StopSignal
 from pipeline.data.manifest import open_manifest
 from pipeline.distributed import World
 from pipeline.job import Job
+from pipeline.machine import Share, choose_decoding
 from pipeline.options import load_config
 
 KILLED = -9
@@ -191,7 +192,8 @@ def test_a_checkpoint_carries_the_loss_scale(small_data, tmp_path):
     val_set = open_manifest(small_data, "val", classes=train_set.classes)
 
     def make() -> Job:
-        return Job(config, World(), torch.device("cpu"), train_set, val_set, StopSignal())
+        decode = choose_decoding(config, torch.device("cpu"), Share(cores=1, gpu=0))
+        return Job(config, World(), decode, train_set, val_set, StopSignal())
 
     job, other = make(), make()
     state = job.precision.state_dict()
