@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -58,38 +58,62 @@ class Decision:
     save: bool
 
 
+Recover = Callable[[Exception | None, int, int], Loader | None]
+"""Collective. Of this rank's error, step and micro-batch: the loader to go on with, or None."""
+
+
 class Feed:
     """The loader's batches, each with the ranks' common decision."""
 
-    def __init__(self, loader: Loader, world: World, stop: StopSignal) -> None:
-        self._loader: Iterator[Batch] = iter(loader)
+    def __init__(
+        self, loader: Loader, world: World, stop: StopSignal, recover: Recover | None = None
+    ) -> None:
+        self._loader = loader
+        self._batches: Iterator[Batch] = iter(loader)
         self._world = world
         self._stop = stop
+        self._recover = recover
         self.wait_sec = 0.0
         """Seconds the last `next` waited for the loader."""
 
-    def next(self, step: int, wants_save: bool = False) -> tuple[Batch, Decision]:
-        """Collective. This rank's next micro-batch, which belongs to `step`.
+    def close(self) -> None:
+        """Ends the loader's threads."""
+        self._loader.close()
 
-        Raises `Reported` on every rank when any rank's batch failed.
+    def next(self, step: int, wants_save: bool = False, micro: int = 0) -> tuple[Batch, Decision]:
+        """Collective. This rank's next micro-batch: number `micro` of `step`.
+
+        When any rank's batch failed, every rank gets it anew without the bad images, or raises
+        `Reported`.
         """
-        self._world.heartbeat.beat("data", step)
-        started = time.perf_counter()
-        batch: Batch | None = None
-        error: Exception | None = None
-        try:
-            batch = next(self._loader)
-        except Exception as caught:  # whatever it is, the other ranks must hear of it
-            error = self._explained(caught, step)
-        self.wait_sec = time.perf_counter() - started
-        self._world.heartbeat.beat("agree")
-        stop, save, failed = self._world.maximum(
-            [self._stop.received, wants_save, error is not None]
-        )
-        if failed:
-            self._world.raise_together(error)
-        assert batch is not None, "a failed batch leaves on every rank"
-        return batch, Decision(STOP_SIGNALS[stop], bool(save))
+        self.wait_sec = 0.0
+        while True:
+            self._world.heartbeat.beat("data", step)
+            started = time.perf_counter()
+            batch: Batch | None = None
+            error: Exception | None = None
+            try:
+                batch = next(self._batches)
+            except Exception as caught:  # whatever it is, the other ranks must hear of it
+                error = caught
+            self.wait_sec += time.perf_counter() - started
+            self._world.heartbeat.beat("agree")
+            stop, save, failed = self._world.maximum(
+                [self._stop.received, wants_save, error is not None]
+            )
+            if not failed:
+                assert batch is not None
+                return batch, Decision(STOP_SIGNALS[stop], bool(save))
+            self._go_on_without(error, step, micro)
+
+    def _go_on_without(self, error: Exception | None, step: int, micro: int) -> None:
+        """Collective. Takes up the data anew at this micro-batch, or raises `Reported`."""
+        loader = self._recover(error, step, micro) if self._recover else None
+        if loader is None:
+            self._world.raise_together(None if error is None else self._explained(error, step))
+        else:
+            self._loader.close()
+            self._loader, self._batches = loader, iter(loader)
 
     def _explained(self, error: Exception, step: int) -> Exception:
         where = f"met at step {step} by rank {self._world.rank}"

@@ -57,6 +57,10 @@ class DataConfig:
     """DALI's CPU threads per rank; null: this rank's share of the cores."""
     prefetch_batches: int = 2
     """Decoded batches that wait ahead of the model."""
+    bad_images: Literal["fail", "exclude"] = "fail"
+    """What a file that cannot be decoded does: end the run, or be left out from there on."""
+    max_excluded: int = 100
+    """exclude: more images than this end the run."""
 
     def __post_init__(self) -> None:
         for name in ("global_batch_size", "local_batch_size", "image_size", "prefetch_batches"):
@@ -66,6 +70,7 @@ class DataConfig:
             self.threads is None or self.threads >= 1,
             f"data.threads={self.threads} must be at least 1, or null for this rank's share",
         )
+        require(self.max_excluded >= 0, f"data.max_excluded={self.max_excluded} must be at least 0")
         low, high = self.area
         require(
             0 < low <= high <= 1, f"data.area={[low, high]} must satisfy 0 < least <= most <= 1"

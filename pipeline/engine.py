@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from typing import NoReturn
 
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from pipeline import snapshot
 from pipeline.agreement import Feed
-from pipeline.data.dali import Batch, Loader
-from pipeline.data.stream import PADDING_LABEL
+from pipeline.data.dali import Batch
+from pipeline.data.stream import PADDING_LABEL, UNREADABLE_LABEL
 from pipeline.distributed import World
+from pipeline.excluding import agree_on_validation
 from pipeline.failure import Stopped, TrainingError, record_stop
 from pipeline.job import Job
 from pipeline.metrics import Validation, correct_counts
@@ -34,8 +35,7 @@ def fit(job: Job) -> None:
     At the end of every epoch: save, validate, save the result. A validation that a stop left
     undone comes first. Raises `Stopped` after a signal, its checkpoint written.
     """
-    with closing(job.train_loader()) as loader:
-        feed = Feed(loader, job.world, job.stop)
+    with closing(job.feed()) as feed:
         if job.validation_due:
             validate_and_save(job)
         while job.progress.step < job.total_steps:
@@ -85,7 +85,7 @@ def train_step(job: Job, batch: Batch, feed: Feed) -> Tensor | None:
     set_lr(job.optimizer, lr)
     for micro in range(job.accumulation):
         if micro > 0:
-            batch, _ = feed.next(step)
+            batch, _ = feed.next(step, micro=micro)
             job.window.data_wait_sec += feed.wait_sec
         job.world.heartbeat.beat("compute")
         with job.precision.autocast():
@@ -128,6 +128,7 @@ def record(job: Job, norm: Tensor) -> None:
             "gradient_norm": _finite(float(norm)),  # host sync
             "loss_scale": job.precision.scale,
             "skipped_steps": job.precision.skipped_steps,
+            "excluded": len(job.progress.excluded),
         }
     )
     window.restart()
@@ -194,6 +195,7 @@ def validate_and_save(job: Job) -> None:
         job.model.eval()
         with closing(job.val_loader()) as loader, swapped_statistics(job.model, average):
             counted = validate(job.forward, loader, job.precision, job.world, len(job.val_set))
+            agree_on_validation(job, loader.found)
         if not math.isfinite(counted.loss):
             job.world.raise_together(
                 TrainingError(
@@ -213,6 +215,7 @@ def validate_and_save(job: Job) -> None:
                 "top1": result.top1,
                 "top5": result.top5,
                 "images": result.images,
+                "excluded": len(job.progress.excluded_val),
             }
         )
     save(job, best)
@@ -220,11 +223,12 @@ def validate_and_save(job: Job) -> None:
 
 @torch.no_grad()  # not inference_mode: Horovod cannot resize a tensor made in it
 def validate(
-    model: nn.Module, loader: Loader, precision: Precision, world: World, images: int
+    model: nn.Module, loader: Iterable[Batch], precision: Precision, world: World, images: int
 ) -> Validation:
     """Collective. Counts over this rank's chunks, summed once as integers over ranks.
 
-    `model` is in eval mode. Padding (label -1) counts nowhere. Raises `Reported` on every rank if
+    `model` is in eval mode. Padding (label -1) counts nowhere; an image that cannot be read (label
+    -2) counts as wrong and has no part in the mean loss. Raises `Reported` on every rank if
     a rank met a bad file, or if the images counted are not exactly `images`.
     """
     counts: Tensor | None = None
@@ -236,9 +240,11 @@ def validate(
             with precision.autocast():
                 logits = model(batch.images).float()
             real = (batch.labels != PADDING_LABEL).sum().unsqueeze(0)
-            batch_counts = torch.cat([correct_counts(logits, batch.labels), real])
+            unreadable = (batch.labels == UNREADABLE_LABEL).sum().unsqueeze(0)
+            batch_counts = torch.cat([correct_counts(logits, batch.labels), real, unreadable])
+            with_loss = batch.labels.masked_fill(batch.labels < 0, PADDING_LABEL)
             batch_loss = F.cross_entropy(
-                logits, batch.labels, ignore_index=PADDING_LABEL, reduction="sum"
+                logits, with_loss, ignore_index=PADDING_LABEL, reduction="sum"
             ).double()
             counts = batch_counts if counts is None else counts + batch_counts
             loss = batch_loss if loss is None else loss + batch_loss
@@ -247,12 +253,12 @@ def validate(
         kind = ValueError if isinstance(caught, ValueError) else TrainingError
         error = kind(f"{caught} {where}")
     world.raise_together(error)
-    mine = torch.zeros(3, dtype=torch.int64) if counts is None else counts.cpu()  # host sync
+    mine = torch.zeros(4, dtype=torch.int64) if counts is None else counts.cpu()  # host sync
     my_loss = torch.zeros((), dtype=torch.float64) if loss is None else loss.cpu()
-    top1, top5, seen = world.sum(mine).tolist()
+    top1, top5, seen, unreadable_images = world.sum(mine).tolist()
     total_loss = float(world.sum(my_loss.unsqueeze(0)))
     if seen != images:
         world.raise_together(
             TrainingError(f"validation counted {seen} images, the data set has {images}")
         )
-    return Validation(images, top1, top5, total_loss / images)
+    return Validation(images, top1, top5, total_loss / max(1, images - unreadable_images))

@@ -24,7 +24,8 @@ DESCRIPTION = (
 )
 SETTINGS = (
     "data.root", "data.cache_dir", "data.local_batch_size", "data.image_size", "data.val_resize",
-    "data.decode", "data.threads", "data.prefetch_batches", "model.norm", "optim.amp",
+    "data.decode", "data.threads", "data.prefetch_batches", "data.bad_images", "model.norm",
+    "optim.amp",
     "run.device", "run.threads",
 )  # fmt: skip
 
@@ -83,8 +84,14 @@ def evaluate(checkpoint: Path, options: Any) -> dict[str, Any] | None:
     world.together(lambda: model.load_state_dict(content["model"]))
     model.eval()
     precision = Precision(config.optim.amp, device)
-    with contextlib.closing(open_val_loader(config, val_set, world, decode)) as loader:
+    excluded: frozenset[int] = frozenset()
+    if content["fingerprint"].get("data hash of val") == val_set.digest:  # else other images
+        excluded = frozenset(content.get("excluded", {}).get("val", ()))
+    with contextlib.closing(open_val_loader(config, val_set, world, decode, excluded)) as loader:
         counted = engine.validate(model, loader, precision, world, len(val_set))
+        passed_over = world.gather_objects(loader.found)
+    for found in (found for theirs in passed_over for found in theirs):
+        log.warning("warning: %s; it counts as wrong", found.error)
     log.info(
         "%s at step %d: top-1 %.4f (%d of %d), top-5 %.4f (%d), loss %.4f",
         checkpoint, content["step"], counted.top1, counted.top1_correct, counted.images,

@@ -8,17 +8,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from typing import cast
 
 import numpy as np
 import torch
 from torch import nn
 
-from pipeline.agreement import StopSignal
+from pipeline.agreement import Feed, StopSignal
 from pipeline.checkpoint import CheckpointFolder
 from pipeline.config import Config, ScheduleConfig
 from pipeline.data.augment import CenterCrop
 from pipeline.data.dali import MEAN, STD, Batch, DecodeSettings, Loader
+from pipeline.data.exclusion import Exclusions
 from pipeline.data.manifest import Manifest
 from pipeline.data.order import (
     Partition,
@@ -29,6 +31,7 @@ from pipeline.data.order import (
 )
 from pipeline.data.stream import TrainStream, ValStream, train_planner
 from pipeline.distributed import World
+from pipeline.excluding import ValidationLoader, recover
 from pipeline.machine import versions
 from pipeline.metrics import TrainWindow, Validation
 from pipeline.model.backends import choose_backend
@@ -51,6 +54,10 @@ class Progress:
     """The next step."""
     history: list[Validation] = field(default_factory=list)
     """Every validation so far."""
+    excluded: Exclusions = field(default_factory=Exclusions)
+    """Training images that the run goes on without."""
+    excluded_val: tuple[int, ...] = ()
+    """Validation images that count as wrong unseen, rising."""
 
     @property
     def errors(self) -> list[float]:
@@ -187,23 +194,34 @@ class Job:
         """Starts the time to the next checkpoint."""
         self._saved_at = time.monotonic()
 
-    def train_loader(self) -> Loader:
-        """This rank's micro-batches from the next step to the end."""
-        first, last = self.progress.step, self.total_steps
+    def apply_exclusions(self) -> None:
+        """Makes loaders that are opened from now on leave out what `progress` says."""
+        self.stream.exclusions = self.progress.excluded
+
+    def feed(self) -> Feed:
+        """This rank's batches from the next step on, past bad images if so configured."""
+        return Feed(self.train_loader(), self.world, self.stop, partial(recover, self))
+
+    def train_loader(self, first: int | None = None, micro_batch: int = 0) -> Loader:
+        """This rank's micro-batches from number `micro_batch` of step `first`, by default the next
+        one, to the end."""
+        first, last = self.progress.step if first is None else first, self.total_steps
+        left = (last - first) * self.accumulation - micro_batch
 
         def chunks() -> Iterator[np.ndarray]:
-            for step in range(first, last):
-                for micro in range(self.accumulation):
-                    yield self.partition.positions(step, micro)
+            for number in range(micro_batch, micro_batch + left):
+                step, micro = divmod(number, self.accumulation)
+                yield self.partition.positions(first + step, micro)
 
         return Loader(
-            self.stream, chunks(), (last - first) * self.accumulation,
+            self.stream, chunks(), left,
             self.partition.micro_batch_size, self.config.data.image_size, self.decode,
         )  # fmt: skip
 
-    def val_loader(self) -> Loader:
+    def val_loader(self) -> ValidationLoader:
         """This rank's part of the validation set."""
-        return open_val_loader(self.config, self.val_set, self.world, self.decode)
+        excluded = frozenset(self.progress.excluded_val)
+        return open_val_loader(self.config, self.val_set, self.world, self.decode, excluded)
 
     def wants_images(self) -> bool:
         """Whether this step's images go to TensorBoard: once per epoch and start, on rank 0."""
@@ -233,11 +251,20 @@ def make_model(config: Config, classes: int, device: torch.device) -> nn.Module:
 
 
 def open_val_loader(
-    config: Config, val_set: Manifest, world: World, decode: DecodeSettings
-) -> Loader:
+    config: Config, val_set: Manifest, world: World, decode: DecodeSettings,
+    excluded: frozenset[int] = frozenset(),
+) -> ValidationLoader:  # fmt: skip
     """Chunk c is images [c*b, (c+1)*b) with b = data.local_batch_size, at every world size."""
     batch = config.data.local_batch_size
     chunks = validation_chunks(len(val_set), batch, world.rank, world.size)
     stream = ValStream(val_set, CenterCrop(config.data.image_size, config.data.val_resize))
-    positions = (np.arange(c * batch, (c + 1) * batch, dtype=np.int64) for c in chunks)
-    return Loader(stream, positions, len(chunks), batch, config.data.image_size, decode)
+    stream.excluded = excluded
+
+    def positions(done: int) -> np.ndarray:
+        return np.arange(chunks[done] * batch, (chunks[done] + 1) * batch, dtype=np.int64)
+
+    def open_from(done: int) -> Loader:
+        left = (positions(number) for number in range(done, len(chunks)))
+        return Loader(stream, left, len(chunks) - done, batch, config.data.image_size, decode)
+
+    return ValidationLoader(stream, open_from, positions, config.data.bad_images == "exclude")

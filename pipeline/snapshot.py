@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Config
+from pipeline.data.exclusion import Exclusions
 from pipeline.data.order import SCHEME_VERSION
 from pipeline.failure import TrainingError
 from pipeline.metrics import Validation
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 def fingerprint(config: Config, data_hashes: dict[str, str]) -> dict[str, Any]:
     """The facts that must be the same for a checkpoint to belong to a run.
 
-    Free to change: world size, local batch, threads, where decoding runs, how norm layers and the
+    Free to change: world size, local batch, threads, where decoding runs, what becomes of bad
+    images (those already excluded are in the checkpoint), how norm layers and the
     model are executed (model.norm, model.compile), paths, intervals, and the number of epochs.
     """
     facts: dict[str, Any] = {"random_scheme": SCHEME_VERSION, "run.seed": config.run.seed}
@@ -80,6 +82,10 @@ def take(job: Job) -> dict[str, Any]:
         "step": job.progress.step,
         "position": job.position,
         "history": [dataclasses.asdict(result) for result in job.progress.history],
+        "excluded": {
+            "train": [list(pair) for pair in job.progress.excluded.pairs()],
+            "val": list(job.progress.excluded_val),
+        },
         "model": model,
         "rank_statistics": statistics,
         "window": window,
@@ -128,6 +134,10 @@ def restore(job: Job, content: dict[str, Any]) -> None:
     """
     job.progress.step = content["step"]
     job.progress.history = [Validation(**result) for result in content["history"]]
+    excluded = content.get("excluded", {"train": [], "val": []})
+    job.progress.excluded = Exclusions(dict(excluded["train"]))
+    job.progress.excluded_val = tuple(excluded["val"])
+    job.apply_exclusions()
     job.model.load_state_dict(content["model"])
     statistics, window = content["rank_statistics"], content["window"]
     if len(statistics) == job.world.size:

@@ -6,6 +6,7 @@ Our own start keeps every rank's exit code, which horovodrun hides.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,6 +114,11 @@ def train(data: Path, runs: Path, *options: str) -> list[str]:
     return [
         "-m", "pipeline.train", *small_settings(data, runs), *options,
     ]  # fmt: skip
+
+
+def copy_data(data: Path, root: Path) -> Path:
+    """The data set without its manifests, which would not notice a file changed in place."""
+    return shutil.copytree(data, root, ignore=shutil.ignore_patterns(".trainyard"))
 
 
 def small_settings(data: Path, runs: Path) -> list[str]:

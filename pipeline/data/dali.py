@@ -6,8 +6,10 @@ resize the fractional box -> mirror and normalise -> (B, 3, H, W) channels-last.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +29,9 @@ from pipeline.data.stream import ImageStream, Selection
 MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32) * 255
 STD = np.array([0.229, 0.224, 0.225], dtype=np.float32) * 255
 
+log = logging.getLogger("trainyard")
+
+_READ_AGAIN_SEC = (0.1, 0.5, 2.0)  # naps before a refused read is tried again
 _READERS = 8  # file reads in flight; they wait on the disk or the network, not on a core
 
 
@@ -238,7 +243,7 @@ class Loader:
         return _Prepared(selection, graph_inputs(selection, encoded, self._stream.manifest))
 
     def _read(self, images: np.ndarray) -> list[np.ndarray]:
-        return [self._stream.manifest.read(int(image)) for image in images]
+        return [read_patiently(self._stream.manifest, int(image)) for image in images]
 
     def _hand_over(self) -> tuple[Any, ...]:
         """DALI's callback, on the training thread: everything was prepared before."""
@@ -278,6 +283,22 @@ class Loader:
             f"DALI failed on a batch whose images all decode one by one: {_last_reason(error)}; "
             "memory may be short: lower data.local_batch_size or data.prefetch_batches"
         )
+
+
+def read_patiently(manifest: Manifest, image: int) -> np.ndarray:
+    """`manifest.read`, tried again when the file system refuses: servers fail over, mounts hiccup.
+
+    A file that is read but cannot be used is not read again.
+    """
+    for nap_sec in _READ_AGAIN_SEC:
+        try:
+            return manifest.read(image)
+        except BadImage as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            log.warning("warning: %s; it is read again in %g s", error, nap_sec)
+            time.sleep(nap_sec)
+    return manifest.read(image)
 
 
 def _last_reason(error: Exception) -> str:

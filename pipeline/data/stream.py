@@ -6,17 +6,20 @@ Everything downstream (DALI, world size, restarts) only executes what is decided
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 
 from pipeline.config import DataConfig
 from pipeline.data.augment import CenterCrop, Plan, Planner, RandomResizedCrop, ScaleJitter
+from pipeline.data.exclusion import Exclusions
 from pipeline.data.manifest import BadImage, Manifest
 from pipeline.data.order import GlobalOrder, Stream, random_words
 
 PADDING_LABEL = -1
 """Label of a position past the end of the validation set; every count and loss ignores it."""
+UNREADABLE_LABEL = -2
+"""Label of an excluded validation image, shown as another one: counts as wrong, has no loss."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,15 @@ class TrainStream:
         self.planner = planner
         self.seed = seed
         self.order = GlobalOrder(len(manifest), seed)
+        self.exclusions = Exclusions()
+
+    def images(self, positions: np.ndarray) -> np.ndarray:
+        """The images at `positions`, both (B,) int64, as things stand."""
+        return cast(np.ndarray, self.order.images(positions, self.exclusions))
 
     def select(self, positions: np.ndarray) -> Selection:
         """Positions must be consecutive and rising, as every chunk is."""
-        images = self.order.images(positions)
+        images = self.images(positions)
         heights, widths = _sizes(self.manifest, images)
         words = random_words(
             self.seed,
@@ -81,13 +89,24 @@ class ValStream:
     def __init__(self, manifest: Manifest, planner: CenterCrop):
         self.manifest = manifest
         self.planner = planner
+        self.excluded: frozenset[int] = frozenset()
+
+    def images(self, positions: np.ndarray) -> np.ndarray:
+        """The images at `positions`, both (B,) int64: their own, or the next that can be read."""
+        count = len(self.manifest)
+        images: np.ndarray = np.minimum(positions, count - 1)
+        for i, image in enumerate(images) if self.excluded else ():
+            around = ((int(image) + step) % count for step in range(count))
+            images[i] = next((one for one in around if one not in self.excluded), image)
+        return images
 
     def select(self, positions: np.ndarray) -> Selection:
         """Positions in [0, N) are images; those from N on are padding."""
-        real = positions < len(self.manifest)
-        images = np.minimum(positions, len(self.manifest) - 1)
+        images = self.images(positions)
         heights, widths = _sizes(self.manifest, images)
-        labels = np.where(real, self.manifest.labels[images], PADDING_LABEL).astype(np.int64)
+        labels = self.manifest.labels[images].astype(np.int64)
+        labels[images != np.minimum(positions, len(self.manifest) - 1)] = UNREADABLE_LABEL
+        labels[positions >= len(self.manifest)] = PADDING_LABEL
         words = np.empty((len(positions), 0), dtype=np.uint64)
         return Selection(positions, images, labels, self.planner.plan(heights, widths, words))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jobs
 import pytest
+from jobs import copy_data
 from one_process import train_here
 
 from pipeline.checkpoint import CheckpointFolder, read_verified
@@ -19,11 +20,6 @@ from pipeline.monitor import read_metrics
 
 AT_ONCE = 2  # commands side by side
 ONE_EPOCH = ("--schedule.epochs=1", "--schedule.drop_epochs=[]")
-
-
-def copy_data(data: Path, root: Path) -> Path:
-    """The data set without its manifests, which would not notice a file changed in place."""
-    return shutil.copytree(data, root, ignore=shutil.ignore_patterns(".trainyard"))
 
 
 def error_lines(job: jobs.Ranks) -> list[str]:
