@@ -8,10 +8,13 @@ import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
+from launch.health.network import resolve
 from pipeline.config import ConfigError, require
 
 Run = Callable[..., str]
 """Runs a command and gives its output."""
+Resolve = Callable[[str], str | None]
+"""The IPv4 address of a name, or None."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Node:
 
     name: str
     address: str
-    """IPv4 or IPv6 address that the other nodes reach it by."""
+    """IPv4 address that the other nodes reach it by."""
     ranks: int
     gpus: int
 
@@ -67,24 +70,34 @@ def output_of(*command: str) -> str:
     return done.stdout
 
 
-def this_allocation(env: Mapping[str, str], run: Run = output_of) -> Allocation:
+def this_allocation(
+    env: Mapping[str, str], run: Run = output_of, resolve: Resolve = resolve
+) -> Allocation:
     """The allocation that this process runs in, from Slurm's environment and its controller.
 
-    Raises `ConfigError` outside of one.
+    Raises `ConfigError` outside of one, and for a node whose address is of no use to others.
     """
-    job = env.get("SLURM_JOB_ID")
-    if job is None:
+    if "SLURM_JOB_ID" not in env:
         raise ConfigError(
             "this is not inside a Slurm job; submit it with sbatch slurm/resnet50_8gpu.sh, or on "
             "one machine without Slurm use horovodrun -np N python -m pipeline.train"
         )
+    job = env["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_TASK_ID" in env:  # the last task has the number of the whole array
+        job = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
     names = run("scontrol", "show", "hostnames", env["SLURM_JOB_NODELIST"]).split()
     shown = run("scontrol", "-o", "show", "node", env["SLURM_JOB_NODELIST"])
-    addresses = addresses_of(shown)
+    addresses = addresses_of(shown, resolve)
     ranks = ranks_per_node(env["SLURM_TASKS_PER_NODE"])
+    asked = int(env.get("SLURM_NTASKS", sum(ranks)))
+    require(
+        asked == sum(ranks),
+        f"Slurm has laid out {env['SLURM_TASKS_PER_NODE']} tasks per node for --ntasks={asked}; "
+        "submit with --nodes and --ntasks-per-node, or with --ntasks alone",
+    )
     gpus = gpus_per_node(run("scontrol", "-o", "-d", "show", "job", job), run)
     nodes = (
-        Node(name, addresses.get(name, name), count, gpus.get(name, 0))
+        Node(name, addresses[name], count, gpus.get(name, 0))
         for name, count in zip(names, ranks, strict=True)
     )
     cpus = env.get("SLURM_CPUS_PER_TASK")
@@ -100,10 +113,28 @@ def ranks_per_node(text: str) -> list[int]:
     return counts
 
 
-def addresses_of(shown: str) -> dict[str, str]:
-    """NodeAddr by node, from the lines of `scontrol -o show node`."""
-    found = re.findall(r"^NodeName=(\S+).*? NodeAddr=(\S+)", shown, re.MULTILINE)
-    return dict(found)
+def addresses_of(shown: str, resolve: Resolve = resolve) -> dict[str, str]:
+    """The IPv4 address of each node, from the lines of `scontrol -o show node`.
+
+    NodeAddr there is an address or a name. Raises `ConfigError` for a name that leads nowhere, or
+    to the node itself when there are several hosts (Debian gives a host's own name 127.0.1.1).
+    """
+    pattern = r"^NodeName=(\S+).*? NodeAddr=(\S+) NodeHostName=(\S+)"
+    rows = re.findall(pattern, shown, re.MULTILINE)
+    hosts = {host for _, _, host in rows}
+    found = {}
+    for name, given, _ in rows:
+        address = resolve(given)
+        cure = "set NodeAddr in slurm.conf to an address that all nodes reach"
+        if address is None:
+            raise ConfigError(f"{given}, the address of {name} in Slurm, does not resolve; {cure}")
+        if address.startswith("127.") and len(hosts) > 1:
+            raise ConfigError(
+                f"{given}, the address of {name} in Slurm, is {address} here, where no other node "
+                f"can reach it; {cure}"
+            )
+        found[name] = address
+    return found
 
 
 def gpus_per_node(shown: str, run: Run) -> dict[str, int]:
@@ -123,8 +154,8 @@ def require_rank_per_gpu(allocation: Allocation) -> None:
         require(
             node.gpus in (0, node.ranks),
             f"{node.name} has {node.gpus} GPUs in this job and {node.ranks} rank"
-            f"{'s' if node.ranks > 1 else ''}; submit with --ntasks-per-node={node.gpus}, one rank "
-            f"for each GPU, or ask for --gpus-per-node={node.ranks}",
+            f"{'s' if node.ranks > 1 else ''}; submit with one rank for each GPU, such as "
+            f"--ntasks-per-node={node.gpus}, or ask for as many GPUs as ranks",
         )
     with_gpus = {node.name: bool(node.gpus) for node in allocation.nodes}
     lacking = [name for name, has in with_gpus.items() if not has]

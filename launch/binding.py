@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 PCI_DEVICES = Path("/sys/bus/pci/devices")
+TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 def bind_near_gpu(env: Mapping[str, str]) -> set[int]:
@@ -25,7 +26,7 @@ def bind_near_gpu(env: Mapping[str, str]) -> set[int]:
     gpus = visible_gpus(env.get("CUDA_VISIBLE_DEVICES"), bus_ids())
     rank, ranks = int(env["HOROVOD_LOCAL_RANK"]), int(env["HOROVOD_LOCAL_SIZE"])
     near = [cores_near(bus_id, PCI_DEVICES) for bus_id in gpus]
-    mine = part(near, rank, ranks, allowed)
+    mine = part(near, rank, ranks, allowed, physical_cores(allowed, TOPOLOGY))
     if mine:
         os.sched_setaffinity(0, mine)
     return mine or allowed
@@ -74,17 +75,47 @@ def parse_cores(text: str) -> set[int]:
     return cores
 
 
-def part(near: Sequence[set[int]], rank: int, ranks: int, allowed: set[int]) -> set[int]:
+def part(
+    near: Sequence[set[int]], rank: int, ranks: int, allowed: set[int],
+    siblings: Mapping[int, int],
+) -> set[int]:  # fmt: skip
     """The cores of local rank `rank` of `ranks`, empty for no binding.
 
     `near` has the cores near each GPU this rank sees: one for every local rank, or its own only.
-    Ranks whose GPUs share a socket divide its cores, in the order of their ranks.
+    Ranks whose GPUs share a socket divide its cores, in the order of their ranks; `siblings` names
+    the physical core of each, so that its hardware threads stay together. Where that would leave a
+    rank with less than half an even share, as in a job whose cores all lie on one socket, all of
+    `allowed` is divided evenly: the slowest rank sets the pace.
     """
     if len(near) == 1 and ranks > 1:
         return near[0] & allowed  # its own GPU only: how the others lie is not known here
-    if rank >= len(near):
+    if len(near) < ranks or not all(near[:ranks]):
         return set()
-    cores = sorted(near[rank] & allowed)
-    sharing = [r for r in range(min(ranks, len(near))) if near[r] == near[rank]]
-    place, count = sharing.index(rank), len(sharing)
-    return set(cores[place * len(cores) // count : (place + 1) * len(cores) // count])
+
+    def shared(cores: set[int], place: int, count: int) -> set[int]:
+        ordered = sorted(cores, key=lambda core: (siblings.get(core, core), core))
+        return set(ordered[place * len(cores) // count : (place + 1) * len(cores) // count])
+
+    parts: list[set[int]] = []
+    for mine in near[:ranks]:
+        sharing = [r for r in range(ranks) if near[r] == mine]
+        parts.append(shared(mine & allowed, sharing.index(len(parts)), len(sharing)))
+    if 2 * min(map(len, parts)) < len(allowed) // ranks:
+        return shared(allowed, rank, ranks)
+    return parts[rank]
+
+
+def physical_cores(cores: Iterable[int], topology: Path) -> dict[int, int]:
+    """The first hardware thread of the physical core that each of `cores` belongs to.
+
+    `topology` is /sys/devices/system/cpu; a core that it does not know stands for itself.
+    """
+    found = {}
+    for core in cores:
+        try:
+            text = (topology / f"cpu{core}" / "topology" / "thread_siblings_list").read_text()
+        except OSError:
+            found[core] = core
+        else:
+            found[core] = min(parse_cores(text))
+    return found

@@ -17,17 +17,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from types import FrameType
 
-from launch.allocation import Allocation, output_of, require_rank_per_gpu, this_allocation
+from launch.allocation import Allocation, require_rank_per_gpu, this_allocation
 from launch.rendezvous import Rendezvous
 from launch.slurm_checks import examine, nccl_logging, watch_nccl
-from launch.slurm_options import LaunchOptions, split
+from launch.slurm_end import End, exit_code
+from launch.slurm_options import Program, split
 from launch.slurm_rank import INTERFACE, NODES, RUN_DIR
-from launch.srun import layout, one_per_node, srun
+from launch.srun import layout, one_per_node, one_per_node_environment, srun
 from pipeline.config import ConfigError
-from pipeline.failure import ExitCode, run_command, say_error
+from pipeline.failure import run_command
 
 
 def main(argv: list[str]) -> int:
@@ -42,31 +42,39 @@ def main(argv: list[str]) -> int:
         + ", ".join(f"{node.name} ({node.ranks})" for node in allocation.nodes)
     )
     if not program.on_every_rank:
-        return relay.run(srun(["--nodes=1", "--ntasks=1"], program.command), os.environ)
+        one = srun(["--nodes=1", "--ntasks=1"], program.command)
+        return exit_code(relay.run(one, os.environ))
     if not program.on_cpu:
         require_rank_per_gpu(allocation)
+    end = End(program.run_dir, allocation, options.requeue)
     if options.doctor:
-        examine(allocation, program, sys.executable)
-    if options.stage is not None:
-        code = relay.run(srun(one_per_node(allocation), program.staging(options.stage)), os.environ)
-        if code:
-            return code  # its sentence stands above
+        examine(allocation, program, options.interface)
+    if options.stage is not None and relay.received is None:
+        command = srun(one_per_node(allocation), program.staging(options.stage))
+        code = relay.run(command, one_per_node_environment(os.environ))
+        if code and relay.received is None:
+            return exit_code(code)  # its sentence stands above
         program = program.reading_from(options.stage)
-    end = End(program.run_dir)
     if relay.received is not None:
-        return end.early(relay.received, allocation, options)
+        return end.early(relay.received)
+    return end.told(start_ranks(allocation, program, options.interface, relay), relay.received)
+
+
+def start_ranks(
+    allocation: Allocation, program: Program, interface: str | None, relay: Relay
+) -> int:
+    """Runs the program on every rank of the job; what srun returns."""
     with _rendezvous(allocation) as server:
         env = {**os.environ, **server.environment, NODES: allocation.to_json()}
-        if options.interface is not None:
-            env[INTERFACE] = options.interface
+        if interface is not None:
+            env[INTERFACE] = interface
         if program.run_dir is not None:
             env[RUN_DIR] = str(program.run_dir)
-        if program.run_dir is not None and any(node.gpus for node in allocation.nodes):
-            env |= nccl_logging(program.run_dir, env)
-            watch_nccl(program.run_dir, len(allocation.nodes))
+            if any(node.gpus for node in allocation.nodes):
+                env |= nccl_logging(program.run_dir, env)
+                watch_nccl(program.run_dir, len(allocation.nodes))
         ranks = [sys.executable, "-m", "launch.slurm_rank", *program.module_and_options]
-        code = relay.run(srun(layout(allocation), ranks), env)
-    return end.told(code, allocation, options)
+        return relay.run(srun(layout(allocation), ranks), env)
 
 
 @contextlib.contextmanager
@@ -99,6 +107,8 @@ class Relay:
         # In a session of its own: a SIGTERM to the batch script's process group would reach srun,
         # which then kills its tasks instead of telling them.
         self._ranks = subprocess.Popen(command, env=env, start_new_session=True)
+        if self.received is not None:  # while it was being started
+            self._pass_on(self.received, None)
         return self._ranks.wait()
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
@@ -111,76 +121,13 @@ class Relay:
         self._ranks.send_signal(number if number == signal.SIGUSR1 else signal.SIGUSR2)
 
 
-class End:
-    """How the ranks ended, told by the files they leave in the run's folder."""
-
-    def __init__(self, run_dir: Path | None) -> None:
-        self._run_dir = run_dir
-        self._before = {name: self._read(name) for name in ("failure.txt", "stopped.txt")}
-
-    def _read(self, name: str) -> tuple[int, str] | None:
-        """When the file was written and what it says, if it is there."""
-        if self._run_dir is None:
-            return None
-        path = self._run_dir / name
-        try:
-            return path.stat().st_mtime_ns, path.read_text(encoding="utf-8")
-        except OSError:
-            return None
-
-    def _new(self, name: str) -> str | None:
-        now = self._read(name)
-        return now[1] if now is not None and now != self._before[name] else None
-
-    def early(
-        self, received: signal.Signals, allocation: Allocation, options: LaunchOptions
-    ) -> int:
-        """What to do about a signal that came before the ranks were started; the exit code."""
-        if received is signal.SIGUSR1 and options.requeue:
-            requeue(allocation.job)
-        _say(f"{received.name} came before the ranks were started")
-        return ExitCode.STOPPED
-
-    def told(self, code: int, allocation: Allocation, options: LaunchOptions) -> int:
-        """Says how it ended on the last lines of the log, and has the job requeued when its time
-        was up. Returns the exit code."""
-        if code == 0:
-            return ExitCode.FINISHED
-        stopped, failure = self._new("stopped.txt"), self._new("failure.txt")
-        if failure is not None:
-            print(failure, file=sys.stderr, flush=True, end="")
-            return ExitCode.WRONG_INPUT if code == ExitCode.WRONG_INPUT else ExitCode.FAILED
-        if stopped is not None:
-            if stopped.startswith("SIGUSR1") and options.requeue:
-                requeue(allocation.job)
-            else:
-                _say("stopped with a checkpoint; start it again to go on, unless Slurm does")
-            return ExitCode.STOPPED
-        if code == ExitCode.WRONG_INPUT:
-            return code  # the sentence stands above: no rank got as far as the run's folder
-        say_error(
-            f"srun ended with code {code} and no rank could say why: killed by a signal, for lack "
-            f"of memory or with its node; see sacct -j {allocation.job} and the lines above"
-        )
-        return ExitCode.FAILED
-
-
-def requeue(job: str) -> None:
-    """Puts the job back into the queue: it starts again as soon as Slurm has the nodes."""
-    try:
-        output_of("scontrol", "requeue", job)
-    except ConfigError as error:
-        _say(f"stopped with a checkpoint, but not requeued ({error}); submit it again to go on")
-    else:
-        _say(f"stopped with a checkpoint; job {job} is requeued and will go on")
-
-
 def _say(line: str) -> None:
     print(f"launch: {line}", flush=True)
 
 
 def _run(argv: list[str]) -> None:
-    code = main(argv)
+    # run_command takes --debug for itself; the ranks are to show tracebacks, too.
+    code = main([*argv, "--debug"] if "--debug" in sys.argv else argv)
     if code:
         sys.exit(code)
 

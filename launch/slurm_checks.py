@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -22,20 +23,20 @@ from launch.doctor import (
     write_token,
 )
 from launch.slurm_options import Program
-from launch.srun import one_per_node, srun
+from launch.srun import one_per_node, one_per_node_environment, srun
 from pipeline.config import ConfigError
 
 _PATIENCE_SEC = 120.0
 _NCCL_PATIENCE_SEC = 900.0
 
 
-def examine(allocation: Allocation, program: Program, python: str) -> None:
+def examine(allocation: Allocation, program: Program, interface: str | None) -> None:
     """Runs the doctor on every node and prints what is not in order.
 
     Raises `ConfigError` if a check failed, after the table with the cures.
     """
     ranks = {node.name: node.ranks for node in allocation.nodes}
-    checks = judge(parse_node_lines(_ask_nodes(allocation, program, python)), ranks)
+    checks = judge(parse_node_lines(_ask_nodes(allocation, program, interface)), ranks)
     failed = [check.name for check in checks if check.status == "fail"]
     if failed or any(check.status == "warn" for check in checks):
         print(table([check for check in checks if check.status != "ok"]), flush=True)
@@ -47,14 +48,15 @@ def examine(allocation: Allocation, program: Program, python: str) -> None:
     print(f"launch: {len(checks)} checks passed on {len(ranks)} nodes", flush=True)
 
 
-def _ask_nodes(allocation: Allocation, program: Program, python: str) -> str:
+def _ask_nodes(allocation: Allocation, program: Program, interface: str | None) -> str:
     """What `launch.doctor --node` prints on each node of the job."""
-    command = srun(one_per_node(allocation), [python, "-m", "launch.doctor", "--node"])
-    # The one task of a node is to see all its GPUs, not a rank's.
-    env = {k: v for k, v in os.environ.items() if k != "SLURM_GPUS_PER_TASK"}
+    doctor = [sys.executable, "-m", "launch.doctor", "--node", "--", *program.doctor_settings]
+    command = srun(one_per_node(allocation), doctor)
+    env = one_per_node_environment(os.environ)
+    if interface is not None:
+        env["HOROVOD_GLOO_IFACE"] = interface
     token = None
     if program.run_dir is not None:
-        command += ["--", *program.options]
         token = _new_token(program.run_dir)
         env[TOKEN_VARIABLE] = token
     try:
@@ -85,6 +87,7 @@ def _new_token(run_dir: Path) -> str:
 def nccl_logging(run_dir: Path, env: Mapping[str, str]) -> dict[str, str]:
     """What makes NCCL write its log into the run's folder; nothing if the user has it elsewhere."""
     if "NCCL_DEBUG" in env or "NCCL_DEBUG_FILE" in env:
+        print("launch: NCCL_DEBUG is set, so NCCL's transport is not looked at", flush=True)
         return {}
     folder = run_dir / "nccl"
     folder.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,9 @@ _COMMANDS = {
     "prepare": "pipeline.prepare",
 }
 
+# Settings that commands other than train take too, and the doctor looks at.
+_EXAMINED = ("data.root", "run.device", "model.norm", "optim.amp")
+
 
 @dataclass(frozen=True)
 class LaunchOptions:
@@ -52,9 +55,26 @@ class Program:
     @property
     def on_cpu(self) -> bool:
         """Whether it was told to leave GPUs alone."""
-        return "--run.device=cpu" in self.options or (
-            self.config is not None and self.config.run.device == "cpu"
-        )
+        if self.config is not None:
+            return self.config.run.device == "cpu"
+        return self._given("run.device") == "cpu"
+
+    @property
+    def doctor_settings(self) -> list[str]:
+        """The options that say where data and run lie and what the ranks need, for the doctor."""
+        if self.config is not None:
+            return list(self.options)
+        found = {name: self._given(name) for name in _EXAMINED}
+        return [f"--{name}={value}" for name, value in found.items() if value is not None]
+
+    def _given(self, setting: str) -> str | None:
+        """The value of a setting in the options, as --NAME=VALUE or --NAME VALUE."""
+        found = None
+        for option, following in zip(self.options, (*self.options[1:], ""), strict=True):
+            name, equals, value = option.partition("=")
+            if name == f"--{setting}":
+                found = value if equals else following
+        return found
 
     @property
     def run_dir(self) -> Path | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from launch.allocation import Node, nodes_from_json
 from launch.binding import bind_near_gpu
-from launch.health.network import read_interfaces
+from launch.health.network import interface_of, read_interfaces
 from launch.rendezvous import slot_environment, slots_of
 from pipeline.config import ConfigError, require
 from pipeline.failure import ExitCode, record_first_cause, say_error
@@ -42,7 +42,9 @@ def rank_environment(
         "SLURM_HOSTFILE, since ranks must count node by node",
     )
     (node,) = (node for node in nodes if node.name == here)
-    interface = interface_of(node, env.get(INTERFACE), interfaces)
+    interface = choose_interface(
+        node, env.get(INTERFACE, env.get("HOROVOD_GLOO_IFACE")), interfaces
+    )
     return {
         **slot_environment(slot),
         "HOROVOD_GLOO_IFACE": interface,
@@ -50,7 +52,9 @@ def rank_environment(
     }
 
 
-def interface_of(node: Node, wanted: str | None, interfaces: Mapping[str, Sequence[str]]) -> str:
+def choose_interface(
+    node: Node, wanted: str | None, interfaces: Mapping[str, Sequence[str]]
+) -> str:
     """The interface that `wanted` names, or else the one that holds the node's address."""
     there = ", ".join(interfaces)
     if wanted is not None:
@@ -59,13 +63,13 @@ def interface_of(node: Node, wanted: str | None, interfaces: Mapping[str, Sequen
             f"--launch.interface={wanted} does not exist on {node.name}; there are: {there}",
         )
         return wanted
-    for name, addresses in interfaces.items():
-        if node.address in addresses:
-            return name
-    raise ConfigError(
-        f"no network interface of {node.name} has its address {node.address}; name the one that "
-        f"the nodes share with --launch.interface=NAME; there are: {there}"
-    )
+    found = interface_of(node.address, interfaces)
+    if found is None:
+        raise ConfigError(
+            f"no network interface of {node.name} has its address {node.address}; name the one "
+            f"that the nodes share with --launch.interface=NAME; there are: {there}"
+        )
+    return found
 
 
 def _refuse(message: str) -> int:
@@ -80,14 +84,14 @@ def _refuse(message: str) -> int:
 
 def main(argv: list[str]) -> int:
     """Does not return when all is well."""
+    # These may come while the program still loads, which must not die of them. Held back here, they
+    # are delivered when pipeline/agreement.py listens.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
     try:
         os.environ.update(rank_environment(os.environ, read_interfaces()))
     except ConfigError as error:
         return _refuse(str(error))
     bind_near_gpu(os.environ)
-    # These may come while the program still loads, which must not die of them. Held back here, they
-    # are delivered when pipeline/agreement.py listens.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
     os.execv(sys.executable, [sys.executable, "-m", *argv])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from launch.allocation import Allocation
 
@@ -25,11 +25,23 @@ def layout(allocation: Allocation) -> list[str]:
 
 
 def one_per_node(allocation: Allocation) -> list[str]:
-    """srun's options for one task on each node, with all the cores the job has there."""
+    """srun's options for one task on each node, with all the cores and GPUs the job has there."""
     count = len(allocation.nodes)
-    return [f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", "--cpu-bind=none"]
+    options = [f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", "--cpu-bind=none"]
+    gpus = sum(node.gpus for node in allocation.nodes)
+    return [*options, f"--gpus={gpus}"] if gpus else options
+
+
+def one_per_node_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """`env` without what would lay out such a step otherwise: submitted for the ranks, sbatch
+    hands these options on to every srun."""
+    others = ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_NTASKS_PER_GPU")
+    return {name: value for name, value in env.items() if name not in others}
 
 
 def srun(options: Sequence[str], command: Sequence[str]) -> list[str]:
-    """The command line that runs `command` as tasks of this job."""
-    return ["srun", "--mpi=none", *options, *command]
+    """The command line that runs `command` as tasks of this job.
+
+    They get this process's whole environment, also in a job submitted with --export=NONE.
+    """
+    return ["srun", "--mpi=none", "--export=ALL", *options, *command]

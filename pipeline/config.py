@@ -30,6 +30,8 @@ class DataConfig:
 
     root: str = "data/imagenet"
     """Folder that holds train/<class>/<image> and val/<class>/<image>."""
+    dataset: Literal["imagenet-1k"] | None = None
+    """imagenet-1k: refuse to start unless all its classes and images are there; null: any data."""
     cache_dir: str | None = None
     """Folder of the manifests; null: beside the data, or the user's cache if that is read-only."""
     global_batch_size: int = 256

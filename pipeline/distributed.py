@@ -77,6 +77,12 @@ class World:
         """The sum over ranks of a CPU tensor; exact for integers."""
         return tensor.clone()
 
+    def average_(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces row-major floating-point `tensors` by their averages over ranks, in place.
+
+        They lie on any one device, and all of them are in flight together, as gradients are.
+        """
+
     def maximum(self, values: Sequence[int]) -> list[int]:
         """The element-wise maximum over ranks: how all ranks come to one decision."""
         return list(values)
@@ -172,6 +178,13 @@ def connect(step_timeout_sec: float | None = None) -> World:
         stalled_sec = str(max(1, int(step_timeout_sec / 2)))
         os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", stalled_sec)
     return HorovodWorld()
+
+
+def nccl_built() -> bool:
+    """Whether Horovod reduces tensors on GPUs where they lie, by NCCL."""
+    import horovod.torch as hvd
+
+    return bool(hvd.nccl_built())
 
 
 def row_major_view(tensor: Tensor) -> Tensor:
@@ -279,6 +292,16 @@ class HorovodWorld(World):
     def sum(self, tensor: Tensor) -> Tensor:
         with self._collective():
             return self._wait(self._hvd.allreduce_async(tensor, op=self._hvd.Sum, name="sum"))
+
+    def average_(self, tensors: Sequence[Tensor]) -> None:
+        hvd = self._hvd
+        with self._collective():
+            handles = [
+                hvd.allreduce_async_(tensor, op=hvd.Average, name=f"average.{number}")
+                for number, tensor in enumerate(tensors)
+            ]
+            for handle in handles:
+                self._wait(handle)
 
     def maximum(self, values: Sequence[int]) -> list[int]:
         vector = torch.tensor(list(values), dtype=torch.int64)

@@ -25,6 +25,7 @@ from pipeline.metrics import Validation, correct_counts
 from pipeline.model.norm import swapped_statistics
 from pipeline.optimizer import gradient_norm, set_lr
 from pipeline.precision import Precision, TrainingDiverged
+from pipeline.preflight import labels_look_permuted
 
 log = logging.getLogger("trainyard")
 
@@ -118,6 +119,7 @@ def record(job: Job, norm: Tensor) -> None:
     require_finite(job, window.fold())
     everyone = job.world.sum(torch.cat([window.sums, window.timings()]))
     totals = window.totals(everyone, job.world.size)
+    job.train_top1 = totals.top1
     job.monitor.train(
         {
             "step": job.progress.step,
@@ -204,6 +206,13 @@ def validate_and_save(job: Job) -> None:
                 )
             )
         result = job.place(counted)
+        if labels_look_permuted(job.train_top1, result.top1, len(job.train_set.classes)):
+            log.warning(
+                "warning: top-1 is %.1f%% on training images and %.2f%% in validation, no better "
+                "than guessing: the images of val do not lie in their classes' folders; label them "
+                "anew, for ImageNet with python -m pipeline.prepare imagenet",
+                100 * job.train_top1, 100 * result.top1,
+            )  # fmt: skip
         best = all(result.top1 >= earlier.top1 for earlier in job.progress.history)
         job.progress.history.append(result)
         job.monitor.val(

@@ -127,6 +127,7 @@ class Job:
             config.run.path / "checkpoints", config.run.keep_checkpoints
         )
         self.progress = Progress()
+        self.train_top1 = 0.0  # of the last line of metrics
         self.versions = versions()
         hashes = {"train": train_set.digest, "val": val_set.digest}
         self.fingerprint = fingerprint(config, hashes)

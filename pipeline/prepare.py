@@ -1,50 +1,99 @@
-"""Makes data sets ready: `python -m pipeline.prepare demo --out data/demo`."""
+"""Makes data sets ready: `python -m pipeline.prepare NAME [options]`."""
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import importlib
+import logging
 import sys
-from pathlib import Path
+from typing import Any, get_type_hints
 
-from jsonargparse import ArgumentError, ArgumentParser
+from docstring_parser import parse_from_object
+from jsonargparse import ArgumentParser
 
-from pipeline.config import ConfigError
+from pipeline.config import ConfigError, require
+from pipeline.data.preparing.options import OPTIONS
 from pipeline.failure import run_command
-from pipeline.options import check_names
+from pipeline.options import parse as parse_settings
+
+_PROG = "python -m pipeline.prepare"
 
 
-def parse(argv: list[str]) -> tuple[str, dict[str, object]]:
-    """The subcommand and its options. Raises `ConfigError`; `--help` prints and exits."""
-    demo = ArgumentParser(description="Draws the demo data set: ten classes of shapes on clutter.")
-    demo.add_argument("--out", type=Path, default=Path("data/demo"), help="folder of the data set")
-    demo.add_argument("--seed", type=int, default=0, help="seed of every image")
-    demo.add_argument("--train", type=int, default=3000, help="training images")
-    demo.add_argument("--val", type=int, default=1000, help="validation images")
-    parser = ArgumentParser(
-        prog="python -m pipeline.prepare", description=__doc__, exit_on_error=False
+def parse(argv: list[str]) -> tuple[str, Any]:
+    """The subcommand's name and its options (of the class in `OPTIONS`).
+
+    Raises `ConfigError` for an unknown name or option, with the nearest right one; `--help` prints
+    and exits.
+    """
+    name = argv[0] if argv else ""
+    if name in ("-h", "--help"):
+        print(_overview())
+        sys.exit(0)
+    if name not in OPTIONS:
+        nearest = difflib.get_close_matches(name, OPTIONS, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"there are: {', '.join(OPTIONS)}"
+        what = f"there is no subcommand {name}" if name else "the name of a subcommand is missing"
+        raise ConfigError(f"{what}; {hint}")
+    kind = OPTIONS[name]
+    parsed = parse_settings(_parser(name, kind), {}, argv[1:])
+    values = {}
+    for field in dataclasses.fields(kind):
+        values[field.name] = getattr(parsed, _destination(field.name))
+        given = values[field.name] is not None or not _is_required(field)
+        require(given, f"{_option(field.name)} is missing; see {_PROG} {name} --help")
+    return name, kind(**values)
+
+
+def _parser(name: str, kind: type) -> ArgumentParser:
+    parser = ArgumentParser(prog=f"{_PROG} {name}", description=kind.__doc__, exit_on_error=False)
+    docs = {field.arg_name: field.description for field in parse_from_object(kind).params}
+    types = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        text = " ".join((docs[field.name] or "").split())
+        required = _is_required(field)
+        if types[field.name] is bool:
+            parser.add_argument(_option(field.name), action="store_true", help=text)
+            continue
+        parser.add_argument(
+            _option(field.name),
+            type=types[field.name] | None if required else types[field.name],
+            default=None if required else field.default,
+            help=f"{text} (required)" if required else text,
+        )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _option(field: str) -> str:
+    return "--" + field.rstrip("_").replace("_", "-")
+
+
+def _destination(field: str) -> str:
+    return field.rstrip("_")
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING
+
+
+def _overview() -> str:
+    lines = [f"  {name:<10}{kind.__doc__}" for name, kind in OPTIONS.items()]
+    return (
+        f"usage: {_PROG} NAME [options]\n\n{__doc__}\n\n"
+        + "\n".join(lines)
+        + f"\n\n{_PROG} NAME --help lists the options of one."
     )
-    demo.exit_on_error = False
-    commands = parser.add_subcommands(required=True, dest="command")
-    commands.add_subcommand("demo", demo, help="draw the demo data set")
-    if argv[:1] == ["demo"]:
-        check_names(demo, argv[1:])
-    try:
-        parsed = parser.parse_args(argv)
-    except ArgumentError as error:
-        raise ConfigError(f"{' '.join(str(error).split())}; see --help") from error
-    return parsed.command, vars(parsed[parsed.command])
 
 
 def main(argv: list[str]) -> None:
     """Runs one subcommand."""
-    _, options = parse(argv)
-    from pipeline.data.demo import draw_demo
-
-    out, train, val = options["out"], options["train"], options["val"]
-    assert isinstance(out, Path) and isinstance(train, int) and isinstance(val, int)
-    seed = options["seed"]
-    assert isinstance(seed, int)
-    drawn = draw_demo(out, seed, train, val)
-    print(f"{train} train and {val} val images {'drawn in' if drawn else 'are in'} {out}")
+    name, options = parse(argv)
+    subcommand = importlib.import_module(f"pipeline.data.preparing.{name}")
+    # What a scan reports; without a time, as the lines stand among the subcommand's own.
+    logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    logging.getLogger("trainyard").setLevel(logging.INFO)
+    subcommand.run(options)
 
 
 if __name__ == "__main__":

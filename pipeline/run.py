@@ -20,6 +20,7 @@ from pipeline.distributed import World, connect
 from pipeline.job import Job
 from pipeline.machine import choose_decoding, choose_device, own_share, set_threads, versions
 from pipeline.monitor import RunMonitor, read_metrics, start_logging
+from pipeline.preflight import decode_largest, require_complete
 from pipeline.run_folder import first_cause_kept, locked
 from pipeline.watchdog import watched
 
@@ -37,10 +38,12 @@ def run(config: Config) -> None:
         set_threads(config, share)
         with locked(config.run.path, world) as run_dir, first_cause_kept(run_dir, world):
             train_set, val_set = open_data(config, world)
+            world.together(lambda: require_complete(config.data, train_set, val_set))
             device = world.together(lambda: choose_device(config.run.device, share.gpu))
             decode = world.together(lambda: choose_decoding(config, device, share))
             job = world.together(lambda: Job(config, world, decode, train_set, val_set, stop))
             world.require_same(job.facts)
+            world.together(lambda: decode_largest(train_set, config.data, decode))
             resume(job)
             if job.finished and world.on_rank0(lambda: _is_summed_up(run_dir)):
                 log.info("the run in %s is finished: %s", run_dir, _reached(job))

@@ -35,11 +35,16 @@ def locked(folder: Path, world: World) -> Iterator[Path]:
         file = open(folder / "lock", "a+", encoding="utf-8")  # noqa: SIM115  (held till the end)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             file.seek(0)
             raise ValueError(
                 f"the run in {folder} is in use by {file.read().strip() or 'another job'}; wait "
                 "for it or choose another run.name"
+            ) from error
+        except OSError as error:
+            raise ValueError(
+                f"the run in {folder} cannot be locked: {error.strerror}; its file system has no "
+                "locks (Lustre: mount it with -o flock), so set run.dir to another one"
             ) from error
         file.truncate(0)
         job_id = os.environ.get("SLURM_JOB_ID")

@@ -1,4 +1,4 @@
-"""Prints where a launcher has put this rank, as a line of JSON: `python -m place`."""
+"""Prints where a launcher has put this task, as a line of JSON: `python -m place`."""
 
 import json
 import os

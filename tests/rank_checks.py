@@ -186,6 +186,13 @@ def float64_sums_keep_their_precision(world: World) -> None:
     assert summed.tolist() == [sum(1.0 + rank * 2.0**-50 for rank in range(world.size))]
 
 
+def averages_in_place_go_together(world: World) -> None:
+    tensors = [torch.full((3,), float(world.rank)), torch.full((2,), 4.0 * world.rank).half()]
+    world.average_(tensors)
+    mean = (world.size - 1) / 2
+    assert [tensor.tolist() for tensor in tensors] == [[mean] * 3, [4 * mean] * 2]
+
+
 def the_maximum_is_element_wise(world: World) -> None:
     agreed = world.maximum([world.rank, -world.rank, 7, world.rank == 1])
     assert agreed == [world.size - 1, 0, 7, 1]
@@ -262,6 +269,7 @@ CHECKS = {
         an_inf_on_one_rank_skips_the_step_on_both,
         integer_sums_are_exact,
         float64_sums_keep_their_precision,
+        averages_in_place_go_together,
         the_maximum_is_element_wise,
         gather_stacks_by_rank,
         broadcast_objects_keep_tensors_and_strides,

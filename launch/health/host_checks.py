@@ -81,11 +81,11 @@ def network(job: Job) -> Check | None:
         seen = ", ".join(sorted({name for node in job.nodes for name in node["interfaces"]}))
         cure = f"Name one that is there ({seen}), or unset the variable."
         return Check("network", "fail", wrong, cure)
-    cure = "Mend the node's address in Slurm (NodeAddr) or in /etc/hosts."
+    cure = "Mend its address in Slurm (NodeAddr) or /etc/hosts, or give --launch.interface=NAME."
     homeless = job.where(
         lambda n: (
             f"no interface holds the node's address {n['address']}"
-            if n["interface"] is None
+            if n["interface"] is None and "HOROVOD_GLOO_IFACE" not in n["wanted_interfaces"]
             else None
         )
     )

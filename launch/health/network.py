@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def read_interfaces() -> dict[str, list[str]]:
     }
 
 
-def interface_of(address: str, interfaces: dict[str, list[str]]) -> str | None:
+def interface_of(address: str, interfaces: Mapping[str, Sequence[str]]) -> str | None:
     """The interface that holds `address`, or None."""
     return next((name for name, held in interfaces.items() if address in held), None)
 
@@ -51,7 +52,7 @@ def interface_of(address: str, interfaces: dict[str, list[str]]) -> str | None:
 def node_address() -> str:
     """The address under which other nodes reach this one: Slurm's NodeAddr, else the host name's,
     else that of the default route; the loopback address when there is no network."""
-    for find in (_slurm_address, lambda: _resolve(socket.gethostname()), _default_route_address):
+    for find in (_slurm_address, lambda: resolve(socket.gethostname()), _default_route_address):
         address = find()
         # Debian gives the host's name 127.0.1.1, which no other node can use. Slurm is believed:
         # a cluster on one machine lives on the loopback interface.
@@ -86,10 +87,11 @@ def _slurm_address() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     words = [word for word in shown.split() if word.startswith("NodeAddr=")]
-    return _resolve(words[0].partition("=")[2]) if words else None
+    return resolve(words[0].partition("=")[2]) if words else None
 
 
-def _resolve(name: str) -> str | None:
+def resolve(name: str) -> str | None:
+    """The IPv4 address of a host name or address; None if there is none."""
     try:
         return socket.gethostbyname(name)
     except OSError:

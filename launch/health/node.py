@@ -175,9 +175,9 @@ def _file_system(place: Path) -> str:
 
 
 def _data_facts(root: Path, cache_dir: Path | None) -> Facts:
-    from pipeline.data.manifest import _cache_places
+    from pipeline.data.manifest import cache_places
 
-    cache = _cache_places(root, "train", cache_dir)[0].parent
+    cache = cache_places(root, "train", cache_dir)[0].parent
     while not os.path.exists(cache):
         cache = cache.parent
     return {
@@ -189,23 +189,24 @@ def _data_facts(root: Path, cache_dir: Path | None) -> Facts:
 
 
 def _split_facts(root: Path, split: Literal["train", "val"], cache_dir: Path | None) -> Facts:
-    """Class folders and, where a manifest is up to date, the data hash. Never reads the images."""
-    from pipeline.data.manifest import Manifest, _cache_places, _load_fresh
-    from pipeline.data.scan import survey
+    """Class folders and, where a manifest is up to date, the data hash. Never reads the images.
+
+    Containers have no class folders and count 0.
+    """
+    from pipeline.data.manifest import cached_manifest
+    from pipeline.data.survey import survey
 
     nothing: Facts = {"problem": None, "cure": "", "classes": 0, "images": None, "digest": None}
     try:
-        tree = survey(root, split)
+        classes = len(survey(root, split).classes)
+        manifest = cached_manifest(root, split, cache_dir)
     except (OSError, ValueError) as error:
         problem, _, cure = str(error).partition("; ")
         return nothing | {"problem": problem, "cure": cure}
-    found = nothing | {"classes": len(tree.classes)}
-    for place in _cache_places(root, split, cache_dir):
-        table = _load_fresh(place, tree.stamp)
-        if table is not None:
-            manifest = Manifest(split, tree.directory, table)
-            return found | {"images": len(manifest), "digest": manifest.digest}
-    return found
+    if manifest is None:
+        return nothing | {"classes": classes}
+    known = {"images": len(manifest), "digest": manifest.digest}
+    return nothing | {"classes": classes} | known
 
 
 def _space(place: Path) -> Facts:

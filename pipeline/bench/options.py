@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
-T = TypeVar("T")
-
+from pipeline.bench.checks import at_least_one, chosen, within, wrong
+from pipeline.bench.rank_options import AllreduceOptions, PredictOptions, ScaleOptions
 
 Amp = Literal["fp16", "bf16"]
 Side = Literal["eager", "triton", "apex", "compile"]
@@ -36,7 +35,7 @@ class LoaderOptions:
     """DALI's threads, and the workers of the DataLoader."""
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "files", "rounds", "images", "batch", "size", "threads")
+        at_least_one(self, "files", "rounds", "images", "batch", "size", "threads")
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,9 @@ class NormOptions:
     """No shape is begun after this many seconds; null: all are measured."""
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "batch", "pixels", "rounds")
-        _within(self, "depths", ("50", "101", "152"))
-        _within(self, "amps", AMPS)
+        at_least_one(self, "batch", "pixels", "rounds")
+        within(self, "depths", ("50", "101", "152"))
+        within(self, "amps", AMPS)
 
     @property
     def depth_numbers(self) -> list[int]:
@@ -71,7 +70,7 @@ class NormOptions:
     @property
     def amp_names(self) -> list[Amp]:
         """The dtypes, in order."""
-        return _chosen(self.amps, AMPS)
+        return chosen(self.amps, AMPS)
 
 
 @dataclass(frozen=True)
@@ -114,11 +113,11 @@ class StepOptions:
     """Table: no row is begun after this many seconds; null: all are measured."""
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "rounds", "steps", "images", "size", "threads")
-        _at_least_one(self, "batch", "pixels", "table_rounds", "table_steps")
-        _within(self, "depths", ("18", "34", "50", "101", "152"))
-        _within(self, "amps", AMPS)
-        _within(self, "sides", SIDES)
+        at_least_one(self, "rounds", "steps", "images", "size", "threads")
+        at_least_one(self, "batch", "pixels", "table_rounds", "table_steps")
+        within(self, "depths", ("18", "34", "50", "101", "152"))
+        within(self, "amps", AMPS)
+        within(self, "sides", SIDES)
 
     @property
     def depth_numbers(self) -> list[int]:
@@ -128,31 +127,12 @@ class StepOptions:
     @property
     def amp_names(self) -> list[Amp]:
         """The table's precisions, in order."""
-        return _chosen(self.amps, AMPS)
+        return chosen(self.amps, AMPS)
 
     @property
     def side_names(self) -> list[Side]:
         """The table's sides, in the order of `SIDES`: compiling takes minutes and comes last."""
         return [side for side in SIDES if side in self.sides.split(",")]
-
-
-@dataclass(frozen=True)
-class ScaleOptions:
-    """Two Horovod ranks against two processes at the same time that do not communicate."""
-
-    rounds: int = 13
-    """Rounds of each side, in turn."""
-    steps: int = 6
-    """Steps in a round."""
-    images: int = 64
-    """Images per rank and step."""
-    size: int = 64
-    """Side of the images in pixels."""
-    depth: int = 18
-    """Layers of the ResNet."""
-
-    def __post_init__(self) -> None:
-        _at_least_one(self, "rounds", "steps", "images", "size")
 
 
 @dataclass(frozen=True)
@@ -167,7 +147,7 @@ class ManifestOptions:
     """Times the manifest is opened, each in a process of its own."""
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "images", "batch", "rounds")
+        at_least_one(self, "images", "batch", "rounds")
 
 
 @dataclass(frozen=True)
@@ -182,10 +162,10 @@ class DemoOptions:
     """Horovod ranks."""
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "ranks")
+        at_least_one(self, "ranks")
         parts = self.seeds.split(",")
         if not all(part.strip().isdecimal() for part in parts):
-            raise _wrong(
+            raise wrong(
                 f"--seeds={self.seeds} must be whole numbers with commas between, such as 0,1,2"
             )
 
@@ -202,28 +182,6 @@ OPTIONS = {
     "scale": ScaleOptions,
     "manifest": ManifestOptions,
     "demo": DemoOptions,
+    "allreduce": AllreduceOptions,
+    "predict": PredictOptions,
 }
-
-
-def _at_least_one(options: object, *names: str) -> None:
-    for name in names:
-        value = getattr(options, name)
-        if value < 1:
-            raise _wrong(f"--{name}={value} must be at least 1")
-
-
-def _within(options: object, name: str, known: Sequence[str]) -> None:
-    value = getattr(options, name)
-    if not set(value.split(",")) <= set(known):
-        raise _wrong(f"--{name}={value} must be some of {', '.join(known)} with commas between")
-
-
-def _chosen(value: str, known: Sequence[T]) -> list[T]:
-    return [one for name in value.split(",") for one in known if one == name]
-
-
-def _wrong(message: str) -> ValueError:
-    # Only now: it brings yaml, which a machine that shall only measure a GPU may not have.
-    from pipeline.config import ConfigError
-
-    return ConfigError(message)

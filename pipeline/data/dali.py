@@ -31,6 +31,7 @@ STD = np.array([0.229, 0.224, 0.225], dtype=np.float32) * 255
 
 log = logging.getLogger("trainyard")
 
+_OUT_OF_MEMORY = re.compile(r"bad_alloc|out of memory|failed to allocate", re.IGNORECASE)
 _READ_AGAIN_SEC = (0.1, 0.5, 2.0)  # naps before a refused read is tried again
 _READERS = 8  # file reads in flight; they wait on the disk or the network, not on a core
 
@@ -276,11 +277,13 @@ class Loader:
             try:
                 pipe.run()
             except RuntimeError as single:
+                if _OUT_OF_MEMORY.search(str(single)):
+                    break  # a good file; never to be excluded
                 path = self._stream.manifest.path(int(image))
                 reason = f"cannot be decoded, truncated or not an image ({_last_reason(single)})"
                 return BadImage(path, reason)
         return RuntimeError(
-            f"DALI failed on a batch whose images all decode one by one: {_last_reason(error)}; "
+            f"DALI failed on a batch without a bad image in it: {_last_reason(error)}; "
             "memory may be short: lower data.local_batch_size or data.prefetch_batches"
         )
 
@@ -303,7 +306,8 @@ def read_patiently(manifest: Manifest, image: int) -> np.ndarray:
 
 def _last_reason(error: Exception) -> str:
     """The line of DALI's report that says most, without the batch's internal numbering."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line for line in lines if line and not line.startswith("Current pipeline object")]
     reasons = [line for line in lines if "ailure" in line or "ailed" in line] or lines
     return re.sub(r" ?sample #\d+ ?:?", "", (reasons or ["no reason given"])[-1])[:200]
 

@@ -1,8 +1,7 @@
-"""The walk over a class-folder tree: which files, which class, how many bytes, what size.
+"""Walks what a survey found: which images, which class, where, how many bytes, what size.
 
-`<root>/<split>/<class>/<file>`; everything is in bytewise order of names, whatever the locale.
-Names that begin with a dot, files that are no images by extension and folders inside class
-folders are passed over.
+Class folders and containers give the same rows, in bytewise order of (class, file name) whatever
+the locale, so that the same images in another container are the same data with the same hash.
 """
 
 import hashlib
@@ -10,69 +9,36 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.ImageFile import ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
+
+from pipeline.data.containers import folders, recordio, tar, tfrecord
+from pipeline.data.containers.common import Entry, Window, opened
+from pipeline.data.survey import CLASSES_FILE, Tree, name_few, no_images
 
 log = logging.getLogger("trainyard")
 
-Split = Literal["train", "val"]
-
-IMAGE_EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-
-# What DALI decodes, by its first bytes, whatever the extension says. The plugins are called
-# directly because Image.open refuses large images by a process-wide limit that is not ours to
-# lift.
-_HEADERS: tuple[tuple[bytes, type[ImageFile]], ...] = (
-    (b"\xff\xd8", JpegImageFile),
-    (b"\x89PNG", PngImageFile),
-    (b"BM", BmpImageFile),
-    (b"RIFF", WebPImageFile),
-    (b"II", TiffImageFile),
-    (b"MM", TiffImageFile),
-)
+_WALKS = {"tar": tar.walk, "tfrecord": tfrecord.walk, "recordio": recordio.walk}
 
 # File times advance in ticks of up to 10 ms (the kernel's timer, before multigrain timestamps).
 _CLOCK_TICK_SEC = 0.02
 # More threads than cores: on a network file system a header waits, it does not compute.
 _THREADS = 16
 _PROGRESS_SEC = 10.0
-_NAMES_SHOWN = 3
-
-
-@dataclass(frozen=True)
-class Tree:
-    """The folders of one split, before any file is looked at.
-
-    stamp: hex digits that change when an entry is added to or removed from any of the folders.
-    changed_sec: when that last happened, in seconds since 1970.
-    loose_images: image files beside the class folders, which belong to no class.
-    """
-
-    directory: Path
-    classes: list[str]
-    stamp: str
-    changed_sec: float
-    loose_images: int
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The N images of a tree in bytewise order of (class, file).
+    """The N images of a split in bytewise order of (class, file name).
 
     files: N names `<class>/<file>` as bytes; labels: (N,) int32 index into `classes`;
     lengths: (N,) int64 bytes; widths, heights: (N,) int32 pixels, 0 without a readable header,
-    and as stored (EXIF orientation not applied).
+    and as stored (EXIF orientation not applied). places: where in containers they lie, None for
+    class folders.
     """
 
     classes: list[str]
@@ -81,11 +47,14 @@ class Rows:
     lengths: NDArray[np.int64]
     widths: NDArray[np.int32]
     heights: NDArray[np.int32]
+    places: "Places | None" = None
 
     def digest(self) -> str:
         """Return the data hash: sha256 over (class, name, bytes, width, height) of every image.
 
-        Where the tree lies and the files' times do not enter, so a copy is the same data.
+        Where the images lie, in what container, and the files' times do not enter, so a copy is
+        the same data. RecordIO, and TFRecord without file names, give the container's name and the
+        record's number for a name.
         """
         sha = hashlib.sha256()
         columns = (self.lengths.tolist(), self.widths.tolist(), self.heights.tolist())
@@ -94,138 +63,194 @@ class Rows:
         return sha.hexdigest()
 
 
-def survey(root: Path, split: Split) -> Tree:
-    """Return the class folders of `<root>/<split>` at the cost of one stat for each.
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where N images lie in containers.
 
-    ValueError if the root or the split is missing, or if no class folder is there.
+    names: the containers, as files of the split's directory. containers: (N,) int32 index into
+    `names`; offsets: (N,) int64 first byte. gaps: {image: places counted from its offset, each of 4
+    bytes that are not its own and that its length leaves out}, for the few images that have any.
     """
-    directory = root / split
-    if not root.is_dir():
-        raise ValueError(
-            f"the data directory {root} does not exist; make the demo set with python -m "
-            f"pipeline.prepare demo, or lay ImageNet out as <root>/train/<wnid>/*.JPEG and "
-            f"<root>/val/<wnid>/*.JPEG, and set data.root"
-        )
-    if not directory.is_dir():
-        raise ValueError(
-            f"the data directory {root} has no folder {split}; lay the images out as "
-            f"{directory}/<class>/*.JPEG, or set data.root to the folder that holds train and val"
-        )
-    with os.scandir(os.fsencode(directory)) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(b".")]
-    folders = sorted(entry.name for entry in visible if entry.is_dir())
-    loose_images = sum(not entry.is_dir() and _is_image(entry.name) for entry in visible)
-    if not folders and loose_images:
-        raise ValueError(
-            f"{directory} holds {loose_images} images but no class folders, so their labels cannot "
-            f"be known; move each into {directory}/<class>/, the folders named as in training"
-        )
-    if not folders:
-        raise ValueError(_no_images(directory))
-    times = [os.stat(directory).st_mtime_ns]
-    times += [os.stat(os.path.join(os.fsencode(directory), name)).st_mtime_ns for name in folders]
-    stamp = hashlib.sha256(repr((len(visible), folders, times)).encode()).hexdigest()
-    classes = [os.fsdecode(name) for name in folders]
-    return Tree(directory, classes, stamp, max(times) / 1e9, loose_images)
+
+    names: list[str]
+    containers: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    gaps: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """The images of one source as columns, which take a fifth of the entries' memory.
+
+    numbers: (n, 4) int64: offset, length, width, height.
+    """
+
+    labels: list[bytes | int]
+    names: list[bytes]
+    numbers: NDArray[np.int64]
+    gaps: list[tuple[int, tuple[int, ...]]]
 
 
 def scan(tree: Tree) -> Rows:
     """Read the header of every image of the tree, in several threads.
 
-    A file without a readable header is kept with size 0 x 0 and reported in one warning: only
-    reading it is an error. ValueError if there is no image, or a class folder has none.
+    An image without a readable header is kept with size 0 x 0 and reported in one warning: only
+    reading it is an error. ValueError if there is no image, a class folder has none, a container is
+    damaged (with the byte), or numbered classes have no list of names.
     """
     # Within one tick of its last change, a folder could change again and keep the stamp.
     time.sleep(min(max(0.0, tree.changed_sec + _CLOCK_TICK_SEC - time.time()), _CLOCK_TICK_SEC))
-    started = reported = time.monotonic()
-    names: list[list[bytes]] = []
-    sizes: list[NDArray[np.int64]] = []
-    parent = os.fsencode(tree.directory)
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="scan") as pool:
-        folders = [os.path.join(parent, os.fsencode(name)) for name in tree.classes]
-        for class_names, class_sizes in pool.map(_scan_class, folders):
-            names.append(class_names)
-            sizes.append(class_sizes)
-            if time.monotonic() - reported > _PROGRESS_SEC:
-                reported = time.monotonic()
-                done = sum(map(len, names))
-                total = len(folders)
-                log.info("%s: %d of %d classes, %d images", tree.directory, len(names), total, done)
-    _check_classes(tree, [len(class_names) for class_names in names])
-    lengths, widths, heights = np.concatenate(sizes).T
-    rows = Rows(
-        classes=tree.classes,
-        files=[
-            os.fsencode(folder) + b"/" + name
-            for folder, class_names in zip(tree.classes, names, strict=True)
-            for name in class_names
-        ],
-        labels=np.repeat(np.arange(len(names), dtype=np.int32), [len(part) for part in names]),
-        lengths=np.ascontiguousarray(lengths),
-        widths=widths.astype(np.int32),
-        heights=heights.astype(np.int32),
-    )
+    started = time.monotonic()
+    parts = _walk_all(tree)
+    if not any(part.names for part in parts):
+        raise ValueError(no_images(tree.directory))
+    rows = _folder_rows(tree, parts) if tree.kind == "folders" else _container_rows(tree, parts)
     seconds = time.monotonic() - started
     log.info("scanned %d images in %s in %.1f s", len(rows.files), tree.directory, seconds)
     _warn(tree, rows)
     return rows
 
 
-def name_few(names: Sequence[str]) -> str:
-    """Return the first few names and how many more there are, for a message."""
-    more = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+def _walk_all(tree: Tree) -> list[_Part]:
+    """Walk every source, in the sources' order; logs how far it is."""
+    reported = time.monotonic()
+    windows: list[Window] = []
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="scan") as pool:
+        jobs = [pool.submit(_walk, tree, name, windows) for name in tree.sources]
+        pending = set(jobs)
+        try:
+            while pending:
+                done, pending = wait(pending, _PROGRESS_SEC, FIRST_COMPLETED)
+                for job in done:
+                    job.result()  # the first failure ends the others
+                if time.monotonic() - reported > _PROGRESS_SEC:
+                    reported = time.monotonic()
+                    _report(tree, len(jobs) - len(pending), windows)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return [job.result() for job in jobs]
 
 
-def _scan_class(folder: bytes) -> tuple[list[bytes], NDArray[np.int64]]:
-    """Return the names of a class folder's images and (n, 3) int64: bytes, width, height."""
-    with os.scandir(folder) as entries:
-        names = sorted(
-            entry.name
-            for entry in entries
-            if _is_image(entry.name) and not entry.name.startswith(b".") and not entry.is_dir()
-        )
-    measures = [_measure(os.path.join(folder, name)) for name in names]
-    return names, np.array(measures, dtype=np.int64).reshape(-1, 3)
+def _walk(tree: Tree, name: str, windows: list[Window]) -> _Part:
+    path = tree.directory / name
+    if tree.kind == "folders":
+        return _columns(folders.walk(path))
+    with opened(path) as window:
+        windows.append(window)
+        return _columns(_WALKS[tree.kind](window))
 
 
-def _measure(path: bytes) -> tuple[int, int, int]:
-    """Return bytes, width and height; what cannot be found out is 0."""
-    length = 0
-    try:
-        with open(path, "rb") as file:
-            length = os.fstat(file.fileno()).st_size
-            start = file.read(4)
-            file.seek(0)
-            for magic, plugin in _HEADERS:
-                if start.startswith(magic):
-                    width, height = plugin(file).size
-                    return length, width, height
-    except Exception:  # plugins raise nearly anything on a damaged header
-        log.debug("no header in %r", path, exc_info=True)
-    return length, 0, 0
-
-
-def _is_image(name: bytes) -> bool:
-    return name.lower().endswith(tuple(extension.encode() for extension in IMAGE_EXTENSIONS))
-
-
-def _no_images(directory: Path) -> str:
-    return (
-        f"{directory} holds no images ({' '.join(IMAGE_EXTENSIONS)}); lay them out as "
-        f"{directory}/<class>/*.JPEG or set data.root"
+def _columns(entries: Sequence[Entry]) -> _Part:
+    numbers = [(one.offset, one.length, one.width, one.height) for one in entries]
+    return _Part(
+        [one.label for one in entries],
+        [one.name for one in entries],
+        np.array(numbers, dtype=np.int64).reshape(-1, 4),
+        [(row, one.gaps) for row, one in enumerate(entries) if one.gaps],
     )
 
 
-def _check_classes(tree: Tree, counts: Sequence[int]) -> None:
-    empty = [name for name, count in zip(tree.classes, counts, strict=True) if not count]
-    if len(empty) == len(counts):
-        raise ValueError(_no_images(tree.directory))
+def _report(tree: Tree, done: int, windows: Sequence[Window]) -> None:
+    place, noun, total = tree.directory, tree.source_noun, len(tree.sources)
+    passed = sum(window.position for window in windows) / 1e9
+    walked = f", {passed:.1f} GB passed" if windows else ""
+    log.info("%s: %d of %d %s%s", place, done, total, noun, walked)
+
+
+def _folder_rows(tree: Tree, parts: Sequence[_Part]) -> Rows:
+    counts = [len(part.names) for part in parts]
+    empty = [name for name, count in zip(tree.sources, counts, strict=True) if not count]
     if empty:
         raise ValueError(
             f"{len(empty)} class folder(s) of {tree.directory} hold no images: {name_few(empty)}; "
             f"fill them or remove them"
         )
+    _, lengths, widths, heights = np.concatenate([part.numbers for part in parts]).T
+    return Rows(
+        classes=tree.sources,
+        files=[
+            os.fsencode(folder) + b"/" + name
+            for folder, part in zip(tree.sources, parts, strict=True)
+            for name in part.names
+        ],
+        labels=np.repeat(np.arange(len(parts), dtype=np.int32), counts),
+        lengths=np.ascontiguousarray(lengths),
+        widths=widths.astype(np.int32),
+        heights=heights.astype(np.int32),
+    )
+
+
+def _container_rows(tree: Tree, parts: Sequence[_Part]) -> Rows:
+    class_names = _class_names(tree, parts)
+    names = [name for part in parts for name in part.names]
+    containers = np.repeat(
+        np.arange(len(parts), dtype=np.int32), [len(part.names) for part in parts]
+    )
+    # Stable: equal names, in different containers, stay in the containers' order.
+    order = sorted(range(len(names)), key=lambda row: (class_names[row], names[row]))
+    classes = sorted(set(class_names))
+    label_of = {name: label for label, name in enumerate(classes)}
+    offsets, lengths, widths, heights = np.concatenate([part.numbers for part in parts])[order].T
+    return Rows(
+        classes=[os.fsdecode(name) for name in classes],
+        files=[class_names[row] + b"/" + names[row] for row in order],
+        labels=np.array([label_of[class_names[row]] for row in order], dtype=np.int32),
+        lengths=np.ascontiguousarray(lengths),
+        widths=widths.astype(np.int32),
+        heights=heights.astype(np.int32),
+        places=Places(
+            tree.sources, containers[order], np.ascontiguousarray(offsets), _gaps(parts, order)
+        ),
+    )
+
+
+def _gaps(parts: Sequence[_Part], order: Sequence[int]) -> dict[int, tuple[int, ...]]:
+    """Return the gaps by image number, given that image `i` is row `order[i]` of the parts."""
+    first, found = 0, dict[int, tuple[int, ...]]()
+    for part in parts:
+        found |= {first + row: gaps for row, gaps in part.gaps}
+        first += len(part.names)
+    return {image: found[row] for image, row in enumerate(order) if row in found} if found else {}
+
+
+def _class_names(tree: Tree, parts: Sequence[_Part]) -> list[bytes]:
+    """Return the class name of every image, numbers named by the list of classes."""
+    largest = [
+        (max((label for label in part.labels if isinstance(label, int)), default=-1), source)
+        for part, source in zip(parts, tree.sources, strict=True)
+    ]
+    number, source = max(largest)
+    if number < 0:
+        return [label for part in parts for label in part.labels if isinstance(label, bytes)]
+    if tree.class_list is None:
+        raise ValueError(
+            f"{tree.directory} holds {tree.source_noun} that give classes as numbers, so their "
+            f"names are not known; write them, one a line in the order of the numbers, to "
+            f"{tree.directory}/{CLASSES_FILE}, or beside train and val for both"
+        )
+    listed = _read_class_list(tree.class_list)
+    if number >= len(listed):
+        raise ValueError(
+            f"{tree.directory / source} has class number {number} (from 0), but {tree.class_list} "
+            f"names only {len(listed)} classes; complete the list"
+        )
+    return [
+        listed[label] if isinstance(label, int) else label
+        for part in parts
+        for label in part.labels
+    ]
+
+
+def _read_class_list(path: Path) -> list[bytes]:
+    try:
+        listed = [line.strip() for line in path.read_bytes().strip().split(b"\n")]
+    except OSError as error:
+        raise ValueError(f"the class list {path} cannot be read: {error.strerror}") from error
+    if b"" in listed or len(set(listed)) != len(listed):
+        twice = [os.fsdecode(name) for name in sorted({n for n in listed if listed.count(n) > 1})]
+        what = f"names classes twice: {name_few(twice)}" if twice else "has empty lines"
+        raise ValueError(f"the class list {path} {what}; write each class once, one a line")
+    return listed
 
 
 def _warn(tree: Tree, rows: Rows) -> None:
@@ -242,7 +267,8 @@ def _warn(tree: Tree, rows: Rows) -> None:
         )
     if tree.loose_images:
         log.warning(
-            "%d images lie in %s beside its class folders and are not used",
+            "%d images lie in %s beside its %s and are not used",
             tree.loose_images,
             tree.directory,
+            tree.source_noun,
         )

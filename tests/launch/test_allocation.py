@@ -63,6 +63,42 @@ def test_tasks_per_node_are_spelled_out(text, counts):
     assert ranks_per_node(text) == counts
 
 
+def resolve(name: str) -> str | None:
+    return {"node1": "10.0.0.1", "node2": "127.0.1.1"}.get(name)
+
+
+def test_a_node_address_that_is_a_name_is_resolved():
+    one_node = "NodeName=node1 X=1 NodeAddr=node1 NodeHostName=node1"
+    assert addresses_of(one_node, resolve) == {"node1": "10.0.0.1"}
+
+
+def test_an_address_that_leads_nowhere_or_home_is_refused():
+    lines = [f"NodeName={n} X=1 NodeAddr={n} NodeHostName={n}" for n in ("node1", "node2", "node3")]
+    with pytest.raises(ConfigError, match="node2, the address of node2 in Slurm, is 127.0.1.1 her"):
+        addresses_of("\n".join(lines[:2]), resolve)
+    with pytest.raises(ConfigError, match="node3, the address of node3 in Slurm, does not resolve"):
+        addresses_of(lines[2], resolve)
+
+
+def test_a_task_of_an_array_is_named_by_its_own_number():
+    env = {
+        "SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "3",
+        "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_TASKS_PER_NODE": "1(x2)",
+    }  # fmt: skip
+    assert this_allocation(env, scontrol).job == "9_3"
+
+
+def test_more_ranks_laid_out_than_asked_for_are_refused():
+    env = {
+        "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_TASKS_PER_NODE": "4(x2)",
+        "SLURM_NTASKS": "6",
+    }  # fmt: skip
+    with pytest.raises(
+        ConfigError, match=r"4\(x2\) tasks per node for --ntasks=6; submit with --n"
+    ):
+        this_allocation(env, scontrol)
+
+
 def test_addresses_and_gpus_are_found_by_node():
     assert addresses_of(NODES) == {"node1": "10.0.0.1", "node2": "10.0.0.2"}
     assert gpus_per_node(JOB, scontrol) == {"node1": 2, "node2": 1}
@@ -77,8 +113,8 @@ def test_one_rank_for_each_gpu_is_right(nodes):
 @pytest.mark.parametrize(
     "nodes, message",
     [
-        ([(1, 8)], "node1 has 8 GPUs in this job and 1 rank; submit with --ntasks-per-node=8"),
-        ([(2, 2), (2, 1)], "node2 has 1 GPUs in this job and 2 ranks; .* --gpus-per-node=2"),
+        ([(1, 8)], "node1 has 8 GPUs in this job and 1 rank; .* such as --ntasks-per-node=8"),
+        ([(2, 2), (2, 1)], "node2 has 1 GPUs in this job and 2 ranks; .* as many GPUs as ranks"),
         ([(2, 2), (2, 0)], "node2 has no GPU in this job and other nodes have"),
     ],
 )

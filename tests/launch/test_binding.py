@@ -1,8 +1,20 @@
 """Which cores a rank takes, from the kernel's wiring of PCI devices to cores."""
 
-import pytest
+import os
+import subprocess
+import sys
 
-from launch.binding import cores_near, parse_cores, part, visible_gpus
+import pytest
+from jobs import REPOSITORY, environment
+
+from launch.binding import (
+    bus_ids,
+    cores_near,
+    parse_cores,
+    part,
+    physical_cores,
+    visible_gpus,
+)
 
 FIRST, SECOND = set(range(8)), set(range(8, 16))
 # Four GPUs, two on each socket.
@@ -33,23 +45,78 @@ def test_visible_gpus_follow_indices_and_uuids():
     assert visible_gpus("GPU-b", known) == ["bus1"]
 
 
+def shares(near: list[set[int]], ranks: int, allowed: set[int]) -> list[set[int]]:
+    return [part(near, rank, ranks, allowed, {}) for rank in range(ranks)]
+
+
 def test_ranks_divide_the_cores_of_their_socket():
-    parts = [part(NEAR, rank, 4, ALL) for rank in range(4)]
-    assert parts == [{0, 1, 2, 3}, {4, 5, 6, 7}, {8, 9, 10, 11}, {12, 13, 14, 15}]
+    quarters = [{0, 1, 2, 3}, {4, 5, 6, 7}, {8, 9, 10, 11}, {12, 13, 14, 15}]
+    assert shares(NEAR, 4, ALL) == quarters
+
+
+def test_hardware_threads_of_one_core_stay_together():
+    siblings = {core: core % 4 for core in FIRST}  # 0 and 4 are one core, 1 and 5, ...
+    near = [FIRST, FIRST]
+    assert [part(near, rank, 2, FIRST, siblings) for rank in range(2)] == [
+        {0, 4, 1, 5},
+        {2, 6, 3, 7},
+    ]
 
 
 def test_a_socket_with_fewer_ranks_gives_each_more():
-    assert part(NEAR, 2, 3, ALL) == SECOND
+    assert shares(NEAR, 3, ALL)[2] == SECOND
 
 
-def test_only_cores_that_the_job_has_are_taken():
-    assert part(NEAR, 0, 4, {0, 1, 8, 9}) == {0}
+def test_cores_on_one_socket_only_are_divided_evenly_over_all_ranks():
+    assert shares(NEAR, 4, FIRST) == [{0, 1}, {2, 3}, {4, 5}, {6, 7}]
 
 
 def test_a_rank_that_sees_its_own_gpu_only_takes_all_cores_near_it():
-    assert part([SECOND], 3, 4, ALL) == SECOND
+    assert part([SECOND], 3, 4, ALL, {}) == SECOND
 
 
 def test_nothing_is_bound_where_the_wiring_is_unknown():
-    assert part([set()] * 4, 1, 4, ALL) == set()
-    assert part([], 0, 2, ALL) == set()
+    assert shares([set()] * 4, 4, ALL) == [set()] * 4
+    assert shares([], 2, ALL) == [set()] * 2
+
+
+def test_physical_cores_are_read_from_the_kernel(tmp_path):
+    for core in (0, 2):
+        folder = tmp_path / f"cpu{core}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text("0,2\n")
+    assert physical_cores({0, 2, 5}, tmp_path) == {0: 0, 2: 0, 5: 5}
+
+
+def test_gpus_and_their_buses_are_read_from_nvidia_smi(tmp_path, monkeypatch):
+    fake = tmp_path / "nvidia-smi"
+    fake.write_text("#!/bin/sh\necho '0, GPU-a, 00000000:1B:00.0'\necho '1, GPU-b, 0000:3D:00.0'\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert bus_ids()["GPU-b"] == bus_ids()["1"] == "0000:3D:00.0"
+
+
+def test_a_rank_is_bound_near_the_gpu_it_sees(tmp_path, monkeypatch):
+    """In a process of its own, with this machine's cores as if they hung on two GPUs' sockets."""
+    devices = tmp_path / "devices"
+    cores = sorted(os.sched_getaffinity(0))
+    half = cores[: (len(cores) + 1) // 2]
+    for bus, near in (("0000:1b:00.0", half), ("0000:3d:00.0", cores)):
+        (devices / bus).mkdir(parents=True)
+        (devices / bus / "local_cpulist").write_text(",".join(map(str, near)))
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho '0, GPU-a, 0000:1B:00.0'\necho '1, GPU-b, 0000:3D:00.0'\n")
+    smi.chmod(0o755)
+    code = (
+        "import launch.binding as b, os, pathlib, sys\n"
+        "b.PCI_DEVICES = pathlib.Path(sys.argv[1])\n"
+        "print(sorted(b.bind_near_gpu(os.environ)) == sorted(os.sched_getaffinity(0)))\n"
+        "print(*sorted(os.sched_getaffinity(0)))\n"
+    )
+    env = environment(HOROVOD_LOCAL_RANK="0", HOROVOD_LOCAL_SIZE="1", CUDA_VISIBLE_DEVICES="0")
+    env["PATH"] = f"{tmp_path}:{env['PATH']}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, devices],
+        cwd=REPOSITORY, env=env, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["True", *map(str, half)]

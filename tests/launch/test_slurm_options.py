@@ -31,10 +31,16 @@ def test_data_are_prepared_by_one_process():
         (["train"], False),
         (["train", "--run.device=cpu"], True),
         (["evaluate", "--run.device=cpu"], True),
+        (["evaluate", "--run.device", "cpu"], True),
     ],
 )
 def test_a_program_told_to_leave_gpus_alone_is_known(argv, on_cpu):
     assert split(argv)[1].on_cpu == on_cpu
+
+
+def test_the_doctor_gets_what_it_looks_at_of_an_evaluation():
+    _, program = split(["evaluate", "--checkpoint", "x.pt", "--data.root", "/d", "--optim.amp=off"])
+    assert program.doctor_settings == ["--data.root=/d", "--optim.amp=off"]
 
 
 @pytest.mark.parametrize(

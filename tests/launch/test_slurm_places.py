@@ -14,31 +14,42 @@ pytestmark = pytest.mark.slurm
 # The launcher's own steps, up to the program, which here says where it is.
 _LAUNCH = """\
 import os, sys
+sys.path[:0] = PATHS
+os.environ["PYTHONPATH"] = os.pathsep.join(PATHS)
 from launch.allocation import require_rank_per_gpu, this_allocation
 from launch.rendezvous import Rendezvous
 from launch.slurm import Relay
-from launch.srun import layout, srun
+from launch.srun import layout, one_per_node, one_per_node_environment, srun
 from launch.slurm_rank import NODES
 allocation = this_allocation(os.environ)
 require_rank_per_gpu(allocation)
 server = Rendezvous(allocation.nodes[0].address, allocation.hosts)
 env = {**os.environ, **server.environment, NODES: allocation.to_json()}
 command = srun(layout(allocation), [sys.executable, "-m", "launch.slurm_rank", "place"])
+Relay().run(srun(one_per_node(allocation), [sys.executable, "-m", "place"]),
+            one_per_node_environment(env))
 sys.exit(Relay().run(command, env))
 """
 
 
-def places(slurm, tmp_path: Path, *sbatch: str) -> list[dict[str, str]]:
-    """The environment of every rank of a job submitted with `sbatch`, by rank."""
-    (tmp_path / "launch_places.py").write_text(_LAUNCH)
+def places(slurm, tmp_path: Path, *sbatch: str) -> tuple[list[dict[str, str]], ...]:
+    """The environment of every rank of a job submitted with `sbatch`, by rank; and of the one task
+    of each node that looks at it before the ranks start, by node."""
+    paths = [str(jobs.REPOSITORY), str(jobs.REPOSITORY / "tests")]
+    (tmp_path / "launch_places.py").write_text(_LAUNCH.replace("PATHS", repr(paths)))
     log = tmp_path / "job.log"
     job = slurm.submit(
         f"--output={log}", *sbatch, f"--wrap={sys.executable} {tmp_path}/launch_places.py",
-        cwd=jobs.REPOSITORY, PYTHONPATH=f"{jobs.REPOSITORY}:{jobs.REPOSITORY}/tests",
+        cwd=jobs.REPOSITORY,
     )  # fmt: skip
     assert slurm.wait_for_end(job) == "COMPLETED", log.read_text()
     found = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
-    return sorted(found, key=lambda place: int(place["HOROVOD_RANK"]))
+    nodes = [place for place in found if "HOROVOD_RANK" not in place]
+    ranks = [place for place in found if "HOROVOD_RANK" in place]
+    return (
+        sorted(ranks, key=lambda place: int(place["HOROVOD_RANK"])),
+        sorted(nodes, key=lambda place: place["SLURMD_NODENAME"]),
+    )
 
 
 def layout_of(found: list[dict[str, str]]) -> list[tuple[str, str, str]]:
@@ -53,24 +64,26 @@ def layout_of(found: list[dict[str, str]]) -> list[tuple[str, str, str]]:
 
 
 def test_all_gpus_of_two_nodes_have_one_rank_each(slurm, tmp_path):
-    found = places(slurm, tmp_path, "--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8")
+    found, nodes = places(slurm, tmp_path, "--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8")
     assert [place["HOROVOD_RANK"] for place in found] == [str(rank) for rank in range(16)]
     assert layout_of(found) == [
         (f"node{node + 1}", str(local), f"{node}/2") for node in range(2) for local in range(8)
     ]
     assert {place["CUDA_VISIBLE_DEVICES"] for place in found} == {"0,1,2,3,4,5,6,7"}
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in nodes] == ["0,1,2,3,4,5,6,7"] * 2
     assert {place["HOROVOD_GLOO_IFACE"] for place in found} == {"lo"}
 
 
 def test_a_gpu_for_each_task_shows_each_rank_its_own(slurm, tmp_path):
     options = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-task=1")
-    found = places(slurm, tmp_path, *options)
+    found, nodes = places(slurm, tmp_path, *options)
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in nodes] == ["0,1", "0,1"]
     assert [place["CUDA_VISIBLE_DEVICES"] for place in found] == ["0", "1", "0", "1"]
     assert [place["HOROVOD_LOCAL_RANK"] for place in found] == ["0", "1", "0", "1"]
 
 
 def test_uneven_nodes_count_their_ranks_node_by_node(slurm, tmp_path):
-    found = places(slurm, tmp_path, "--nodes=2", "--ntasks=3")
+    found, _ = places(slurm, tmp_path, "--nodes=2", "--ntasks=3", "--export=NONE")
     assert layout_of(found) == [
         ("node1", "0", "0/2"), ("node1", "1", "0/1"), ("node2", "0", "1/2")
     ]  # fmt: skip
@@ -87,7 +100,8 @@ def failed(slurm, small_data, tmp_path, *sbatch: str, options: tuple[str, ...] =
     job = slurm.submit(
         "--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1",
         f"--output={log}", *sbatch, str(jobs.REPOSITORY / "slurm" / "resnet152_64gpu.sh"),
-        *jobs.small_settings(small_data, tmp_path)[2:], *options, cwd=jobs.REPOSITORY,
+        *jobs.small_settings(small_data, tmp_path)[2:], "--data.dataset=null", *options,
+        cwd=jobs.REPOSITORY,
     )  # fmt: skip
     assert slurm.wait_for_end(job) == "FAILED"
     assert slurm.job(job)["ExitCode"] == "2:0", log.read_text()
@@ -96,7 +110,9 @@ def failed(slurm, small_data, tmp_path, *sbatch: str, options: tuple[str, ...] =
 
 def test_fewer_ranks_than_gpus_are_refused_before_anything_starts(slurm, small_data, tmp_path):
     log = failed(slurm, small_data, tmp_path, "--gpus-per-node=8")
-    assert "error: node1 has 8 GPUs in this job and 1 rank; submit with --ntasks-per-node=8" in log
+    assert (
+        "error: node1 has 8 GPUs in this job and 1 rank; submit with one rank for each GPU" in log
+    )
     assert not (tmp_path / "test").exists()
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from launch.allocation import Node
-from launch.slurm_rank import INTERFACE, NODES, interface_of, rank_environment
+from launch.slurm_rank import INTERFACE, NODES, choose_interface, rank_environment
 from pipeline.config import ConfigError
 
 # Three ranks, two on the first node.
@@ -61,8 +61,13 @@ def test_an_interface_that_does_not_exist_is_named_with_those_that_do():
         rank_environment(srun(0, 0, "node1", **{INTERFACE: "ib9"}), INTERFACES)
 
 
+def test_an_interface_named_for_horovod_is_taken_too():
+    told = srun(0, 0, "node1", HOROVOD_GLOO_IFACE="eth0")
+    assert rank_environment(told, INTERFACES)["HOROVOD_GLOO_IFACE"] == "eth0"
+
+
 def test_an_address_that_no_interface_has_asks_for_the_interface():
     lost = Node("node3", "10.9.9.9", 1, 0)
     with pytest.raises(ConfigError, match="no network interface of node3 has its address 10.9.9.9"):
-        interface_of(lost, None, INTERFACES)
-    assert interface_of(lost, "eth0", INTERFACES) == "eth0"
+        choose_interface(lost, None, INTERFACES)
+    assert choose_interface(lost, "eth0", INTERFACES) == "eth0"

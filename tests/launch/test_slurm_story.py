@@ -58,8 +58,9 @@ class Story:
         self.log = folder / "job.log"
         self._settings = [
             *jobs.small_settings(data, folder / "runs")[2:],  # the script has its own --config
-            "--model.depth=18", "--optim.base_lr=0.4", "--data.area=[0.35,1.0]",
-            "--run.log_every_steps=1", "--run.checkpoint_every_steps=3",
+            "--data.dataset=null", "--model.depth=18", "--optim.base_lr=0.4",
+            "--data.area=[0.35,1.0]", "--run.log_every_steps=1",
+            "--run.checkpoint_every_steps=3",
         ]  # fmt: skip
         self.job = ""
         self._first = self._log_from = 0

@@ -80,17 +80,6 @@ def test_step_has_a_table_of_what_can_run_and_what_cannot(tmp_path):
     }
 
 
-def test_scale_runs_two_horovod_ranks_and_two_lone_processes(tmp_path):
-    options = ("--rounds=2", "--steps=1", "--images=2", "--size=32")
-    found = benchmark(tmp_path, "scale", *options)
-    assert found["ratios"]["weak_scaling_2"] > 0
-    assert len(found["ratio_rounds"]["weak_scaling_2"]["rounds"]) == 2
-    for side in ("horovod", "apart"):
-        assert len(found["raw"][f"{side}_images_per_sec"]["rounds"]) == 2
-        assert len(found["raw"][f"{side}_cpu_sec_per_step"]["rounds"]) == 2
-    assert not list(tmp_path.glob("tmp*"))  # not even the killed ranks' files are left
-
-
 def test_manifest_opens_in_processes_of_its_own(tmp_path):
     found = benchmark(tmp_path, "manifest", "--rounds=1", "--images=2000", "--batch=8")
     assert set(found["ratios"]) == {"open_vs_aim", "rss_vs_aim", "plan_vs_aim"}

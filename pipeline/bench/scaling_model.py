@@ -1,0 +1,239 @@
+"""How long a step takes on n GPUs: pure functions, no measurement and no torch.
+
+A step on n GPUs is a step without communication, plus the agreement before it, plus what is left of
+the gradients' all-reduce when backward has ended, plus the wait for the slowest:
+
+    step(n) = step + latency(n) + exposed(n) + jitter * E_max(n)      efficiency = step / step(n)
+
+- An all-reduce of k tensors with S bytes takes latency + (k - 1) * tensor + S * sec_per_byte: the
+  alpha-beta model (Thakur, Rabenseifner and Gropp 2005, section 2) with Horovod's cost per tensor.
+- A ring of n ranks moves 2 (n - 1) / n * S over each link in 2 (n - 1) hops (Patarasuk and Yuan
+  2009); two levels reduce inside each node, then between nodes, then spread inside (see
+  `two_level_cost`).
+- Gradients become ready from the last layer to the first while backward runs, and the network sends
+  what is ready whenever it is free (Shi, Chu and Li 2019, "MG-WFBP", section III).
+
+What it leaves out: that communication slows computation (on CPUs it takes cores from it), other
+jobs on the network, and loaders that cannot keep up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, fmean
+
+# A convolution's backward pass computes two products, by weights and by images, for forward's one.
+BACKWARD_SHARE = 2 / 3
+_STARTS = 16
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The gradients of one layer: when they are ready, and how much there is to send."""
+
+    ready: float
+    """Share of the backward pass, 0 to 1, after which they are complete."""
+    size: int
+    """Bytes."""
+    tensors: int = 1
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an all-reduce costs: see the module's first formula. In seconds and seconds per byte."""
+
+    latency_sec: float
+    sec_per_byte: float
+    tensor_sec: float = 0.0
+
+    def seconds(self, size: int, tensors: int = 1) -> float:
+        """Of `tensors` in flight together, `size` bytes in all."""
+        return self.latency_sec + (tensors - 1) * self.tensor_sec + size * self.sec_per_byte
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Nodes of equal GPUs. Bandwidths in bytes/s, each way."""
+
+    gpus_per_node: int
+    gpu_bytes_per_sec: float
+    """From one GPU to the others of its node (bus bandwidth)."""
+    node_bytes_per_sec: float
+    """Between nodes, over all links of one node together."""
+    gpu_hop_sec: float
+    node_hop_sec: float
+    latency_sec: float
+    """Of any communication, however many take part: negotiation and launch."""
+    tensor_sec: float = 0.0
+    """Of each further tensor in flight."""
+
+
+def bus_share(ranks: int) -> float:
+    """2 (n - 1) / n: bytes over each link of a ring for one byte that is averaged."""
+    return 2 * (ranks - 1) / ranks
+
+
+def fit_line(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
+    """(latency, seconds per byte), neither below 0, that fit `seconds` at `sizes` bytes best.
+
+    Least squares of the relative errors (weights 1 / seconds^2), so that small sizes count as much
+    as large ones. Of a single size all is latency.
+    """
+    weights = [1 / second**2 for second in seconds]
+    total = sum(weights)
+    size = sum(w * s for w, s in zip(weights, sizes, strict=True)) / total
+    second = sum(w * t for w, t in zip(weights, seconds, strict=True)) / total
+    spread = sum(w * (s - size) ** 2 for w, s in zip(weights, sizes, strict=True))
+    joint = sum(
+        w * (s - size) * (t - second)
+        for w, s, t in zip(weights, sizes, seconds, strict=True)
+    )  # fmt: skip
+    if spread == 0 or joint <= 0:
+        return second, 0.0
+    slope = joint / spread
+    if second >= slope * size:
+        return second - slope * size, slope
+    pairs = list(zip(weights, sizes, seconds, strict=True))
+    return 0.0, sum(w * s * t for w, s, t in pairs) / sum(w * s * s for w, s, _ in pairs)
+
+
+def at_ranks(measured: Cost, measured_ranks: int, ranks: int) -> Cost:
+    """`measured` with `measured_ranks` ranks, as a ring of `ranks` of the same links has it.
+
+    The latency is taken as it is: Horovod's cycle is most of it.
+    """
+    per_byte = measured.sec_per_byte * bus_share(ranks) / bus_share(measured_ranks)
+    return Cost(measured.latency_sec, per_byte, measured.tensor_sec)
+
+
+def ring_cost(gpus: int, cluster: Cluster) -> Cost:
+    """One ring through all GPUs, node by node: its slowest link sets the pace.
+
+    latency + 2 (n - m) gpu_hop + 2 m node_hop (without the second in one node, and then with 2 (n -
+    1) gpu_hop) + S * 2 (n - 1) / n / min(gpu, node bandwidth), for n GPUs in m nodes.
+    """
+    nodes = _nodes(gpus, cluster)
+    if gpus == 1:
+        return Cost(0.0, 0.0)
+    if nodes == 1:
+        hops_sec = 2 * (gpus - 1) * cluster.gpu_hop_sec
+        pace = cluster.gpu_bytes_per_sec
+    else:
+        hops_sec = 2 * (gpus - nodes) * cluster.gpu_hop_sec + 2 * nodes * cluster.node_hop_sec
+        pace = min(cluster.gpu_bytes_per_sec, cluster.node_bytes_per_sec)
+    return Cost(cluster.latency_sec + hops_sec, bus_share(gpus) / pace, cluster.tensor_sec)
+
+
+def two_level_cost(gpus: int, cluster: Cluster) -> Cost:
+    """Reduce-scatter in each node, all-reduce of the g shares between nodes, all-gather.
+
+    latency + 2 (g - 1) gpu_hop + 2 ceil(log2 m) node_hop
+    + S * (2 (g - 1) / g / gpu bandwidth + 2 (m - 1) / m / node bandwidth)
+
+    for m nodes of g GPUs; between nodes by recursive halving and doubling (Thakur et al. 2005,
+    section 4.5). The levels do not overlap, which NCCL's own pipelines do in part.
+    """
+    nodes = _nodes(gpus, cluster)
+    if gpus == 1:
+        return Cost(0.0, 0.0)
+    inside = gpus // nodes
+    hops_sec = 2 * (inside - 1) * cluster.gpu_hop_sec
+    hops_sec += 2 * math.ceil(math.log2(nodes)) * cluster.node_hop_sec
+    per_byte = bus_share(inside) / cluster.gpu_bytes_per_sec
+    per_byte += bus_share(nodes) / cluster.node_bytes_per_sec
+    return Cost(cluster.latency_sec + hops_sec, per_byte, cluster.tensor_sec)
+
+
+def _nodes(gpus: int, cluster: Cluster) -> int:
+    """How many nodes `gpus` fill. ValueError: more than one, and not to the last GPU."""
+    if gpus <= cluster.gpus_per_node:
+        return 1
+    if gpus % cluster.gpus_per_node:
+        raise ValueError(
+            f"{gpus} GPUs must be whole nodes of {cluster.gpus_per_node}; choose a multiple of it"
+        )
+    return gpus // cluster.gpus_per_node
+
+
+def exposed_sec(
+    gradients: Sequence[Gradient], backward_sec: float, cost: Cost, free_sec: float = 0.0
+) -> float:
+    """Seconds between the end of backward and the last average.
+
+    `gradients` in the order in which they become ready. Whenever the network is free, the first
+    time `free_sec` after backward began, it sends all that is ready in one go, as a cycle of
+    Horovod does.
+    """
+    free, sent = free_sec, 0
+    while sent < len(gradients):
+        begin = max(free, gradients[sent].ready * backward_sec)
+        ready = sent
+        while ready < len(gradients) and gradients[ready].ready * backward_sec <= begin:
+            ready += 1
+        batch = gradients[sent:ready]
+        free = begin + cost.seconds(sum(g.size for g in batch), sum(g.tensors for g in batch))
+        sent = ready
+    return max(0.0, free - backward_sec)
+
+
+def mean_exposed_sec(gradients: Sequence[Gradient], backward_sec: float, cost: Cost) -> float:
+    """`exposed_sec`, averaged over where in a cycle of Horovod backward begins.
+
+    What is left at the end depends on that: from one start alone, a faster network could look
+    slower.
+    """
+    starts = [cost.latency_sec * part / _STARTS for part in range(_STARTS)]
+    return fmean(exposed_sec(gradients, backward_sec, cost, start) for start in starts)
+
+
+def without_overlap(gradients: Sequence[Gradient]) -> list[Gradient]:
+    """The same gradients, none of which is ready before backward has ended."""
+    return [Gradient(1.0, gradient.size, gradient.tensors) for gradient in gradients]
+
+
+def expected_maximum(count: int) -> float:
+    """E_max: by how many standard deviations the slowest of `count` is above the mean.
+
+    Of independent normal times, by Blom's approximation (1958): the (n - 3/8) / (n + 1/4) quantile.
+    """
+    return NormalDist().inv_cdf((count - 0.375) / (count + 0.25))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One step on many GPUs, in seconds."""
+
+    step_sec: float
+    """Without communication."""
+    agreement_sec: float
+    """The ranks' one decision before the step: nothing hides it."""
+    exposed_sec: float
+    jitter_sec: float
+
+    @property
+    def efficiency(self) -> float:
+        """Speed per GPU over that of one GPU alone."""
+        return self.step_sec / (
+            self.step_sec + self.agreement_sec + self.exposed_sec + self.jitter_sec
+        )
+
+
+def predict(
+    ranks: int, step_sec: float, gradients: Sequence[Gradient], cost: Cost, jitter_sec: float = 0.0,
+    backward_share: float = BACKWARD_SHARE,
+) -> Prediction:  # fmt: skip
+    """A step of `ranks` ranks whose all-reduces take `cost`.
+
+    `step_sec` is a step without communication, of which `backward_share` is the backward pass,
+    `jitter_sec` the standard deviation of its time on a rank. One rank communicates with nobody.
+    """
+    if ranks == 1:
+        return Prediction(step_sec, 0.0, 0.0, 0.0)
+    return Prediction(
+        step_sec,
+        cost.latency_sec,
+        mean_exposed_sec(gradients, backward_share * step_sec, cost),
+        jitter_sec * expected_maximum(ranks),
+    )

@@ -1,0 +1,120 @@
+"""What every container has in common: an image's place in it, and reading by position."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+IMAGE_EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+RECORDIO_LIST = ".lst"
+"""Suffix of the file of names that may lie beside a .rec file."""
+
+_ENDINGS = tuple(extension.encode() for extension in IMAGE_EXTENSIONS)
+
+# One page: a header, and the first bytes of the image behind it, in one read.
+_READ_BYTES = 4096
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "Zstandard",
+    b"\x04\x22\x4d\x18": "LZ4",
+}
+
+
+class BadContainer(ValueError):
+    """A container that cannot be indexed; the message names it, the byte and the cure."""
+
+
+class Entry(NamedTuple):
+    """One image of a container.
+
+    label: its class's name, or a number from 0 that a list of classes names. name: its file name,
+    or what stands for it. offset, length: its bytes in the container. width, height: pixels as
+    stored, 0 without a readable header. gaps: where, counted from `offset`, 4 bytes lie inside it
+    that are not its own; `length` leaves them out.
+    """
+
+    label: bytes | int
+    name: bytes
+    offset: int
+    length: int
+    width: int
+    height: int
+    gaps: tuple[int, ...] = ()
+
+
+class Window:
+    """Reads a file by position and keeps the last page, as what comes next often lies in it.
+
+    path: what to call the file. length: its bytes. position: about how far the walk has come.
+    """
+
+    def __init__(self, path: Path, descriptor: int, length: int) -> None:
+        """Read from an open file `descriptor`, which stays the caller's."""
+        self.path = path
+        self.length = length
+        self.position = 0
+        self._descriptor = descriptor
+        self._kept = b""
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Return `count` bytes at `offset`, fewer only where the file ended when it was opened.
+
+        BadContainer if it ends earlier by now; OSError.
+        """
+        start = offset - self.position
+        if start < 0 or start + count > len(self._kept):
+            self._kept = os.pread(self._descriptor, max(count, _READ_BYTES), offset)
+            self.position, start = offset, 0
+            if len(self._kept) < count and offset + len(self._kept) < self.length:
+                raise self.bad(offset + len(self._kept), "it was cut off while it was read")
+        return self._kept[start : start + count]
+
+    def bad(
+        self, offset: int, reason: str, cure: str = "copy it anew from its source"
+    ) -> Exception:
+        """Return the error for something wrong at `offset`."""
+        return BadContainer(
+            f"the container {self.path} cannot be used: at byte {offset} {reason}; {cure}"
+        )
+
+    def check_inside(self, what: str, offset: int, end: int) -> None:
+        """Raise BadContainer if what begins at `offset` would end behind the file's end."""
+        if end > self.length:
+            reason = f"begins {what} that would end at {end}, but the file ends at {self.length}"
+            raise self.bad(offset, f"{reason}: it is cut off")
+
+    def check_not_compressed(self) -> None:
+        """Raise BadContainer if the file is compressed as a whole, by its first bytes."""
+        start = self.read(0, 8)
+        for magic, kind in _COMPRESSED.items():
+            if start.startswith(magic):
+                cure = "unpack that, images do not get smaller by it"
+                raise self.bad(0, f"begins {kind}, which cannot be read by byte range", cure)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Window]:
+    """Open a container; BadContainer for whatever the file system refuses meanwhile."""
+    descriptor = -1
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Read-ahead would fetch the images too, a hundred times what the walk needs.
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        yield Window(path, descriptor, os.fstat(descriptor).st_size)
+    except OSError as error:
+        place = os.fsdecode(error.filename or path)
+        raise BadContainer(
+            f"the container {place} cannot be read: {error.strerror}; "
+            f"give this user the right to read it, or copy it anew from its source"
+        ) from error
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def is_image(name: bytes) -> bool:
+    """Tell an image by its name."""
+    return name.lower().endswith(_ENDINGS)

@@ -1,0 +1,59 @@
+"""Makes the manifests of a data set ahead of time, so that a job's start only opens them."""
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.data.manifest import cached_manifest, open_manifest
+from pipeline.data.survey import Split
+
+log = logging.getLogger("trainyard")
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """One split that `index` went through.
+
+    images, classes: how many; bytes: of all encoded images. digest: the data hash. seconds: how
+    long it took. scanned: False if its manifest was up to date.
+    """
+
+    split: Split
+    images: int
+    classes: int
+    bytes: int
+    digest: str
+    seconds: float
+    scanned: bool
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        rate = f", {self.images / self.seconds:,.0f} files/s" if self.scanned else ""
+        return (
+            f"{self.split}: {self.images:,} images of {self.classes} classes, "
+            f"{self.bytes / 1e9:.2f} GB, hash {self.digest[:12]}, "
+            f"{'scanned' if self.scanned else 'up to date, opened'} in {self.seconds:.1f} s{rate}"
+        )
+
+
+def index(root: Path, cache_dir: Path | None = None) -> list[Indexed]:
+    """Make, or find up to date, the manifests of `<root>/train` and `<root>/val`.
+
+    `cache_dir` as in `open_manifest`; a job finds them if it has the same. ValueError as there,
+    also if val has a class that train lacks.
+    """
+    found: list[Indexed] = []
+    classes: list[str] | None = None
+    splits: tuple[Split, ...] = ("train", "val")
+    for split in splits:
+        started = time.monotonic()
+        scanned = cached_manifest(root, split, cache_dir) is None
+        manifest = open_manifest(root, split, cache_dir, classes)
+        classes = manifest.classes
+        seconds = max(time.monotonic() - started, 1e-3)
+        length, size = len(manifest), int(manifest.lengths.sum())
+        present = len(set(manifest.labels.tolist()))
+        found.append(Indexed(split, length, present, size, manifest.digest, seconds, scanned))
+        log.info("%s", found[-1])
+    return found

@@ -1,0 +1,137 @@
+"""The manifest's file: an Arrow file, whole or not there, that every rank maps into memory."""
+
+import hashlib
+import json
+import logging
+import os
+import threading
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.data.scan import Rows
+from pipeline.data.survey import Split
+
+log = logging.getLogger("trainyard")
+
+_VERSION = b"2"  # of the file; any other is scanned again
+_COLUMNS = {
+    "file": pa.binary(),  # file names are bytes on Linux and need not be UTF-8
+    "label": pa.int32(),
+    "length": pa.int64(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+}
+# Class folders have no need of these.
+_PLACE_COLUMNS = {"container": pa.int32(), "offset": pa.int64()}
+
+
+def write_manifest(path: Path, rows: Rows, stamp: str = "") -> None:
+    """Write rows as an Arrow IPC file, whole or not at all; OSError if that fails.
+
+    `stamp` tells which state of the images' folder the rows describe.
+    """
+    columns = dict(_COLUMNS)
+    arrays = [
+        pa.array(rows.files, type=_COLUMNS["file"]),
+        *(pa.array(c) for c in (rows.labels, rows.lengths, rows.widths, rows.heights)),
+    ]
+    metadata = {
+        b"version": _VERSION,
+        b"classes": json.dumps(rows.classes).encode(),
+        b"digest": rows.digest().encode(),
+        b"stamp": stamp.encode(),
+    }
+    if rows.places is not None:
+        columns |= _PLACE_COLUMNS
+        arrays += [pa.array(rows.places.containers), pa.array(rows.places.offsets)]
+        metadata[b"containers"] = json.dumps(rows.places.names).encode()
+        metadata[b"gaps"] = json.dumps(list(rows.places.gaps.items())).encode()
+    metadata[b"checksum"] = b"%d" % _checksum(arrays, metadata)
+    batch = pa.record_batch(arrays, schema=pa.schema(columns.items(), metadata=metadata))
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        # One record batch, so that every column is one piece of the map.
+        with open(partial, "xb") as file:
+            with pa.ipc.new_file(file, batch.schema) as writer:
+                writer.write_batch(batch)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_table(path: Path) -> pa.Table:
+    """Map a file of `write_manifest`.
+
+    ValueError (pa.ArrowInvalid is one) if it is damaged or of another version, OSError if it cannot
+    be read.
+    """
+    with pa.memory_map(os.fsdecode(path)) as source:
+        table = pa.ipc.open_file(source).read_all()
+    metadata = table.schema.metadata or {}
+    if metadata.get(b"version") != _VERSION:
+        raise ValueError(f"its version is {metadata.get(b'version')!r}, not {_VERSION!r}")
+    columns = _COLUMNS | (_PLACE_COLUMNS if b"containers" in metadata else {})
+    if table.schema.names != list(columns) or table.schema.types != list(columns.values()):
+        raise ValueError(f"its columns are {table.schema.names}")
+    # A wrong label would go unnoticed, and a wrong offset of a name may end the process.
+    arrays = [column(table, name) for name in columns]
+    if metadata.get(b"checksum") != b"%d" % _checksum(arrays, metadata):
+        raise ValueError("its checksum does not match")
+    return table
+
+
+def load_fresh(path: Path, stamp: str) -> pa.Table | None:
+    """Return the table if the file is there, whole, and describes the state `stamp`."""
+    try:
+        table = load_table(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log.warning("the manifest %s is not used: %s", path, error)
+        return None
+    if table.schema.metadata[b"stamp"] != stamp.encode():
+        log.info("the manifest %s is out of date", path)
+        return None
+    return table
+
+
+def cache_places(root: Path, split: Split, cache_dir: Path | None) -> list[Path]:
+    """Return where the file of `<root>/<split>` may lie, best first.
+
+    In `cache_dir`; without one in `<root>/.trainyard`, or in the user's cache where that cannot be
+    written.
+    """
+    # Named by the tree's place, as one folder may serve several data sets.
+    place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
+    shared_name = f"{place}-{split}.arrow"
+    if cache_dir is not None:
+        return [cache_dir / shared_name]
+    places = [root / ".trainyard" / f"{split}.arrow"]
+    try:
+        user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        places.append(user_cache / "trainyard" / "manifests" / shared_name)
+    except RuntimeError:  # a container's user may have no home
+        pass
+    return places
+
+
+def column(table: pa.Table, name: str) -> Any:
+    """Return a column as the one Arrow array it is."""
+    return table.column(name).chunk(0)
+
+
+def _checksum(arrays: Sequence[Any], metadata: dict[bytes, bytes]) -> int:
+    checksum = 0
+    for key in (b"classes", b"containers", b"gaps"):
+        checksum = zlib.crc32(metadata.get(key, b""), checksum)
+    for array in arrays:
+        for buffer in array.buffers():
+            if buffer is not None:
+                checksum = zlib.crc32(buffer, checksum)
+    return checksum

@@ -1,0 +1,1 @@
+"""The subcommands of `pipeline.prepare`: one module with `run(options)` for each."""

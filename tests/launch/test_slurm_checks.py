@@ -1,0 +1,106 @@
+"""NCCL's log under the launcher, and what is told of a job's end."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from launch.allocation import Allocation, Node
+from launch.slurm_checks import nccl_logging, watch_nccl
+from launch.slurm_end import End
+
+ONCE = Allocation("7", (Node("node1", "10.0.0.1", 1, 0),), None, restarts=0)
+AGAIN = Allocation("7", ONCE.nodes, None, restarts=1)
+LINE = "node1:1:2 [0] NCCL INFO Channel 00/0 : 0[0] -> 8[0] [send] via NET/{}\n"
+
+
+def test_nccl_writes_its_log_into_the_runs_folder(tmp_path):
+    (tmp_path / "nccl").mkdir()
+    (tmp_path / "nccl" / "old.log").write_text("of an earlier start")
+    found = nccl_logging(tmp_path, {})
+    assert found["NCCL_DEBUG"] == "INFO"
+    assert found["NCCL_DEBUG_FILE"] == f"{tmp_path}/nccl/%h.%p.log"
+    assert list((tmp_path / "nccl").iterdir()) == []
+
+
+def test_a_log_that_the_user_has_elsewhere_is_left_alone_and_said(tmp_path, capsys):
+    assert nccl_logging(tmp_path, {"NCCL_DEBUG": "WARN"}) == {}
+    assert "NCCL_DEBUG is set, so NCCL's transport is not looked at" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("transport, warned", [("Socket/0", True), ("IB/0/GDRDMA", False)])
+def test_nodes_that_talk_over_a_plain_socket_are_warned_of(tmp_path, capsys, transport, warned):
+    (tmp_path / "nccl").mkdir()
+    (tmp_path / "nccl" / "node1.1.log").write_text(LINE.format(transport))
+    watch_nccl(tmp_path, nodes=2, nap_sec=0.01).join(10)
+    assert ("warning: NCCL transport: NET/Socket" in capsys.readouterr().out) == warned
+
+
+@pytest.fixture
+def scontrol(tmp_path, monkeypatch):
+    """A scontrol that notes what it is asked."""
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "scontrol"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    return tmp_path / "asked"
+
+
+def test_the_cause_of_an_earlier_start_is_not_told_again(tmp_path, capsys):
+    (tmp_path / "failure.txt").write_text("error: long ago\n")
+    end = End(tmp_path, ONCE, requeue=True)
+    assert end.told(137, None) == 1
+    said = capsys.readouterr().err
+    assert "long ago" not in said and "error: srun ended with code 137 and the ranks left" in said
+
+
+def test_the_first_cause_is_the_last_word(tmp_path, capsys):
+    end = End(tmp_path, ONCE, requeue=True)
+    (tmp_path / "failure.txt").write_text("error: the loss is nan\nrank 1 on node2\n")
+    assert end.told(143, None) == 1
+    assert capsys.readouterr().err == "error: the loss is nan\nrank 1 on node2\n"
+
+
+def test_sigterm_never_requeues(tmp_path, scontrol):
+    end = End(tmp_path, ONCE, requeue=True)
+    (tmp_path / "stopped.txt").write_text("SIGTERM before step 5\n")
+    assert end.told(75, signal.SIGUSR1) == 75
+    assert not scontrol.exists()
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_sigusr1_requeues_if_that_is_allowed(tmp_path, scontrol, allowed):
+    end = End(tmp_path, ONCE, requeue=allowed)
+    (tmp_path / "stopped.txt").write_text("SIGUSR1 before step 5\n")
+    assert end.told(75, None) == 75
+    assert scontrol.exists() == allowed
+
+
+def test_a_signal_that_killed_ranks_while_they_loaded_is_no_failure(tmp_path, scontrol, capsys):
+    assert End(tmp_path, ONCE, requeue=True).told(138, signal.SIGUSR1) == 75
+    assert scontrol.read_text() == "requeue 7\n"
+    assert "SIGUSR1 came before the first step" in capsys.readouterr().out
+
+
+def test_a_limit_too_short_for_a_step_does_not_requeue_for_ever(tmp_path, scontrol, capsys):
+    assert End(tmp_path, AGAIN, requeue=True).early(signal.SIGUSR1) == 75
+    assert not scontrol.exists()
+    assert "this start did not make a step; give the job more --time" in capsys.readouterr().out
+
+
+def test_a_start_that_made_steps_is_requeued_again(tmp_path, scontrol):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-000000003.pt").touch()
+    end = End(tmp_path, AGAIN, requeue=True)
+    (tmp_path / "checkpoints" / "step-000000005.pt").touch()
+    (tmp_path / "stopped.txt").write_text("SIGUSR1 before step 5\n")
+    assert end.told(75, None) == 75
+    assert scontrol.read_text() == "requeue 7\n"
+
+
+def test_a_program_without_a_run_folder_has_said_its_cause_above(capsys):
+    assert End(None, ONCE, requeue=True).told(2, None) == 2
+    assert "srun ended with code 2; the cause stands above" in capsys.readouterr().out

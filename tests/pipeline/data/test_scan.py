@@ -1,0 +1,112 @@
+"""How image sizes are read, and what a scan says while it goes on."""
+
+import io
+import logging
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+from container_writers import draw_images, write_folders, write_tar
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+
+from pipeline.data import scan as scanning
+from pipeline.data.containers import folders, tar
+from pipeline.data.containers.common import opened
+from pipeline.data.containers.headers import image_size, size_of_bytes
+from pipeline.data.manifest import open_manifest
+
+KINDS = {
+    "baseline": {},
+    "progressive": {"progressive": True},
+    "optimised": {"optimize": True},
+    "unsampled": {"subsampling": 0},
+    "with a comment": {"comment": b"a comment of some length " * 9},
+    "with a colour profile": {"icc_profile": bytes(range(256)) * 300},
+    "with restart markers": {"restart_marker_blocks": 2},
+    "turned": {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"},
+}
+
+
+@pytest.fixture(autouse=True)
+def user_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user cache"))
+
+
+def jpeg(mode: str = "RGB", **options) -> bytes:
+    encoded = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 255, (300, 201, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(encoded, "JPEG", **options)
+    return encoded.getvalue()
+
+
+def size_by_pillow(content: bytes) -> tuple[int, int]:
+    try:
+        return JpegImageFile(io.BytesIO(content)).size
+    except Exception:
+        return 0, 0
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_jpegs_have_the_size_that_pillow_reads(mode, kind):
+    content = jpeg(mode, **KINDS[kind])
+    assert size_of_bytes(content) == size_by_pillow(content) == (201, 300)
+
+
+def test_a_jpeg_cut_anywhere_has_the_size_that_pillow_reads():
+    content = jpeg("RGB", comment=b"a comment")
+    known = {cut: size_by_pillow(content[:cut]) for cut in range(1000)}
+    assert set(known.values()) == {(0, 0), (201, 300)}
+    assert {cut: size_of_bytes(content[:cut]) for cut in known} == known
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_jpeg_with_other_bytes_has_the_size_that_pillow_reads_or_none_is_lost(seed):
+    """A byte changed in the header: what has a size with Pillow has the same one here."""
+    rng = np.random.default_rng(seed)
+    content = jpeg()
+    for place, value in zip(rng.integers(2, 700, 300), rng.integers(0, 256, 300), strict=True):
+        changed = content[:place] + bytes([value]) + content[place + 1 :]
+        by_pillow = size_by_pillow(changed)
+        if by_pillow != (0, 0):
+            assert size_of_bytes(changed) == by_pillow
+
+
+@pytest.mark.parametrize("kind", ["png", "bmp", "webp", "tiff"])
+def test_other_formats_are_measured_inside_a_container(tmp_path, kind):
+    encoded = io.BytesIO()
+    Image.new("RGB", (31, 17)).save(encoded, kind)
+    before, content = b"x" * 10_001, encoded.getvalue()
+    (tmp_path / "x").write_bytes(before + content + b"\xff\xd8 another")
+    with opened(tmp_path / "x") as window:
+        assert image_size(window, len(before), len(content)) == (31, 17)
+        assert image_size(window, 0, 50) == (0, 0)
+
+
+def test_nothing_behind_an_image_is_read_as_part_of_it(tmp_path):
+    content = jpeg()
+    (tmp_path / "x").write_bytes(content)
+    with opened(tmp_path / "x") as window:
+        assert image_size(window, 0, len(content)) == (201, 300)
+        assert image_size(window, 0, 100) == (0, 0)
+
+
+def test_a_scan_says_how_far_it_is(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    write_folders(tmp_path / "val", draw_images(3))
+    members = ((f"{label}/{name}", content) for label, name, content in draw_images(3))
+    write_tar(tmp_path / "train" / "x.tar", members)
+
+    def slowly(walk, place):
+        time.sleep(0.3)
+        return walk(place)
+
+    monkeypatch.setattr(scanning, "_PROGRESS_SEC", 0.05)
+    monkeypatch.setitem(scanning._WALKS, "tar", partial(slowly, tar.walk))
+    monkeypatch.setattr(folders, "walk", partial(slowly, folders.walk))
+    open_manifest(tmp_path, "train")
+    open_manifest(tmp_path, "val")
+    assert f"{tmp_path}/train: 0 of 1 tar archives, 0.0 GB passed" in caplog.text
+    assert f"{tmp_path}/val: 0 of 2 class folders\n" in caplog.text
