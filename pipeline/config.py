@@ -62,7 +62,9 @@ class DataConfig:
     bad_images: Literal["fail", "exclude"] = "fail"
     """What a file that cannot be decoded does: end the run, or be left out from there on."""
     max_excluded: int = 100
-    """exclude: more images than this end the run."""
+    """More excluded images than this end the run."""
+    exclude: str | None = None
+    """Exclusion list of `prepare verify`; its images are left out from this start on."""
 
     def __post_init__(self) -> None:
         for name in ("global_batch_size", "local_batch_size", "image_size", "prefetch_batches"):

@@ -7,9 +7,11 @@ the ranks exchange them at the end.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -75,6 +77,60 @@ def agree_on_validation(job: Job, mine: list[Found]) -> None:
     everyone = [found for theirs in job.world.gather_objects(mine) for found in theirs]
     if everyone:
         _exclude(job, "val", everyone)
+
+
+def exclude_listed(job: Job) -> None:
+    """Collective. Leaves out the images of the list data.exclude, from where the run stands.
+
+    Raises `Reported` for a list that cannot be read or is of other data, naming both hashes.
+    """
+    if job.config.data.exclude is None:
+        return
+    path = Path(job.config.data.exclude)
+    listed = job.world.on_rank0(
+        lambda: {
+            split: read_list(path, split, manifest)
+            for split, manifest in (("train", job.train_set), ("val", job.val_set))
+        }
+    )
+    known = {image for image, _ in job.progress.excluded.pairs()}
+    reason = f"it is in the list {path}"
+    for split, position, old in (
+        ("train", job.position, known),
+        ("val", 0, set(job.progress.excluded_val)),
+    ):
+        manifest = job.train_set if split == "train" else job.val_set
+        new = [
+            Found(image, position, f"the image {manifest.path(image)} is left out: {reason}")
+            for image in listed[split]
+            if image not in old
+        ]
+        if new:
+            _exclude(job, split, new)
+
+
+def read_list(path: Path, split: str, manifest: Manifest) -> list[int]:
+    """The images of `split` in an exclusion list of `prepare verify`; empty if it has none.
+
+    Raises `ValueError` if the file is no such list or describes other data.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        entry = content["splits"].get(split)
+        images = [] if entry is None else [int(image) for image in entry["images"]]
+        digest = manifest.digest if entry is None else entry["data_hash"]
+    except OSError as error:
+        raise ValueError(f"data.exclude={path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"data.exclude={path} is not an exclusion list of python -m pipeline.prepare verify"
+        ) from error
+    if digest != manifest.digest:
+        raise ValueError(
+            f"data.exclude={path} was made for other data: hash of {split} {digest[:16]} there, "
+            f"{manifest.digest[:16]} here; verify this data set"
+        )
+    return images
 
 
 def _exclude(job: Job, split: str, found: list[Found]) -> None:

@@ -17,6 +17,7 @@ from pipeline.config import Config
 from pipeline.data.manifest import Manifest, open_manifest
 from pipeline.data.order import order_digest
 from pipeline.distributed import World, connect
+from pipeline.excluding import exclude_listed
 from pipeline.job import Job
 from pipeline.machine import choose_decoding, choose_device, own_share, set_threads, versions
 from pipeline.monitor import RunMonitor, read_metrics, start_logging
@@ -45,6 +46,7 @@ def run(config: Config) -> None:
             world.require_same(job.facts)
             world.together(lambda: decode_largest(train_set, config.data, decode))
             resume(job)
+            exclude_listed(job)
             if job.finished and world.on_rank0(lambda: _is_summed_up(run_dir)):
                 log.info("the run in %s is finished: %s", run_dir, _reached(job))
                 return

@@ -105,7 +105,8 @@ def _seen(job: Job, split: str) -> str:
     found = next((n["data"][split] for n in job.nodes if n["data"][split]["digest"]), None)
     if found is None:
         classes = job.nodes[0]["data"][split]["classes"]
-        return f"{split} {classes} classes, not scanned yet (the job's start does)"
+        what = f"{classes} classes" if classes else "there"
+        return f"{split} {what}, not scanned yet (the job's start does)"
     return f"{split} {found['images']} images, hash {found['digest'][:12]}"
 
 

@@ -251,7 +251,7 @@ def test_scancel_saves_and_does_not_requeue(told):
     assert start.said == f"SIGTERM before step {start.last_step}\n"
     assert start.last_step == start.seen_step, "a signal loses nothing"
     assert start.state == "CANCELLED" and "requeued" not in start.log
-    assert "stopped with a checkpoint; start it again to go on" in start.log
+    assert "launch: stopped; start it again to go on from its checkpoint" in start.log
 
 
 def test_half_the_ranks_take_the_run_to_its_end(told):

@@ -211,11 +211,11 @@ def test_going_back_removes_what_lies_ahead(folder):
 # What a checkpoint must share with the run, and what may change under way.
 
 FREE = {
-    "data.root", "data.dataset", "data.cache_dir", "data.local_batch_size", "data.decode", "data.threads",
-    "data.prefetch_batches", "data.bad_images", "data.max_excluded", "model.norm", "model.compile",
-    "schedule.epochs", "run.name", "run.dir", "run.device", "run.threads", "run.log_every_steps",
-    "run.checkpoint_every_steps", "run.checkpoint_every_sec", "run.keep_checkpoints",
-    "run.step_timeout_sec", "resume",
+    "data.root", "data.dataset", "data.cache_dir", "data.local_batch_size", "data.decode",
+    "data.threads", "data.prefetch_batches", "data.bad_images", "data.max_excluded",
+    "data.exclude", "model.norm", "model.compile", "schedule.epochs", "run.name", "run.dir",
+    "run.device", "run.threads", "run.log_every_steps", "run.checkpoint_every_steps",
+    "run.checkpoint_every_sec", "run.keep_checkpoints", "run.step_timeout_sec", "resume",
 }  # fmt: skip
 
 

@@ -111,3 +111,40 @@ def test_evaluate_counts_what_the_training_counted(two_ranks, spoilt):
     assert ended.codes == [0], ended.text
     assert f"({round(val['top1'] * 30)} of 30)" in ended.text
     assert f"loss {val['loss']:.4f}" in ended.text
+
+
+@pytest.fixture(scope="module")
+def exclusion_list(spoilt, tmp_path_factory):
+    """What `prepare verify` writes for the data set."""
+    report = tmp_path_factory.mktemp("verify") / "verify.jsonl"
+    root = f"--root={spoilt.root}"
+    ended = jobs.run(["-m", "pipeline.prepare", "verify", root, f"--report={report}"])
+    assert ended.codes == [2], ended.text
+    return report.with_suffix(".exclude.json")
+
+
+def test_a_run_with_the_list_of_verify_meets_no_bad_image(exclusion_list, spoilt, tmp_path, caplog):
+    run = train_here(spoilt.root, tmp_path, f"--data.exclude={exclusion_list}")
+    excluded = newest_checkpoint(run)["excluded"]
+    assert [tuple(pair) for pair in excluded["train"]] == [(image, 0) for image, _ in spoilt.train]
+    assert excluded["val"] == [BAD_VAL]
+    assert "cannot be used" not in (run / "log.txt").read_text()
+    # Given again, at the next start, it changes nothing.
+    again = train_here(spoilt.root, tmp_path, f"--data.exclude={exclusion_list}")
+    assert newest_checkpoint(again)["excluded"] == excluded
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "cannot be read: No such file"),
+        ("{", "is not an exclusion list of python -m pipeline.prepare verify"),
+        ('{"splits": {"train": {"data_hash": "0123", "images": [1]}}}', "hash of train 0123 there"),
+    ],
+)
+def test_a_list_of_no_use_is_refused(small_data, tmp_path, content, message):
+    path = tmp_path / "list.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(Reported, match=message):
+        train_here(small_data, tmp_path, f"--data.exclude={path}")

@@ -189,9 +189,6 @@ def members(window: Window, begin: int, end: int) -> Iterator[Member]:
         at = following
 
 
-_members = members
-
-
 def _header(window: Window, at: int, block: bytes) -> tuple[bytes, bytes, int]:
     """Return name, type and content length of a header block."""
     # The checksum counts its own eight bytes as spaces.

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from pipeline.config import ConfigError, require
 from pipeline.data.containers.common import opened
-from pipeline.data.containers.tar import _members
+from pipeline.data.containers.tar import members
 from pipeline.data.preparing.devkit import Devkit, Synset, check_plain_name
 
 _PLAIN, _FOLDER = (b"0", b"\0", b"7"), b"5"
@@ -132,7 +132,7 @@ def _walk(archive: Path, begin: int, end: int) -> list[Image]:
     """
     found: dict[bytes, Image] = {}
     with opened(archive) as window:
-        for member in _members(window, begin, end):
+        for member in members(window, begin, end):
             if member.kind == _FOLDER:
                 continue
             name = os.fsdecode(member.path)

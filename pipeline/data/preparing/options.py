@@ -60,6 +60,19 @@ class ImagenetOptions:
 
 
 @dataclass(frozen=True)
+class IndexOptions:
+    """Makes the manifests of a data set ahead of time, so that a job's start only opens them."""
+
+    root: Path
+    """Folder of the data set: train/ and val/ with class folders, *.tar, TFRecord or *.rec."""
+    cache_dir: Path | None = None
+    """Folder of the manifests, as data.cache_dir of the training; null: where that looks first."""
+
+    def __post_init__(self) -> None:
+        require(self.root.is_dir(), f"--root {self.root} is not a folder; give a data set's")
+
+
+@dataclass(frozen=True)
 class StageOptions:
     """Copies a data set to a node's own disk; the copy counts as the same data."""
 
@@ -114,6 +127,7 @@ class VerifyOptions:
 OPTIONS = {
     "demo": DemoOptions,
     "imagenet": ImagenetOptions,
+    "index": IndexOptions,
     "stage": StageOptions,
     "verify": VerifyOptions,
 }

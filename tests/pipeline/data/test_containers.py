@@ -23,8 +23,8 @@ from container_writers import (
 )
 
 from pipeline.data.augment import RandomResizedCrop
-from pipeline.data.index import index
 from pipeline.data.manifest import BadImage, Manifest, cached_manifest, open_manifest
+from pipeline.data.preparing.index import index
 from pipeline.data.stream import TrainStream
 
 

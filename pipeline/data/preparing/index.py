@@ -1,14 +1,12 @@
-"""Makes the manifests of a data set ahead of time, so that a job's start only opens them."""
+"""`prepare index`: a data set's manifests made ahead of time; a job's start only opens them."""
 
-import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.data.manifest import cached_manifest, open_manifest
+from pipeline.data.preparing.options import IndexOptions
 from pipeline.data.survey import Split
-
-log = logging.getLogger("trainyard")
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,12 @@ class Indexed:
         )
 
 
+def run(options: IndexOptions) -> None:
+    """Indexes both splits and says what they hold."""
+    for split in index(options.root, options.cache_dir):
+        print(split)
+
+
 def index(root: Path, cache_dir: Path | None = None) -> list[Indexed]:
     """Make, or find up to date, the manifests of `<root>/train` and `<root>/val`.
 
@@ -55,5 +59,4 @@ def index(root: Path, cache_dir: Path | None = None) -> list[Indexed]:
         length, size = len(manifest), int(manifest.lengths.sum())
         present = len(set(manifest.labels.tolist()))
         found.append(Indexed(split, length, present, size, manifest.digest, seconds, scanned))
-        log.info("%s", found[-1])
     return found
