@@ -94,7 +94,9 @@ class Program:
     def staging(self, folder: str) -> list[str]:
         """What copies this training's data set to `folder` of a node."""
         assert self.config is not None, "only a training stages its data"
-        copy = ["--from", self.config.data.root, "--to", folder]
+        data = self.config.data
+        copy = ["--from", data.root, "--to", folder]
+        copy += [] if data.cache_dir is None else ["--cache-dir", data.cache_dir]
         return [sys.executable, "-m", _COMMANDS["prepare"], "stage", *copy]
 
     def reading_from(self, folder: str) -> Program:

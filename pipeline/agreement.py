@@ -58,8 +58,9 @@ class Decision:
     save: bool
 
 
-Recover = Callable[[Exception | None, int, int], Loader | None]
-"""Collective. Of this rank's error, step and micro-batch: the loader to go on with, or None."""
+Recover = Callable[[Exception | None, int, int], Callable[[], Loader] | None]
+"""Collective. Of this rank's error, step and micro-batch: what opens the loader to go on with; None
+if there is none."""
 
 
 class Feed:
@@ -108,12 +109,13 @@ class Feed:
 
     def _go_on_without(self, error: Exception | None, step: int, micro: int) -> None:
         """Collective. Takes up the data anew at this micro-batch, or raises `Reported`."""
-        loader = self._recover(error, step, micro) if self._recover else None
-        if loader is None:
+        reopen = self._recover(error, step, micro) if self._recover else None
+        if reopen is None:
             self._world.raise_together(None if error is None else self._explained(error, step))
-        else:
-            self._loader.close()
-            self._loader, self._batches = loader, iter(loader)
+            return
+        self._loader.close()  # first: two decoders at once may not fit into a GPU's memory
+        self._loader = self._world.together(reopen)
+        self._batches = iter(self._loader)
 
     def _explained(self, error: Exception, step: int) -> Exception:
         where = f"met at step {step} by rank {self._world.rank}"
@@ -121,7 +123,8 @@ class Feed:
             cure = (
                 "put back the file that was scanned and start again"
                 if error.changed
-                else "a good copy changes the data, so put one there and start under a new run.name"
+                else "go on without it by data.bad_images=exclude, or put a good copy there, which "
+                "changes the data, and start under a new run.name"
             )
             return ValueError(f"{error} ({where}); {cure}")
         return TrainingError(f"the loader failed: {type(error).__name__}: {error} ({where})")

@@ -56,9 +56,25 @@ class DataConfig:
     decode: Literal["auto", "cpu", "gpu"] = "auto"
     """Where JPEGs are decoded; auto: on the GPU when the run has one."""
     threads: int | None = None
-    """DALI's CPU threads per rank; null: this rank's share of the cores."""
-    prefetch_batches: int = 2
-    """Decoded batches that wait ahead of the model."""
+    """DALI's CPU threads per rank; null: this rank's share of the cores, at most 8 where the GPU
+    decodes."""
+    prefetch_batches: int | None = None
+    """Decoded batches that wait ahead of the model; null: 2, or 3 where the GPU decodes."""
+    output: Literal["float32", "float16", "uint8"] = "float32"
+    """What the decoder hands to the model's device: float32; float16, half the bytes, which the
+    model takes as it is and so needs optim.amp; uint8, a quarter, made float32 on the device."""
+    hw_decoder_load: float = 0.65
+    """GPU decoding: share (0..1) of the JPEGs for the GPU's JPEG engine, where it has one; H100 and
+    H200 record runs used 0.99."""
+    preallocate: tuple[int, int] | None = None
+    """GPU decoding: width and height in pixels for which decoders set memory aside at the start;
+    null: those of the largest images of the data."""
+    device_padding_bytes: int | None = None
+    """GPU decoding: device memory in bytes set aside for each thread; null: 6 for each pixel of the
+    largest image, at least 16 MiB."""
+    host_padding_bytes: int | None = None
+    """GPU decoding: each of the two host buffers of a thread, in bytes; null: 4 for each pixel of
+    the largest image, at least 8 MiB."""
     bad_images: Literal["fail", "exclude"] = "fail"
     """What a file that cannot be decoded does: end the run, or be left out from there on."""
     max_excluded: int = 100
@@ -67,13 +83,14 @@ class DataConfig:
     """Exclusion list of `prepare verify`; its images are left out from this start on."""
 
     def __post_init__(self) -> None:
-        for name in ("global_batch_size", "local_batch_size", "image_size", "prefetch_batches"):
+        for name in ("global_batch_size", "local_batch_size", "image_size"):
             value = getattr(self, name)
             require(value >= 1, f"data.{name}={value} must be at least 1")
         require(
             self.threads is None or self.threads >= 1,
             f"data.threads={self.threads} must be at least 1, or null for this rank's share",
         )
+        self._check_decoding()
         require(self.max_excluded >= 0, f"data.max_excluded={self.max_excluded} must be at least 0")
         low, high = self.area
         require(
@@ -93,6 +110,28 @@ class DataConfig:
             self.color_std is None or self.color_std > 0,
             f"data.color_std={self.color_std} must be greater than 0, or null for none",
         )
+
+    def _check_decoding(self) -> None:
+        require(
+            self.prefetch_batches is None or self.prefetch_batches >= 1,
+            f"data.prefetch_batches={self.prefetch_batches} must be at least 1, or null for 2 or 3",
+        )
+        require(
+            0 <= self.hw_decoder_load <= 1,
+            f"data.hw_decoder_load={self.hw_decoder_load} must lie in [0, 1]",
+        )
+        sides = self.preallocate
+        require(
+            sides is None or all(1 <= side <= 65535 for side in sides),
+            f"data.preallocate={list(sides or ())} must hold a width and a height of 1 to 65535 "
+            "pixels, or be null for those of the data",
+        )
+        for name in ("device_padding_bytes", "host_padding_bytes"):
+            value = getattr(self, name)
+            require(
+                value is None or value >= 0,
+                f"data.{name}={value} must be at least 0, or null for what the images need",
+            )
 
 
 @dataclass(frozen=True)
@@ -264,6 +303,13 @@ class Config:
     resume: str = "auto"
     """auto: go on where the run of this name stands; none: refuse a folder that holds a run; or
     the path of a checkpoint."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.data.output != "float16" or self.optim.amp != "off",
+            "data.output=float16 needs mixed precision and optim.amp is off; set optim.amp=bf16 or "
+            "fp16, or data.output=float32",
+        )
 
     def to_yaml(self) -> str:
         """The resolved configuration; `--config` reads it back to an equal object."""

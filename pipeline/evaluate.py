@@ -24,9 +24,10 @@ DESCRIPTION = (
 )
 SETTINGS = (
     "data.root", "data.cache_dir", "data.local_batch_size", "data.image_size", "data.val_resize",
-    "data.decode", "data.threads", "data.prefetch_batches", "data.bad_images", "model.norm",
-    "optim.amp",
-    "run.device", "run.threads",
+    "data.decode", "data.threads", "data.prefetch_batches", "data.output",
+    "data.hw_decoder_load", "data.preallocate", "data.device_padding_bytes",
+    "data.host_padding_bytes", "data.bad_images", "model.norm", "optim.amp", "run.device",
+    "run.threads",
 )  # fmt: skip
 
 
@@ -79,7 +80,7 @@ def evaluate(checkpoint: Path, options: Any) -> dict[str, Any] | None:
     set_threads(config, share)
     val_set = open_val_data(config, world, content["classes"])
     device = world.together(lambda: choose_device(config.run.device, share.gpu))
-    decode = world.together(lambda: choose_decoding(config, device, share))
+    decode = world.together(lambda: choose_decoding(config, device, share, (val_set,)))
     model = world.together(lambda: make_model(config, len(content["classes"]), device))
     world.together(lambda: model.load_state_dict(content["model"]))
     model.eval()

@@ -58,9 +58,11 @@ def locate(error: Exception, stream: Placed, positions: np.ndarray) -> Found | N
     return None
 
 
-def recover(job: Job, error: Exception | None, step: int, micro: int) -> Loader | None:
-    """Collective, when any rank's micro-batch failed. The loader to go on with from this very
-    micro-batch, the bad images excluded; None if the run cannot go on without them."""
+def recover(
+    job: Job, error: Exception | None, step: int, micro: int
+) -> Callable[[], Loader] | None:
+    """Collective, when any rank's micro-batch failed. What opens the loader to go on with from
+    this very micro-batch, bad images excluded; None if the run cannot go on without them."""
     if job.config.data.bad_images != "exclude":
         return None
     positions = job.partition.positions(step, micro)
@@ -68,15 +70,27 @@ def recover(job: Job, error: Exception | None, step: int, micro: int) -> Loader 
     everyone = job.world.gather_objects((found, error is not None and found is None))
     if any(hopeless for _, hopeless in everyone):
         return None
-    _exclude(job, "train", [found for found, _ in everyone if found is not None])
-    return job.train_loader(step, micro)
+    found_by_all = [found for found, _ in everyone if found is not None]
+    images_per_step = job.config.data.global_batch_size
+    job.progress.excluded = job.progress.excluded.failed(
+        ((one.image, one.position) for one in found_by_all), images_per_step
+    )
+    _note(job, "train", found_by_all)
+    return lambda: job.train_loader(step, micro)
 
 
 def agree_on_validation(job: Job, mine: list[Found]) -> None:
     """Collective. Makes what each rank passed over in validation known to all."""
     everyone = [found for theirs in job.world.gather_objects(mine) for found in theirs]
-    if everyone:
-        _exclude(job, "val", everyone)
+    # Two ranks may have met the same image, one of them in place of another that is bad, too.
+    by_image = {found.image: found for found in everyone}
+    if by_image:
+        _exclude_val(job, list(by_image))
+        _note(job, "val", list(by_image.values()))
+
+
+def _exclude_val(job: Job, images: list[int]) -> None:
+    job.progress.excluded_val = tuple(sorted({*job.progress.excluded_val, *images}))
 
 
 def exclude_listed(job: Job) -> None:
@@ -87,26 +101,20 @@ def exclude_listed(job: Job) -> None:
     if job.config.data.exclude is None:
         return
     path = Path(job.config.data.exclude)
-    listed = job.world.on_rank0(
-        lambda: {
-            split: read_list(path, split, manifest)
-            for split, manifest in (("train", job.train_set), ("val", job.val_set))
-        }
+    train, val = job.world.on_rank0(
+        lambda: (read_list(path, "train", job.train_set), read_list(path, "val", job.val_set))
     )
-    known = {image for image, _ in job.progress.excluded.pairs()}
-    reason = f"it is in the list {path}"
-    for split, position, old in (
-        ("train", job.position, known),
-        ("val", 0, set(job.progress.excluded_val)),
+    why = f"is in the list {path}"
+    new_train = [image for image in train if image not in job.progress.excluded]
+    new_val = [image for image in val if image not in job.progress.excluded_val]
+    job.progress.excluded = job.progress.excluded.listed(new_train, job.position)
+    _exclude_val(job, new_val)
+    for split, manifest, new in (
+        ("train", job.train_set, new_train),
+        ("val", job.val_set, new_val),
     ):
-        manifest = job.train_set if split == "train" else job.val_set
-        new = [
-            Found(image, position, f"the image {manifest.path(image)} is left out: {reason}")
-            for image in listed[split]
-            if image not in old
-        ]
-        if new:
-            _exclude(job, split, new)
+        found = [Found(i, job.position, f"the image {manifest.path(i)} {why}") for i in new]
+        _note(job, split, found)
 
 
 def read_list(path: Path, split: str, manifest: Manifest) -> list[int]:
@@ -122,42 +130,48 @@ def read_list(path: Path, split: str, manifest: Manifest) -> list[int]:
     except OSError as error:
         raise ValueError(f"data.exclude={path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"data.exclude={path} is not an exclusion list of python -m pipeline.prepare verify"
-        ) from error
+        raise ValueError(_no_list(path)) from error
     if digest != manifest.digest:
         raise ValueError(
             f"data.exclude={path} was made for other data: hash of {split} {digest[:16]} there, "
             f"{manifest.digest[:16]} here; verify this data set"
         )
+    if content.get("version") != 1 or not all(0 <= image < len(manifest) for image in images):
+        raise ValueError(_no_list(path))
     return images
 
 
-def _exclude(job: Job, split: str, found: list[Found]) -> None:
-    """Collective. Takes the images into the run's record; ends the run when they are too many."""
-    progress = job.progress
-    if split == "train":
-        progress.excluded = progress.excluded.extended((f.image, f.position) for f in found)
-    else:
-        progress.excluded_val = tuple(sorted({*progress.excluded_val, *(f.image for f in found)}))
+def _no_list(path: Path) -> str:
+    return f"data.exclude={path} is not an exclusion list of python -m pipeline.prepare verify"
+
+
+def _note(job: Job, split: str, found: list[Found]) -> None:
+    """Collective. Says what has been excluded; ends the run when it is too much."""
     job.apply_exclusions()
-    count, most = len(progress.excluded) + len(progress.excluded_val), job.config.data.max_excluded
-    for one in sorted(found, key=lambda f: f.image):
+    count, most = len(job.progress.excluded) + len(job.progress.excluded_val), _most(job)
+    for one in sorted(found, key=lambda f: (f.image, f.position)):
+        where = f" at position {one.position}" if split == "train" else ""
         log.warning(
-            "warning: %s; the run goes on without it from position %d of %s on (%d excluded of "
-            "at most %d)", one.error, one.position, split, count, most,
+            "warning: %s; the run goes on without it in %s%s (%d excluded of at most %d)",
+            one.error, split, where, count, most,
         )  # fmt: skip
-    too_many = None
-    if count > most:
-        too_many = ValueError(
-            f"{count} images are excluded and data.max_excluded={most}; check the data set with "
-            "python -m pipeline.prepare verify, or allow more"
-        )
-    job.world.raise_together(too_many)
+    job.world.raise_together(too_many(count, most) if count > most else None)
+
+
+def _most(job: Job) -> int:
+    return job.config.data.max_excluded
+
+
+def too_many(count: int, most: int) -> ValueError:
+    """What ends a run that excludes more than it may."""
+    return ValueError(
+        f"{count} images are excluded and data.max_excluded={most}; check the data set with "
+        "python -m pipeline.prepare verify, or allow more"
+    )
 
 
 class ValidationLoader:
-    """This rank's batches of a validation, past bad files if `forgiving`.
+    """This rank's batches of a validation, past at most `most` bad files; None: past none.
 
     `open_from(chunk)` makes the loader of the chunks from `chunk` on, (B,) positions each given by
     `positions(chunk)`. What is passed over is added to `stream.excluded` and listed in `found`.
@@ -165,10 +179,10 @@ class ValidationLoader:
 
     def __init__(
         self, stream: ValStreamLike, open_from: Callable[[int], Loader],
-        positions: Callable[[int], np.ndarray], forgiving: bool,
+        positions: Callable[[int], np.ndarray], most: int | None,
     ) -> None:  # fmt: skip
         self._stream, self._open_from, self._positions = stream, open_from, positions
-        self._forgiving = forgiving
+        self._most = most
         self._loader = open_from(0)
         self.found: list[Found] = []
 
@@ -185,10 +199,12 @@ class ValidationLoader:
                 return
             except BadImage as error:
                 found = locate(error, self._stream, self._positions(done))
-                if found is None or not self._forgiving:
+                if found is None or self._most is None:
                     raise
             self.found.append(found)
             self._stream.excluded |= {found.image}
+            if len(self._stream.excluded) > self._most:
+                raise too_many(len(self._stream.excluded), self._most)
             self._loader.close()
             self._loader = self._open_from(done)
 

@@ -268,4 +268,5 @@ def open_val_loader(
         left = (positions(number) for number in range(done, len(chunks)))
         return Loader(stream, left, len(chunks) - done, batch, config.data.image_size, decode)
 
-    return ValidationLoader(stream, open_from, positions, config.data.bad_images == "exclude")
+    most = config.data.max_excluded if config.data.bad_images == "exclude" else None
+    return ValidationLoader(stream, open_from, positions, most)

@@ -13,11 +13,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
-from pipeline.config import Config
-from pipeline.data.dali import DecodeSettings, gpu_count
+from pipeline.config import Config, DataConfig
+from pipeline.data.dali import DecoderMemory, DecodeSettings, gpu_count
+from pipeline.data.manifest import Manifest
 from pipeline.distributed import World
+
+_GPU_DECODER_THREADS = 8  # published configurations have 6 to 8 for each GPU
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,15 @@ def choose_device(choice: Literal["auto", "cpu", "cuda"], gpu: int) -> torch.dev
     return device
 
 
-def choose_decoding(config: Config, device: torch.device, share: Share) -> DecodeSettings:
-    """Where and how this rank decodes. Raises `ValueError` for a GPU decoder without a GPU."""
-    choice = config.data.decode
+def choose_decoding(
+    config: Config, device: torch.device, share: Share, data: Sequence[Manifest] = ()
+) -> DecodeSettings:
+    """Where and how this rank decodes the images of `data`.
+
+    Raises `ValueError` for a GPU decoder without a GPU.
+    """
+    settings = config.data
+    choice = settings.decode
     if choice == "gpu" and (device.type != "cuda" or gpu_count() == 0):
         raise ValueError(
             "data.decode=gpu needs an NVIDIA GPU that run.device uses; set data.decode=cpu or auto"
@@ -98,8 +108,42 @@ def choose_decoding(config: Config, device: torch.device, share: Share) -> Decod
     decoder: Literal["cpu", "gpu"] = "gpu" if device.type == "cuda" and gpu_count() else "cpu"
     if choice != "auto":
         decoder = choice
-    threads = config.data.threads or share.cores
-    return DecodeSettings(decoder, device, threads, config.data.prefetch_batches)
+    on_gpu = decoder == "gpu"
+    return DecodeSettings(
+        decoder,
+        device,
+        settings.threads or (min(share.cores, _GPU_DECODER_THREADS) if on_gpu else share.cores),
+        settings.prefetch_batches or (3 if on_gpu else 2),
+        settings.output,
+        settings.hw_decoder_load,
+        decoder_memory(settings, data),
+    )
+
+
+def decoder_memory(config: DataConfig, data: Sequence[Manifest]) -> DecoderMemory:
+    """What GPU decoders set aside for the images of `data`, or as `config` says.
+
+    The padding is 6 bytes on the device and 4 on the host for each pixel of the largest image, room
+    for its three colours and a copy in work; an assumption, not yet measured on a GPU. Less than
+    DALI's own defaults is never chosen.
+    """
+    width = max((int(one.widths.max(initial=0)) for one in data), default=0)
+    height = max((int(one.heights.max(initial=0)) for one in data), default=0)
+    pixels = max(
+        (int((one.widths.astype(np.int64) * one.heights).max(initial=0)) for one in data),
+        default=0,
+    )
+    if config.preallocate is not None:
+        width, height = config.preallocate
+        pixels = width * height
+    least = DecoderMemory()
+    device, host = config.device_padding_bytes, config.host_padding_bytes
+    return DecoderMemory(
+        width,
+        height,
+        max(least.device_padding_bytes, 6 * pixels) if device is None else device,
+        max(least.host_padding_bytes, 4 * pixels) if host is None else host,
+    )
 
 
 def set_threads(config: Config, share: Share) -> None:

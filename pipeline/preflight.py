@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,13 +16,18 @@ from pipeline.data.manifest import BadImage, Manifest
 from pipeline.data.stream import Selection
 from pipeline.failure import TrainingError
 
+if TYPE_CHECKING:
+    from pipeline.job import Job
+
 log = logging.getLogger("trainyard")
 
 # (classes, training images, validation images) of ILSVRC 2012 as its archives hold them.
 IMAGENET_1K = (1000, 1_281_167, 50_000)
-# Top-1 on training and on validation between which no honest classifier of 1000 classes lies.
-_LEARNED, _GUESSED = 0.05, 0.003
+# Shares of the classes, 1/C being what a guess gets: what a network has surely learned and what it
+# surely has not. With few classes a bad first epoch looks the same.
+_LEARNED, _GUESSED = 10, 3
 _MANY_CLASSES = 100
+_TRIES = 10
 
 
 def require_complete(config: DataConfig, train_set: Manifest, val_set: Manifest) -> None:
@@ -47,32 +54,50 @@ def labels_look_permuted(train_top1: float, val_top1: float, classes: int) -> bo
     Both are fractions. That is what labels in another order in val look like: the archives number
     classes otherwise than the sorted names do.
     """
-    return classes >= _MANY_CLASSES and train_top1 > _LEARNED and val_top1 < _GUESSED
+    learned, guessed = max(0.05, _LEARNED / classes), _GUESSED / classes
+    return classes >= _MANY_CLASSES and train_top1 > learned and val_top1 < guessed
 
 
-def decode_largest(manifest: Manifest, config: DataConfig, decode: DecodeSettings) -> None:
+def decode_largest(
+    manifest: Manifest, config: DataConfig, decode: DecodeSettings, without: Collection[int] = ()
+) -> None:
     """Decodes one full batch of the largest images on this rank's decoder, so that lack of memory
     shows now and not in the middle of an epoch.
 
-    Files that cannot be used are left for their turn. Raises `TrainingError` with the cure.
+    Leaves out `without`, and files that cannot be used, which are left for their turn. Raises
+    `TrainingError` with the cure.
     """
-    batch = min(config.local_batch_size, len(manifest))
     pixels = manifest.widths.astype(np.int64) * manifest.heights
-    largest = np.argpartition(pixels, len(pixels) - batch)[-batch:].astype(np.int64)
+    enough = min(len(manifest), config.local_batch_size + len(without) + _TRIES)
+    candidates = np.argpartition(pixels, len(pixels) - enough)[-enough:]
+    candidates = candidates[np.argsort(-pixels[candidates], kind="stable")]
+    order = [int(i) for i in candidates if int(i) not in without]
+    batch = min(config.local_batch_size, len(order))
     stream = _Given(manifest, CenterCrop(config.image_size, config.val_resize))
-    try:
-        loader = Loader(stream, [largest], 1, batch, config.image_size, decode)
-        with closing(loader):
-            next(loader)
-    except BadImage:
-        return
-    except (RuntimeError, MemoryError) as error:
-        index = int(largest[np.argmax(pixels[largest])])
-        raise TrainingError(
-            f"a batch of the {batch} largest images, up to {manifest.widths[index]} x "
-            f"{manifest.heights[index]} pixels ({manifest.path(index)}), cannot be decoded: "
-            f"{error} or data.val_resize, or set data.decode=cpu"
-        ) from error
+    for _ in range(_TRIES):
+        largest = np.array(order[:batch], dtype=np.int64)
+        try:
+            with closing(Loader(stream, [largest], 1, batch, config.image_size, decode)) as loader:
+                next(loader)
+        except BadImage as error:
+            order = [i for i in order if manifest.path(i) != error.path]
+            batch = min(batch, len(order))
+        except (RuntimeError, MemoryError) as error:
+            raise TrainingError(
+                f"a batch of the {batch} largest images of {manifest.split}, up to "
+                f"{manifest.widths[order[0]]} x {manifest.heights[order[0]]} pixels "
+                f"({manifest.path(order[0])}), cannot be decoded: {error}"
+            ) from error
+        else:
+            return
+
+
+def decode_largest_of_both(job: Job) -> None:
+    """`decode_largest` of train and val, without what the run excludes."""
+    data, progress = job.config.data, job.progress
+    excluded = [row[0] for row in progress.excluded.rows()]
+    decode_largest(job.train_set, data, job.decode, excluded)
+    decode_largest(job.val_set, data, job.decode, progress.excluded_val)
 
 
 class _Given:

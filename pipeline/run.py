@@ -21,7 +21,7 @@ from pipeline.excluding import exclude_listed
 from pipeline.job import Job
 from pipeline.machine import choose_decoding, choose_device, own_share, set_threads, versions
 from pipeline.monitor import RunMonitor, read_metrics, start_logging
-from pipeline.preflight import decode_largest, require_complete
+from pipeline.preflight import decode_largest_of_both, require_complete
 from pipeline.run_folder import first_cause_kept, locked
 from pipeline.watchdog import watched
 
@@ -41,12 +41,14 @@ def run(config: Config) -> None:
             train_set, val_set = open_data(config, world)
             world.together(lambda: require_complete(config.data, train_set, val_set))
             device = world.together(lambda: choose_device(config.run.device, share.gpu))
-            decode = world.together(lambda: choose_decoding(config, device, share))
+            decode = world.together(
+                lambda: choose_decoding(config, device, share, (train_set, val_set))
+            )
             job = world.together(lambda: Job(config, world, decode, train_set, val_set, stop))
             world.require_same(job.facts)
-            world.together(lambda: decode_largest(train_set, config.data, decode))
             resume(job)
             exclude_listed(job)
+            world.together(lambda: decode_largest_of_both(job))
             if job.finished and world.on_rank0(lambda: _is_summed_up(run_dir)):
                 log.info("the run in %s is finished: %s", run_dir, _reached(job))
                 return

@@ -32,7 +32,7 @@ def fingerprint(config: Config, data_hashes: dict[str, str]) -> dict[str, Any]:
     fixed = {
         "data": (
             "global_batch_size", "image_size", "train_crop", "area", "short_side", "flip",
-            "color_std", "val_resize",
+            "color_std", "val_resize", "output",
         ),
         "model": ("depth", "variant", "zero_init_last_norm"),
         "optim": tuple(f.name for f in dataclasses.fields(config.optim)),
@@ -83,7 +83,7 @@ def take(job: Job) -> dict[str, Any]:
         "position": job.position,
         "history": [dataclasses.asdict(result) for result in job.progress.history],
         "excluded": {
-            "train": [list(pair) for pair in job.progress.excluded.pairs()],
+            "train": job.progress.excluded.rows(),
             "val": list(job.progress.excluded_val),
         },
         "model": model,
@@ -135,7 +135,7 @@ def restore(job: Job, content: dict[str, Any]) -> None:
     job.progress.step = content["step"]
     job.progress.history = [Validation(**result) for result in content["history"]]
     excluded = content.get("excluded", {"train": [], "val": []})
-    job.progress.excluded = Exclusions(dict(excluded["train"]))
+    job.progress.excluded = Exclusions(excluded["train"])
     job.progress.excluded_val = tuple(excluded["val"])
     job.apply_exclusions()
     job.model.load_state_dict(content["model"])

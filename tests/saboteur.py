@@ -102,7 +102,7 @@ def install_in_step(what: str, where: str) -> None:
 def install_elsewhere(what: str, count: int) -> None:
     """Builds in a fault that comes when something is done for the `count`-th time."""
     from pipeline import checkpoint, distributed, engine
-    from pipeline.data import dali
+    from pipeline.data import stream
 
     if what == "kill-save":
         # The content is on its way to the disk, the name is not there yet.
@@ -120,7 +120,8 @@ def install_elsewhere(what: str, count: int) -> None:
         averager = distributed._HorovodAverager
         averager.synchronize = at_count(averager.synchronize, count, lambda *_: die())
     elif what == "sleep-loader":
-        dali.Loader._prepare = at_count(dali.Loader._prepare, count, sleep_in_loader)
+        # Not the loaders of validation and of the checks before the first step.
+        stream.TrainStream.select = at_count(stream.TrainStream.select, count, sleep_in_loader)
     else:
         raise SystemExit(f"no fault is called {what}")
 

@@ -18,7 +18,10 @@ Work = Callable[[], object]
 _COPY_BYTES = {"cuda": 2**30, "cpu": 2**24}
 _COPIES = 4
 _PRODUCT_SIDE = {"cuda": 8192, "cpu": 128}
-_PACKAGES = ("triton", "numpy", "horovod", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "apex")
+_PACKAGES = (
+    "triton", "numpy", "pillow", "simplejpeg", "horovod", "nvidia-dali-cuda130",
+    "nvidia-dali-cuda120", "apex",
+)  # fmt: skip
 
 
 def pick_device(choice: Literal["auto", "cpu", "cuda"]) -> torch.device:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.bench.options import ManifestOptions
-from pipeline.bench.report import Result, Spread
+from pipeline.bench.report import Result, Spread, interleave, ratio
 from pipeline.config import DataConfig
-from pipeline.data.manifest import read_manifest, write_manifest
+from pipeline.data.manifest import Manifest, read_manifest, write_manifest
 from pipeline.data.order import epoch_permutation
 from pipeline.data.scan import Rows
 from pipeline.data.stream import TrainStream, train_planner
@@ -28,7 +31,8 @@ _AIM_OPEN_SEC, _AIM_RSS_MB, _AIM_PLAN_MS = 0.5, 150.0, 2.0
 def run(options: ManifestOptions) -> Result:
     """Time and memory of opening in fresh processes, and of planning a batch in this one.
 
-    The ratios are each figure over its aim: 1 or less reaches it.
+    The ratios are each figure over its aim, 1 or less reaching it, and the cost of an image in the
+    longest of `rows` over that in the shortest, `plan_cost_1e7_vs_1e3` by default.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.arrow"
@@ -44,7 +48,7 @@ def run(options: ManifestOptions) -> Result:
             tuple(_time_permutation(options.images, epoch) for epoch in range(_PERMUTATIONS))
         ),
     }
-    return Result(
+    result = Result(
         "manifest",
         vars(options),
         {
@@ -55,6 +59,82 @@ def run(options: ManifestOptions) -> Result:
         spreads,
         {"first_plan_sec": first, "file_mb": file_mb},
     )
+    _add_growth(result, options)
+    return result
+
+
+def _add_growth(result: Result, options: ManifestOptions) -> None:
+    """What an image costs, and what memory a batch takes, at each length of the manifest."""
+    lengths = {_power(rows): _Length(rows, options.batch) for rows in options.row_counts}
+    costs = interleave(options.rounds, {name: one.measure for name, one in lengths.items()})
+    for name, length in lengths.items():
+        result.spreads[f"plan_us_per_image_{name}"] = costs[name]
+        # numpy reports its arrays to tracemalloc; the permutation was made before.
+        result.figures[f"plan_peak_kb_{name}"] = length.peak_bytes() / 1e3
+        result.figures[f"permutation_mb_{name}"] = 4 * length.rows / 1e6
+    shortest, longest = list(lengths)[0], list(lengths)[-1]
+    if shortest != longest:
+        found = ratio(costs[longest], costs[shortest])
+        result.ratios[f"plan_cost_{longest}_vs_{shortest}"] = found
+
+
+def _power(number: int) -> str:
+    """1e7 for 10,000,000; any number that is no power of ten as it stands."""
+    digits = str(number)
+    return f"1e{len(digits) - 1}" if int(digits) == 10 ** (len(digits) - 1) else digits
+
+
+class _Length:
+    """A stream over a manifest of so many rows in memory, in the middle of its first epoch."""
+
+    def __init__(self, rows: int, batch: int) -> None:
+        self.rows, self._batch, self._done = rows, batch, 0
+        self._stream = TrainStream(synthetic_manifest(rows), train_planner(DataConfig()), seed=0)
+        started = time.perf_counter()
+        self._stream.select(np.arange(batch, dtype=np.int64))
+        # The next epoch's permutation is made in the background meanwhile.
+        time.sleep(3 * (time.perf_counter() - started))
+
+    def measure(self) -> float:
+        """Microseconds per image to order and plan a batch, the median of many in one epoch."""
+        return statistics.median(self._seconds() for _ in range(_BATCHES)) / self._batch * 1e6
+
+    def peak_bytes(self) -> int:
+        """The most memory that is taken while one batch is ordered and planned."""
+        tracemalloc.start()
+        try:
+            self._seconds()
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    def _seconds(self) -> float:
+        start = self._done % (self.rows - self._batch + 1)
+        self._done = start + self._batch
+        positions = np.arange(start, start + self._batch, dtype=np.int64)
+        started = time.perf_counter()
+        self._stream.select(positions)
+        return time.perf_counter() - started
+
+
+def synthetic_manifest(rows: int) -> Manifest:
+    """A manifest as `synthetic_rows` would give, in memory and without scanning or hashing names:
+    every image is called alike."""
+    rng = np.random.default_rng(0)
+    name = b"n10000000/n10000000_0000000.JPEG"
+    offsets = np.arange(rows + 1, dtype=np.int32) * len(name)
+    files = pa.Array.from_buffers(
+        pa.binary(), rows, [None, pa.py_buffer(offsets), pa.py_buffer(name * rows)]
+    )
+    columns = {
+        "file": files,
+        "label": np.zeros(rows, dtype=np.int32),
+        "length": np.full(rows, 80_000, dtype=np.int64),
+        "width": rng.integers(300, 700, rows, dtype=np.int32),
+        "height": rng.integers(250, 500, rows, dtype=np.int32),
+    }
+    table = pa.table(columns).replace_schema_metadata({"digest": "0" * 64, "classes": '["n"]'})
+    return Manifest("train", Path("."), table)
 
 
 def synthetic_rows(count: int) -> Rows:

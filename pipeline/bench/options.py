@@ -5,24 +5,40 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from pipeline.bench.checks import at_least_one, chosen, within, wrong
+from pipeline.bench.checks import at_least_one, chosen, numbers, whole_numbers, within, wrong
 from pipeline.bench.rank_options import AllreduceOptions, PredictOptions, ScaleOptions
 
 Amp = Literal["fp16", "bf16"]
 Side = Literal["eager", "triton", "apex", "compile"]
 AMPS: tuple[Amp, ...] = get_args(Amp)
 SIDES: tuple[Side, ...] = get_args(Side)
+Container = Literal["folders", "tar", "tfrecord", "recordio"]
+Crop = Literal["random_resized_crop", "scale_jitter"]
+CONTAINERS: tuple[Container, ...] = get_args(Container)
+CROPS: tuple[Crop, ...] = get_args(Crop)
 
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """This project's loader against a PyTorch DataLoader with Pillow transforms."""
+    """JPEG files to training batches: this project's loader against others, as a table."""
 
     data: str | None = None
-    """Folder with train/<class>/<image> to read; null: JPEGs of ImageNet's usual size are made in a
-    temporary folder."""
+    """Data set in any container; `files` of its training images, spread over all of it, are
+    measured. null: JPEGs of ImageNet's usual size are made."""
     files: int = 512
-    """JPEGs to make when `data` is null."""
+    """Images, which lie in a temporary folder in each container."""
+    containers: str = "folders,tar,tfrecord,recordio"
+    """Containers of the same images, with commas between."""
+    crops: str = "random_resized_crop,scale_jitter"
+    """Training crops, with commas between."""
+    threads: str = "2"
+    """DALI's threads, the workers of the DataLoader and the threads of bare decoding: one or more
+    counts, with commas between."""
+    table: Literal["short", "full"] = "short"
+    """short: every crop from the first container, and the other containers at the first crop only;
+    full: every container at every crop. Both at every count of threads."""
+    decode: Literal["cpu", "gpu"] = "cpu"
+    """Where this project's loader decodes."""
     rounds: int = 9
     """Rounds of each side, in turn."""
     images: int = 1024
@@ -31,11 +47,64 @@ class LoaderOptions:
     """Images per batch."""
     size: int = 224
     """Side of the crop in pixels."""
-    threads: int = 2
-    """DALI's threads, and the workers of the DataLoader."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "files", "rounds", "images", "batch", "size", "threads")
+        at_least_one(self, "files", "rounds", "images", "batch", "size")
+        whole_numbers(self, "threads", 1)
+        within(self, "containers", CONTAINERS)
+        within(self, "crops", CROPS)
+
+    @property
+    def container_names(self) -> list[Container]:
+        """The containers, in order."""
+        return chosen(self.containers, CONTAINERS)
+
+    @property
+    def crop_names(self) -> list[Crop]:
+        """The crops, in order."""
+        return chosen(self.crops, CROPS)
+
+    @property
+    def thread_counts(self) -> list[int]:
+        """The counts of threads, rising."""
+        return numbers(self.threads)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """The whole of pipeline.train on one device, from JPEG files: img/s and data-wait share."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What the model runs on; auto: a GPU where there is one. JPEGs are decoded there too."""
+    data: str | None = None
+    """Folder of a data set with train and val; null: JPEGs of ImageNet's usual size are made."""
+    files: int = 2048
+    """JPEGs to make when `data` is null; each is read as often as the run needs images."""
+    classes: int = 100
+    """Classes of the JPEGs that are made."""
+    depths: str = "50,152"
+    """Layers of the ResNets, one run each, with commas between."""
+    amp: Amp = "bf16"
+    """Mixed precision."""
+    batch: int = 256
+    """Images per step; lower it where memory is short."""
+    size: int = 224
+    """Side of the crop in pixels."""
+    rounds: int = 9
+    """Lines of metrics that count; two before them warm up."""
+    steps: int = 20
+    """Steps from one line of metrics to the next."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "files", "classes", "batch", "size", "rounds", "steps")
+        within(self, "depths", ("18", "34", "50", "101", "152"))
+        if self.classes > self.files:
+            raise wrong(f"--classes={self.classes} must not be more than --files={self.files}")
+
+    @property
+    def depth_numbers(self) -> list[int]:
+        """The depths, in order."""
+        return [int(depth) for depth in self.depths.split(",")]
 
 
 @dataclass(frozen=True)
@@ -144,10 +213,18 @@ class ManifestOptions:
     batch: int = 256
     """Images of the batch that is planned."""
     rounds: int = 9
-    """Times the manifest is opened, each in a process of its own."""
+    """Times the manifest is opened, each in a process of its own, and rounds of each of `rows`."""
+    rows: str = "1000,100000,10000000"
+    """Rows of synthetic manifests whose cost per image is compared, with commas between."""
 
     def __post_init__(self) -> None:
         at_least_one(self, "images", "batch", "rounds")
+        whole_numbers(self, "rows", self.batch)
+
+    @property
+    def row_counts(self) -> list[int]:
+        """The rows, rising."""
+        return numbers(self.rows)
 
 
 @dataclass(frozen=True)
@@ -177,6 +254,7 @@ class DemoOptions:
 
 OPTIONS = {
     "loader": LoaderOptions,
+    "train": TrainOptions,
     "norm": NormOptions,
     "step": StepOptions,
     "scale": ScaleOptions,

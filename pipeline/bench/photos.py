@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -19,14 +20,22 @@ _EXPONENT = 1.2
 _CONTRAST = 38.5
 
 
-def make_photos(root: Path, count: int, seed: int = 0) -> None:
-    """Makes `<root>/train/photo/*.JPEG`: `count` files of about 500 x 375 pixels and 82 KB."""
-    folder = root / "train" / "photo"
-    folder.mkdir(parents=True)
+def make_photos(
+    root: Path,
+    count: int,
+    seed: int = 0,
+    classes: int = 1,
+    split: Literal["train", "val"] = "train",
+) -> None:
+    """Makes `<root>/<split>/photo_000/*.JPEG` and so on, round the classes: `count` files of about
+    500 x 375 pixels and 82 KB. Raises `FileExistsError` if they are there."""
+    folders = [root / split / f"photo_{label:03d}" for label in range(classes)]
+    for folder in folders:
+        folder.mkdir(parents=True)
 
     def make(index: int) -> None:
         content = photo(np.random.default_rng([seed, index]))
-        (folder / f"photo_{index:06d}.JPEG").write_bytes(content)
+        (folders[index % classes] / f"photo_{index:06d}.JPEG").write_bytes(content)
 
     with ThreadPoolExecutor(2) as pool:  # FFTs and JPEG encoding release the GIL
         list(pool.map(make, range(count)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pipeline.bench.options import Crop
 from pipeline.data.manifest import Manifest
 
 _MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
@@ -19,13 +21,29 @@ _TRIES = 10  # as in Inception's crop and every copy of it
 
 
 class PhotoDataset(Dataset[tuple[Tensor, int]]):
-    """`length` images, over and over those of a manifest in a scattered order, cut at random."""
+    """`length` images, over and over those of a manifest in a scattered order, cut at random.
 
-    def __init__(self, manifest: Manifest, size: int, length: int) -> None:
+    The manifest is of class folders. `short_side` is what scale_jitter draws from, both included.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        size: int,
+        length: int,
+        crop: Crop = "random_resized_crop",
+        short_side: tuple[int, int] = (256, 480),
+    ) -> None:
         order = np.random.default_rng(0).permutation(len(manifest))
         self._files = [(str(manifest.path(int(i))), int(manifest.labels[i])) for i in order]
         self._size = size
         self._length = length
+        self._short_side = short_side
+        cuts: dict[Crop, Callable[[Image.Image], Image.Image]] = {
+            "random_resized_crop": self._random_resized_crop,
+            "scale_jitter": self._scale_jitter,
+        }
+        self._cut = cuts[crop]
 
     def __len__(self) -> int:
         return self._length
@@ -34,14 +52,27 @@ class PhotoDataset(Dataset[tuple[Tensor, int]]):
         """Image (3, size, size) float32, normalised; label."""
         path, label = self._files[index % len(self._files)]
         with open(path, "rb") as file:
-            image = Image.open(file).convert("RGB")
-        box = _random_box(*image.size)
-        # Cropping and resizing in one call; two calls are no faster.
-        image = image.resize((self._size, self._size), Image.Resampling.BILINEAR, box)
+            image = self._cut(Image.open(file).convert("RGB"))
         if random.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
         return pixels.float().div_(255).sub_(_MEAN).div_(_STD), label
+
+    def _random_resized_crop(self, image: Image.Image) -> Image.Image:
+        box = _random_box(*image.size)
+        # Cropping and resizing in one call; two calls are no faster.
+        return image.resize((self._size, self._size), Image.Resampling.BILINEAR, box)
+
+    def _scale_jitter(self, image: Image.Image) -> Image.Image:
+        """The paper's crop as it is usually written: the whole image is resized, then cut."""
+        width, height = image.size
+        side, shorter = random.randint(*self._short_side), min(image.size)
+        resized = image.resize(
+            (side * width // shorter, side * height // shorter), Image.Resampling.BILINEAR
+        )
+        left = random.randint(0, resized.width - self._size)
+        top = random.randint(0, resized.height - self._size)
+        return resized.crop((left, top, left + self._size, top + self._size))
 
 
 def use_one_thread(_worker: int) -> None:

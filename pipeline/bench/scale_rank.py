@@ -123,10 +123,11 @@ def _prepared(part: Part, world: World, device: torch.device, folder: Path) -> t
         return resident_job(config, world, device, folder), cast(Loader, loader)
     data = dataclasses.replace(config.data, root=part.data, decode="auto")
     config = dataclasses.replace(config, data=data)
-    decode = choose_decoding(config, device, Share(cores=1, gpu=device.index or 0))
     root = Path(part.data)
     world.on_rank0(lambda: len(open_manifest(root, "train", folder)))  # scans the tree once
     train_set = open_manifest(root, "train", folder)
+    share = Share(cores=1, gpu=device.index or 0)
+    decode = choose_decoding(config, device, share, (train_set,))
     job = Job(config, world, decode, train_set, train_set, StopSignal())
     return job, job.train_loader()
 

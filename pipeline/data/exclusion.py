@@ -1,23 +1,34 @@
 """Images that a run goes on without, because their files cannot be used.
 
-The number of images and the data hash stay as they are. In training an exclusion holds from a
-position on: a position whose image is excluded takes the next image of that epoch's order that is
-not, and every other position keeps its own. In validation an excluded image counts as wrong.
+The number of images and the data hash stay as they are. In training a position whose image is
+excluded takes the next image of that epoch's order that is not, and every other position keeps its
+own. In validation an excluded image counts as wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 class Exclusions:
-    """Excluded training images, each with the position from which it is. Never changes."""
+    """Excluded training images. Never changes; `extended` makes another.
 
-    def __init__(self, since: Mapping[int, int] | None = None) -> None:
-        self._since = dict(sorted((since or {}).items()))
+    An image that failed at a position is excluded there, and wherever it stands from the next step
+    on. Not elsewhere in the same step, whose other positions may be used already: that depends on
+    the number of ranks, and what stands where must not.
+    """
+
+    def __init__(self, rows: Iterable[Iterable[int]] = ()) -> None:
+        """`rows` as `rows()` gives them: image, position from which it is excluded, and the
+        positions before that where it failed."""
+        self._since: dict[int, int] = {}
+        self._failed: set[tuple[int, int]] = set()
+        for image, since, *failed in sorted(map(tuple, rows)):
+            self._since[image] = since
+            self._failed |= {(image, position) for position in failed}
         self._images = np.array(list(self._since), dtype=np.int64)
 
     def __len__(self) -> int:
@@ -25,23 +36,35 @@ class Exclusions:
 
     def __repr__(self) -> str:
         """The same text for the same exclusions, as the digest over ranks needs it."""
-        return f"Exclusions({self._since})"
+        return f"Exclusions({self.rows()})"
 
-    def extended(self, found: Iterable[tuple[int, int]]) -> Exclusions:
-        """These and `found`, pairs of (image, position); of two positions the first one holds."""
-        since = dict(self._since)
+    def __contains__(self, image: int) -> bool:
+        return image in self._since
+
+    def rows(self) -> list[list[int]]:
+        """By image: image, position from which it is excluded, positions before where it failed."""
+        return [
+            [image, since, *sorted(p for failed, p in self._failed if failed == image)]
+            for image, since in self._since.items()
+        ]
+
+    def failed(self, found: Iterable[tuple[int, int]], images_per_step: int) -> Exclusions:
+        """These and `found`, pairs of an image and the position where it failed."""
+        rows = {row[0]: row for row in self.rows()}
         for image, position in found:
-            since[image] = min(position, since.get(image, position))
-        return Exclusions(since)
+            next_step = (position // images_per_step + 1) * images_per_step
+            _, since, *failed = rows.get(image, [image, next_step])
+            rows[image] = [image, min(since, next_step), *sorted({*failed, position})]
+        return Exclusions(rows.values())
 
-    def pairs(self) -> list[tuple[int, int]]:
-        """(image, position from which it is excluded), by image; for a checkpoint."""
-        return list(self._since.items())
+    def listed(self, images: Iterable[int], position: int) -> Exclusions:
+        """These and `images`, from `position` on, which begins a step."""
+        return Exclusions([*self.rows(), *([i, position] for i in images if i not in self)])
 
     def holds(self, image: int, position: int) -> bool:
         """Whether `image` may not be taken at `position`."""
         since = self._since.get(image)
-        return since is not None and position >= since
+        return since is not None and (position >= since or (image, position) in self._failed)
 
     def places(self, images: NDArray[np.int64], positions: NDArray[np.int64]) -> list[int]:
         """Where in a batch, images and positions (B,) int64, an excluded image stands."""

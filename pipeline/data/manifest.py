@@ -7,6 +7,7 @@ whatever they lie in.
 """
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,10 +28,18 @@ from pipeline.data.manifest_file import (
 from pipeline.data.scan import scan
 from pipeline.data.survey import Split, name_few, survey
 
+log = logging.getLogger("trainyard")
+
 __all__ = [
     "BadImage", "Manifest", "cache_places", "cached_manifest", "open_manifest", "read_manifest",
     "write_manifest",
 ]  # fmt: skip
+
+
+_INDEX_AGAIN = (
+    "if it was replaced on purpose, python -m pipeline.prepare index --again makes the manifest "
+    "anew; to runs that began before it is other data"
+)
 
 
 class BadImage(ValueError):
@@ -111,14 +120,16 @@ class Manifest:
         try:
             if self._containers is None:
                 content, end = self._read_file(index), "the manifest recorded"
+                cure = f" ({_INDEX_AGAIN})"
             else:
                 content = self._containers.read(int(index), recorded)
                 end = "its container was changed or cut after the manifest recorded"
+                cure = ""  # such a container is indexed anew at the next start
         except OSError as error:
             reason = f"it cannot be read: {error.strerror}"
             raise BadImage(self.path(index), reason, changed=True) from error
         if len(content) != recorded and (len(content) or self._containers is not None):
-            reason = f"has {len(content)} bytes, {end} {recorded}"
+            reason = f"has {len(content)} bytes, {end} {recorded}{cure}"
             raise BadImage(self.path(index), reason, changed=True)
         if len(content) == 0:
             raise BadImage(self.path(index), "the file is empty", changed=recorded != 0)
@@ -167,37 +178,56 @@ def open_manifest(
     split: Split,
     cache_dir: Path | None = None,
     classes: Sequence[str] | None = None,
+    again: bool = False,
 ) -> Manifest:
     """Open the manifest of `<root>/<split>`, scanning only if no cache file is up to date.
 
     `classes` (the training classes, for val) gives the labels; `None` takes the classes in bytewise
-    order. The cache lies in `cache_dir`, or else in `<root>/.trainyard`, or else, where that cannot
-    be written, in the user's cache. Replacing a file of a class folder in place does not change its
-    folder's time and is met when it is read. Ranks that share a file system: call on one first,
-    then on the others.
+    order. A class without an image is warned of. The cache lies in `cache_dir`, or else in
+    `<root>/.trainyard`, or else, where that cannot be written, in the user's cache. Replacing a
+    file of a class folder in place does not change its folder's time and is met when it is read;
+    `again` scans whatever the cache holds. Ranks that share a file system: call on one first, then
+    on the others.
 
     ValueError, with the cure, for what `survey` and `scan` refuse, a class that `classes` lacks,
     and no place for the cache.
     """
     tree = survey(root, split)
     places = cache_places(root, split, cache_dir)
-    for place in places:
+    for place in () if again else places:
         table = load_fresh(place, tree.stamp)
         if table is not None:
-            return Manifest(split, tree.directory, table, classes)
+            return _labelled(Manifest(split, tree.directory, table, classes))
     rows = scan(tree)
     refused = []
     for place in places:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             write_manifest(place, rows, tree.stamp)
-            return Manifest(split, tree.directory, load_table(place), classes)
+            return _labelled(Manifest(split, tree.directory, load_table(place), classes))
         except OSError as error:
             refused.append(f"{place.parent} ({error.strerror})")
+            if again and load_fresh(place, tree.stamp) is not None:
+                break  # one in a later place would never be looked at
     raise ValueError(
         f"the manifest of {tree.directory} cannot be written to {' or '.join(refused)}; "
         f"set data.cache_dir to a directory that can be written"
     )
+
+
+def _labelled(manifest: Manifest) -> Manifest:
+    """Warn of classes without an image."""
+    lacking = np.setdiff1d(np.arange(len(manifest.classes)), manifest.labels)
+    if len(lacking):
+        log.warning(
+            "%s has no images of %d of the %d training classes: %s; its accuracy is that of the "
+            "other classes",
+            manifest.directory,
+            len(lacking),
+            len(manifest.classes),
+            name_few([manifest.classes[label] for label in lacking]),
+        )
+    return manifest
 
 
 def cached_manifest(root: Path, split: Split, cache_dir: Path | None) -> Manifest | None:

@@ -4,7 +4,9 @@ import hashlib
 import json
 import logging
 import os
+import re
 import threading
+import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ _COLUMNS = {
     "width": pa.int32(),
     "height": pa.int32(),
 }
+_STALE_SEC = 3600.0  # nothing writes a manifest for so long
 # Class folders have no need of these.
 _PLACE_COLUMNS = {"container": pa.int32(), "offset": pa.int64()}
 
@@ -32,8 +35,10 @@ _PLACE_COLUMNS = {"container": pa.int32(), "offset": pa.int64()}
 def write_manifest(path: Path, rows: Rows, stamp: str = "") -> None:
     """Write rows as an Arrow IPC file, whole or not at all; OSError if that fails.
 
-    `stamp` tells which state of the images' folder the rows describe.
+    `stamp` tells which state of the images' folder the rows describe. What a killed call left
+    beside it is removed.
     """
+    _remove_stale(path)
     columns = dict(_COLUMNS)
     arrays = [
         pa.array(rows.files, type=_COLUMNS["file"]),
@@ -63,6 +68,17 @@ def write_manifest(path: Path, rows: Rows, stamp: str = "") -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _remove_stale(path: Path) -> None:
+    partial = re.compile(re.escape(f".{path.name}.") + r"\d+-\d+")
+    for place in path.parent.iterdir():
+        if partial.fullmatch(place.name):
+            try:
+                if time.time() - place.stat().st_mtime > _STALE_SEC:
+                    place.unlink()
+            except OSError:  # another rank's, which is done by now, or another user's
+                log.debug("%s is not removed", place, exc_info=True)
 
 
 def load_table(path: Path) -> pa.Table:

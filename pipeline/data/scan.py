@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -95,8 +96,8 @@ def scan(tree: Tree) -> Rows:
     """Read the header of every image of the tree, in several threads.
 
     An image without a readable header is kept with size 0 x 0 and reported in one warning: only
-    reading it is an error. ValueError if there is no image, a class folder has none, a container is
-    damaged (with the byte), or numbered classes have no list of names.
+    reading it is an error. ValueError if there is no image, a class folder has none, a file cannot
+    be read, a container is damaged (with the byte), or numbered classes have no list of names.
     """
     # Within one tick of its last change, a folder could change again and keep the stamp.
     time.sleep(min(max(0.0, tree.changed_sec + _CLOCK_TICK_SEC - time.time()), _CLOCK_TICK_SEC))
@@ -128,6 +129,9 @@ def _walk_all(tree: Tree) -> list[_Part]:
                     _report(tree, len(jobs) - len(pending), windows)
         finally:
             pool.shutdown(cancel_futures=True)
+    hidden = sum(window.hidden for window in windows)
+    if hidden:
+        log.info("%s: %d images passed over, whose names begin with a dot", tree.directory, hidden)
     return [job.result() for job in jobs]
 
 
@@ -259,11 +263,21 @@ def _warn(tree: Tree, rows: Rows) -> None:
     if len(headless):
         log.warning(
             "%d of %d images in %s have no readable header: %s; "
-            "training will stop when it meets one",
+            "training fails when it meets one, or excludes it, by data.bad_images",
             len(headless),
             len(rows.files),
             tree.directory,
             name_few([os.fsdecode(rows.files[index]) for index in headless]),
+        )
+    twice = [] if rows.places is None else [a for a, b in pairwise(rows.files) if a == b]
+    if twice:
+        log.warning(
+            "%d images in %s have the class and name of another one, the first %s: "
+            "if %s hold copies, remove them, or training takes each twice",
+            len(twice),
+            tree.directory,
+            os.fsdecode(twice[0]),
+            tree.source_noun,
         )
     if tree.loose_images:
         log.warning(

@@ -97,7 +97,9 @@ class ValStream:
         images: np.ndarray = np.minimum(positions, count - 1)
         for i, image in enumerate(images) if self.excluded else ():
             around = ((int(image) + step) % count for step in range(count))
-            images[i] = next((one for one in around if one not in self.excluded), image)
+            images[i] = next((one for one in around if one not in self.excluded), -1)
+        if len(images) and images.min() < 0:
+            raise ValueError(f"all {count} validation images are excluded; see the data set")
         return images
 
     def select(self, positions: np.ndarray) -> Selection:

@@ -212,7 +212,8 @@ def test_going_back_removes_what_lies_ahead(folder):
 
 FREE = {
     "data.root", "data.dataset", "data.cache_dir", "data.local_batch_size", "data.decode",
-    "data.threads", "data.prefetch_batches", "data.bad_images", "data.max_excluded",
+    "data.threads", "data.prefetch_batches", "data.hw_decoder_load", "data.preallocate",
+    "data.device_padding_bytes", "data.host_padding_bytes", "data.bad_images", "data.max_excluded",
     "data.exclude", "model.norm", "model.compile", "schedule.epochs", "run.name", "run.dir",
     "run.device", "run.threads", "run.log_every_steps", "run.checkpoint_every_steps",
     "run.checkpoint_every_sec", "run.keep_checkpoints", "run.step_timeout_sec", "resume",
@@ -243,6 +244,7 @@ def test_every_setting_is_either_fixed_or_free():
         ("data.global_batch_size", "64", "32"),
         ("data.area", "[0.35, 1.0]", "[0.08, 1.0]"),
         ("data.flip", "True", "False"),
+        ("data.output", "float32", "uint8"),
         ("schedule.drop_epochs", "[8.0, 11.0]", "[9.0]"),
         ("schedule.rule", "steps", "plateau"),
         ("optim.base_lr", "0.2", "0.4"),

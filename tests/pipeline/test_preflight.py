@@ -32,6 +32,8 @@ def test_part_of_a_named_data_set_is_refused_with_what_is_missing(small_data, tm
         (0.10, 0.05, 1000, False),
         (0.01, 0.001, 1000, False),
         (0.90, 0.0, 10, False),
+        (0.20, 0.01, 200, True),
+        (0.20, 0.05, 200, False),
     ],
 )
 def test_labels_in_another_order_are_told_from_an_untrained_network(
@@ -55,16 +57,34 @@ def test_a_decoder_without_memory_is_an_error_with_the_cure(small_data, tmp_path
     manifest = open_manifest(small_data, "train")
     config = config_of(small_data, tmp_path).data
     # More bytes than any machine has: what a far too large batch comes to.
-    with pytest.raises(TrainingError, match=r"the 8 largest images, up to \d+ x \d+ .* lower data"):
+    with pytest.raises(
+        TrainingError, match=r"the 8 largest images of train, up to \d+ x \d+ .* lower"
+    ):
         decode_largest(
             manifest, dataclasses.replace(config, image_size=2**20, val_resize=2**20), CPU
         )
 
 
-def test_a_bad_file_among_the_largest_is_left_for_its_turn(small_data, tmp_path):
+def test_a_bad_file_among_the_largest_does_not_end_the_check(small_data, tmp_path):
     root = copy_data(small_data, tmp_path / "data")
     manifest = open_manifest(root, "train")
     largest = int(np.argmax(manifest.widths.astype(np.int64) * manifest.heights))
     path = manifest.path(largest)
     path.write_bytes(path.read_bytes()[:-1] + b"x")
+    huge = dataclasses.replace(config_of(root, tmp_path).data, image_size=2**20, val_resize=2**20)
+    path.write_bytes(b"\xff\xd8" + bytes(path.stat().st_size - 2))
+    with pytest.raises(TrainingError, match="lower data"):
+        decode_largest(manifest, huge, CPU)
     decode_largest(manifest, config_of(root, tmp_path).data, CPU)
+
+
+def test_excluded_images_are_not_tried(small_data, tmp_path, monkeypatch):
+    manifest = open_manifest(small_data, "train")
+    pixels = manifest.widths.astype(np.int64) * manifest.heights
+    out = [int(i) for i in np.argsort(pixels)[-2:]]
+    read: list[int] = []
+    real = manifest.read
+    monkeypatch.setattr(manifest, "read", lambda image: read.append(image) or real(image))
+    config = config_of(small_data, tmp_path, "--data.local_batch_size=4").data
+    decode_largest(manifest, config, CPU, out)
+    assert len(read) == 4 and not set(read) & set(out)

@@ -1,19 +1,26 @@
 """What every container has in common: an image's place in it, and reading by position."""
 
+import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+log = logging.getLogger("trainyard")
 
 IMAGE_EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 RECORDIO_LIST = ".lst"
 """Suffix of the file of names that may lie beside a .rec file."""
 
+_Found = TypeVar("_Found")
+
 _ENDINGS = tuple(extension.encode() for extension in IMAGE_EXTENSIONS)
 
 # One page: a header, and the first bytes of the image behind it, in one read.
 _READ_BYTES = 4096
+_READ_AGAIN_SEC = (0.1, 0.5, 2.0)  # naps before what was refused is tried again
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -49,6 +56,7 @@ class Window:
     """Reads a file by position and keeps the last page, as what comes next often lies in it.
 
     path: what to call the file. length: its bytes. position: about how far the walk has come.
+    hidden: images of it passed over so far, as their names begin with a dot.
     """
 
     def __init__(self, path: Path, descriptor: int, length: int) -> None:
@@ -56,6 +64,7 @@ class Window:
         self.path = path
         self.length = length
         self.position = 0
+        self.hidden = 0
         self._descriptor = descriptor
         self._kept = b""
 
@@ -66,11 +75,14 @@ class Window:
         """
         start = offset - self.position
         if start < 0 or start + count > len(self._kept):
-            self._kept = os.pread(self._descriptor, max(count, _READ_BYTES), offset)
+            self._kept = self._pread(max(count, _READ_BYTES), offset)
             self.position, start = offset, 0
             if len(self._kept) < count and offset + len(self._kept) < self.length:
                 raise self.bad(offset + len(self._kept), "it was cut off while it was read")
         return self._kept[start : start + count]
+
+    def _pread(self, count: int, offset: int) -> bytes:
+        return os.pread(self._descriptor, count, offset)
 
     def bad(
         self, offset: int, reason: str, cure: str = "copy it anew from its source"
@@ -95,15 +107,22 @@ class Window:
                 raise self.bad(0, f"begins {kind}, which cannot be read by byte range", cure)
 
 
+class _PatientWindow(Window):
+    """One that tries again, as to walk a large container from its begin would cost much more."""
+
+    def _pread(self, count: int, offset: int) -> bytes:
+        return patiently(self.path, lambda: super(_PatientWindow, self)._pread(count, offset))
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[Window]:
-    """Open a container; BadContainer for whatever the file system refuses meanwhile."""
+    """Open a container; BadContainer for whatever the file system goes on to refuse."""
     descriptor = -1
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = patiently(path, lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         # Read-ahead would fetch the images too, a hundred times what the walk needs.
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-        yield Window(path, descriptor, os.fstat(descriptor).st_size)
+        yield _PatientWindow(path, descriptor, os.fstat(descriptor).st_size)
     except OSError as error:
         place = os.fsdecode(error.filename or path)
         raise BadContainer(
@@ -113,6 +132,17 @@ def opened(path: Path) -> Iterator[Window]:
     finally:
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def patiently(path: Path, act: Callable[[], _Found]) -> _Found:
+    """Return `act()`, tried again when it raises OSError: servers fail over, mounts hiccup."""
+    for nap_sec in _READ_AGAIN_SEC:
+        try:
+            return act()
+        except OSError as error:
+            log.warning("%s cannot be read: %s; tried again in %g s", path, error.strerror, nap_sec)
+            time.sleep(nap_sec)
+    return act()
 
 
 def is_image(name: bytes) -> bool:

@@ -10,7 +10,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from pipeline.data.containers.common import Window
+from pipeline.data.containers.common import BadContainer, Window
 
 log = logging.getLogger("trainyard")
 
@@ -35,10 +35,16 @@ def image_size(window: Window, offset: int, length: int) -> tuple[int, int]:
     """Return the (width, height) of the image in `length` bytes at `offset`, as stored.
 
     (0, 0) without a readable header. EXIF orientation is not applied. OSError if the file cannot
-    be read.
+    be read, BadContainer if it is cut off meanwhile.
     """
     start = window.read(offset, min(length, _START_BYTES))
-    return _jpeg_size(start) or _plugin_size(start, _Range(window, offset, length))
+    size = _jpeg_size(start)
+    if size is None:
+        content = _Range(window, offset, length)
+        size = _plugin_size(start, content)
+        if content.failure is not None:  # says nothing about the header
+            raise content.failure
+    return size
 
 
 def size_of_bytes(content: bytes) -> tuple[int, int]:
@@ -83,11 +89,15 @@ def _plugin_size(start: bytes, file: io.RawIOBase | io.BytesIO) -> tuple[int, in
 
 
 class _Range(io.RawIOBase):
-    """A byte range of a container as a file of its own, for Pillow."""
+    """A byte range of a container as a file of its own, for Pillow.
+
+    failure: what reading raised, as Pillow raises OSError for damaged headers too.
+    """
 
     def __init__(self, window: Window, offset: int, length: int) -> None:
         self._window, self._offset, self._length = window, offset, length
         self._at = 0
+        self.failure: OSError | BadContainer | None = None
 
     def readable(self) -> bool:
         return True
@@ -104,7 +114,11 @@ class _Range(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         wanted = max(0, min(len(buffer), self._length - self._at))
-        content = self._window.read(self._offset + self._at, wanted) if wanted else b""
+        try:
+            content = self._window.read(self._offset + self._at, wanted) if wanted else b""
+        except (OSError, BadContainer) as error:
+            self.failure = error
+            raise
         buffer[: len(content)] = content
         self._at += len(content)
         return len(content)

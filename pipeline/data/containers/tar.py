@@ -13,7 +13,7 @@ The class of an image is, in this order:
 """
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from pipeline.data.containers.common import Entry, Window, is_image
@@ -44,9 +44,10 @@ class Member(NamedTuple):
 def walk(window: Window) -> list[Entry]:
     """Return the images of an archive in its order, each named by the last part of its path.
 
-    Names that begin with a dot and what is no image by extension are passed over. BadContainer,
-    with the byte, for a compressed, damaged or cut archive, an image that is a link, a name that
-    stands twice, and an image whose class cannot be known.
+    Names that begin with a dot, counted by `window.hidden`, and what is no image by extension are
+    passed over. BadContainer, with the byte, for a compressed, damaged or cut archive, a path with
+    `..`, an image that is a link, a name that stands twice, a key with two images, and an image
+    whose class cannot be known.
     """
     window.check_not_compressed()
     return _walk_range(window, 0, window.length, window.path.name.encode(errors="surrogateescape"))
@@ -56,9 +57,11 @@ def _walk_range(window: Window, begin: int, end: int, archive: bytes) -> list[En
     entries: list[Entry] = []
     images: dict[bytes, tuple[Member, tuple[int, int]]] = {}
     labels: dict[bytes, bytes | int] = {}
-    for member in members(window, begin, end):
+    samples: set[bytes] = set()
+    for member in map(_normal, members(window, begin, end)):
         name = member.path.rpartition(b"/")[2]
-        if any(part.startswith(b".") for part in member.path.split(b"/")):
+        if _is_hidden(window, member):
+            window.hidden += is_image(name)
             continue
         if is_image(name):
             _check_image(window, member, images)
@@ -67,14 +70,50 @@ def _walk_range(window: Window, begin: int, end: int, archive: bytes) -> list[En
         elif name.endswith(b".tar") and member.kind in _FILES:
             entries += _walk_range(window, member.offset, member.offset + member.length, name)
         elif name.endswith(_SIDECARS) and member.kind in _FILES:
+            samples.add(_key(member.path))
             label = _sidecar_label(window, member)
             if label is not None:
                 labels[_key(member.path)] = label
+    _check_samples(window, [member for member, _ in images.values()], samples)
     place = _Classes(window, archive, labels)
     for member, size in images.values():
         name = member.path.rpartition(b"/")[2]
         entries.append(Entry(place.of(member), name, member.offset, member.length, *size))
     return entries
+
+
+def _normal(member: Member) -> Member:
+    """Return the member without the `.` parts of its path, which say nothing."""
+    if not member.path.startswith(b"./") and b"/./" not in member.path:
+        return member
+    parts = member.path.split(b"/")
+    return member._replace(path=b"/".join(part for part in parts if part != b"."))
+
+
+def _is_hidden(window: Window, member: Member) -> bool:
+    """Tell whether any name of the path begins with a dot; BadContainer for `..`."""
+    if not member.path.startswith(b".") and b"/." not in member.path:
+        return False
+    if b".." in member.path.split(b"/"):
+        shown = member.path.decode(errors="replace")
+        cure = "write the archive anew from inside the folder (tar -C <folder> -cf x.tar .)"
+        raise window.bad(member.header, f"the member {shown} has .. in its path", cure)
+    return True
+
+
+def _check_samples(window: Window, images: Iterable[Member], samples: Collection[bytes]) -> None:
+    """What shares a key with a label file is one sample of webdataset, of one image.
+
+    Without label files, names in a class folder may have any dots.
+    """
+    first: dict[bytes, Member] = {}
+    for member in images if samples else ():
+        key = _key(member.path)
+        other = first.setdefault(key, member)
+        if other is not member and key in samples:
+            both = " and ".join(one.path.decode(errors="replace") for one in (other, member))
+            cure = "leave one image for each key, give masks and the like another extension"
+            raise window.bad(member.header, f"the images {both} have one key", cure)
 
 
 def _check_image(window: Window, member: Member, seen: Collection[bytes]) -> None:
@@ -111,8 +150,12 @@ def _sidecar_label(window: Window, member: Member) -> bytes | int | None:
         value = found[0]
     if isinstance(value, str) and value and not value.lstrip("-").isdecimal():
         return value.encode(errors="surrogateescape")
-    if type(value) in (int, str) and value != "" and int(value) >= 0:  # type: ignore[call-overload]
-        return int(value)  # type: ignore[call-overload, no-any-return]
+    try:
+        number = int(value) if isinstance(value, int | str) and type(value) is not bool else -1
+    except ValueError:
+        number = -1
+    if number >= 0:
+        return number
     cure = "write a class name, or its number from 0"
     raise window.bad(member.offset, f"{member.path!r} holds no label but {value!r}", cure)
 

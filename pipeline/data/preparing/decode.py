@@ -17,10 +17,11 @@ from types import TracebackType
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pipeline.data.augment import Plan
-from pipeline.data.dali import graph_inputs, make_pipeline
+from pipeline.data.dali import DecodeSettings, graph_inputs, make_pipeline
 from pipeline.data.manifest import Manifest
 from pipeline.data.stream import Selection
 
@@ -122,7 +123,8 @@ class Decoder:
 
     def _pipe(self, size: int) -> Any:
         if size not in self._pipes:
-            pipe = make_pipeline(lambda: self._inputs, size, _SIDE, "cpu", self._threads, None, 1)
+            settings = DecodeSettings("cpu", torch.device("cpu"), self._threads, prefetch=1)
+            pipe = make_pipeline(lambda: self._inputs, size, _SIDE, settings)
             pipe.build()
             self._pipes[size] = pipe
         return self._pipes[size]

@@ -37,23 +37,23 @@ class Indexed:
 
 def run(options: IndexOptions) -> None:
     """Indexes both splits and says what they hold."""
-    for split in index(options.root, options.cache_dir):
+    for split in index(options.root, options.cache_dir, options.again):
         print(split)
 
 
-def index(root: Path, cache_dir: Path | None = None) -> list[Indexed]:
+def index(root: Path, cache_dir: Path | None = None, again: bool = False) -> list[Indexed]:
     """Make, or find up to date, the manifests of `<root>/train` and `<root>/val`.
 
-    `cache_dir` as in `open_manifest`; a job finds them if it has the same. ValueError as there,
-    also if val has a class that train lacks.
+    `cache_dir` and `again` as in `open_manifest`; a job finds them if it has the same `cache_dir`.
+    ValueError as there, also if val has a class that train lacks.
     """
     found: list[Indexed] = []
     classes: list[str] | None = None
     splits: tuple[Split, ...] = ("train", "val")
     for split in splits:
         started = time.monotonic()
-        scanned = cached_manifest(root, split, cache_dir) is None
-        manifest = open_manifest(root, split, cache_dir, classes)
+        scanned = again or cached_manifest(root, split, cache_dir) is None
+        manifest = open_manifest(root, split, cache_dir, classes, again)
         classes = manifest.classes
         seconds = max(time.monotonic() - started, 1e-3)
         length, size = len(manifest), int(manifest.lengths.sum())

@@ -67,6 +67,9 @@ class IndexOptions:
     """Folder of the data set: train/ and val/ with class folders, *.tar, TFRecord or *.rec."""
     cache_dir: Path | None = None
     """Folder of the manifests, as data.cache_dir of the training; null: where that looks first."""
+    again: bool = False
+    """Also make anew what seems up to date, as after replacing an image in place, which does not
+    change its folder's time. A changed image is other data to runs that began before."""
 
     def __post_init__(self) -> None:
         require(self.root.is_dir(), f"--root {self.root} is not a folder; give a data set's")
@@ -82,6 +85,8 @@ class StageOptions:
     """Folder of the copy; absent, empty, or begun by an earlier call."""
     workers: int = 16
     """Threads that copy; on a network file system they wait more than they compute."""
+    cache_dir: Path | None = None
+    """Folder of the source's manifests, as given to index; null: where index puts them."""
 
     def __post_init__(self) -> None:
         _at_least_one("workers", self.workers)
@@ -109,6 +114,8 @@ class VerifyOptions:
     numbers that training can leave out."""
     repair: Path | None = None
     """Folder for mended copies of files that lack only the end marker; null: none are made."""
+    cache_dir: Path | None = None
+    """Folder of the manifests, as given to index; null: where index puts them."""
 
     def __post_init__(self) -> None:
         require(self.workers >= 0, f"--workers={self.workers} must be 0 or more")
@@ -124,12 +131,27 @@ class VerifyOptions:
             )
 
 
+@dataclass(frozen=True)
+class ParityOptions:
+    """Compares DALI's pixels with Pillow's. Exit code 2 when one is above tolerance, else 0."""
+
+    root: Path
+    """Folder of the data set, which holds train or val or both."""
+    images: int = 64
+    """Images of each comparison, rounded up to whole batches of 16."""
+
+    def __post_init__(self) -> None:
+        _at_least_one("images", self.images)
+        require(self.root.is_dir(), f"--root {self.root} is not a folder; give a data set's")
+
+
 OPTIONS = {
     "demo": DemoOptions,
     "imagenet": ImagenetOptions,
     "index": IndexOptions,
     "stage": StageOptions,
     "verify": VerifyOptions,
+    "parity": ParityOptions,
 }
 
 

@@ -47,7 +47,7 @@ class _File(NamedTuple):
 def run(options: StageOptions) -> None:
     """Copies what is missing; nothing where the copy is there. ConfigError when it cannot."""
     source, target = options.from_, options.to
-    hashes = data_hashes(source)
+    hashes = data_hashes(source, options.cache_dir)
     require(bool(hashes), f"--from {source} has neither a folder train nor val")
     with only_writer(target) as hidden:
         mark = hidden / _MARK
@@ -62,7 +62,7 @@ def run(options: StageOptions) -> None:
             print(f"all of {source} is already in {target}")
             return
         write_json(mark, {"data_hash": hashes, "complete": False})
-        files, copied_bytes = _copy(source, target, hidden, options.workers)
+        files, copied_bytes = _copy(options, hidden)
         found = data_hashes(target)
         require(
             found == hashes,
@@ -73,10 +73,10 @@ def run(options: StageOptions) -> None:
     print(f"{source} lies in {target}: {files} files, {copied_bytes / 1e9:.2f} GB copied")
 
 
-def data_hashes(root: Path) -> dict[str, str]:
-    """The data hash of each split that `root` has."""
+def data_hashes(root: Path, cache_dir: Path | None = None) -> dict[str, str]:
+    """The data hash of each split that `root` has; `cache_dir` as in `open_manifest`."""
     return {
-        split: open_manifest(root, split).digest
+        split: open_manifest(root, split, cache_dir).digest
         for split in get_args(Split)
         if (root / split).is_dir()
     }
@@ -94,8 +94,9 @@ def _words(hashes: dict[str, str]) -> str:
     return ", ".join(f"{split} {digest[:12]}" for split, digest in hashes.items()) or "nothing"
 
 
-def _copy(source: Path, target: Path, hidden: Path, workers: int) -> tuple[int, int]:
+def _copy(options: StageOptions, hidden: Path) -> tuple[int, int]:
     """Copies files, then times of folders, then manifests; files in all and bytes copied."""
+    source, target, workers = options.from_, options.to, options.workers
     folders, files = _walk(source, workers)
     for name, _ in folders:
         _make_folder(target / name)
@@ -113,7 +114,8 @@ def _copy(source: Path, target: Path, hidden: Path, workers: int) -> tuple[int, 
     for name, time_ns in reversed(folders):
         os.utime(target / name, ns=(time_ns, time_ns))
     for split in get_args(Split):
-        kept = [place for place in cache_places(source, split, None) if place.is_file()]
+        places = cache_places(source, split, options.cache_dir)
+        kept = [place for place in places if place.is_file()]
         if kept:
             _copy_file(kept[0], hidden / f"{split}.arrow", hidden)
     return len(files), total

@@ -64,7 +64,7 @@ class _Read:
 def run(options: VerifyOptions) -> None:
     """Writes the report and the exclusion list; ValueError, so exit code 2, if any image is bad."""
     manifests = {
-        split: open_manifest(options.root, split)
+        split: open_manifest(options.root, split, options.cache_dir)
         for split in get_args(Split)
         if (options.root / split).is_dir()
     }

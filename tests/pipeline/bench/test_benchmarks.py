@@ -7,13 +7,10 @@ from pathlib import Path
 
 import jobs
 import pytest
-from PIL import Image
 
 from pipeline.bench.demo import summary
-from pipeline.bench.pillow_loader import PhotoDataset
 from pipeline.benchmark import parse
 from pipeline.config import ConfigError
-from pipeline.data.manifest import open_manifest
 
 
 def benchmark(tmp_path: Path, name: str, *options: str) -> dict:
@@ -29,19 +26,6 @@ def benchmark(tmp_path: Path, name: str, *options: str) -> dict:
     assert {"cpu", "cores", "gpu"} <= found["machine"].keys()
     assert {"python", "torch", "commit"} <= found["versions"].keys()
     return found
-
-
-def test_loader_counts_both_sides_on_photos_of_its_own(tmp_path):
-    options = ("--rounds=2", "--images=16", "--files=12", "--batch=4", "--size=32", "--threads=2")
-    found = benchmark(tmp_path, "loader", *options)
-    assert list(found["ratios"]) == ["loader_vs_dataloader"]
-    rounds = found["ratio_rounds"]["loader_vs_dataloader"]["rounds"]
-    ours = found["raw"]["loader_images_per_sec"]["rounds"]
-    reference = found["raw"]["dataloader_images_per_sec"]["rounds"]
-    assert rounds == pytest.approx([a / b for a, b in zip(ours, reference, strict=True)])
-    assert found["raw"]["files"] == 12
-    assert 50 < found["raw"]["mean_file_kb"] < 120  # 82 KB over many files
-    assert not list(tmp_path.glob("tmp*"))  # the photos are gone
 
 
 def test_step_compares_the_program_with_a_bare_loop(tmp_path):
@@ -81,8 +65,15 @@ def test_step_has_a_table_of_what_can_run_and_what_cannot(tmp_path):
 
 
 def test_manifest_opens_in_processes_of_its_own(tmp_path):
-    found = benchmark(tmp_path, "manifest", "--rounds=1", "--images=2000", "--batch=8")
-    assert set(found["ratios"]) == {"open_vs_aim", "rss_vs_aim", "plan_vs_aim"}
+    options = ("--rounds=1", "--images=2000", "--batch=8", "--rows=100,3000,20000")
+    found = benchmark(tmp_path, "manifest", *options)
+    growth = "plan_cost_20000_vs_1e2"
+    assert set(found["ratios"]) == {"open_vs_aim", "rss_vs_aim", "plan_vs_aim", growth}
+    # A batch's memory knows nothing of the manifest's length.
+    peaks = [found["raw"][f"plan_peak_kb_{rows}"] for rows in ("1e2", "3000", "20000")]
+    assert max(peaks) < 1.2 * min(peaks)
+    assert found["raw"]["permutation_mb_20000"] == 0.08
+    assert found["raw"]["plan_us_per_image_3000"]["median"] > 0
     assert found["ratios"]["open_vs_aim"] == found["raw"]["open_sec"]["median"] / 0.5
     assert found["raw"]["permutation_sec"]["median"] > 0
 
@@ -104,42 +95,13 @@ def test_demo_sums_up_the_last_validation_and_the_middle_of_training():
     }
 
 
-def test_the_reference_cuts_every_image_to_one_size(small_data):
-    dataset = PhotoDataset(open_manifest(small_data, "train"), 48, length=120)
-    assert len(dataset) == 120  # more than the 50 files: over and over
-    shapes = {
-        (image.shape, image.dtype, image.is_contiguous()) for image, _ in dataset_items(dataset)
-    }
-    assert len(shapes) == 1
-    assert next(iter(shapes))[0] == (3, 48, 48)
-    labels = {label for _, label in dataset_items(dataset)}
-    assert labels == set(range(10))
-
-
-def dataset_items(dataset: PhotoDataset) -> list:
-    """The first pass over all 50 files."""
-    return [dataset[index] for index in range(50)]
-
-
-def test_the_photos_have_imagenets_usual_sizes(tmp_path):
-    from pipeline.bench.photos import make_photos
-
-    make_photos(tmp_path, 40)
-    files = sorted((tmp_path / "train").rglob("*.JPEG"))
-    assert len(files) == 40
-    sides = [Image.open(file).size for file in files]
-    assert all(max(size) == 500 for size in sides)
-    mean = sum(file.stat().st_size for file in files) / len(files)
-    assert 72_000 < mean < 92_000
-
-
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["lodaer"], "there is no benchmark lodaer; did you mean loader?"),
         (
             ["xyz"],
-            "there is no benchmark xyz; there are: loader, norm, step, scale, manifest, demo",
+            "there is no benchmark xyz; there are: loader, train, norm, step, scale, manifest",
         ),
         ([], "the name of a benchmark is missing; there are: loader"),
         (["loader", "--thread=3"], "there is no setting --thread; did you mean --threads"),

@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 from PIL import Image
-from pillow_executor import execute
 
 from pipeline.data.augment import CenterCrop, RandomResizedCrop, ScaleJitter
 from pipeline.data.order import SCHEME_VERSION, Stream, random_words, uniform
+from pipeline.data.pillow import execute
 
 PLANNERS = [
     RandomResizedCrop(color_std=0.1),

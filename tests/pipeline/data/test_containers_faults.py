@@ -1,5 +1,6 @@
 """What damaged, closed, compressed and vanishing containers get."""
 
+import gc
 import os
 import random
 import resource
@@ -163,7 +164,8 @@ def unprivileged():
 
 
 @pytest.mark.parametrize("closed", ["split", "container", "class folder"])
-def test_what_may_not_be_read_is_an_error_that_says_so(unprivileged, closed):
+def test_what_may_not_be_read_is_an_error_that_says_so(unprivileged, closed, monkeypatch):
+    monkeypatch.setattr(common, "_READ_AGAIN_SEC", (0.0,))
     folder, drop_rights = unprivileged
     if closed == "class folder":
         write_folders(folder / "train", draw_images(3))
@@ -175,6 +177,33 @@ def test_what_may_not_be_read_is_an_error_that_says_so(unprivileged, closed):
     drop_rights()
     with pytest.raises(ValueError, match="cannot be read: Permission denied; give this user"):
         open_manifest(folder, "train", cache_dir=folder)
+
+
+def test_an_image_that_may_not_be_read_ends_the_scan(unprivileged, monkeypatch):
+    monkeypatch.setattr(common, "_READ_AGAIN_SEC", (0.0,))
+    folder, drop_rights = unprivileged
+    write_folders(folder / "train", draw_images(3))
+    path = next((folder / "train" / "a").iterdir())
+    path.chmod(0)
+    drop_rights()
+    wanted = f"the image {path} cannot be read: Permission denied; give this user the right to read"
+    with pytest.raises(ValueError, match=wanted):
+        open_manifest(folder, "train", cache_dir=folder)
+    assert not list(folder.glob("*.arrow"))
+
+
+def test_an_old_manifest_that_cannot_be_replaced_is_not_passed_by(unprivileged, monkeypatch):
+    folder, drop_rights = unprivileged
+    write_folders(folder / "train", draw_images(3))
+    open_manifest(folder, "train")
+    (folder / "user").mkdir()
+    (folder / "user").chmod(0o777)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "user"))
+    (folder / ".trainyard").chmod(0o555)
+    drop_rights()
+    wanted = f"cannot be written to {folder}/.trainyard .Permission denied.; set data.cache_dir"
+    with pytest.raises(ValueError, match=wanted):
+        open_manifest(folder, "train", again=True)
 
 
 def test_a_container_that_may_not_be_read_any_more_is_a_changed_image(unprivileged):
@@ -214,6 +243,7 @@ def test_few_files_stay_open_while_many_threads_read(tmp_path):
         files = ContainerFiles(paths)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    gc.collect()  # or what earlier tests left open might be closed while this one counts
     before = len(os.listdir("/proc/self/fd"))
     wrong = []
 

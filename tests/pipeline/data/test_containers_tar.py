@@ -1,6 +1,7 @@
 """Tar archives of tarfile and GNU tar, and where the classes of their images come from."""
 
 import io
+import logging
 import os
 import subprocess
 import tarfile
@@ -125,6 +126,37 @@ def test_what_is_hidden_or_no_image_is_passed_over(tmp_path):
     assert classes_of(path) == {"x.jpg": "a"}
 
 
+def test_hidden_images_are_counted_in_one_line(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    members = [("a/x.jpg", IMAGE), ("a/._x.jpg", b"\0"), (".git/x.jpg", b"\0"), (".notes", b"")]
+    write_tar(tmp_path / "train" / "1.tar", members)
+    write_tar(tmp_path / "train" / "2.tar", [("b/._y.jpg", b"\0"), ("b/y.jpg", IMAGE)])
+    assert len(open_manifest(tmp_path, "train")) == 2
+    assert caplog.text.count("begin with a dot") == 1
+    assert f"{tmp_path}/train: 3 images passed over, whose names begin with a dot" in caplog.text
+
+
+def test_a_dot_in_a_path_that_says_nothing_is_no_hidden_name(tmp_path):
+    write_tar(tmp_path / "x.tar", [("././a/x.jpg", IMAGE), ("a/./y.jpg", IMAGE)])
+    assert classes_of(tmp_path / "x.tar") == {"x.jpg": "a", "y.jpg": "a"}
+
+
+def test_names_of_a_class_folder_may_have_dots(tmp_path):
+    members = [("b/1.jpg", IMAGE), ("b/1.seg.png", IMAGE), ("b/about.json", b"{}")]
+    write_tar(tmp_path / "x.tar", members)
+    assert classes_of(tmp_path / "x.tar") == {"1.jpg": "b", "1.seg.png": "b"}
+
+
+def test_an_image_that_lies_in_two_shards_is_warned_of_once(tmp_path, caplog):
+    write_tar(tmp_path / "train" / "1.tar", [("a/x.jpg", IMAGE), ("a/y.jpg", IMAGE)])
+    write_tar(tmp_path / "train" / "2.tar", [("a/x.jpg", IMAGE), ("a/y.jpg", IMAGE)])
+    write_tar(tmp_path / "train" / "3.tar", [("b/x.jpg", IMAGE)])
+    assert len(open_manifest(tmp_path, "train")) == 5
+    assert caplog.text.count("the class and name of another") == 1
+    assert f"2 images in {tmp_path}/train have the class and name of another" in caplog.text
+    assert "the first a/x.jpg: if tar archives hold copies" in caplog.text
+
+
 REFUSED = {
     "flat": ([("1.jpg", IMAGE)], "the image 1.jpg has no class; write members as <class>/<file>"),
     "uneven": (
@@ -141,6 +173,16 @@ REFUSED = {
     ),
     "empty label": ([("1.jpg", IMAGE), ("1.cls", b" ")], "1.cls' holds no label but ''; write"),
     "negative": ([("1.jpg", IMAGE), ("1.cls", b"-1")], "holds no label but '-1'; write a class"),
+    "two signs": ([("1.jpg", IMAGE), ("1.cls", b"--5")], "1.cls' holds no label but '--5'; write"),
+    "true": ([("1.json", b'{"label": true}')], "1.json' holds no label but True; write a class"),
+    "one key": (
+        [("1.cls", b"0"), ("1.jpg", IMAGE), ("1.seg.png", IMAGE)],
+        "the images 1.jpg and 1.seg.png have one key; leave one image for each key",
+    ),
+    "above": (
+        [("a/1.jpg", IMAGE), ("../b/1.jpg", IMAGE)],
+        "the member ../b/1.jpg has .. in its path; write the archive anew from inside the folder",
+    ),
     "list": ([("1.json", b'{"label": [1]}')], r"holds no label but [1]; write a class name"),
     "no json": ([("1.json", b"{")], "1.json' is no JSON ("),
 }

@@ -13,11 +13,11 @@ import pytest
 import torch
 from nvidia.dali import fn
 from PIL import Image
-from pillow_executor import execute
 
 from pipeline.data.augment import CenterCrop, RandomResizedCrop, ScaleJitter
 from pipeline.data.dali import MEAN, STD, DecodeSettings, Loader, make_pipeline
 from pipeline.data.manifest import BadImage, Manifest, open_manifest
+from pipeline.data.pillow import execute, inside
 from pipeline.data.stream import TrainStream, ValStream
 
 CPU = torch.device("cpu")
@@ -103,22 +103,6 @@ def pixels(images: torch.Tensor) -> np.ndarray:
     return images.permute(0, 2, 3, 1).numpy() * STD + MEAN
 
 
-def inner(plan, heights, widths) -> np.ndarray:
-    """(B, size, size): output pixels whose filter stays inside the image.
-
-    Beyond the image's edge DALI repeats the last pixel, Pillow leaves it out: up to 4 levels.
-    """
-    mask = np.ones((len(heights), plan.size, plan.size), dtype=bool)
-    for index, (y, x, high, wide) in enumerate(plan.boxes.astype(float)):
-        reach_y, reach_x = max(1.0, high / plan.size), max(1.0, wide / plan.size)
-        flipped = bool(plan.flips[index])
-        mask[index, 0] &= y >= reach_y
-        mask[index, -1] &= y + high + reach_y <= heights[index]
-        mask[index, :, -1 if flipped else 0] &= x >= reach_x
-        mask[index, :, 0 if flipped else -1] &= x + wide + reach_x <= widths[index]
-    return mask
-
-
 @pytest.mark.parametrize(
     "planner",
     [
@@ -143,11 +127,11 @@ def test_pixels_are_those_of_pillow(corpus, planner):
     wanted = execute(plan, [corpus.read(int(image)) for image in selection.images])
     error = np.abs(pixels(batch.images) - wanted)
     heights, widths = corpus.heights[selection.images], corpus.widths[selection.images]
-    inside = np.where(inner(plan, heights, widths)[..., None], error, 0)
+    within = np.where(inside(plan, heights, widths)[..., None], error, 0)
     for index, name in enumerate(names):
         # Two roundings of a linear filter may differ by one level; CMYK adds its conversion.
         level, mean = (2.01, 0.6) if name == "cmyk.JPEG" else (1.01, 0.25)
-        assert inside[index].max() <= level, name
+        assert within[index].max() <= level, name
         assert error[index].max() <= 6, name
         assert error[index].mean() < mean, name
     if not isinstance(planner, CenterCrop):
@@ -230,7 +214,7 @@ def test_the_length_is_exact_and_the_end_is_the_end(plain, count):
 
 
 def graph(decoder: str):
-    return make_pipeline(lambda: None, 4, 32, decoder, threads=1, device_id=None, prefetch=2)
+    return make_pipeline(lambda: None, 4, 32, DecodeSettings(decoder, CPU, threads=1))
 
 
 def devices(serialised: bytes) -> list[bytes]:

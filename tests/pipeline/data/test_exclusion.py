@@ -17,7 +17,7 @@ def images(exclusions: Exclusions) -> list[int]:
 def test_a_position_of_an_excluded_image_takes_the_next_of_its_epoch_and_no_other_changes():
     order = epoch_permutation(SEED, 1, N).tolist()
     bad = order[4]
-    plain, without = images(Exclusions()), images(Exclusions({bad: N}))
+    plain, without = images(Exclusions()), images(Exclusions().listed([bad], N))
     changed = [p for p in range(3 * N) if plain[p] != without[p]]
     assert changed == [N + 4, 2 * N + epoch_permutation(SEED, 2, N).tolist().index(bad)]
     assert without[N + 4] == order[5]
@@ -26,34 +26,47 @@ def test_a_position_of_an_excluded_image_takes_the_next_of_its_epoch_and_no_othe
 
 def test_the_last_position_of_an_epoch_takes_its_first_image():
     order = epoch_permutation(SEED, 0, N).tolist()
-    assert images(Exclusions({order[-1]: 0}))[N - 1] == order[0]
+    assert images(Exclusions().listed([order[-1]], 0))[N - 1] == order[0]
 
 
 def test_neighbours_that_are_excluded_too_are_passed_over():
     order = epoch_permutation(SEED, 0, N).tolist()
-    found = images(Exclusions({order[2]: 0, order[3]: 0, order[4]: 0}))
+    found = images(Exclusions().listed(order[2:5], 0))
     assert found[2:5] == [order[5]] * 3
 
 
-def test_an_image_excluded_later_may_still_replace_one_before():
+def test_an_image_that_failed_is_out_there_and_from_the_next_step_on_but_not_between():
+    exclusions = Exclusions().failed([(7, 9)], images_per_step=4)
+    held = [position for position in range(20) if exclusions.holds(7, position)]
+    assert held == [9, *range(12, 20)]
+
+
+def test_a_replacement_that_fails_in_turn_is_replaced_there():
     order = epoch_permutation(SEED, 0, N).tolist()
-    assert images(Exclusions({order[2]: 2, order[3]: 3}))[2] == order[3]
+    exclusions = Exclusions().failed([(order[2], 2), (order[3], 2)], images_per_step=8)
+    found = images(exclusions)
+    assert found[2] == order[4]
+    assert found[3] == order[3], "its own position is in the same step, where it has not failed"
+
+
+def test_what_ranks_find_in_a_step_comes_to_the_same_in_any_order():
+    found = [(5, 20), (5, 17), (2, 19), (2, 30)]
+    together = Exclusions().failed(found, 8)
+    apart = Exclusions()
+    for one in reversed(found):
+        apart = apart.failed([one], 8)
+    assert together.rows() == apart.rows() == [[2, 24, 19, 30], [5, 24, 17, 20]]
+    assert repr(together) == repr(apart)
+    assert Exclusions(together.rows()).rows() == together.rows()
 
 
 def test_any_slice_of_positions_gives_the_same_images():
-    exclusions = Exclusions({1: 0, 2: 12, 7: 25})
+    exclusions = Exclusions([[1, 0], [2, 12], [7, 28, 25]])
     order = GlobalOrder(N, SEED)
     slices = [order.images(POSITIONS[start : start + 4], exclusions) for start in range(0, 30, 4)]
     assert np.concatenate(slices).tolist() == images(exclusions)
 
 
-def test_of_two_positions_for_an_image_the_first_holds_whatever_the_order():
-    one = Exclusions().extended([(5, 20)]).extended([(5, 8), (2, 9)])
-    other = Exclusions().extended([(2, 9), (5, 8)]).extended([(5, 20)])
-    assert one.pairs() == other.pairs() == [(2, 9), (5, 8)]
-    assert repr(one) == repr(other)
-
-
 def test_no_image_left_is_an_error():
     with pytest.raises(ValueError, match="all 10 training images are excluded"):
-        images(Exclusions(dict.fromkeys(range(N), 0)))
+        images(Exclusions().listed(range(N), 0))

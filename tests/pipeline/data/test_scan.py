@@ -1,7 +1,10 @@
 """How image sizes are read, and what a scan says while it goes on."""
 
+import errno
 import io
 import logging
+import os
+import threading
 import time
 from functools import partial
 
@@ -12,8 +15,8 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from pipeline.data import scan as scanning
-from pipeline.data.containers import folders, tar
-from pipeline.data.containers.common import opened
+from pipeline.data.containers import common, folders, tar
+from pipeline.data.containers.common import BadContainer, Window, opened
 from pipeline.data.containers.headers import image_size, size_of_bytes
 from pipeline.data.manifest import open_manifest
 
@@ -110,3 +113,64 @@ def test_a_scan_says_how_far_it_is(tmp_path, monkeypatch, caplog):
     open_manifest(tmp_path, "val")
     assert f"{tmp_path}/train: 0 of 1 tar archives, 0.0 GB passed" in caplog.text
     assert f"{tmp_path}/val: 0 of 2 class folders\n" in caplog.text
+
+
+def test_a_file_that_comes_back_while_it_is_scanned_is_measured(tmp_path, caplog):
+    write_folders(tmp_path / "train", [("a", "1.jpg", jpeg())])
+    (tmp_path / "train" / "a" / "2.jpg").symlink_to(tmp_path / "away")
+    timer = threading.Timer(0.3, (tmp_path / "away").write_bytes, [jpeg()])
+    timer.start()
+    manifest = open_manifest(tmp_path, "train")
+    timer.join()
+    assert manifest.widths.tolist() == [201, 201]
+    assert f"{tmp_path}/train/a/2.jpg cannot be read: No such file" in caplog.text
+    assert "tried again in 0.1 s" in caplog.text
+
+
+def test_a_link_to_nowhere_ends_the_scan_and_nothing_is_cached(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "_READ_AGAIN_SEC", (0.0,))
+    write_folders(tmp_path / "train", [("a", "1.jpg", jpeg())])
+    link = tmp_path / "train" / "a" / "2.jpg"
+    link.symlink_to("nowhere")
+    with pytest.raises(BadContainer) as caught:
+        open_manifest(tmp_path, "train")
+    assert str(caught.value) == (
+        f"the image {link} cannot be read: No such file or directory; put back what it links to, "
+        f"or remove the link"
+    )
+    assert not (tmp_path / ".trainyard").exists()
+
+
+def test_a_read_of_a_container_that_fails_for_a_while_is_tried_again(tmp_path, monkeypatch):
+    write_tar(tmp_path / "train" / "x.tar", [("a/1.jpg", jpeg(icc_profile=b"p" * 70_000))])
+    pread, failures = os.pread, [2, 5, 9]
+
+    def passing_fault(*where):
+        if failures:
+            failures.pop()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(*where)
+
+    monkeypatch.setattr(common, "_READ_AGAIN_SEC", (0.0,) * 3)
+    monkeypatch.setattr(os, "pread", passing_fault)
+    manifest = open_manifest(tmp_path, "train")
+    assert (manifest.widths.tolist(), failures) == ([201], [])
+    failures += range(4)
+    with pytest.raises(BadContainer, match="x.tar cannot be read: Input/output error; give this"):
+        open_manifest(tmp_path, "train", again=True)
+
+
+def test_a_header_that_cannot_be_read_is_not_taken_for_none(tmp_path):
+    """Pillow reads on behind a long colour profile, and raises OSError for bad headers itself."""
+    content = jpeg(icc_profile=b"p" * 70_000)
+    (tmp_path / "x").write_bytes(content)
+    descriptor = os.open(tmp_path / "x", os.O_RDONLY)
+    window = Window(tmp_path / "x", descriptor, len(content))
+    window.read(0, 1)
+    os.truncate(tmp_path / "x", 5000)
+    with pytest.raises(BadContainer, match="cut off while it was read"):
+        image_size(window, 0, len(content))
+    window.read(0, 1)
+    os.close(descriptor)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        image_size(window, 0, len(content))

@@ -61,6 +61,18 @@ def test_the_copy_is_the_same_data_and_its_headers_are_not_read_again(source, tm
         assert copied.read_bytes() == mine.read_bytes()
 
 
+def test_the_sources_manifests_are_taken_from_a_cache_folder(source, tmp_path):
+    cache = tmp_path / "cache"
+    for split in ("train", "val"):
+        open_manifest(source, split, cache)
+    shutil.rmtree(source / ".trainyard", ignore_errors=True)
+    stage.run(StageOptions(source, tmp_path / "local", cache_dir=cache))
+    assert not (source / ".trainyard").exists()
+    mine = [tmp_path / "local" / ".trainyard" / f"{split}.arrow" for split in ("train", "val")]
+    theirs = [next(cache.glob(f"*-{split}.arrow")) for split in ("train", "val")]
+    assert [p.stat().st_mtime_ns for p in mine] == [p.stat().st_mtime_ns for p in theirs]
+
+
 def test_a_second_call_copies_nothing_and_a_cleaned_disk_is_filled_again(source, tmp_path, capsys):
     options = StageOptions(source, tmp_path / "local")
     stage.run(options)

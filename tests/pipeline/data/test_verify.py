@@ -149,12 +149,21 @@ def test_files_that_went_or_changed_after_the_scan_are_told_and_not_excluded(tmp
     assert [line["reason"] for line in found] == [
         "it cannot be read: No such file or directory",
         "it cannot be read: Is a directory",
-        f"has {len(JPEG) - 100} bytes, the manifest recorded {len(JPEG)}",
+        f"has {len(JPEG) - 100} bytes, the manifest recorded {len(JPEG)} (if it was replaced on "
+        f"purpose, python -m pipeline.prepare index --again makes the manifest anew; to runs that "
+        f"began before it is other data)",
         "the file is empty",
     ]
     assert all(line["changed"] for line in found)
     listed = json.loads(Path("verify.exclude.json").read_text())
     assert listed["splits"]["train"]["images"] == []
+
+
+def test_the_manifest_of_a_cache_folder_is_used(tmp_path):
+    root = make(tmp_path / "data", {"a": JPEG})
+    open_manifest(root, "train", tmp_path / "cache")
+    assert verified(root, cache_dir=tmp_path / "cache") == []
+    assert not (root / ".trainyard").exists()
 
 
 def test_an_image_of_another_size_than_recorded_is_found(tmp_path):

@@ -1,11 +1,8 @@
-"""Executes plans with DALI. The only module that imports DALI.
-
-One graph for training and validation, CPU and GPU: bytes -> decode the enclosing integer box ->
-resize the fractional box -> mirror and normalise -> (B, 3, H, W) channels-last.
-"""
+"""Batches of a stream: files read ahead, decoded by DALI, bad ones named."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
@@ -14,20 +11,16 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline, fn, types
+from nvidia.dali import Pipeline
 from torch.utils.dlpack import from_dlpack
 
-from pipeline.data.augment import Plan
+from pipeline.data.dali.graph import DecodeSettings, graph_inputs, make_pipeline, normalise
 from pipeline.data.manifest import BadImage, Manifest
 from pipeline.data.stream import ImageStream, Selection
-
-# ImageNet's channel statistics on the 0..255 scale, as every reference implementation uses them.
-MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32) * 255
-STD = np.array([0.229, 0.224, 0.225], dtype=np.float32) * 255
 
 log = logging.getLogger("trainyard")
 
@@ -38,30 +31,13 @@ _READERS = 8  # file reads in flight; they wait on the disk or the network, not 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images (B, 3, H, W) float32, channels-last, normalised; labels (B,) int64; both on the
-    rank's device. `positions` (B,) int64 in host memory says where in the stream they stand."""
+    """Images (B, 3, H, W), channels-last, normalised, float16 if so set and else float32; labels
+    (B,) int64; both on the rank's device. `positions` (B,) int64 in host memory says where in the
+    stream they stand."""
 
     images: torch.Tensor
     labels: torch.Tensor
     positions: np.ndarray
-
-
-@dataclass(frozen=True)
-class DecodeSettings:
-    """How a loader executes plans. `decoder` is where JPEGs are decoded, `device` where batches
-    are handed out, `threads` are DALI's CPU threads, `prefetch` the batches that wait ready."""
-
-    decoder: Literal["cpu", "gpu"]
-    device: torch.device
-    threads: int
-    prefetch: int = 2
-
-
-def gpu_count() -> int:
-    """GPUs that DALI can use here; 0 without a driver."""
-    from nvidia.dali.backend import GetCUDADeviceCount  # type: ignore[attr-defined]
-
-    return int(GetCUDADeviceCount())
 
 
 @dataclass(frozen=True)
@@ -70,86 +46,6 @@ class _Prepared:
 
     selection: Selection
     inputs: tuple[Any, ...]
-
-
-def graph_inputs(selection: Selection, encoded: list[np.ndarray], manifest: Manifest) -> Any:
-    """The graph's inputs for one batch, in the order of `make_pipeline`'s source.
-
-    The decoder gets the integer box around the planned one plus a margin of
-    ceil(max(1, box / output)) pixels, so that the antialiasing filter sees its neighbours; the
-    fractional box goes to the resize, relative to the decoded part, and is at least 1 px.
-    """
-    plan: Plan = selection.plan
-    sizes = np.stack([manifest.heights[selection.images], manifest.widths[selection.images]], 1)
-    start, extent = plan.boxes[:, :2].astype(np.float64), plan.boxes[:, 2:].astype(np.float64)
-    extent = np.maximum(extent, 1.0)
-    margin = np.ceil(np.maximum(1.0, extent / plan.size))
-    low = np.maximum(np.floor(start) - margin, 0).astype(np.int32)
-    high = np.minimum(np.ceil(start + extent) + margin, sizes).astype(np.int32)
-    begin = (start - low).astype(np.float32)
-    return (
-        encoded,
-        low,
-        high - low,
-        begin,
-        begin + extent.astype(np.float32),
-        plan.flips.astype(np.int32),
-        (MEAN - plan.offsets).astype(np.float32),
-        np.ascontiguousarray(selection.labels),
-    )
-
-
-def make_pipeline(
-    source: Any, batch_size: int, size: int, decoder: str, threads: int, device_id: int | None,
-    prefetch: int,
-) -> Pipeline:  # fmt: skip
-    """The graph, not yet built; `source()` gives the tuple of `graph_inputs` for each batch.
-
-    With `device_id=None` and `decoder="gpu"` it can be serialised and checked, not run.
-    Downstream operators follow the decoder's device.
-    """
-    pipe = Pipeline(
-        batch_size=batch_size,
-        num_threads=threads,
-        device_id=device_id,
-        prefetch_queue_depth=prefetch,
-        exec_dynamic=True,  # batches are fresh memory and stay valid; also 17% faster
-    )
-    with pipe:
-        encoded, low, extent, begin, end, flips, means, labels = fn.external_source(
-            source=source, num_outputs=8, batch=True
-        )
-        images = fn.decoders.image_slice(
-            encoded,
-            low,
-            extent,
-            axis_names="HW",
-            normalized_anchor=False,
-            normalized_shape=False,
-            output_type=types.RGB,
-            adjust_orientation=False,  # as Pillow and torchvision; EXIF would swap the box's axes
-            device="mixed" if decoder == "gpu" else "cpu",
-        )
-        images = fn.resize(
-            images,
-            size=[size, size],
-            roi_start=begin,
-            roi_end=end,
-            roi_relative=False,
-            interp_type=types.INTERP_LINEAR,
-            antialias=True,
-        )
-        # The colour offset rides on the mean: 8% of the loader's time, 21% as an addition.
-        images = fn.crop_mirror_normalize(
-            images,
-            mirror=flips,
-            mean=means,
-            std=STD.tolist(),
-            dtype=types.FLOAT,
-            output_layout="HWC",
-        )
-        pipe.set_outputs(images, labels)
-    return pipe
 
 
 class Loader:
@@ -179,7 +75,7 @@ class Loader:
         self._ahead: deque[Future[_Prepared]] = deque()
         self._in_dali: deque[_Prepared] = deque()
         self._failure: Exception | None = None
-        self._pipe = self._build(self._hand_over, batch_size, settings.prefetch)
+        self._pipe = self._build(self._hand_over, batch_size, settings)
         for _ in range(settings.prefetch + 1):
             self._prepare_next()
 
@@ -193,7 +89,7 @@ class Loader:
         if self._left == 0:
             raise StopIteration
         try:
-            images, labels = self._pipe.run(self._stream_of_torch())
+            images, labels, *means = self._pipe.run(self._stream_of_torch())
         except StopIteration:
             assert self._failure is not None, "the source ended before the loader's length"
             raise self._failure from None
@@ -203,8 +99,11 @@ class Loader:
         prepared = self._in_dali.popleft()
         device = self._settings.device
         # Copies wait: DALI may reuse its memory as soon as these names are gone.
+        pixels = from_dlpack(images.as_tensor()).to(device)
+        if means:
+            pixels = normalise(pixels, from_dlpack(means[0].as_tensor()))
         return Batch(
-            from_dlpack(images.as_tensor()).permute(0, 3, 1, 2).to(device),
+            pixels.permute(0, 3, 1, 2),
             from_dlpack(labels.as_tensor()).to(device),
             prepared.selection.positions,
         )
@@ -222,13 +121,19 @@ class Loader:
         self._readers.shutdown(wait=True, cancel_futures=True)
         self.__dict__.pop("_pipe", None)
 
-    def _build(self, source: Any, batch_size: int, prefetch: int) -> Pipeline:
-        settings = self._settings
-        device_id = settings.device.index if settings.decoder == "gpu" else None
-        pipe = make_pipeline(
-            source, batch_size, self._size, settings.decoder, settings.threads, device_id, prefetch
-        )
-        pipe.build()
+    def _build(self, source: Any, batch_size: int, settings: DecodeSettings) -> Pipeline:
+        pipe = make_pipeline(source, batch_size, self._size, settings)
+        try:
+            pipe.build()
+        except RuntimeError as error:
+            if settings.decoder == "cpu" or not _OUT_OF_MEMORY.search(str(error)):
+                raise
+            memory = settings.memory
+            raise RuntimeError(
+                f"the GPU's decoders cannot set memory aside for images of {memory.width} x "
+                f"{memory.height} pixels in {settings.threads} threads ({_last_reason(error)}); "
+                "lower data.preallocate, data.device_padding_bytes or data.threads"
+            ) from error
         return pipe
 
     def _prepare_next(self) -> None:
@@ -272,7 +177,7 @@ class Loader:
                 for column in prepared.inputs
             )
 
-        pipe = self._build(source, 1, 1)
+        pipe = self._build(source, 1, dataclasses.replace(self._settings, prefetch=1))
         for image in prepared.selection.images:
             try:
                 pipe.run()
