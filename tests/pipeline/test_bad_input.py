@@ -225,7 +225,7 @@ BAD_FILES = {
     "cut later": (lambda good: good[:100], "has 100 bytes, the manifest recorded", 4, False),
 }
 CURES = {
-    True: "a good copy changes the data, so put one there and start under a new run.name",
+    True: "go on without it by data.bad_images=exclude, or put a good copy there, which changes",
     False: "put back the file that was scanned and start again",
 }
 
