@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from pipeline.bench.options import OPTIONS
 from pipeline.config import ConfigError
 from pipeline.failure import launched_size, run_command
-from pipeline.options import can_hold
+from pipeline.options import can_hold, take_name
 from pipeline.options import parse as parse_settings
 
 _PROG = "python -m pipeline.benchmark"
@@ -26,15 +25,7 @@ def parse(argv: list[str]) -> tuple[str, Any, Path | None]:
     Raises `ConfigError` for an unknown name or option, with the nearest right one; `--help` prints
     and exits.
     """
-    name = argv[0] if argv else ""
-    if name in ("-h", "--help"):
-        print(_overview())
-        sys.exit(0)
-    if name not in OPTIONS:
-        nearest = difflib.get_close_matches(name, OPTIONS, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"there are: {', '.join(OPTIONS)}"
-        what = f"there is no benchmark {name}" if name else "the name of a benchmark is missing"
-        raise ConfigError(f"{what}; {hint}")
+    name = take_name(argv, OPTIONS, "benchmark", _overview())
     kind = OPTIONS[name]
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=f"{_PROG} {name}", description=kind.__doc__, exit_on_error=False)

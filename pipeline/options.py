@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -115,6 +116,23 @@ def check_names(parser: ArgumentParser, argv: Sequence[str]) -> None:
         name = argument.partition("=")[0]
         if name.startswith("--") and name not in known:
             raise _unknown(name, "command line", known)
+
+
+def take_name(argv: Sequence[str], known: Collection[str], kind: str, overview: str) -> str:
+    """The first argument, which is to be one of the names `known` of a `kind` of thing.
+
+    Raises `ConfigError` with the nearest for another; `--help` prints `overview` and exits.
+    """
+    name = argv[0] if argv else ""
+    if name in ("-h", "--help"):
+        print(overview)
+        sys.exit(0)
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"there are: {', '.join(known)}"
+        what = f"there is no {kind} {name}" if name else f"the name of a {kind} is missing"
+        raise ConfigError(f"{what}; {hint}")
+    return name
 
 
 def checkpoint_exists(setting: str, path: str) -> None:

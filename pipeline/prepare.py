@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import logging
 import sys
@@ -12,10 +11,11 @@ from typing import Any, get_type_hints
 from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser
 
-from pipeline.config import ConfigError, require
+from pipeline.config import require
 from pipeline.data.preparing.options import OPTIONS
 from pipeline.failure import run_command
 from pipeline.options import parse as parse_settings
+from pipeline.options import take_name
 
 _PROG = "python -m pipeline.prepare"
 
@@ -26,15 +26,7 @@ def parse(argv: list[str]) -> tuple[str, Any]:
     Raises `ConfigError` for an unknown name or option, with the nearest right one; `--help` prints
     and exits.
     """
-    name = argv[0] if argv else ""
-    if name in ("-h", "--help"):
-        print(_overview())
-        sys.exit(0)
-    if name not in OPTIONS:
-        nearest = difflib.get_close_matches(name, OPTIONS, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"there are: {', '.join(OPTIONS)}"
-        what = f"there is no subcommand {name}" if name else "the name of a subcommand is missing"
-        raise ConfigError(f"{what}; {hint}")
+    name = take_name(argv, OPTIONS, "subcommand", _overview())
     kind = OPTIONS[name]
     parsed = parse_settings(_parser(name, kind), {}, argv[1:])
     values = {}
