@@ -19,7 +19,7 @@ from pipeline.agreement import Feed, StopSignal
 from pipeline.checkpoint import CheckpointFolder
 from pipeline.config import Config, ScheduleConfig
 from pipeline.data.augment import CenterCrop
-from pipeline.data.dali import MEAN, STD, Batch, DecodeSettings, Loader
+from pipeline.data.dali import Batch, DecodeSettings, Loader
 from pipeline.data.exclusion import Exclusions
 from pipeline.data.manifest import Manifest
 from pipeline.data.order import (
@@ -216,7 +216,7 @@ class Job:
 
         return Loader(
             self.stream, chunks(), left,
-            self.partition.micro_batch_size, self.config.data.image_size, self.decode,
+            self.partition.micro_batch_size, self.decode,
         )  # fmt: skip
 
     def val_loader(self) -> ValidationLoader:
@@ -233,8 +233,9 @@ class Job:
     def show_images(self, batch: Batch) -> None:
         """Hands a few augmented images, as the model sees them, to the monitor."""
         self._images_shown_epoch = self._epochs_done(self.progress.step)
+        normal = self.decode.normalisation
         shown = batch.images[:_GRID_IMAGES].permute(0, 2, 3, 1).float().cpu().numpy()  # host sync
-        pixels = np.clip(shown * STD + MEAN, 0, 255).round().astype(np.uint8)
+        pixels = np.clip(shown * normal.std + normal.mean, 0, 255).round().astype(np.uint8)
         self.monitor.images(pixels, self.position)
 
 
@@ -266,7 +267,7 @@ def open_val_loader(
 
     def open_from(done: int) -> Loader:
         left = (positions(number) for number in range(done, len(chunks)))
-        return Loader(stream, left, len(chunks) - done, batch, config.data.image_size, decode)
+        return Loader(stream, left, len(chunks) - done, batch, decode)
 
     most = config.data.max_excluded if config.data.bad_images == "exclude" else None
     return ValidationLoader(stream, open_from, positions, most)

@@ -77,7 +77,7 @@ def decode_largest(
     for _ in range(_TRIES):
         largest = np.array(order[:batch], dtype=np.int64)
         try:
-            with closing(Loader(stream, [largest], 1, batch, config.image_size, decode)) as loader:
+            with closing(Loader(stream, [largest], 1, batch, decode)) as loader:
                 next(loader)
         except BadImage as error:
             order = [i for i in order if manifest.path(i) != error.path]

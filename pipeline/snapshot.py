@@ -32,12 +32,12 @@ def fingerprint(config: Config, data_hashes: dict[str, str]) -> dict[str, Any]:
     fixed = {
         "data": (
             "global_batch_size", "image_size", "train_crop", "area", "short_side", "flip",
-            "color_std", "val_resize", "output",
+            "padding", "color_std", "mean", "held_out", "val_resize", "output",
         ),
-        "model": ("depth", "variant", "zero_init_last_norm"),
+        "model": ("family", "residual", "depth", "shortcut", "variant", "zero_init_last_norm"),
         "optim": tuple(f.name for f in dataclasses.fields(config.optim)),
         "schedule": tuple(
-            f.name for f in dataclasses.fields(config.schedule) if f.name != "epochs"
+            f.name for f in dataclasses.fields(config.schedule) if f.name not in ("epochs", "steps")
         ),
     }  # fmt: skip
     for part, names in fixed.items():

@@ -43,7 +43,7 @@ def small_model(val_set: Manifest) -> nn.Module:
         nn.LazyLinear(len(val_set.classes)),
     )  # fmt: skip
     stream = ValStream(val_set, CenterCrop(32, 36))
-    with torch.no_grad(), closing(Loader(stream, [np.arange(20)], 1, 20, 32, DECODE)) as loader:
+    with torch.no_grad(), closing(Loader(stream, [np.arange(20)], 1, 20, DECODE)) as loader:
         for batch in loader:
             model(batch.images)
     return model.eval()

@@ -66,7 +66,7 @@ class _Side:
         self, stream: TrainStream, options: LoaderOptions, settings: DecodeSettings
     ) -> None:
         self._stream, self._settings = stream, settings
-        self._batch, self._size = options.batch, options.size
+        self._batch = options.batch
         self._timed = -(-options.images // options.batch)
         self._position = 0
 
@@ -79,7 +79,7 @@ class _Side:
             np.arange(start, start + self._batch, dtype=np.int64)
             for start in range(first, self._position, self._batch)
         )
-        loader = Loader(self._stream, chunks, count, self._batch, self._size, self._settings)
+        loader = Loader(self._stream, chunks, count, self._batch, self._settings)
         arrived = []
         with contextlib.closing(loader):
             for batch in loader:

@@ -220,7 +220,6 @@ class _Ours(_Side):
         )
         self._stream = TrainStream(manifest, train_planner(config), seed=0)
         self._settings = _decoding(config)
-        self._size = options.size
         self._position = 0
 
     def measure(self) -> float:
@@ -231,7 +230,7 @@ class _Ours(_Side):
             np.arange(start, start + self._batch, dtype=np.int64)
             for start in range(first, self._position, self._batch)
         )
-        loader = Loader(self._stream, chunks, self.batches, self._batch, self._size, self._settings)
+        loader = Loader(self._stream, chunks, self.batches, self._batch, self._settings)
         with contextlib.closing(loader):
             return self.images_per_sec(loader, self._settings.device)
 

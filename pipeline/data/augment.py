@@ -10,23 +10,14 @@ reading that file is what fails, and names it.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.normalisation import IMAGENET, Normalisation
 from pipeline.data.order import uniform
-
-# Principal components of ImageNet's RGB pixels in 0..1 as published with fb.resnet.torch (columns
-# of the matrix are the components); scaled to 0..255 the values are the 55.46, 4.794, 1.148 of
-# MXNet and others.
-_PCA_EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
-_PCA_EIGENVECTORS = np.array(
-    [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
-)
-# Row k is what coefficient k adds to (R, G, B), in 0..255 units.
-_PCA_OFFSETS = 255.0 * (_PCA_EIGENVECTORS * _PCA_EIGENVALUES).T
 
 _TRIES = 10  # torchvision's RandomResizedCrop gives up after ten
 _COLOR_WORDS = 4  # two Box-Muller pairs, of which three normals are used
@@ -40,13 +31,13 @@ class Plan:
     side.
     flips: (B,) int32, 1 to mirror left-right.
     offsets: (B, 3) float32 added to R, G and B in 0..255 units.
-    size: side of the square output in pixels.
+    shape: height and width of every output in pixels.
     """
 
     boxes: NDArray[np.float32]
     flips: NDArray[np.int32]
     offsets: NDArray[np.float32]
-    size: int
+    shape: tuple[int, int]
 
 
 class Planner(Protocol):
@@ -73,7 +64,7 @@ class RandomResizedCrop:
     Ten tries for a box of integer sides, each with its own words; if none fits, the largest
     central box of a permitted aspect. `area` is a fraction of the image, `aspect` is width /
     height, `color_std` the standard deviation of the colour offset's coefficients (`None`: no
-    offset; the paper: 0.1).
+    offset; the paper: 0.1), `normalisation` has its axes.
     """
 
     size: int = 224
@@ -81,6 +72,7 @@ class RandomResizedCrop:
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
     color_std: float | None = None
+    normalisation: Normalisation = field(default=IMAGENET, repr=False)
 
     # Words: area and aspect of each try, y, x, flip, colour, one spare.
     words_per_position: ClassVar[int] = 28
@@ -114,8 +106,8 @@ class RandomResizedCrop:
         return Plan(
             boxes=np.stack([y, x, box_high, box_wide], axis=1).astype(np.float32),
             flips=_flips(draws[22], self.flip),
-            offsets=_color_offsets(draws[23:27], self.color_std),
-            size=self.size,
+            offsets=_color_offsets(draws[23:27], self.color_std, self.normalisation.color_axes),
+            shape=(self.size, self.size),
         )
 
     def _box_sides(
@@ -152,13 +144,14 @@ class ScaleJitter:
 
     The image is resized so that its shorter side has s pixels, s an integer drawn uniformly from
     `short_side` (both ends included), and cropped at a random whole pixel of the resized image.
-    The plan holds that crop in source pixels: `size / s` of the shorter side. `color_std` as above.
+    The plan holds that crop in source pixels: `size / s` of the shorter side. Colour as above.
     """
 
     size: int = 224
     short_side: tuple[int, int] = (256, 480)
     flip: bool = True
     color_std: float | None = None
+    normalisation: Normalisation = field(default=IMAGENET, repr=False)
 
     # Words: shorter side, y, x, flip, colour.
     words_per_position: ClassVar[int] = 8
@@ -186,8 +179,8 @@ class ScaleJitter:
         return Plan(
             boxes=_source_boxes((high, wide), (resized_high, resized_wide), (y, x), self.size),
             flips=_flips(draws[3], self.flip),
-            offsets=_color_offsets(draws[4:8], self.color_std),
-            size=self.size,
+            offsets=_color_offsets(draws[4:8], self.color_std, self.normalisation.color_axes),
+            shape=(self.size, self.size),
         )
 
 
@@ -223,7 +216,7 @@ class CenterCrop:
             boxes=_source_boxes((high, wide), (resized_high, resized_wide), (y, x), self.size),
             flips=np.zeros(len(high), dtype=np.int32),
             offsets=np.zeros((len(high), 3), dtype=np.float32),
-            size=self.size,
+            shape=(self.size, self.size),
         )
 
 
@@ -259,7 +252,9 @@ def _flips(draws: NDArray[np.float64], enabled: bool) -> NDArray[np.int32]:
     return ((draws < 0.5) & enabled).astype(np.int32)
 
 
-def _color_offsets(draws: NDArray[np.float64], std: float | None) -> NDArray[np.float32]:
+def _color_offsets(
+    draws: NDArray[np.float64], std: float | None, axes: NDArray[np.float64]
+) -> NDArray[np.float32]:
     """Return AlexNet's colour offset (B, 3) in 0..255 units from draws (4, B).
 
     Krizhevsky 2012, section 4.1: the sum over components of eigenvector * eigenvalue * N(0, std).
@@ -271,7 +266,7 @@ def _color_offsets(draws: NDArray[np.float64], std: float | None) -> NDArray[np.
     angle = 2.0 * np.pi * draws[2:4]
     normals = (*(radius * np.cos(angle)), radius[0] * np.sin(angle[0]))
     # Summed term by term: a matrix product may round by the size of the batch.
-    terms = [normal[:, None] * std * row for normal, row in zip(normals, _PCA_OFFSETS, strict=True)]
+    terms = [normal[:, None] * std * row for normal, row in zip(normals, axes, strict=True)]
     return np.asarray(terms[0] + terms[1] + terms[2], dtype=np.float32)
 
 

@@ -18,7 +18,7 @@ File = bytes | NDArray[np.uint8]
 def execute(plan: Plan, files: Sequence[File]) -> NDArray[np.float32]:
     """Decode, crop, resize, mirror and colour image files.
 
-    Returns (B, size, size, 3) float32 RGB in 0..255 units, neither clipped after the colour offset
+    Returns (B, *plan.shape, 3) float32 RGB in 0..255 units, neither clipped after the colour offset
     nor normalised. The resize is Pillow's bilinear, which filters when it shrinks.
     """
     return np.stack([_execute_one(plan, index, file) for index, file in enumerate(files)])
@@ -27,7 +27,7 @@ def execute(plan: Plan, files: Sequence[File]) -> NDArray[np.float32]:
 def _execute_one(plan: Plan, index: int, file: File) -> NDArray[np.float32]:
     y, x, height, width = plan.boxes[index].astype(float)
     cut = _rgb(file).resize(
-        (plan.size, plan.size), Image.Resampling.BILINEAR, box=(x, y, x + width, y + height)
+        plan.shape[::-1], Image.Resampling.BILINEAR, box=(x, y, x + width, y + height)
     )
     pixels = np.asarray(cut, dtype=np.float32)
     if plan.flips[index]:
@@ -51,14 +51,14 @@ def torchvision_center_crop(file: File, resize: int, size: int) -> NDArray[np.fl
 
 
 def inside(plan: Plan, heights: NDArray[np.int32], widths: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Output pixels whose filter stays inside the image, (B, size, size); sizes (B,) in pixels.
+    """Output pixels whose filter stays inside the image, (B, *plan.shape); sizes (B,) in pixels.
 
     Beyond the image's edge DALI repeats the last pixel and Pillow leaves it out, which makes up to
     4 levels of difference there.
     """
-    mask = np.ones((len(heights), plan.size, plan.size), dtype=bool)
+    mask = np.ones((len(heights), *plan.shape), dtype=bool)
     for index, (y, x, high, wide) in enumerate(plan.boxes.astype(float)):
-        reach_y, reach_x = max(1.0, high / plan.size), max(1.0, wide / plan.size)
+        reach_y, reach_x = max(1.0, high / plan.shape[0]), max(1.0, wide / plan.shape[1])
         left, right = (-1, 0) if plan.flips[index] else (0, -1)
         mask[index, 0] &= y >= reach_y
         mask[index, -1] &= y + high + reach_y <= heights[index]

@@ -41,7 +41,7 @@ def one_rank(small_data):
 
 def open_loader(val_set, *starts: int, size: int = 5) -> Loader:
     chunks = [np.arange(start, start + size) for start in starts]
-    return Loader(ValStream(val_set, CenterCrop(32, 36)), chunks, len(chunks), size, 32, DECODE)
+    return Loader(ValStream(val_set, CenterCrop(32, 36)), chunks, len(chunks), size, DECODE)
 
 
 def validated(model, loader: Loader, images: int = 30):

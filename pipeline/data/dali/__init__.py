@@ -4,8 +4,6 @@ The only package that imports DALI.
 """
 
 from pipeline.data.dali.graph import (
-    MEAN,
-    STD,
     DecoderMemory,
     DecodeSettings,
     gpu_count,
@@ -15,6 +13,6 @@ from pipeline.data.dali.graph import (
 from pipeline.data.dali.loader import Batch, Loader, available_cores, read_patiently
 
 __all__ = [
-    "MEAN", "STD", "Batch", "DecodeSettings", "DecoderMemory", "Loader", "available_cores",
+    "Batch", "DecodeSettings", "DecoderMemory", "Loader", "available_cores",
     "gpu_count", "graph_inputs", "make_pipeline", "read_patiently",
 ]  # fmt: skip

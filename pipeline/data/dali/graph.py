@@ -15,11 +15,8 @@ from nvidia.dali import Pipeline, fn, types
 
 from pipeline.data.augment import Plan
 from pipeline.data.manifest import Manifest
+from pipeline.data.normalisation import IMAGENET, Normalisation
 from pipeline.data.stream import Selection
-
-# ImageNet's channel statistics on the 0..255 scale, as every reference implementation uses them.
-MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32) * 255
-STD = np.array([0.229, 0.224, 0.225], dtype=np.float32) * 255
 
 
 @dataclass(frozen=True)
@@ -53,6 +50,7 @@ class DecodeSettings:
     output: Literal["float32", "float16", "uint8"] = "float32"
     hw_decoder_load: float = 0.65
     memory: DecoderMemory = field(default_factory=DecoderMemory)
+    normalisation: Normalisation = IMAGENET
 
 
 def gpu_count() -> int:
@@ -62,7 +60,12 @@ def gpu_count() -> int:
     return int(GetCUDADeviceCount())
 
 
-def graph_inputs(selection: Selection, encoded: list[np.ndarray], manifest: Manifest) -> Any:
+def graph_inputs(
+    selection: Selection,
+    encoded: list[np.ndarray],
+    manifest: Manifest,
+    normalisation: Normalisation,
+) -> Any:
     """The graph's inputs for one batch, in the order of `make_pipeline`'s source.
 
     The decoder gets the integer box around the planned one plus a margin of
@@ -73,7 +76,7 @@ def graph_inputs(selection: Selection, encoded: list[np.ndarray], manifest: Mani
     sizes = np.stack([manifest.heights[selection.images], manifest.widths[selection.images]], 1)
     start, extent = plan.boxes[:, :2].astype(np.float64), plan.boxes[:, 2:].astype(np.float64)
     extent = np.maximum(extent, 1.0)
-    margin = np.ceil(np.maximum(1.0, extent / plan.size))
+    margin = np.ceil(np.maximum(1.0, extent / plan.shape))
     low = np.maximum(np.floor(start) - margin, 0).astype(np.int32)
     high = np.minimum(np.ceil(start + extent) + margin, sizes).astype(np.int32)
     begin = (start - low).astype(np.float32)
@@ -83,16 +86,17 @@ def graph_inputs(selection: Selection, encoded: list[np.ndarray], manifest: Mani
         high - low,
         begin,
         begin + extent.astype(np.float32),
+        np.tile(np.array(plan.shape, dtype=np.float32), (len(start), 1)),
         plan.flips.astype(np.int32),
-        (MEAN - plan.offsets).astype(np.float32),
+        (normalisation.mean - plan.offsets).astype(np.float32),
         np.ascontiguousarray(selection.labels),
     )
 
 
-def make_pipeline(source: Any, batch_size: int, size: int, settings: DecodeSettings) -> Pipeline:
+def make_pipeline(source: Any, batch_size: int, settings: DecodeSettings) -> Pipeline:
     """The graph, not yet built; `source()` gives the tuple of `graph_inputs` for each batch.
 
-    Gives images (B, size, size, 3) of `settings.output`, labels (B,) int64, and for uint8, whose
+    Gives images (B, H, W, 3) of `settings.output`, labels (B,) int64, and for uint8, whose
     pixels are not normalised, each image's mean (B, 3) float32 on the host. With `settings.device`
     a CPU, a graph of the GPU decoder can be serialised and checked, not run.
     """
@@ -104,8 +108,8 @@ def make_pipeline(source: Any, batch_size: int, size: int, settings: DecodeSetti
         exec_dynamic=True,  # batches are fresh memory and stay valid; also 17% faster
     )
     with pipe:
-        encoded, low, extent, begin, end, flips, means, labels = fn.external_source(
-            source=source, num_outputs=8, batch=True
+        encoded, low, extent, begin, end, shape, flips, means, labels = fn.external_source(
+            source=source, num_outputs=9, batch=True
         )
         images = fn.decoders.image_slice(
             encoded,
@@ -120,7 +124,7 @@ def make_pipeline(source: Any, batch_size: int, size: int, settings: DecodeSetti
         )
         images = fn.resize(
             images,
-            size=[size, size],
+            size=shape,
             roi_start=begin,
             roi_end=end,
             roi_relative=False,
@@ -138,7 +142,7 @@ def make_pipeline(source: Any, batch_size: int, size: int, settings: DecodeSetti
                 images,
                 mirror=flips,
                 mean=means,
-                std=STD.tolist(),
+                std=settings.normalisation.std.tolist(),
                 dtype=types.FLOAT16 if settings.output == "float16" else types.FLOAT,
                 output_layout="HWC",
             )
@@ -161,10 +165,10 @@ def _decoder_arguments(settings: DecodeSettings) -> dict[str, Any]:
     }
 
 
-def normalise(images: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
-    """What DALI would have made of pixels (B, H, W, 3) uint8 and means (B, 3): float32, NHWC.
+def normalise(images: torch.Tensor, means: torch.Tensor, std: np.ndarray) -> torch.Tensor:
+    """What DALI would have made of pixels (B, H, W, 3) uint8: float32, NHWC.
 
-    On the device of `images`; within 2.4e-7 of DALI's own.
+    `means` is (B, 3), `std` (3,). On the device of `images`; within 2.4e-7 of DALI's own.
     """
-    scale = torch.from_numpy(1 / STD).to(images.device)
+    scale = torch.from_numpy(1 / std).to(images.device)
     return images.sub(means.to(images.device)[:, None, None, :]).mul_(scale)

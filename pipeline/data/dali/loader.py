@@ -61,14 +61,12 @@ class Loader:
         chunks: Iterable[np.ndarray],
         length: int,
         batch_size: int,
-        size: int,
         settings: DecodeSettings,
     ) -> None:
         self._stream = stream
         self._chunks = iter(chunks)
         self._length = length
         self._left = length
-        self._size = size
         self._settings = settings
         self._planners = ThreadPoolExecutor(settings.prefetch + 1, thread_name_prefix="plan")
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
@@ -101,7 +99,9 @@ class Loader:
         # Copies wait: DALI may reuse its memory as soon as these names are gone.
         pixels = from_dlpack(images.as_tensor()).to(device)
         if means:
-            pixels = normalise(pixels, from_dlpack(means[0].as_tensor()))
+            pixels = normalise(
+                pixels, from_dlpack(means[0].as_tensor()), self._settings.normalisation.std
+            )
         return Batch(
             pixels.permute(0, 3, 1, 2),
             from_dlpack(labels.as_tensor()).to(device),
@@ -122,7 +122,7 @@ class Loader:
         self.__dict__.pop("_pipe", None)
 
     def _build(self, source: Any, batch_size: int, settings: DecodeSettings) -> Pipeline:
-        pipe = make_pipeline(source, batch_size, self._size, settings)
+        pipe = make_pipeline(source, batch_size, settings)
         try:
             pipe.build()
         except RuntimeError as error:
@@ -146,7 +146,9 @@ class Loader:
         # One task per reader, not per file: 25 us of Python each would add up at 8,000 files/s.
         shares = np.array_split(selection.images, min(_READERS, len(selection.images)))
         encoded = [one for share in self._readers.map(self._read, shares) for one in share]
-        return _Prepared(selection, graph_inputs(selection, encoded, self._stream.manifest))
+        normalisation = self._settings.normalisation
+        inputs = graph_inputs(selection, encoded, self._stream.manifest, normalisation)
+        return _Prepared(selection, inputs)
 
     def _read(self, images: np.ndarray) -> list[np.ndarray]:
         return [read_patiently(self._stream.manifest, int(image)) for image in images]

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pipeline.data.augment import Plan
 from pipeline.data.dali import DecodeSettings, graph_inputs, make_pipeline
 from pipeline.data.manifest import Manifest
+from pipeline.data.normalisation import IMAGENET
 from pipeline.data.stream import Selection
 
 _SIDE = 8  # the resize has to read every pixel and costs little more
@@ -101,7 +102,7 @@ class Decoder:
     def _decode(self, images: Sequence[int], encoded: Sequence[NDArray[np.uint8]]) -> Verdict:
         assert self._said is not None, "the decoder is not open"
         self._inputs = graph_inputs(
-            _whole(self._manifest, np.array(images)), list(encoded), self._manifest
+            _whole(self._manifest, np.array(images)), list(encoded), self._manifest, IMAGENET
         )
         self._said.seek(0)
         self._said.truncate()
@@ -124,7 +125,7 @@ class Decoder:
     def _pipe(self, size: int) -> Any:
         if size not in self._pipes:
             settings = DecodeSettings("cpu", torch.device("cpu"), self._threads, prefetch=1)
-            pipe = make_pipeline(lambda: self._inputs, size, _SIDE, settings)
+            pipe = make_pipeline(lambda: self._inputs, size, settings)
             pipe.build()
             self._pipes[size] = pipe
         return self._pipes[size]
@@ -135,7 +136,7 @@ def _whole(manifest: Manifest, images: NDArray[np.int64]) -> Selection:
     boxes = np.zeros((count, 4), dtype=np.float32)
     boxes[:, 2], boxes[:, 3] = manifest.heights[images], manifest.widths[images]
     offsets = np.zeros((count, 3), dtype=np.float32)
-    plan = Plan(boxes, np.zeros(count, dtype=np.int32), offsets, _SIDE)
+    plan = Plan(boxes, np.zeros(count, dtype=np.int32), offsets, (_SIDE, _SIDE))
     return Selection(images, images, np.zeros(count, dtype=np.int64), plan)
 
 

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from pipeline.config import Config, DataConfig, require
 from pipeline.data.augment import CenterCrop
-from pipeline.data.dali import MEAN, STD, DecodeSettings, Loader, gpu_count
+from pipeline.data.dali import DecodeSettings, Loader, gpu_count
 from pipeline.data.manifest import open_manifest
+from pipeline.data.normalisation import IMAGENET
 from pipeline.data.pillow import execute, inside, torchvision_center_crop
 from pipeline.data.preparing.options import ParityOptions
 from pipeline.data.stream import TrainStream, ValStream, train_planner
@@ -171,14 +172,17 @@ def compare(
     with contextlib.ExitStack() as stack:
         loaders = [
             stack.enter_context(
-                contextlib.closing(Loader(stream, chunks, len(chunks), batch, _SIZE, settings))
+                contextlib.closing(Loader(stream, chunks, len(chunks), batch, settings))
             )
             for settings in decoders.values()
         ]
         for batches in zip(*loaders, strict=True):
             references = _Reference(stream, batches[0].positions, against)
             for decoder, drawn in zip(decoders, batches, strict=True):
-                levels = drawn.images.permute(0, 2, 3, 1).float().cpu().numpy() * STD + MEAN
+                levels = (
+                    drawn.images.permute(0, 2, 3, 1).float().cpu().numpy() * IMAGENET.std
+                    + IMAGENET.mean
+                )
                 for name in against:
                     references.add(levels, name, found[decoder, name])
     return list(found.values())

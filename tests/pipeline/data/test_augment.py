@@ -62,7 +62,7 @@ def test_plans_have_the_promised_shapes_and_types(planner):
     assert (plan.boxes.shape, plan.boxes.dtype) == ((3, 4), np.float32)
     assert (plan.flips.shape, plan.flips.dtype) == ((3,), np.int32)
     assert (plan.offsets.shape, plan.offsets.dtype) == ((3, 3), np.float32)
-    assert plan.size == planner.size
+    assert plan.shape == (planner.size, planner.size)
     assert all(array.flags.c_contiguous for array in (plan.boxes, plan.flips, plan.offsets))
     assert planner.words_per_position % 4 == 0
 

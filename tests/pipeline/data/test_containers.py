@@ -79,7 +79,7 @@ def test_batches_are_those_of_class_folders(tmp_path, write):
         stream = TrainStream(open_manifest(root, "train"), RandomResizedCrop(16), seed=3)
         chunks = [np.arange(start, start + 5) for start in range(0, 50, 5)]
         settings = DecodeSettings("cpu", torch.device("cpu"), threads=1)
-        with closing(Loader(stream, chunks, len(chunks), 5, 16, settings)) as loader:
+        with closing(Loader(stream, chunks, len(chunks), 5, settings)) as loader:
             batches.append(list(loader))
     for ours, theirs in zip(*batches, strict=True):
         assert torch.equal(ours.images, theirs.images)

@@ -318,7 +318,7 @@ def test_an_image_that_cannot_be_decoded_is_named_with_its_container(tmp_path):
     bad = next(i for i in range(9) if f"a/{images[4][1]} " in str(manifest.path(i)))
     stream = ValStream(manifest, CenterCrop(16, 16))
     settings = DecodeSettings("cpu", torch.device("cpu"), threads=1)
-    loader = Loader(stream, [np.arange(9)], 1, 9, 16, settings)
+    loader = Loader(stream, [np.arange(9)], 1, 9, settings)
     with closing(loader), pytest.raises(BadImage, match="cannot be decoded") as caught:
         next(loader)
     assert caught.value.path == manifest.path(bad)

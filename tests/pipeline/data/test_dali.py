@@ -15,8 +15,9 @@ from nvidia.dali import fn
 from PIL import Image
 
 from pipeline.data.augment import CenterCrop, RandomResizedCrop, ScaleJitter
-from pipeline.data.dali import MEAN, STD, DecodeSettings, Loader, make_pipeline
+from pipeline.data.dali import DecodeSettings, Loader, make_pipeline
 from pipeline.data.manifest import BadImage, Manifest, open_manifest
+from pipeline.data.normalisation import IMAGENET
 from pipeline.data.pillow import execute, inside
 from pipeline.data.stream import TrainStream, ValStream
 
@@ -86,7 +87,7 @@ def open_loader(
     stream: Stream, chunks: Sequence[np.ndarray], threads: int = 1, prefetch: int = 2
 ) -> Loader:
     settings = DecodeSettings("cpu", CPU, threads, prefetch)
-    return Loader(stream, chunks, len(chunks), len(chunks[0]), stream.planner.size, settings)
+    return Loader(stream, chunks, len(chunks), len(chunks[0]), settings)
 
 
 def chunks_of(size: int, *starts: int) -> list[np.ndarray]:
@@ -100,7 +101,7 @@ def draw(stream: Stream, chunks: Sequence[np.ndarray], **settings: int) -> list:
 
 def pixels(images: torch.Tensor) -> np.ndarray:
     """A batch in 0..255 units, (B, H, W, 3)."""
-    return images.permute(0, 2, 3, 1).numpy() * STD + MEAN
+    return images.permute(0, 2, 3, 1).numpy() * IMAGENET.std + IMAGENET.mean
 
 
 @pytest.mark.parametrize(
@@ -214,7 +215,7 @@ def test_the_length_is_exact_and_the_end_is_the_end(plain, count):
 
 
 def graph(decoder: str):
-    return make_pipeline(lambda: None, 4, 32, DecodeSettings(decoder, CPU, threads=1))
+    return make_pipeline(lambda: None, 4, DecodeSettings(decoder, CPU, threads=1))
 
 
 def devices(serialised: bytes) -> list[bytes]:
@@ -228,7 +229,7 @@ def test_the_gpu_graph_is_whole_and_differs_from_the_cpu_graph_by_its_devices():
         assert operator in on_gpu
         assert operator in on_cpu
     # The decoder is mixed, resize and normalise follow it, the source of inputs stays on the host.
-    assert Counter(devices(on_gpu)) == {b"mixed": 1, b"gpu": 2, b"cpu": 8}
+    assert Counter(devices(on_gpu)) == {b"mixed": 1, b"gpu": 2, b"cpu": 9}
     assert set(devices(on_cpu)) == {b"cpu"}
 
 

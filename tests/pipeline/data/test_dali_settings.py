@@ -30,7 +30,7 @@ GPU_ONLY = {
 
 
 def graph(settings: DecodeSettings):
-    return make_pipeline(lambda: None, 4, 32, settings)
+    return make_pipeline(lambda: None, 4, settings)
 
 
 def varint(value: int) -> bytes:
@@ -72,7 +72,7 @@ def test_the_three_output_types_make_three_graphs():
 
 def draw(stream, output: str) -> torch.Tensor:
     settings = DecodeSettings("cpu", CPU, 1, output=output)
-    with closing(Loader(stream, [np.arange(12)], 1, 12, 32, settings)) as loader:
+    with closing(Loader(stream, [np.arange(12)], 1, 12, settings)) as loader:
         return next(loader).images
 
 

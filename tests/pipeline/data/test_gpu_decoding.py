@@ -10,8 +10,9 @@ from PIL import Image
 
 from pipeline.config import DataConfig
 from pipeline.data.augment import CenterCrop, RandomResizedCrop
-from pipeline.data.dali import STD, DecodeSettings, Loader
+from pipeline.data.dali import DecodeSettings, Loader
 from pipeline.data.manifest import BadImage, open_manifest
+from pipeline.data.normalisation import IMAGENET
 from pipeline.data.stream import TrainStream, ValStream
 from pipeline.machine import decoder_memory
 
@@ -48,7 +49,7 @@ def settings(manifest, decoder, output="float32") -> DecodeSettings:
 
 def open_loader(stream, count, how) -> Loader:
     chunks = (np.arange(i * BATCH, (i + 1) * BATCH) for i in range(count))
-    return Loader(stream, chunks, count, BATCH, stream.planner.size, how)
+    return Loader(stream, chunks, count, BATCH, how)
 
 
 @pytest.mark.parametrize("output", ["float32", "float16", "uint8"])
@@ -59,7 +60,7 @@ def test_pixels_are_near_those_of_the_cpu(tmp_path, output):
     for decoder in ("cpu", "gpu"):
         with closing(open_loader(stream, 2, settings(manifest, decoder, output))) as loader:
             found.append([batch.images.float().cpu() for batch in loader])
-    scale = torch.from_numpy(STD).view(1, 3, 1, 1)
+    scale = torch.from_numpy(IMAGENET.std).view(1, 3, 1, 1)
     for on_cpu, on_gpu in zip(*found, strict=True):
         error = (on_cpu - on_gpu).abs() * scale
         assert error.mean() < LEVELS

@@ -1,0 +1,73 @@
+"""The typed configuration: what can be set, its units, and the checks of each part.
+
+How it is read from YAML and the command line stands in `pipeline/options.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import yaml
+
+from pipeline.config.data import DataConfig
+from pipeline.config.errors import ConfigError, require
+from pipeline.config.model import ModelConfig
+from pipeline.config.optim import OptimConfig
+from pipeline.config.run import RunConfig
+from pipeline.config.schedule import ScheduleConfig
+
+__all__ = [
+    "Config", "ConfigError", "DataConfig", "ModelConfig", "OptimConfig", "RunConfig",
+    "ScheduleConfig", "require", "setting_names",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run is made of."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    resume: str = "auto"
+    """auto: go on where the run of this name stands; none: refuse a folder that holds a run; or
+    the path of a checkpoint."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.data.output != "float16" or self.optim.amp != "off",
+            "data.output=float16 needs mixed precision and optim.amp is off; set optim.amp=bf16 or "
+            "fp16, or data.output=float32",
+        )
+
+    def to_yaml(self) -> str:
+        """The resolved configuration; `--config` reads it back to an equal object."""
+        return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False)
+
+    def get(self, name: str) -> Any:
+        """The value of the setting `part.name`."""
+        part, _, rest = name.partition(".")
+        return getattr(getattr(self, part), rest) if rest else getattr(self, part)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, which is what YAML has."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def setting_names() -> list[str]:
+    """Every setting as `part.name`, in order."""
+    names = []
+    for part in dataclasses.fields(Config):
+        inner = part.default_factory
+        if inner is dataclasses.MISSING:
+            names.append(part.name)
+        else:
+            names += [f"{part.name}.{f.name}" for f in dataclasses.fields(cast(Any, inner))]
+    return names
