@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ AuthType=auth/none
 CredType=cred/none
 AuthInfo=cred_expire=5
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool/%n
+SlurmdSpoolDir={spool}/%n
 SlurmctldPidFile={folder}/run/slurmctld.pid
 SlurmdPidFile={folder}/run/slurmd-%n.pid
 SlurmctldLogFile={folder}/log/slurmctld.log
@@ -146,14 +147,17 @@ def cluster(folder: Path, nodes: int = 2, private: Path | None = None) -> Iterat
     `private` is a folder that the last node has for itself, as if it were on its own disk (needs
     root).
     """
-    for name in ("state", "spool", "run", "log"):
+    for name in ("state", "run", "log"):
         (folder / name).mkdir(parents=True)
     conf = folder / "slurm.conf"
     ports = _free_ports(1 + nodes)
     names = [f"node{number}" for number in range(1, nodes + 1)]
     ranges = f"node[1-{nodes}]" if nodes > 1 else "node1"
+    # Its sockets' paths may have 107 bytes, which pytest's folders take up.
+    spool = tempfile.TemporaryDirectory(prefix="slurm-")
     text = _SLURM_CONF.format(
-        folder=folder, ports=ports, user=getpass.getuser(), nodes=ranges, gpus=GPUS_PER_NODE,
+        folder=folder, spool=spool.name, ports=ports, user=getpass.getuser(), nodes=ranges,
+        gpus=GPUS_PER_NODE,
         node_ports=f"[{','.join(map(str, ports[1:]))}]" if nodes > 1 else ports[1],
     )  # fmt: skip
     conf.write_text(text)
@@ -163,6 +167,7 @@ def cluster(folder: Path, nodes: int = 2, private: Path | None = None) -> Iterat
     )
     running = Cluster(folder, conf, names)
     with ExitStack() as stack:
+        stack.enter_context(spool)
         stack.enter_context(_daemon(running, "slurmctld", "-D"))
         for name in names:
             command = ["slurmd", "-D", "-N", name]

@@ -6,16 +6,10 @@ function of (seed, split, index) alone, so any number of processes draws the sam
 are equal byte for byte as long as NumPy, Pillow and its JPEG library are.
 """
 
-import contextlib
-import fcntl
 import io
-import json
 import multiprocessing
 import os
-import shutil
 import signal
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -24,11 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.data.demo_drawing import CLASSES, draw_image
+from pipeline.data.drawn_set import draw_once
 
 Split = Literal["train", "val"]
 
 _GENERATOR_VERSION = 1  # raise it when the same seed no longer gives the same images
-_STAMP_NAME = "demo.json"
 # Shares of the rare kinds. In ImageNet they are rarer still; here a few thousand files must hold
 # some of each.
 _GREY_SHARE, _CMYK_SHARE, _PROGRESSIVE_SHARE = 0.04, 0.03, 0.06
@@ -66,21 +60,11 @@ def draw_demo(
         processes = len(os.sched_getaffinity(0))
     if processes < 1:
         raise ValueError(f"processes is {processes}, but at least 1 is needed to draw the demo set")
-    out = out.resolve()  # a link to another disk stays: the set is drawn beside its target
-    if _holds_set(out, parameters):
-        return False
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with _scratch_folder(out) as scratch:
-        drawing = scratch / out.name
-        _draw_all(drawing, seed, {"train": train_images, "val": val_images}, processes)
-        (drawing / _STAMP_NAME).write_text(json.dumps(parameters, indent=2) + "\n")
-        try:
-            drawing.rename(out)
-        except OSError:
-            if _holds_set(out, parameters):  # drawn by someone else meanwhile
-                return False
-            raise
-    return True
+    counts: dict[Split, int] = {"train": train_images, "val": val_images}
+    workers = processes
+    return draw_once(
+        out, "demo", parameters, lambda folder: _draw_all(folder, seed, counts, workers)
+    )
 
 
 def demo_image(seed: int, split: Split, index: int) -> NDArray[np.uint8]:
@@ -128,59 +112,6 @@ def _checked_parameters(seed: int, train_images: int, val_images: int) -> dict[s
         "train_images": train_images,
         "val_images": val_images,
     }
-
-
-def _holds_set(out: Path, parameters: dict[str, int]) -> bool:
-    """True: `out` holds the set with these parameters; False: absent or empty; else ValueError."""
-    if not out.exists():
-        return False
-    if not out.is_dir():
-        raise ValueError(f"{out} is a file, but the demo set needs a folder: choose another --out")
-    if not any(out.iterdir()):
-        return False
-    try:
-        found = json.loads((out / _STAMP_NAME).read_text())
-    except (OSError, ValueError):
-        raise ValueError(
-            f"{out} is not empty and holds no demo set ({_STAMP_NAME} is missing or unreadable): "
-            "choose another --out or remove the folder"
-        ) from None
-    if found != parameters:
-        raise ValueError(
-            f"{out} holds a demo set drawn with {_as_words(found)}, not {_as_words(parameters)}: "
-            "choose another --out or remove the folder"
-        )
-    return True
-
-
-def _as_words(parameters: object) -> str:
-    return json.dumps(parameters).replace('"', "").strip("{}")
-
-
-@contextlib.contextmanager
-def _scratch_folder(out: Path) -> Iterator[Path]:
-    """A fresh folder beside `out`, locked while in use, removed at the end as are leftovers."""
-    prefix, suffix = f".{out.name}.", ".drawing"
-    for leftover in out.parent.glob(f"{prefix}*{suffix}"):
-        with contextlib.suppress(OSError), _locked(leftover):  # locked by another: still drawing
-            shutil.rmtree(leftover)
-    scratch = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=out.parent))
-    try:
-        with _locked(scratch):
-            yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock, which falls with the process; BlockingIOError: another holds it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _draw_all(drawing: Path, seed: int, counts: dict[Split, int], processes: int) -> None:

@@ -125,9 +125,14 @@ _OUTLINES: dict[str, Callable[[np.random.Generator], Outline]] = {
 CLASSES = tuple(_OUTLINES)  # by label, which is also the order of the folders' names
 
 
+def outline(rng: np.random.Generator, class_name: str) -> Outline:
+    """One outline of `class_name`, in a place and a unit of its own."""
+    return _OUTLINES[class_name](rng)
+
+
 def _shape_mask(rng: np.random.Generator, class_name: str, height: int, width: int) -> FloatArray:
     """Covered share of each pixel, (H, W) in 0..1: the shape at a random place, size and turn."""
-    polygons = _OUTLINES[class_name](rng)
+    polygons = outline(rng, class_name)
     squeeze, angle = rng.uniform(0.85, 1.0), rng.uniform(-0.5, 0.5)
     cos, sin = math.cos(angle), math.sin(angle)
     rotation = np.array([(cos, sin), (-sin, cos)])
