@@ -1,28 +1,40 @@
 # make train          set up everything and train the demo on two Horovod ranks
+# make paper-mini     plain against residual networks of two depths, under 20 minutes on two cores
 # make test           set up everything, lint, and run the whole suite; what CI runs
 # make lint           ruff and mypy alone
 # make gpu-check      what only an NVIDIA GPU can show, in under 8 minutes; writes benchmarks/gpu_*.json
 # make clean          remove the environment (data, runs and built wheels stay)
 #
 # make train NP=4 ARGS='--run.name=x'     other ranks, other settings
+# make paper-mini SEEDS='0 1 2'           each network once for each seed
 # make train TORCH=torch==2.11.0          another PyTorch: makes the environment anew
 # make train PYTHON=python3.12            another Python, likewise
 
 PYTHON ?= python3
 NP ?= 2
 ARGS ?=
+SEEDS ?= 0
 export TORCH
 
-.PHONY: train test lint gpu-check clean environment
+.PHONY: train paper-mini test lint gpu-check clean environment
 
 train: environment
 	@.venv/bin/python -m pipeline.prepare demo --out data/demo
 	@.venv/bin/horovodrun -np $(NP) .venv/bin/python -m pipeline.train --config configs/demo.yaml $(ARGS)
 
+# Every finished network is kept, so that a call that was interrupted goes on where it was.
+paper-mini: environment
+	@.venv/bin/python -m pipeline.prepare mini --out data/mini
+	@for seed in $(SEEDS); do for net in plain-20 plain-56 resnet-20 resnet-56; do \
+	    .venv/bin/horovodrun -np $(NP) .venv/bin/python -m pipeline.train --config configs/mini/$$net.yaml \
+	        --run.seed=$$seed --run.name=mini-$$net-seed$$seed $(ARGS) || exit 1; \
+	done; done
+	@.venv/bin/python -m pipeline.report runs/mini-*
+
 test: lint
 	@for program in slurmctld shellcheck; do PATH="$$PATH:/usr/sbin" command -v $$program > /dev/null || \
 	    echo "note: tests that need $$program are skipped: apt-get install slurm-wlm shellcheck"; done
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: environment
 	.venv/bin/ruff check .

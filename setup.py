@@ -12,6 +12,13 @@ from setuptools import find_packages, setup
 DALI_CUDA13 = "nvidia-dali-cuda130>=2.0"
 DALI_CUDA12 = "nvidia-dali-cuda120>=2.0"
 
+EXPORT = [
+    "safetensors",
+    "onnx",
+    "onnxscript",  # what torch.onnx writes its graphs with
+    "onnxruntime",  # holds an exported network's output to PyTorch's
+]
+
 setup(
     packages=find_packages(include=["pipeline*", "launch*"]),
     install_requires=[
@@ -24,6 +31,7 @@ setup(
         "pyyaml",  # the resolved configuration of a run
         "tensorboard",  # the scalars and images of a run
         "tqdm",  # progress bar on a terminal
+        "matplotlib",  # the curves of pipeline.report
         "setuptools<81",  # horovod.runner imports distutils, on Python 3.12 only in setuptools
     ],
     extras_require={
@@ -32,8 +40,12 @@ setup(
         # builds. Triton is not here: CUDA builds of PyTorch bring the version that fits them.
         "gpu": [DALI_CUDA13],
         "gpu-cuda12": [DALI_CUDA12],
+        # Weights in other forms: pipeline.export.
+        "export": EXPORT,
         "test": [
+            *EXPORT,
             "pytest",
+            "pytest-xdist",  # `make test` runs the suite in two processes
             "ruff",
             "mypy",
             "types-PyYAML",  # mypy's knowledge of yaml

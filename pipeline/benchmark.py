@@ -10,6 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from pipeline.bench.configured import CONFIGURED, NOT_OPTIONS, add_settings, read_settings
 from pipeline.bench.options import OPTIONS
 from pipeline.config import ConfigError
 from pipeline.failure import launched_size, run_command
@@ -17,28 +18,34 @@ from pipeline.options import can_hold, take_name
 from pipeline.options import parse as parse_settings
 
 _PROG = "python -m pipeline.benchmark"
+_KINDS: dict[str, type] = {**OPTIONS, **CONFIGURED}
 
 
 def parse(argv: list[str]) -> tuple[str, Any, Path | None]:
-    """The benchmark's name, its options (of the class in `OPTIONS`) and where its JSON goes.
+    """The benchmark's name, its options (of its class above) and where its JSON goes.
 
     Raises `ConfigError` for an unknown name or option, with the nearest right one; `--help` prints
     and exits.
     """
-    name = take_name(argv, OPTIONS, "benchmark", _overview())
-    kind = OPTIONS[name]
+    name = take_name(argv, _KINDS, "benchmark", _overview())
+    kind, configured = _KINDS[name], CONFIGURED.get(name)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=f"{_PROG} {name}", description=kind.__doc__, exit_on_error=False)
-    parser.add_class_arguments(kind, as_group=False)
+    parser.add_class_arguments(kind, as_group=False, skip=NOT_OPTIONS if configured else None)
+    if configured:
+        add_settings(parser, configured)
     parser.add_argument("--json", metavar="FILE", help="also write the whole result here")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parsed = parse_settings(parser, {}, argv[1:])
-    options = kind(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(kind)})
+    found = read_settings(parsed, configured) if configured else {}
+    for one in dataclasses.fields(kind):
+        found.setdefault(one.name, getattr(parsed, one.name, None))
+    options = kind(**found)
     return name, options, None if parsed.json is None else Path(parsed.json)
 
 
 def _overview() -> str:
-    lines = [f"  {name:<10}{kind.__doc__}" for name, kind in OPTIONS.items()]
+    lines = [f"  {name:<10}{kind.__doc__}" for name, kind in _KINDS.items()]
     return (
         f"usage: {_PROG} NAME [--json FILE] [options]\n\n{__doc__}\n\n"
         + "\n".join(lines)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline import snapshot
+from pipeline import snapshot, warmup
 from pipeline.agreement import Feed
 from pipeline.data.dali import Batch
 from pipeline.data.stream import PADDING_LABEL, UNREADABLE_LABEL
@@ -59,6 +59,7 @@ def train_epoch(job: Job, feed: Feed, until: int) -> None:
             job.show_images(batch)
         norm = train_step(job, batch, feed)
         job.progress.step += 1
+        warmup.close_window(job)
         job.monitor.advance(job.position)
         if norm is not None:
             record(job, norm)
@@ -82,8 +83,7 @@ def train_step(job: Job, batch: Batch, feed: Feed) -> Tensor | None:
     Returns the gradient norm if this step's line of metrics is due.
     """
     step = job.progress.step
-    lr = job.schedule.lr(job.position, job.progress.errors)
-    set_lr(job.optimizer, lr)
+    set_lr(job.optimizer, job.lr(step))
     for micro in range(job.accumulation):
         if micro > 0:
             batch, _ = feed.next(step, micro=micro)
@@ -96,7 +96,8 @@ def train_step(job: Job, batch: Batch, feed: Feed) -> Tensor | None:
             )
         job.averager.enabled = micro == job.accumulation - 1
         job.precision.backward(loss / job.accumulation)
-        job.window.add(step, loss.detach(), logits.detach(), batch.labels)
+        counts = job.window.add(step, loss.detach(), logits.detach(), batch.labels)
+        warmup.count(job, counts)
     job.world.heartbeat.beat("average")
     job.averager.synchronize()
     job.world.heartbeat.beat("update")
@@ -154,10 +155,9 @@ def require_finite(job: Job, found: tuple[int, float] | None) -> None:
     error = None
     if found is not None and found[0] == beyond - latest_start:
         step, loss = found
-        lr = job.schedule.lr(step * job.config.data.global_batch_size, job.progress.errors)
         error = TrainingError(
-            f"the loss is {loss} at step {step} with lr {lr:g}; lower optim.base_lr or lengthen "
-            "schedule.warmup_epochs, and start again from the last checkpoint"
+            f"the loss is {loss} at step {step} with lr {job.lr(step):g}; lower optim.base_lr or "
+            "lengthen schedule.warmup_epochs, and start again from the last checkpoint"
         )
     job.world.raise_together(error)
 

@@ -1,26 +1,44 @@
-"""Validates a checkpoint: `python -m pipeline.evaluate --checkpoint runs/demo/checkpoints/best.pt`.
+"""Tests a checkpoint: `python -m pipeline.evaluate --checkpoint runs/demo/checkpoints/best.pt`.
 
-Every image counts once, on any number of ranks; the result is that of the training's validation.
+Every image counts once, on any number of ranks. With the default protocol the result is that of the
+training's validation.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import dataclasses
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import yaml
 from jsonargparse import ArgumentParser
 
-from pipeline.config import ConfigError, require, setting_names
+from pipeline.config import Config, ConfigError, require, setting_names
+from pipeline.evaluating.protocol import (
+    PAPER_SCALES,
+    ViewProtocol,
+    choose_protocol,
+    images_for_statistics,
+)
 from pipeline.failure import run_command
-from pipeline.options import add_overrides, can_hold, checkpoint_exists, overrides, parse
+from pipeline.options import add_overrides, can_hold, checkpoint_exists, parse
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.data.image_set import ImageSet
+    from pipeline.distributed import World
+    from pipeline.evaluating.counting import Counts, Network
+    from pipeline.evaluating.ensemble import Member
+    from pipeline.excluding import ValidationLoader
+    from pipeline.machine import Share
 
 DESCRIPTION = (
-    "Validates a checkpoint on one process or under horovodrun. Settings come from the checkpoint; "
-    "those listed here can be changed."
+    "Tests a checkpoint, or several as an ensemble, on one process or under horovodrun. Settings "
+    "come from the checkpoint; those listed here can be changed."
 )
 SETTINGS = (
     "data.root", "data.cache_dir", "data.local_batch_size", "data.image_size", "data.val_resize",
@@ -31,13 +49,66 @@ SETTINGS = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Request:
+    """What is to be tested and how, as the command line says it."""
+
+    checkpoints: tuple[Path, ...]
+    protocol: ViewProtocol
+    bn_images: int | str | None
+    test_images: bool
+    settings: Any
+    """The parser's namespace, with the settings that were given."""
+
+
 def main(argv: list[str]) -> None:
     """Parses and checks, then loads what is heavy and runs."""
+    options = parse_options(argv)
+    request = Request(
+        tuple(Path(path) for path in options.checkpoint),
+        choose_protocol(options.protocol, options.scales, options.mirror),
+        images_for_statistics(options.bn_images),
+        options.test_images,
+        options,
+    )
+    finished = evaluate(request)
+    if finished is not None:
+        result, counts, val_set = finished
+        write_results(options, result, counts, val_set)
+
+
+def parse_options(argv: list[str]) -> Any:
+    """The parsed command line; paths are checked. Raises `ConfigError`."""
     parser = ArgumentParser(
         prog="python -m pipeline.evaluate", description=DESCRIPTION, exit_on_error=False
     )
-    parser.add_argument("--checkpoint", type=str, help="file of a training run (.pt)")
+    parser.add_argument(
+        "--checkpoint", type=str, nargs="+", help="file of a training run (.pt); several: an "
+        "ensemble, whose scores are averaged",
+    )  # fmt: skip
+    parser.add_argument(
+        "--protocol", type=str, default="1-crop", help="1-crop: the centre, as in validation; "
+        "10-crop: centre and corners, each also mirrored; multi-scale: whole images at several "
+        "scales, the network applied fully convolutionally. Softmax probabilities are averaged",
+    )  # fmt: skip
+    parser.add_argument(
+        "--scales", type=int, nargs="+", help="multi-scale: shorter sides in pixels; "
+        f"default {' '.join(map(str, PAPER_SCALES))}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mirror", action="store_true", help="multi-scale: add the mirrored image at each scale"
+    )
+    parser.add_argument(
+        "--bn-images", type=str, help="recompute BN statistics as true averages over this many "
+        "training crops, or over all of an epoch; needs the training data",
+    )  # fmt: skip
+    parser.add_argument(
+        "--test-images", action="store_true", help="cifar-10 with data.held_out: the archive's "
+        "test images in place of the held-out training images",
+    )  # fmt: skip
     parser.add_argument("--json", type=str, help="also write the result to this file")
+    parser.add_argument("--per-class", type=str, help="write accuracy by class to this CSV file")
+    parser.add_argument("--confusion", type=str, help="write the confusion matrix to this CSV file")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     add_overrides(parser, SETTINGS)
     for argument in argv:
@@ -49,61 +120,155 @@ def main(argv: list[str]) -> None:
         options.checkpoint is not None,
         "--checkpoint is missing; give the path of a .pt file of a run",
     )
-    checkpoint_exists("--checkpoint", options.checkpoint)
-    if options.json is not None:
-        can_hold("--json", options.json)
-    result = evaluate(Path(options.checkpoint), options)
-    if result is not None and options.json is not None:
-        Path(options.json).write_text(json.dumps(result) + "\n", encoding="utf-8")
+    for path in options.checkpoint:
+        checkpoint_exists("--checkpoint", path)
+    for option in ("json", "per_class", "confusion"):
+        if options[option] is not None:
+            can_hold(f"--{option.replace('_', '-')}", options[option])
+    return options
 
 
-def evaluate(checkpoint: Path, options: Any) -> dict[str, Any] | None:
-    """Collective. Counts the validation images that the checkpoint's network gets right.
+def evaluate(request: Request) -> tuple[dict[str, Any], Counts, ImageSet] | None:
+    """Collective. Counts the images that the networks get right.
 
-    `options` is the parsed command line. Returns the result on rank 0, None elsewhere.
+    Returns the result as JSON holds it, the counts and the images on rank 0, None elsewhere.
     """
-    from pipeline import engine
-    from pipeline.checkpoint import read_verified
     from pipeline.distributed import connect
-    from pipeline.job import make_model, open_val_loader
-    from pipeline.machine import choose_decoding, choose_device, own_share, set_threads
+    from pipeline.evaluating.result import describe
+    from pipeline.machine import choose_device, own_share, set_threads
     from pipeline.monitor import log, start_logging
-    from pipeline.precision import Precision
-    from pipeline.run import open_val_data
 
     world = connect()
     start_logging(world.rank)
-    content = world.on_rank0(lambda: read_verified(checkpoint))
-    stored = yaml.safe_load(content["config"])
-    config = world.together(lambda: overrides(options, SETTINGS, stored))
+    members = _members(request, world)
     share = own_share(world)
-    set_threads(config, share)
-    val_set = open_val_data(config, world, content["classes"])
-    device = world.together(lambda: choose_device(config.run.device, share.gpu))
-    decode = world.together(lambda: choose_decoding(config, device, share, (val_set,)))
-    model = world.together(lambda: make_model(config, len(content["classes"]), device))
-    world.together(lambda: model.load_state_dict(content["model"]))
-    model.eval()
-    precision = Precision(config.optim.amp, device)
-    excluded: frozenset[int] = frozenset()
-    if content["fingerprint"].get("data hash of val") == val_set.digest:  # else other images
-        excluded = frozenset(content.get("excluded", {}).get("val", ()))
-    with contextlib.closing(open_val_loader(config, val_set, world, decode, excluded)) as loader:
-        counted = engine.validate(model, loader, precision, world, len(val_set))
-        passed_over = world.gather_objects(loader.found)
-    for found in (found for theirs in passed_over for found in theirs):
-        log.warning("warning: %s; it counts as wrong", found.error)
+    set_threads(members[0].config, share)
+    device = world.together(lambda: choose_device(members[0].config.run.device, share.gpu))
+    val_set, train_set = _open_data(request, members[0], world)
+    if train_set is not None:
+        members = [
+            _with_true_averages(one, request, train_set, world, share, device) for one in members
+        ]
+    counts = _count(members, request, val_set, world, share, device)
+    totals = counts.validation
     log.info(
-        "%s at step %d: top-1 %.4f (%d of %d), top-5 %.4f (%d), loss %.4f",
-        checkpoint, content["step"], counted.top1, counted.top1_correct, counted.images,
-        counted.top5, counted.top5_correct, counted.loss,
+        "%s at step %d, %s: top-1 %.4f (%d of %d), top-5 %.4f (%d), loss %.4f",
+        ", ".join(str(path) for path in request.checkpoints), members[0].content["step"],
+        request.protocol.name, totals.top1, totals.top1_correct, totals.images, totals.top5,
+        totals.top5_correct, totals.loss,
     )  # fmt: skip
     world.barrier()
     if world.rank != 0:
         return None
-    return {"checkpoint": str(checkpoint), "step": content["step"], "top1": counted.top1,
-            "top5": counted.top5, "loss": counted.loss, "images": counted.images,
-            "top1_correct": counted.top1_correct, "top5_correct": counted.top5_correct}  # fmt: skip
+    result = describe(members, request.protocol, counts, request.bn_images, request.test_images)
+    return result, counts, val_set
+
+
+def _members(request: Request, world: World) -> list[Member]:
+    """Collective. The checkpoints, found to fit each other and the protocol."""
+    from pipeline.evaluating import ensemble
+
+    contents = world.on_rank0(lambda: ensemble.read_kept(request.checkpoints))
+
+    def checked() -> list[Member]:
+        members = [
+            ensemble.make_member(path, content, request.settings, SETTINGS)
+            for path, content in zip(request.checkpoints, contents, strict=True)
+        ]
+        ensemble.require_alike(members)
+        for member in members:
+            request.protocol.check(member.config)
+        return members
+
+    return world.together(checked)
+
+
+def _open_data(request: Request, member: Member, world: World) -> tuple[ImageSet, ImageSet | None]:
+    """Collective. The images to test on, and those of training where they are needed."""
+    from pipeline.evaluating.ensemble import with_test_images
+    from pipeline.run import open_data, open_val_data
+
+    config: Config = member.config
+    if request.test_images:
+        config = world.together(lambda: with_test_images(member.config))
+    if request.bn_images is None:
+        return open_val_data(config, world, member.classes), None
+    train_set, val_set = open_data(member.config, world)
+    if request.test_images:
+        val_set = open_val_data(config, world, member.classes)
+    return val_set, train_set
+
+
+def _count(
+    members: Sequence[Member], request: Request, val_set: ImageSet, world: World, share: Share,
+    device: torch.device,
+) -> Counts:  # fmt: skip
+    """Collective. Runs the networks over the images, and says which could not be read."""
+    from pipeline.evaluating import counting, ensemble
+    from pipeline.evaluating.view_stream import open_loader
+    from pipeline.machine import choose_decoding
+    from pipeline.monitor import log
+
+    config, protocol, excluded = members[0].config, request.protocol, _excluded(members, val_set)
+
+    def opened() -> tuple[list[Network], ValidationLoader]:
+        decode = choose_decoding(config, device, share, (val_set,), members[0].normalisation)
+        networks = [ensemble.build(member, device, protocol) for member in members]
+        return networks, open_loader(config, val_set, world, decode, protocol, excluded)
+
+    networks, loader = world.together(opened)
+    tally = counting.Tally(len(val_set.classes), device)
+    with contextlib.closing(loader):
+        counts = counting.count(
+            networks, loader, len(protocol.views(config)), world, tally, len(val_set)
+        )
+        passed_over = world.gather_objects(loader.found)
+    for found in (found for theirs in passed_over for found in theirs):
+        log.warning("warning: %s; it counts as wrong", found.error)
+    return counts
+
+
+def _excluded(members: Sequence[Member], val_set: ImageSet) -> frozenset[int]:
+    """The validation images that the runs found unreadable, if they validated on `val_set`."""
+    found: set[int] = set()
+    for content in (member.content for member in members):
+        if content["fingerprint"].get("data hash of val") == val_set.digest:  # else other images
+            found |= set(content.get("excluded", {}).get("val", ()))
+    return frozenset(found)
+
+
+def _with_true_averages(
+    member: Member, request: Request, train_set: ImageSet, world: World, share: Share,
+    device: torch.device,
+) -> Member:  # fmt: skip
+    """Collective. `member` with BN statistics over its training images (`--bn-images`)."""
+    from pipeline.evaluating.true_average import recompute
+
+    images = len(train_set) if request.bn_images == "all" else request.bn_images
+    assert isinstance(images, int)
+    state = recompute(member, train_set, images, world, share, device)
+    return dataclasses.replace(member, content=member.content | {"model": state})
+
+
+def write_results(options: Any, result: dict[str, Any], counts: Counts, val_set: ImageSet) -> None:
+    """On rank 0: the files that were asked for, and the result beside the first one's run."""
+    from pipeline.evaluating import tables
+    from pipeline.evaluating.result import file_name, run_folder, write
+    from pipeline.monitor import log
+
+    if options.json is not None:
+        write(Path(options.json), result)
+    if options.per_class is not None:
+        words = tables.class_words(Path(result["config"]["data"]["root"]))
+        tables.write_per_class(Path(options.per_class), counts, val_set, words)
+    if options.confusion is not None:
+        tables.write_confusion(Path(options.confusion), counts, val_set.classes)
+    run = run_folder(Path(options.checkpoint[0]))
+    if run is not None:
+        try:
+            write(run / file_name(result), result)
+        except OSError as error:  # the run may be somebody else's; the result has been said
+            log.warning("warning: the result is not kept in %s: %s", run, error.strerror)
 
 
 if __name__ == "__main__":

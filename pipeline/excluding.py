@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from pipeline.data.dali import Batch, Loader
-from pipeline.data.manifest import BadImage, Manifest
+from pipeline.data.image_set import ImageSet
+from pipeline.data.manifest import BadImage
 
 if TYPE_CHECKING:
     from pipeline.job import Job
@@ -37,7 +38,7 @@ class Found:
 class Placed(Protocol):
     """Which image stands at each position."""
 
-    manifest: Manifest
+    manifest: ImageSet
 
     def images(self, positions: np.ndarray) -> np.ndarray:
         """Both (B,) int64."""
@@ -117,7 +118,7 @@ def exclude_listed(job: Job) -> None:
         _note(job, split, found)
 
 
-def read_list(path: Path, split: str, manifest: Manifest) -> list[int]:
+def read_list(path: Path, split: str, manifest: ImageSet) -> list[int]:
     """The images of `split` in an exclusion list of `prepare verify`; empty if it has none.
 
     Raises `ValueError` if the file is no such list or describes other data.

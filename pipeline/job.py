@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import partial
 from typing import cast
 
@@ -17,30 +15,28 @@ from torch import nn
 
 from pipeline.agreement import Feed, StopSignal
 from pipeline.checkpoint import CheckpointFolder
-from pipeline.config import Config, ScheduleConfig
-from pipeline.data.augment import CenterCrop
+from pipeline.config import Config
 from pipeline.data.dali import Batch, DecodeSettings, Loader
 from pipeline.data.exclusion import Exclusions
-from pipeline.data.manifest import Manifest
+from pipeline.data.image_set import ImageSet
 from pipeline.data.order import (
     Partition,
     epochs_done,
     split_global_batch,
-    total_steps,
     validation_chunks,
 )
-from pipeline.data.stream import TrainStream, ValStream, train_planner
+from pipeline.data.stream import TrainStream, ValStream, train_planner, val_planner
 from pipeline.distributed import World
 from pipeline.excluding import ValidationLoader, recover
 from pipeline.machine import versions
 from pipeline.metrics import TrainWindow, Validation
 from pipeline.model.backends import choose_backend
+from pipeline.model.network import build_network
 from pipeline.model.norm import norm_layers
-from pipeline.model.resnet import resnet
 from pipeline.monitor import Monitor
 from pipeline.optimizer import build_optimizer
 from pipeline.precision import Precision
-from pipeline.schedule import PlateauSchedule, Schedule, StepSchedule, scaled_lr
+from pipeline.schedule import History, make_schedule, run_length
 from pipeline.snapshot import fingerprint
 
 _GRID_IMAGES = 16
@@ -48,43 +44,20 @@ _GRID_IMAGES = 16
 
 @dataclass
 class Progress:
-    """Where training stands: all else follows from these two and the configuration."""
+    """Where training stands: all else follows from this and the configuration."""
 
     step: int = 0
     """The next step."""
     history: list[Validation] = field(default_factory=list)
     """Every validation so far."""
+    warmup_end: int | None = None
+    """The first step after schedule.warmup_until_error; None: not yet, or there is none."""
+    warmup_hits: int = 0
+    """Right answers of all ranks in the open window of that warm-up, when it was restored."""
     excluded: Exclusions = field(default_factory=Exclusions)
     """Training images that the run goes on without."""
     excluded_val: tuple[int, ...] = ()
     """Validation images that count as wrong unseen, rising."""
-
-    @property
-    def errors(self) -> list[float]:
-        """Top-1 error of every validation so far, as the schedule wants it."""
-        return [1.0 - result.top1 for result in self.history]
-
-
-def make_schedule(config: Config, train_images: int) -> Schedule:
-    """The learning rate over positions, from a configuration in epochs."""
-    schedule: ScheduleConfig = config.schedule
-    peak = scaled_lr(config.optim.base_lr, config.data.global_batch_size)
-
-    def images(epochs: float) -> int:
-        return math.ceil(Fraction(str(epochs)) * train_images)
-
-    warmup = images(schedule.warmup_epochs)
-    if schedule.rule == "plateau":
-        return PlateauSchedule(
-            peak,
-            warmup,
-            schedule.warmup_start_factor,
-            schedule.patience,
-            schedule.min_improvement,
-            schedule.max_drops,
-        )
-    drops = tuple(images(epoch) for epoch in schedule.drop_epochs)
-    return StepSchedule(peak, warmup, schedule.warmup_start_factor, drops)
 
 
 class Job:
@@ -95,8 +68,8 @@ class Job:
     """
 
     def __init__(
-        self, config: Config, world: World, decode: DecodeSettings, train_set: Manifest,
-        val_set: Manifest, stop: StopSignal,
+        self, config: Config, world: World, decode: DecodeSettings, train_set: ImageSet,
+        val_set: ImageSet, stop: StopSignal,
     ) -> None:  # fmt: skip
         self.config, self.world, self.stop = config, world, stop
         self.monitor = Monitor()  # rank 0 gets one that writes
@@ -106,18 +79,17 @@ class Job:
             data.global_batch_size, data.local_batch_size, world.size
         )
         self.partition = Partition(data.global_batch_size, micro_batch, world.rank, world.size)
-        self.total_steps = total_steps(
-            config.schedule.epochs, len(train_set), data.global_batch_size
-        )
+        self.total_steps = run_length(config.schedule, len(train_set), data.global_batch_size)
         self.schedule = make_schedule(config, len(train_set))
-        self.stream = TrainStream(train_set, train_planner(data), config.run.seed)
+        planner = train_planner(data, decode.normalisation)
+        self.stream = TrainStream(train_set, planner, config.run.seed)
         self.decode, device = decode, decode.device
         self.model = make_model(config, len(train_set.classes), device)
         self.forward = self.model
         if config.model.compile:
             self.forward = cast(nn.Module, torch.compile(self.model))
         self.optimizer = build_optimizer(
-            self.model, self.schedule.lr(0, ()), config.optim.momentum,
+            self.model, self.schedule.lr(0), config.optim.momentum,
             config.optim.weight_decay, config.optim.decay_norm_and_bias,
         )  # fmt: skip
         self.averager = world.average_gradients(self.model, config.optim.gradient_compression)
@@ -127,10 +99,11 @@ class Job:
             config.run.path / "checkpoints", config.run.keep_checkpoints
         )
         self.progress = Progress()
+        self.warmup_hits = torch.zeros(1, dtype=torch.int64, device=device)  # since restored
         self.train_top1 = 0.0  # of the last line of metrics
         self.versions = versions()
         hashes = {"train": train_set.digest, "val": val_set.digest}
-        self.fingerprint = fingerprint(config, hashes)
+        self.fingerprint = fingerprint(config, hashes, decode.normalisation)
         self._saved_at = time.monotonic()
         self._images_shown_epoch: int | None = None
 
@@ -143,6 +116,7 @@ class Job:
             "accumulation": self.accumulation,
             "device": self.decode.device.type,
             "decoder": self.decode.decoder,
+            "normalisation": self.decode.normalisation.digest,
             "norm layer": getattr(norm, "backend", type(norm).__name__),
         }
 
@@ -155,6 +129,14 @@ class Job:
     def position(self) -> int:
         """Images consumed by the whole job before the next step."""
         return self.progress.step * self.config.data.global_batch_size
+
+    def lr(self, step: int) -> float:
+        """The learning rate of `step`, after what training has shown so far."""
+        batch, end = self.config.data.global_batch_size, self.progress.warmup_end
+        errors = tuple(1.0 - result.top1 for result in self.progress.history)
+        return self.schedule.lr(
+            step * batch, History(errors, warmup_end=None if end is None else end * batch)
+        )
 
     @property
     def epoch(self) -> int:
@@ -235,7 +217,7 @@ class Job:
         self._images_shown_epoch = self._epochs_done(self.progress.step)
         normal = self.decode.normalisation
         shown = batch.images[:_GRID_IMAGES].permute(0, 2, 3, 1).float().cpu().numpy()  # host sync
-        pixels = np.clip(shown * normal.std + normal.mean, 0, 255).round().astype(np.uint8)
+        pixels = np.clip(shown * normal.std + normal.subtracted, 0, 255).round().astype(np.uint8)
         self.monitor.images(pixels, self.position)
 
 
@@ -246,20 +228,18 @@ def make_model(config: Config, classes: int, device: torch.device) -> nn.Module:
     """
     norm = choose_backend(config.model.norm, device, config.optim.amp)
     torch.manual_seed(config.run.seed)
-    model = resnet(
-        config.model.depth, classes, config.model.variant, config.model.zero_init_last_norm, norm
-    )
-    return model.to(device)
+    return build_network(config.model, classes, norm).to(device)
 
 
 def open_val_loader(
-    config: Config, val_set: Manifest, world: World, decode: DecodeSettings,
+    config: Config, val_set: ImageSet, world: World, decode: DecodeSettings,
     excluded: frozenset[int] = frozenset(),
 ) -> ValidationLoader:  # fmt: skip
     """Chunk c is images [c*b, (c+1)*b) with b = data.local_batch_size, at every world size."""
     batch = config.data.local_batch_size
     chunks = validation_chunks(len(val_set), batch, world.rank, world.size)
-    stream = ValStream(val_set, CenterCrop(config.data.image_size, config.data.val_resize))
+    stream = ValStream(val_set, val_planner(config.data))
+    decode = decode.for_shape((config.data.image_size, config.data.image_size))
     stream.excluded = excluded
 
     def positions(done: int) -> np.ndarray:

@@ -18,7 +18,8 @@ import torch
 
 from pipeline.config import Config, DataConfig
 from pipeline.data.dali import DecoderMemory, DecodeSettings, gpu_count
-from pipeline.data.manifest import Manifest
+from pipeline.data.image_set import ImageSet
+from pipeline.data.normalisation import IMAGENET, Normalisation
 from pipeline.distributed import World
 
 _GPU_DECODER_THREADS = 8  # published configurations have 6 to 8 for each GPU
@@ -93,9 +94,13 @@ def choose_device(choice: Literal["auto", "cpu", "cuda"], gpu: int) -> torch.dev
 
 
 def choose_decoding(
-    config: Config, device: torch.device, share: Share, data: Sequence[Manifest] = ()
+    config: Config,
+    device: torch.device,
+    share: Share,
+    data: Sequence[ImageSet] = (),
+    normalisation: Normalisation = IMAGENET,
 ) -> DecodeSettings:
-    """Where and how this rank decodes the images of `data`.
+    """Where and how this rank decodes and normalises the images of `data`.
 
     Raises `ValueError` for a GPU decoder without a GPU.
     """
@@ -105,9 +110,13 @@ def choose_decoding(
         raise ValueError(
             "data.decode=gpu needs an NVIDIA GPU that run.device uses; set data.decode=cpu or auto"
         )
-    decoder: Literal["cpu", "gpu"] = "gpu" if device.type == "cuda" and gpu_count() else "cpu"
+    decoder: Literal["cpu", "gpu", "none"] = (
+        "gpu" if device.type == "cuda" and gpu_count() else "cpu"
+    )
     if choice != "auto":
         decoder = choice
+    if settings.dataset == "cifar-10":
+        decoder = "none"  # its images are pixels
     on_gpu = decoder == "gpu"
     return DecodeSettings(
         decoder,
@@ -117,10 +126,11 @@ def choose_decoding(
         settings.output,
         settings.hw_decoder_load,
         decoder_memory(settings, data),
+        normalisation,
     )
 
 
-def decoder_memory(config: DataConfig, data: Sequence[Manifest]) -> DecoderMemory:
+def decoder_memory(config: DataConfig, data: Sequence[ImageSet]) -> DecoderMemory:
     """What GPU decoders set aside for the images of `data`, or as `config` says.
 
     The padding is 6 bytes on the device and 4 on the host for each pixel of the largest image, room

@@ -52,13 +52,18 @@ class TrainWindow:
         self._timed_images = 0
 
     @torch.no_grad()
-    def add(self, step: int, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Takes in one micro-batch: mean `loss` (scalar), `logits` (B, classes), `labels` (B,)."""
+    def add(self, step: int, loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """Takes in one micro-batch: mean `loss` (scalar), `logits` (B, classes), `labels` (B,).
+
+        Returns its `correct_counts`.
+        """
+        counts = correct_counts(logits, labels)
         row = self._rows[len(self._steps)]
         row[0] = loss
-        row[1:] = correct_counts(logits, labels)
+        row[1:] = counts
         self._steps.append(step)
         self._images.append(len(labels))
+        return counts
 
     def fold(self) -> tuple[int, float] | None:
         """Brings the rows to the host. Returns (step, loss) of the first non-finite loss."""

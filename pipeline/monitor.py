@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from pipeline.config import Config, setting_names
 
 log = logging.getLogger("trainyard")
+files_log = logging.getLogger("trainyard.files")  # what a rank's own file system does
 
 Metrics = Mapping[str, int | float | None]
 
@@ -47,12 +49,34 @@ class _ConsoleHandler(logging.Handler):
             pass  # A launcher that is ending has closed the pipe; log.txt still gets the line.
 
 
+class _OtherRankFormatter(logging.Formatter):
+    """Says whose warning it is; a line of error stands bare, as on rank 0."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self._own = f"rank {rank} on {socket.gethostname()}"
+
+    def format(self, record: logging.LogRecord) -> str:
+        if record.levelno >= logging.ERROR:
+            return record.getMessage()
+        return f"{self._own}: {record.getMessage()}"
+
+
 def start_logging(rank: int) -> None:
-    """Rank 0 says everything; the others only what they alone know, which is never a warning."""
+    """Rank 0 says everything; the others only what they alone know: errors, and what their file
+    system refuses, as a node's mount may fail for its own ranks only.
+
+    All other warnings are of what every rank sees alike.
+    """
     for handler in list(log.handlers):
         log.removeHandler(handler)
-    log.addHandler(_ConsoleHandler())
+    handler = _ConsoleHandler()
+    if rank != 0:
+        handler.setFormatter(_OtherRankFormatter(rank))
+    log.addHandler(handler)
     log.setLevel(logging.INFO if rank == 0 else logging.ERROR)
+    # A level of its own, which comes before the one above; its lines go to the same handlers.
+    files_log.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     log.propagate = False
     logging.raiseExceptions = False  # a full disk under log.txt must not end the training
 

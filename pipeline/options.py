@@ -52,20 +52,47 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings of one YAML file, names checked. Raises `ConfigError`."""
+    """The settings of a YAML file and of those it builds on, names checked. Raises `ConfigError`.
+
+    `base: FILE`, by its path from the file that says so, stands for all settings of FILE; what the
+    file itself sets comes on top, one setting at a time.
+    """
+    return _read_chain(path, f"--config {path}", [])
+
+
+def _read_chain(path: Path, named: str, above: list[Path]) -> dict[str, Any]:
+    """`named` is how the user comes to `path`; `above` are the files that build on it."""
+    if any(path.resolve() == file.resolve() for file in above):
+        chain = " -> ".join(str(file) for file in [*above, path])
+        raise ConfigError(f"{path} builds on itself: {chain}; take base out of one of them")
+    tree = _read_one(path, named)
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    require(
+        isinstance(base, str),
+        f"{path}: base={base!r} must be the path of a YAML file, from the folder of this one",
+    )
+    below = _read_chain(path.parent / base, f"{path}: base {base}", [*above, path])
+    for part, values in tree.items():
+        below[part] = below.get(part, {}) | values if isinstance(values, dict) else values
+    return below
+
+
+def _read_one(path: Path, named: str) -> dict[str, Any]:
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except OSError as error:
         found = sorted(str(p.relative_to(CONFIGS.parent)) for p in CONFIGS.rglob("*.yaml"))
         raise ConfigError(
-            f"--config {path} cannot be read ({error.strerror}); there are: {', '.join(found)}"
+            f"{named} cannot be read ({error.strerror}); there are: {', '.join(found)}"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{named} is not YAML: {' '.join(str(error).split())}") from error
     if tree is None:
         return {}
-    require(isinstance(tree, dict), f"--config {path} must hold settings by name, as configs/ does")
-    known = setting_names()
+    require(isinstance(tree, dict), f"{named} must hold settings by name, as configs/ does")
+    known = ["base", *setting_names()]
     parts = {name.partition(".")[0] for name in known if "." in name}
     for name in _flat_keys(tree, parts):
         if name in parts and tree[name] is not None:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.config import DataConfig
-from pipeline.data.augment import CenterCrop
+from pipeline.data.augment import Planner
 from pipeline.data.dali import DecodeSettings, Loader
-from pipeline.data.manifest import BadImage, Manifest
-from pipeline.data.stream import Selection
+from pipeline.data.image_set import ImageSet
+from pipeline.data.manifest import BadImage
+from pipeline.data.stream import Selection, val_planner
 from pipeline.failure import TrainingError
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ _MANY_CLASSES = 100
 _TRIES = 10
 
 
-def require_complete(config: DataConfig, train_set: Manifest, val_set: Manifest) -> None:
-    """Raises `ValueError` if data.dataset names a data set and this is not all of it."""
-    if config.dataset is None:
+def require_complete(config: DataConfig, train_set: ImageSet, val_set: ImageSet) -> None:
+    """Raises `ValueError` if data.dataset is imagenet-1k and this is not all of it."""
+    if config.dataset != "imagenet-1k":
         return
     names = ("classes", "training images", "validation images")
     found = (len(train_set.classes), len(train_set), len(val_set))
@@ -59,7 +60,7 @@ def labels_look_permuted(train_top1: float, val_top1: float, classes: int) -> bo
 
 
 def decode_largest(
-    manifest: Manifest, config: DataConfig, decode: DecodeSettings, without: Collection[int] = ()
+    manifest: ImageSet, config: DataConfig, decode: DecodeSettings, without: Collection[int] = ()
 ) -> None:
     """Decodes one full batch of the largest images on this rank's decoder, so that lack of memory
     shows now and not in the middle of an epoch.
@@ -73,7 +74,8 @@ def decode_largest(
     candidates = candidates[np.argsort(-pixels[candidates], kind="stable")]
     order = [int(i) for i in candidates if int(i) not in without]
     batch = min(config.local_batch_size, len(order))
-    stream = _Given(manifest, CenterCrop(config.image_size, config.val_resize))
+    stream = _Given(manifest, val_planner(config))
+    decode = decode.for_shape((config.image_size, config.image_size))
     for _ in range(_TRIES):
         largest = np.array(order[:batch], dtype=np.int64)
         try:
@@ -103,7 +105,7 @@ def decode_largest_of_both(job: Job) -> None:
 class _Given:
     """A stream whose positions are image numbers."""
 
-    def __init__(self, manifest: Manifest, planner: CenterCrop) -> None:
+    def __init__(self, manifest: ImageSet, planner: Planner) -> None:
         self.manifest = manifest
         self._planner = planner
 

@@ -14,12 +14,16 @@ from pipeline import engine, snapshot
 from pipeline.agreement import StopSignal
 from pipeline.checkpoint import read_verified, require_same_run
 from pipeline.config import Config
-from pipeline.data.manifest import Manifest, open_manifest
+from pipeline.data.cifar import open_cifar
+from pipeline.data.image_set import ImageSet
+from pipeline.data.manifest import open_manifest
 from pipeline.data.order import order_digest
+from pipeline.data.statistics import normalisation_of
 from pipeline.distributed import World, connect
 from pipeline.excluding import exclude_listed
 from pipeline.job import Job
 from pipeline.machine import choose_decoding, choose_device, own_share, set_threads, versions
+from pipeline.model.network import network_name
 from pipeline.monitor import RunMonitor, read_metrics, start_logging
 from pipeline.preflight import decode_largest_of_both, require_complete
 from pipeline.run_folder import first_cause_kept, locked
@@ -41,8 +45,9 @@ def run(config: Config) -> None:
             train_set, val_set = open_data(config, world)
             world.together(lambda: require_complete(config.data, train_set, val_set))
             device = world.together(lambda: choose_device(config.run.device, share.gpu))
+            normalisation = world.together(lambda: normalisation_of(config.data, train_set))
             decode = world.together(
-                lambda: choose_decoding(config, device, share, (train_set, val_set))
+                lambda: choose_decoding(config, device, share, (train_set, val_set), normalisation)
             )
             job = world.together(lambda: Job(config, world, decode, train_set, val_set, stop))
             world.require_same(job.facts)
@@ -68,10 +73,12 @@ def _facts(config: Config) -> dict[str, Any]:
     return {"configuration": hashlib.sha256(config.to_yaml().encode()).hexdigest()[:16], **known}
 
 
-def open_data(config: Config, world: World) -> tuple[Manifest, Manifest]:
-    """Collective. The manifests of train and val, the same data on every rank."""
+def open_data(config: Config, world: World) -> tuple[ImageSet, ImageSet]:
+    """Collective. The images of train and val, the same data on every rank."""
 
-    def open_both() -> tuple[Manifest, Manifest]:
+    def open_both() -> tuple[ImageSet, ImageSet]:
+        if config.data.dataset == "cifar-10":
+            return open_cifar(Path(config.data.root), config.data.held_out)
         train_set = open_manifest(Path(config.data.root), "train", _cache(config))
         return train_set, _open_val(config, train_set.classes)
 
@@ -80,8 +87,8 @@ def open_data(config: Config, world: World) -> tuple[Manifest, Manifest]:
     return train_set, val_set
 
 
-def open_val_data(config: Config, world: World, classes: list[str]) -> Manifest:
-    """Collective. The manifest of val alone, labelled by the `classes` of a training."""
+def open_val_data(config: Config, world: World, classes: list[str]) -> ImageSet:
+    """Collective. The images of val alone, labelled by the `classes` of a training."""
     val_set = _in_turn(world, lambda: _open_val(config, classes))
     world.require_same({"data hash of val": val_set.digest[:16]})
     return val_set
@@ -91,7 +98,9 @@ def _cache(config: Config) -> Path | None:
     return Path(config.data.cache_dir) if config.data.cache_dir else None
 
 
-def _open_val(config: Config, classes: list[str]) -> Manifest:
+def _open_val(config: Config, classes: list[str]) -> ImageSet:
+    if config.data.dataset == "cifar-10":
+        return open_cifar(Path(config.data.root), config.data.held_out, classes)[1]
     return open_manifest(Path(config.data.root), "val", _cache(config), classes)
 
 
@@ -165,10 +174,13 @@ def _open_files(job: Job) -> None:
     total_images = job.total_steps * config.data.global_batch_size
     job.monitor = RunMonitor(run_dir, config, job.position, len(job.progress.history), total_images)
     ranks, micro = job.world.size, job.partition.micro_batch_size
+    decoding = f"JPEG decoding on the {job.decode.decoder.upper()}"
+    if job.decode.decoder == "none":
+        decoding = "images that need no decoding"
     log.info(
-        "run %s: ResNet-%d %s on %d rank%s (%s), %s, JPEG decoding on the %s",
-        run_dir, config.model.depth, config.model.variant, ranks, "s" if ranks > 1 else "",
-        job.decode.device, f"AMP {config.optim.amp}", job.decode.decoder.upper(),
+        "run %s: %s on %d rank%s (%s), %s, %s",
+        run_dir, network_name(config.model), ranks, "s" if ranks > 1 else "",
+        job.decode.device, f"AMP {config.optim.amp}", decoding,
     )  # fmt: skip
     log.info(
         "data: %d train and %d val images, %d classes, hash %s",

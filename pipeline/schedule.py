@@ -1,13 +1,25 @@
 """The learning rate as a pure function of position (images consumed so far) and history.
 
-`history` is the top-1 error of every validation so far, in order, each a fraction. Nothing here
-holds state: a checkpoint needs the position and the history, and no schedule object.
+Nothing here holds state: a checkpoint needs the position and the history, and no schedule object.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+
+from pipeline.config import Config, ScheduleConfig, require
+from pipeline.data.order import total_steps
+
+WARMUP_WINDOW_STEPS = 100
+"""Steps over which `ErrorWarmup` measures the training error.
+
+The paper (section 4.2) warms its 110 layers up "until the training error is below 80% (about 400
+iterations)" and does not say over how many images that error is taken; the window is ours, a
+quarter of that length. Windows are the steps [100k, 100k + 100), counted from step 0.
+"""
 
 
 def scaled_lr(base_lr: float, global_batch_size: int) -> float:
@@ -19,56 +31,107 @@ def scaled_lr(base_lr: float, global_batch_size: int) -> float:
 
 
 @dataclass(frozen=True)
-class _Warmup:
-    peak_lr: float
-    """Learning rate once the warm-up has ended."""
-    warmup_images: int
-    """Position at which the peak is reached; 0: no warm-up."""
-    warmup_start_factor: float
-    """Share of the peak at position 0."""
+class History:
+    """What training has shown so far, as far as the learning rate depends on it."""
 
-    def warm_lr(self, position: int) -> float:
-        """The lr before any drop: linear up to the peak (Goyal et al. 2017, section 2.2)."""
-        if position >= self.warmup_images:
-            return self.peak_lr
-        start = self.warmup_start_factor
-        return self.peak_lr * (start + (1 - start) * position / self.warmup_images)
+    errors: tuple[float, ...] = ()
+    """Top-1 error of every validation so far, in order, each a fraction."""
+    warmup_end: int | None = None
+    """Position from which on an `ErrorWarmup` is over; None: it is not, or there is none."""
 
-    def _describe_warmup(self) -> str:
-        if self.warmup_images == 0:
-            return f"lr {self.peak_lr:g}, no warm-up"
-        start = self.peak_lr * self.warmup_start_factor
-        return f"lr {self.peak_lr:g}, warm-up from {start:g} over {self.warmup_images:,} images"
+
+NOTHING_YET = History()
 
 
 @dataclass(frozen=True)
-class StepSchedule(_Warmup):
-    """Warm-up, then times `factor` at each of the given positions."""
+class LinearWarmup:
+    """A straight rise to the peak (Goyal et al. 2017, section 2.2)."""
 
+    images: int
+    """Position at which the peak is reached; 0: no warm-up."""
+    start_factor: float
+    """Share of the peak at position 0."""
+
+    def share(self, position: int, history: History) -> float:
+        """The lr at `position` as a share of the peak; the history has no part in it."""
+        del history
+        if position >= self.images:
+            return 1.0
+        return self.start_factor + (1 - self.start_factor) * position / self.images
+
+    def describe(self, peak_lr: float) -> str:
+        """A few words for the log."""
+        if self.images == 0:
+            return "no warm-up"
+        return f"warm-up from {peak_lr * self.start_factor:g} over {self.images:,} images"
+
+
+@dataclass(frozen=True)
+class ErrorWarmup:
+    """A constant fraction of the peak until the training error has fallen (paper, section 4.2)."""
+
+    factor: float
+    """Share of the peak during the warm-up."""
+    until_error: float
+    """The warm-up ends after the first window whose training error lies below this fraction."""
+
+    def share(self, position: int, history: History) -> float:
+        """The lr at `position` as a share of the peak."""
+        over = history.warmup_end is not None and position >= history.warmup_end
+        return 1.0 if over else self.factor
+
+    def ends(self, hits: int, images: int) -> bool:
+        """Whether a window of `images`, of which `hits` were right, ends the warm-up; exact."""
+        return images - hits < Fraction(str(self.until_error)) * images
+
+    def describe(self, peak_lr: float) -> str:
+        """A few words for the log."""
+        return (
+            f"warm-up at {peak_lr * self.factor:g} until the training error of "
+            f"{WARMUP_WINDOW_STEPS} steps is below {self.until_error:g}"
+        )
+
+
+Warmup = LinearWarmup | ErrorWarmup
+
+
+@dataclass(frozen=True)
+class StepSchedule:
+    """Warm-up, then times `factor` at each of the given positions, counted from position 0."""
+
+    peak_lr: float
+    """Learning rate once the warm-up has ended."""
+    warmup: Warmup
+    """What comes before the peak."""
     drop_positions: tuple[int, ...]
     """Positions from which on the lr is lower."""
     factor: float = 0.1
     """What a drop multiplies the lr by."""
 
-    def lr(self, position: int, history: Sequence[float] = ()) -> float:
-        """The lr of the step that starts at `position`; the history has no part in it."""
+    def lr(self, position: int, history: History = NOTHING_YET) -> float:
+        """The lr of the step that starts at `position`; validations have no part in it."""
         drops = sum(position >= drop for drop in self.drop_positions)
-        return self.warm_lr(position) * self.factor**drops
+        return self.peak_lr * self.warmup.share(position, history) * self.factor**drops
 
     def describe(self) -> str:
         """One line for the log: the peak in force, the warm-up and the drops."""
-        drops = f"times {self.factor:g} at {_listed(self.drop_positions)} images"
-        return f"{self._describe_warmup()}, {drops if self.drop_positions else 'no drops'}"
+        listed = "; ".join(f"{position:,}" for position in self.drop_positions)
+        drops = f"times {self.factor:g} at {listed} images" if listed else "no drops"
+        return f"lr {self.peak_lr:g}, {self.warmup.describe(self.peak_lr)}, {drops}"
 
 
 @dataclass(frozen=True)
-class PlateauSchedule(_Warmup):
+class PlateauSchedule:
     """Warm-up, then times `factor` whenever the validation error has stopped falling.
 
     The paper's rule (section 3.4: "divided by 10 when the error plateaus"), made exact by
     `plateau_drops`.
     """
 
+    peak_lr: float
+    """Learning rate once the warm-up has ended."""
+    warmup: Warmup
+    """What comes before the peak."""
     patience: int
     """Validations in a row without improvement that make a plateau."""
     min_improvement: float
@@ -78,23 +141,72 @@ class PlateauSchedule(_Warmup):
     factor: float = 0.1
     """What a drop multiplies the lr by."""
 
-    def lr(self, position: int, history: Sequence[float]) -> float:
+    def lr(self, position: int, history: History = NOTHING_YET) -> float:
         """The lr of the step that starts at `position`, after the validations in `history`.
 
         A drop is in force from the first step after the validation that caused it.
         """
-        drops = plateau_drops(history, self.patience, self.min_improvement, self.max_drops)
-        return self.warm_lr(position) * self.factor ** len(drops)
+        drops = plateau_drops(history.errors, self.patience, self.min_improvement, self.max_drops)
+        return self.peak_lr * self.warmup.share(position, history) * self.factor ** len(drops)
 
     def describe(self) -> str:
         """One line for the log: the peak in force, the warm-up and the rule of the drops."""
         return (
-            f"{self._describe_warmup()}, times {self.factor:g} after {self.patience} validations "
-            f"without an error lower by {self.min_improvement:g}, at most {self.max_drops} times"
+            f"lr {self.peak_lr:g}, {self.warmup.describe(self.peak_lr)}, times {self.factor:g} "
+            f"after {self.patience} validations without an error lower by "
+            f"{self.min_improvement:g}, at most {self.max_drops} times"
         )
 
 
 Schedule = StepSchedule | PlateauSchedule
+
+
+def run_length(schedule: ScheduleConfig, train_images: int, global_batch_size: int) -> int:
+    """The optimizer steps of a run."""
+    if schedule.steps is not None:
+        return schedule.steps
+    assert schedule.epochs is not None, "ScheduleConfig has one of the two"
+    return total_steps(schedule.epochs, train_images, global_batch_size)
+
+
+def make_schedule(config: Config, train_images: int) -> Schedule:
+    """The learning rate over positions, from a configuration in epochs or steps.
+
+    Raises `ConfigError` for a warm-up as long as a run whose length is in steps.
+    """
+    schedule = config.schedule
+    peak = scaled_lr(config.optim.base_lr, config.data.global_batch_size)
+    warmup = _make_warmup(config, train_images)
+    if schedule.rule == "plateau":
+        return PlateauSchedule(
+            peak, warmup, schedule.patience, schedule.min_improvement, schedule.max_drops
+        )
+    if schedule.drop_steps is not None:
+        drops = [step * config.data.global_batch_size for step in schedule.drop_steps]
+    else:
+        drops = [_images(epoch, train_images) for epoch in schedule.drop_epochs or ()]
+    return StepSchedule(peak, warmup, tuple(drops))
+
+
+def _make_warmup(config: Config, train_images: int) -> Warmup:
+    schedule = config.schedule
+    if schedule.warmup_until_error is not None:
+        return ErrorWarmup(schedule.warmup_start_factor, schedule.warmup_until_error)
+    images = _images(schedule.warmup_epochs, train_images)
+    if schedule.steps is not None:
+        length = schedule.steps * config.data.global_batch_size
+        require(
+            images < length,
+            f"schedule.warmup_epochs={schedule.warmup_epochs} is {images:,} images and the run has "
+            f"{length:,} in schedule.steps={schedule.steps}; shorten the warm-up or lengthen the "
+            "run",
+        )
+    return LinearWarmup(images, schedule.warmup_start_factor)
+
+
+def _images(epochs: float, train_images: int) -> int:
+    """The first position not before `epochs` epochs, exact as `total_steps` is."""
+    return math.ceil(Fraction(str(epochs)) * train_images)
 
 
 def plateau_drops(
@@ -121,7 +233,3 @@ def plateau_drops(
             drops.append(index)
             waited = 0
     return drops
-
-
-def _listed(positions: Sequence[int]) -> str:
-    return "; ".join(f"{position:,}" for position in positions)

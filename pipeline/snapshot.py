@@ -9,32 +9,41 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pipeline import warmup
 from pipeline.config import Config
 from pipeline.data.exclusion import Exclusions
+from pipeline.data.normalisation import IMAGENET, Normalisation
 from pipeline.data.order import SCHEME_VERSION
 from pipeline.failure import TrainingError
 from pipeline.metrics import Validation
+from pipeline.model.network import network_facts
 from pipeline.model.norm import running_statistics, swapped_statistics
 
 if TYPE_CHECKING:
     from pipeline.job import Job
 
 
-def fingerprint(config: Config, data_hashes: dict[str, str]) -> dict[str, Any]:
+def fingerprint(
+    config: Config, data_hashes: dict[str, str], normalisation: Normalisation = IMAGENET
+) -> dict[str, Any]:
     """The facts that must be the same for a checkpoint to belong to a run.
 
     Free to change: world size, local batch, threads, where decoding runs, what becomes of bad
     images (those already excluded are in the checkpoint), how norm layers and the
-    model are executed (model.norm, model.compile), paths, intervals, and the number of epochs.
+    model are executed (model.norm, model.compile), paths, intervals, and the number of epochs or
+    steps.
     """
     facts: dict[str, Any] = {"random_scheme": SCHEME_VERSION, "run.seed": config.run.seed}
     facts |= {f"data hash of {split}": digest for split, digest in data_hashes.items()}
+    facts["means and deviations"] = normalisation.digest
+    # A plain network has the parameters of a residual one with shortcuts A.
+    facts |= {f"model.{name}": value for name, value in network_facts(config.model).items()}
     fixed = {
         "data": (
             "global_batch_size", "image_size", "train_crop", "area", "short_side", "flip",
             "padding", "color_std", "mean", "held_out", "val_resize", "output",
         ),
-        "model": ("family", "residual", "depth", "shortcut", "variant", "zero_init_last_norm"),
+        "model": ("zero_init_last_norm",),
         "optim": tuple(f.name for f in dataclasses.fields(config.optim)),
         "schedule": tuple(
             f.name for f in dataclasses.fields(config.schedule) if f.name not in ("epochs", "steps")
@@ -82,10 +91,12 @@ def take(job: Job) -> dict[str, Any]:
         "step": job.progress.step,
         "position": job.position,
         "history": [dataclasses.asdict(result) for result in job.progress.history],
+        "warmup": {"end": job.progress.warmup_end, "hits": warmup.hits_so_far(job)},
         "excluded": {
             "train": job.progress.excluded.rows(),
             "val": list(job.progress.excluded_val),
         },
+        "normalisation": job.decode.normalisation.state(),
         "model": model,
         "rank_statistics": statistics,
         "window": window,
@@ -134,6 +145,8 @@ def restore(job: Job, content: dict[str, Any]) -> None:
     """
     job.progress.step = content["step"]
     job.progress.history = [Validation(**result) for result in content["history"]]
+    job.progress.warmup_end = content["warmup"]["end"]
+    warmup.restore(job, content["warmup"]["hits"])
     excluded = content.get("excluded", {"train": [], "val": []})
     job.progress.excluded = Exclusions(excluded["train"])
     job.progress.excluded_val = tuple(excluded["val"])

@@ -1,4 +1,5 @@
-"""Runs `pipeline.train` inside the test's own process, for what needs no ranks of its own."""
+"""Runs `pipeline.train` and `pipeline.evaluate` inside the test's own process, for what needs no
+ranks of its own."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import torch
 from jobs import small_settings
 
 from pipeline.config import Config
+from pipeline.evaluate import main as evaluate
 from pipeline.options import load_config
 from pipeline.run import run
 
@@ -31,6 +33,12 @@ def train_here(data: Path, runs: Path, *options: str) -> Path:
     with _process_state_kept():
         run(config)
     return config.run.path
+
+
+def evaluate_here(*argv: str) -> None:
+    """Evaluates. Raises `Reported`, as every rank does, or `ConfigError`."""
+    with _process_state_kept():
+        evaluate(list(argv))
 
 
 @contextmanager

@@ -15,7 +15,8 @@ TIME_FIELDS = {"time", "images_per_sec", "data_wait_sec", "data_wait_share"}
 """What no two runs have alike in metrics.jsonl and in TensorBoard."""
 
 STATE = (
-    "step", "position", "history", "model", "rank_statistics", "momentum", "precision", "window",
+    "step", "position", "history", "warmup", "model", "rank_statistics", "momentum", "precision",
+    "window",
 )  # fmt: skip
 """What a checkpoint holds of the training itself."""
 

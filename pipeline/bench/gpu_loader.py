@@ -18,6 +18,7 @@ from pipeline.config import DataConfig
 from pipeline.data.dali import DecodeSettings, Loader, available_cores, gpu_count
 from pipeline.data.manifest import open_manifest
 from pipeline.data.stream import TrainStream, train_planner
+from pipeline.machine import decoder_memory
 
 _PREFETCH = 2
 _EDGE = 2 * _PREFETCH + 2  # batches before and after those that are timed: full queues
@@ -35,14 +36,15 @@ def run(options: LoaderOptions, device: torch.device) -> Result:
         decoders.append("gpu")
     with tempfile.TemporaryDirectory() as folder:
         make_photos(Path(folder), options.files)
-        stream = TrainStream(
-            open_manifest(Path(folder), "train"),
-            train_planner(DataConfig(image_size=options.size, val_resize=options.size)),
-            seed=0,
-        )
+        config = DataConfig(image_size=options.size, val_resize=options.size)
+        manifest = open_manifest(Path(folder), "train")
+        stream = TrainStream(manifest, train_planner(config), seed=0)
+        memory = decoder_memory(config, (manifest,))
         sides = {
             f"{decoder}_decoder_images_per_sec": _Side(
-                stream, options, DecodeSettings(decoder, device, threads, _PREFETCH)
+                stream,
+                options,
+                DecodeSettings(decoder, device, threads, _PREFETCH, memory=memory),
             ).images_per_sec
             for decoder in decoders
         }

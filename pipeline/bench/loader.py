@@ -219,7 +219,7 @@ class _Ours(_Side):
             prefetch_batches=_PREFETCH,
         )
         self._stream = TrainStream(manifest, train_planner(config), seed=0)
-        self._settings = _decoding(config)
+        self._settings = _decoding(config, manifest)
         self._position = 0
 
     def measure(self) -> float:
@@ -265,11 +265,11 @@ def _short_side(size: int) -> tuple[int, int]:
     return least, most
 
 
-def _decoding(config: DataConfig) -> DecodeSettings:
-    """As a run's own. Raises `ValueError` if DALI sees no GPU for a GPU decoder."""
+def _decoding(config: DataConfig, manifest: Manifest) -> DecodeSettings:
+    """As a run's own on these images. Raises `ValueError` if DALI sees no GPU for a GPU decoder."""
     assert config.threads is not None, "the row says how many threads"
     share = Share(config.threads, 0)
-    return choose_decoding(Config(data=config), _device(config.decode), share)
+    return choose_decoding(Config(data=config), _device(config.decode), share, (manifest,))
 
 
 def _device(decode: str) -> torch.device:

@@ -50,7 +50,7 @@ def measure(options: StepOptions, device: torch.device, result: Result) -> None:
         row_major = _bare_loop_in_fp32(job, batches)
         with contextlib.closing(job.monitor):
             sides = {
-                "loop_images_per_sec": _timed(_program_loop(job, batches), work, steps, device),
+                "loop_images_per_sec": _timed(program_loop(job, batches), work, steps, device),
                 "bare_images_per_sec": _timed(bare, work, steps, device),
                 "fp32_row_major_images_per_sec": _timed(row_major, work, -(-steps // 4), device),
             }
@@ -83,7 +83,8 @@ def _finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _program_loop(job: Job, batches: list[Batch]) -> Loop:
+def program_loop(job: Job, batches: list[Batch]) -> Loop:
+    """`train_epoch` on `batches`, which come again and again."""
     feed = Feed(cast(Loader, ResidentLoader(batches)), job.world, job.stop)
     return lambda steps: train_epoch(job, feed, job.progress.step + steps)
 
@@ -102,7 +103,7 @@ def _bare_loop_in_fp32(job: Job, batches: list[Batch]) -> Loop:
 
 def _plain_loop(model: nn.Module, precision: Precision, job: Job, batches: list[Batch]) -> Loop:
     optim = job.config.optim
-    lr = job.schedule.lr(0, ())
+    lr = job.schedule.lr(0)
     optimizer = build_optimizer(
         model, lr, optim.momentum, optim.weight_decay, optim.decay_norm_and_bias
     )

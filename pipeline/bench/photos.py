@@ -26,24 +26,26 @@ def make_photos(
     seed: int = 0,
     classes: int = 1,
     split: Literal["train", "val"] = "train",
+    scale: float = 1.0,
 ) -> None:
     """Makes `<root>/<split>/photo_000/*.JPEG` and so on, round the classes: `count` files of about
-    500 x 375 pixels and 82 KB. Raises `FileExistsError` if they are there."""
+    500 x 375 pixels times `scale`, at 1 of 82 KB. Raises `FileExistsError` if they are there."""
     folders = [root / split / f"photo_{label:03d}" for label in range(classes)]
     for folder in folders:
         folder.mkdir(parents=True)
 
     def make(index: int) -> None:
-        content = photo(np.random.default_rng([seed, index]))
+        content = photo(np.random.default_rng([seed, index]), scale)
         (folders[index % classes] / f"photo_{index:06d}.JPEG").write_bytes(content)
 
     with ThreadPoolExecutor(2) as pool:  # FFTs and JPEG encoding release the GIL
         list(pool.map(make, range(count)))
 
 
-def photo(rng: np.random.Generator) -> bytes:
+def photo(rng: np.random.Generator, scale: float = 1.0) -> bytes:
     """One file: grey 1/f noise with fainter colour noise over it, 4:2:0, as cameras write it."""
-    width, height, _ = _SIZES[rng.choice(len(_SIZES), p=[share for *_, share in _SIZES])]
+    sides = _SIZES[rng.choice(len(_SIZES), p=[share for *_, share in _SIZES])][:2]
+    width, height = (max(1, round(side * scale)) for side in sides)
     contrast = _CONTRAST * rng.lognormal(0.0, 0.4)
     grey = _noise(rng, height, width)
     colour = [_noise(rng, height, width) for _ in range(3)]

@@ -95,8 +95,9 @@ class Result:
         }
 
     def text(self) -> str:
-        """A table of what was measured, the result's own or else of all spreads; its numbers; what
-        did not run (the figure `not_run`) and why; a line for each ratio."""
+        """What was measured, in words (the figure `measured`) and as a table, the result's own or
+        else of all spreads; its numbers; what did not run (the figure `not_run`) and why; a line
+        for each ratio; the figure `verdict`."""
         rows: list[tuple[str, ...]] = [("", "median", "quartiles")]
         for name, spread in self.spreads.items():
             low, middle, high = spread.quartiles
@@ -107,6 +108,7 @@ class Result:
             lines = aligned(self.table) + aligned(numbers)
         else:
             lines = aligned(rows + numbers) if len(rows + numbers) > 1 else []
+        lines = self._words("measured") + lines
         not_run: Mapping[str, str] = self.figures.get("not_run", {})
         lines += [f"{name}: not run: {reason}" for name, reason in not_run.items()]
         for name, found in self.ratios.items():
@@ -115,7 +117,10 @@ class Result:
                 low, _, high = found.quartiles
                 line += f" (quartiles {low:.3f} .. {high:.3f}, {len(found.rounds)} rounds)"
             lines.append(line)
-        return "\n".join(lines)
+        return "\n".join(lines + self._words("verdict"))
+
+    def _words(self, name: str) -> list[str]:
+        return [self.figures[name]] if name in self.figures else []
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -89,17 +89,20 @@ def resident_config(work: Workload, world_size: int, run_dir: Path, threads: int
     )
 
 
-def resident_job(config: Config, world: World, device: torch.device, folder: Path) -> Job:
+def resident_job(
+    config: Config, world: World, device: torch.device, folder: Path, classes: int = _CLASSES
+) -> Job:
     """A job of `config` over a manifest whose files do not exist; writes only into `folder`."""
-    manifest = _manifest(folder / f"rank{world.rank}.arrow", config.data.image_size)
+    path = folder / f"rank{world.rank}.arrow"
+    manifest = _manifest(path, config.data.image_size, classes)
     decode = choose_decoding(config, device, Share(cores=1, gpu=0))
     return Job(config, world, decode, manifest, manifest, StopSignal())
 
 
-def _manifest(path: Path, size: int) -> Manifest:
+def _manifest(path: Path, size: int, classes: int) -> Manifest:
     sides = np.full(_ROWS, size, dtype=np.int32)
     rows = Rows(
-        classes=[f"class{label}" for label in range(_CLASSES)],
+        classes=[f"class{label}" for label in range(classes)],
         files=[b"class0/%d.JPEG" % image for image in range(_ROWS)],
         labels=np.zeros(_ROWS, dtype=np.int32),
         lengths=np.ones(_ROWS, dtype=np.int64),

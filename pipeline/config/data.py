@@ -13,7 +13,7 @@ class DataConfig:
     """Which images, in which batches, cut how, decoded where."""
 
     root: str = "data/imagenet"
-    """Folder that holds train/<class>/<image> and val/<class>/<image>."""
+    """Folder that holds train/<class>/<image> and val/<class>/<image>, or as data.dataset says."""
     dataset: Literal["imagenet-1k", "cifar-10"] | None = None
     """imagenet-1k: refuse to start unless all its classes and images are there; cifar-10: root
     holds its binary or Python archive, or what is in it; null: any tree of images."""
@@ -44,12 +44,14 @@ class DataConfig:
     pixels (0.1 in the paper); null: none."""
     mean: Literal["imagenet", "channel", "pixel"] = "imagenet"
     """What is subtracted from pixels: ImageNet's published means (with its deviations and principal
-    components), this training set's means, or its mean image (as in the paper). The last two are
-    computed by `prepare mean`."""
+    components), this training set's means, or its mean image (as in the paper); the last two come
+    with this set's deviations, by which pixels are divided, and principal components, and are
+    computed by `prepare mean`, for cifar-10 at the start."""
     val_resize: int = 256
     """Shorter side in pixels before the centre crop of validation."""
     decode: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where JPEGs are decoded; auto: on the GPU when the run has one."""
+    """Where JPEGs are decoded; auto: on the GPU when the run has one. Nothing is to be decoded in
+    cifar-10, whose batches are made on the CPU."""
     threads: int | None = None
     """DALI's CPU threads per rank; null: this rank's share of the cores, at most 8 where the GPU
     decodes."""
@@ -126,6 +128,20 @@ class DataConfig:
         require(
             self.color_std is None or not cifar,
             f"data.color_std={self.color_std} is not for data.dataset=cifar-10; leave it null",
+        )
+        require(
+            self.image_size == 32 or not cifar,
+            f"data.image_size={self.image_size} must be 32 for data.dataset=cifar-10, whose images "
+            "are not resized",
+        )
+        require(
+            self.decode != "gpu" or not cifar,
+            "data.decode=gpu is for JPEGs, and cifar-10 has none; set data.decode=auto",
+        )
+        require(
+            self.output != "uint8" or not (cifar or self.mean == "pixel"),
+            "data.output=uint8 subtracts the mean on the model's device, data.dataset=cifar-10 and "
+            "data.mean=pixel before that; set data.output=float32 or float16",
         )
 
     def _check_decoding(self) -> None:

@@ -13,11 +13,11 @@ from pipeline.config.errors import require
 class ScheduleConfig:
     """How long to train, and when the learning rate falls."""
 
-    epochs: float = 90.0
-    """Length of the run in passes over the training images."""
+    epochs: float | None = 90.0
+    """Length of the run in passes over the training images; null: steps has it."""
     steps: int | None = None
-    """Length of the run in optimizer steps, in place of epochs (the paper: 600,000; CIFAR 64,000);
-    null: epochs count."""
+    """Length of the run in optimizer steps, with epochs=null (the paper: 600,000; CIFAR-10:
+    64,000); null: epochs has it."""
     warmup_epochs: float = 5.0
     """Length of the linear rise to the peak learning rate; 0: none."""
     warmup_start_factor: float = 0.1
@@ -28,11 +28,11 @@ class ScheduleConfig:
     null: the warm-up is warmup_epochs."""
     rule: Literal["steps", "plateau"] = "steps"
     """Drop by 10 at given epochs, or when the validation error stops falling (the paper)."""
-    drop_epochs: tuple[float, ...] = (30.0, 60.0, 80.0)
-    """steps: where the learning rate is divided by 10."""
+    drop_epochs: tuple[float, ...] | None = (30.0, 60.0, 80.0)
+    """steps: where the learning rate is divided by 10; null: drop_steps has it."""
     drop_steps: tuple[int, ...] | None = None
-    """steps: the same in optimizer steps, in place of drop_epochs (CIFAR: 32,000 and 48,000); null:
-    drop_epochs count."""
+    """steps: the same in optimizer steps, with drop_epochs=null (CIFAR-10: 32,000 and 48,000);
+    null: drop_epochs has it."""
     patience: int = 5
     """plateau: validations without improvement before a drop."""
     min_improvement: float = 0.001
@@ -41,27 +41,82 @@ class ScheduleConfig:
     """plateau: the most drops."""
 
     def __post_init__(self) -> None:
+        self._check_length()
+        self._check_warmup()
+        self._check_drops()
+
+    def _check_length(self) -> None:
         require(
-            self.epochs > 0 and math.isfinite(self.epochs),
+            (self.epochs is None) != (self.steps is None),
+            f"the length of a run is either schedule.epochs={_shown(self.epochs)} or schedule.steps"
+            f"={_shown(self.steps)}; set one of them and the other to null",
+        )
+        require(
+            self.epochs is None or (self.epochs > 0 and math.isfinite(self.epochs)),
             f"schedule.epochs={self.epochs} must be greater than 0",
         )
         require(
-            0 <= self.warmup_epochs < self.epochs,
-            f"schedule.warmup_epochs={self.warmup_epochs} must be at least 0 and less than "
-            f"schedule.epochs={self.epochs}",
+            self.steps is None or self.steps >= 1, f"schedule.steps={self.steps} must be at least 1"
+        )
+
+    def _check_warmup(self) -> None:
+        # How many epochs schedule.steps are is known once the images are counted: pipeline/job.py.
+        require(
+            0 <= self.warmup_epochs < (math.inf if self.epochs is None else self.epochs),
+            f"schedule.warmup_epochs={self.warmup_epochs} must be at least 0"
+            + ("" if self.epochs is None else f" and less than schedule.epochs={self.epochs}"),
         )
         require(
             0 < self.warmup_start_factor <= 1,
             f"schedule.warmup_start_factor={self.warmup_start_factor} must lie in (0, 1]",
         )
-        ordered = all(a < b for a, b in zip(self.drop_epochs, self.drop_epochs[1:], strict=False))
+        until = self.warmup_until_error
         require(
-            ordered and all(epoch > 0 for epoch in self.drop_epochs),
-            f"schedule.drop_epochs={list(self.drop_epochs)} must be positive and rising",
+            until is None or 0 < until < 1,
+            f"schedule.warmup_until_error={until} must lie in (0, 1), or be null for none",
         )
+        require(
+            until is None or self.warmup_epochs == 0,
+            f"schedule.warmup_until_error={until} and schedule.warmup_epochs={self.warmup_epochs} "
+            "are two warm-ups and a run has one; set schedule.warmup_epochs=0, or the other to "
+            "null",
+        )
+        require(
+            until is None or self.warmup_start_factor < 1,
+            f"schedule.warmup_until_error={until} has no effect at schedule.warmup_start_factor="
+            f"{self.warmup_start_factor}; set the factor below 1",
+        )
+
+    def _check_drops(self) -> None:
+        require(
+            (self.drop_epochs is None) != (self.drop_steps is None),
+            "the drops of the learning rate stand either in schedule.drop_epochs="
+            f"{_shown(self.drop_epochs)} or in schedule.drop_steps={_shown(self.drop_steps)}; set "
+            "one of them ([] for no drops) and the other to null",
+        )
+        require(
+            self.drop_steps is None or self.rule == "steps",
+            f"schedule.drop_steps={_shown(self.drop_steps)} has no effect with schedule.rule="
+            f"{self.rule}; set it to null and leave schedule.drop_epochs as it is, or set "
+            "schedule.rule=steps",
+        )
+        for name in ("drop_epochs", "drop_steps"):
+            drops = getattr(self, name) or ()
+            rising = all(a < b for a, b in zip(drops, drops[1:], strict=False))
+            require(
+                rising and all(drop > 0 for drop in drops),
+                f"schedule.{name}={list(drops)} must be positive and rising",
+            )
         require(self.patience >= 1, f"schedule.patience={self.patience} must be at least 1")
         require(
             self.min_improvement >= 0,
             f"schedule.min_improvement={self.min_improvement} must be at least 0",
         )
         require(self.max_drops >= 0, f"schedule.max_drops={self.max_drops} must be at least 0")
+
+
+def _shown(value: float | tuple[float, ...] | None) -> str:
+    """As one writes it in a YAML."""
+    if isinstance(value, tuple):
+        return str(list(value))
+    return "null" if value is None else str(value)

@@ -28,7 +28,7 @@ class Plan:
     """What to do with each image of a batch of B; every array is C-contiguous.
 
     boxes: (B, 4) float32 (y, x, h, w) in source pixels, inside the image and at least 1 pixel a
-    side.
+    side; those of `padded.PaddedCrop` may reach beyond it.
     flips: (B,) int32, 1 to mirror left-right.
     offsets: (B, 3) float32 added to R, G and B in 0..255 units.
     shape: height and width of every output in pixels.

@@ -21,8 +21,10 @@ from pipeline.data.containers.gaps import GAP_BYTES, without_gaps
 from pipeline.data.manifest_file import (
     cache_places,
     column,
+    find_fresh,
     load_fresh,
     load_table,
+    warn_if_fewer,
     write_manifest,
 )
 from pipeline.data.scan import scan
@@ -184,7 +186,8 @@ def open_manifest(
 
     `classes` (the training classes, for val) gives the labels; `None` takes the classes in bytewise
     order. A class without an image is warned of. The cache lies in `cache_dir`, or else in
-    `<root>/.trainyard`, or else, where that cannot be written, in the user's cache. Replacing a
+    `<root>/.trainyard`, or else, where that cannot be written, in the user's cache; a staged copy's
+    own, in its `.trainyard`, is used with a `cache_dir` too. Replacing a
     file of a class folder in place does not change its folder's time and is met when it is read;
     `again` scans whatever the cache holds. Ranks that share a file system: call on one first, then
     on the others.
@@ -193,13 +196,12 @@ def open_manifest(
     and no place for the cache.
     """
     tree = survey(root, split)
-    places = cache_places(root, split, cache_dir)
-    for place in () if again else places:
-        table = load_fresh(place, tree.stamp)
-        if table is not None:
-            return _labelled(Manifest(split, tree.directory, table, classes))
+    found = None if again else find_fresh(root, split, cache_dir, tree.stamp)
+    if found is not None:
+        return _labelled(Manifest(split, tree.directory, found[1], classes))
     rows = scan(tree)
-    refused = []
+    places, refused = cache_places(root, split, cache_dir), []
+    warn_if_fewer(places, rows, tree)
     for place in places:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -236,9 +238,8 @@ def cached_manifest(root: Path, split: Split, cache_dir: Path | None) -> Manifes
     ValueError, with the cure, for what `survey` refuses.
     """
     tree = survey(root, split)
-    tables = (load_fresh(place, tree.stamp) for place in cache_places(root, split, cache_dir))
-    table = next((table for table in tables if table is not None), None)
-    return None if table is None else Manifest(split, tree.directory, table)
+    found = find_fresh(root, split, cache_dir, tree.stamp)
+    return None if found is None else Manifest(split, tree.directory, found[1])
 
 
 def read_manifest(path: Path, split: Split, directory: Path) -> Manifest:

@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.data.scan import Rows
-from pipeline.data.survey import Split
+from pipeline.data.survey import Split, Tree, name_few
 
 log = logging.getLogger("trainyard")
 
@@ -135,6 +137,60 @@ def cache_places(root: Path, split: Split, cache_dir: Path | None) -> list[Path]
     except RuntimeError:  # a container's user may have no home
         pass
     return places
+
+
+def find_fresh(
+    root: Path, split: Split, cache_dir: Path | None, stamp: str
+) -> tuple[Path, pa.Table] | None:
+    """Return the first file of `<root>/<split>` that `load_fresh` takes, and its table.
+
+    Looks in `cache_places` and last in `<root>/.trainyard` even if there is a `cache_dir`: a staged
+    copy brings its manifest along there.
+    """
+    places = cache_places(root, split, cache_dir)
+    if cache_dir is not None:
+        places += cache_places(root, split, None)[:1]
+    for place in places:
+        table = load_fresh(place, stamp)
+        if table is not None:
+            return place, table
+    return None
+
+
+def warn_if_fewer(places: Sequence[Path], rows: Rows, tree: Tree) -> None:
+    """Log which containers hold fewer images than a manifest, out of date by now, says.
+
+    Nothing in a TFRecord or RecordIO file that was cut between two records shows it.
+    """
+    before = next(filter(None, map(_images_by_container, places)), {})
+    if rows.places is None or not before:
+        return
+    now = _count(rows.places.names, rows.places.containers)
+    fewer = [
+        f"{name} ({now[name]} of {count})" if name in now else f"{name} (gone)"
+        for name, count in before.items()
+        if now.get(name, 0) < count
+    ]
+    if fewer:
+        log.warning(
+            "%d of the %d %s that %s held when it was indexed last hold fewer images now: %s; "
+            "copy anew from their source what nobody meant to change",
+            len(fewer), len(before), tree.source_noun, tree.directory, name_few(fewer),
+        )  # fmt: skip
+
+
+def _images_by_container(path: Path) -> dict[str, int] | None:
+    try:
+        table = load_table(path)
+    except (OSError, ValueError):
+        return None
+    names = json.loads(table.schema.metadata.get(b"containers", b"[]"))
+    return _count(names, column(table, "container").to_numpy()) if names else None
+
+
+def _count(names: Sequence[str], containers: NDArray[np.int32]) -> dict[str, int]:
+    counts = np.bincount(containers, minlength=len(names)).tolist()
+    return dict(zip(names, counts, strict=True))
 
 
 def column(table: pa.Table, name: str) -> Any:

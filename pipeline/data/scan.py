@@ -7,6 +7,7 @@ the locale, so that the same images in another container are the same data with 
 import hashlib
 import logging
 import os
+import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -19,17 +20,18 @@ from numpy.typing import NDArray
 
 from pipeline.data.containers import folders, recordio, tar, tfrecord
 from pipeline.data.containers.common import Entry, Window, opened
+from pipeline.data.scan_progress import ScanProgress
 from pipeline.data.survey import CLASSES_FILE, Tree, name_few, no_images
 
 log = logging.getLogger("trainyard")
 
 _WALKS = {"tar": tar.walk, "tfrecord": tfrecord.walk, "recordio": recordio.walk}
+_NUMBERED = re.compile(r"^(.+)-(\d{5})-of-(\d{5})$")
 
 # File times advance in ticks of up to 10 ms (the kernel's timer, before multigrain timestamps).
 _CLOCK_TICK_SEC = 0.02
 # More threads than cores: on a network file system a header waits, it does not compute.
 _THREADS = 16
-_PROGRESS_SEC = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,20 +115,19 @@ def scan(tree: Tree) -> Rows:
 
 
 def _walk_all(tree: Tree) -> list[_Part]:
-    """Walk every source, in the sources' order; logs how far it is."""
-    reported = time.monotonic()
+    """Walk every source, in the sources' order; shows how far it is."""
     windows: list[Window] = []
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="scan") as pool:
+    with (
+        ScanProgress(tree) as progress,
+        ThreadPoolExecutor(_THREADS, thread_name_prefix="scan") as pool,
+    ):
         jobs = [pool.submit(_walk, tree, name, windows) for name in tree.sources]
-        pending = set(jobs)
+        pending, images = set(jobs), 0
         try:
             while pending:
-                done, pending = wait(pending, _PROGRESS_SEC, FIRST_COMPLETED)
-                for job in done:
-                    job.result()  # the first failure ends the others
-                if time.monotonic() - reported > _PROGRESS_SEC:
-                    reported = time.monotonic()
-                    _report(tree, len(jobs) - len(pending), windows)
+                done, pending = wait(pending, progress.interval_sec, FIRST_COMPLETED)
+                images += sum(len(job.result().names) for job in done)  # a failure ends the others
+                progress.show(len(jobs) - len(pending), images, windows)
         finally:
             pool.shutdown(cancel_futures=True)
     hidden = sum(window.hidden for window in windows)
@@ -152,13 +153,6 @@ def _columns(entries: Sequence[Entry]) -> _Part:
         np.array(numbers, dtype=np.int64).reshape(-1, 4),
         [(row, one.gaps) for row, one in enumerate(entries) if one.gaps],
     )
-
-
-def _report(tree: Tree, done: int, windows: Sequence[Window]) -> None:
-    place, noun, total = tree.directory, tree.source_noun, len(tree.sources)
-    passed = sum(window.position for window in windows) / 1e9
-    walked = f", {passed:.1f} GB passed" if windows else ""
-    log.info("%s: %d of %d %s%s", place, done, total, noun, walked)
 
 
 def _folder_rows(tree: Tree, parts: Sequence[_Part]) -> Rows:
@@ -279,6 +273,15 @@ def _warn(tree: Tree, rows: Rows) -> None:
             os.fsdecode(twice[0]),
             tree.source_noun,
         )
+    lacking = _lacking_shards(tree.sources) if tree.kind == "tfrecord" else []
+    if lacking:
+        log.warning(
+            "%d TFRecord files that the names of the others count are missing in %s: %s; copy them "
+            "too, unless only a part is meant",
+            len(lacking),
+            tree.directory,
+            name_few(lacking),
+        )
     if tree.loose_images:
         log.warning(
             "%d images lie in %s beside its %s and are not used",
@@ -286,3 +289,10 @@ def _warn(tree: Tree, rows: Rows) -> None:
             tree.directory,
             tree.source_noun,
         )
+
+
+def _lacking_shards(sources: Sequence[str]) -> list[str]:
+    """Return the names that are not there of those that `<name>-00000-of-01024` stands for."""
+    sets = {(found[1], found[3]) for found in map(_NUMBERED.search, sources) if found}
+    every = (f"{name}-{k:05}-of-{n}" for name, n in sorted(sets) for k in range(int(n)))
+    return sorted(set(every) - set(sources))

@@ -13,8 +13,11 @@ import numpy as np
 from pipeline.config import DataConfig
 from pipeline.data.augment import CenterCrop, Plan, Planner, RandomResizedCrop, ScaleJitter
 from pipeline.data.exclusion import Exclusions
-from pipeline.data.manifest import BadImage, Manifest
+from pipeline.data.image_set import ImageSet
+from pipeline.data.manifest import BadImage
+from pipeline.data.normalisation import IMAGENET, Normalisation
 from pipeline.data.order import GlobalOrder, Stream, random_words
+from pipeline.data.padded import PaddedCrop, Untouched
 
 PADDING_LABEL = -1
 """Label of a position past the end of the validation set; every count and loss ignores it."""
@@ -38,26 +41,41 @@ class Selection:
 class ImageStream(Protocol):
     """Maps positions to what must be decoded."""
 
-    manifest: Manifest
+    manifest: ImageSet
 
     def select(self, positions: np.ndarray) -> Selection:
         """The selection at `positions`, (B,) int64. Raises `BadImage` for one without a size."""
         ...
 
 
-def train_planner(config: DataConfig) -> Planner:
-    """The training crop that the configuration asks for."""
+def train_planner(config: DataConfig, normalisation: Normalisation = IMAGENET) -> Planner:
+    """The training crop that the configuration asks for; `normalisation` has the colour axes."""
+    if config.train_crop == "padded":
+        return PaddedCrop(config.image_size, config.padding, config.flip)
     if config.train_crop == "scale_jitter":
-        return ScaleJitter(config.image_size, config.short_side, config.flip, config.color_std)
+        return ScaleJitter(
+            config.image_size, config.short_side, config.flip, config.color_std, normalisation
+        )
     return RandomResizedCrop(
-        config.image_size, area=config.area, flip=config.flip, color_std=config.color_std
+        config.image_size,
+        area=config.area,
+        flip=config.flip,
+        color_std=config.color_std,
+        normalisation=normalisation,
     )
+
+
+def val_planner(config: DataConfig) -> Planner:
+    """The view of validation: the image's centre, or for cifar-10 the whole image."""
+    if config.dataset == "cifar-10":
+        return Untouched(config.image_size)
+    return CenterCrop(config.image_size, config.val_resize)
 
 
 class TrainStream:
     """Shuffled epochs without end; positions cross epoch boundaries freely."""
 
-    def __init__(self, manifest: Manifest, planner: Planner, seed: int):
+    def __init__(self, manifest: ImageSet, planner: Planner, seed: int):
         self.manifest = manifest
         self.planner = planner
         self.seed = seed
@@ -86,7 +104,7 @@ class TrainStream:
 class ValStream:
     """Position p is image p; positions past the end repeat the last image under label -1."""
 
-    def __init__(self, manifest: Manifest, planner: CenterCrop):
+    def __init__(self, manifest: ImageSet, planner: Planner):
         self.manifest = manifest
         self.planner = planner
         self.excluded: frozenset[int] = frozenset()
@@ -113,7 +131,7 @@ class ValStream:
         return Selection(positions, images, labels, self.planner.plan(heights, widths, words))
 
 
-def _sizes(manifest: Manifest, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _sizes(manifest: ImageSet, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     heights, widths = manifest.heights[images], manifest.widths[images]
     unknown = np.flatnonzero((heights == 0) | (widths == 0))
     if len(unknown):

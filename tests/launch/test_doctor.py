@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from jobs import copy_data
 
 from launch.doctor import (
     TOKEN_VARIABLE,
@@ -94,13 +95,15 @@ def test_only_a_node_that_sees_the_token_shares_the_run_directory(tmp_path, monk
 
 
 def test_the_data_hash_comes_from_a_manifest_and_nothing_is_scanned(small_data, tmp_path):
-    before = facts(None, small_data, "cpu", "auto", "bf16", tmp_path)["data"]
+    data, cache = copy_data(small_data, tmp_path / "data"), tmp_path / "cache"
+    cache.mkdir()
+    before = facts(None, data, "cpu", "auto", "bf16", cache)["data"]
     assert before["train"] == {"problem": None, "cure": "", "classes": 10, "images": None} | {
         "digest": None
     }
-    assert list(tmp_path.iterdir()) == []
-    manifest = open_manifest(small_data, "train", tmp_path)
-    after = facts(None, small_data, "cpu", "auto", "bf16", tmp_path)["data"]
+    assert list(cache.iterdir()) == []
+    manifest = open_manifest(data, "train", cache)
+    after = facts(None, data, "cpu", "auto", "bf16", cache)["data"]
     assert after["train"]["digest"] == manifest.digest and after["train"]["images"] == 50
     assert after["val"]["digest"] is None
 
@@ -170,8 +173,9 @@ def test_the_code_of_two_checkouts_differs_by_any_file(tmp_path):
 
 
 def test_the_command_ends_with_0_and_a_table_where_all_is_well(small_data, tmp_path):
+    data = copy_data(small_data, tmp_path / "data")  # no other test has indexed it
     done = doctor(
-        "--data-root", str(small_data), "--run-dir", str(tmp_path), "--device", "cpu"
+        "--data-root", str(data), "--run-dir", str(tmp_path), "--device", "cpu"
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "\n0 failed, " in done.stdout and str(tmp_path) in done.stdout

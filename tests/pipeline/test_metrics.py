@@ -50,8 +50,11 @@ def filled(window: TrainWindow, steps: range, images: int = 4) -> None:
 
 def test_a_window_weighs_each_batch_by_its_images():
     window = TrainWindow(4, CPU)
-    window.add(0, tensor(1.0), torch.stack([ranked(0)]), tensor([0]))
-    window.add(1, tensor(3.0), torch.stack([ranked(1), ranked(0), ranked(5)]), tensor([1, 1, 1]))
+    counts = [
+        window.add(0, tensor(1.0), torch.stack([ranked(0)]), tensor([0])),
+        window.add(1, tensor(3.0), torch.stack([ranked(1), ranked(0), ranked(5)]), tensor([1] * 3)),
+    ]
+    assert [one[0].item() for one in counts] == [1, 1]
     assert window.fold() is None
     assert window.sums.tolist()[:2] == [10.0, 2.0]
     assert window.sums[3] == 4

@@ -7,7 +7,8 @@ multiple of 4, the writer cuts there and drops it: the parts have cflag 1, 2, ..
 ImageNet's images are cut so. The magic number at the head of the next part stands in for the one
 dropped, which leaves only the length word between as 4 foreign bytes.
 
-The `.idx` file holds the records' offsets, which the walk finds as well; it is not read. The `.lst`
+The `.idx` file, lines of `key <tab> offset`, holds what the walk finds as well; it only tells that
+the .rec file was cut between two records, which nothing else shows. The `.lst`
 file that im2rec was given, lines of `id <tab> label <tab> path`, has what the records lack, file
 names and class folders; it is used where it still lies beside the .rec file.
 """
@@ -22,6 +23,7 @@ import numpy as np
 from pipeline.data.containers.common import RECORDIO_LIST, BadContainer, Entry, Window
 from pipeline.data.containers.gaps import GAP_BYTES, without_gaps
 from pipeline.data.containers.headers import image_size, size_of_bytes
+from pipeline.data.containers.index_files import check_against_index
 
 _MAGIC = 0xCED7230A
 _HEAD = struct.Struct("<II")
@@ -36,8 +38,8 @@ def walk(window: Window) -> list[Entry]:
     record's number, `train.rec#00000012`, stand for them. With a `.lst` file, the names, and the
     folders' names as classes, come from there.
 
-    BadContainer for a damaged or cut file, a record that has no single whole label, and a `.lst`
-    file that belongs to another .rec file.
+    BadContainer for a damaged or cut file, also by its `.idx` file where there is one, a record
+    that has no single whole label, and a `.lst` file that belongs to another .rec file.
     """
     window.check_not_compressed()
     own_name = os.fsencode(window.path.name)
@@ -51,6 +53,7 @@ def walk(window: Window) -> list[Entry]:
         entries.append(entry)
         ids.append(number)
         offset = end + -end % 4
+    check_against_index(window, window.path.with_suffix(".idx"), offset_column=1)
     list_path = window.path.with_suffix(RECORDIO_LIST)
     return _named(window, list_path, entries, ids) if list_path.exists() else entries
 

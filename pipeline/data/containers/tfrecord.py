@@ -5,6 +5,9 @@ and their masked CRC-32C (4) (tensorflow/core/lib/io/record_writer.h). Its bytes
 (tensorflow/core/example/feature.proto), of which only the fields' heads and the small values are
 read; the protobuf wire format is that of protobuf.dev/programming-guides/encoding.
 
+A file cut between two records is whole for all it shows. The index that DALI's tfrecord2idx writes,
+`<file>.idx` with lines of `offset size`, tells it where it lies beside the file.
+
 The images' own checksums would cost reading every byte and are not checked.
 """
 
@@ -13,6 +16,7 @@ from collections.abc import Iterator
 
 from pipeline.data.containers.common import Entry, Window
 from pipeline.data.containers.headers import image_size
+from pipeline.data.containers.index_files import check_against_index
 
 # TF-slim: labels count from 1. TensorFlow Datasets: from 0.
 _IMAGE = (b"image/encoded", b"image")
@@ -38,8 +42,8 @@ def walk(window: Window) -> list[Entry]:
     (from 0). The name is the last part of `image/filename` or `file_name`, else the container's
     name and the record's number: `train-00000-of-01024#00000012`.
 
-    BadContainer, with the byte, for a damaged, cut or compressed file, and for a record without
-    image or class.
+    BadContainer, with the byte, for a damaged, cut (also by its index) or compressed file, and for
+    a record without image or class.
     """
     window.check_not_compressed()
     table = _crc_table()
@@ -56,6 +60,8 @@ def walk(window: Window) -> list[Entry]:
         window.check_inside("a record", offset, begin + length + _TRAILER_BYTES)
         entries.append(_entry(window, len(entries), begin, begin + length))
         offset = begin + length + _TRAILER_BYTES
+    path = window.path
+    check_against_index(window, path.with_name(f"{path.name}.idx"), offset_column=0)
     return entries
 
 

@@ -1,16 +1,12 @@
-"""Executes plans with DALI: the graph (graph) and the batches it gives (loader).
+"""Executes plans with DALI: its graphs, of encoded images (graph) and of pixels (pixels), and the
+batches they give (loader).
 
 The only package that imports DALI.
 """
 
-from pipeline.data.dali.graph import (
-    DecoderMemory,
-    DecodeSettings,
-    gpu_count,
-    graph_inputs,
-    make_pipeline,
-)
+from pipeline.data.dali.graph import graph_inputs, make_pipeline
 from pipeline.data.dali.loader import Batch, Loader, available_cores, read_patiently
+from pipeline.data.dali.settings import DecoderMemory, DecodeSettings, gpu_count
 
 __all__ = [
     "Batch", "DecodeSettings", "DecoderMemory", "Loader", "available_cores",

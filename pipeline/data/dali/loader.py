@@ -18,11 +18,14 @@ import torch
 from nvidia.dali import Pipeline
 from torch.utils.dlpack import from_dlpack
 
-from pipeline.data.dali.graph import DecodeSettings, graph_inputs, make_pipeline, normalise
-from pipeline.data.manifest import BadImage, Manifest
+from pipeline.data.dali import graph
+from pipeline.data.dali import pixels as pixel_graph
+from pipeline.data.dali.settings import DecodeSettings
+from pipeline.data.image_set import ImageSet
+from pipeline.data.manifest import BadImage
 from pipeline.data.stream import ImageStream, Selection
 
-log = logging.getLogger("trainyard")
+log = logging.getLogger("trainyard.files")  # a rank's own, so each rank's are shown
 
 _OUT_OF_MEMORY = re.compile(r"bad_alloc|out of memory|failed to allocate", re.IGNORECASE)
 _READ_AGAIN_SEC = (0.1, 0.5, 2.0)  # naps before a refused read is tried again
@@ -49,7 +52,7 @@ class _Prepared:
 
 
 class Loader:
-    """Iterates over the batches of `chunks`, arrays of positions of one length each.
+    """Iterates over the batches of `chunks`, arrays of at most `batch_size` positions each.
 
     `len(loader)` is the exact number of batches. A file that cannot be read or decoded raises
     `BadImage` in place of its batch, after all earlier batches were given out.
@@ -73,6 +76,10 @@ class Loader:
         self._ahead: deque[Future[_Prepared]] = deque()
         self._in_dali: deque[_Prepared] = deque()
         self._failure: Exception | None = None
+        self._make_pipeline, self._graph_inputs = graph.make_pipeline, graph.graph_inputs
+        if settings.decoder == "none":
+            self._make_pipeline = pixel_graph.make_pipeline
+            self._graph_inputs = pixel_graph.graph_inputs
         self._pipe = self._build(self._hand_over, batch_size, settings)
         for _ in range(settings.prefetch + 1):
             self._prepare_next()
@@ -99,7 +106,7 @@ class Loader:
         # Copies wait: DALI may reuse its memory as soon as these names are gone.
         pixels = from_dlpack(images.as_tensor()).to(device)
         if means:
-            pixels = normalise(
+            pixels = graph.normalise(
                 pixels, from_dlpack(means[0].as_tensor()), self._settings.normalisation.std
             )
         return Batch(
@@ -122,11 +129,11 @@ class Loader:
         self.__dict__.pop("_pipe", None)
 
     def _build(self, source: Any, batch_size: int, settings: DecodeSettings) -> Pipeline:
-        pipe = make_pipeline(source, batch_size, settings)
+        pipe = self._make_pipeline(source, batch_size, settings)
         try:
             pipe.build()
         except RuntimeError as error:
-            if settings.decoder == "cpu" or not _OUT_OF_MEMORY.search(str(error)):
+            if settings.decoder != "gpu" or not _OUT_OF_MEMORY.search(str(error)):
                 raise
             memory = settings.memory
             raise RuntimeError(
@@ -147,7 +154,7 @@ class Loader:
         shares = np.array_split(selection.images, min(_READERS, len(selection.images)))
         encoded = [one for share in self._readers.map(self._read, shares) for one in share]
         normalisation = self._settings.normalisation
-        inputs = graph_inputs(selection, encoded, self._stream.manifest, normalisation)
+        inputs = self._graph_inputs(selection, encoded, self._stream.manifest, normalisation)
         return _Prepared(selection, inputs)
 
     def _read(self, images: np.ndarray) -> list[np.ndarray]:
@@ -195,7 +202,7 @@ class Loader:
         )
 
 
-def read_patiently(manifest: Manifest, image: int) -> np.ndarray:
+def read_patiently(manifest: ImageSet, image: int) -> np.ndarray:
     """`manifest.read`, tried again when the file system refuses: servers fail over, mounts hiccup.
 
     A file that is read but cannot be used is not read again.

@@ -5,11 +5,13 @@ A field `train_tar` is the option `--train-tar`; one without a default must be g
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.config import require
+from pipeline.config import DataConfig, require
+from pipeline.options import new_parser, parse, read_yaml, to_config
 
 Layout = Literal["folders", "shards"]
 
@@ -26,6 +28,20 @@ class DemoOptions:
     """Training images."""
     val: int = 1000
     """Validation images."""
+
+
+@dataclass(frozen=True)
+class MiniOptions:
+    """Draws the data of configs/mini/: ten shapes, in CIFAR-10's format and size."""
+
+    out: Path = Path("data/mini")
+    """Folder of the data set."""
+    seed: int = 0
+    """Seed of every image."""
+    train: int = 10_000
+    """Training images."""
+    test: int = 2_000
+    """Test images."""
 
 
 @dataclass(frozen=True)
@@ -139,19 +155,73 @@ class ParityOptions:
     """Folder of the data set, which holds train or val or both."""
     images: int = 64
     """Images of each comparison, rounded up to whole batches of 16."""
+    cache_dir: Path | None = None
+    """Folder of the manifests, as given to index; null: where index puts them."""
 
     def __post_init__(self) -> None:
         _at_least_one("images", self.images)
         require(self.root.is_dir(), f"--root {self.root} is not a folder; give a data set's")
 
 
+@dataclass(frozen=True)
+class MeanOptions:
+    """Computes what data.mean=channel or pixel subtracts: the means of the training crops."""
+
+    root: Path
+    """Folder of the data set, which holds train."""
+    config: Path | None = None
+    """YAML file of the training, whose crop it is; null: that of the options below."""
+    train_crop: Literal["random_resized_crop", "scale_jitter"] | None = None
+    """data.train_crop of the training; null: that of --config, or the default."""
+    image_size: int | None = None
+    """data.image_size of the training; null: that of --config, or the default."""
+    area: tuple[float, float] | None = None
+    """data.area of the training; null: that of --config, or the default."""
+    short_side: tuple[int, int] | None = None
+    """data.short_side of the training; null: that of --config, or the default."""
+    images: int | None = None
+    """Look at so many images only, drawn at random; null: at all of them."""
+    workers: int = 0
+    """Threads that decode; 0: one for each core."""
+    cache_dir: Path | None = None
+    """Folder of the manifests, as data.cache_dir of the training; null: where that looks first."""
+
+    def __post_init__(self) -> None:
+        require(self.root.is_dir(), f"--root {self.root} is not a folder; give a data set's")
+        require(self.workers >= 0, f"--workers={self.workers} must be 0 or more")
+        if self.images is not None:
+            _at_least_one("images", self.images)
+        require(
+            self.data.dataset != "cifar-10",
+            f"--config {self.config} is for cifar-10, whose means a training computes itself in a "
+            "second; nothing has to be prepared",
+        )
+
+    @property
+    def data(self) -> DataConfig:
+        """The data settings of the training that the means are for."""
+        tree = {} if self.config is None else read_yaml(self.config)
+        config = to_config(parse(new_parser("", ""), tree, [])).data
+        given = {
+            name: getattr(self, name)
+            for name in ("train_crop", "image_size", "area", "short_side")
+            if getattr(self, name) is not None
+        }
+        cache_dir = config.cache_dir if self.cache_dir is None else str(self.cache_dir)
+        if "image_size" in given:  # validation does not matter here, and its check must not
+            given["val_resize"] = max(config.val_resize, given["image_size"])
+        return dataclasses.replace(config, root=str(self.root), cache_dir=cache_dir, **given)
+
+
 OPTIONS = {
     "demo": DemoOptions,
+    "mini": MiniOptions,
     "imagenet": ImagenetOptions,
     "index": IndexOptions,
     "stage": StageOptions,
     "verify": VerifyOptions,
     "parity": ParityOptions,
+    "mean": MeanOptions,
 }
 
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pipeline.config import Config, DataConfig, require
 from pipeline.data.augment import CenterCrop
 from pipeline.data.dali import DecodeSettings, Loader, gpu_count
+from pipeline.data.image_set import ImageSet
 from pipeline.data.manifest import open_manifest
 from pipeline.data.normalisation import IMAGENET
 from pipeline.data.pillow import execute, inside, torchvision_center_crop
@@ -103,9 +104,9 @@ def run(options: ParityOptions) -> None:
 
     Raises `BadImage`, a ValueError too, for an image that cannot be decoded.
     """
-    views = _views(options.root)
+    views = _views(options)
     require(bool(views), f"--root {options.root} has neither a folder train nor val")
-    decoders = _decoders()
+    decoders = decoders_for([stream.manifest for stream in views.values()])
     found = []
     for view, stream in views.items():
         for difference in compare(view, stream, decoders, options.images):
@@ -127,11 +128,12 @@ def judge(found: Sequence[Difference]) -> None:
         )
 
 
-def _views(root: Path) -> dict[str, TrainStream | ValStream]:
+def _views(options: ParityOptions) -> dict[str, TrainStream | ValStream]:
     """What is compared, of the splits that are there."""
     views: dict[str, TrainStream | ValStream] = {}
+    root, cache = options.root, options.cache_dir
     if (root / "train").is_dir():
-        manifest = open_manifest(root, "train")
+        manifest = open_manifest(root, "train", cache)
         for config in (
             DataConfig(image_size=_SIZE, train_crop="random_resized_crop", color_std=0.1),
             DataConfig(image_size=_SIZE, train_crop="scale_jitter", color_std=0.1),
@@ -139,11 +141,13 @@ def _views(root: Path) -> dict[str, TrainStream | ValStream]:
             planner = train_planner(config)
             views[f"train {config.train_crop}"] = TrainStream(manifest, planner, seed=0)
     if (root / "val").is_dir():
-        views["val center_crop"] = ValStream(open_manifest(root, "val"), CenterCrop(_SIZE, _RESIZE))
+        manifest = open_manifest(root, "val", cache)
+        views["val center_crop"] = ValStream(manifest, CenterCrop(_SIZE, _RESIZE))
     return views
 
 
-def _decoders() -> dict[Decoder, DecodeSettings]:
+def decoders_for(data: Sequence[ImageSet]) -> dict[Decoder, DecodeSettings]:
+    """Those that this machine has, with a GPU's memory hints for the images of `data`."""
     share = Share(len(os.sched_getaffinity(0)), 0)
     found: dict[Decoder, DecodeSettings] = {}
     choices: list[Decoder] = (
@@ -151,7 +155,8 @@ def _decoders() -> dict[Decoder, DecodeSettings]:
     )
     for choice in choices:
         device = torch.device("cuda", 0) if choice == "gpu" else torch.device("cpu")
-        found[choice] = choose_decoding(Config(data=DataConfig(decode=choice)), device, share)
+        config = Config(data=DataConfig(decode=choice))
+        found[choice] = choose_decoding(config, device, share, data)
     return found
 
 

@@ -1,7 +1,8 @@
 """`prepare stage`: a data set copied to a node's own disk, which then counts as the same data.
 
-Times of files and folders are copied too. By them a manifest knows its tree, so the manifest in
-the source's .trainyard folder is valid for the copy, and no header is read a second time.
+Times of files and folders are copied too. By them a manifest knows its tree, so the source's
+manifest, laid in the copy's .trainyard folder, is valid for the copy, and no header is read a
+second time. A run finds it there, with data.cache_dir set or not.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 from pipeline.config import ConfigError, require
-from pipeline.data.manifest import cache_places, open_manifest
+from pipeline.data.manifest import open_manifest
+from pipeline.data.manifest_file import find_fresh
 from pipeline.data.preparing.files import (
     in_threads,
     on_disk,
@@ -29,7 +31,7 @@ from pipeline.data.preparing.files import (
 )
 from pipeline.data.preparing.options import StageOptions
 from pipeline.data.preparing.progress import Progress
-from pipeline.data.survey import Split
+from pipeline.data.survey import Split, survey
 
 _MARK = "staged.json"
 
@@ -114,10 +116,10 @@ def _copy(options: StageOptions, hidden: Path) -> tuple[int, int]:
     for name, time_ns in reversed(folders):
         os.utime(target / name, ns=(time_ns, time_ns))
     for split in get_args(Split):
-        places = cache_places(source, split, options.cache_dir)
-        kept = [place for place in places if place.is_file()]
-        if kept:
-            _copy_file(kept[0], hidden / f"{split}.arrow", hidden)
+        if (source / split).is_dir():
+            kept = find_fresh(source, split, options.cache_dir, survey(source, split).stamp)
+            if kept is not None:
+                _copy_file(kept[0], hidden / f"{split}.arrow", hidden)
     return len(files), total
 
 

@@ -16,6 +16,7 @@ from container_writers import (
     packed,
     recordio,
     slim_examples,
+    tfrecord,
     webdataset,
     write_folders,
     write_recordio,
@@ -106,7 +107,7 @@ def test_a_changed_container_is_indexed_again(tmp_path, write, caplog):
     assert open_manifest(tmp_path, "train").digest != first.digest
 
 
-@pytest.mark.parametrize("write", [webdataset, recordio])
+@pytest.mark.parametrize("write", [webdataset, tfrecord, recordio])
 def test_numbered_classes_need_a_list_of_names(tmp_path, write):
     write(tmp_path / "train", draw_images(4))
     listed = tmp_path / "train" / "classes.txt"

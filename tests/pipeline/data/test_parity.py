@@ -14,9 +14,10 @@ from PIL import Image
 from pipeline.bench.photos import make_photos
 from pipeline.config import ConfigError
 from pipeline.data.augment import CenterCrop
+from pipeline.data.manifest import open_manifest
 from pipeline.data.pillow import execute, inside, torchvision_center_crop
 from pipeline.data.preparing.options import ParityOptions
-from pipeline.data.preparing.parity import Difference, judge, run
+from pipeline.data.preparing.parity import Difference, decoders_for, judge, run
 
 ROOT = Path(__file__).parents[3]
 
@@ -49,6 +50,18 @@ def test_a_split_that_is_not_there_is_left_out(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "train" not in text.replace(str(tmp_path), "")
     assert "val center_crop: DALI cpu - torchvision: 2 images" in text
+
+
+def test_the_manifests_of_a_cache_folder_are_used_and_size_the_decoders_memory(tmp_path, capsys):
+    make_photos(tmp_path / "data", 3, split="val")
+    cache = tmp_path / "cache"
+    run(ParityOptions(tmp_path / "data", images=2, cache_dir=cache))
+    assert "val center_crop: DALI cpu - Pillow: 2 images" in capsys.readouterr().out
+    assert [path.suffix for path in cache.iterdir()] == [".arrow"]
+    assert not (tmp_path / "data" / ".trainyard").exists()
+    manifest = open_manifest(tmp_path / "data", "val", cache)
+    memory = decoders_for([manifest])["cpu"].memory
+    assert (memory.width, memory.height) == (manifest.widths.max(), manifest.heights.max())
 
 
 def test_no_split_and_wrong_options_are_refused(tmp_path):

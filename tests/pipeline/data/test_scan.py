@@ -4,22 +4,28 @@ import errno
 import io
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 from container_writers import draw_images, write_folders, write_tar
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
+from terminal import on_terminal
 
 from pipeline.data import scan as scanning
+from pipeline.data import scan_progress
 from pipeline.data.containers import common, folders, tar
 from pipeline.data.containers.common import BadContainer, Window, opened
 from pipeline.data.containers.headers import image_size, size_of_bytes
 from pipeline.data.manifest import open_manifest
 
+ROOT = Path(__file__).parents[3]
 KINDS = {
     "baseline": {},
     "progressive": {"progressive": True},
@@ -106,13 +112,48 @@ def test_a_scan_says_how_far_it_is(tmp_path, monkeypatch, caplog):
         time.sleep(0.3)
         return walk(place)
 
-    monkeypatch.setattr(scanning, "_PROGRESS_SEC", 0.05)
+    monkeypatch.setattr(scan_progress, "_LINE_SEC", 0.05)
     monkeypatch.setitem(scanning._WALKS, "tar", partial(slowly, tar.walk))
     monkeypatch.setattr(folders, "walk", partial(slowly, folders.walk))
     open_manifest(tmp_path, "train")
     open_manifest(tmp_path, "val")
     assert f"{tmp_path}/train: 0 of 1 tar archives, 0.0 GB passed" in caplog.text
     assert f"{tmp_path}/val: 0 of 2 class folders\n" in caplog.text
+
+
+SCAN_ON_RANK = """
+import sys
+from pathlib import Path
+from pipeline.data.manifest import open_manifest
+from pipeline.monitor import start_logging
+start_logging(int(sys.argv[1]))
+open_manifest(Path(sys.argv[2]), "train")
+"""
+
+
+def test_a_scan_draws_a_bar_on_a_terminal_on_rank_0_only(tmp_path):
+    write_folders(tmp_path / "train", draw_images(3))
+    members = ((f"{label}/{name}", content) for label, name, content in draw_images(3))
+    write_tar(tmp_path / "val" / "x.tar", members)
+    said, shown = on_terminal(["-m", "pipeline.prepare", "index", f"--root={tmp_path}"])
+    assert f"scanned 3 images in {tmp_path}/train" in said
+    assert f"scanning {tmp_path}/train:" in shown and "/2" in shown
+    assert f"scanning {tmp_path}/val:" in shown
+    assert shown.rpartition("\r")[2].strip() == ""  # the line is clean again
+    (tmp_path / ".trainyard" / "train.arrow").unlink()
+    assert on_terminal(["-c", SCAN_ON_RANK, "1", str(tmp_path)]) == ("", "")
+    (tmp_path / ".trainyard" / "train.arrow").unlink()
+    said, shown = on_terminal(["-c", SCAN_ON_RANK, "0", str(tmp_path)])
+    assert "scanned 3 images" in said and f"scanning {tmp_path}/train:" in shown
+
+
+def test_a_scan_draws_no_bar_where_there_is_no_terminal(tmp_path):
+    write_folders(tmp_path / "train", draw_images(3))
+    write_folders(tmp_path / "val", draw_images(3))
+    argv = [sys.executable, "-m", "pipeline.prepare", "index", f"--root={tmp_path}"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"scanned 3 images in {tmp_path}/train" in done.stdout
 
 
 def test_a_file_that_comes_back_while_it_is_scanned_is_measured(tmp_path, caplog):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import shutil
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import pytest
 from imagenet_archives import jpeg, killed_at_file, tar_of
+from terminal import on_terminal
 
 from pipeline.config import ConfigError
-from pipeline.data.manifest import open_manifest
+from pipeline.data.manifest import cached_manifest, open_manifest
 from pipeline.data.preparing import files, progress, stage
 from pipeline.data.preparing.options import StageOptions
 
@@ -25,7 +27,7 @@ ROOT = Path(__file__).parents[3]
 def source(small_data, tmp_path):
     """A data set with all that may lie about in one."""
     source = tmp_path / "shared disk" / "images"
-    shutil.copytree(small_data, source, symlinks=True)
+    shutil.copytree(small_data, source, symlinks=True, ignore=shutil.ignore_patterns(".trainyard"))
     first = sorted(os.listdir(source / "train"))[0]
     odd = source / "train" / "klasse mit ä und leer"
     odd.mkdir()
@@ -73,6 +75,31 @@ def test_the_sources_manifests_are_taken_from_a_cache_folder(source, tmp_path):
     assert [p.stat().st_mtime_ns for p in mine] == [p.stat().st_mtime_ns for p in theirs]
 
 
+def test_a_run_with_a_cache_folder_finds_the_copys_own_manifests(source, tmp_path, caplog):
+    cache, local = tmp_path / "cache", tmp_path / "local"
+    digest = open_manifest(source, "train", cache).digest
+    stage.run(StageOptions(source, local, cache_dir=cache))
+    before = set(cache.iterdir())
+    caplog.set_level(logging.INFO)
+    assert open_manifest(local, "train", cache).digest == digest
+    assert cached_manifest(local, "val", cache) is not None
+    stage.run(StageOptions(local, tmp_path / "second", cache_dir=cache))
+    assert open_manifest(tmp_path / "second", "train", cache).digest == digest
+    assert "scanned" not in caplog.text
+    assert set(cache.iterdir()) == before
+
+
+def test_an_old_manifest_of_a_copy_is_not_used_nor_changed(source, tmp_path):
+    local, cache = tmp_path / "local", tmp_path / "cache"
+    stage.run(StageOptions(source, local))
+    old = local / ".trainyard" / "train.arrow"
+    content = old.read_bytes()
+    next((local / "train").rglob("*.JPEG")).unlink()
+    now = open_manifest(local, "train", cache)
+    assert len(now) == len(open_manifest(source, "train")) - 1
+    assert (old.read_bytes(), len(list(cache.iterdir()))) == (content, 1)
+
+
 def test_a_second_call_copies_nothing_and_a_cleaned_disk_is_filled_again(source, tmp_path, capsys):
     options = StageOptions(source, tmp_path / "local")
     stage.run(options)
@@ -112,6 +139,14 @@ def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(
     assert len(lines) == 84
     assert lines[0].startswith(f"copying to {tmp_path / 'local'}: 1 of 84 files, 0.00 of 0.00 GB")
     assert " 84 of 84 files" in lines[-1]
+
+
+def test_progress_is_a_bar_on_a_terminal(source, tmp_path):
+    argv = ["stage", f"--from={source}", f"--to={tmp_path / 'local'}", "--workers=1"]
+    said, shown = on_terminal(["-m", "pipeline.prepare", *argv])
+    assert f"{source} lies in {tmp_path / 'local'}: 84 files" in said
+    assert f"scanning {source}/train:" in shown
+    assert f"copying to {tmp_path / 'local'}:   0%" in shown
 
 
 def test_a_killed_copy_goes_on_and_keeps_what_it_had(source, tmp_path):

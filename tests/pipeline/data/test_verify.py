@@ -227,7 +227,7 @@ def test_an_image_of_10000_x_10000_passes(tmp_path):
     assert verified(root, full=True) == []
 
 
-@pytest.mark.parametrize("count", [1, 130, 300])
+@pytest.mark.parametrize("count", [1, 130, 1003])
 def test_any_number_of_images_is_looked_at_once(tmp_path, count, capsys):
     root = make(tmp_path / "data", {f"{i:04}": JPEG for i in range(count)})
     (root / "train/klasse ö" / f"{count - 1:04}.JPEG").write_bytes(JPEG[:-2])

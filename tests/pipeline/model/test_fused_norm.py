@@ -12,6 +12,8 @@ from norm_checks import error
 from torch import Tensor, nn
 
 from pipeline.model.backends import choose_backend
+from pipeline.model.blocks import Shortcut
+from pipeline.model.cifar_resnet import cifar_resnet
 from pipeline.model.kernels.ops import batch_norm_act, batch_norm_act_backward
 from pipeline.model.norm import BatchNormAct, ends, running_statistics
 from pipeline.model.resnet import resnet
@@ -309,3 +311,23 @@ def test_a_step_of_resnet18_equals_the_reference() -> None:
         assert error(wanted[name], truth[name]) < 6e-5, name
     require_close(running_statistics(fused), running_statistics(plain))
     assert torch.equal(fused.bn1.num_batches_tracked, plain.bn1.num_batches_tracked)
+
+
+@pytest.mark.parametrize("shortcut", ["A", "B", "C", None])
+def test_a_step_of_a_small_network_equals_the_reference(shortcut: Shortcut | None) -> None:
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = images.contiguous(memory_format=torch.channels_last)
+    torch.manual_seed(0)
+    plain = cifar_resnet(8, 10, shortcut=shortcut)
+    fused = cifar_resnet(8, 10, norm="triton", shortcut=shortcut)
+    fused.load_state_dict(plain.state_dict())
+    exact = copy.deepcopy(plain).double()
+    (loss, gradients), (wanted_loss, _), (_, truth) = (
+        step(model, images.to(next(model.parameters()).dtype)) for model in (fused, plain, exact)
+    )
+    assert loss == pytest.approx(wanted_loss, rel=1e-5)
+    for name, gradient in gradients.items():
+        assert error(gradient, truth[name]) < 6e-5, name
+        if gradient.ndim == 4:
+            assert gradient.permute(0, 2, 3, 1).is_contiguous(), name
+    require_close(running_statistics(fused), running_statistics(plain))

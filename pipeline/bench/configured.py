@@ -1,0 +1,108 @@
+"""The benchmarks that measure a training's configuration, and their options. Imports nothing heavy.
+
+`--config` and the settings of a training are read as pipeline.train reads them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from pipeline.bench.checks import at_least_one, chosen, within, wrong
+from pipeline.config import Config
+from pipeline.options import CONFIGS, add_overrides, overrides, read_yaml
+
+PARTS = ("loader", "model", "step", "allreduce", "norm")
+_MODEL = (
+    "data.local_batch_size", "data.image_size", "model.family", "model.residual", "model.depth",
+    "model.shortcut", "model.variant", "model.zero_init_last_norm", "model.norm", "model.compile",
+    "optim.amp", "run.device", "run.threads",
+)  # fmt: skip
+_LOADER = (
+    "data.root", "data.train_crop", "data.area", "data.short_side", "data.color_std", "data.decode",
+    "data.threads", "data.prefetch_batches", "data.output", "data.hw_decoder_load",
+    "optim.gradient_compression",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The model alone, its images in memory: img/s of a rank, and what its step is made of."""
+
+    rounds: int = 9
+    """Rounds of each side, in turn."""
+    round_sec: float = 1.0
+    """A round takes about this long, in whole steps and at least one."""
+    config: Config = field(default_factory=Config)
+    """What is measured, for one rank."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "rounds")
+        if not self.round_sec > 0:
+            raise wrong(f"--round_sec={self.round_sec:g} must be above 0")
+
+    @property
+    def images(self) -> int:
+        """Images that one rank takes at once."""
+        return min(self.config.data.local_batch_size, self.config.data.global_batch_size)
+
+    def settings(self) -> dict[str, Any]:
+        """All of it as plain values, for a result."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class AllOptions(ModelOptions):
+    """Loader, model, step, all-reduce and norm layers of a configuration, and what limits it."""
+
+    parts: str = ",".join(PARTS)
+    """What is measured, with commas between."""
+    files: int = 512
+    """JPEGs to make where --data.root is not given: as large for data.image_size as ImageNet's are
+    for 224."""
+    made: bool = True
+    """Whether the images are made, data.root not being on the command line."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least_one(self, "files")
+        within(self, "parts", PARTS)
+
+    @property
+    def part_names(self) -> list[str]:
+        """The parts, in order."""
+        return chosen(self.parts, PARTS)
+
+
+Configured = type[ModelOptions]
+CONFIGURED: dict[str, Configured] = {"model": ModelOptions, "all": AllOptions}
+NOT_OPTIONS = {"config", "made"}
+"""Fields that come from --config and the settings."""
+
+
+def add_settings(parser: ArgumentParser, kind: Configured) -> None:
+    """Gives `parser` --config and the settings that `kind` depends on."""
+    default = CONFIGS / "demo.yaml"
+    parser.add_argument("--config", metavar="FILE", default=str(default), help="YAML of a training")
+    add_overrides(parser, _settings(kind))
+
+
+def read_settings(parsed: Any, kind: Configured) -> dict[str, Any]:
+    """The fields `NOT_OPTIONS` of `kind`, from what `parser` found. Raises `ConfigError`."""
+    base: dict[str, Any] = {"data": {}, "model": {}, "optim": {}, "run": {}}
+    base |= read_yaml(Path(parsed.config))
+    size = parsed["data.image_size"]
+    if size is not None:  # nothing is validated here, and the two settings must fit
+        base["data"] = base["data"] | {"val_resize": size}
+    found: dict[str, Any] = {"config": overrides(parsed, _settings(kind), base)}
+    if kind is AllOptions:
+        found["made"] = parsed["data.root"] is None
+    return found
+
+
+def _settings(kind: Configured) -> tuple[str, ...]:
+    return _MODEL + _LOADER if kind is AllOptions else _MODEL

@@ -1,0 +1,245 @@
+"""What limits a training, in one line, from what was measured: pure functions, no torch.
+
+The benchmark `all` knows what loader and model reach each by itself; a training that runs knows
+its speed and what its step waits for. `Figures` holds either.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["input-bound", "communication-bound", "model-bound", "balanced", "unknown"]
+Decoder = Literal["cpu", "gpu", "none"]
+
+# A demo run waits for data 1% of its step with a loader that is twice as fast as it needs.
+WAIT_LIMIT = 0.05
+"""A step that waits for images for at least this share of its time is input-bound."""
+EXPOSED_LIMIT = 0.10
+"""One that waits for gradients for at least this share is communication-bound."""
+HEADROOM_LIMIT = 1.10
+"""A loader that could feed less than this many times what is used is balanced with the model."""
+WAIT_SEEN = 0.02
+"""The same for a training, whose loader's own speed is not known: it waits this much or more."""
+HELPS = 0.9
+"""fp16 is advised if it sends the gradients in less than this share of fp32's time."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is known about one rank; None: not known. Speeds in images per second."""
+
+    loader: float | None = None
+    """What the loader gives when nothing else runs."""
+    model: float | None = None
+    """What forward, backward and update take when the images lie in memory."""
+    reached: float | None = None
+    """What a training reaches with everything in it."""
+    data_wait_share: float | None = None
+    """Share of a training's step in which it waits for images."""
+    exposed_communication_share: float | None = None
+    """Share of the step, communication in it, in which it waits for gradients after backward."""
+    decode_share: float | None = None
+    """Share of the loader's time in which it decodes."""
+    read_share: float | None = None
+    """Share in which it reads files, plans crops and hands batches over."""
+    decoder: Decoder | None = None
+    threads: int | None = None
+    """Of the loader, on CPUs."""
+    cores: int | None = None
+    """Of this rank."""
+    model_threads: int = 0
+    """Cores that the model computes on: 0 on a GPU."""
+    gpu: bool = False
+    """Whether there is a GPU that could decode."""
+    compression: Literal["none", "fp16"] = "none"
+    """What gradients are sent as."""
+    fp16_time: float | None = None
+    """Time of sending the same gradients as fp16, over that in fp32."""
+
+    @property
+    def consumed(self) -> float | None:
+        """What a rank takes when it never waits for images, but does for gradients."""
+        if self.model is not None:
+            return self.model * (1 - (self.exposed_communication_share or 0.0))
+        if self.reached is not None and self.data_wait_share is not None:
+            return self.reached / (1 - self.data_wait_share) if self.data_wait_share < 1 else None
+        return None
+
+    @property
+    def fed(self) -> float | None:
+        """What the loader gives: of a training that waits for it, what the training reaches."""
+        if self.loader is None and (self.data_wait_share or 0.0) >= WAIT_LIMIT:
+            return self.reached
+        return self.loader
+
+    @property
+    def wait(self) -> float | None:
+        """Share of the step that waits for images: as seen, else as the two speeds have it."""
+        if self.data_wait_share is not None:
+            return self.data_wait_share
+        if self.fed is None or not self.consumed:
+            return None
+        return max(0.0, 1 - self.fed / self.consumed)
+
+    @property
+    def on_shared_cores(self) -> float | None:
+        """What is left for both where loader and model run on the same cores, by their work for
+        each image in core-seconds; None where they have enough, or it is not known."""
+        if not (self.loader and self.model and self.threads and self.cores and self.model_threads):
+            return None
+        work_sec = self.threads / self.loader + self.model_threads / self.model
+        left = self.cores / work_sec
+        return left if left < (1 - WAIT_LIMIT) * min(self.loader, self.model) else None
+
+    @property
+    def headroom(self) -> float | None:
+        """How many times what is used the loader could feed."""
+        if self.loader is None or not self.consumed:
+            return None
+        return self.loader / self.consumed
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What limits, and the line that says so with its reasons and what would help."""
+
+    kind: Kind
+    text: str
+    cures: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def judge(figures: Figures) -> Verdict:
+    """The verdict on `figures`; "unknown" names what is missing."""
+    kind = kind_of(figures)
+    if kind == "unknown":
+        missing = "what the model takes" if figures.model is None else "what the loader gives"
+        return Verdict(kind, f"no verdict: {missing} is not known")
+    reasons: list[str] = []
+    cures: list[str] = []
+    if kind == "input-bound":
+        reasons, cures = _input(figures)
+    elif kind == "communication-bound":
+        reasons, cures = _communication(figures)
+    elif figures.headroom is not None:
+        digits = 2 if kind == "balanced" else 1
+        reasons = [f"the loader could feed {figures.headroom:.{digits}f} times as much"]
+    together = figures.on_shared_cores
+    if together is not None and kind != "communication-bound":
+        reasons.append(f"on the same {figures.cores} cores both reach about {_speed(together)}")
+    parts = [f"{_speeds(figures, kind)}: {kind}", *reasons]
+    if cures:
+        parts.append(" or ".join(cures) + " would lift it")
+    return Verdict(kind, "; ".join(parts), tuple(cures))
+
+
+def kind_of(figures: Figures) -> Kind:
+    """What limits. A loader that is slower than the rest hides what the rest waits for; of two
+    waits that a training saw, the longer one counts."""
+    wait, exposed = figures.wait, figures.exposed_communication_share or 0.0
+    seen = figures.data_wait_share is not None
+    longer = seen and exposed >= EXPOSED_LIMIT and exposed > (wait or 0.0)
+    if wait is not None and wait >= WAIT_LIMIT and not longer:
+        return "input-bound"
+    if exposed >= EXPOSED_LIMIT:
+        return "communication-bound"
+    if wait is None:
+        return "unknown"
+    headroom = figures.headroom
+    if headroom is not None:
+        return "balanced" if headroom < HEADROOM_LIMIT else "model-bound"
+    return "balanced" if wait >= WAIT_SEEN else "model-bound"
+
+
+def _speeds(figures: Figures, kind: Kind) -> str:
+    wait, exposed = figures.data_wait_share, figures.exposed_communication_share
+    if _seen_waiting(figures):
+        waits = [] if wait is None else [f"{wait:.0%} of the step waits for images"]
+        if exposed is not None:
+            waits.append(f"{exposed:.0%} {'' if waits else 'of the step waits '}for gradients")
+        return ", ".join(waits)
+    assert figures.model is not None and figures.consumed is not None, "else there is no verdict"
+    model, left = f"model {_speed(figures.model)}", f"with gradients {_speed(figures.consumed)}"
+    if kind == "communication-bound":
+        return f"{left} < {model}"
+    assert figures.loader is not None, "nor without the loader"
+    loader = f"loader {_speed(figures.loader)}"
+    if kind == "balanced":
+        return f"{loader}, {model}"
+    if kind == "model-bound":
+        return f"{loader} > {model if figures.loader > figures.model else left}"
+    return (
+        f"{loader} < {left} < {model}" if (exposed or 0) >= EXPOSED_LIMIT else f"{loader} < {model}"
+    )
+
+
+def _seen_waiting(figures: Figures) -> bool:
+    """Whether it is a training that says what its step waits for, and not two speeds."""
+    return figures.model is None or (figures.loader is None and figures.data_wait_share is not None)
+
+
+def _speed(images_per_sec: float) -> str:
+    digits = 0 if images_per_sec >= 100 else 1
+    return f"{images_per_sec:,.{digits}f} img/s"
+
+
+def _input(figures: Figures) -> tuple[list[str], list[str]]:
+    """Which part of the loader takes most, and what makes that part quicker."""
+    decode, read = figures.decode_share, figures.read_share
+    if decode is None or read is None:
+        cures = _more_hands(figures)
+        if figures.loader is None and not cures:
+            return ["python -m pipeline.benchmark all says which part of the loader it is"], []
+        return [], cures
+    other = max(0.0, 1 - decode - read)
+    if read >= max(decode, other):
+        staged = "the data on a local disk (python -m pipeline.prepare stage)"
+        return [f"reading takes {read:.0%} of the loader"], [staged]
+    if figures.decoder == "none" or other > decode:
+        smaller = "a smaller data.image_size"
+        reason = f"resizing and normalising take {other:.0%} of the loader"
+        return [reason], [*_more_hands(figures), smaller][:2]
+    cures = _more_hands(figures)
+    if figures.decoder == "gpu":
+        cures.append("a higher data.hw_decoder_load")
+    if len(cures) < 2:
+        cures.append("image files of fewer pixels")
+    return [f"decoding takes {decode:.0%} of the loader"], cures
+
+
+def _more_hands(figures: Figures) -> list[str]:
+    """As many threads more as the speed of one says are needed and there are cores for; the GPU."""
+    cures = []
+    fed, wanted, threads = figures.fed, figures.consumed, figures.threads
+    if figures.decoder != "gpu" and fed and wanted and threads and figures.cores:
+        needed = math.ceil(wanted / (fed / threads)) - threads
+        more = min(needed, figures.cores - figures.model_threads - threads)
+        if more > 0:
+            setting = f"data.threads={threads + more}"
+            if more < needed:  # all cores are not enough
+                share = fed * (threads + more) / threads / wanted
+                setting += f": {share:.0%} of what is needed"
+            cures.append(f"{more} more thread{'s' if more > 1 else ''} ({setting})")
+    if figures.decoder == "cpu" and figures.gpu:
+        cures.append("data.decode=gpu")
+    return cures
+
+
+def _communication(figures: Figures) -> tuple[list[str], list[str]]:
+    """What is left of the wait if less is sent, or as much for twice the images."""
+    share = figures.exposed_communication_share
+    assert share is not None, "else it would not be communication-bound"
+    said = _seen_waiting(figures)
+    reasons = [] if said else [f"{share:.0%} of the step waits for gradients"]
+    cures = []
+    factor = figures.fp16_time
+    if figures.compression == "none" and factor is not None and factor < HELPS:
+        left = share * factor / (1 - share + share * factor)
+        cures.append(f"optim.gradient_compression=fp16 (leaves about {left:.0%})")
+    left = share / (2 - share)
+    cures.append(f"twice the images per rank and step (leaves at most {left:.0%})")
+    return reasons, cures

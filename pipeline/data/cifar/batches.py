@@ -1,0 +1,150 @@
+"""What the files of CIFAR-10's two archives say, as arrays.
+
+Binary: rows of 3073 bytes, the label and then 32 x 32 of R, of G and of B, row by row. Python: a
+pickled dict with the same pixels as an array (n, 3072). No pickled object is ever made: the names
+that those files hold stand for classes of this module, and any other name is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.cifar.archive import CLASSES, Archive
+
+SIDE = 32
+_PIXEL_BYTES = 3 * SIDE * SIDE
+_ROW_BYTES = 1 + _PIXEL_BYTES
+_AGAIN = "unpack or download the archive again"
+
+
+def read_classes(archive: Archive) -> list[str]:
+    """The names of the classes. Raises `ValueError` if the file does not hold any."""
+    name = CLASSES[archive.form]
+    content = archive.content(name)
+    where = archive.place / name
+    if archive.form == "python":
+        names = _unpickled(where, content).get(b"label_names")
+        if not isinstance(names, list) or not all(isinstance(one, bytes | str) for one in names):
+            raise ValueError(f"{where} has no list label_names and so is not CIFAR-10's; {_AGAIN}")
+        lines = [one if isinstance(one, str) else one.decode("latin-1") for one in names]
+    else:
+        lines = content.decode("latin-1").split("\n")
+    found = [line.strip() for line in lines if line.strip()]
+    if not 2 <= len(found) <= 256 or len(set(found)) < len(found) or found[0].startswith("<"):
+        raise ValueError(
+            f"{where} must name at least two classes, each once, and has {found[:3]}; {_AGAIN}"
+        )
+    return found
+
+
+def read_batch(
+    archive: Archive, name: str, classes: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """Pixels (n, 32, 32, 3) and labels (n,) of one batch file, labels below `classes`.
+
+    Raises `ValueError`, naming the file, if it is no batch of CIFAR-10 or not whole.
+    """
+    where, content = archive.place / name, archive.content(name)
+    if archive.form == "binary":
+        planes, labels = _binary(str(where), content)
+    else:
+        planes, labels = _python(str(where), _unpickled(where, content))
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(wrong):
+        raise ValueError(
+            f"{where}: the label {labels[wrong[0]]} of image {wrong[0]} must be below {classes}, "
+            f"the number of classes, as in CIFAR-10; {_AGAIN}"
+        )
+    pixels = planes.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(pixels), labels.astype(np.int32)
+
+
+def _binary(where: str, content: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    if len(content) == 0 or len(content) % _ROW_BYTES:
+        raise ValueError(
+            f"{where} has {len(content)} bytes, which is no multiple of the {_ROW_BYTES} that an "
+            f"image of CIFAR-10 takes: it is truncated or something else; {_AGAIN}"
+        )
+    rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, _ROW_BYTES)
+    return rows[:, 1:], rows[:, 0].astype(np.int64)
+
+
+def _python(where: str, batch: dict[Any, Any]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    data, labels = batch.get(b"data"), batch.get(b"labels")
+    pixels = data.pixels if isinstance(data, _Array) else None
+    if (
+        pixels is None
+        or not isinstance(labels, list)
+        or not all(type(label) is int for label in labels)
+        or pixels.shape != (len(labels), _PIXEL_BYTES)
+        or len(labels) == 0
+    ):
+        shape = "none" if pixels is None else f"some of shape {pixels.shape}"
+        count = len(labels) if isinstance(labels, list) else "no"
+        raise ValueError(
+            f"{where} must hold data, bytes of shape (n, {_PIXEL_BYTES}), and n labels, as "
+            f"CIFAR-10's do; it has {shape} and {count} labels; {_AGAIN}"
+        )
+    return pixels, np.array([max(-1, min(label, 256)) for label in labels], dtype=np.int64)
+
+
+class _Array:
+    """Stands for numpy's array in a pickle: takes bytes in row order, and nothing else."""
+
+    pixels: NDArray[np.uint8] | None = None
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, column_order, content = state
+        if isinstance(kind, _Kind) and kind.code in (b"u1", "u1") and not column_order:
+            self.pixels = np.frombuffer(content, dtype=np.uint8).reshape(shape)
+
+
+class _Kind:
+    """Stands for numpy's dtype in a pickle."""
+
+    def __init__(self, code: Any, *_: Any) -> None:
+        self.code = code
+
+    def __setstate__(self, state: object) -> None:
+        """Byte order and the like; bytes have none."""
+
+
+def _reconstruct(*_: Any) -> _Array:
+    return _Array()
+
+
+_STANDS_FOR: dict[str, Any] = {
+    "numpy.core.multiarray _reconstruct": _reconstruct,
+    "numpy._core.multiarray _reconstruct": _reconstruct,
+    "numpy ndarray": _Array,
+    "numpy dtype": _Kind,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes dicts, lists, numbers and text, and the stand-ins above; refuses every other name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        stand_in = _STANDS_FOR.get(f"{module} {name}")
+        if stand_in is None:
+            raise pickle.UnpicklingError(f"it would run {module}.{name}")
+        return stand_in
+
+
+def _unpickled(where: object, content: bytes) -> dict[Any, Any]:
+    """The dict in a pickle, its text as bytes, as Python 2 wrote it."""
+    try:
+        found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
+        raise ValueError(
+            f"{where} is not a file of CIFAR-10's Python archive, or truncated: {error}; {_AGAIN}"
+        ) from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{where} holds no dict and so is not CIFAR-10's; {_AGAIN}")
+    # Written by Python 3, its keys are text.
+    return {key.encode() if isinstance(key, str) else key: one for key, one in found.items()}

@@ -1,0 +1,88 @@
+"""What an evaluation leaves: a JSON object, beside its run and where it was asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from pipeline.evaluating.counting import Counts
+from pipeline.evaluating.ensemble import Member
+from pipeline.evaluating.protocol import PAPER_SCALES, ViewProtocol
+from pipeline.machine import versions
+
+SCORES = (
+    "mean of softmax probabilities over views and checkpoints; within a view of the whole image "
+    "the score map is averaged before the softmax; a single view of a single checkpoint is ranked "
+    "by its logits; loss is minus the logarithm of the mean probability"
+)
+
+
+def describe(
+    members: Sequence[Member], protocol: ViewProtocol, counts: Counts, bn_images: int | str | None,
+    test_images: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """The result as JSON holds it: what was tested, how, and the exact counts."""
+    first, totals = members[0], counts.validation
+    run = run_folder(first.path)
+    data = first.config.data
+    return {
+        "protocol": protocol.name,
+        "mirror": protocol.mirror,
+        "scales": list(protocol.scales),
+        "views": len(protocol.views(first.config)),
+        "ensemble": [str(member.path) for member in members],
+        "bn_images": bn_images,
+        "test_images": test_images,
+        "weights": [member.weights for member in members],
+        "checkpoint": str(first.path),
+        "run": run.name if run else None,
+        "step": first.content["step"],
+        "config": {
+            "model": dataclasses.asdict(first.config.model),
+            "amp": first.config.optim.amp,
+            "data": {
+                "root": data.root,
+                "dataset": data.dataset,
+                "image_size": data.image_size,
+                "val_resize": data.val_resize,
+            },
+        },
+        "images": totals.images,
+        "unreadable": counts.unreadable,
+        "top1": totals.top1,
+        "top5": totals.top5,
+        "top1_correct": totals.top1_correct,
+        "top5_correct": totals.top5_correct,
+        "loss": totals.loss,
+        "scores": SCORES,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions(),
+    }
+
+
+def run_folder(checkpoint: Path) -> Path | None:
+    """The run of a checkpoint `<run>/checkpoints/<name>.pt`; None if it lies elsewhere."""
+    folder = checkpoint.absolute().parent
+    inside = folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file()
+    return folder.parent if inside else None
+
+
+def file_name(result: dict[str, Any]) -> str:
+    """`evaluate-<protocol>.json`; what differs from the plain protocol is part of the name."""
+    words = ["evaluate", result["protocol"]]
+    if result["scales"] and tuple(result["scales"]) != PAPER_SCALES:
+        words += [str(scale) for scale in result["scales"]]
+    words += ["mirror"] if result["mirror"] else []
+    words += [f"ensemble-of-{len(result['ensemble'])}"] if len(result["ensemble"]) > 1 else []
+    words += [] if result["bn_images"] is None else [f"bn-{result['bn_images']}"]
+    words += ["test-images"] if result["test_images"] else []
+    return "-".join(words) + ".json"
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Writes `result` as one line."""
+    path.write_text(json.dumps(result) + "\n", encoding="utf-8")

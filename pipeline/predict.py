@@ -1,0 +1,186 @@
+"""Names what images show: `python -m pipeline.predict --checkpoint runs/demo/checkpoints/best.pt
+cat.jpg dog.jpg`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from pipeline.config import Config, ConfigError, require, setting_names
+from pipeline.failure import run_command
+from pipeline.options import add_overrides, can_hold, checkpoint_exists, overrides, parse
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.data.dali import DecodeSettings, Loader
+    from pipeline.data.given_images import GivenImages
+    from pipeline.machine import Share
+
+DESCRIPTION = (
+    "Prints the most probable classes of images, seen as in validation: the centre. Settings come "
+    "from the checkpoint; those listed here can be changed."
+)
+SETTINGS = (
+    "data.root", "data.local_batch_size", "data.image_size", "data.val_resize", "data.decode",
+    "data.threads", "model.norm", "optim.amp", "run.device", "run.threads",
+)  # fmt: skip
+WORDS_FILE = "synset_words.txt"
+"""In data.root, as `prepare imagenet` writes it: a class name and what it means, one a line."""
+_TOP = 5
+
+
+def main(argv: list[str]) -> None:
+    """Parses and checks, then loads what is heavy and runs."""
+    parser = ArgumentParser(
+        prog="python -m pipeline.predict", description=DESCRIPTION, exit_on_error=False
+    )
+    parser.add_argument("images", nargs="*", type=str, metavar="IMAGE", help="image files")
+    parser.add_argument("--checkpoint", type=str, help="file of a training run (.pt)")
+    parser.add_argument("--json", type=str, help="also write the result to this file")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_overrides(parser, SETTINGS)
+    for argument in argv:
+        name = argument.partition("=")[0].lstrip("-")
+        known = ("config", *setting_names())
+        if argument.startswith("--") and name in known and name not in SETTINGS:
+            raise ConfigError(f"--{name} comes from the checkpoint; --help lists what can change")
+    options = parse(parser, {}, argv)
+    require(
+        options.checkpoint is not None,
+        "--checkpoint is missing; give the path of a .pt file of a run",
+    )
+    checkpoint_exists("--checkpoint", options.checkpoint)
+    require(len(options.images) > 0, "no image is given; name one or more files after the options")
+    for image in options.images:
+        kind = "is a folder" if Path(image).is_dir() else "does not exist"
+        require(Path(image).is_file(), f"the image {image} {kind}; give the path of an image file")
+    if options.json is not None:
+        can_hold("--json", options.json)
+    found = predict(Path(options.checkpoint), [Path(image) for image in options.images], options)
+    for one in found:
+        print(f"{one['image']}")
+        for guess in one["top"]:
+            print(f"  {guess['probability']:7.2%}  {guess['name']}")
+    if options.json is not None:
+        result = {"checkpoint": options.checkpoint, "predictions": found}
+        Path(options.json).write_text(json.dumps(result) + "\n", encoding="utf-8")
+
+
+def predict(checkpoint: Path, paths: Sequence[Path], options: Any) -> list[dict[str, Any]]:
+    """The most probable classes of each image, at most 5, by falling probability.
+
+    `options` is the parsed command line. Raises `ValueError` for an image that cannot be used.
+    """
+    from pipeline.checkpoint import read_verified
+    from pipeline.data.given_images import GivenImages
+    from pipeline.distributed import World
+    from pipeline.job import make_model
+    from pipeline.machine import own_share, set_threads
+
+    content = read_verified(checkpoint)
+    config = overrides(options, SETTINGS, yaml.safe_load(content["config"]))
+    images = GivenImages(paths)
+    share = own_share(World())
+    set_threads(config, share)
+    decode = _decoding(config, content, images, share)
+    model = make_model(config, len(content["classes"]), decode.device)
+    model.load_state_dict(content["model"])
+    with contextlib.closing(_open(config, images, decode)) as loader:
+        probabilities = _probabilities(model.eval(), loader, config, len(images))
+    words = read_words(Path(config.data.root) / WORDS_FILE)
+    return [
+        {"image": str(path), "top": _top(row, content["classes"], words)}
+        for path, row in zip(paths, probabilities, strict=True)
+    ]
+
+
+def _decoding(
+    config: Config, content: Mapping[str, Any], images: GivenImages, share: Share
+) -> DecodeSettings:
+    """Files are decoded, whatever the data set of the training was made of."""
+    from pipeline.machine import choose_decoding, choose_device
+    from pipeline.weights.description import stored_normalisation
+
+    files = dataclasses.replace(
+        config.data, dataset=None, held_out=None, train_crop="random_resized_crop"
+    )
+    decode = choose_decoding(
+        dataclasses.replace(config, data=files),
+        choose_device(config.run.device, share.gpu),
+        share,
+        (images,),
+        stored_normalisation(content),
+    )
+    return decode.for_shape((config.data.image_size, config.data.image_size))
+
+
+def _open(config: Config, images: GivenImages, decode: DecodeSettings) -> Loader:
+    """Batches of one length; the last is filled up with its last image."""
+    import numpy as np
+
+    from pipeline.data.augment import CenterCrop
+    from pipeline.data.dali import Loader
+    from pipeline.data.given_images import CentreStream
+
+    data = config.data
+    resize = data.image_size if data.dataset == "cifar-10" else data.val_resize
+    batch = min(data.local_batch_size, len(images))
+    count = -(-len(images) // batch)
+    chunks = (np.arange(i * batch, (i + 1) * batch) for i in range(count))
+    return Loader(
+        CentreStream(images, CenterCrop(data.image_size, resize)), chunks, count, batch, decode
+    )
+
+
+def _probabilities(model: Any, loader: Loader, config: Config, count: int) -> Tensor:
+    """(count, classes) fp32 on the CPU, computed as in the training's validation."""
+    import torch
+
+    from pipeline.precision import Precision
+
+    rows = []
+    with torch.no_grad():
+        for batch in loader:
+            with Precision(config.optim.amp, batch.images.device).autocast():
+                logits = model(batch.images).float()
+            rows.append(logits.softmax(1).cpu())  # host sync
+    return torch.cat(rows)[:count]
+
+
+def _top(row: Tensor, classes: Sequence[str], words: Mapping[str, str]) -> list[dict[str, Any]]:
+    values, labels = row.topk(min(_TOP, len(classes)))
+    return [
+        {
+            "label": label,
+            "class": classes[label],
+            "name": words.get(classes[label], classes[label]),
+            "probability": value,
+        }
+        for value, label in zip(values.tolist(), labels.tolist(), strict=True)
+    ]
+
+
+def read_words(path: Path) -> dict[str, str]:
+    """What class names mean, from lines of a name, a space and words; empty without such a file."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}; remove it or mend it") from error
+    pairs = (line.strip().partition(" ") for line in lines)
+    return {name: words.strip() for name, _, words in pairs if words}
+
+
+if __name__ == "__main__":
+    run_command(main, sys.argv[1:])

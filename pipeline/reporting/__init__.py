@@ -1,0 +1,1 @@
+"""What `python -m pipeline.report` makes of runs: curves, tables and pages."""

@@ -1,0 +1,63 @@
+"""From the settings of `model` to the network they describe."""
+
+import pytest
+import torch
+
+from pipeline.config import ModelConfig
+from pipeline.model.cifar_resnet import CifarResNet
+from pipeline.model.network import build_network, network_facts, network_name
+from pipeline.model.resnet import ResNet
+
+CASES = [
+    (ModelConfig(), ResNet, "ResNet-50 v1.5", 25_557_032),
+    (ModelConfig(variant="v1", depth=101), ResNet, "ResNet-101 v1", 44_549_160),
+    (ModelConfig(depth=34, shortcut="A"), ResNet, "ResNet-34 A", 21_623_848),
+    (ModelConfig(depth=18), ResNet, "ResNet-18 B", 11_689_512),
+    (
+        ModelConfig(depth=34, residual=False, zero_init_last_norm=False),
+        ResNet, "plain-34", 21_623_848,
+    ),
+    (ModelConfig("cifar", depth=20), CifarResNet, "CIFAR ResNet-20 A", 275_572),
+    (ModelConfig("cifar", depth=20, shortcut="B"), CifarResNet, "CIFAR ResNet-20 B", 278_324),
+    (
+        ModelConfig("cifar", residual=False, depth=20, zero_init_last_norm=False),
+        CifarResNet, "CIFAR plain-20", 275_572,
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "kind", "name", "count"), CASES)
+def test_the_settings_choose_the_network(
+    config: ModelConfig, kind: type, name: str, count: int
+) -> None:
+    with torch.device("meta"):
+        classes = 1000 if kind is ResNet else 100
+        model = build_network(config, classes, "reference")
+    assert type(model) is kind
+    assert network_name(config) == name
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+def test_zero_init_and_norm_reach_the_blocks() -> None:
+    model = build_network(ModelConfig(depth=18), 10, "reference")
+    assert not model.layer1[0].bn2.weight.any()
+    cifar = build_network(ModelConfig("cifar", depth=8), 10, "reference")
+    assert not cifar.layer1[0].bn2.weight.any()
+    kept = build_network(ModelConfig(depth=18, zero_init_last_norm=False), 10, "reference")
+    assert kept.layer1[0].bn2.weight.all()
+
+
+def test_features_are_what_the_classifier_averages() -> None:
+    model = build_network(ModelConfig("cifar", depth=8), 10, "reference").eval()
+    images = torch.randn(2, 3, 32, 32)
+    features = model.features(images)
+    assert features.shape == (2, 64, 8, 8)
+    torch.testing.assert_close(model(images), model.fc(features.mean((2, 3))))
+
+
+def test_facts_tell_networks_apart_that_have_the_same_parameters() -> None:
+    plain = ModelConfig(depth=18, residual=False, zero_init_last_norm=False)
+    padded = ModelConfig(depth=18, shortcut="A")
+    assert network_facts(plain) != network_facts(padded)
+    assert network_facts(ModelConfig()) == network_facts(ModelConfig(shortcut="B"))
+    assert network_facts(ModelConfig("cifar", depth=20))["shortcut"] == "A"

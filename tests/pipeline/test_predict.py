@@ -1,0 +1,177 @@
+"""`predict`: the view, the arithmetic and the names of validation; images it cannot use."""
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+import jobs
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from weight_files import CLASSES, with_image, write_checkpoint
+
+from pipeline import predict
+from pipeline.checkpoint import read_verified
+from pipeline.config import ConfigError, DataConfig
+from pipeline.data.augment import CenterCrop
+from pipeline.data.dali import DecodeSettings, Loader
+from pipeline.data.manifest import BadImage, open_manifest
+from pipeline.data.stream import ValStream
+from pipeline.weights.writing import load_network
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "best.pt")
+
+
+@pytest.fixture
+def photo(tmp_path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def predicted(tmp_path: Path, *argv: str) -> list[dict]:
+    predict.main([*argv, f"--json={tmp_path}/found.json"])
+    return json.loads((tmp_path / "found.json").read_text())["predictions"]
+
+
+def test_images_are_seen_as_in_validation(small_data, tmp_path):
+    """Seven images in batches of three, against the loader of validation and a plain softmax."""
+    normalisation = with_image(32)
+    data = DataConfig(image_size=32, val_resize=36, local_batch_size=3, threads=1)
+    path = write_checkpoint(tmp_path / "a.pt", data=data, normalisation=normalisation)
+    val_set = open_manifest(small_data, "val")
+    settings = DecodeSettings("cpu", CPU, 1, normalisation=normalisation)
+    stream = ValStream(val_set, CenterCrop(32, 36))
+    with closing(Loader(stream, [np.arange(7)], 1, 7, settings)) as loader:
+        images = next(loader).images
+    model, _, _ = load_network(read_verified(path))
+    with torch.no_grad():
+        wanted = model(images).softmax(1)
+    found = predicted(tmp_path, f"--checkpoint={path}", *[str(val_set.path(i)) for i in range(7)])
+    for i, one in enumerate(found):
+        assert one["image"] == str(val_set.path(i))
+        assert [guess["label"] for guess in one["top"]] == wanted[i].topk(5).indices.tolist()
+        assert [guess["probability"] for guess in one["top"]] == pytest.approx(
+            wanted[i].topk(5).values.tolist(), rel=1e-4
+        )
+
+
+def test_each_image_gets_its_five_best_names_for_a_person(checkpoint, photo, tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "synset_words.txt").write_text(f"{CLASSES[0]} tench, Tinca tinca\n{CLASSES[1]} goldf")
+    other = photo.with_suffix(".png")
+    Image.open(photo).save(other)
+    predict.main([f"--checkpoint={checkpoint}", f"--data.root={data}", str(photo), str(other)])
+    lines = capsys.readouterr().out.splitlines()
+    assert (lines[0], lines[6]) == (str(photo), str(other)) and len(lines) == 12
+    shares = [float(line.split("%")[0]) for line in lines[1:6]]
+    assert shares == sorted(shares, reverse=True)
+    (one,) = predicted(tmp_path, f"--checkpoint={checkpoint}", f"--data.root={data}", str(photo))
+    words = {CLASSES[0]: "tench, Tinca tinca", CLASSES[1]: "goldf"}
+    for guess, line in zip(one["top"], lines[1:6], strict=True):
+        assert guess["class"] == CLASSES[guess["label"]]
+        assert guess["name"] == words.get(guess["class"], guess["class"])
+        assert line.endswith(f"%  {guess['name']}")
+
+
+def test_fewer_classes_than_five_are_all_shown(photo, tmp_path):
+    path = write_checkpoint(tmp_path / "a.pt", classes=["cat", "dog"])
+    (one,) = predicted(tmp_path, f"--checkpoint={path}", str(photo))
+    assert {guess["name"] for guess in one["top"]} == {"cat", "dog"}
+    assert sum(guess["probability"] for guess in one["top"]) == pytest.approx(1)
+
+
+def test_a_network_of_cifar_takes_image_files(photo, tmp_path):
+    data = DataConfig(dataset="cifar-10", train_crop="padded", image_size=32, threads=1)
+    path = write_checkpoint(tmp_path / "a.pt", data=data)
+    small = tmp_path / "small.png"
+    pixels = np.asarray(Image.open(photo).resize((32, 32)))
+    Image.fromarray(pixels).save(small)
+    found = predicted(tmp_path, f"--checkpoint={path}", str(small), str(photo))
+    model, _, description = load_network(read_verified(path))
+    normal = description.normalisation
+    images = torch.from_numpy((pixels - normal.mean) / normal.std).permute(2, 0, 1)[None]
+    with torch.no_grad():  # 32 x 32 pixels are taken as they are
+        wanted = model(images.contiguous(memory_format=torch.channels_last)).softmax(1)[0]
+    assert found[0]["top"][0]["label"] == int(wanted.argmax())
+    assert found[0]["top"][0]["probability"] == pytest.approx(float(wanted.max()), rel=1e-4)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def text(path: Path) -> None:
+    path.write_text("no picture at all")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:700])
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (empty, "photo.jpg cannot be used: the file is empty; give a JPEG, PNG, "),
+        (text, "photo.jpg cannot be used: no image header; give a JPEG, PNG, "),
+        (cut, "photo.jpg cannot be used: cannot be decoded, truncated or not an image"),
+    ],
+)
+def test_an_image_that_cannot_be_used_is_named(checkpoint, photo, tmp_path, harm, message):
+    good = tmp_path / "good.png"
+    Image.open(photo).save(good)
+    harm(photo)
+    with pytest.raises(BadImage, match=message):
+        predict.main([f"--checkpoint={checkpoint}", str(good), str(photo)])
+
+
+def test_a_bad_image_ends_the_command_with_2_and_one_line(checkpoint, photo):
+    cut(photo)
+    job = jobs.run(["-m", "pipeline.predict", f"--checkpoint={checkpoint}", str(photo)])
+    assert job.codes == [2], job.text
+    assert f"error: the image {photo} cannot be used: cannot be decoded" in job.text
+    assert "Traceback" not in job.text
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["a.jpg"], "--checkpoint is missing; give the path of a .pt file of a run"),
+        (["--checkpoint=none.pt", "a.jpg"], "--checkpoint none.pt does not exist"),
+        (["--checkpoint=C"], "no image is given; name one or more files after the options"),
+        (["--checkpoint=C", "none.jpg"], "the image none.jpg does not exist; give the path"),
+        (["--checkpoint=C", "tests"], "the image tests is a folder; give the path of an image"),
+        (["--chekpoint=C", "C"], r"no setting --chekpoint; did you mean --checkpoint\?"),
+        (["--checkpoint=C", "C", "--optim.am=off"], r"did you mean --optim.amp\?"),
+        (["--checkpoint=C", "C", "--model.depth=18"], "--model.depth comes from the checkpoint; "),
+        (["--checkpoint=C", "C", "--config=a.yaml"], "--config comes from the checkpoint; --help"),
+        (["--checkpoint=C", "C", "--json=none/a.json"], "--json .* the folder none does not exist"),
+    ],
+)
+def test_a_wrong_call_is_answered_with_a_right_one(checkpoint, argv, message):
+    with pytest.raises(ConfigError, match=message):
+        predict.main([argument.replace("C", str(checkpoint)) if argument.endswith("C") else argument
+                      for argument in argv])  # fmt: skip
+
+
+def test_words_that_cannot_be_read_are_named(tmp_path):
+    (tmp_path / "words.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="words.txt cannot be read: .*; remove it or mend it"):
+        predict.read_words(tmp_path / "words.txt")
+    assert predict.read_words(tmp_path / "none.txt") == {}

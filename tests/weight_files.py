@@ -1,0 +1,57 @@
+"""Checkpoints of small untrained networks, for what reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.checkpoint import FORMAT, write_atomically
+from pipeline.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
+from pipeline.data.normalisation import IMAGENET, Normalisation
+from pipeline.model.network import build_network
+
+CIFAR_8 = ModelConfig("cifar", depth=8, zero_init_last_norm=False)
+RESNET_18 = ModelConfig(depth=18, zero_init_last_norm=False)
+SMALL = DataConfig(image_size=32, val_resize=36, threads=1)
+CLASSES = [f"n0000000{i}" for i in range(7)]
+
+
+def write_checkpoint(
+    path: Path,
+    model: ModelConfig = CIFAR_8,
+    data: DataConfig = SMALL,
+    classes: Sequence[str] = CLASSES,
+    normalisation: Normalisation | None = None,
+) -> Path:
+    """A checkpoint of random weights whose running statistics have moved from where they start."""
+    torch.manual_seed(0)
+    network = build_network(model, len(classes), "reference").train()
+    torch.nn.init.normal_(network.fc.weight)
+    with torch.no_grad():
+        network(3 * torch.rand(4, 3, 32, 32))
+    config = Config(data, model, OptimConfig(amp="off"), run=RunConfig(device="cpu", threads=1))
+    content = {
+        "format": FORMAT,
+        "fingerprint": {},
+        "step": 7,
+        "model": network.state_dict(),
+        "classes": list(classes),
+        "config": config.to_yaml(),
+        "normalisation": None if normalisation is None else normalisation.state(),
+    }
+    write_atomically(path, content)
+    return path
+
+
+def with_image(size: int) -> Normalisation:
+    """Figures of no training set in particular, with a mean image."""
+    generator = np.random.default_rng(0)
+    return Normalisation(
+        mean=np.array([100, 110, 120], dtype=np.float32),
+        std=np.array([50, 60, 70], dtype=np.float32),
+        image=generator.uniform(80, 130, (size, size, 3)).astype(np.float32),
+        color_axes=IMAGENET.color_axes,
+    )
