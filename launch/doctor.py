@@ -98,13 +98,12 @@ def _own_facts(options: argparse.Namespace, settings: list[str]) -> Facts:
     config = load_config(settings, "python -m launch.doctor", "")
     named = {argument.partition("=")[0] for argument in settings}
     a_run = "--config" in named
-    data_root = Path(config.data.root) if a_run or "--data.root" in named else None
+    data = config.data if a_run or "--data.root" in named else None
     run_dir = options.run_dir
     if run_dir is None and (a_run or named & {"--run.dir", "--run.name"}):
         run_dir = config.run.path
-    cache_dir = None if config.data.cache_dir is None else Path(config.data.cache_dir)
     device, norm, amp = config.run.device, config.model.norm, config.optim.amp
-    return facts(run_dir, data_root, device, norm, amp, cache_dir)
+    return facts(run_dir, data, device, norm, amp)
 
 
 def node_lines(node: Facts) -> str:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from launch.health.network import network_facts
 from launch.health.software import software_facts
+from pipeline.config import DataConfig
 
 Facts = dict[str, Any]
 
@@ -26,21 +27,21 @@ Facts = dict[str, Any]
 TOKEN_VARIABLE = "TRAINYARD_TOKEN"
 # A file made on another node may take a moment to show on a network file system.
 _TOKEN_PATIENCE_SEC = 3.0
+_NOTHING: Facts = {"problem": None, "cure": "", "classes": 0, "images": None, "digest": None}
 _QUERY = "index,name,uuid,memory.total,memory.used,driver_version"
 
 
 def facts(
     run_dir: Path | None,
-    data_root: Path | None,
+    data: DataConfig | None,
     device: Literal["auto", "cpu", "cuda"],
     norm: str,
     amp: str,
-    cache_dir: Path | None = None,
 ) -> Facts:
     """What this node is: a dictionary that JSON can hold, sizes in bytes, times in seconds.
 
-    `run_dir` and `data_root` are those of the run, None to leave them out; the others are the
-    settings run.device, model.norm, optim.amp and data.cache_dir. Takes 2 to 5 s, and changes
+    `run_dir` and `data` are those of the run, None to leave them out; the others are the settings
+    run.device, model.norm and optim.amp. Takes 2 to 5 s, and changes
     nothing: one temporary file comes and goes in the run directory.
     """
     started_sec, clock_sec = time.monotonic(), time.time()
@@ -55,7 +56,7 @@ def facts(
         "gpus": gpus,
         "gpu_problem": gpu_problem,
         "run_dir": None if run_dir is None else _run_dir_facts(run_dir),
-        "data": None if data_root is None else _data_facts(data_root, cache_dir),
+        "data": None if data is None else _data_facts(data),
         "shm": _space(Path("/dev/shm")),
         "limits": {
             "open_files": _limit(resource.RLIMIT_NOFILE),
@@ -174,9 +175,13 @@ def _file_system(place: Path) -> str:
     return named
 
 
-def _data_facts(root: Path, cache_dir: Path | None) -> Facts:
+def _data_facts(config: DataConfig) -> Facts:
     from pipeline.data.manifest import cache_places
 
+    root = Path(config.root)
+    if config.dataset == "cifar-10":
+        return {"path": str(root)} | _archive_facts(root, config.held_out) | {"cache": None}
+    cache_dir = None if config.cache_dir is None else Path(config.cache_dir)
     cache = cache_places(root, "train", cache_dir)[0].parent
     while not os.path.exists(cache):
         cache = cache.parent
@@ -188,6 +193,22 @@ def _data_facts(root: Path, cache_dir: Path | None) -> Facts:
     }
 
 
+def _archive_facts(root: Path, held_out: int | None) -> Facts:
+    """The two splits of CIFAR-10's archive, which is read as a job would read it."""
+    from pipeline.data.cifar import open_cifar
+
+    try:
+        splits = open_cifar(root, held_out)
+    except (OSError, ValueError) as error:
+        problem, _, cure = str(error).partition("; ")
+        return dict.fromkeys(("train", "val"), _NOTHING | {"problem": problem, "cure": cure})
+    return {
+        images.split: _NOTHING
+        | {"classes": len(images.classes), "images": len(images), "digest": images.digest}
+        for images in splits
+    }
+
+
 def _split_facts(root: Path, split: Literal["train", "val"], cache_dir: Path | None) -> Facts:
     """Class folders and, where a manifest is up to date, the data hash. Never reads the images.
 
@@ -196,17 +217,16 @@ def _split_facts(root: Path, split: Literal["train", "val"], cache_dir: Path | N
     from pipeline.data.manifest import cached_manifest
     from pipeline.data.survey import survey
 
-    nothing: Facts = {"problem": None, "cure": "", "classes": 0, "images": None, "digest": None}
     try:
         classes = len(survey(root, split).classes)
         manifest = cached_manifest(root, split, cache_dir)
     except (OSError, ValueError) as error:
         problem, _, cure = str(error).partition("; ")
-        return nothing | {"problem": problem, "cure": cure}
+        return _NOTHING | {"problem": problem, "cure": cure}
     if manifest is None:
-        return nothing | {"classes": classes}
+        return _NOTHING | {"classes": classes}
     known = {"images": len(manifest), "digest": manifest.digest}
-    return nothing | {"classes": classes} | known
+    return _NOTHING | {"classes": classes} | known
 
 
 def _space(place: Path) -> Facts:

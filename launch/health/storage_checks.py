@@ -61,7 +61,7 @@ def _free(node: Facts) -> int:
 
 def _cramped_cache(node: Facts) -> str | None:
     data = node["data"]
-    if data is None or data["train"]["digest"] is not None:
+    if data is None or data["cache"] is None or data["train"]["digest"] is not None:
         return None
     free = data["cache"]["free_bytes"]
     if free is None or free >= _GIB:

@@ -24,7 +24,7 @@ from pipeline.bench import device as devices
 from pipeline.bench.configured import AllOptions
 from pipeline.bench.feeding import Feeding, loader_shares
 from pipeline.bench.loop import program_loop
-from pipeline.bench.model import PHASES, ModelStep, describe, one_rank_job, rows, shares
+from pipeline.bench.model import PHASES, ModelStep, describe, one_rank_job, rows, shares, speed_row
 from pipeline.bench.options import NormOptions
 from pipeline.bench.photos import make_photos
 from pipeline.bench.predict import gradient_schedule
@@ -166,13 +166,13 @@ class _Bench:
         result = self.result
         found = loader_shares(result.spreads)
         result.ratios |= found
-        low, middle, high = result.spreads["loader_images_per_sec"].quartiles
-        result.table.append(("loader", f"{middle:.4g}", f"{low:.4g} .. {high:.4g}", ""))
+        speed = result.spreads["loader_images_per_sec"]
+        result.table.append(speed_row("loader", speed))
         for part in _PARTS if found else ():
             share = result.ratio_value(f"{part}_of_loader")
             result.table.append((f"  {part}", "", "", f"{share:.1%}"))
         self._know(
-            loader=middle,
+            loader=speed.median,
             decode_share=found["decoding_of_loader"].median if found else None,
             read_share=found["reading_of_loader"].median if found else None,
         )
@@ -184,8 +184,7 @@ class _Bench:
             if measured is not None and model is not None:
                 self.result.ratios[f"{part}_vs_model"] = ratio(measured, model)
         if "step_images_per_sec" in spreads:
-            low, middle, high = spreads["step_images_per_sec"].quartiles
-            self.result.table.append(("step", f"{middle:.4g}", f"{low:.4g} .. {high:.4g}", ""))
+            self.result.table.append(speed_row("step", spreads["step_images_per_sec"]))
 
     def _conclude_allreduce(self, fit: dict[Dtype, dict[str, float]]) -> None:
         """The gradients of this network, all at once and beside its backward pass."""

@@ -144,7 +144,11 @@ def one_rank_job(options: ModelOptions, folder: Path) -> Job:
 def describe(options: ModelOptions, job: Job) -> dict[str, str | int]:
     """What was run, for the table's end and the JSON."""
     threads = torch.get_num_threads()
-    place = str(job.decode.device) if job.decode.device.type == "cuda" else f"{threads} threads"
+    place = (
+        str(job.decode.device)
+        if job.decode.device.type == "cuda"
+        else f"{threads} thread{'s' if threads > 1 else ''}"
+    )
     config = options.config
     what = (
         f"{network_name(config.model)}, {options.images} images of {config.data.image_size} px a "
@@ -173,6 +177,12 @@ def rows(result: Result) -> list[tuple[str, ...]]:
         ms = f"{middle * 1e3:.4g} ms"
         found.append((f"  {phase}", ms, f"{low * 1e3:.4g} .. {high * 1e3:.4g}", f"{share:.1%}"))
     return found
+
+
+def speed_row(name: str, speed: Spread) -> tuple[str, ...]:
+    """A row of a table with img/s: median and quartiles."""
+    low, middle, high = (f"{one:.4g}" if one < 1e4 else f"{one:.0f}" for one in speed.quartiles)
+    return name, middle, f"{low} .. {high}", ""
 
 
 def _classes(config: Config) -> int:

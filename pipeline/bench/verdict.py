@@ -126,7 +126,7 @@ def judge(figures: Figures) -> Verdict:
     elif kind == "communication-bound":
         reasons, cures = _communication(figures)
     elif figures.headroom is not None:
-        digits = 2 if kind == "balanced" else 1
+        digits = 2 if kind == "balanced" else 1 if figures.headroom < 10 else 0
         reasons = [f"the loader could feed {figures.headroom:.{digits}f} times as much"]
     together = figures.on_shared_cores
     if together is not None and kind != "communication-bound":

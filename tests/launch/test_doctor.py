@@ -24,7 +24,9 @@ from launch.health.checks import Check
 from launch.health.network import interface_of, matches, node_address, read_interfaces
 from launch.health.node import parse_gpus, read_gpus
 from launch.health.software import code_digest
+from pipeline.config import DataConfig
 from pipeline.data.manifest import open_manifest
+from pipeline.data.mini import draw_mini
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMI_LINES = (
@@ -97,15 +99,24 @@ def test_only_a_node_that_sees_the_token_shares_the_run_directory(tmp_path, monk
 def test_the_data_hash_comes_from_a_manifest_and_nothing_is_scanned(small_data, tmp_path):
     data, cache = copy_data(small_data, tmp_path / "data"), tmp_path / "cache"
     cache.mkdir()
-    before = facts(None, data, "cpu", "auto", "bf16", cache)["data"]
+    settings = DataConfig(root=str(data), cache_dir=str(cache))
+    before = facts(None, settings, "cpu", "auto", "bf16")["data"]
     assert before["train"] == {"problem": None, "cure": "", "classes": 10, "images": None} | {
         "digest": None
     }
     assert list(cache.iterdir()) == []
     manifest = open_manifest(data, "train", cache)
-    after = facts(None, data, "cpu", "auto", "bf16", cache)["data"]
+    after = facts(None, settings, "cpu", "auto", "bf16")["data"]
     assert after["train"]["digest"] == manifest.digest and after["train"]["images"] == 50
     assert after["val"]["digest"] is None
+
+
+def test_the_archive_of_cifar_10_is_looked_into(tmp_path):
+    draw_mini(tmp_path / "mini", train_images=50, test_images=10)
+    done = doctor("--", "--config", "configs/mini/plain-20.yaml", f"--data.root={tmp_path}/mini")
+    assert "train 50 images, hash " in done.stdout and "val 10 images, hash " in done.stdout
+    done = doctor("--", "--config", "configs/mini/plain-20.yaml", f"--data.root={tmp_path}")
+    assert done.returncode == 2 and "\nfail  data" in done.stdout, done.stdout
 
 
 def test_gpus_are_read_from_nvidia_smi(nvidia_smi):

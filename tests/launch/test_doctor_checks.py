@@ -7,6 +7,7 @@ import pytest
 
 from launch.doctor import Check, facts, judge
 from launch.health.node import parse_gpus
+from pipeline.config import DataConfig
 
 GIB = 1 << 30
 
@@ -15,7 +16,9 @@ GIB = 1 << 30
 def this_node(small_data, tmp_path_factory) -> dict[str, Any]:
     """The facts of this machine, as a node without a GPU."""
     run_dir = tmp_path_factory.mktemp("run")
-    node = facts(run_dir, small_data, "cpu", "auto", "bf16", tmp_path_factory.mktemp("cache"))
+    cache = tmp_path_factory.mktemp("cache")
+    data = DataConfig(root=str(small_data), cache_dir=str(cache))
+    node = facts(run_dir, data, "cpu", "auto", "bf16")
     node |= {"driver": None, "gpus": [], "gpu_problem": None, "torch_gpus": 0, "device": "cpu"}
     node["wanted_interfaces"], node["infiniband"] = {}, []
     node["run_dir"]["free_bytes"] = node["shm"]["free_bytes"] = 100 * GIB

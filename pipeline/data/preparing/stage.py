@@ -120,6 +120,9 @@ def _copy(options: StageOptions, hidden: Path) -> tuple[int, int]:
             kept = find_fresh(source, split, options.cache_dir, survey(source, split).stamp)
             if kept is not None:
                 _copy_file(kept[0], hidden / f"{split}.arrow", hidden)
+                for means in kept[0].parent.glob(f"{kept[0].stem}-mean-*.npz"):
+                    name = split + means.name.removeprefix(kept[0].stem)
+                    _copy_file(means, hidden / name, hidden)
     return len(files), total
 
 

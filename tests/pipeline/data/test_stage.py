@@ -15,10 +15,11 @@ import pytest
 from imagenet_archives import jpeg, killed_at_file, tar_of
 from terminal import on_terminal
 
-from pipeline.config import ConfigError
+from pipeline.config import ConfigError, DataConfig
 from pipeline.data.manifest import cached_manifest, open_manifest
-from pipeline.data.preparing import files, progress, stage
-from pipeline.data.preparing.options import StageOptions
+from pipeline.data.preparing import files, mean, progress, stage
+from pipeline.data.preparing.options import MeanOptions, StageOptions
+from pipeline.data.statistics import normalisation_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -87,6 +88,15 @@ def test_a_run_with_a_cache_folder_finds_the_copys_own_manifests(source, tmp_pat
     assert open_manifest(tmp_path / "second", "train", cache).digest == digest
     assert "scanned" not in caplog.text
     assert set(cache.iterdir()) == before
+
+
+def test_the_copy_brings_the_means_of_its_images_along(source, tmp_path):
+    mean.run(MeanOptions(source, image_size=16, images=20))
+    stage.run(StageOptions(source, tmp_path / "local"))
+    shutil.rmtree(source)
+    config = DataConfig(root=str(tmp_path / "local"), image_size=16, val_resize=16, mean="pixel")
+    found = normalisation_of(config, open_manifest(tmp_path / "local", "train"))
+    assert found.image is not None and found.image.shape == (16, 16, 3)
 
 
 def test_an_old_manifest_of_a_copy_is_not_used_nor_changed(source, tmp_path):
