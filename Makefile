@@ -25,7 +25,7 @@ train: environment
 # Every finished network is kept, so that a call that was interrupted goes on where it was.
 paper-mini: environment
 	@.venv/bin/python -m pipeline.prepare mini --out data/mini
-	@for seed in $(SEEDS); do for net in plain-20 plain-56 resnet-20 resnet-56; do \
+	@for seed in $(SEEDS); do for net in plain-20 plain-44 resnet-20 resnet-44; do \
 	    .venv/bin/horovodrun -np $(NP) .venv/bin/python -m pipeline.train --config configs/mini/$$net.yaml \
 	        --run.seed=$$seed --run.name=mini-$$net-seed$$seed $(ARGS) || exit 1; \
 	done; done

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+import torch
+
 from pipeline.data.dali import Batch, Loader
 from pipeline.data.manifest import BadImage
 from pipeline.distributed import World
 from pipeline.failure import TrainingError
+from pipeline.phases import Phases
 
 # By strength, as ranks agree on the highest index that any has received. SIGUSR1 says that time is
 # nearly up: save and have the job go on later. The others say: save and leave (SIGUSR2 is SIGTERM
@@ -67,13 +70,15 @@ class Feed:
     """The loader's batches, each with the ranks' common decision."""
 
     def __init__(
-        self, loader: Loader, world: World, stop: StopSignal, recover: Recover | None = None
-    ) -> None:
+        self, loader: Loader, world: World, stop: StopSignal, recover: Recover | None = None,
+        phases: Phases | None = None,
+    ) -> None:  # fmt: skip
         self._loader = loader
         self._batches: Iterator[Batch] = iter(loader)
         self._world = world
         self._stop = stop
         self._recover = recover
+        self._phases = phases or Phases(world.heartbeat, torch.device("cpu"))
         self.wait_sec = 0.0
         """Seconds the last `next` waited for the loader."""
 
@@ -89,19 +94,19 @@ class Feed:
         """
         self.wait_sec = 0.0
         while True:
-            self._world.heartbeat.beat("data", step)
             started = time.perf_counter()
             batch: Batch | None = None
             error: Exception | None = None
-            try:
-                batch = next(self._batches)
-            except Exception as caught:  # whatever it is, the other ranks must hear of it
-                error = caught
+            with self._phases("data", step):
+                try:
+                    batch = next(self._batches)
+                except Exception as caught:  # whatever it is, the other ranks must hear of it
+                    error = caught
             self.wait_sec += time.perf_counter() - started
-            self._world.heartbeat.beat("agree")
-            stop, save, failed = self._world.maximum(
-                [self._stop.received, wants_save, error is not None]
-            )
+            with self._phases("agree"):
+                stop, save, failed = self._world.maximum(
+                    [self._stop.received, wants_save, error is not None]
+                )
             if not failed:
                 assert batch is not None
                 return batch, Decision(STOP_SIGNALS[stop], bool(save))

@@ -153,7 +153,12 @@ class CheckpointFolder:
 
 def require_same_run(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Compares the facts that make two runs the same one. Raises `ValueError` naming both values
-    of each that differs."""
+    of each that differs, or that `stored` is of no run."""
+    if "weights from" in stored:  # pipeline.export made it, and knows nothing of a training
+        raise ValueError(
+            f"checkpoint {path} holds weights imported from {stored['weights from']}, from which "
+            "no training goes on; give it to pipeline.evaluate or pipeline.predict"
+        )
     differences = [
         f"{name}: {_short(stored.get(name))} in the checkpoint, {_short(value)} now"
         for name, value in wanted.items()

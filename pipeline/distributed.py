@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -90,6 +91,13 @@ class World:
     def barrier(self) -> None:
         """Returns when every rank has come here."""
 
+    def start_timeline(self, path: Path) -> None:
+        """Begins to write what Horovod does to `path`, where rank 0 can write; needs `connect`
+        with `timeline`."""
+
+    def stop_timeline(self) -> None:
+        """Ends what `start_timeline` began; the file is whole then."""
+
     def average_gradients(self, model: nn.Module, compression: Compression) -> GradientAverager:
         """Makes backward average the gradients of `model`'s parameters over ranks."""
         del model, compression
@@ -165,18 +173,21 @@ def _code(error: BaseException) -> int:
     return int(ExitCode.WRONG_INPUT if isinstance(error, ValueError) else ExitCode.FAILED)
 
 
-def connect(step_timeout_sec: float | None = None) -> World:
+def connect(step_timeout_sec: float | None = None, timeline: bool = False) -> World:
     """The world this process was launched into: Horovod's when a launcher started several ranks,
     otherwise one process alone, for which Horovod need not be installed.
 
     `step_timeout_sec` is when the watchdog acts; Horovod logs who is missing after half of it.
-    Raises `TrainingError` if a rank does not start.
+    `timeline` is whether `start_timeline` will be called. Raises `TrainingError` if a rank does not
+    start.
     """
     if "HOROVOD_RANK" not in os.environ and "OMPI_COMM_WORLD_RANK" not in os.environ:
         return World()
     if step_timeout_sec is not None:
         stalled_sec = str(max(1, int(step_timeout_sec / 2)))
         os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", stalled_sec)
+    if timeline:
+        os.environ.setdefault("HOROVOD_TIMELINE", "DYNAMIC")  # read by hvd.init
     return HorovodWorld()
 
 
@@ -312,6 +323,12 @@ class HorovodWorld(World):
 
     def barrier(self) -> None:
         self.maximum([0])
+
+    def start_timeline(self, path: Path) -> None:
+        self._hvd.start_timeline(str(path))  # no collective: only the coordinator writes
+
+    def stop_timeline(self) -> None:
+        self._hvd.stop_timeline()
 
     def average_gradients(self, model: nn.Module, compression: Compression) -> GradientAverager:
         return _HorovodAverager(self, model, compression)

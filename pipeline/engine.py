@@ -7,25 +7,27 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline import snapshot, warmup
+from pipeline import pace, snapshot, stage_norms, warmup
 from pipeline.agreement import Feed
 from pipeline.data.dali import Batch
 from pipeline.data.stream import PADDING_LABEL, UNREADABLE_LABEL
 from pipeline.distributed import World
 from pipeline.excluding import agree_on_validation
 from pipeline.failure import Stopped, TrainingError, record_stop
+from pipeline.inspection import Inspection
 from pipeline.job import Job
 from pipeline.metrics import Validation, correct_counts
 from pipeline.model.norm import swapped_statistics
-from pipeline.optimizer import gradient_norm, set_lr
+from pipeline.optimizer import set_lr
 from pipeline.precision import Precision, TrainingDiverged
 from pipeline.preflight import labels_look_permuted
+from pipeline.showing import show_images, show_validation, verdict
 
 log = logging.getLogger("trainyard")
 
@@ -37,6 +39,7 @@ def fit(job: Job) -> None:
     undone comes first. Raises `Stopped` after a signal, its checkpoint written.
     """
     with closing(job.feed()) as feed:
+        job.start_clock()
         if job.validation_due:
             validate_and_save(job)
         while job.progress.step < job.total_steps:
@@ -49,23 +52,23 @@ def train_epoch(job: Job, feed: Feed, until: int) -> None:
     """Steps up to step `until`; records metrics and saves on the way."""
     job.model.train()
     while job.progress.step < until:
+        job.profile.before(job.progress.step)
         batch, decision = feed.next(job.progress.step, job.save_is_due())
-        job.window.data_wait_sec += feed.wait_sec
         if decision.save or decision.stop:
             save(job)
         if decision.stop:
             stop(job, decision.stop)
-        if job.wants_images():
-            job.show_images(batch)
-        norm = train_step(job, batch, feed)
+        show_images(job, batch)
+        norms = train_step(job, batch, feed)
         job.progress.step += 1
         warmup.close_window(job)
         job.monitor.advance(job.position)
-        if norm is not None:
-            record(job, norm)
+        if norms is not None:
+            record(job, norms)
         every = job.config.run.checkpoint_every_steps
         if every and job.progress.step % every == 0 and job.progress.step < until:
             save(job)
+        job.profile.after(job.progress.step - 1)
 
 
 def stop(job: Job, by: str) -> NoReturn:
@@ -80,61 +83,65 @@ def stop(job: Job, by: str) -> NoReturn:
 def train_step(job: Job, batch: Batch, feed: Feed) -> Tensor | None:
     """One optimizer step over this rank's micro-batches, of which `batch` is the first.
 
-    Returns the gradient norm if this step's line of metrics is due.
+    Returns `stage_norms.norms` if this step's line of metrics is due.
     """
     step = job.progress.step
     set_lr(job.optimizer, job.lr(step))
     for micro in range(job.accumulation):
         if micro > 0:
             batch, _ = feed.next(step, micro=micro)
-            job.window.data_wait_sec += feed.wait_sec
-        job.world.heartbeat.beat("compute")
-        with job.precision.autocast():
+        with job.phases("forward"), job.precision.autocast():
             logits = job.forward(batch.images)
             loss = F.cross_entropy(
                 logits, batch.labels, label_smoothing=job.config.optim.label_smoothing
             )
         job.averager.enabled = micro == job.accumulation - 1
-        job.precision.backward(loss / job.accumulation)
+        with job.phases("backward"):
+            job.precision.backward(loss / job.accumulation)
         counts = job.window.add(step, loss.detach(), logits.detach(), batch.labels)
         warmup.count(job, counts)
-    job.world.heartbeat.beat("average")
-    job.averager.synchronize()
-    job.world.heartbeat.beat("update")
-    norm = None
+    with job.phases("average"):
+        job.averager.synchronize()
+    with job.phases("update"):
+        return update(job, step)
+
+
+def update(job: Job, step: int) -> Tensor | None:
+    """Changes the weights by the averaged gradients. Returns as `train_step` does."""
+    norms = None
     if (step + 1) % job.config.run.log_every_steps == 0 or step + 1 == job.total_steps:
         job.precision.unscale_(job.optimizer)
-        norm = gradient_norm(job.model.parameters())
+        norms = stage_norms.norms(job.model)
     try:
         job.precision.step(job.optimizer)
     except TrainingDiverged as error:  # the average is the same everywhere: on all ranks at once
         job.world.raise_together(error)
     job.optimizer.zero_grad(set_to_none=True)
-    return norm
+    return norms
 
 
-def record(job: Job, norm: Tensor) -> None:
-    """Writes the line of metrics that ends with the step before `job.progress.step`."""
-    window = job.window
-    job.world.heartbeat.beat("record")
-    require_finite(job, window.fold())
-    everyone = job.world.sum(torch.cat([window.sums, window.timings()]))
-    totals = window.totals(everyone, job.world.size)
-    job.train_top1 = totals.top1
-    job.monitor.train(
-        {
+def record(job: Job, norms: Tensor) -> None:
+    """Collective. Writes the line of metrics that ends with the step before `job.progress.step`."""
+    with job.phases("record"):
+        require_finite(job, job.window.fold())
+        totals = pace.of_all_ranks(job.world.gather(pace.of_this_rank(job)))
+        job.train_top1 = totals["top1"] or 0.0
+        names = stage_norms.norm_names(job.model)
+        values = map(_finite, norms.tolist())  # host sync
+        line = {
             "step": job.progress.step,
             "position": job.position,
             "epoch": job.epoch,
-            **vars(totals),
+            **totals,
             "lr": job.optimizer.param_groups[0]["lr"],
-            "gradient_norm": _finite(float(norm)),  # host sync
+            **dict(zip(names, values, strict=True)),
             "loss_scale": job.precision.scale,
             "skipped_steps": job.precision.skipped_steps,
             "excluded": len(job.progress.excluded),
         }
-    )
-    window.restart()
+        job.monitor.train(line, verdict(job, line).kind)
+    job.window.restart()
+    job.phases.restart()
 
 
 def _finite(value: float) -> float | None:
@@ -163,10 +170,11 @@ def require_finite(job: Job, found: tuple[int, float] | None) -> None:
 
 
 @contextmanager
-def _off_the_clock(job: Job) -> Iterator[None]:
+def _off_the_clock(job: Job, phase: Literal["save", "validate"]) -> Iterator[None]:
     """Leaves the body's time out of the training speed."""
     started = time.perf_counter()
-    yield
+    with job.phases(phase, job.progress.step):
+        yield
     job.window.pause(time.perf_counter() - started)
 
 
@@ -175,8 +183,7 @@ def save(job: Job, best: bool = False) -> None:
 
     Never writes one that a non-finite loss has gone into.
     """
-    job.world.heartbeat.beat("save", job.progress.step)
-    with _off_the_clock(job):
+    with _off_the_clock(job, "save"):
         require_finite(job, job.window.fold())
         content = snapshot.take(job)
         step = job.progress.step
@@ -191,12 +198,14 @@ def save(job: Job, best: bool = False) -> None:
 
 def validate_and_save(job: Job) -> None:
     """Collective. Validates where the run stands, then saves again with the result."""
-    job.world.heartbeat.beat("validate", job.progress.step)
-    with _off_the_clock(job):
-        average = snapshot.average_statistics(job)
+    with _off_the_clock(job, "validate"):
+        average, spread = snapshot.average_statistics(job)
         job.model.eval()
+        seen = Inspection(len(job.val_set.classes), keep_mistakes=job.world.rank == 0)
         with closing(job.val_loader()) as loader, swapped_statistics(job.model, average):
-            counted = validate(job.forward, loader, job.precision, job.world, len(job.val_set))
+            counted = validate(
+                job.forward, loader, job.precision, job.world, len(job.val_set), seen
+            )
             agree_on_validation(job, loader.found)
         if not math.isfinite(counted.loss):
             job.world.raise_together(
@@ -223,21 +232,27 @@ def validate_and_save(job: Job) -> None:
                 "loss": result.loss,
                 "top1": result.top1,
                 "top5": result.top5,
+                "best_top1": max(earlier.top1 for earlier in job.progress.history),
                 "images": result.images,
                 "excluded": len(job.progress.excluded_val),
+                "bn_spread": spread,
+                **seen.class_top1(),
             }
         )
+        show_validation(job, seen)
     save(job, best)
 
 
 @torch.no_grad()  # not inference_mode: Horovod cannot resize a tensor made in it
 def validate(
-    model: nn.Module, loader: Iterable[Batch], precision: Precision, world: World, images: int
-) -> Validation:
+    model: nn.Module, loader: Iterable[Batch], precision: Precision, world: World, images: int,
+    inspection: Inspection | None = None,
+) -> Validation:  # fmt: skip
     """Collective. Counts over this rank's chunks, summed once as integers over ranks.
 
     `model` is in eval mode. Padding (label -1) counts nowhere; an image that cannot be read (label
-    -2) counts as wrong and has no part in the mean loss. Raises `Reported` on every rank if
+    -2) counts as wrong and has no part in the mean loss. `inspection` gets to see every batch, and
+    its counts are summed with these. Raises `Reported` on every rank if
     a rank met a bad file, or if the images counted are not exactly `images`.
     """
     counts: Tensor | None = None
@@ -250,6 +265,8 @@ def validate(
                 logits = model(batch.images).float()
             real = (batch.labels != PADDING_LABEL).sum().unsqueeze(0)
             unreadable = (batch.labels == UNREADABLE_LABEL).sum().unsqueeze(0)
+            if inspection is not None:
+                inspection.add(batch, logits)
             batch_counts = torch.cat([correct_counts(logits, batch.labels), real, unreadable])
             with_loss = batch.labels.masked_fill(batch.labels < 0, PADDING_LABEL)
             batch_loss = F.cross_entropy(
@@ -264,7 +281,12 @@ def validate(
     world.raise_together(error)
     mine = torch.zeros(4, dtype=torch.int64) if counts is None else counts.cpu()  # host sync
     my_loss = torch.zeros((), dtype=torch.float64) if loss is None else loss.cpu()
-    top1, top5, seen, unreadable_images = world.sum(mine).tolist()
+    if inspection is not None:
+        mine = torch.cat([mine, inspection.counts()])
+    everyone = world.sum(mine)
+    top1, top5, seen, unreadable_images = everyone[:4].tolist()
+    if inspection is not None:
+        inspection.take_in(everyone[4:])
     total_loss = float(world.sum(my_loss.unsqueeze(0)))
     if seen != images:
         world.raise_together(

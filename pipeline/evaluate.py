@@ -160,7 +160,9 @@ def evaluate(request: Request) -> tuple[dict[str, Any], Counts, ImageSet] | None
     world.barrier()
     if world.rank != 0:
         return None
-    result = describe(members, request.protocol, counts, request.bn_images, request.test_images)
+    result = describe(
+        members, request.protocol, counts, request.bn_images, request.test_images, val_set.digest
+    )
     return result, counts, val_set
 
 
@@ -176,6 +178,8 @@ def _members(request: Request, world: World) -> list[Member]:
             for path, content in zip(request.checkpoints, contents, strict=True)
         ]
         ensemble.require_alike(members)
+        if not request.test_images:
+            ensemble.require_unseen(members)
         for member in members:
             request.protocol.check(member.config)
         return members

@@ -16,7 +16,7 @@ from torch import nn
 from pipeline.agreement import Feed, StopSignal
 from pipeline.checkpoint import CheckpointFolder
 from pipeline.config import Config
-from pipeline.data.dali import Batch, DecodeSettings, Loader
+from pipeline.data.dali import DecodeSettings, Loader
 from pipeline.data.exclusion import Exclusions
 from pipeline.data.image_set import ImageSet
 from pipeline.data.order import (
@@ -35,11 +35,11 @@ from pipeline.model.network import build_network
 from pipeline.model.norm import norm_layers
 from pipeline.monitor import Monitor
 from pipeline.optimizer import build_optimizer
+from pipeline.phases import Phases
 from pipeline.precision import Precision
+from pipeline.profiling import Profile
 from pipeline.schedule import History, make_schedule, run_length
 from pipeline.snapshot import fingerprint
-
-_GRID_IMAGES = 16
 
 
 @dataclass
@@ -73,6 +73,7 @@ class Job:
     ) -> None:  # fmt: skip
         self.config, self.world, self.stop = config, world, stop
         self.monitor = Monitor()  # rank 0 gets one that writes
+        self.profile = Profile()  # of no step, unless --profile asks for some
         self.train_set, self.val_set = train_set, val_set
         data = config.data
         micro_batch, self.accumulation = split_global_batch(
@@ -94,6 +95,7 @@ class Job:
         )  # fmt: skip
         self.averager = world.average_gradients(self.model, config.optim.gradient_compression)
         self.precision = Precision(config.optim.amp, device)
+        self.phases = Phases(world.heartbeat, device)
         self.window = TrainWindow(config.run.log_every_steps * self.accumulation, device)
         self.checkpoints = CheckpointFolder(
             config.run.path / "checkpoints", config.run.keep_checkpoints
@@ -105,7 +107,10 @@ class Job:
         hashes = {"train": train_set.digest, "val": val_set.digest}
         self.fingerprint = fingerprint(config, hashes, decode.normalisation)
         self._saved_at = time.monotonic()
-        self._images_shown_epoch: int | None = None
+        self.cores: int | None = None
+        """Of this rank; None: not known."""
+        self.images_shown_epoch: int | None = None
+        """Epoch whose first images TensorBoard has from this start."""
 
     @property
     def facts(self) -> dict[str, object]:
@@ -144,7 +149,7 @@ class Job:
         before = max(0, self.progress.step - 1) * self.config.data.global_batch_size
         return before // len(self.train_set)
 
-    def _epochs_done(self, next_step: int) -> int:
+    def epochs_done(self, next_step: int) -> int:
         return epochs_done(next_step, len(self.train_set), self.config.data.global_batch_size)
 
     @property
@@ -153,12 +158,12 @@ class Job:
         step, history = self.progress.step, self.progress.history
         validated = history[-1].step if history else 0
         finished = step == self.total_steps and validated != step
-        return finished or self._epochs_done(step) > self._epochs_done(validated)
+        return finished or self.epochs_done(step) > self.epochs_done(validated)
 
     def next_validation_step(self) -> int:
         """The first step t > now after which an epoch is complete, or the run is."""
         batch = self.config.data.global_batch_size
-        images = (self._epochs_done(self.progress.step) + 1) * len(self.train_set)
+        images = (self.epochs_done(self.progress.step) + 1) * len(self.train_set)
         return min(-(-images // batch), self.total_steps)
 
     def place(self, counted: Validation) -> Validation:
@@ -183,7 +188,8 @@ class Job:
 
     def feed(self) -> Feed:
         """This rank's batches from the next step on, past bad images if so configured."""
-        return Feed(self.train_loader(), self.world, self.stop, partial(recover, self))
+        loader = self.train_loader()
+        return Feed(loader, self.world, self.stop, partial(recover, self), self.phases)
 
     def train_loader(self, first: int | None = None, micro_batch: int = 0) -> Loader:
         """This rank's micro-batches from number `micro_batch` of step `first`, by default the next
@@ -206,19 +212,10 @@ class Job:
         excluded = frozenset(self.progress.excluded_val)
         return open_val_loader(self.config, self.val_set, self.world, self.decode, excluded)
 
-    def wants_images(self) -> bool:
-        """Whether this step's images go to TensorBoard: once per epoch and start, on rank 0."""
-        return self.world.rank == 0 and self._images_shown_epoch != self._epochs_done(
-            self.progress.step
-        )
-
-    def show_images(self, batch: Batch) -> None:
-        """Hands a few augmented images, as the model sees them, to the monitor."""
-        self._images_shown_epoch = self._epochs_done(self.progress.step)
-        normal = self.decode.normalisation
-        shown = batch.images[:_GRID_IMAGES].permute(0, 2, 3, 1).float().cpu().numpy()  # host sync
-        pixels = np.clip(shown * normal.std + normal.subtracted, 0, 255).round().astype(np.uint8)
-        self.monitor.images(pixels, self.position)
+    def start_clock(self) -> None:
+        """Begins to measure speed and times: what came before was no training."""
+        self.window.start_clock()
+        self.phases.restart()
 
 
 def make_model(config: Config, classes: int, device: torch.device) -> nn.Module:

@@ -21,18 +21,6 @@ def correct_counts(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([hits[:, 0].sum(), hits.sum()])
 
 
-@dataclass(frozen=True)
-class Totals:
-    """A window of training summed over ranks; `data_wait_sec` is the mean over ranks."""
-
-    loss: float
-    top1: float
-    top5: float
-    images_per_sec: float
-    data_wait_sec: float
-    data_wait_share: float
-
-
 class TrainWindow:
     """Loss and hits of the micro-batches since the last line of metrics.
 
@@ -47,9 +35,7 @@ class TrainWindow:
         self.sums = torch.zeros(4, dtype=torch.float64)
         """loss * images, top-1 hits, top-5 hits, images: of this rank, since the last line."""
         self._images: list[int] = []
-        self.data_wait_sec = 0.0
-        self._started = time.perf_counter()
-        self._timed_images = 0
+        self.start_clock()
 
     @torch.no_grad()
     def add(self, step: int, loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
@@ -81,29 +67,22 @@ class TrainWindow:
     def pause(self, seconds: float) -> None:
         """Leaves `seconds` of saving or validating out of the speed."""
         self._started += seconds
+        self._paused_sec += seconds
 
     def timings(self) -> Tensor:
-        """(3,) float64: images since start or last line, their seconds, seconds of data wait."""
+        """(3,) float64: images since start or last line, their seconds, and those paused."""
         elapsed = time.perf_counter() - self._started
-        return torch.tensor([self._timed_images, elapsed, self.data_wait_sec], dtype=torch.float64)
-
-    def totals(self, everyone: Tensor, ranks: int) -> Totals:
-        """The line of metrics. `everyone` (7,) is `sums` and `timings()` summed over ranks."""
-        loss, top1, top5, images, timed_images, seconds, wait = everyone.tolist()
-        return Totals(
-            loss=loss / images,
-            top1=top1 / images,
-            top5=top5 / images,
-            images_per_sec=timed_images / (seconds / ranks),
-            data_wait_sec=wait / ranks,
-            data_wait_share=wait / seconds,
-        )
+        return torch.tensor([self._timed_images, elapsed, self._paused_sec], dtype=torch.float64)
 
     def restart(self) -> None:
         """Begins a new window."""
         self.sums.zero_()
-        self.data_wait_sec = 0.0
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Begins to measure the speed."""
         self._timed_images = 0
+        self._paused_sec = 0.0
         self._started = time.perf_counter()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -83,9 +84,8 @@ def _read_one(path: Path, named: str) -> dict[str, Any]:
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except OSError as error:
-        found = sorted(str(p.relative_to(CONFIGS.parent)) for p in CONFIGS.rglob("*.yaml"))
         raise ConfigError(
-            f"{named} cannot be read ({error.strerror}); there are: {', '.join(found)}"
+            f"{named} cannot be read ({error.strerror}); there are: {_configs_like(path)}"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{named} is not YAML: {' '.join(str(error).split())}") from error
@@ -101,6 +101,13 @@ def _read_one(path: Path, named: str) -> dict[str, Any]:
         if name not in known and name not in parts:
             raise _unknown(name, str(path), known)
     return {key: value for key, value in tree.items() if value is not None or key not in parts}
+
+
+def _configs_like(path: Path) -> str:
+    """The files in configs/ with the names nearest to `path`, all where none is near."""
+    found = sorted(str(file.relative_to(CONFIGS.parent)) for file in CONFIGS.rglob("*.yaml"))
+    near = difflib.get_close_matches(str(path), found, n=3, cutoff=0.75)
+    return f"{', '.join(near)} and others" if near else ", ".join(found)
 
 
 def add_settings(parser: ArgumentParser) -> None:
@@ -186,19 +193,32 @@ def parse(parser: ArgumentParser, base: dict[str, Any], argv: Sequence[str]) -> 
         parsed = parser.parse_object(base, namespace=defaults) if base else defaults
         return parser.instantiate(parser.parse_args(list(argv), namespace=parsed))
     except ArgumentError as error:
-        raise ConfigError(_one_sentence(str(error))) from error
+        raise ConfigError(_one_sentence(str(error), parser)) from error
 
 
-def _one_sentence(message: str) -> str:
+# What jsonargparse says of a value that is neither of a type nor null.
+_OF_NO_TYPE = re.compile(
+    r"Does not validate against any of the Union subtypes Subtypes: \[(?P<types>.+)\] Errors: "
+    r".* Given value: (?P<value>.*)"
+)
+# Which option a file without one was meant for.
+_OPTION_OF = ((".yaml", "--config"), (".yml", "--config"), (".pt", "--checkpoint"))
+
+
+def _one_sentence(message: str, parser: ArgumentParser) -> str:
     """jsonargparse's several lines as one, with the setting's name first."""
     text = " ".join(message.split())
     text = text.replace('Parser key "', "").replace('":', ":", 1)
     text = text.replace("typing.", "").replace("<class '", "").replace("'>", "")
     text = text.replace("Expected a tuple.", "Expected a list in brackets, such as [30,60].")
+    if none := _OF_NO_TYPE.search(text):
+        types = none["types"].replace("NoneType", "null")
+        text = f"{text[: none.start()]}{none['value']} is none of {types}"
+        text += "; a tuple is a list in brackets, such as [30,60]" if "tuple" in types else ""
+    known = {option for action in parser._actions for option in action.option_strings}
     file = text.partition("unrecognized arguments: ")[2]
-    if file.endswith((".yaml", ".yml")):
-        text += f"; did you mean --config {file}?"
-    return text
+    meant = [o for suffix, o in _OPTION_OF if o in known and file.endswith(suffix)]
+    return text + "".join(f"; did you mean {option} {file}?" for option in meant)
 
 
 def to_config(parsed: Any) -> Config:

@@ -32,7 +32,7 @@ DESCRIPTION = (
 )
 SETTINGS = (
     "data.root", "data.local_batch_size", "data.image_size", "data.val_resize", "data.decode",
-    "data.threads", "model.norm", "optim.amp", "run.device", "run.threads",
+    "data.threads", "data.output", "model.norm", "optim.amp", "run.device", "run.threads",
 )  # fmt: skip
 WORDS_FILE = "synset_words.txt"
 """In data.root, as `prepare imagenet` writes it: a class name and what it means, one a line."""

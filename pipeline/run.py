@@ -24,9 +24,11 @@ from pipeline.excluding import exclude_listed
 from pipeline.job import Job
 from pipeline.machine import choose_decoding, choose_device, own_share, set_threads, versions
 from pipeline.model.network import network_name
-from pipeline.monitor import RunMonitor, read_metrics, start_logging
+from pipeline.monitor import Room, RunMonitor, read_metrics, start_logging
 from pipeline.preflight import decode_largest_of_both, require_complete
+from pipeline.profiling import open_profile
 from pipeline.run_folder import first_cause_kept, locked
+from pipeline.showing import verdict
 from pipeline.watchdog import watched
 
 log = logging.getLogger("trainyard")
@@ -35,7 +37,7 @@ T = TypeVar("T")
 
 def run(config: Config) -> None:
     """Trains as `config` says; every way it can end is in `pipeline.failure`."""
-    world = connect(config.run.step_timeout_sec)
+    world = connect(config.run.step_timeout_sec, timeline=config.profile is not None)
     start_logging(world.rank)
     with StopSignal() as stop:
         world.require_same(_facts(config))
@@ -50,6 +52,7 @@ def run(config: Config) -> None:
                 lambda: choose_decoding(config, device, share, (train_set, val_set), normalisation)
             )
             job = world.together(lambda: Job(config, world, decode, train_set, val_set, stop))
+            job.cores = share.cores
             world.require_same(job.facts)
             resume(job)
             exclude_listed(job)
@@ -57,11 +60,13 @@ def run(config: Config) -> None:
             if job.finished and world.on_rank0(lambda: _is_summed_up(run_dir)):
                 log.info("the run in %s is finished: %s", run_dir, _reached(job))
                 return
+            job.profile = open_profile(job)
             world.on_rank0(lambda: _open_files(job))
             limit_sec = config.run.step_timeout_sec
             with contextlib.closing(job.monitor), watched(run_dir, world, limit_sec):
                 if not job.finished:
-                    engine.fit(job)
+                    with contextlib.closing(job.profile):
+                        engine.fit(job)
                 world.heartbeat.beat("end")
                 _sum_up(job)
             world.barrier()
@@ -172,7 +177,10 @@ def _open_files(job: Job) -> None:
     header = "".join(f"# {name}: {value}\n" for name, value in job.versions.items())
     (run_dir / "config.yaml").write_text(header + config.to_yaml(), encoding="utf-8")
     total_images = job.total_steps * config.data.global_batch_size
-    job.monitor = RunMonitor(run_dir, config, job.position, len(job.progress.history), total_images)
+    job.monitor = RunMonitor(
+        run_dir, config, job.position, len(job.progress.history), total_images,
+        Room(run_dir, snapshot.size_bytes(job)),
+    )  # fmt: skip
     ranks, micro = job.world.size, job.partition.micro_batch_size
     decoding = f"JPEG decoding on the {job.decode.decoder.upper()}"
     if job.decode.decoder == "none":
@@ -205,6 +213,16 @@ def _reached(job: Job) -> str:
     return f"top-1 {last.top1:.2%}, top-5 {last.top5:.2%} (best top-1 {best:.2%})"
 
 
+def against_expectation(top1: float, expected: float) -> str:
+    """What the end of a run says of `run.expect_top1`."""
+    if top1 >= expected:
+        return f"as expected: top-1 {top1:.2%} reaches the {expected:.2%} of run.expect_top1"
+    return (
+        f"below expectation: top-1 {top1:.2%} is {100 * (expected - top1):.2f} points under the "
+        f"{expected:.2%} of run.expect_top1"
+    )
+
+
 def _is_summed_up(run_dir: Path) -> bool:
     """Whether the run's last line is there; a kill after the last save may have prevented it."""
     lines = read_metrics(run_dir / "metrics.jsonl")
@@ -228,10 +246,18 @@ def _sum_up(job: Job) -> None:
         return
     train = [line for line in read_metrics(run_dir / "metrics.jsonl") if line["event"] == "train"]
     log.info("finished: %s", _reached(job))
+    expected = job.config.run.expect_top1
+    if expected is not None:
+        log.info("%s", against_expectation(last.top1, expected))
     if train:
-        speed = statistics.median(line["images_per_sec"] for line in train)
-        wait = statistics.median(line["data_wait_share"] for line in train)
-        log.info("speed: %.0f img/s (median), data wait %.1f%% of the step", speed, 100 * wait)
+        # An older line of the same run may have fewer fields.
+        names = ("images_per_sec", "data_wait_share", "communication_share")
+        median = {name: statistics.median(line.get(name, 0.0) for line in train) for name in names}
+        log.info(
+            "speed: %.0f img/s (median), data wait %.1f%% of the step",
+            median["images_per_sec"], 100 * median["data_wait_share"],
+        )  # fmt: skip
+        log.info("limited by: %s", verdict(job, median))
     log.info(
         "the run lies in %s; look at it with: tensorboard --logdir %s", run_dir, run_dir.parent
     )

@@ -21,6 +21,10 @@ iterations)" and does not say over how many images that error is taken; the wind
 quarter of that length. Windows are the steps [100k, 100k + 100), counted from step 0.
 """
 
+_ROUNDING = 1e-9
+"""What differences of errors may lack by rounding; one image of ten million is a hundred times as
+much."""
+
 
 def scaled_lr(base_lr: float, global_batch_size: int) -> float:
     """The peak lr of a global batch, linear in its size; `base_lr` is that of 256 images.
@@ -225,7 +229,7 @@ def plateau_drops(
     for index, error in enumerate(errors):
         if len(drops) == max_drops:
             break
-        if error < best and best - error >= min_improvement:
+        if error < best and best - error >= min_improvement - _ROUNDING:
             best, waited = error, 0
             continue
         waited += 1

@@ -70,9 +70,27 @@ def _unflatten(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
     return [part.view_as(tensor) for part, tensor in zip(parts, like, strict=True)]
 
 
-def average_statistics(job: Job) -> list[Tensor]:
-    """Collective. The mean over ranks of BN's running statistics, the same bits on every rank."""
-    return _unflatten(_gathered_statistics(job).mean(0), running_statistics(job.model))
+def average_statistics(job: Job) -> tuple[list[Tensor], float]:
+    """Collective. The mean over ranks of BN's running statistics, and their `spread`; the same bits
+    on every rank."""
+    gathered, live = _gathered_statistics(job), running_statistics(job.model)
+    return _unflatten(gathered.mean(0), live), spread(gathered, [len(one) for one in live])
+
+
+def spread(statistics: Tensor, channels: list[int]) -> float:
+    """How far apart the ranks' BN statistics are, in standard deviations of an activation.
+
+    For each channel the standard deviation over ranks of the running mean, divided by the root of
+    the mean running variance; of all channels the root mean square. 0 when all ranks agree. A small
+    share of 1 is what different images give; a rise says that ranks see different data, or have
+    different weights.
+
+    `statistics` (ranks, n) holds `running_statistics` side by side, whose lengths are `channels`.
+    """
+    parts = torch.split(statistics.double(), channels, dim=1)
+    means, variances = torch.cat(parts[::2], dim=1), torch.cat(parts[1::2], dim=1)
+    relative = means.var(dim=0, unbiased=False) / (variances.mean(dim=0) + 1e-5)
+    return float(relative.mean().sqrt())
 
 
 def take(job: Job) -> dict[str, Any]:
@@ -108,6 +126,13 @@ def take(job: Job) -> dict[str, Any]:
         "world_size": job.world.size,
         "versions": job.versions,
     }
+
+
+def size_bytes(job: Job) -> int:
+    """About how large a checkpoint is: weights, velocity, and every rank's statistics."""
+    tensors = [*job.model.state_dict().values(), *job.model.parameters()]
+    statistics = job.world.size * sum(one.nbytes for one in running_statistics(job.model))
+    return int(sum(tensor.nbytes for tensor in tensors) + statistics)
 
 
 def require_finite(content: dict[str, Any]) -> None:

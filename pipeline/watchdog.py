@@ -42,12 +42,20 @@ class Heartbeat:
 
     def __init__(self) -> None:
         self._last = (time.monotonic(), "start", 0)
+        self._longest_sec = 0.0
         self.waiting = False
         """Set while the rank waits for the others in a collective."""
 
     def beat(self, phase: str, step: int | None = None) -> None:
         """The rank begins `phase`, or makes progress in it; of the same step unless given."""
-        self._last = (time.monotonic(), phase, self._last[2] if step is None else step)
+        last, now = self._last, time.monotonic()
+        self._longest_sec = max(self._longest_sec, now - last[0])
+        self._last = (now, phase, last[2] if step is None else step)
+
+    def take_longest_sec(self) -> float:
+        """The longest time between two beats since the last call."""
+        longest, self._longest_sec = self._longest_sec, 0.0
+        return longest
 
     def now(self) -> Beat:
         """Where the rank stands at this moment."""

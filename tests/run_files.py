@@ -11,7 +11,17 @@ import torch
 
 from pipeline.checkpoint import CheckpointFolder, read_verified
 
-TIME_FIELDS = {"time", "images_per_sec", "data_wait_sec", "data_wait_share"}
+TIME_FIELDS = {
+    "time", "images_per_sec", "data_wait_sec", "data_wait_share", "communication_share",
+    "rank_images_per_sec", "slowest_images_per_sec", "slowest_rank", "heartbeat_sec",
+    *(
+        f"share_{name}"
+        for name in (
+            "data_wait", "forward", "backward", "communication", "agreement", "optimizer",
+            "checkpoint", "validation", "rest",
+        )
+    ),
+}  # fmt: skip
 """What no two runs have alike in metrics.jsonl and in TensorBoard."""
 
 STATE = (
@@ -71,7 +81,7 @@ def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     return {
         tag: [(event.step, event.value) for event in board.Scalars(tag)]
         for tag in board.Tags()["scalars"]
-        if tag.partition("/")[2] not in TIME_FIELDS
+        if tag.partition("/")[2] not in TIME_FIELDS and not tag.startswith("stack/")
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ def write_checkpoint(
     data: DataConfig = SMALL,
     classes: Sequence[str] = CLASSES,
     normalisation: Normalisation | None = None,
+    amp: Literal["off", "bf16"] = "off",
 ) -> Path:
     """A checkpoint of random weights whose running statistics have moved from where they start."""
     torch.manual_seed(0)
@@ -32,7 +34,7 @@ def write_checkpoint(
     torch.nn.init.normal_(network.fc.weight)
     with torch.no_grad():
         network(3 * torch.rand(4, 3, 32, 32))
-    config = Config(data, model, OptimConfig(amp="off"), run=RunConfig(device="cpu", threads=1))
+    config = Config(data, model, OptimConfig(amp=amp), run=RunConfig(device="cpu", threads=1))
     content = {
         "format": FORMAT,
         "fingerprint": {},

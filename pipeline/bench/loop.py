@@ -1,4 +1,4 @@
-"""What the program adds to a step, and what AMP with channels-last gains."""
+"""What the program adds to a step, what watching it costs, what AMP with channels-last gains."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import copy
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import cast
@@ -31,11 +32,13 @@ from pipeline.engine import train_epoch
 from pipeline.job import Job
 from pipeline.monitor import RunMonitor
 from pipeline.optimizer import build_optimizer
+from pipeline.phases import Phase, Phases
 from pipeline.precision import Precision
 
 
 def measure(options: StepOptions, device: torch.device, result: Result) -> None:
-    """Images per second of `train_epoch`, of a bare loop, and of a bare loop in row-major fp32."""
+    """Images per second of `train_epoch`, of the same without timing phases and writing metrics, of
+    a bare loop, and of a bare loop in row-major fp32."""
     torch.set_num_threads(options.threads)
     work = Workload(options.depth, options.size, options.images)
     batches = resident_batches(work, device)
@@ -46,21 +49,44 @@ def measure(options: StepOptions, device: torch.device, result: Result) -> None:
         config.run.path.mkdir(parents=True)
         # The real one, so that writing metrics is part of the step.
         job.monitor = RunMonitor(config.run.path, config, 0, 0, steps)
+        silent = _silent_job(options, work, Path(folder), device)
         bare = _bare_loop(job, batches)
         row_major = _bare_loop_in_fp32(job, batches)
         with contextlib.closing(job.monitor):
             sides = {
                 "loop_images_per_sec": _timed(program_loop(job, batches), work, steps, device),
+                "silent_images_per_sec": _timed(program_loop(silent, batches), work, steps, device),
                 "bare_images_per_sec": _timed(bare, work, steps, device),
                 "fp32_row_major_images_per_sec": _timed(row_major, work, -(-steps // 4), device),
             }
             for warm_up in sides.values():  # memory, algorithms and event files the first time
                 warm_up()
             spreads = interleave(options.rounds, sides)
-    loop, plain, fp32 = spreads.values()
+    loop, unseen, plain, fp32 = spreads.values()
     result.spreads |= spreads
     result.ratios["loop_vs_bare"] = ratio(loop, plain)
+    result.ratios["monitored_vs_silent"] = ratio(loop, unseen)
     result.ratios["bf16_channels_last_vs_fp32_row_major"] = ratio(plain, fp32)
+
+
+class _Untimed(Phases):
+    """Phases that only beat the heart."""
+
+    def __call__(
+        self, phase: Phase, step: int | None = None
+    ) -> contextlib.AbstractContextManager[None]:
+        self._heartbeat.beat(phase, step)
+        return contextlib.nullcontext()
+
+
+def _silent_job(options: StepOptions, work: Workload, folder: Path, device: torch.device) -> Job:
+    """A job that times no phase and whose first line of metrics is due after the benchmark."""
+    config = resident_config(work, 1, folder, options.threads)
+    never = options.steps * (options.rounds + 2)
+    config = replace(config, run=replace(config.run, log_every_steps=never))
+    job = resident_job(config, World(), device, folder)
+    job.phases = _Untimed(job.world.heartbeat, device)
+    return job
 
 
 Loop = Callable[[int], None]
@@ -85,7 +111,8 @@ def _finish(device: torch.device) -> None:
 
 def program_loop(job: Job, batches: list[Batch]) -> Loop:
     """`train_epoch` on `batches`, which come again and again."""
-    feed = Feed(cast(Loader, ResidentLoader(batches)), job.world, job.stop)
+    loader = cast(Loader, ResidentLoader(batches))
+    feed = Feed(loader, job.world, job.stop, phases=job.phases)
     return lambda steps: train_epoch(job, feed, job.progress.step + steps)
 
 

@@ -15,6 +15,7 @@ from pipeline.config.data import DataConfig
 from pipeline.config.errors import ConfigError, require
 from pipeline.config.model import ModelConfig
 from pipeline.config.optim import OptimConfig
+from pipeline.config.profile import profiled_steps
 from pipeline.config.run import RunConfig
 from pipeline.config.schedule import ScheduleConfig
 
@@ -36,6 +37,9 @@ class Config:
     resume: str = "auto"
     """auto: go on where the run of this name stands; none: refuse a folder that holds a run; or
     the path of a checkpoint."""
+    profile: str | None = None
+    """Steps to trace into <run>/profile/: 5 for so many soon after the start, or 20-25, first and
+    last counted from 0; null: none."""
 
     def __post_init__(self) -> None:
         require(
@@ -43,6 +47,8 @@ class Config:
             "data.output=float16 needs mixed precision and optim.amp is off; set optim.amp=bf16 or "
             "fp16, or data.output=float32",
         )
+        if self.profile is not None:
+            profiled_steps(self.profile)
 
     def to_yaml(self) -> str:
         """The resolved configuration; `--config` reads it back to an equal object."""

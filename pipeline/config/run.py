@@ -35,6 +35,10 @@ class RunConfig:
     """Seconds without progress on a rank after which the job ends and names who holds it up; null:
     it waits for ever."""
 
+    expect_top1: float | None = None
+    """Top-1 in [0, 1] that earlier runs of this configuration have reached, which the end of a run
+    is held against; null: none is known."""
+
     def __post_init__(self) -> None:
         require(
             self.name not in ("", ".", "..") and "/" not in self.name,
@@ -49,6 +53,11 @@ class RunConfig:
         for name in ("log_every_steps", "keep_checkpoints"):
             value = getattr(self, name)
             require(value >= 1, f"run.{name}={value} must be at least 1")
+        expected = self.expect_top1
+        require(
+            expected is None or 0 <= expected <= 1,
+            f"run.expect_top1={expected} must be a share in [0, 1], or null",
+        )
         limit = self.step_timeout_sec
         require(
             limit is None or 1 <= limit <= 1e6,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import shlex
 import zipfile
@@ -22,6 +23,8 @@ from pipeline.data.cifar import CifarImages
 from pipeline.data.image_set import ImageSet
 from pipeline.data.manifest_file import cache_places
 from pipeline.data.normalisation import IMAGENET, Normalisation, color_axes
+
+log = logging.getLogger("trainyard")
 
 _VERSION = 1  # of the file; any other is computed again
 _BLOCK_PIXELS = 2**16  # that are float64 at once: what a core's cache holds
@@ -77,7 +80,8 @@ def principal_axes(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
     values, vectors = np.linalg.eigh(covariance / 255.0**2)
     values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
     largest = vectors[np.argmax(np.abs(vectors), axis=0), range(3)]
-    return np.round(color_axes(values, vectors * np.sign(largest)), _AXES_DECIMALS)
+    axes = np.round(color_axes(values, vectors * np.sign(largest)), _AXES_DECIMALS)
+    return axes + 0.0  # no -0.0, whose sign would be that of rounding, and in the digest
 
 
 def of_pixels(pixels: NDArray[np.uint8]) -> Normalisation:
@@ -152,7 +156,9 @@ def load(place: Path, facts: dict[str, Any]) -> Normalisation | str:
         found = Normalisation(*(arrays[n] for n in ("mean", "std", "image", "color_axes")))
     except FileNotFoundError:
         return f"there is no {place}"
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile
+    ) as error:  # fmt: skip  # zipfile has NotImplementedError for a damaged header
         return f"{place} is damaged ({error})"
     if header.get("version") != _VERSION or any(header.get(n) != v for n, v in facts.items()):
         return f"{place} was computed for other data"
@@ -169,11 +175,11 @@ def normalisation_of(config: DataConfig, train_set: ImageSet) -> Normalisation:
     if isinstance(train_set, CifarImages):
         found = of_pixels(train_set.pixels)  # less than a second
     else:
-        found = _stored(config, train_set.digest)
+        found = _stored(config, train_set.digest, len(train_set))
     return found if config.mean == "pixel" else found.for_shape(None)
 
 
-def _stored(config: DataConfig, digest: str) -> Normalisation:
+def _stored(config: DataConfig, digest: str, images: int) -> Normalisation:
     facts, reasons = facts_of(config, digest), []
     places = statistics_places(config)
     if config.cache_dir:  # a staged copy may have brought them along
@@ -181,9 +187,20 @@ def _stored(config: DataConfig, digest: str) -> Normalisation:
     for place in places:
         found = load(place, facts)
         if isinstance(found, Normalisation):
+            _warn_of_sample(place, images)
             return found
         reasons.append(found)
     raise ValueError(
         f"data.mean={config.mean} needs the statistics of the training images in this crop "
         f"({', '.join(reasons)}); run: {prepare_command(config)}"
     )
+
+
+def _warn_of_sample(place: Path, images: int) -> None:
+    with np.load(place, allow_pickle=False) as file:
+        seen = json.loads(str(file["header"]))["images"]
+    if seen < images:
+        log.warning(
+            "warning: the means in %s are of %d of the %d training images; prepare mean without "
+            "--images takes all of them", place, seen, images,
+        )  # fmt: skip

@@ -95,6 +95,21 @@ def require_alike(members: Sequence[Member]) -> None:
             _same(first, other, _words(first.normalisation), _words(other.normalisation))
 
 
+def require_unseen(members: Sequence[Member]) -> None:
+    """Raises `ConfigError` if a member was trained on held-out images that the first one's settings
+    test with; the last of each class are held out, so that those of fewer are among those of more.
+    """
+    tested = members[0].config.data.held_out or 0
+    for other in members[1:]:
+        held_out = other.config.data.held_out or 0
+        require(
+            held_out >= tested,
+            f"--checkpoint: {other.path} was trained with data.held_out={held_out}, and so on "
+            f"some of the {tested} images that {members[0].path} holds out; give --test-images, "
+            "which none of them has seen",
+        )
+
+
 def _same(first: Member, other: Member, mine: str, theirs: str) -> None:
     if mine != theirs:
         raise ConfigError(
@@ -129,7 +144,7 @@ def with_test_images(config: Config) -> Config:
     require(
         config.data.held_out is not None,
         f"--test-images is for runs that hold out training images of cifar-10; this one has "
-        f"data.dataset={config.data.dataset} and data.held_out=None, so that its validation images "
-        "are the test images already; leave it out",
+        f"data.dataset={config.data.dataset or 'null'} and data.held_out=null; leave --test-images "
+        "out",
     )
     return dataclasses.replace(config, data=dataclasses.replace(config.data, held_out=None))

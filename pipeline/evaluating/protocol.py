@@ -88,7 +88,7 @@ def smallest_scale(config: Config) -> int:
 def choose_protocol(name: str, scales: Sequence[int] | None, mirror: bool) -> ViewProtocol:
     """The protocol that the command line asks for. Raises `ConfigError`."""
     if name not in NAMES:
-        nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.3)
+        nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.65)
         hint = f"did you mean {nearest[0]}?" if nearest else f"there are: {', '.join(NAMES)}"
         raise ConfigError(f"--protocol {name} does not exist; {hint}")
     require(

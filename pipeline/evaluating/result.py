@@ -23,9 +23,10 @@ SCORES = (
 
 def describe(
     members: Sequence[Member], protocol: ViewProtocol, counts: Counts, bn_images: int | str | None,
-    test_images: bool,
+    test_images: bool, data_hash: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """The result as JSON holds it: what was tested, how, and the exact counts."""
+    """The result as JSON holds it: what was tested, how, and the exact counts. `data_hash` is that
+    of the images; the hash of those that the training validated on stands beside it."""
     first, totals = members[0], counts.validation
     run = run_folder(first.path)
     data = first.config.data
@@ -51,6 +52,8 @@ def describe(
                 "val_resize": data.val_resize,
             },
         },
+        "data_hash": data_hash,
+        "training_data_hash": first.content["fingerprint"].get("data hash of val"),
         "images": totals.images,
         "unreadable": counts.unreadable,
         "top1": totals.top1,

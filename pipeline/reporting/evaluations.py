@@ -20,7 +20,9 @@ class Evaluation:
     the crop and the shorter side it is cut from, in pixels; `time` is in seconds since 1970, None
     where unknown; `scales` are the shorter sides in pixels of multi-scale, `mirror` whether each
     was counted mirrored too; `bn_images` how many training images BN's statistics were averaged
-    over ("all", or empty for the moving averages); `ensemble` the number of networks.
+    over ("all", or empty for the moving averages); `ensemble` the number of networks; `other_root`
+    is where the images lie if they are not those that the training validated on, nor the test
+    images beside them.
     """
 
     protocol: Protocol
@@ -36,6 +38,7 @@ class Evaluation:
     scales: tuple[int, ...] = ()
     bn_images: str = ""
     ensemble: int = 1
+    other_root: str = ""
 
     @property
     def is_plain(self) -> bool:
@@ -51,19 +54,21 @@ def read_evaluation(path: Path, settings: dict[str, Any]) -> Evaluation:
         members = content.get("ensemble")
         data = _data(settings) | content.get("config", {}).get("data", {})
         when = content.get("date")
+        is_other = _is_other_data(content)
         return Evaluation(
             content["protocol"],
             int(content["step"]),
             int(content["images"]),
             100 * (1 - content["top1"]),
             100 * (1 - content["top5"]),
-            data["dataset"],
+            None if is_other else data["dataset"],
             (data["image_size"], data["val_resize"]),
             None if when is None else datetime.fromisoformat(when).timestamp(),
             mirror=bool(content.get("mirror")),
             scales=tuple(content.get("scales") or ()),
             bn_images=str(content.get("bn_images") or ""),
             ensemble=len(members) if members else 1,
+            other_root=str(data.get("root")) if is_other else "",
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
@@ -71,6 +76,13 @@ def read_evaluation(path: Path, settings: dict[str, Any]) -> Evaluation:
             f"{path} is no result of python -m pipeline.evaluate ({what}); evaluate again or "
             "remove the file"
         ) from error
+
+
+def _is_other_data(content: dict[str, Any]) -> bool:
+    """Whether a result is of other images than those of the training's validation: as many as
+    ImageNet's are in variants of it, too. Not known, and so False, of results without hashes."""
+    found, wanted = content.get("data_hash"), content.get("training_data_hash")
+    return not content.get("test_images") and None not in (found, wanted) and found != wanted
 
 
 def validation_in_training(line: dict[str, Any], settings: dict[str, Any]) -> Evaluation:

@@ -9,14 +9,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pipeline.config import Config
-from pipeline.monitor import read_metrics
 from pipeline.reporting.evaluations import Evaluation, read_evaluation, validation_in_training
 from pipeline.reporting.networks import Network, network_of
-
-HOLDS = "a run's folder holds config.yaml and metrics.jsonl"
+from pipeline.run_files import (
+    HOLDS,
+    holds_run,
+    read_lines,
+    read_settings,
+    read_versions,
+    why_no_run,
+)
 
 _IMAGES = {"imagenet-1k": (1_281_167, 50_000), "cifar-10": (50_000, 10_000)}
 """Training images, and those that the stated errors count (of CIFAR-10: the test images)."""
@@ -25,7 +27,7 @@ _FREE = {
     "data.root", "data.cache_dir", "data.local_batch_size", "data.decode", "data.threads",
     "data.prefetch_batches", "data.output", "data.hw_decoder_load", "data.preallocate",
     "data.device_padding_bytes", "data.host_padding_bytes", "data.bad_images",
-    "data.max_excluded", "data.exclude", "model.norm", "model.compile", "resume",
+    "data.max_excluded", "data.exclude", "model.norm", "model.compile", "resume", "profile",
 }  # fmt: skip
 """Settings that make no other experiment, like all of `run`."""
 
@@ -149,7 +151,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 def find_runs(below: Path) -> list[Path]:
     """The folders below `below` that hold a run. Raises ValueError if there is none."""
-    found = sorted(path.parent for path in below.rglob("config.yaml") if _is_run(path.parent))
+    found = sorted(path.parent for path in below.rglob("config.yaml") if holds_run(path.parent))
     if not found:
         raise ValueError(
             f"there is no run below {below}/ ({HOLDS}); train one, as with make train, or give the "
@@ -158,67 +160,18 @@ def find_runs(below: Path) -> list[Path]:
     return found
 
 
-def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file() and (folder / "metrics.jsonl").is_file()
-
-
 def read_run(folder: Path) -> Run:
     """The run in `folder`. A line of metrics that a kill has cut is left out with a warning.
 
     Raises ValueError naming the folder if it holds no run, or a file in it that cannot be read.
     """
-    if not _is_run(folder):
-        raise ValueError(_no_run(folder))
-    text = (folder / "config.yaml").read_text(encoding="utf-8", errors="replace")
-    settings = _settings(folder, text)
+    if not holds_run(folder):
+        raise ValueError(why_no_run(folder))
+    settings = read_settings(folder)
     return Run(
         folder,
         settings,
-        _versions(text),
-        [line for line in read_metrics(folder / "metrics.jsonl") if isinstance(line, dict)],
+        read_versions(folder),
+        read_lines(folder),
         [read_evaluation(path, settings) for path in sorted(folder.glob("evaluate-*.json"))],
     )
-
-
-def _no_run(folder: Path) -> str:
-    if not folder.exists():
-        return f"{folder} is no run: there is no such folder; {HOLDS}"
-    if not folder.is_dir():
-        return f"{folder} is no run but a file; give the run's folder: {HOLDS}"
-    inner = sorted({path.parent for path in folder.glob("*/config.yaml") if _is_run(path.parent)})
-    if inner:
-        return f"{folder} is no run but holds {len(inner)} of them; give {folder}/*/"
-    names = [n for n in ("config.yaml", "metrics.jsonl") if not (folder / n).is_file()]
-    return f"{folder} is no run: it has no {' and no '.join(names)}; {HOLDS}"
-
-
-def _settings(folder: Path, text: str) -> dict[str, Any]:
-    """Every setting by `part.name`; what the run's version did not know has its default."""
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(
-            f"{folder}/config.yaml is not YAML ({' '.join(str(error).split())}); start the run "
-            "again, which writes it anew, or leave the run out"
-        ) from error
-    defaults = yaml.safe_load(Config().to_yaml())
-    if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict):
-        raise ValueError(f"{folder}/config.yaml holds no resolved settings; {HOLDS}")
-    settings: dict[str, Any] = {}
-    for part in {**defaults, **tree}:
-        values: dict[str, Any] = {}
-        for source in (defaults.get(part), tree.get(part)):
-            values |= source if isinstance(source, dict) else {"": source}
-        settings |= {f"{part}.{name}".rstrip("."): value for name, value in values.items()}
-    return settings
-
-
-def _versions(text: str) -> dict[str, str]:
-    """The comments at the head of a run's config.yaml: `# torch: 2.13.0`."""
-    found = {}
-    for line in text.splitlines():
-        if not line.startswith("# "):
-            break
-        name, _, value = line[2:].partition(": ")
-        found[name] = value
-    return found

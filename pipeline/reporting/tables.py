@@ -32,7 +32,9 @@ class Result:
     def group(self) -> tuple[object, ...]:
         """What results that are averaged over seeds have in common."""
         e = self.evaluation
-        kind = (e.protocol, e.mirror, e.scales, e.bn_images, e.ensemble, e.images, e.crop)
+        kind = (
+            e.protocol, e.mirror, e.scales, e.bn_images, e.ensemble, e.images, e.crop, e.other_root,
+        )  # fmt: skip
         recipe = tuple(sorted(self.run.recipe.items()))
         return (
             *kind,
@@ -54,9 +56,10 @@ class Result:
     def origin(self) -> str:
         """The run it comes from: name, step, images and date, and what is special about it."""
         e, run = self.evaluation, self.run
-        parts = [run.name, f"step {e.step:,}"]
+        parts = [run.name, f"step {e.step:,} of {run.settings['data.global_batch_size']} images"]
         parts += [] if run.finished else ["run unfinished"]
         parts += [f"{e.images:,} images", date(e.time)]
+        parts += [f"of {e.other_root}"] if e.other_root else []
         parts += ["validation in training"] if e.in_training else []
         parts += [f"ensemble of {e.ensemble}"] if e.ensemble > 1 else []
         if e.scales:

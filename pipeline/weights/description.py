@@ -42,6 +42,7 @@ class Description:
             "pixels": "RGB, 0..255, (pixel - mean) / std, N x 3 x H x W",
             "mean": [float(value) for value in normal.mean],
             "std": [float(value) for value in normal.std],
+            "color_axes": normal.color_axes.tolist(),
         }
         return {
             "trainyard": _FORMAT,
@@ -82,7 +83,7 @@ def from_text(text: Mapping[str, str], image: Any | None) -> Description | None:
                 mean=np.array(preprocessing["mean"], dtype=np.float32),
                 std=np.array(preprocessing["std"], dtype=np.float32),
                 image=image,
-                color_axes=IMAGENET.color_axes,
+                color_axes=np.array(preprocessing["color_axes"], dtype=np.float64),
             ),
         )
     except (KeyError, TypeError, ValueError) as error:

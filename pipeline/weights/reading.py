@@ -1,7 +1,8 @@
-"""Weights from a file of torchvision's state_dict or of safetensors."""
+"""Weights from a file of torchvision's state_dict or of safetensors, and what is known of them."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +52,20 @@ def _read_pickled(path: Path) -> Weights:
     others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if others or not content:
         raise ValueError(f"it holds {', '.join(others[:5]) or 'nothing'}, not tensors by name")
-    return Weights(dict(content), None)
+    return Weights(dict(content), _description_beside(path))
+
+
+def _description_beside(path: Path) -> Description | None:
+    """What `writing` left beside a .pth of ours; None where there is nothing, or another's file."""
+    beside = path.with_suffix(".json")
+    try:
+        found = json.loads(beside.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # none, or not JSON and so another program's
+        return None
+    if not isinstance(found, dict):
+        return None
+    text = {n: v if isinstance(v, str) else json.dumps(v) for n, v in found.items()}
+    return from_text(text, None)
 
 
 def load_into(model: nn.Module, tensors: dict[str, Tensor], network: str, path: Path) -> None:

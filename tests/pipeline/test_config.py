@@ -185,6 +185,11 @@ def test_a_wrong_type_in_a_yaml_names_setting_and_value(yaml_file):
         (["--run.checkpoint_every_sec=0"], "run.checkpoint_every_sec=0.0 must be greater than 0"),
         (["--run.log_every_steps=0"], "run.log_every_steps=0 must be at least 1"),
         (["--run.keep_checkpoints=0"], "run.keep_checkpoints=0 must be at least 1"),
+        (["--model.shortcut=D"], "model.shortcut: D is none of Literal['A', 'B', 'C'], null"),
+        (
+            ["--schedule.drop_epochs=3"],
+            "schedule.drop_epochs: 3 is none of tuple[float, ...], null; a tuple is a list in",
+        ),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
@@ -248,6 +253,9 @@ def test_a_file_that_is_no_configuration_is_refused(yaml_file, text, message):
 def test_a_missing_yaml_is_answered_with_those_there_are():
     with pytest.raises(ConfigError, match=r"--config none\.yaml .*configs/demo\.yaml"):
         load("--config=none.yaml")
+    near = "there are: configs/paper/cifar10/resnet-32.yaml, .* and others$"
+    with pytest.raises(ConfigError, match=near):
+        load("--config=configs/paper/cifar10/resnet-33.yaml")
     with pytest.raises(ConfigError, match="--config needs the path"):
         load("--config")
 

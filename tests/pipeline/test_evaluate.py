@@ -241,6 +241,7 @@ def test_imported_weights_get_statistics_of_any_images_of_their_classes(trained,
         (["--per-class=/none/a.csv"], "--per-class /none/a.csv: the folder /none does not exist"),
         (["--confusion=/none/a.csv"], "--confusion /none/a.csv: the folder /none does not exist"),
         (["none.pt"], "--checkpoint none.pt does not exist"),
+        (["--mirror", "b.pt"], "unrecognized arguments: b.pt; did you mean --checkpoint b.pt?"),
     ],
 )
 def test_a_wrong_option_is_answered_before_the_checkpoint_is_read(tmp_path, options, message):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import tensor
 
-from pipeline.metrics import Totals, TrainWindow, Validation, correct_counts
+from pipeline.metrics import TrainWindow, Validation, correct_counts
 
 CPU = torch.device("cpu")
 
@@ -58,19 +58,6 @@ def test_a_window_weighs_each_batch_by_its_images():
     assert window.fold() is None
     assert window.sums.tolist()[:2] == [10.0, 2.0]
     assert window.sums[3] == 4
-    totals = window.totals(torch.cat([window.sums, window.timings()]), ranks=1)
-    assert totals.loss == 2.5
-    assert totals.top1 == 0.5
-    assert 0 <= totals.top5 <= 1
-
-
-def test_totals_over_ranks_add_counts_and_average_times():
-    # Two ranks: 8 + 8 images in 2 s each, of which 0.1 s and 0.3 s waiting for data.
-    everyone = tensor([32.0, 4.0, 12.0, 16.0, 16.0, 4.0, 0.4], dtype=torch.float64)
-    totals = TrainWindow(1, CPU).totals(everyone, ranks=2)
-    assert totals == Totals(
-        loss=2.0, top1=0.25, top5=0.75, images_per_sec=8.0, data_wait_sec=0.2, data_wait_share=0.1
-    )
 
 
 def test_folding_at_any_step_and_taking_the_sums_up_again_gives_the_same_bits():
@@ -101,7 +88,7 @@ def test_restarting_forgets_everything():
     window = TrainWindow(3, CPU)
     filled(window, range(3))
     window.fold()
-    window.data_wait_sec = 2.0
+    window.pause(2.0)
     window.restart()
     assert window.sums.tolist() == [0, 0, 0, 0]
     assert window.timings()[0] == 0
@@ -125,6 +112,7 @@ def test_a_pause_is_left_out_of_the_seconds():
     before = window.timings()[1]
     window.pause(50.0)
     assert before - window.timings()[1] == pytest.approx(50.0, abs=1.0)
+    assert window.timings()[2] == 50.0
 
 
 def test_a_validation_gives_fractions_of_its_images():

@@ -6,16 +6,20 @@ import math
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
+from made_lines import line as made_line
 from one_process import config_of, train_here
+from run_files import TIME_FIELDS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.monitor import RunMonitor, read_metrics
+from pipeline.monitor.board import curves
 from pipeline.options import load_config
 
-OF_TIME = ("time", "images_per_sec", "data_wait_sec", "data_wait_share")
-OPTIONS = ("--schedule.epochs=2", "--data.global_batch_size=10", "--data.local_batch_size=10")
+OPTIONS = (
+    "--schedule.epochs=2", "--data.global_batch_size=10", "--data.local_batch_size=10",
+    "--run.expect_top1=1.0",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +85,13 @@ def test_metrics_have_their_lines_in_order(run):
 def test_metrics_have_their_fields_in_their_ranges(run):
     lines = read_metrics(run / "metrics.jsonl")
     always = {"event", "step", "position", "epoch", "top1", "top5", "time"}
-    speed = {"lr", "images_per_sec", "data_wait_sec", "data_wait_share"}
+    stages = ("stem", "layer1", "layer2", "layer3", "layer4", "fc")
+    norms = {f"{kind}_norm_{stage}" for kind in ("gradient", "weight") for stage in stages}
+    counts = {"loss", "lr", "gradient_norm", "loss_scale", "skipped_steps", "excluded"}
+    classes = {"class_top1_worst", "class_top1_median", "class_top1_best"}
     fields = {
-        "train": always
-        | speed
-        | {"loss", "gradient_norm", "loss_scale", "skipped_steps", "excluded"},
-        "val": always | {"loss", "images", "excluded"},
+        "train": always | TIME_FIELDS | norms | counts,
+        "val": always | {"loss", "images", "excluded", "best_top1", "bn_spread"} | classes,
         "done": always | {"best_top1"},
     }
     for line in lines:
@@ -96,24 +101,40 @@ def test_metrics_have_their_fields_in_their_ranges(run):
         if line["event"] == "train":
             assert line["images_per_sec"] > 0
             assert line["data_wait_sec"] >= 0
-            assert 0 <= line["data_wait_share"] <= 1
+            shares = {name: value for name, value in line.items() if name.startswith("share_")}
+            assert all(0 <= share <= 1 for share in (*shares.values(), line["data_wait_share"]))
+            assert sum(shares.values()) == pytest.approx(1.0)
+            assert (line["slowest_rank"], line["communication_share"]) == (
+                0,
+                pytest.approx(0, abs=0.01),
+            )
+            of_stages = [line[f"gradient_norm_{stage}"] for stage in stages]
+            assert math.hypot(*of_stages) == pytest.approx(line["gradient_norm"], rel=1e-5)
     base_lr = config_of(run, run, *OPTIONS).optim.base_lr
     assert {line["lr"] for line in lines if "lr" in line} == {base_lr * 10 / 256}
     validations = [line for line in lines if line["event"] == "val"]
     assert [line["images"] for line in validations] == [30, 30]
     assert all((line["top1"] * 30).is_integer() for line in validations)
+    assert all(line["bn_spread"] == 0 for line in validations)  # there is one rank
     assert lines[-1]["best_top1"] == max(line["top1"] for line in validations)
 
 
 def assert_the_board_holds_the_metrics(run: Path) -> None:
     """Each scalar of metrics.jsonl stands in TensorBoard once, at its position, and no other."""
+    lines = [line for line in read_metrics(run / "metrics.jsonl") if line["event"] != "done"]
     wanted = {
         (f"{line['event']}/{name}", line["position"]): [pytest.approx(value, rel=1e-6)]
-        for line in read_metrics(run / "metrics.jsonl")
+        for line in lines
         for name, value in line.items()
-        if name not in ("event", "step", "position", "images", "time") and line["event"] != "done"
+        if name not in ("event", "step", "position", "images", "time")
     }
-    assert scalars(run) == wanted
+    derived = {
+        (tag, line["position"]): [pytest.approx(value, rel=1e-6)]
+        for line in lines
+        for tag, value in curves(line)
+        if tag.startswith("stack/") or tag.endswith("/error")
+    }
+    assert scalars(run) == wanted | derived
 
 
 def test_tensorboard_holds_the_same_scalars_by_images_seen(run):
@@ -140,18 +161,20 @@ def test_the_log_is_plain_lines_with_their_time(run):
     lines = (run / "log.txt").read_text().splitlines()
     assert all(line[:2] == "20" and line[19] == " " for line in lines)
     text = "\n".join(lines)
-    assert "ResNet-18 v1.5 on 1 rank (cpu), AMP bf16" in text
+    assert "ResNet-18 B on 1 rank (cpu), AMP bf16" in text
     assert "data: 50 train and 30 val images, 10 classes" in text
     assert "batch: 10 = 1 ranks x 10 images x 1 accumulated; steps 0 to 10" in text
     assert "epoch 1 validation: top1 " in text
     assert "finished: top-1 " in text
+    assert "below expectation: top-1 " in text
+    assert "limited by: " in text
     assert "\r" not in text
 
 
 def test_after_a_resume_no_step_appears_twice_and_none_is_missing(run, resumed):
     def timeless(folder: Path) -> list[dict]:
         lines = read_metrics(folder / "metrics.jsonl")
-        return [{k: v for k, v in line.items() if k not in OF_TIME} for line in lines]
+        return [{k: v for k, v in line.items() if k not in TIME_FIELDS} for line in lines]
 
     assert timeless(resumed) == timeless(run)
     assert_the_board_holds_the_metrics(resumed)
@@ -165,13 +188,6 @@ def test_a_cut_last_line_is_left_out_and_said(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="trainyard"):
         assert read_metrics(path) == [{"event": "train", "step": 1}]
     assert f"a line of {path} is cut and left out" in caplog.text
-
-
-def line(event: str, position: int, **more: float) -> dict:
-    shared = {"step": position // 10, "position": position, "epoch": 0, "loss": 1.0, "top1": 0.5}
-    if event == "train":
-        shared |= {"lr": 0.1, "images_per_sec": 1.0, "data_wait_share": 0.1, "images": 30}
-    return {**shared, "top5": 0.6, "images": 30, **more}
 
 
 @pytest.mark.parametrize(
@@ -188,32 +204,25 @@ def line(event: str, position: int, **more: float) -> dict:
 def test_lines_beyond_the_checkpoint_are_taken_back(tmp_path, position, validations, kept):
     config = config_of(tmp_path, tmp_path)
     first = RunMonitor(tmp_path, config, 0, 0, 60)
-    first.train(line("train", 30))
-    first.val(line("val", 50))
-    first.train(line("train", 60))
-    first.done(line("val", 60))
+    first.train(made_line("train", 30))
+    first.val(made_line("val", 50))
+    first.train(made_line("train", 60))
+    first.done(made_line("val", 60))
     first.close()
     again = RunMonitor(tmp_path, config, position, validations, 100)
-    again.train(line("train", 90))
+    again.train(made_line("train", 90))
     again.close()
-    written = [(found["event"], found["position"]) for found in read_metrics(again._path)]
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    written = [(found["event"], found["position"]) for found in lines]
     assert written == [*kept, ("train", 90)]
     assert_the_board_holds_the_metrics(tmp_path)
 
 
 def test_metrics_refuse_what_json_has_not(tmp_path):
     monitor = RunMonitor(tmp_path, config_of(tmp_path, tmp_path), 0, 0, 60)
-    monitor.train(line("train", 10, gradient_norm=None))
+    monitor.train(made_line("train", 10, gradient_norm=None))
     with pytest.raises(ValueError, match="not JSON compliant"):
-        monitor.train(line("train", 20, loss=math.nan))
+        monitor.train(made_line("train", 20, loss=math.nan))
     monitor.close()
     (whole,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert json.loads(whole)["gradient_norm"] is None
-
-
-def test_a_grid_is_made_of_the_largest_square_of_images(tmp_path):
-    monitor = RunMonitor(tmp_path, config_of(tmp_path, tmp_path), 0, 0, 60)
-    monitor.images(np.zeros((5, 7, 7, 3), np.uint8), 20)
-    monitor.close()
-    (picture,) = board(tmp_path).Images("train/augmented")
-    assert (picture.width, picture.height, picture.step) == (14, 14, 20)

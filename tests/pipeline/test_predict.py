@@ -175,3 +175,15 @@ def test_words_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(ValueError, match="words.txt cannot be read: .*; remove it or mend it"):
         predict.read_words(tmp_path / "words.txt")
     assert predict.read_words(tmp_path / "none.txt") == {}
+
+
+def test_fp32_is_possible_for_a_run_whose_decoder_wrote_half_precision(tmp_path, photo):
+    data = DataConfig(image_size=32, val_resize=36, threads=1, output="float16")
+    path = write_checkpoint(tmp_path / "a.pt", data=data, amp="bf16")
+    with pytest.raises(ConfigError, match=r"set optim.amp=bf16 or fp16, or data.output=float32"):
+        predicted(tmp_path, f"--checkpoint={path}", "--optim.amp=off", str(photo))
+    options = ("--optim.amp=off", "--data.output=float32")
+    found = predicted(tmp_path, f"--checkpoint={path}", *options, str(photo))
+    plain = DataConfig(image_size=32, val_resize=36, threads=1)
+    other = write_checkpoint(tmp_path / "b.pt", data=plain)
+    assert found[0]["top"] == predicted(tmp_path, f"--checkpoint={other}", str(photo))[0]["top"]

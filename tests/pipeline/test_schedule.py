@@ -118,6 +118,15 @@ def test_exactly_the_least_improvement_counts() -> None:
     assert plateau_drops([0.5, 0.376], patience=1, min_improvement=0.125, max_drops=3) == [1]
 
 
+def test_exactly_the_least_improvement_counts_whatever_the_rounding() -> None:
+    images, least = 50_000, 50  # 0.1 points; as floats, about 9% of these differences are below it
+    for wrong in range(5_000, 40_000, 7):
+        errors = [1.0 - (images - wrong) / images, 1.0 - (images - wrong + least) / images]
+        assert plateau_drops(errors, 1, 0.001, 3) == []
+        errors[1] = 1.0 - (images - wrong + least - 1) / images
+        assert plateau_drops(errors, 1, 0.001, 3) == [1]
+
+
 def test_equal_error_is_no_improvement_even_when_none_is_asked() -> None:
     assert plateau_drops([0.5, 0.5], patience=1, min_improvement=0.0, max_drops=3) == [1]
     assert plateau_drops([0.5, 0.499], patience=1, min_improvement=0.0, max_drops=3) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import tarfile
 import zlib
@@ -101,7 +102,7 @@ def _unpacked_in_memory(path: Path) -> Archive:
         )
     files: dict[Form, dict[str, bytes]] = {"binary": {}, "python": {}}
     try:
-        with tarfile.open(path, "r:gz") as tar:
+        with gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             for member in tar:
                 folder, _, name = member.name.removeprefix("./").rpartition("/")
                 for form in FOLDERS:
@@ -109,7 +110,10 @@ def _unpacked_in_memory(path: Path) -> Archive:
                         content = tar.extractfile(member)
                         assert content is not None, "a plain file has content"
                         files[form][name] = content.read()
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+            # A tar ends before its gzip does, where the checksum of all pixels stands.
+            while stream.read(2**20):
+                pass
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}); {_CURE}") from error
     for form, found in files.items():
         if found:

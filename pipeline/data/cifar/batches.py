@@ -98,6 +98,9 @@ class _Array:
 
     pixels: NDArray[np.uint8] | None = None
 
+    def __init__(self, *_: Any) -> None:
+        """Whatever array the pickle asks for, there is none yet."""
+
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, column_order, content = state
         if isinstance(kind, _Kind) and kind.code in (b"u1", "u1") and not column_order:
@@ -114,13 +117,10 @@ class _Kind:
         """Byte order and the like; bytes have none."""
 
 
-def _reconstruct(*_: Any) -> _Array:
-    return _Array()
-
-
+# Classes with a __setstate__ alone: the attributes of anything else a pickle could set for good.
 _STANDS_FOR: dict[str, Any] = {
-    "numpy.core.multiarray _reconstruct": _reconstruct,
-    "numpy._core.multiarray _reconstruct": _reconstruct,
+    "numpy.core.multiarray _reconstruct": _Array,
+    "numpy._core.multiarray _reconstruct": _Array,
     "numpy ndarray": _Array,
     "numpy dtype": _Kind,
 }
@@ -140,11 +140,10 @@ def _unpickled(where: object, content: bytes) -> dict[Any, Any]:
     """The dict in a pickle, its text as bytes, as Python 2 wrote it."""
     try:
         found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        if isinstance(found, dict):  # written by Python 3, its keys are text
+            return {key.encode() if isinstance(key, str) else key: v for key, v in found.items()}
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
         raise ValueError(
             f"{where} is not a file of CIFAR-10's Python archive, or truncated: {error}; {_AGAIN}"
         ) from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{where} holds no dict and so is not CIFAR-10's; {_AGAIN}")
-    # Written by Python 3, its keys are text.
-    return {key.encode() if isinstance(key, str) else key: one for key, one in found.items()}
+    raise ValueError(f"{where} holds no dict and so is not CIFAR-10's; {_AGAIN}")

@@ -104,7 +104,8 @@ def open_cifar(
     test = _read(archive, "val", [TEST[archive.form]], own)
     if (len(train), len(test)) != (_TRAIN_IMAGES, _TEST_IMAGES):
         log.warning(
-            "%s has %d training and %d test images; CIFAR-10 itself has %d and %d",
+            "warning: %s has %d training and %d test images, CIFAR-10 itself %d and %d; if it is "
+            "to be CIFAR-10, copy its archive anew",
             archive.place, len(train), len(test), _TRAIN_IMAGES, _TEST_IMAGES,
         )  # fmt: skip
     if held_out is None:

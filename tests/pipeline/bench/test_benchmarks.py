@@ -31,7 +31,9 @@ def benchmark(tmp_path: Path, name: str, *options: str) -> dict:
 def test_step_compares_the_program_with_a_bare_loop(tmp_path):
     options = ("--rounds=2", "--steps=2", "--images=4", "--size=32", "--threads=1", "--device=cpu")
     found = benchmark(tmp_path, "step", *options)
-    assert set(found["ratios"]) == {"loop_vs_bare", "bf16_channels_last_vs_fp32_row_major"}
+    assert set(found["ratios"]) == {
+        "loop_vs_bare", "monitored_vs_silent", "bf16_channels_last_vs_fp32_row_major",
+    }  # fmt: skip
     assert all(value > 0 for value in found["ratios"].values())
     assert found["settings"]["device"] == "cpu"
     assert not list(tmp_path.glob("tmp*"))  # the run's own folder is gone

@@ -105,7 +105,7 @@ def test_other_classes_than_the_trainings_are_refused(binary):
 
 def test_another_size_than_cifars_own_is_told(binary, caplog):
     both(binary)
-    assert "has 70 training and 20 test images; CIFAR-10 itself has 50000 and 10000" in caplog.text
+    assert "has 70 training and 20 test images, CIFAR-10 itself 50000 and 10000" in caplog.text
 
 
 class Malicious:
@@ -138,6 +138,16 @@ def test_no_other_name_is_looked_up(tmp_path, module, name):
     folder = write(tmp_path, "python")
     (folder / "data_batch_1").write_bytes(f"c{module}\n{name}\n.".encode())
     with pytest.raises(ValueError, match=f"it would run {module}.{name}"):
+        both(tmp_path)
+
+
+@pytest.mark.parametrize("name", [b"numpy.core.multiarray\n_reconstruct", b"numpy\nndarray"])
+def test_a_pickle_that_would_change_the_reader_itself_is_refused(tmp_path, name):
+    folder = write(tmp_path, "python")
+    # BUILD with the state (None, {"__doc__": 5}), which sets an attribute of what was named.
+    build = b"N}" + pickle.BINUNICODE + b"\x07\x00\x00\x00__doc__K\x05s\x86b0"
+    (folder / "data_batch_1").write_bytes(b"\x80\x02c" + name + b"\n" + build + b"}.")
+    with pytest.raises(ValueError, match="data_batch_1 is not a file of CIFAR-10's Python archive"):
         both(tmp_path)
 
 
@@ -204,6 +214,16 @@ def test_a_truncated_archive_is_refused(tmp_path, keep):
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content))])
     with pytest.raises(ValueError, match="cifar-10-binary.tar.gz is truncated or damaged"):
+        both(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["binary", "python"])
+def test_a_packed_archive_with_one_changed_bit_is_refused(tmp_path, form):
+    path = write(tmp_path, form, packed=True)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # decodes to another pixel, which the checksum alone tells
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"cifar-10-{form}.tar.gz is truncated or damaged"):
         both(tmp_path)
 
 

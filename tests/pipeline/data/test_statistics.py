@@ -86,6 +86,12 @@ def test_the_principal_axes_of_imagenets_published_components_are_imagenets():
     np.testing.assert_allclose(signs * found, IMAGENET.color_axes, atol=0.02)
 
 
+def test_axes_of_grey_images_have_no_negative_zero_which_would_be_another_digest():
+    axes = principal_axes(np.full((3, 3), 900.0))
+    np.testing.assert_allclose(axes[1:], 0)
+    assert not np.signbit(axes).any()
+
+
 def test_the_order_and_the_batches_do_not_change_a_bit():
     pixels = np.random.default_rng(1).integers(0, 256, (50, 6, 6, 3), dtype=np.uint8)
     sums = PixelSums()
@@ -259,6 +265,14 @@ def test_prepare_says_what_it_found_and_where_it_lies(prepared, capsys, tmp_path
     assert [one.name for one in tmp_path.iterdir() if one.name.startswith(".")] == []
 
 
+def test_a_training_warns_of_the_means_of_a_sample(prepared, tmp_path, caplog):
+    mean.run(options_of(prepared, images=10, cache_dir=tmp_path))
+    config = dataclasses.replace(settings_of(prepared), mean="channel", cache_dir=str(tmp_path))
+    with caplog.at_level("WARNING", logger="trainyard"):
+        normalisation_of(config, open_manifest(prepared, "train"))
+    assert "are of 10 of the 50 training images; prepare mean without --images" in caplog.text
+
+
 def test_a_configurations_crop_is_taken_and_options_come_before_it(prepared, tmp_path):
     yaml = tmp_path / "paper.yaml"
     yaml.write_text(
@@ -303,6 +317,11 @@ def test_a_damaged_file_of_means_is_not_taken(prepared, tmp_path):
     content = bytearray(place.read_bytes())
     content[len(content) // 2] ^= 1
     place.write_bytes(content)
+    with pytest.raises(ValueError, match=r"npz is damaged \("):
+        normalisation_of(config, open_manifest(root, "train"))
+    whole = bytearray((statistics_places(settings_of(prepared))[0]).read_bytes())
+    whole[whole.rfind(b"PK\x01\x02") + 10] = 99  # a way of compressing that does not exist
+    place.write_bytes(whole)
     with pytest.raises(ValueError, match=r"npz is damaged \("):
         normalisation_of(config, open_manifest(root, "train"))
     place.write_bytes(content[: len(content) // 3])

@@ -12,7 +12,13 @@ import torch
 from pipeline.config import Config, ConfigError, DataConfig, ModelConfig
 from pipeline.data.normalisation import IMAGENET
 from pipeline.evaluate import SETTINGS, parse_options
-from pipeline.evaluating.ensemble import Member, make_member, require_alike, with_test_images
+from pipeline.evaluating.ensemble import (
+    Member,
+    make_member,
+    require_alike,
+    require_unseen,
+    with_test_images,
+)
 
 MODEL = ModelConfig(depth=18)
 
@@ -73,6 +79,21 @@ def test_checkpoints_of_different_normalisation_are_refused():
         "pixels normalised by [123.68, 116.28, 103.53] / [58.40, 57.12, 57.38]",
     )
     require_alike([member("a.pt"), member("b.pt", normalisation=IMAGENET.state())])
+
+
+def test_images_that_a_member_was_trained_on_are_no_test_of_the_ensemble():
+    def held_out(name: str, images: int | None) -> Member:
+        data = DataConfig(
+            dataset="cifar-10", train_crop="padded", image_size=32, val_resize=32, held_out=images
+        )
+        return member(name, data=data)
+
+    for fewer in (None, 1000):
+        with pytest.raises(ConfigError, match="b.pt was trained with data.held_out=.*and so on"):
+            require_unseen([held_out("a.pt", 5000), held_out("b.pt", fewer)])
+        require_unseen([held_out("a.pt", fewer), held_out("b.pt", 5000)])
+    require_unseen([held_out("a.pt", 5000), held_out("b.pt", 5000)])
+    require_unseen([member("a.pt"), member("b.pt")])
 
 
 def test_what_the_network_was_trained_with_stays_known():

@@ -41,6 +41,7 @@ def test_crops_are_cut_as_the_settings_say():
     [
         ("10crop", None, False, "--protocol 10crop does not exist; did you mean 10-crop?"),
         ("multiscale", None, False, "--protocol multiscale does not exist; did you mean multi-sca"),
+        ("tencrop", None, False, "--protocol tencrop does not exist; there are: 1-crop, 10-crop"),
         ("?", None, False, "does not exist; there are: 1-crop, 10-crop, multi-scale"),
         ("10-crop", None, True, "--mirror is not for --protocol 10-crop, whose crops are mirrored"),
         ("1-crop", None, True, "--mirror is for --protocol multi-scale and the protocol is 1-crop"),

@@ -52,7 +52,7 @@ def test_a_result_stands_in_the_row_of_its_network_and_test(make_run):
     found = tables(folder)
     assert ours(found[TEN_CROPS]) == {"ResNet-34 A, paper, Tables 2 and 3": "25.00 / 8.00"}
     (row,) = [row for row in found[TEN_CROPS] if row[4]]
-    assert row[5] == "shortcuts-a, step 3,910, 50,000 images, 2026-11-20"
+    assert row[5] == "shortcuts-a, step 3,910 of 256 images, 50,000 images, 2026-11-20"
     assert ours(found[LATER]) == {}  # those are of option B
     (validation,) = found[NO_NUMBER]
     assert validation[:3] == ("ImageNet-1k", "ResNet-34 A", "1-crop")
@@ -96,6 +96,7 @@ def test_goyals_numbers_are_of_their_recipes(make_run, recipe, notes):
     [
         {"images": 49_000},
         {"config": {"data": {"dataset": None}}},
+        {"data_hash": "5a", "training_data_hash": "1f", "config": {"data": {"root": "data/c"}}},
         {"config": {"data": {"image_size": 160}}},
         {"ensemble": ["a.pt", "b.pt"]},
         {"protocol": "multi-scale", "scales": [224, 256]},
@@ -110,6 +111,19 @@ def test_another_test_than_theirs_does_not_stand_beside_their_number(make_run, o
         assert ours(found[table.title]) == {}
     rest = [*found[NO_NUMBER], *found.get("Other data", [])]
     assert "25.00 / 8.00" in {row[3] for row in rest}
+
+
+def test_other_images_than_those_of_the_training_are_named_by_their_folder(make_run):
+    folder = make_run("a", IMAGENET | {"model.shortcut": "A"}, **SIZE)
+    hashes = {"data_hash": "1f", "training_data_hash": "1f"}
+    write_evaluation(folder, "same", **hashes)
+    other = {"config": {"data": {"root": "data/noisy"}}, "top1": 0.5}
+    write_evaluation(folder, "other", **hashes | other | {"data_hash": "5a"})
+    found = tables(folder)
+    assert ours(found[TEN_CROPS]) == {"ResNet-34 A, paper, Tables 2 and 3": "25.00 / 8.00"}
+    (row,) = found["Other data"]
+    assert row[3].startswith("50.00")
+    assert "of data/noisy" in row[4]
 
 
 def test_multi_scale_and_ensembles_have_their_rows(make_run):
@@ -142,7 +156,7 @@ def test_seeds_are_shown_each_and_as_mean_with_deviation(make_run):
         "31.00",
     ]
     assert all(row[:4] == ("", "", "", "") for row in each)
-    assert each[-1][5].startswith("half, step 4,000, run unfinished")
+    assert each[-1][5].startswith("half, step 4,000 of 128 images, run unfinished")
 
 
 def test_two_checkpoints_of_a_run_are_not_two_seeds(make_run):

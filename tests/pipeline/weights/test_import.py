@@ -1,10 +1,12 @@
 """Weights in: a checkpoint that is tested and used, and that no training goes on from."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import jobs
+import numpy as np
 import pytest
 import torch
 from one_process import train_here
@@ -48,7 +50,10 @@ def same_weights(folder: Path, content: dict[str, object]) -> bool:
 
 @pytest.mark.parametrize("image", [True, False])
 def test_safetensors_come_back_as_they_went(tmp_path, image):
-    normalisation = with_image(32) if image else IMAGENET
+    normalisation = IMAGENET
+    if image:
+        axes = np.arange(9.0).reshape(3, 3) / 7  # of its training set, as `prepare mean` has them
+        normalisation = dataclasses.replace(with_image(32), color_axes=axes)
     weights = exported(tmp_path, ".safetensors", CIFAR_8, normalisation=normalisation)
     data = DataConfig(image_size=32, val_resize=36, mean="pixel" if image else "imagenet")
     content = checkpoint_of(weights, Config(data, CIFAR_8), None)
@@ -64,6 +69,17 @@ def test_torchvisions_file_becomes_a_checkpoint_that_says_where_it_comes_from(tm
     assert same_weights(tmp_path, content)
     assert content["fingerprint"].keys() == {"weights from", "sha256 of the weights"}
     assert content["step"] == 0 and not content["momentum"]
+
+
+def test_the_json_beside_our_pth_is_read_and_compared(tmp_path):
+    weights = exported(tmp_path, ".pth", RESNET_18)
+    assert checkpoint_of(weights, Config(SMALL, RESNET_18), None)["classes"] == CLASSES
+    other = dataclasses.replace(SMALL, image_size=48, val_resize=54)
+    with pytest.raises(ValueError, match="48"):
+        checkpoint_of(weights, Config(other, RESNET_18), None)
+    weights.with_suffix(".json").write_text("not JSON")
+    with pytest.raises(ValueError, match="names of the classes are not known"):
+        checkpoint_of(weights, Config(dataclasses.replace(SMALL, root="none"), RESNET_18), None)
 
 
 def test_a_file_from_before_batches_were_counted_is_read(tmp_path):
@@ -89,6 +105,7 @@ def test_a_file_from_before_batches_were_counted_is_read(tmp_path):
 )  # fmt: skip
 def test_weights_that_do_not_fit_are_refused(tmp_path, model, data, classes, message):
     weights = exported(tmp_path, ".pth", RESNET_18)
+    weights.with_suffix(".json").unlink()
     with pytest.raises(ValueError, match=message):
         checkpoint_of(weights, Config(data, model), class_file(tmp_path, *classes))
 
@@ -194,6 +211,7 @@ def test_of_synset_words_the_names_are_taken(tmp_path):
 
 def test_without_names_or_data_the_names_are_asked_for(tmp_path):
     weights = exported(tmp_path, ".pth", RESNET_18)
+    weights.with_suffix(".json").unlink()
     config = Config(DataConfig(root=str(tmp_path / "none")), RESNET_18)
     with pytest.raises(ValueError, match="names of the classes are not known: .*; or give --class"):
         checkpoint_of(weights, config, None)
@@ -241,7 +259,7 @@ def test_evaluate_counts_what_predict_predicts_from_an_imported_checkpoint(
 
 
 def test_no_training_goes_on_from_an_imported_checkpoint(imported, small_data, tmp_path):
-    with pytest.raises(Reported, match="imported.pt belongs to another run .*not stored"):
+    with pytest.raises(Reported, match=r"imported\.pt holds weights imported from \S+, from which"):
         train_here(small_data, tmp_path, f"--resume={imported}")
 
 

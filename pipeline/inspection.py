@@ -1,0 +1,82 @@
+"""What a validation shows beside its counts: which classes fail, and the most certain mistakes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.data.dali import Batch
+
+_MISTAKES = 15  # five rows of three
+
+
+class Inspection:
+    """Looks at the batches of one validation on this rank, without a host sync in any.
+
+    It changes no count. `hits` and `images` (classes,) int64 are of all ranks once `take_in` was
+    called. Mistakes are the wrong answers of the highest probability, on ranks with `keep_mistakes`
+    only: `found` has this rank's.
+    """
+
+    def __init__(self, classes: int, keep_mistakes: bool) -> None:
+        self._classes, self._keep_mistakes = classes, keep_mistakes
+        self._counts: Tensor | None = None
+        self._kept: tuple[Tensor, ...] | None = None
+        self.hits = self.images = torch.zeros(classes, dtype=torch.int64)
+
+    def add(self, batch: Batch, logits: Tensor) -> None:
+        """Takes in a batch and its logits (B, classes) float32; labels below 0 count nowhere."""
+        real = batch.labels >= 0
+        labels = batch.labels.clamp(min=0)
+        right = (logits.argmax(1) == batch.labels) & real
+        if self._counts is None:
+            self._counts = torch.zeros(2, self._classes, dtype=torch.int64, device=labels.device)
+        self._counts[0].scatter_add_(0, labels, right.long())
+        self._counts[1].scatter_add_(0, labels, real.long())
+        if self._keep_mistakes:
+            self._keep(batch, logits, real & ~right)
+
+    def _keep(self, batch: Batch, logits: Tensor, wrong: Tensor) -> None:
+        probability, predicted = F.softmax(logits, dim=1).max(dim=1)
+        score = torch.where(wrong, probability, -1.0)
+        best = score.topk(min(_MISTAKES, len(score))).indices
+        found = (score, predicted, batch.labels, batch.images)
+        mine = tuple(values[best] for values in found)
+        if self._kept is not None:  # the earlier ones first: they stay where scores are equal
+            mine = tuple(torch.cat(pair) for pair in zip(self._kept, mine, strict=True))
+            order = mine[0].argsort(descending=True, stable=True)[:_MISTAKES]
+            mine = tuple(values[order] for values in mine)
+        self._kept = mine
+
+    def counts(self) -> Tensor:
+        """This rank's hits and images by class, (2 * classes,) int64 on the CPU. A host sync."""
+        if self._counts is None:
+            return torch.zeros(2 * self._classes, dtype=torch.int64)
+        return self._counts.flatten().cpu()
+
+    def take_in(self, everyone: Tensor) -> None:
+        """Takes in `counts` summed over ranks."""
+        self.hits, self.images = everyone.view(2, self._classes)
+
+    def found(self) -> tuple[Tensor, list[tuple[int, int, float]]]:
+        """This rank's mistakes, the most certain first: images (n, 3, H, W) as the network gets
+        them, and of each (label, predicted, probability). A host sync."""
+        if self._kept is None:
+            return torch.empty(0, 3, 1, 1), []
+        scores, predicted, labels, images = self._kept
+        wrong = int((scores >= 0).sum())
+        rows = zip(labels.tolist(), predicted.tolist(), scores.tolist(), strict=True)
+        return images[:wrong], list(rows)[:wrong]
+
+    def class_top1(self) -> dict[str, float]:
+        """`class_top1_worst`, `_median` and `_best`: shares over the classes with images."""
+        some = self.images > 0
+        shares = (self.hits[some].double() / self.images[some]).sort().values
+        if not len(shares):
+            return {}
+        return {
+            "class_top1_worst": float(shares[0]),
+            "class_top1_median": float(shares.median()),
+            "class_top1_best": float(shares[-1]),
+        }

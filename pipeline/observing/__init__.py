@@ -1,0 +1,1 @@
+"""Looking at runs from outside, without touching them: `python -m pipeline.runs`."""

@@ -1,0 +1,100 @@
+"""Whether a job holds a run's folder, found out without taking its lock.
+
+To take the lock, even shared and for a moment, could turn away a run that starts just then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+_WORD = re.compile(
+    r"process (?P<pid>\d+) on (?P<host>[^\s,]+)(, Slurm job (?P<job>[^\s,]+))?"
+    r"(, since (?P<since>[\d: -]+))?"
+)
+_FLOCK = "hhqqi"  # struct flock of 64-bit Linux: type, whence, start, length, process
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The job that has the run's lock, or had it last. `since` is its host's local time."""
+
+    process: int
+    host: str
+    slurm_job: str | None
+    since: str | None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs, or ran, on this host."""
+        return self.host == socket.gethostname()
+
+
+def last_holder(folder: Path) -> Holder | None:
+    """Who wrote its name into the run's lock last; None if nobody did, or it cannot be read."""
+    try:
+        text = (folder / "lock").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    found = _WORD.match(text)
+    if found is None:
+        return None
+    since = found["since"]
+    return Holder(int(found["pid"]), found["host"], found["job"], since.strip() if since else None)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a lock on the run is seen from this host.
+
+    Sees every lock of this host and, where the file system's server tells (NFS), those of others;
+    on Lustre the locks of other hosts stay unseen.
+    """
+    try:
+        about = (folder / "lock").stat()
+    except OSError:
+        return False
+    return _in_table(about, last_holder(folder)) or _server_says(folder / "lock")
+
+
+def _in_table(about: os.stat_result, holder: Holder | None) -> bool:
+    """Whether /proc/locks, the kernel's own table, has a `flock` of the file.
+
+    It is known by device and inode. On overlayfs and btrfs stat gives a number of no disk (major
+    0) instead of the table's device: there by inode and the process that the lock file names.
+    """
+    try:
+        with open("/proc/locks", encoding="ascii") as table:
+            rows = [line.split() for line in table]
+    except OSError:
+        return False
+    for row in rows:
+        # 1: FLOCK ADVISORY WRITE 13448 fe:00:5349560 0 EOF; "->" marks one that only waits
+        if len(row) < 6 or row[1] != "FLOCK":
+            continue
+        major, minor, inode = row[5].split(":")
+        same_device = os.makedev(int(major, 16), int(minor, 16)) == about.st_dev
+        same_process = holder is not None and row[4] == str(holder.process)
+        if int(inode) != about.st_ino:
+            continue
+        if same_device or (os.major(about.st_dev) == 0 and same_process):
+            return True
+    return False
+
+
+def _server_says(lock: Path) -> bool:
+    """Whether a lock would be in the way, asked by F_GETLK, which takes none.
+
+    On NFS the kernel turns a `flock` into a lock of the whole file at the server, which answers
+    for all hosts; a local file system knows of no such lock.
+    """
+    wanted = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    with contextlib.suppress(OSError), open(lock, "rb") as file:
+        answer = fcntl.fcntl(file, fcntl.F_GETLK, wanted)
+        return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
+    return False

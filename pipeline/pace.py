@@ -1,0 +1,96 @@
+"""How fast the ranks are and where their time goes, from one gathered vector at log steps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pipeline.phases import PHASES, Phase
+
+if TYPE_CHECKING:
+    from pipeline.job import Job
+
+_SHARES: dict[str, Phase] = {
+    "data_wait": "data",
+    "forward": "forward",
+    "backward": "backward",
+    "communication": "average",
+    "agreement": "agree",
+    "optimizer": "update",
+    "checkpoint": "save",
+    "validation": "validate",
+}
+_OF_COUNTS = 4  # TrainWindow.sums
+_OF_TIMES = 3  # TrainWindow.timings()
+
+
+def of_this_rank(job: Job) -> Tensor:
+    """(n,) float64: what this rank adds to the line of metrics. A host sync on a GPU."""
+    more = [*job.phases.seconds(), job.world.heartbeat.take_longest_sec(), *_gpu_memory(job)]
+    timed = torch.tensor(more, dtype=torch.float64)
+    return torch.cat([job.window.sums, job.window.timings(), timed])
+
+
+def _gpu_memory(job: Job) -> list[float]:
+    """Bytes on this rank's GPU: the most that PyTorch has held so far, and what others hold now;
+    zeros on a CPU."""
+    device = job.decode.device
+    if device.type != "cuda":
+        return [0.0, 0.0]
+    free, total = torch.cuda.mem_get_info(device)
+    held = torch.cuda.memory_reserved(device)
+    return [float(torch.cuda.max_memory_reserved(device)), float(total - free - held)]
+
+
+def of_all_ranks(everyone: Tensor) -> dict[str, float | None]:
+    """A line's counts, speeds and times. `everyone` (ranks, n) holds all `of_this_rank`.
+
+    loss, top1, top5: of all images since the last line.
+    images_per_sec: of the job; time of saving and validating is left out.
+    data_wait_sec, data_wait_share: waiting for the loader, mean over ranks; the share is of the
+        time without saving and validating, as is communication_share, which is waiting for
+        gradients after backward.
+    rank_images_per_sec, slowest_images_per_sec, slowest_rank: speed of a rank by itself, that is
+        in its time without waiting for other ranks: the mean, the lowest, and whose that is.
+        (Ranks take equal steps together: only what they do on their own can differ.)
+    share_*: of all the time since the last line, mean over ranks; their sum is 1.
+    heartbeat_sec: the longest that any rank was without a heartbeat; the watchdog ends the job at
+        run.step_timeout_sec.
+    gpu_memory_torch_bytes, gpu_memory_other_bytes: on a GPU, the highest of any rank. Others are
+        DALI, the CUDA context and NCCL, and whatever else runs on that GPU.
+    """
+    ranks = len(everyone)
+    loss, top1, top5, images = everyone[:, :_OF_COUNTS].sum(0).tolist()
+    times = everyone[:, _OF_COUNTS : _OF_COUNTS + _OF_TIMES]
+    timed_images, seconds, paused = times.sum(0).tolist()
+    rest = everyone[:, _OF_COUNTS + _OF_TIMES :]
+    phases = dict(zip(PHASES, rest.T[: len(PHASES)], strict=True))
+    heartbeat, torch_bytes, other_bytes = rest[:, len(PHASES) :].amax(0).tolist()
+
+    alone = (times[:, 1] - phases["agree"] - phases["average"]).clamp(min=1e-9)
+    speeds = times[:, 0] / alone
+    slowest = int(speeds.argmin())
+    shares = {
+        f"share_{name}": float(phases[phase].sum()) / (seconds + paused)
+        for name, phase in _SHARES.items()
+    }
+    line: dict[str, float | None] = {
+        "loss": loss / images,
+        "top1": top1 / images,
+        "top5": top5 / images,
+        "images_per_sec": timed_images / (seconds / ranks),
+        "data_wait_sec": float(phases["data"].mean()),
+        "data_wait_share": float(phases["data"].sum()) / seconds,
+        "communication_share": float(phases["average"].sum()) / seconds,
+        "rank_images_per_sec": float(speeds.mean()),
+        "slowest_images_per_sec": float(speeds[slowest]),
+        "slowest_rank": slowest,
+        **shares,
+        "share_rest": max(0.0, 1.0 - sum(shares.values())),
+        "heartbeat_sec": heartbeat,
+    }
+    if torch_bytes:
+        line |= {"gpu_memory_torch_bytes": torch_bytes, "gpu_memory_other_bytes": other_bytes}
+    return line

@@ -1,0 +1,81 @@
+"""What lies in a run's folder, for whoever reads runs: which folders are runs, what they were set
+to, and their metrics. Reads only; imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.config import Config
+from pipeline.monitor import read_metrics
+
+HOLDS = "a run's folder holds config.yaml and metrics.jsonl"
+_MARKS = ("config.yaml", "metrics.jsonl")
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether `folder` is that of a run which has come as far as training."""
+    return all((folder / name).is_file() for name in _MARKS)
+
+
+def why_no_run(folder: Path) -> str:
+    """What is wrong with a `folder` that `holds_run` denies, in one sentence."""
+    if not folder.exists():
+        return f"{folder} is no run: there is no such folder; {HOLDS}"
+    if not folder.is_dir():
+        return f"{folder} is no run but a file; give the run's folder: {HOLDS}"
+    inner = sorted({p.parent for p in folder.glob("*/config.yaml") if holds_run(p.parent)})
+    if inner:
+        return f"{folder} is no run but holds {len(inner)} of them; give {folder}/*/"
+    names = [name for name in _MARKS if not (folder / name).is_file()]
+    return f"{folder} is no run: it has no {' and no '.join(names)}; {HOLDS}"
+
+
+def read_lines(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics, none if there are none yet; a line that a kill has cut is left
+    out with a warning."""
+    lines = read_metrics(folder / "metrics.jsonl")
+    return [line for line in lines if isinstance(line, dict)]
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Every setting by `part.name`; what the run's version did not know has its default.
+
+    Raises ValueError naming the file if config.yaml is none.
+    """
+    text = _text(folder)
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"{folder}/config.yaml is not YAML ({' '.join(str(error).split())}); start the run "
+            "again, which writes it anew, or leave the run out"
+        ) from error
+    defaults = yaml.safe_load(Config().to_yaml())
+    if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict):
+        raise ValueError(f"{folder}/config.yaml holds no resolved settings; {HOLDS}")
+    settings: dict[str, Any] = {}
+    for part in {**defaults, **tree}:
+        values: dict[str, Any] = {}
+        for source in (defaults.get(part), tree.get(part)):
+            values |= source if isinstance(source, dict) else {"": source}
+        settings |= {f"{part}.{name}".rstrip("."): value for name, value in values.items()}
+    return settings
+
+
+def read_versions(folder: Path) -> dict[str, str]:
+    """The comments at the head of a run's config.yaml: `# torch: 2.13.0`."""
+    found = {}
+    for line in _text(folder).splitlines():
+        if not line.startswith("# "):
+            break
+        name, _, value = line[2:].partition(": ")
+        found[name] = value
+    return found
+
+
+def _text(folder: Path) -> str:
+    return (folder / "config.yaml").read_text(encoding="utf-8", errors="replace")

@@ -1,0 +1,123 @@
+"""Shows runs without touching them: `python -m pipeline.runs [DIR]`.
+
+`runs A B` shows in which settings runs differ, `--follow NAME` what a run says until it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from pipeline.config import ConfigError
+from pipeline.failure import TrainingError, run_command
+from pipeline.options import parse
+
+RUNS = Path("runs")
+
+DESCRIPTION = (
+    "Lists the runs below a folder: how each stands, how far it is and when it last gave a sign of "
+    "life. With several runs: the settings in which they differ. Only reads, whoever is running."
+)
+
+
+def main(argv: list[str]) -> None:
+    """Parses and checks, then looks and prints."""
+    parser = ArgumentParser(
+        prog="python -m pipeline.runs", description=DESCRIPTION, exit_on_error=False
+    )
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        type=str,
+        default=[],
+        metavar="RUN",
+        help=f"a folder of runs (default: {RUNS}/) or a run; several runs, by name or folder: "
+        "their differences",
+    )
+    parser.add_argument(
+        "--follow",
+        type=str,
+        metavar="NAME",
+        help="print what this run says until it ends; returns 0 when it finished, 75 when a "
+        "signal stopped it, 1 for any other end",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON; with --follow, its lines of metrics"
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parse(parser, {}, argv)
+    # A cut last line is nothing to warn of here: a live run may be writing it right now.
+    logging.getLogger("trainyard").setLevel(logging.ERROR)
+    if options.follow is not None:
+        if len(options.runs) > 1:
+            raise ConfigError(
+                f"--follow {options.follow} is given with {len(options.runs)} folders; give the "
+                "one that holds it, or none"
+            )
+        _follow(_named(options.follow, Path(*options.runs) if options.runs else RUNS), options.json)
+    elif len(options.runs) > 1:
+        _compare([_named(name, RUNS) for name in options.runs], options.json)
+    else:
+        _list(Path(options.runs[0]) if options.runs else RUNS, options.json)
+
+
+def _named(name: str, below: Path) -> Path:
+    """The run of this name below `below`, or the folder of this path."""
+    return below / name if (below / name).is_dir() else Path(name)
+
+
+def _list(below: Path, as_json: bool) -> None:
+    from pipeline.observing.listing import describe, list_runs
+
+    if not below.exists() and (RUNS / below).is_dir():
+        below = RUNS / below
+    listing = list_runs(below)
+    if as_json:
+        skipped = [{"folder": str(f), "reason": reason} for f, reason in listing.skipped]
+        print(json.dumps({"runs": [r.as_json for r in listing.runs], "skipped": skipped}, indent=1))
+    elif listing.runs or listing.skipped:
+        print(describe(listing, below))
+    if not listing.runs and not as_json:
+        print(f"no run below {below}/")
+
+
+def _compare(folders: list[Path], as_json: bool) -> None:
+    from pipeline.observing.comparing import describe, differences
+
+    found = differences(folders)
+    if as_json:
+        print(json.dumps({"runs": [str(folder) for folder in folders], "settings": found}))
+    else:
+        print(describe(folders, found))
+
+
+def _follow(folder: Path, as_json: bool) -> None:
+    from pipeline.observing.following import MetricsLines, PlainLines, follow
+    from pipeline.observing.state import is_run
+    from pipeline.run_files import why_no_run
+
+    if not is_run(folder):
+        raise ConfigError(f"--follow: {why_no_run(folder)}")
+    source = MetricsLines(folder) if as_json else PlainLines(folder)
+    try:
+        run, code = follow(folder, source, lambda line: print(line, flush=True))
+    except (KeyboardInterrupt, BrokenPipeError):  # who looks has had enough; the run goes on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(130)
+    except OSError as error:
+        raise TrainingError(
+            f"{folder} can no longer be read ({error.strerror}); whether the run goes on is not "
+            "known: look again when its file system is back"
+        ) from error
+    if not as_json:
+        print(f"{folder}: {run.state}{': ' + run.note if run.note else ''}", flush=True)
+    sys.exit(int(code))
+
+
+if __name__ == "__main__":
+    run_command(main, sys.argv[1:])

@@ -1,0 +1,258 @@
+"""python -m pipeline.runs as a person types it, on real runs while and after they train."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jobs
+import pytest
+from jobs import SABOTEUR, resumable, wait_for
+from made_runs import CIFAR, RunMaker
+from run_files import metrics
+
+FINISHED, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 75
+COMMAND = ["-m", "pipeline.runs"]
+
+
+def runs(*argv):
+    return jobs.run([*COMMAND, *map(str, argv)], PYTHONPATH=":".join(sys.path))
+
+
+def state_of(folder):
+    (run,) = json.loads(runs(folder, "--json").text)["runs"]
+    return run
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a run: how it was listed while it ran and after, and what a follower saw."""
+
+    during: dict
+    after: dict
+    code: int
+    follower: jobs.Ranks
+    logged: list[str]
+
+
+class Trainee:
+    """A run of one rank, followed from another process each time it is started."""
+
+    def __init__(self, data: Path, below: Path) -> None:
+        self.folder = below / "test"
+        settings = [*resumable(data, below), "--run.checkpoint_every_steps=6"]
+        self.slow = [str(SABOTEUR), "slow-step:0.2:all", *settings]
+        self.plain = ["-m", "pipeline.train", *settings]
+
+    def start(self, argv: list[str], end: signal.Signals | None = None) -> Start:
+        log = self.folder / "log.txt"
+        before = len(log.read_text().splitlines()) if log.exists() else 0
+
+        def said() -> list[str]:
+            return log.read_text().splitlines()[before:] if log.exists() else []
+
+        job = jobs.start(argv)
+        wait_for(said, "the run's first words")
+        follower = jobs.start([*COMMAND, str(self.folder.parent), "--follow", "test"])
+        during = state_of(self.folder)
+        if end is not None:
+            wait_for(lambda: any(" loss " in line for line in said()), "a line of training")
+            job.send(end, 0)
+        job.wait()
+        follower.wait()
+        after = state_of(self.folder)
+        return Start(during, after, job.codes[0], follower, said())
+
+
+@pytest.fixture(scope="module")
+def starts(small_data, tmp_path_factory):
+    """A run stopped by a signal, killed and finished, in this order."""
+    trainee = Trainee(small_data, tmp_path_factory.mktemp("runs"))
+    return {
+        "stopped": trainee.start(trainee.slow, signal.SIGTERM),
+        "interrupted": trainee.start(trainee.slow, signal.SIGKILL),
+        "finished": trainee.start(trainee.plain),
+    }
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [("stopped", STOPPED), ("interrupted", FAILED), ("finished", FINISHED)],
+)
+def test_a_follower_sees_a_run_to_its_end_and_returns_how_it_ended(starts, end, code):
+    start = starts[end]
+    assert start.during["state"] == "running", start.during
+    assert start.during["process"] > 0
+    assert start.after["state"] == end, start.after
+    assert start.follower.codes == [code], start.follower.text
+    assert start.code == (-signal.SIGKILL if end == "interrupted" else code)
+    shown = start.follower.text.splitlines()
+    assert f"test: {end}" in shown[-1]
+    missed = [line for line in start.logged[-5:] if line not in shown]
+    assert not missed, start.follower.text
+    assert len(set(shown)) == len(shown)
+
+
+def test_the_end_is_told_with_its_cause_and_place(starts):
+    assert starts["stopped"].after["note"].startswith("by SIGTERM before step ")
+    assert starts["interrupted"].after["note"] == "it left no word of its end"
+    finished = starts["finished"].after
+    assert (finished["step"], finished["total_steps"]) == (19, 19)
+    assert (finished["epoch"], finished["epochs"]) == (3.0, 3.0)
+    assert finished["network"] == "ResNet-18 B"
+    assert 0.0 <= finished["age_sec"] < 300.0
+    folder = Path(finished["folder"])
+    validated = [line["top1"] for line in metrics(folder) if line["event"] == "val"]
+    assert finished["best_top1"] == max(validated)
+
+
+def test_a_finished_run_is_followed_to_its_end_at_once(starts):
+    folder = Path(starts["finished"].after["folder"])
+    again = runs("--follow", folder)
+    assert again.codes == [FINISHED]
+    assert again.text.splitlines()[-1] == f"{folder}: finished"
+
+
+def test_a_run_that_has_failed_is_followed_to_its_cause(tmp_path):
+    folder = RunMaker(tmp_path)("bad", CIFAR, steps=400, finished=False)
+    (folder / "failure.txt").write_text("error: the loss is nan at step 14\nrank 0 on here\n")
+    job = runs(tmp_path, "--follow", "bad")
+    assert (job.codes, job.text) == ([FAILED], f"{folder}: failed: the loss is nan at step 14\n")
+    assert "bad  failed  ResNet-20" in runs(tmp_path).text
+
+
+def test_who_follows_can_leave_and_the_run_keeps_its_lock(tmp_path):
+    folder = RunMaker(tmp_path)("live", CIFAR, steps=400, finished=False)
+    (folder / "log.txt").write_text("10:00 earlier\n")
+    with open(folder / "lock", "a+", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / "config.yaml").write_text("")  # as while the run writes it
+        follower = jobs.start([*COMMAND, "--follow", str(folder)])
+        out = follower.processes[0].stdout
+        assert out.readline() == "10:00 earlier\n"
+        with open(folder / "log.txt", "a", encoding="utf-8") as log:
+            log.write("10:01 news\n")
+        assert out.readline() == "10:01 news\n"
+        follower.send(signal.SIGINT, 0)
+        follower.wait()
+        assert (follower.codes, follower.text) == ([130], "")
+        assert state_of(folder)["state"] == "running"
+
+
+def test_the_list_shows_runs_the_newest_last_and_names_what_is_none(tmp_path):
+    make = RunMaker(tmp_path)
+    new, old = make("new", CIFAR), make("group/old", CIFAR, finished=False)
+    os.utime(old / "metrics.jsonl", (1.0, 1.0))
+    (tmp_path / "report").mkdir()
+    text = runs(tmp_path).text
+    head, first, second, skipped = text.splitlines()
+    assert head.split()[:3] == ["run", "state", "network"]
+    assert first.split()[:3] == ["group/old", "interrupted", "ResNet-20"]
+    assert second.split()[:3] == ["new", "finished", "ResNet-20"]
+    assert "89.00%" in second
+    assert skipped == f"skipped: {tmp_path}/report is no run: it has no config.yaml and no lock"
+    one = runs(new).text
+    assert len(one.splitlines()) == 2
+    assert runs(tmp_path / "report").text == f"no run below {tmp_path}/report/\n"
+
+
+def give_up_roots_rights():
+    """Files closed to their owner are closed to root, too, without two capabilities."""
+    prctl, drop_from_bounding_set = ctypes.CDLL(None).prctl, 24
+    for override_or_read_search in (1, 2):
+        prctl(drop_from_bounding_set, override_or_read_search, 0, 0, 0)
+
+
+def test_folders_that_cannot_be_read_are_named_and_the_rest_is_shown(tmp_path):
+    make = RunMaker(tmp_path)
+    make("open", CIFAR)
+    closed, secret = make("closed", CIFAR), make("secret", CIFAR)
+    (make("broken", CIFAR) / "config.yaml").write_text("model: [depth")
+    closed.chmod(0)
+    (secret / "metrics.jsonl").chmod(0)
+    done = subprocess.run(
+        [sys.executable, *COMMAND, str(tmp_path)], env=jobs.environment(), cwd=jobs.REPOSITORY,
+        capture_output=True, text=True, check=False, preexec_fn=give_up_roots_rights,
+    )  # fmt: skip
+    closed.chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1].split()[:2] == ["open", "finished"]
+    assert f"skipped: {closed} cannot be read (Permission denied" in done.stdout
+    assert f"{secret} cannot be read (Permission denied of metrics.jsonl)" in done.stdout
+    assert "broken/config.yaml is not YAML" in done.stdout
+
+
+def test_a_cut_line_of_metrics_does_not_matter(tmp_path):
+    folder = RunMaker(tmp_path)("cut", CIFAR, steps=800)
+    path = folder / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-30])
+    job = runs(tmp_path)
+    assert (job.codes, len(job.text.splitlines())) == ([0], 2)
+    assert "interrupted" in job.text
+    assert " 800/" in job.text
+
+
+def test_runs_are_compared_by_the_settings_in_which_they_differ(tmp_path):
+    make = RunMaker(tmp_path)
+    a = make("a", CIFAR | {"run.seed": 1})
+    b = make("b", CIFAR | {"model.residual": False, "data.root": "elsewhere"})
+    lines = [line.split() for line in runs(a, b).text.splitlines()]
+    assert lines == [
+        ["setting", "a", "b"], ["data.root", "data/cifar-10", "elsewhere"],
+        ["model.residual", "true", "false"], ["run.seed", "1", "0"],
+    ]  # fmt: skip
+    found = json.loads(runs(a, b, "--json").text)
+    assert found["settings"]["model.residual"] == [True, False]
+    assert runs(a, a).text == "the runs have the same settings\n"
+
+
+def test_a_wrong_command_is_answered_in_one_line(tmp_path):
+    run = RunMaker(tmp_path)("run", CIFAR, steps=400)
+    (tmp_path / "young").mkdir()
+    (tmp_path / "young" / "lock").write_text("")
+    (tmp_path / "file").write_text("")
+    for argv, message in [
+        ([tmp_path / "none"], "none does not exist; give a folder of runs"),
+        ([tmp_path / "file"], "file is a file; give a folder of runs"),
+        ([run, tmp_path / "none"], "none is no run: there is no such folder"),
+        ([run, tmp_path / "young"], "young has no config.yaml: it did not come as far"),
+        (["--follow", tmp_path / "none"], "--follow: "),
+        ([run, run, "--follow", "run"], "--follow run is given with 2 folders; give the one"),
+        (["--folow=a"], "did you mean --follow?"),
+    ]:
+        job = runs(*argv)
+        assert job.codes == [WRONG_INPUT], job.text
+        (line,) = job.text.splitlines()
+        assert line.startswith("error: ")
+        assert message in line
+
+
+def test_help_answers_before_anything_heavy_is_loaded():
+    probe = (
+        "import sys, pipeline.runs as r\n"
+        "try: r.main(['--help'])\n"
+        "except SystemExit: print([m for m in ('torch', 'numpy', 'horovod') if m in sys.modules])"
+    )
+    text = jobs.run(["-c", probe]).text
+    assert "--follow NAME" in text
+    assert text.splitlines()[-1] == "[]"
+
+
+def test_looking_at_a_run_wakes_nothing_up(tmp_path):
+    folder = RunMaker(tmp_path)("quiet", CIFAR, steps=400)
+    (folder / "lock").write_text("process 1 on nowhere\n")
+    before = {path: path.stat() for path in folder.rglob("*")}
+    time.sleep(0.01)
+    assert runs(folder).codes == [0]
+    after = {path: path.stat() for path in folder.rglob("*")}
+    assert {p: (s.st_mtime_ns, s.st_size) for p, s in before.items()} == {
+        p: (s.st_mtime_ns, s.st_size) for p, s in after.items()
+    }
