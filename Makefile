@@ -1,6 +1,7 @@
 # make train          set up everything and train the demo on two Horovod ranks
 # make paper-mini     plain against residual networks of two depths, under 20 minutes on two cores
 # make test           set up everything, lint, and run the whole suite; what CI runs
+# make docs           build the pages into docs/_build
 # make lint           ruff and mypy alone
 # make gpu-check      what only an NVIDIA GPU can show, in under 8 minutes; writes benchmarks/gpu_*.json
 # make clean          remove the environment (data, runs and built wheels stay)
@@ -16,7 +17,7 @@ ARGS ?=
 SEEDS ?= 0
 export TORCH
 
-.PHONY: train paper-mini test lint gpu-check clean environment
+.PHONY: train paper-mini docs test lint gpu-check clean environment
 
 train: environment
 	@.venv/bin/python -m pipeline.prepare demo --out data/demo
@@ -30,6 +31,9 @@ paper-mini: environment
 	        --run.seed=$$seed --run.name=mini-$$net-seed$$seed $(ARGS) || exit 1; \
 	done; done
 	@.venv/bin/python -m pipeline.report runs/mini-*
+
+docs: environment
+	@.venv/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build && echo "open docs/_build/index.html"
 
 test: lint
 	@for program in slurmctld shellcheck; do PATH="$$PATH:/usr/sbin" command -v $$program > /dev/null || \

@@ -12,6 +12,7 @@ from setuptools import find_packages, setup
 DALI_CUDA13 = "nvidia-dali-cuda130>=2.0"
 DALI_CUDA12 = "nvidia-dali-cuda120>=2.0"
 
+DOCS = ["sphinx", "myst-parser", "furo"]  # the pages: make docs
 EXPORT = [
     "safetensors",
     "onnx",
@@ -44,6 +45,7 @@ setup(
         "export": EXPORT,
         "test": [
             *EXPORT,
+            *DOCS,
             "pytest",
             "pytest-xdist",  # `make test` runs the suite in two processes
             "ruff",
@@ -54,6 +56,6 @@ setup(
             # builds of PyTorch pin their own. The interpreter of 3.5 and 3.6 needs numpy < 2.4.
             "triton; sys_platform == 'linux'",
         ],
-        "docs": ["pdoc"],  # `python -m pdoc pipeline launch` shows the docstrings as pages
+        "docs": DOCS,
     },
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from pipeline.optimizer import gradient_norm
 
@@ -30,9 +31,9 @@ def norms(model: nn.Module) -> Tensor:
     """L2 norms, (1 + 2 stages,) fp32 on the model's device, without a host sync.
 
     Of all gradients, of each stage's gradients, of each stage's parameters. A gradient that is not
-    finite makes its own inf or NaN.
+    finite makes its own inf or NaN. Each tensor is read once.
     """
     stages = _stages(model).values()
     of_gradients = [gradient_norm(stage) for stage in stages]
-    of_weights = [torch.nn.utils.get_total_norm(stage) for stage in stages]
-    return torch.stack([gradient_norm(model.parameters()), *of_gradients, *of_weights])
+    of_weights = [get_total_norm(stage) for stage in stages]
+    return torch.stack([get_total_norm(of_gradients), *of_gradients, *of_weights])
