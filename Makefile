@@ -36,8 +36,8 @@ docs: environment
 	@.venv/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build && echo "open docs/_build/index.html"
 
 test: lint
-	@for program in slurmctld shellcheck; do PATH="$$PATH:/usr/sbin" command -v $$program > /dev/null || \
-	    echo "note: tests that need $$program are skipped: apt-get install slurm-wlm shellcheck"; done
+	@for program in slurmctld shellcheck chromium; do PATH="$$PATH:/usr/sbin" command -v $$program > /dev/null || \
+	    echo "note: tests that need $$program are skipped: apt-get install slurm-wlm shellcheck chromium"; done
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: environment

@@ -13,7 +13,7 @@ from pipeline.monitor.logs import in_colour, log
 
 _DRAW_SEC = 0.2
 _BAR = "{desc}{percentage:3.0f}%|{bar}| {postfix}"
-_LINE = (
+TRAIN_LINE = (
     "epoch {epoch} step {step} loss {loss:.4f} top1 {top1:.4f} lr {lr:.5g} "
     "{images_per_sec:.0f} img/s data wait {data_wait_share:.1%}"
 )
@@ -37,7 +37,7 @@ class Progress:
     def train(self, metrics: Mapping[str, Any], verdict: str) -> None:
         """Shows a line of training metrics and what limits the training."""
         if self._bar.disable:
-            log.info("%s", _LINE.format(**metrics))
+            log.info("%s", TRAIN_LINE.format(**metrics))
             return
         speed = metrics["images_per_sec"]
         left = time_left((self._total_images - metrics["position"]) / speed)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.failure import ExitCode
+from pipeline.monitor.progress import TRAIN_LINE
 from pipeline.observing.state import RunState, read_state
 
 _LOOK_SEC = 0.5
@@ -19,10 +20,6 @@ _LINES_BEFORE = 10
 
 _CODES = {"finished": ExitCode.FINISHED, "stopped": ExitCode.STOPPED}
 _STEP = re.compile(r"\bstep (\d+) loss\b")
-_LINE = (
-    "epoch {epoch} step {step} loss {loss:.4f} top1 {top1:.4f} lr {lr:.5g} "
-    "{images_per_sec:.0f} img/s data wait {data_wait_share:.1%}"
-)
 
 
 class Tail:
@@ -87,7 +84,7 @@ class PlainLines:
             if metrics["event"] != "train" or metrics["step"] in self._logged:
                 return None
             stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(metrics["time"]))
-            return f"{stamp} {_LINE.format(**metrics)}"
+            return f"{stamp} {TRAIN_LINE.format(**metrics)}"
         except (ValueError, KeyError, TypeError):
             return None  # cut, or of another version: not worth the follower's life
 
