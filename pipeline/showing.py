@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.bench.verdict import Figures, Verdict, judge
 from pipeline.data.dali import Batch
 from pipeline.evaluating.tables import class_words
 from pipeline.inspection import Inspection
 from pipeline.monitor.pictures import caption
+from pipeline.verdict import Figures, Verdict, judge
 
 if TYPE_CHECKING:
     from pipeline.job import Job

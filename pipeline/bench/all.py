@@ -31,7 +31,6 @@ from pipeline.bench.predict import gradient_schedule
 from pipeline.bench.rank_options import AllreduceOptions, Dtype
 from pipeline.bench.report import Result, interleave, ratio
 from pipeline.bench.scaling_model import Cost, mean_exposed_sec
-from pipeline.bench.verdict import Figures, judge
 from pipeline.data.cifar import open_cifar
 from pipeline.data.cifar.images import CifarImages, Places
 from pipeline.data.dali import DecodeSettings, gpu_count
@@ -43,6 +42,7 @@ from pipeline.job import Job
 from pipeline.machine import choose_decoding, own_share
 from pipeline.model.network import build_network
 from pipeline.monitor import RunMonitor
+from pipeline.verdict import Figures, judge
 
 _RANKS = 2
 _SIZES = "4096,1048576,16777216"  # bytes: latency, a large layer, a network

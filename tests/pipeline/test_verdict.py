@@ -9,7 +9,7 @@ import sys
 import jobs
 import pytest
 
-from pipeline.bench.verdict import EXPOSED_LIMIT, Figures, judge, kind_of
+from pipeline.verdict import EXPOSED_LIMIT, Figures, judge, kind_of
 
 NODE = Figures(
     loader=2900, model=3400, decode_share=0.71, read_share=0.1, decoder="cpu", threads=12,
@@ -174,7 +174,7 @@ def test_loader_and_model_on_the_same_cores_share_them():
 
 def test_a_training_can_ask_for_its_verdict_without_torch():
     script = (
-        "import sys; from pipeline.bench.verdict import Figures, judge\n"
+        "import sys; from pipeline.verdict import Figures, judge\n"
         "print(judge(Figures(reached=9, data_wait_share=0.5)).kind, 'torch' in sys.modules)"
     )
     done = subprocess.run(
