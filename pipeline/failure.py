@@ -5,6 +5,7 @@ Imports nothing heavy, so that a wrong setting is answered before torch is loade
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -95,7 +96,8 @@ def record_first_cause(run_dir: Path | None, message: str) -> bool:
 
 def record_stop(run_dir: Path, by: str, step: int) -> None:
     """Writes `stopped.txt`: which signal stopped the run, and before which step."""
-    (run_dir / "stopped.txt").write_text(f"{by} before step {step}\n", encoding="utf-8")
+    with contextlib.suppress(OSError):  # a full disk: the checkpoint is written, and that counts
+        (run_dir / "stopped.txt").write_text(f"{by} before step {step}\n", encoding="utf-8")
 
 
 def forget_last_end(run_dir: Path) -> None:

@@ -29,16 +29,18 @@ class Inspection:
         """Takes in a batch and its logits (B, classes) float32; labels below 0 count nowhere."""
         real = batch.labels >= 0
         labels = batch.labels.clamp(min=0)
-        right = (logits.argmax(1) == batch.labels) & real
+        predicted = logits.argmax(1)
+        right = (predicted == batch.labels) & real
         if self._counts is None:
             self._counts = torch.zeros(2, self._classes, dtype=torch.int64, device=labels.device)
         self._counts[0].scatter_add_(0, labels, right.long())
         self._counts[1].scatter_add_(0, labels, real.long())
         if self._keep_mistakes:
-            self._keep(batch, logits, real & ~right)
+            # Not softmax's own maximum: rounded to equal shares it may name the true class.
+            shares = F.softmax(logits, dim=1).gather(1, predicted.unsqueeze(1)).squeeze(1)
+            self._keep(batch, predicted, shares, real & ~right)
 
-    def _keep(self, batch: Batch, logits: Tensor, wrong: Tensor) -> None:
-        probability, predicted = F.softmax(logits, dim=1).max(dim=1)
+    def _keep(self, batch: Batch, predicted: Tensor, probability: Tensor, wrong: Tensor) -> None:
         score = torch.where(wrong, probability, -1.0)
         best = score.topk(min(_MISTAKES, len(score))).indices
         found = (score, predicted, batch.labels, batch.images)

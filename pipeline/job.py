@@ -216,6 +216,7 @@ class Job:
         """Begins to measure speed and times: what came before was no training."""
         self.window.start_clock()
         self.phases.restart()
+        self.world.heartbeat.take_longest_sec()
 
 
 def make_model(config: Config, classes: int, device: torch.device) -> nn.Module:

@@ -72,10 +72,10 @@ def of_all_ranks(everyone: Tensor) -> dict[str, float | None]:
     alone = (times[:, 1] - phases["agree"] - phases["average"]).clamp(min=1e-9)
     speeds = times[:, 0] / alone
     slowest = int(speeds.argmin())
-    shares = {
-        f"share_{name}": float(phases[phase].sum()) / (seconds + paused)
-        for name, phase in _SHARES.items()
-    }
+    spent = {name: float(phases[phase].sum()) for name, phase in _SHARES.items()}
+    # On a GPU a save also waits for work that the device's own clock has in another phase.
+    whole = max(seconds + paused, sum(spent.values()))
+    shares = {f"share_{name}": sec / whole for name, sec in spent.items()}
     line: dict[str, float | None] = {
         "loss": loss / images,
         "top1": top1 / images,

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pipeline.config.profile import profiled_steps
+from pipeline.failure import PeerLost
 
 if TYPE_CHECKING:
     from pipeline.job import Job
@@ -24,8 +25,13 @@ log = logging.getLogger("trainyard")
 files_log = logging.getLogger("trainyard.files")
 
 
-class Profile:
-    """What a run without `--profile` has: nothing is traced."""
+class Profile(AbstractContextManager["Profile"]):
+    """What a run without `--profile` has: nothing is traced. Closed at the end of its body, unless
+    a peer was lost: the device may wait for that one for ever, and the trace for the device."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or not issubclass(kind, PeerLost):
+            self.close()
 
     def before(self, step: int) -> None:
         """The ranks are about to begin `step`."""
@@ -100,6 +106,8 @@ class StepProfile(Profile):
             files_log.warning("warning: the trace %s cannot be written (%s)", self._trace, error)
             partial.unlink(missing_ok=True)
         self._job.window.pause(time.perf_counter() - started)
+        if not self._trace.exists():
+            return
         names = self._trace.with_name(self._trace.name.replace("-rank0", "-rank*"))
         log.info(
             "profile: the traces of steps %d to %d lie in %s%s; open them at "

@@ -65,7 +65,7 @@ def run(config: Config) -> None:
             limit_sec = config.run.step_timeout_sec
             with contextlib.closing(job.monitor), watched(run_dir, world, limit_sec):
                 if not job.finished:
-                    with contextlib.closing(job.profile):
+                    with job.profile:
                         engine.fit(job)
                 world.heartbeat.beat("end")
                 _sum_up(job)

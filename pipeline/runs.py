@@ -53,17 +53,26 @@ def main(argv: list[str]) -> None:
     options = parse(parser, {}, argv)
     # A cut last line is nothing to warn of here: a live run may be writing it right now.
     logging.getLogger("trainyard").setLevel(logging.ERROR)
-    if options.follow is not None:
-        if len(options.runs) > 1:
+    try:
+        _show(options.follow, options.runs, options.json)
+        sys.stdout.flush()
+    except (KeyboardInterrupt, BrokenPipeError):  # who looks has had enough, or closed the pager
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(130)
+
+
+def _show(follow: str | None, runs: list[str], as_json: bool) -> None:
+    if follow is not None:
+        if len(runs) > 1:
             raise ConfigError(
-                f"--follow {options.follow} is given with {len(options.runs)} folders; give the "
-                "one that holds it, or none"
+                f"--follow {follow} is given with {len(runs)} folders; give the one that holds it, "
+                "or none"
             )
-        _follow(_named(options.follow, Path(*options.runs) if options.runs else RUNS), options.json)
-    elif len(options.runs) > 1:
-        _compare([_named(name, RUNS) for name in options.runs], options.json)
+        _follow(_named(follow, Path(*runs) if runs else RUNS), as_json)
+    elif len(runs) > 1:
+        _compare([_named(name, RUNS) for name in runs], as_json)
     else:
-        _list(Path(options.runs[0]) if options.runs else RUNS, options.json)
+        _list(Path(runs[0]) if runs else RUNS, as_json)
 
 
 def _named(name: str, below: Path) -> Path:
@@ -106,9 +115,8 @@ def _follow(folder: Path, as_json: bool) -> None:
     source = MetricsLines(folder) if as_json else PlainLines(folder)
     try:
         run, code = follow(folder, source, lambda line: print(line, flush=True))
-    except (KeyboardInterrupt, BrokenPipeError):  # who looks has had enough; the run goes on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(130)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise TrainingError(
             f"{folder} can no longer be read ({error.strerror}); whether the run goes on is not "

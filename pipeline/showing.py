@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.dali import Batch
+from pipeline.data.dali import Batch, gpu_count
 from pipeline.evaluating.tables import class_words
 from pipeline.inspection import Inspection
 from pipeline.monitor.pictures import caption
@@ -18,6 +20,8 @@ from pipeline.verdict import Figures, Verdict, judge
 
 if TYPE_CHECKING:
     from pipeline.job import Job
+
+log = logging.getLogger("trainyard")
 
 _GRID_IMAGES = 16
 
@@ -28,19 +32,31 @@ def show_images(job: Job, batch: Batch) -> None:
     if job.world.rank != 0 or job.images_shown_epoch == epoch:
         return
     job.images_shown_epoch = epoch
-    job.monitor.images(_pixels(job, batch.images[:_GRID_IMAGES]), job.position)
+    with _no_more_than_a_picture():
+        job.monitor.images(_pixels(job, batch.images[:_GRID_IMAGES]), job.position)
 
 
 def show_validation(job: Job, seen: Inspection) -> None:
     """What a validation got wrong, and how each class fared, on rank 0."""
     if job.world.rank != 0:
         return
-    words = class_words(Path(job.config.data.root))
-    names = [words.get(name, name) for name in job.val_set.classes]
-    images, answers = seen.found()
-    captions = [caption(names[label], names[guess], share) for label, guess, share in answers]
-    job.monitor.mistakes(_pixels(job, images), captions, job.position)
-    job.monitor.classes(names, seen.hits.tolist(), seen.images.tolist(), job.position)
+    with _no_more_than_a_picture():
+        words = class_words(Path(job.config.data.root))
+        names = [words.get(name, name) for name in job.val_set.classes]
+        images, answers = seen.found()
+        captions = [caption(names[label], names[guess], share) for label, guess, share in answers]
+        job.monitor.mistakes(_pixels(job, images), captions, job.position)
+        job.monitor.classes(names, seen.hits.tolist(), seen.images.tolist(), job.position)
+
+
+@contextmanager
+def _no_more_than_a_picture() -> Iterator[None]:
+    """Only rank 0 draws, and the others are on their way into the next collective: what goes wrong
+    here costs the picture and a warning, not the run."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("warning: a picture for TensorBoard is left out: %s", error)
 
 
 def _pixels(job: Job, images: Tensor) -> np.ndarray:
@@ -63,7 +79,7 @@ def verdict(job: Job, line: Mapping[str, Any]) -> Verdict:
             threads=job.decode.threads,
             cores=job.cores,
             model_threads=0 if on_gpu else torch.get_num_threads(),
-            gpu=on_gpu,
+            gpu=on_gpu and gpu_count() > 0,
             compression=job.config.optim.gradient_compression,
         )
     )

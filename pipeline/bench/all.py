@@ -147,7 +147,11 @@ class _Bench:
                 "cuda", str(config.model.depth), config.optim.amp, self._options.images,
                 config.data.image_size, self._options.rounds, _NORM_LIMIT_SEC,
             )  # fmt: skip
-            found = norm.run(options)
+            try:
+                found = norm.run(options)
+            except (RuntimeError, ValueError) as error:  # what was measured before stays
+                not_run["norm"] = str(error).splitlines()[0]
+                return
             not_run |= found.figures.pop("not_run")
             self.result.figures["norm"] = found.figures
             self.result.ratios |= {f"norm_{name}": share for name, share in found.ratios.items()}
@@ -225,7 +229,8 @@ class _Bench:
 def _monitored(job: Job) -> Iterator[None]:
     """Lets `job` write its metrics, as part of a step."""
     job.config.run.path.mkdir(parents=True)
-    job.monitor = RunMonitor(job.config.run.path, job.config, 0, 0, job.total_steps)
+    images = job.total_steps * job.config.data.global_batch_size
+    job.monitor = RunMonitor(job.config.run.path, job.config, 0, 0, images)
     with contextlib.closing(job.monitor):
         yield
 

@@ -48,7 +48,7 @@ def measure(options: StepOptions, device: torch.device, result: Result) -> None:
         job = resident_job(config, World(), device, Path(folder))
         config.run.path.mkdir(parents=True)
         # The real one, so that writing metrics is part of the step.
-        job.monitor = RunMonitor(config.run.path, config, 0, 0, steps)
+        job.monitor = RunMonitor(config.run.path, config, 0, 0, job.total_steps * options.images)
         silent = _silent_job(options, work, Path(folder), device)
         bare = _bare_loop(job, batches)
         row_major = _bare_loop_in_fp32(job, batches)

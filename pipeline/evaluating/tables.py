@@ -18,7 +18,7 @@ WORDS_FILE = "synset_words.txt"
 def class_words(root: Path) -> dict[str, str]:
     """Words by class name, empty if the data set has none."""
     try:
-        lines = (root / WORDS_FILE).read_text(encoding="utf-8").splitlines()
+        lines = (root / WORDS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return {}
     pairs = (line.partition(" ") for line in lines)

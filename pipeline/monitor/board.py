@@ -38,8 +38,10 @@ class Board:
         here = [metrics for metrics in kept if metrics["position"] >= position]
         validated = any(metrics["event"] == "val" for metrics in here)
         pictures = list(_val_pictures(folder, position)) if validated else []
+        self.is_new = position == 0 or not event_files(folder)
+        """Whether nothing of the run's beginning is there: it starts, with a checkpoint perhaps."""
         self._file = EventFile(folder, position, room)
-        self._pages_due = position == 0
+        self._pages_due = not any(metrics["event"] == "train" for metrics in kept)
         for metrics in here:
             self.draw(metrics)
         for event in pictures:

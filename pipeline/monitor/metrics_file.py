@@ -40,8 +40,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     metrics = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            metrics.append(json.loads(line))
+            found = json.loads(line)
         except json.JSONDecodeError:
+            found = None
+        if isinstance(found, dict) and {"event", "position"} <= found.keys():
+            metrics.append(found)
+        else:
             log.warning("warning: a line of %s is cut and left out", path)
     return metrics
 

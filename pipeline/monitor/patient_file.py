@@ -73,7 +73,10 @@ class PatientFile:
             self._room.refused(self._path, error)
 
     def close(self) -> None:
-        """Tries once more to write what waits, and closes."""
+        """Tries once more to write what waits, and closes; never raises `OSError`."""
         if self._waiting:
             self.write(b"")
-        os.close(self._file)
+        try:
+            os.close(self._file)
+        except OSError as error:  # NFS says only here that the disk is full
+            self._room.refused(self._path, error)

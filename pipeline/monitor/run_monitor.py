@@ -68,7 +68,7 @@ class RunMonitor(Monitor):
         require_own(folder, path)
         self._file = MetricsFile(path, position, validations, room)
         self._board = Board(folder, position, self._file.kept, room)
-        if position == 0:
+        if self._board.is_new:
             self._board.describe(config)
         self._progress = Progress(total_images, position)
 

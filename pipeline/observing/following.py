@@ -67,16 +67,21 @@ class PlainLines:
 
     def past(self) -> list[str]:
         """The last lines that were there before."""
-        return self._log.new_lines()[-_LINES_BEFORE:]
+        return self._logged_now()[-_LINES_BEFORE:]
 
     def new(self) -> list[str]:
         """What has come since. A line of metrics waits for one call: the log has it after that."""
         metrics = self._metrics.new_lines()
-        log = self._log.new_lines()
-        self._logged.update(int(found[1]) for line in log if (found := _STEP.search(line)))
+        log = self._logged_now()
         unlogged = [text for line in self._waiting if (text := self._plain(line))]
         self._waiting = metrics
         return unlogged + log
+
+    def _logged_now(self) -> list[str]:
+        """The log's new lines, whose steps need no line of metrics any more."""
+        log = self._log.new_lines()
+        self._logged.update(int(found[1]) for line in log if (found := _STEP.search(line)))
+        return log
 
     def _plain(self, line: str) -> str | None:
         try:

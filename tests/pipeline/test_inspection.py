@@ -67,6 +67,15 @@ def test_the_most_certain_mistakes_of_all_batches_are_kept():
     assert guessed == [predicted for _, predicted, _ in answers]
 
 
+def test_a_mistake_never_names_the_true_class_where_rounding_makes_shares_equal():
+    logits = tensor([[0.0, 1e-9, -9.0, -9.0]])
+    shares = torch.softmax(logits, 1)[0]
+    assert shares[0] == shares[1]  # else this shows nothing
+    seen = Inspection(4, keep_mistakes=True)
+    seen.add(batch_of([0], logits), logits)
+    assert seen.found()[1] == [(0, 1, float(shares[1]))]
+
+
 def test_without_mistakes_or_batches_there_is_nothing_to_show():
     seen = Inspection(4, keep_mistakes=True)
     assert seen.counts().tolist() == [0] * 8

@@ -218,6 +218,22 @@ def test_lines_beyond_the_checkpoint_are_taken_back(tmp_path, position, validati
     assert_the_board_holds_the_metrics(tmp_path)
 
 
+@pytest.mark.parametrize("stopped_before", [False, True])
+def test_pages_come_with_the_first_line_wherever_the_run_begins(tmp_path, stopped_before):
+    """A start that a stop ends before its first line leaves none; another's checkpoint, nothing."""
+    config = config_of(tmp_path, tmp_path)
+    if stopped_before:
+        RunMonitor(tmp_path, config, 0, 0, 100).close()
+    for position in (20, 40):
+        monitor = RunMonitor(tmp_path, config, position, 0, 100)
+        monitor.train(made_line("train", position + 10))
+        monitor.close()
+    tensors = board(tmp_path).Tags()["tensors"]
+    assert sorted(tensors) == ["config/text_summary", "custom_scalars__config__"]
+    assert len(board(tmp_path).Tensors("custom_scalars__config__")) == 1
+    assert "_hparams_/session_start_info" in board(tmp_path).summary_metadata
+
+
 def test_metrics_refuse_what_json_has_not(tmp_path):
     monitor = RunMonitor(tmp_path, config_of(tmp_path, tmp_path), 0, 0, 60)
     monitor.train(made_line("train", 10, gradient_norm=None))

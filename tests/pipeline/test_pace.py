@@ -49,6 +49,13 @@ def test_shares_are_of_all_the_time_with_saving_and_validating():
     assert found["images_per_sec"] == pytest.approx(10 / 6)
 
 
+def test_shares_never_sum_to_more_than_the_time_there_was():
+    found = line(rank(10, 1.0, 1.0, forward=0.75, backward=0.5, save=1.25))
+    shares = {name[6:]: value for name, value in found.items() if name.startswith("share_")}
+    assert (shares["forward"], shares["checkpoint"], shares["rest"]) == (0.3, 0.5, 0.0)
+    assert sum(shares.values()) == pytest.approx(1.0)
+
+
 def test_memory_stands_in_the_line_of_a_gpu_only():
     assert "gpu_memory_torch_bytes" not in line(rank(1, 1.0))
     first, second = rank(1, 1.0)[:-2], rank(1, 1.0)[:-2]

@@ -14,6 +14,8 @@ from run_files import metrics, state_differences
 
 from pipeline.config import Config, ConfigError
 from pipeline.config.profile import ProfiledSteps, profiled_steps
+from pipeline.failure import PeerLost, Stopped
+from pipeline.profiling import Profile
 
 FINISHED, WRONG_INPUT, STOPPED = 0, 2, 75
 IN_EACH_STEP = ("data", "agree", "forward", "backward", "average", "update")
@@ -125,6 +127,20 @@ def test_a_run_that_goes_on_profiles_what_is_left_and_keeps_earlier_files(stoppe
 def test_steps_that_lie_behind_are_left_out_with_a_warning(stopped):
     _, said = stopped
     assert "warning: nothing is profiled: --profile 4-8 lies behind step 9" in said
+
+
+@pytest.mark.parametrize(("end", "closed"), [(Stopped, True), (PeerLost, False)])
+def test_the_trace_of_a_run_that_lost_a_rank_is_not_waited_for(end, closed):
+    class Watched(Profile):
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    profile = Watched()
+    with pytest.raises(end), profile:
+        raise end
+    assert profile.closed == closed
 
 
 def test_steps_beyond_the_end_are_refused_before_training(small_data, tmp_path):

@@ -65,6 +65,14 @@ def test_training_lines_that_are_in_the_log_come_once(tmp_path):
     assert shown + lines.new() + lines.new() == ["10:00 epoch 2 step 50 loss 1.2500"]
 
 
+def test_a_line_written_between_two_looks_at_a_start_comes_once(tmp_path):
+    lines = PlainLines(tmp_path)
+    append(tmp_path / "metrics.jsonl", json.dumps(TRAIN))
+    append(tmp_path / "log.txt", "10:00 epoch 2 step 50 loss 1.2500")
+    assert lines.past() == ["10:00 epoch 2 step 50 loss 1.2500"]
+    assert lines.new() + lines.new() == []
+
+
 def test_metrics_are_shown_as_they_stand(tmp_path):
     append(tmp_path / "metrics.jsonl", "{}")
     lines = MetricsLines(tmp_path)
