@@ -15,6 +15,8 @@ PYTHON ?= python3
 NP ?= 2
 ARGS ?=
 SEEDS ?= 0
+# More than cores: some tests wait for a Slurm, others for a killed job to end.
+WORKERS ?= 3
 export TORCH
 
 .PHONY: train paper-mini docs test lint gpu-check clean environment
@@ -38,7 +40,7 @@ docs: environment
 test: lint
 	@for program in slurmctld shellcheck chromium; do PATH="$$PATH:/usr/sbin" command -v $$program > /dev/null || \
 	    echo "note: tests that need $$program are skipped: apt-get install slurm-wlm shellcheck chromium"; done
-	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=20
 
 lint: environment
 	.venv/bin/ruff check .

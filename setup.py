@@ -47,7 +47,7 @@ setup(
             *EXPORT,
             *DOCS,
             "pytest",
-            "pytest-xdist",  # `make test` runs the suite in two processes
+            "pytest-xdist",  # `make test` runs the suite in parallel
             "ruff",
             "mypy",
             "types-PyYAML",  # mypy's knowledge of yaml

@@ -57,7 +57,8 @@ def test_a_warning_before_the_limit_saves_and_requeues(limited):
     assert "is requeued and will go on" in log
     last = newest_checkpoint(run)["step"]
     assert (run / "stopped.txt").read_text() == f"SIGUSR1 before step {last}\n"
-    assert metrics(run)[-1]["step"] == last
+    lines = metrics(run)  # none on a busy machine, where the warning may come before step 0
+    assert (lines[-1]["step"] if lines else 0) == last
 
 
 def test_the_limit_itself_leaves_a_checkpoint_and_no_requeue(limited):

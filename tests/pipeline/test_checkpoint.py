@@ -216,7 +216,8 @@ FREE = {
     "data.device_padding_bytes", "data.host_padding_bytes", "data.bad_images", "data.max_excluded",
     "data.exclude", "model.norm", "model.compile", "schedule.epochs", "schedule.steps", "run.name",
     "run.dir", "run.device", "run.threads", "run.log_every_steps", "run.checkpoint_every_steps",
-    "run.checkpoint_every_sec", "run.keep_checkpoints", "run.step_timeout_sec", "resume",
+    "run.checkpoint_every_sec", "run.keep_checkpoints", "run.step_timeout_sec", "run.expect_top1",
+    "profile", "resume",
 }  # fmt: skip
 
 
