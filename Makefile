@@ -1,5 +1,5 @@
 # make train          set up everything and train the demo on two Horovod ranks
-# make paper-mini     plain against residual networks of two depths, under 20 minutes on two cores
+# make paper-mini     plain against residual networks of two depths, about 20 minutes on two cores
 # make test           set up everything, lint, and run the whole suite; what CI runs
 # make docs           build the pages into docs/_build
 # make lint           ruff and mypy alone
