@@ -43,7 +43,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             found = json.loads(line)
         except json.JSONDecodeError:
             found = None
-        if isinstance(found, dict) and {"event", "position"} <= found.keys():
+        if isinstance(found, dict):
             metrics.append(found)
         else:
             log.warning("warning: a line of %s is cut and left out", path)
