@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -40,7 +41,7 @@ def build_optimizer(
         {"name": "norm_and_bias", "params": norm_and_bias, "weight_decay": other_decay},
     ]
     on_cuda = all(parameter.is_cuda for _, parameter in named)
-    optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True if on_cuda else None)
+    optimizer = _Sgd(groups, lr=lr, momentum=momentum, fused=True if on_cuda else None)
     if momentum > 0:
         # SGD would make its buffers in the first step. The fused one (2.13) leaves them
         # uninitialised when loss scaling skips that step, and the next would use what is in them.
@@ -62,3 +63,16 @@ def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     return torch.nn.utils.get_total_norm(gradients)
+
+
+class _Sgd(torch.optim.SGD):
+    """torch.optim.SGD that does not load torch's compiler.
+
+    What torch wraps around these methods keeps the compiler away from them, for which it imports
+    torch._dynamo: about half of a rank's start, and some thousand files that every rank would
+    open. No optimizer is compiled here.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.SGD.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.SGD.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))

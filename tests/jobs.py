@@ -110,7 +110,7 @@ def wait_for(look: Callable[[], T], what: str, timeout_sec: float = PATIENCE_SEC
 
 
 def train(data: Path, runs: Path, *options: str) -> list[str]:
-    """Arguments of a small training: ResNet-18 at 32 px, global batch 8 as micro-batches of 4."""
+    """Arguments of a small training: 8 layers at 32 px, global batch 8 as micro-batches of 4."""
     return [
         "-m", "pipeline.train", *small_settings(data, runs), *options,
     ]  # fmt: skip
@@ -125,7 +125,7 @@ def small_settings(data: Path, runs: Path) -> list[str]:
     """The settings of `train`, for other commands and for tests/saboteur.py."""
     return [
         "--config", "configs/demo.yaml", f"--data.root={data}", f"--run.dir={runs}",
-        "--run.name=test", "--data.global_batch_size=8", "--data.local_batch_size=4",
+        "--run.name=test", "--model.family=cifar", "--model.depth=8", "--data.global_batch_size=8", "--data.local_batch_size=4",
         "--data.image_size=32", "--data.val_resize=36", "--schedule.epochs=2",
         "--schedule.warmup_epochs=0", "--schedule.drop_epochs=[1]", "--run.threads=1",
         "--data.threads=1", "--run.log_every_steps=3", "--run.checkpoint_every_sec=null",

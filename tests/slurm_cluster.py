@@ -51,7 +51,6 @@ MpiDefault=none
 SwitchType=switch/none
 ReturnToService=2
 JobRequeue=1
-KillWait=10
 SlurmctldTimeout=30
 SlurmdTimeout=30
 MinJobAge=600

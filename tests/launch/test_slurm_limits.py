@@ -20,7 +20,7 @@ def submit(slurm, data: Path, runs: Path, *sbatch: str, doctor: bool = False) ->
     return slurm.submit(
         "--gpus-per-node=1", "--ntasks-per-node=1", "--cpus-per-task=1",
         f"--output={runs}.log", *sbatch, str(jobs.REPOSITORY / "slurm" / "resnet152_64gpu.sh"),
-        *jobs.small_settings(data, runs)[2:], "--model.depth=18", "--data.dataset=null",
+        *jobs.small_settings(data, runs)[2:], "--data.dataset=null",
         "--schedule.epochs=10000",
         "--run.log_every_steps=1", f"--launch.doctor={str(doctor).lower()}", cwd=jobs.REPOSITORY,
     )  # fmt: skip

@@ -58,7 +58,7 @@ class Story:
         self.log = folder / "job.log"
         self._settings = [
             *jobs.small_settings(data, folder / "runs")[2:],  # the script has its own --config
-            "--data.dataset=null", "--model.depth=18", "--optim.base_lr=0.4",
+            "--data.dataset=null", "--optim.base_lr=0.4",
             "--data.area=[0.35,1.0]", "--run.log_every_steps=1",
             "--run.checkpoint_every_steps=3",
         ]  # fmt: skip

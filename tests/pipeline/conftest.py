@@ -17,4 +17,4 @@ def uninterrupted(small_data: Path, tmp_path_factory: pytest.TempPathFactory) ->
     ranks = jobs.run(["-m", "pipeline.train", *jobs.resumable(small_data, runs)], ranks=2)
     assert ranks.codes == [0, 0], ranks.text
     yield runs / "test"
-    shutil.rmtree(runs)  # a checkpoint has 90 MB
+    shutil.rmtree(runs)

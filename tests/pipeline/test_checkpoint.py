@@ -318,7 +318,7 @@ def test_a_run_leaves_its_newest_checkpoints_and_the_best(finished):
 def test_the_final_checkpoint_loads_with_plain_torch(finished):
     found = torch.load(finished / "checkpoints" / "step-000000007.pt", weights_only=True)
     assert found["position"] == 56
-    assert found["model"]["conv1.weight"].shape == (64, 3, 7, 7)
+    assert found["model"]["conv1.weight"].shape == (16, 3, 3, 3)
     assert found["history"][0]["images"] == 30
     assert len(found["classes"]) == 10
 

@@ -85,7 +85,7 @@ def test_metrics_have_their_lines_in_order(run):
 def test_metrics_have_their_fields_in_their_ranges(run):
     lines = read_metrics(run / "metrics.jsonl")
     always = {"event", "step", "position", "epoch", "top1", "top5", "time"}
-    stages = ("stem", "layer1", "layer2", "layer3", "layer4", "fc")
+    stages = ("stem", "layer1", "layer2", "layer3", "fc")
     norms = {f"{kind}_norm_{stage}" for kind in ("gradient", "weight") for stage in stages}
     counts = {"loss", "lr", "gradient_norm", "loss_scale", "skipped_steps", "excluded"}
     classes = {"class_top1_worst", "class_top1_median", "class_top1_best"}
@@ -152,7 +152,7 @@ def test_tensorboard_holds_augmented_images_the_configuration_and_hparams(run):
     assert {(picture.width, picture.height) for picture in pictures} == {(96, 96)}  # 3 x 3 of 32
     assert len({picture.encoded_image_string for picture in pictures}) == 2
     (text,) = accumulator.Tensors("config/text_summary")
-    assert "depth: 18" in text.tensor_proto.string_val[0].decode()
+    assert "depth: 8" in text.tensor_proto.string_val[0].decode()
     summary = accumulator.summary_metadata["_hparams_/session_start_info"]
     assert b"data.global_batch_size" in summary.plugin_data.content
 
@@ -161,9 +161,9 @@ def test_the_log_is_plain_lines_with_their_time(run):
     lines = (run / "log.txt").read_text().splitlines()
     assert all(line[:2] == "20" and line[19] == " " for line in lines)
     text = "\n".join(lines)
-    assert "ResNet-18 B on 1 rank (cpu), AMP bf16" in text
+    assert "CIFAR ResNet-8 A on 1 rank (cpu), AMP bf16" in text
     assert "data: 50 train and 30 val images, 10 classes" in text
-    assert "batch: 10 = 1 ranks x 10 images x 1 accumulated; steps 0 to 10" in text
+    assert "batch: 10 = 1 rank x 10 images x 1 accumulated; steps 0 to 10" in text
     assert "epoch 1 validation: top1 " in text
     assert "finished: top-1 " in text
     assert "below expectation: top-1 " in text

@@ -2,6 +2,7 @@
 
 import math
 
+import jobs
 import pytest
 import torch
 from torch import Tensor, nn
@@ -131,3 +132,32 @@ def test_a_first_step_skipped_by_loss_scaling_leaves_the_momentum_at_zero() -> N
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
     optimizer.step()
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_steps_have_the_bits_of_torchs_own_optimizer() -> None:
+    ours, theirs = small(), small()
+    optimizer = build_optimizer(ours, 0.5, 0.9, 0.01, decay_norm_and_bias=True)
+    wanted = torch.optim.SGD(theirs.parameters(), lr=0.5, momentum=0.9, weight_decay=0.01)
+    for step in range(3):
+        for model, optimizer_ in ((ours, optimizer), (theirs, wanted)):
+            backward(model, step)
+            optimizer_.step()
+            optimizer_.zero_grad()
+    for found, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(found, expected)
+        assert found.grad is None
+
+
+def test_a_step_does_not_load_the_compiler() -> None:
+    program = """
+import sys, torch
+from pipeline.optimizer import build_optimizer
+layer = torch.nn.Linear(2, 2)
+optimizer = build_optimizer(layer, 0.1, 0.9, 0.0, True)
+layer(torch.ones(1, 2)).sum().backward()
+optimizer.step()
+optimizer.zero_grad(set_to_none=True)
+print("compiler" if "torch._dynamo" in sys.modules else "light")
+"""
+    job = jobs.run(["-c", program])
+    assert job.text == "light\n"

@@ -19,12 +19,12 @@ def test_a_real_run_is_reported(uninterrupted, tmp_path):
     assert f"report of 1 run written to {tmp_path}/report/index.html and " in job.text
     assert "warning" not in job.text.lower()
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
-        "index.html", "report.md", "curves-1-imagenet-all.png",
-        "curves-1-imagenet-gradient-norm.png",
+        "index.html", "report.md", "curves-1-cifar-all.png",
+        "curves-1-cifar-gradient-norm.png",
     }  # fmt: skip
     text = (tmp_path / "report" / "report.md").read_text()
     other = text.partition("### Other data")[2].partition("## The runs")[0]
-    (row,) = re.findall(r"\| ResNet-18 B \| 1-crop \|.*", other)
+    (row,) = re.findall(r"\| [\w ]*ResNet-8[\w ]* \| 1-crop \|.*", other)
     (errors,) = re.findall(r"\| (\d+\.\d\d) / (\d+\.\d\d) \|", row)
     last = [
         line

@@ -107,7 +107,7 @@ def test_the_end_is_told_with_its_cause_and_place(starts):
     finished = starts["finished"].after
     assert (finished["step"], finished["total_steps"]) == (19, 19)
     assert (finished["epoch"], finished["epochs"]) == (3.0, 3.0)
-    assert finished["network"] == "ResNet-18 B"
+    assert finished["network"] == "CIFAR ResNet-8 A"
     assert 0.0 <= finished["age_sec"] < 300.0
     folder = Path(finished["folder"])
     validated = [line["top1"] for line in metrics(folder) if line["event"] == "val"]
@@ -126,7 +126,7 @@ def test_a_run_that_has_failed_is_followed_to_its_cause(tmp_path):
     (folder / "failure.txt").write_text("error: the loss is nan at step 14\nrank 0 on here\n")
     job = runs(tmp_path, "--follow", "bad")
     assert (job.codes, job.text) == ([FAILED], f"{folder}: failed: the loss is nan at step 14\n")
-    assert "bad  failed  ResNet-20" in runs(tmp_path).text
+    assert "bad  failed  CIFAR ResNet-20 A" in runs(tmp_path).text
 
 
 def test_who_follows_can_leave_and_the_run_keeps_its_lock(tmp_path):
@@ -155,8 +155,8 @@ def test_the_list_shows_runs_the_newest_last_and_names_what_is_none(tmp_path):
     text = runs(tmp_path).text
     head, first, second, skipped = text.splitlines()
     assert head.split()[:3] == ["run", "state", "network"]
-    assert first.split()[:3] == ["group/old", "interrupted", "ResNet-20"]
-    assert second.split()[:3] == ["new", "finished", "ResNet-20"]
+    assert first.split()[:3] == ["group/old", "interrupted", "CIFAR"]
+    assert second.split()[:3] == ["new", "finished", "CIFAR"]
     assert "89.00%" in second
     assert skipped == f"skipped: {tmp_path}/report is no run: it has no config.yaml and no lock"
     one = runs(new).text
