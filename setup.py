@@ -8,9 +8,10 @@ Horovod is not listed: its release does not compile against today's PyTorch, so 
 from setuptools import find_packages, setup
 
 # DALI's two wheels; both run without a GPU and bring their decoders (nvImageCodec, nvJPEG).
-# From 2.0 on a batch is memory of its own (dynamic executor), handed out without a copy.
-DALI_CUDA13 = "nvidia-dali-cuda130>=2.0"
-DALI_CUDA12 = "nvidia-dali-cuda120>=2.0"
+# From 2.0 on a batch is memory of its own (dynamic executor), handed out without a copy; from 2.4
+# on pipeline/data/dali/resampling.py gives an operator of DALI's functions compiled already.
+DALI_CUDA13 = "nvidia-dali-cuda130>=2.4"
+DALI_CUDA12 = "nvidia-dali-cuda120>=2.4"
 
 DOCS = ["sphinx", "myst-parser", "furo"]  # the pages: make docs
 EXPORT = [
@@ -26,6 +27,7 @@ setup(
         "torch>=2.6",  # param_names in optimizers, get_total_norm; GradScaler for CPU and GPU alike
         "numpy",  # order and augmentation plans
         "pyarrow",  # the manifest: an Arrow file, memory-mapped
+        "numba",  # compiles the resize of CPU decoding, which DALI runs on its threads
         "pillow",  # draws the demo images, reads sizes when a data set is scanned
         "jsonargparse>=4.50",  # typed configuration from YAML and the command line
         "docstring-parser",  # makes jsonargparse show the fields' docstrings in --help

@@ -12,8 +12,10 @@ import importlib
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from docutils import nodes
@@ -52,16 +54,65 @@ def help_text(command: str) -> str:
 
 
 def message_texts(module: Path) -> list[str]:
-    """The messages of the errors and warnings in a Python file, in order, each once."""
-    calls = [n for n in ast.walk(ast.parse(module.read_text())) if isinstance(n, ast.Call)]
+    """The messages of the errors and warnings in a Python file, in order, each once.
+
+    That is what is given to a call that raises or warns, and what a function returns that is called
+    for such a message anywhere in the program (`raise ValueError(why_no_run(folder))`).
+    """
+    tree = ast.parse(module.read_text())
+    parts = [part for call in _calls(tree) if _is_message(call) for part in _arguments(call)]
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef) and function.name in _asked_for_words():
+            returns = (node for node in ast.walk(function) if isinstance(node, ast.Return))
+            parts += [node.value for node in returns if node.value is not None]
     found: dict[str, None] = {}
-    for call in sorted(calls, key=lambda call: call.lineno):
-        if _is_message(call.func):
-            for argument in [*call.args, *(word.value for word in call.keywords)]:
-                text = _text(argument)
-                if sum(c.isalpha() for c in text.replace(GAP, "")) >= _LEAST and " " in text:
-                    found[re.sub(f"{GAP}+", GAP, _FORMAT.sub(GAP, text))] = None
+    for part in sorted(parts, key=lambda part: part.lineno):
+        text = _FORMAT.sub(GAP, _text(part, _constants(tree))).replace("%%", "%")
+        if sum(c.isalpha() for c in text.replace(GAP, "")) >= _LEAST and " " in text:
+            found[re.sub(f"{GAP}+", GAP, text)] = None
     return list(found)
+
+
+@cache
+def _asked_for_words() -> frozenset[str]:
+    """Names of the functions that return whole messages, and of those that these ask in turn."""
+    trees = [ast.parse(file.read_text()) for file in python_files()]
+    messages = (call for tree in trees for call in _calls(tree) if _is_message(call))
+    whole = [part for call in messages for part in _arguments(call) if isinstance(part, ast.Call)]
+    asked = {part.func.id for part in whole if isinstance(part.func, ast.Name)}
+    answers = (
+        result.value
+        for tree in trees
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef) and function.name in asked
+        for result in ast.walk(function)
+        if isinstance(result, ast.Return) and result.value is not None
+    )
+    inner = (call.func for answer in answers for call in _calls(answer))
+    return frozenset(asked | {name.id for name in inner if isinstance(name, ast.Name)})
+
+
+def python_files() -> list[Path]:
+    """All of the program."""
+    return [f for part in ("pipeline", "launch") for f in sorted((REPOSITORY / part).rglob("*.py"))]
+
+
+def _calls(tree: ast.AST) -> list[ast.Call]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+def _arguments(call: ast.Call) -> list[ast.expr]:
+    return [*call.args, *(word.value for word in call.keywords)]
+
+
+def _constants(tree: ast.Module) -> dict[str, str]:
+    """The texts that have one name in a module and no second value; what else is named, or named in
+    other modules, stays a gap."""
+    found: dict[str, list[str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            found.setdefault(node.targets[0].id, []).append(_text(node.value))
+    return {name: texts[0] for name, texts in found.items() if len(texts) == 1}
 
 
 def files_of(topic: str) -> list[Path]:
@@ -74,19 +125,26 @@ def files_of(topic: str) -> list[Path]:
     return sorted(file for file, name in found.items() if name == topic)
 
 
-def _is_message(function: ast.expr) -> bool:
+def _is_message(call: ast.Call) -> bool:
+    function = call.func
     name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-    return name in _OTHERS or bool(_RAISING.search(name))
+    # An AssertionError is a fault of the program and no message for its users.
+    return name in _OTHERS or bool(_RAISING.search(name) and name != "AssertionError")
 
 
-def _text(node: ast.expr) -> str:
-    """The fixed parts of a string that an expression makes, gaps between; "" if it makes none."""
+def _text(node: ast.expr, names: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The fixed parts of a string that an expression makes, gaps between; "" if it makes none.
+    `names` are texts with names of their own."""
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else ""
+    if isinstance(node, ast.Name):
+        return names.get(node.id, "")
+    if isinstance(node, ast.FormattedValue):
+        return _text(node.value, names) if isinstance(node.value, ast.Name) else ""
     if isinstance(node, ast.JoinedStr):
-        return "".join(_text(part) or GAP for part in node.values)
+        return "".join(_text(part, names) or GAP for part in node.values)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return (_text(node.left) or GAP) + (_text(node.right) or GAP)
+        return (_text(node.left, names) or GAP) + (_text(node.right, names) or GAP)
     return ""
 
 
@@ -110,16 +168,23 @@ class Help(Directive):
 
 
 class Messages(Directive):
-    """The messages of the Python files that a topic of `TOPICS` has, as one list."""
+    """The messages of the Python files that a topic of `TOPICS` has, below each file's name."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """One bullet list, by module and line."""
-        items = nodes.bullet_list()
-        for text in (text for file in files_of(self.arguments[0]) for text in message_texts(file)):
-            items += nodes.list_item("", nodes.paragraph("", "", nodes.literal(text, text)))
-        return [items]
+        """One bullet list for each file that has any."""
+        lists: list[nodes.Node] = []
+        for file in files_of(self.arguments[0]):
+            items = [
+                nodes.list_item("", nodes.paragraph("", "", nodes.literal(text, text)))
+                for text in message_texts(file)
+            ]
+            if items:
+                name = str(file.relative_to(REPOSITORY))
+                lists += [nodes.paragraph("", "", nodes.emphasis(name, name))]
+                lists += [nodes.bullet_list("", *items)]
+        return lists
 
 
 def setup(app: Any) -> dict[str, bool]:

@@ -28,6 +28,7 @@ from launch.slurm_rank import INTERFACE, NODES, RUN_DIR
 from launch.srun import layout, one_per_node, one_per_node_environment, srun
 from pipeline.config import ConfigError
 from pipeline.failure import run_command
+from pipeline.wording import counted
 
 
 def main(argv: list[str]) -> int:
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> int:
     _say(
         f"job {allocation.job}"
         + (f", restart {allocation.restarts}" if allocation.restarts else "")
-        + f": {allocation.ranks} ranks on "
+        + f": {counted(allocation.ranks, 'rank')} on "
         + ", ".join(f"{node.name} ({node.ranks})" for node in allocation.nodes)
     )
     if not program.on_every_rank:

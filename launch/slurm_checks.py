@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from launch.allocation import Allocation
@@ -25,6 +26,7 @@ from launch.doctor import (
 from launch.slurm_options import Program
 from launch.srun import one_per_node, one_per_node_environment, srun
 from pipeline.config import ConfigError
+from pipeline.wording import counted
 
 _PATIENCE_SEC = 120.0
 _NCCL_PATIENCE_SEC = 900.0
@@ -36,16 +38,31 @@ def examine(allocation: Allocation, program: Program, interface: str | None) -> 
     Raises `ConfigError` if a check failed, after the table with the cures.
     """
     ranks = {node.name: node.ranks for node in allocation.nodes}
-    checks = judge(parse_node_lines(_ask_nodes(allocation, program, interface)), ranks)
-    failed = [check.name for check in checks if check.status == "fail"]
-    if failed or any(check.status == "warn" for check in checks):
-        print(table([check for check in checks if check.status != "ok"]), flush=True)
-    if failed:
-        raise ConfigError(
-            f"the check before the job failed: {', '.join(failed)}; the table above has the cures "
-            "(--launch.doctor=false starts without the check)"
-        )
-    print(f"launch: {len(checks)} checks passed on {len(ranks)} nodes", flush=True)
+    with _nothing_left_if_refused(program.run_dir):
+        checks = judge(parse_node_lines(_ask_nodes(allocation, program, interface)), ranks)
+        failed = [check.name for check in checks if check.status == "fail"]
+        if failed or any(check.status == "warn" for check in checks):
+            print(table([check for check in checks if check.status != "ok"]), flush=True)
+        if failed:
+            raise ConfigError(
+                f"the check before the job failed: {', '.join(failed)}; the table above has the "
+                "cures (--launch.doctor=false starts without the check)"
+            )
+    passed, nodes = counted(len(checks), "check"), counted(len(ranks), "node")
+    print(f"launch: {passed} passed on {nodes}", flush=True)
+
+
+@contextlib.contextmanager
+def _nothing_left_if_refused(run_dir: Path | None) -> Iterator[None]:
+    """Takes the run's folder away again if it was made for the check and no run begins in it."""
+    is_new = run_dir is not None and not run_dir.exists()
+    try:
+        yield
+    except ConfigError:
+        if run_dir is not None and is_new:
+            with contextlib.suppress(OSError):  # never made, or no longer empty
+                run_dir.rmdir()
+        raise
 
 
 def _ask_nodes(allocation: Allocation, program: Program, interface: str | None) -> str:

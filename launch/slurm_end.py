@@ -44,7 +44,7 @@ class End:
         if code == 0:
             return ExitCode.FINISHED
         found = self._wait_for_files() if self._run_dir is not None else {}
-        if "failure.txt" in found:
+        if found.get("failure.txt"):  # nothing in it: the disk was full
             print(found["failure.txt"], file=sys.stderr, flush=True, end="")
             return exit_code(code)
         if "stopped.txt" in found:

@@ -23,8 +23,8 @@ from pipeline.phases import Phases
 
 # By strength, as ranks agree on the highest index that any has received. SIGUSR1 says that time is
 # nearly up: save and have the job go on later. The others say: save and leave (SIGUSR2 is SIGTERM
-# by way of srun, which does not pass that on).
-STOP_SIGNALS = ("", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGTERM")
+# by way of srun, which does not pass that on; SIGHUP comes when the terminal is closed).
+STOP_SIGNALS = ("", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGINT", "SIGTERM")
 GO_ON = 0
 
 
@@ -39,6 +39,8 @@ class StopSignal:
     def __enter__(self) -> StopSignal:
         for name in STOP_SIGNALS[1:]:
             number = signal.Signals[name]
+            if name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # nohup: the job is to outlive its terminal
             self._previous[number] = signal.signal(number, self._remember)
         # A launcher may hold these back until somebody listens: launch/slurm_rank.py.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1, signal.SIGUSR2})
@@ -97,13 +99,13 @@ class Feed:
             started = time.perf_counter()
             batch: Batch | None = None
             error: Exception | None = None
-            with self._phases("data", step):
+            with self._phases("data_wait", step):
                 try:
                     batch = next(self._batches)
                 except Exception as caught:  # whatever it is, the other ranks must hear of it
                     error = caught
             self.wait_sec += time.perf_counter() - started
-            with self._phases("agree"):
+            with self._phases("agreement"):
                 stop, save, failed = self._world.maximum(
                     [self._stop.received, wants_save, error is not None]
                 )

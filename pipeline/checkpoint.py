@@ -6,6 +6,7 @@ A checkpoint is what `torch.save` writes: a zip file whose records carry a CRC-3
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -16,30 +17,58 @@ from typing import Any
 
 import torch
 
+from pipeline.failure import TrainingError
+
 log = logging.getLogger("trainyard")
 
 FORMAT = 1
 """Version of a checkpoint's content; raised when a reader of the old one would go wrong."""
 
 _NAME = re.compile(r"step-(\d{9})\.pt")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DamagedCheckpoint(ValueError):
     """The file is not a whole checkpoint."""
 
 
+class SaveError(TrainingError):
+    """A checkpoint cannot be written. `reason` names it and the last good one, `cure` what to do;
+    `for_room`: room on the disk is all that it lacks."""
+
+    def __init__(self, reason: str, cure: str, for_room: bool) -> None:
+        super().__init__(f"{reason}; {cure} and start again")
+        self.reason, self.cure, self.for_room = reason, cure, for_room
+
+
 def write_atomically(path: Path, content: Mapping[str, Any]) -> None:
     """Writes `content` so that `path` holds either the old file or the whole new one.
 
-    Temporary file in the same folder, fsync, rename, fsync of the folder.
+    Temporary file in the same folder, fsync, rename, fsync of the folder. Raises `OSError`, and
+    leaves no part of a file behind, when the disk does not take it.
     """
     partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        torch.save(dict(content), file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except Exception as error:
+        partial.unlink(missing_ok=True)  # its room may be needed for a word on the cause
+        refused = _refusal(error)
+        if refused is None or refused is error:
+            raise
+        raise OSError(refused.errno, refused.strerror, str(path)) from error
     _sync_folder(path.parent)
+
+
+def _refusal(error: BaseException | None) -> OSError | None:
+    """What the system said. torch 2.13 has a RuntimeError of its own on top, that the file is
+    shorter than it should be."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -84,6 +113,7 @@ class CheckpointFolder:
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
         self.keep = keep
+        self._waits_for_room = False
 
     def path(self, step: int) -> Path:
         """Where the checkpoint before step `step` lies."""
@@ -102,17 +132,54 @@ class CheckpointFolder:
         return sorted(int(match.group(1)) for match in found if match)
 
     def save(self, step: int, content: Mapping[str, Any], best: bool = False) -> Path:
-        """Writes the checkpoint before step `step`, then removes all but the newest `keep`."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for cut in self.folder.glob(".*.partial"):  # what a save that was killed has left
-            cut.unlink()
+        """Writes the checkpoint before step `step`, then removes all but the newest `keep`.
+
+        Raises `SaveError` when the disk does not take it.
+        """
         path = self.path(step)
-        write_atomically(path, {"format": FORMAT, **content})
-        if best:
-            self.link_best(path)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for cut in self.folder.glob(".*.partial"):  # what a save that was killed has left
+                cut.unlink()
+            write_atomically(path, {"format": FORMAT, **content})
+            if best:
+                self.link_best(path)
+        except OSError as error:
+            raise self._not_written(path, content, error) from error
         for old in self.steps()[: -self.keep]:
             self.path(old).unlink(missing_ok=True)
+        if self._waits_for_room:
+            self._waits_for_room = False
+            log.info("there is room again: checkpoint %s is written", path)
         return path
+
+    def save_or_wait(self, step: int, content: Mapping[str, Any], best: bool = False) -> None:
+        """As `save`, but a full disk costs this checkpoint only, not the run, and is told once
+        until there is room again. Not for the last save, nor when there is no checkpoint yet."""
+        try:
+            self.save(step, content, best)
+        except SaveError as error:
+            if not error.for_room or not self.steps():
+                raise
+            if not self._waits_for_room:
+                log.warning(
+                    "warning: %s; %s: the training goes on and tries again at the next save",
+                    error.reason, error.cure,
+                )  # fmt: skip
+            self._waits_for_room = True
+
+    def _not_written(self, path: Path, content: Mapping[str, Any], error: OSError) -> SaveError:
+        steps, for_room = self.steps(), error.errno in _FULL
+        folders = (self.folder, *self.folder.parents)
+        disk = os.statvfs(next(folder for folder in folders if folder.is_dir()))
+        return SaveError(
+            f"checkpoint {path} cannot be written: {error.strerror} (it needs about "
+            f"{_size_bytes(content) / 1e6:.1f} MB, and {disk.f_bavail * disk.f_frsize / 1e6:.1f} "
+            "MB are free on its disk); "
+            + (f"the last good one is that of step {steps[-1]}" if steps else "there is none yet"),
+            "make room there" if for_room else "have that folder take files again",
+            for_room,
+        )
 
     def link_best(self, path: Path) -> None:
         """Makes `best.pt` another name of the checkpoint `path`."""
@@ -121,7 +188,11 @@ class CheckpointFolder:
         try:
             os.link(path, partial)
         except OSError:  # a file system without hard links
-            partial.write_bytes(path.read_bytes())
+            try:
+                partial.write_bytes(path.read_bytes())
+            except OSError:
+                partial.unlink(missing_ok=True)
+                raise
         os.replace(partial, self.best)
         _sync_folder(self.folder)
 
@@ -149,6 +220,15 @@ class CheckpointFolder:
         for later in self.steps():
             if later > step:
                 self.path(later).unlink()
+
+
+def _size_bytes(content: Any) -> int:
+    """Of the tensors in `content`, which is all that counts."""
+    if isinstance(content, torch.Tensor):
+        return content.nbytes
+    if isinstance(content, Mapping):
+        return sum(map(_size_bytes, content.values()))
+    return 0
 
 
 def require_same_run(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

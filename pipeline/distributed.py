@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.check_in import check_in
 from pipeline.failure import ExitCode, PeerLost, Reported, TrainingError, say_error
+from pipeline.gradient_averaging import Compression, GradientAverager, OverlappedAverager
 from pipeline.peers import Peer
 from pipeline.watchdog import Heartbeat
 
@@ -31,20 +32,6 @@ _KNOWER_SEC = 1.0  # a rank on the host of a lost one knows more of it, and spea
 # gradient reduced where it lies, without a copy into a fusion buffer (`benchmark scale`). It also
 # fixes the order of every sum, so that a run has the same bits each time at any number of ranks.
 _CPU_SETTINGS = {"HOROVOD_CYCLE_TIME": "5", "HOROVOD_FUSION_THRESHOLD": "0"}
-Compression = Literal["none", "fp16"]
-
-
-class GradientAverager:
-    """Averages gradients over ranks while backward runs; alone there is nothing to average.
-
-    `enabled` is set for the last micro-batch of a step only: until then gradients accumulate
-    locally.
-    """
-
-    enabled: bool = True
-
-    def synchronize(self) -> None:
-        """Waits until every gradient holds the average over ranks."""
 
 
 class World:
@@ -199,22 +186,6 @@ def nccl_built() -> bool:
     return bool(hvd.nccl_built())
 
 
-def row_major_view(tensor: Tensor) -> Tensor:
-    """A view of the same memory whose dimensions lie in memory order.
-
-    Horovod refuses tensors that are not row-major, which channels-last weights are not; their
-    (O, H, W, I) view is. Raises `ValueError` for any other layout, since a copy would go unseen.
-    """
-    if tensor.is_contiguous():
-        return tensor
-    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-        return tensor.permute(0, 2, 3, 1)
-    raise ValueError(
-        f"a tensor of shape {tuple(tensor.shape)} and strides {tensor.stride()} is neither "
-        "row-major nor channels-last"
-    )
-
-
 def _unpacked(data: Tensor) -> Any:
     """What `torch.save` made the bytes `data` of. They come from a rank of this job, not a file."""
     return torch.load(io.BytesIO(data.numpy().tobytes()), weights_only=False)
@@ -311,14 +282,9 @@ class HorovodWorld(World):
             return self._wait(self._hvd.allreduce_async(tensor, op=self._hvd.Sum, name="sum"))
 
     def average_(self, tensors: Sequence[Tensor]) -> None:
-        hvd = self._hvd
-        with self._collective():
-            handles = [
-                hvd.allreduce_async_(tensor, op=hvd.Average, name=f"average.{number}")
-                for number, tensor in enumerate(tensors)
-            ]
-            for handle in handles:
-                self._wait(handle)
+        handles = [self._start_average(t, f"average.{n}") for n, t in enumerate(tensors)]
+        for handle in handles:
+            self._finish(handle)
 
     def maximum(self, values: Sequence[int]) -> list[int]:
         vector = torch.tensor(list(values), dtype=torch.int64)
@@ -337,42 +303,13 @@ class HorovodWorld(World):
         self._hvd.stop_timeline()
 
     def average_gradients(self, model: nn.Module, compression: Compression) -> GradientAverager:
-        return _HorovodAverager(self, model, compression)
+        return OverlappedAverager(model, compression, self._start_average, self._finish)
 
+    def _start_average(self, tensor: Tensor, name: str) -> Any:
+        """Begins to replace `tensor` by its average over ranks; the handle for `_finish`."""
+        with self._collective():
+            return self._hvd.allreduce_async_(tensor, op=self._hvd.Average, name=name)
 
-class _HorovodAverager(GradientAverager):
-    """Starts one in-place all-reduce per parameter as soon as its gradient is complete.
-
-    Horovod's own DistributedOptimizer is not used: it refuses channels-last momentum, steps once
-    in secret when its state is broadcast, and hides SGD's fused AMP path.
-    """
-
-    def __init__(self, world: HorovodWorld, model: nn.Module, compression: Compression) -> None:
-        self._world = world
-        self._half = compression == "fp16"
-        self._pending: list[tuple[Any, Tensor, Tensor | None]] = []
-        for name, parameter in model.named_parameters():
-            parameter.register_post_accumulate_grad_hook(self._hook(name))  # type: ignore[no-untyped-call]
-
-    def _hook(self, name: str) -> Callable[[Tensor], None]:
-        hvd = self._world._hvd
-
-        def start(parameter: Tensor) -> None:
-            if not self.enabled:
-                return
-            assert parameter.grad is not None, name
-            gradient = row_major_view(parameter.grad)
-            sent = gradient.half() if self._half else gradient
-            with self._world._collective():
-                handle = hvd.allreduce_async_(sent, op=hvd.Average, name=f"gradient.{name}")
-            self._pending.append((handle, gradient, sent if self._half else None))
-
-        return start
-
-    def synchronize(self) -> None:
-        with self._world._collective():
-            for handle, gradient, sent in self._pending:
-                self._world._wait(handle)
-                if sent is not None:
-                    gradient.copy_(sent)
-        self._pending.clear()
+    def _finish(self, handle: Any) -> None:
+        with self._collective():
+            self._wait(handle)

@@ -55,7 +55,7 @@ def train_epoch(job: Job, feed: Feed, until: int) -> None:
         job.profile.before(job.progress.step)
         batch, decision = feed.next(job.progress.step, job.save_is_due())
         if decision.save or decision.stop:
-            save(job)
+            save(job, last=bool(decision.stop))
         if decision.stop:
             stop(job, decision.stop)
         show_images(job, batch)
@@ -100,9 +100,9 @@ def train_step(job: Job, batch: Batch, feed: Feed) -> Tensor | None:
             job.precision.backward(loss / job.accumulation)
         counts = job.window.add(step, loss.detach(), logits.detach(), batch.labels)
         warmup.count(job, counts)
-    with job.phases("average"):
+    with job.phases("communication"):
         job.averager.synchronize()
-    with job.phases("update"):
+    with job.phases("optimizer"):
         return update(job, step)
 
 
@@ -170,7 +170,7 @@ def require_finite(job: Job, found: tuple[int, float] | None) -> None:
 
 
 @contextmanager
-def _off_the_clock(job: Job, phase: Literal["save", "validate"]) -> Iterator[None]:
+def _off_the_clock(job: Job, phase: Literal["checkpoint", "validation"]) -> Iterator[None]:
     """Leaves the body's time out of the training speed."""
     started = time.perf_counter()
     with job.phases(phase, job.progress.step):
@@ -178,19 +178,21 @@ def _off_the_clock(job: Job, phase: Literal["save", "validate"]) -> Iterator[Non
     job.window.pause(time.perf_counter() - started)
 
 
-def save(job: Job, best: bool = False) -> None:
+def save(job: Job, best: bool = False, last: bool = False) -> None:
     """Collective. Writes a checkpoint before `job.progress.step`; training is not changed by it.
 
-    Never writes one that a non-finite loss has gone into.
+    Never writes one that a non-finite loss has gone into. On a full disk the run goes on without,
+    unless it is the `last` one of this start.
     """
-    with _off_the_clock(job, "save"):
+    with _off_the_clock(job, "checkpoint"):
         require_finite(job, job.window.fold())
         content = snapshot.take(job)
         step = job.progress.step
 
         def write() -> None:
             snapshot.require_finite(content)
-            job.checkpoints.save(step, content, best)
+            write_it = job.checkpoints.save if last else job.checkpoints.save_or_wait
+            write_it(step, content, best)
 
         job.world.on_rank0(write)
         job.saved()
@@ -198,7 +200,7 @@ def save(job: Job, best: bool = False) -> None:
 
 def validate_and_save(job: Job) -> None:
     """Collective. Validates where the run stands, then saves again with the result."""
-    with _off_the_clock(job, "validate"):
+    with _off_the_clock(job, "validation"):
         average, spread = snapshot.average_statistics(job)
         job.model.eval()
         seen = Inspection(len(job.val_set.classes), keep_mistakes=job.world.rank == 0)
@@ -240,7 +242,7 @@ def validate_and_save(job: Job) -> None:
             }
         )
         show_validation(job, seen)
-    save(job, best)
+    save(job, best, last=job.finished)
 
 
 @torch.no_grad()  # not inference_mode: Horovod cannot resize a tensor made in it
@@ -260,7 +262,7 @@ def validate(
     error: Exception | None = None
     try:
         for batch in loader:
-            world.heartbeat.beat("validate")
+            world.heartbeat.beat("validation")
             with precision.autocast():
                 logits = model(batch.images).float()
             real = (batch.labels != PADDING_LABEL).sum().unsqueeze(0)

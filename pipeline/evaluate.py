@@ -83,13 +83,14 @@ def parse_options(argv: list[str]) -> Any:
         prog="python -m pipeline.evaluate", description=DESCRIPTION, exit_on_error=False
     )
     parser.add_argument(
-        "--checkpoint", type=str, nargs="+", help="file of a training run (.pt); several: an "
-        "ensemble, whose scores are averaged",
+        "--checkpoint", type=str, nargs="+", metavar="FILE", help="file of a training run (.pt); "
+        "several: an ensemble, whose scores are averaged",
     )  # fmt: skip
     parser.add_argument(
-        "--protocol", type=str, default="1-crop", help="1-crop: the centre, as in validation; "
-        "10-crop: centre and corners, each also mirrored; multi-scale: whole images at several "
-        "scales, the network applied fully convolutionally. Softmax probabilities are averaged",
+        "--protocol", type=str, default="1-crop", metavar="NAME", help="1-crop: the centre, as in "
+        "validation; 10-crop: centre and corners, each also mirrored; multi-scale: whole images at "
+        "several scales, the network applied fully convolutionally. Softmax probabilities are "
+        "averaged",
     )  # fmt: skip
     parser.add_argument(
         "--scales", type=int, nargs="+", help="multi-scale: shorter sides in pixels; "
@@ -99,16 +100,19 @@ def parse_options(argv: list[str]) -> Any:
         "--mirror", action="store_true", help="multi-scale: add the mirrored image at each scale"
     )
     parser.add_argument(
-        "--bn-images", type=str, help="recompute BN statistics as true averages over this many "
-        "training crops, or over all of an epoch; needs the training data",
+        "--bn-images", type=str, metavar="N", help="recompute BN statistics as true averages over "
+        "this many training crops, or over all of an epoch; needs the training data",
     )  # fmt: skip
     parser.add_argument(
         "--test-images", action="store_true", help="cifar-10 with data.held_out: the archive's "
         "test images in place of the held-out training images",
     )  # fmt: skip
-    parser.add_argument("--json", type=str, help="also write the result to this file")
-    parser.add_argument("--per-class", type=str, help="write accuracy by class to this CSV file")
-    parser.add_argument("--confusion", type=str, help="write the confusion matrix to this CSV file")
+    for name, what in (
+        ("--json", "also write the result to this file"),
+        ("--per-class", "write accuracy by class to this CSV file"),
+        ("--confusion", "write the confusion matrix to this CSV file"),
+    ):
+        parser.add_argument(name, type=str, metavar="FILE", help=what)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     add_overrides(parser, SETTINGS)
     for argument in argv:
@@ -134,7 +138,7 @@ def evaluate(request: Request) -> tuple[dict[str, Any], Counts, ImageSet] | None
     Returns the result as JSON holds it, the counts and the images on rank 0, None elsewhere.
     """
     from pipeline.distributed import connect
-    from pipeline.evaluating.result import describe
+    from pipeline.evaluating.result import TestedImages, describe
     from pipeline.machine import choose_device, own_share, set_threads
     from pipeline.monitor import log, start_logging
 
@@ -157,12 +161,12 @@ def evaluate(request: Request) -> tuple[dict[str, Any], Counts, ImageSet] | None
         request.protocol.name, totals.top1, totals.top1_correct, totals.images, totals.top5,
         totals.top5_correct, totals.loss,
     )  # fmt: skip
+    is_other = _is_other_data(request, members[0], val_set, world)
     world.barrier()
     if world.rank != 0:
         return None
-    result = describe(
-        members, request.protocol, counts, request.bn_images, request.test_images, val_set.digest
-    )
+    images = TestedImages(val_set.digest, request.test_images, is_other)
+    result = describe(members, request.protocol, counts, request.bn_images, images)
     return result, counts, val_set
 
 
@@ -201,6 +205,21 @@ def _open_data(request: Request, member: Member, world: World) -> tuple[ImageSet
     if request.test_images:
         val_set = open_val_data(config, world, member.classes)
     return val_set, train_set
+
+
+def _is_other_data(request: Request, member: Member, val_set: ImageSet, world: World) -> bool:
+    """Collective. Whether the images tested are of other data than the training's. False where no
+    training is known, as of imported weights.
+
+    Test images are known by the held-out ones, which lie in the same archive.
+    """
+    from pipeline.run import open_val_data
+
+    wanted = member.content["fingerprint"].get("data hash of val")
+    if wanted is None:
+        return False
+    found = open_val_data(member.config, world, member.classes) if request.test_images else val_set
+    return bool(found.digest != wanted)
 
 
 def _count(
@@ -256,6 +275,7 @@ def _with_true_averages(
 
 def write_results(options: Any, result: dict[str, Any], counts: Counts, val_set: ImageSet) -> None:
     """On rank 0: the files that were asked for, and the result beside the first one's run."""
+    from pipeline.data.class_words import class_words
     from pipeline.evaluating import tables
     from pipeline.evaluating.result import file_name, run_folder, write
     from pipeline.monitor import log
@@ -263,7 +283,7 @@ def write_results(options: Any, result: dict[str, Any], counts: Counts, val_set:
     if options.json is not None:
         write(Path(options.json), result)
     if options.per_class is not None:
-        words = tables.class_words(Path(result["config"]["data"]["root"]))
+        words = class_words(Path(result["config"]["data"]["root"]))
         tables.write_per_class(Path(options.per_class), counts, val_set, words)
     if options.confusion is not None:
         tables.write_confusion(Path(options.confusion), counts, val_set.classes)

@@ -94,6 +94,21 @@ def record_first_cause(run_dir: Path | None, message: str) -> bool:
     return True
 
 
+def first_cause(run_dir: Path) -> str | None:
+    """The cause in a run's `failure.txt`, or None if it did not fail.
+
+    A file without words is a failure too: the disk had room for its name only.
+    """
+    try:
+        with open(run_dir / "failure.txt", encoding="utf-8", errors="replace") as file:
+            line = file.readline().strip()
+    except FileNotFoundError:
+        return None
+    return line.removeprefix("error: ") or (
+        "the disk was too full for the cause, which stands on the console of the job"
+    )
+
+
 def record_stop(run_dir: Path, by: str, step: int) -> None:
     """Writes `stopped.txt`: which signal stopped the run, and before which step."""
     with contextlib.suppress(OSError):  # a full disk: the checkpoint is written, and that counts

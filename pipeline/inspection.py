@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.data.dali import Batch
+from pipeline.metrics import predicted_classes
 
 _MISTAKES = 15  # five rows of three
 
@@ -14,9 +15,9 @@ _MISTAKES = 15  # five rows of three
 class Inspection:
     """Looks at the batches of one validation on this rank, without a host sync in any.
 
-    It changes no count. `hits` and `images` (classes,) int64 are of all ranks once `take_in` was
-    called. Mistakes are the wrong answers of the highest probability, on ranks with `keep_mistakes`
-    only: `found` has this rank's.
+    It changes no count, and its hits sum up to the top-1 count. `hits` and `images` (classes,)
+    int64 are of all ranks once `take_in` was called. Mistakes are the wrong answers of the highest
+    probability, on ranks with `keep_mistakes` only: `found` has this rank's.
     """
 
     def __init__(self, classes: int, keep_mistakes: bool) -> None:
@@ -29,7 +30,7 @@ class Inspection:
         """Takes in a batch and its logits (B, classes) float32; labels below 0 count nowhere."""
         real = batch.labels >= 0
         labels = batch.labels.clamp(min=0)
-        predicted = logits.argmax(1)
+        predicted = predicted_classes(logits)
         right = (predicted == batch.labels) & real
         if self._counts is None:
             self._counts = torch.zeros(2, self._classes, dtype=torch.int64, device=labels.device)

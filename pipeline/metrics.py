@@ -9,16 +9,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.gpu_memory import GpuMemory
+
+
+def predicted_classes(scores: Tensor) -> Tensor:
+    """(B,) int64: the class of the highest of `scores` (B, classes), of equal ones the first.
+
+    Every count of hits and every name of a mistake begins here: bf16 often gives two classes the
+    same score, of which `topk` may name the other one.
+    """
+    return scores.argmax(dim=1)
+
+
+def among_five(scores: Tensor, predicted: Tensor, labels: Tensor) -> Tensor:
+    """(B,) bool: whether each label is among the five best, of which `predicted` (B,) is one.
+
+    `labels` (B,) int64; never for a negative one. With fewer than five classes all are best.
+    """
+    best = scores.topk(min(5, scores.shape[1]), dim=1).indices
+    return (best == labels.unsqueeze(1)).any(dim=1) | (predicted == labels)
+
 
 def correct_counts(logits: Tensor, labels: Tensor) -> Tensor:
     """How many of a batch are right: (2,) int64 on the device, top-1 and top-5.
 
-    `logits` (B, classes), `labels` (B,) int64; a negative label (padding) counts in neither. With
-    fewer than five classes top-5 means any of them.
+    `logits` (B, classes), `labels` (B,) int64; a negative label (padding) counts in neither.
     """
-    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    hits = ranked == labels.unsqueeze(1)
-    return torch.stack([hits[:, 0].sum(), hits.sum()])
+    predicted = predicted_classes(logits)
+    five = among_five(logits, predicted, labels)
+    return torch.stack([(predicted == labels).sum(), five.sum()])
 
 
 class TrainWindow:
@@ -35,7 +54,8 @@ class TrainWindow:
         self.sums = torch.zeros(4, dtype=torch.float64)
         """loss * images, top-1 hits, top-5 hits, images: of this rank, since the last line."""
         self._images: list[int] = []
-        self.start_clock()
+        self.memory = GpuMemory(device)
+        self._start()
 
     @torch.no_grad()
     def add(self, step: int, loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
@@ -77,10 +97,14 @@ class TrainWindow:
     def restart(self) -> None:
         """Begins a new window."""
         self.sums.zero_()
-        self.start_clock()
+        self._start()
 
     def start_clock(self) -> None:
-        """Begins to measure the speed."""
+        """Begins to measure the speed: the loader is open, and the first step comes next."""
+        self.memory.dali_is_ready()
+        self._start()
+
+    def _start(self) -> None:
         self._timed_images = 0
         self._paused_sec = 0.0
         self._started = time.perf_counter()

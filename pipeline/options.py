@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
+from docstring_parser import parse_from_object
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from pipeline.config import Config, ConfigError, require, setting_names
+from pipeline.help_text import PlainHelp
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEFAULT_CONFIG = CONFIGS / "resnet50.yaml"
@@ -120,7 +122,18 @@ def add_overrides(parser: ArgumentParser, names: Sequence[str]) -> None:
     for name in names:
         part, _, rest = name.partition(".")
         owner = get_type_hints(Config)[part]
-        parser.add_argument(f"--{name}", type=get_type_hints(owner)[rest] | None, default=None)
+        parser.add_argument(
+            f"--{name}",
+            type=get_type_hints(owner)[rest] | None,
+            default=None,
+            help=f"{field_docs(owner)[rest]} (default: as stored)",
+        )
+
+
+def field_docs(kind: type) -> dict[str, str]:
+    """What stands below each field of a dataclass, on one line, by the field's name."""
+    params = parse_from_object(kind).params
+    return {field.arg_name: " ".join((field.description or "").split()) for field in params}
 
 
 def overrides(parsed: Any, names: Sequence[str], base: dict[str, Any]) -> Config:
@@ -188,6 +201,7 @@ def parse(parser: ArgumentParser, base: dict[str, Any], argv: Sequence[str]) -> 
     Returns the parser's namespace, the parts as dataclasses. Raises `ConfigError`.
     """
     check_names(parser, argv)
+    parser.formatter_class = PlainHelp
     try:
         defaults = parser.get_defaults()
         parsed = parser.parse_object(base, namespace=defaults) if base else defaults

@@ -7,41 +7,23 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pipeline.phases import PHASES, Phase
+from pipeline.phases import PHASES
 
 if TYPE_CHECKING:
     from pipeline.job import Job
 
-_SHARES: dict[str, Phase] = {
-    "data_wait": "data",
-    "forward": "forward",
-    "backward": "backward",
-    "communication": "average",
-    "agreement": "agree",
-    "optimizer": "update",
-    "checkpoint": "save",
-    "validation": "validate",
-}
+_SHARED = tuple(phase for phase in PHASES if phase != "record")  # that one is of the rest
+_GPU_MEMORY = ("gpu_memory_torch_bytes", "gpu_memory_dali_bytes", "gpu_memory_other_bytes")
 _OF_COUNTS = 4  # TrainWindow.sums
 _OF_TIMES = 3  # TrainWindow.timings()
 
 
 def of_this_rank(job: Job) -> Tensor:
     """(n,) float64: what this rank adds to the line of metrics. A host sync on a GPU."""
-    more = [*job.phases.seconds(), job.world.heartbeat.take_longest_sec(), *_gpu_memory(job)]
+    memory = job.window.memory.held_bytes(dali_decodes=job.decode.decoder == "gpu")
+    more = [*job.phases.seconds(), job.world.heartbeat.take_longest_sec(), *memory]
     timed = torch.tensor(more, dtype=torch.float64)
     return torch.cat([job.window.sums, job.window.timings(), timed])
-
-
-def _gpu_memory(job: Job) -> list[float]:
-    """Bytes on this rank's GPU: the most that PyTorch has held so far, and what others hold now;
-    zeros on a CPU."""
-    device = job.decode.device
-    if device.type != "cuda":
-        return [0.0, 0.0]
-    free, total = torch.cuda.mem_get_info(device)
-    held = torch.cuda.memory_reserved(device)
-    return [float(torch.cuda.max_memory_reserved(device)), float(total - free - held)]
 
 
 def of_all_ranks(everyone: Tensor) -> dict[str, float | None]:
@@ -58,8 +40,8 @@ def of_all_ranks(everyone: Tensor) -> dict[str, float | None]:
     share_*: of all the time since the last line, mean over ranks; their sum is 1.
     heartbeat_sec: the longest that any rank was without a heartbeat; the watchdog ends the job at
         run.step_timeout_sec.
-    gpu_memory_torch_bytes, gpu_memory_other_bytes: on a GPU, the highest of any rank. Others are
-        DALI, the CUDA context and NCCL, and whatever else runs on that GPU.
+    gpu_memory_torch_bytes, gpu_memory_dali_bytes, gpu_memory_other_bytes: on a GPU, each the
+        highest of any rank; `pipeline.gpu_memory` says what is whose.
     """
     ranks = len(everyone)
     loss, top1, top5, images = everyone[:, :_OF_COUNTS].sum(0).tolist()
@@ -67,12 +49,12 @@ def of_all_ranks(everyone: Tensor) -> dict[str, float | None]:
     timed_images, seconds, paused = times.sum(0).tolist()
     rest = everyone[:, _OF_COUNTS + _OF_TIMES :]
     phases = dict(zip(PHASES, rest.T[: len(PHASES)], strict=True))
-    heartbeat, torch_bytes, other_bytes = rest[:, len(PHASES) :].amax(0).tolist()
+    heartbeat, *memory = rest[:, len(PHASES) :].amax(0).tolist()
 
-    alone = (times[:, 1] - phases["agree"] - phases["average"]).clamp(min=1e-9)
+    alone = (times[:, 1] - phases["agreement"] - phases["communication"]).clamp(min=1e-9)
     speeds = times[:, 0] / alone
     slowest = int(speeds.argmin())
-    spent = {name: float(phases[phase].sum()) for name, phase in _SHARES.items()}
+    spent = {phase: float(phases[phase].sum()) for phase in _SHARED}
     # On a GPU a save also waits for work that the device's own clock has in another phase.
     whole = max(seconds + paused, sum(spent.values()))
     shares = {f"share_{name}": sec / whole for name, sec in spent.items()}
@@ -81,9 +63,9 @@ def of_all_ranks(everyone: Tensor) -> dict[str, float | None]:
         "top1": top1 / images,
         "top5": top5 / images,
         "images_per_sec": timed_images / (seconds / ranks),
-        "data_wait_sec": float(phases["data"].mean()),
-        "data_wait_share": float(phases["data"].sum()) / seconds,
-        "communication_share": float(phases["average"].sum()) / seconds,
+        "data_wait_sec": float(phases["data_wait"].mean()),
+        "data_wait_share": float(phases["data_wait"].sum()) / seconds,
+        "communication_share": float(phases["communication"].sum()) / seconds,
         "rank_images_per_sec": float(speeds.mean()),
         "slowest_images_per_sec": float(speeds[slowest]),
         "slowest_rank": slowest,
@@ -91,6 +73,6 @@ def of_all_ranks(everyone: Tensor) -> dict[str, float | None]:
         "share_rest": max(0.0, 1.0 - sum(shares.values())),
         "heartbeat_sec": heartbeat,
     }
-    if torch_bytes:
-        line |= {"gpu_memory_torch_bytes": torch_bytes, "gpu_memory_other_bytes": other_bytes}
+    if any(memory):
+        line |= dict(zip(_GPU_MEMORY, memory, strict=True))
     return line

@@ -19,14 +19,18 @@ import torch
 from pipeline.watchdog import Heartbeat
 
 Phase = Literal[
-    "data", "agree", "forward", "backward", "average", "update", "record", "save", "validate"
-]
-"""data: waits for the loader. agree: waits for the other ranks before a batch is used. average:
-waits for gradients after backward has ended, what of the communication is exposed. update: the
-optimizer. record: writes a line of metrics."""
+    "data_wait", "forward", "backward", "communication", "agreement", "optimizer", "checkpoint",
+    "validation", "record",
+]  # fmt: skip
+"""data_wait: waits for the loader. communication: waits for gradients after backward has ended,
+what of it is exposed. agreement: waits for the other ranks before a batch is used. optimizer:
+changes the weights. record: writes a line of metrics.
+
+The same names stand in metrics.jsonl (`share_<name>`), in traces and in what is said of a hang."""
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
-_OF_HOST = ("record", "save", "validate")  # they wait for the device, and so wall clock is theirs
+_OF_HOST = ("checkpoint", "validation", "record")
+"""They wait for the device, and so wall clock is theirs."""
 
 
 class Phases:

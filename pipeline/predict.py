@@ -34,8 +34,6 @@ SETTINGS = (
     "data.root", "data.local_batch_size", "data.image_size", "data.val_resize", "data.decode",
     "data.threads", "data.output", "model.norm", "optim.amp", "run.device", "run.threads",
 )  # fmt: skip
-WORDS_FILE = "synset_words.txt"
-"""In data.root, as `prepare imagenet` writes it: a class name and what it means, one a line."""
 _TOP = 5
 
 
@@ -45,8 +43,11 @@ def main(argv: list[str]) -> None:
         prog="python -m pipeline.predict", description=DESCRIPTION, exit_on_error=False
     )
     parser.add_argument("images", nargs="*", type=str, metavar="IMAGE", help="image files")
-    parser.add_argument("--checkpoint", type=str, help="file of a training run (.pt)")
-    parser.add_argument("--json", type=str, help="also write the result to this file")
+    for name, what in (
+        ("--checkpoint", "file of a training run (.pt)"),
+        ("--json", "also write the result to this file"),
+    ):
+        parser.add_argument(name, type=str, metavar="FILE", help=what)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     add_overrides(parser, SETTINGS)
     for argument in argv:
@@ -82,6 +83,7 @@ def predict(checkpoint: Path, paths: Sequence[Path], options: Any) -> list[dict[
     `options` is the parsed command line. Raises `ValueError` for an image that cannot be used.
     """
     from pipeline.checkpoint import read_verified
+    from pipeline.data.class_words import class_words
     from pipeline.data.given_images import GivenImages
     from pipeline.distributed import World
     from pipeline.job import make_model
@@ -97,7 +99,7 @@ def predict(checkpoint: Path, paths: Sequence[Path], options: Any) -> list[dict[
     model.load_state_dict(content["model"])
     with contextlib.closing(_open(config, images, decode)) as loader:
         probabilities = _probabilities(model.eval(), loader, config, len(images))
-    words = read_words(Path(config.data.root) / WORDS_FILE)
+    words = class_words(Path(config.data.root))
     return [
         {"image": str(path), "top": _top(row, content["classes"], words)}
         for path, row in zip(paths, probabilities, strict=True)
@@ -168,18 +170,6 @@ def _top(row: Tensor, classes: Sequence[str], words: Mapping[str, str]) -> list[
         }
         for value, label in zip(values.tolist(), labels.tolist(), strict=True)
     ]
-
-
-def read_words(path: Path) -> dict[str, str]:
-    """What class names mean, from lines of a name, a space and words; empty without such a file."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}; remove it or mend it") from error
-    pairs = (line.strip().partition(" ") for line in lines)
-    return {name: words.strip() for name, _, words in pairs if words}
 
 
 if __name__ == "__main__":

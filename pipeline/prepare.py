@@ -8,14 +8,13 @@ import logging
 import sys
 from typing import Any, get_type_hints
 
-from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser
 
 from pipeline.config import require
 from pipeline.data.preparing.options import OPTIONS
 from pipeline.failure import run_command
+from pipeline.options import field_docs, take_name
 from pipeline.options import parse as parse_settings
-from pipeline.options import take_name
 
 _PROG = "python -m pipeline.prepare"
 
@@ -39,11 +38,9 @@ def parse(argv: list[str]) -> tuple[str, Any]:
 
 def _parser(name: str, kind: type) -> ArgumentParser:
     parser = ArgumentParser(prog=f"{_PROG} {name}", description=kind.__doc__, exit_on_error=False)
-    docs = {field.arg_name: field.description for field in parse_from_object(kind).params}
-    types = get_type_hints(kind)
+    docs, types = field_docs(kind), get_type_hints(kind)
     for field in dataclasses.fields(kind):
-        text = " ".join((docs[field.name] or "").split())
-        required = _is_required(field)
+        text, required = docs[field.name], _is_required(field)
         if types[field.name] is bool:
             parser.add_argument(_option(field.name), action="store_true", help=text)
             continue

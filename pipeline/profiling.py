@@ -122,6 +122,10 @@ def _profiler(device: torch.device) -> Any:
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
+    else:
+        # torch 2.13's Kineto announces every trace on stderr ("USDT: ... profiler_start"), above
+        # its errors: level 6 is silence. On a GPU it has errors to tell, those of CUPTI.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     return torch.profiler.profile(activities=activities)
 
 

@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 from pipeline.config import ConfigError, require
 from pipeline.failure import run_command
 from pipeline.options import parse
+from pipeline.wording import counted
 
 RUNS = Path("runs")
 
@@ -37,7 +38,9 @@ def main(argv: list[str]) -> None:
         metavar="RUN",
         help=f"folders of runs; none: all below {RUNS}/",
     )
-    parser.add_argument("--out", type=str, default=str(RUNS / "report"), help="folder to write to")
+    parser.add_argument(
+        "--out", metavar="DIR", type=str, default=str(RUNS / "report"), help="folder to write to"
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parse(parser, {}, argv)
     out = Path(options.out)
@@ -63,7 +66,7 @@ def main(argv: list[str]) -> None:
     from pipeline.reporting.report import write_report  # loads torch and matplotlib
 
     write_report(out, runs)
-    number = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    number = counted(len(runs), "run")
     print(f"report of {number} written to {out / 'index.html'} and {out / 'report.md'}")
 
 

@@ -20,6 +20,7 @@ from pipeline.data.manifest import open_manifest
 from pipeline.data.order import order_digest
 from pipeline.data.statistics import normalisation_of
 from pipeline.distributed import World, connect
+from pipeline.effect import idle_settings
 from pipeline.excluding import exclude_listed
 from pipeline.job import Job
 from pipeline.machine import choose_decoding, choose_device, own_share, set_threads, versions
@@ -30,6 +31,7 @@ from pipeline.profiling import open_profile
 from pipeline.run_folder import first_cause_kept, locked
 from pipeline.showing import verdict
 from pipeline.watchdog import watched
+from pipeline.wording import counted
 
 log = logging.getLogger("trainyard")
 T = TypeVar("T")
@@ -151,7 +153,8 @@ def _find_checkpoint(job: Job) -> dict[str, Any] | None:
             raise ValueError(
                 f"{folder} already holds another run than --resume {path}; choose another run.name"
             )
-    require_same_run(path, content["fingerprint"], job.fingerprint)
+    wanted = snapshot.compared(job.fingerprint, job.config)
+    require_same_run(path, content["fingerprint"], wanted)
     if not holds_run:
         # From here on the run stands on its own, and the same command goes on with it.
         origin.write_text(str(path.resolve()), encoding="utf-8")
@@ -181,14 +184,14 @@ def _open_files(job: Job) -> None:
         run_dir, config, job.position, len(job.progress.history), total_images,
         Room(run_dir, snapshot.size_bytes(job)),
     )  # fmt: skip
-    ranks, micro = job.world.size, job.partition.micro_batch_size
+    ranks = counted(job.world.size, "rank")
     decoding = f"JPEG decoding on the {job.decode.decoder.upper()}"
     if job.decode.decoder == "none":
         decoding = "images that need no decoding"
     log.info(
-        "run %s: %s on %d rank%s (%s), %s, %s",
-        run_dir, network_name(config.model), ranks, "s" if ranks > 1 else "",
-        job.decode.device, f"AMP {config.optim.amp}", decoding,
+        "run %s: %s on %s (%s), %s, %s",
+        run_dir, network_name(config.model), ranks, job.decode.device, f"AMP {config.optim.amp}",
+        decoding,
     )  # fmt: skip
     log.info(
         "data: %d train and %d val images, %d classes, hash %s",
@@ -196,11 +199,13 @@ def _open_files(job: Job) -> None:
         job.train_set.digest[:16],
     )  # fmt: skip
     log.info(
-        "batch: %d = %d ranks x %d images x %d accumulated; steps %d to %d",
-        config.data.global_batch_size, ranks, micro, job.accumulation, job.progress.step,
-        job.total_steps,
+        "batch: %d = %s x %s x %d accumulated; steps %d to %d",
+        config.data.global_batch_size, ranks, counted(job.partition.micro_batch_size, "image"),
+        job.accumulation, job.progress.step, job.total_steps,
     )  # fmt: skip
-    log.info("schedule: %s", job.schedule.describe())
+    if idle := idle_settings(config):
+        log.info("without effect: %s", idle)
+    log.info("schedule: %s", job.schedule.describe(config.data.global_batch_size))
     order = order_digest(config.run.seed, job.epoch, len(job.train_set))
     log.info("order of epoch %d: %s", job.epoch, order)
 

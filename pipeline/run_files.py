@@ -4,6 +4,7 @@ to, and their metrics. Reads only; imports nothing heavy.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipeline.monitor import read_metrics
 
 HOLDS = "a run's folder holds config.yaml and metrics.jsonl"
 _MARKS = ("config.yaml", "metrics.jsonl")
+_RANKS = re.compile(r" batch: \d+ = ([\d,]+) ranks? x ")
 
 
 def holds_run(folder: Path) -> bool:
@@ -37,7 +39,7 @@ def why_no_run(folder: Path) -> str:
 def read_lines(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics, none if there are none yet; a line that a kill has cut is left
     out with a warning."""
-    lines = read_metrics(folder / "metrics.jsonl")
+    lines = read_metrics(folder / "metrics.jsonl", warn=True)
     return [line for line in lines if isinstance(line, dict)]
 
 
@@ -75,6 +77,16 @@ def read_versions(folder: Path) -> dict[str, str]:
         name, _, value = line[2:].partition(": ")
         found[name] = value
     return found
+
+
+def read_ranks(folder: Path) -> int | None:
+    """The number of ranks at a run's last start, as its log has it; None: it is not there."""
+    try:
+        text = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    said = _RANKS.findall(text)
+    return int(said[-1].replace(",", "")) if said else None
 
 
 def _text(folder: Path) -> str:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -43,7 +44,8 @@ def main(argv: list[str]) -> None:
         "--follow",
         type=str,
         metavar="NAME",
-        help="print what this run says until it ends; returns 0 when it finished, 75 when a "
+        help="print what this run says until it ends, on a terminal above a progress bar with "
+        "what limits it; returns 0 when it finished, 75 when a "
         "signal stopped it, 1 for any other end",
     )
     parser.add_argument(
@@ -62,37 +64,45 @@ def main(argv: list[str]) -> None:
 
 
 def _show(follow: str | None, runs: list[str], as_json: bool) -> None:
+    from pipeline.observing.naming import find_run
+
     if follow is not None:
         if len(runs) > 1:
             raise ConfigError(
                 f"--follow {follow} is given with {len(runs)} folders; give the one that holds it, "
                 "or none"
             )
-        _follow(_named(follow, Path(*runs) if runs else RUNS), as_json)
+        _follow(find_run(follow, Path(*runs) if runs else RUNS), as_json)
     elif len(runs) > 1:
-        _compare([_named(name, RUNS) for name in runs], as_json)
+        _compare([find_run(name, RUNS) for name in runs], as_json)
     else:
-        _list(Path(runs[0]) if runs else RUNS, as_json)
+        _list(_listed(*runs), as_json)
 
 
-def _named(name: str, below: Path) -> Path:
-    """The run of this name below `below`, or the folder of this path."""
-    return below / name if (below / name).is_dir() else Path(name)
+def _listed(name: str | None = None) -> Path:
+    """The folder to list: all runs, those below the folder of this path, or the run of this name.
+
+    Without any run the folder of all need not be there.
+    """
+    from pipeline.observing.naming import find_run
+
+    if name is None or Path(name).is_dir():
+        return RUNS if name is None else Path(name)
+    return RUNS / name if (RUNS / name).is_dir() else find_run(name, RUNS)
 
 
 def _list(below: Path, as_json: bool) -> None:
-    from pipeline.observing.listing import describe, list_runs
+    from pipeline.observing import listing
+    from pipeline.observing.naming import TRAIN
 
-    if not below.exists() and (RUNS / below).is_dir():
-        below = RUNS / below
-    listing = list_runs(below)
+    found = listing.list_runs(below)
     if as_json:
-        skipped = [{"folder": str(f), "reason": reason} for f, reason in listing.skipped]
-        print(json.dumps({"runs": [r.as_json for r in listing.runs], "skipped": skipped}, indent=1))
-    elif listing.runs or listing.skipped:
-        print(describe(listing, below))
-    if not listing.runs and not as_json:
-        print(f"no run below {below}/")
+        print(json.dumps(listing.as_json(found), indent=1))
+        return
+    if found.runs or found.skipped:
+        print(listing.describe(found, below))
+    if not found.runs:
+        print(f"no run below {below}/" if below.exists() else f"no run yet below {below}/: {TRAIN}")
 
 
 def _compare(folders: list[Path], as_json: bool) -> None:
@@ -107,14 +117,12 @@ def _compare(folders: list[Path], as_json: bool) -> None:
 
 def _follow(folder: Path, as_json: bool) -> None:
     from pipeline.observing.following import MetricsLines, PlainLines, follow
-    from pipeline.observing.state import is_run
-    from pipeline.run_files import why_no_run
+    from pipeline.observing.screen import Screen, screen_for_stdout
 
-    if not is_run(folder):
-        raise ConfigError(f"--follow: {why_no_run(folder)}")
     source = MetricsLines(folder) if as_json else PlainLines(folder)
     try:
-        run, code = follow(folder, source, lambda line: print(line, flush=True))
+        with closing(Screen() if as_json else screen_for_stdout()) as screen:
+            run, code = follow(folder, source, screen)
     except BrokenPipeError:
         raise
     except OSError as error:

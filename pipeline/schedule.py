@@ -12,6 +12,7 @@ from fractions import Fraction
 
 from pipeline.config import Config, ScheduleConfig, require
 from pipeline.data.order import total_steps
+from pipeline.wording import counted
 
 WARMUP_WINDOW_STEPS = 100
 """Steps over which `ErrorWarmup` measures the training error.
@@ -63,11 +64,13 @@ class LinearWarmup:
             return 1.0
         return self.start_factor + (1 - self.start_factor) * position / self.images
 
-    def describe(self, peak_lr: float) -> str:
+    def describe(self, peak_lr: float, global_batch_size: int) -> str:
         """A few words for the log."""
         if self.images == 0:
             return "no warm-up"
-        return f"warm-up from {peak_lr * self.start_factor:g} over {self.images:,} images"
+        steps = counted(_first_step(self.images, global_batch_size), "step")
+        start = peak_lr * self.start_factor
+        return f"warm-up from {start:g} over {steps} ({counted(self.images, 'image')})"
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,9 @@ class ErrorWarmup:
         """Whether a window of `images`, of which `hits` were right, ends the warm-up; exact."""
         return images - hits < Fraction(str(self.until_error)) * images
 
-    def describe(self, peak_lr: float) -> str:
+    def describe(self, peak_lr: float, global_batch_size: int) -> str:
         """A few words for the log."""
+        del global_batch_size
         return (
             f"warm-up at {peak_lr * self.factor:g} until the training error of "
             f"{WARMUP_WINDOW_STEPS} steps is below {self.until_error:g}"
@@ -117,11 +121,16 @@ class StepSchedule:
         drops = sum(position >= drop for drop in self.drop_positions)
         return self.peak_lr * self.warmup.share(position, history) * self.factor**drops
 
-    def describe(self) -> str:
-        """One line for the log: the peak in force, the warm-up and the drops."""
-        listed = "; ".join(f"{position:,}" for position in self.drop_positions)
-        drops = f"times {self.factor:g} at {listed} images" if listed else "no drops"
-        return f"lr {self.peak_lr:g}, {self.warmup.describe(self.peak_lr)}, {drops}"
+    def describe(self, global_batch_size: int) -> str:
+        """One line for the log: the peak in force, the warm-up and the drops; a place in training
+        both in images and in steps."""
+        warmup, drops = self.warmup.describe(self.peak_lr, global_batch_size), "no drops"
+        if self.drop_positions:
+            steps = "; ".join(f"{_first_step(p, global_batch_size):,}" for p in self.drop_positions)
+            images = "; ".join(f"{position:,}" for position in self.drop_positions)
+            word = "step" if len(self.drop_positions) == 1 else "steps"
+            drops = f"times {self.factor:g} from {word} {steps} on ({images} images)"
+        return f"lr {self.peak_lr:g}, {warmup}, {drops}"
 
 
 @dataclass(frozen=True)
@@ -153,16 +162,23 @@ class PlateauSchedule:
         drops = plateau_drops(history.errors, self.patience, self.min_improvement, self.max_drops)
         return self.peak_lr * self.warmup.share(position, history) * self.factor ** len(drops)
 
-    def describe(self) -> str:
+    def describe(self, global_batch_size: int) -> str:
         """One line for the log: the peak in force, the warm-up and the rule of the drops."""
+        warmup = self.warmup.describe(self.peak_lr, global_batch_size)
         return (
-            f"lr {self.peak_lr:g}, {self.warmup.describe(self.peak_lr)}, times {self.factor:g} "
-            f"after {self.patience} validations without an error lower by "
-            f"{self.min_improvement:g}, at most {self.max_drops} times"
+            f"lr {self.peak_lr:g}, {warmup}, times {self.factor:g} "
+            f"after {counted(self.patience, 'validation')} without an error lower by "
+            f"{self.min_improvement:g}, at most {counted(self.max_drops, 'time')}"
         )
 
 
 Schedule = StepSchedule | PlateauSchedule
+
+
+def _first_step(position: int, global_batch_size: int) -> int:
+    """The first step whose images all lie at `position` or later; a step takes the lr of its first
+    image."""
+    return -(-position // global_batch_size)
 
 
 def run_length(schedule: ScheduleConfig, train_images: int, global_batch_size: int) -> int:

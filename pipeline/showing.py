@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.data.augment import Plan
+from pipeline.data.class_words import class_words
 from pipeline.data.dali import Batch, gpu_count
-from pipeline.evaluating.tables import class_words
 from pipeline.inspection import Inspection
 from pipeline.monitor.pictures import caption
 from pipeline.verdict import Figures, Verdict, judge
@@ -33,7 +34,14 @@ def show_images(job: Job, batch: Batch) -> None:
         return
     job.images_shown_epoch = epoch
     with _no_more_than_a_picture():
-        job.monitor.images(_pixels(job, batch.images[:_GRID_IMAGES]), job.position)
+        shown = batch.images[:_GRID_IMAGES]
+        normal = job.decode.normalisation
+        subtracted = normal.subtracted
+        if normal.image is not None:
+            plan = job.stream.select(batch.positions[: len(shown)]).plan
+            beyond = normal.mean if job.decode.decoder == "none" else None
+            subtracted = mean_in_views(plan, normal.image, beyond)
+        job.monitor.images(_pixels(job, shown, subtracted), job.position)
 
 
 def show_validation(job: Job, seen: Inspection) -> None:
@@ -45,7 +53,8 @@ def show_validation(job: Job, seen: Inspection) -> None:
         names = [words.get(name, name) for name in job.val_set.classes]
         images, answers = seen.found()
         captions = [caption(names[label], names[guess], share) for label, guess, share in answers]
-        job.monitor.mistakes(_pixels(job, images), captions, job.position)
+        subtracted = job.decode.normalisation.subtracted  # nothing is moved or mirrored here
+        job.monitor.mistakes(_pixels(job, images, subtracted), captions, job.position)
         job.monitor.classes(names, seen.hits.tolist(), seen.images.tolist(), job.position)
 
 
@@ -59,11 +68,31 @@ def _no_more_than_a_picture() -> Iterator[None]:
         log.warning("warning: a picture for TensorBoard is left out: %s", error)
 
 
-def _pixels(job: Job, images: Tensor) -> np.ndarray:
+def mean_in_views(plan: Plan, image: np.ndarray, beyond: np.ndarray | None) -> np.ndarray:
+    """The mean `image` (H, W, 3) as it was subtracted from each view of `plan`: (B, h, w, 3).
+
+    It comes before the mirror. Where it comes before the crop too (`data.dali.pixels`) views have,
+    outside their image, `beyond` (3,); None: it is subtracted from views of its own shape.
+    """
+    height, width = plan.shape
+    views = np.empty((len(plan.flips), height, width, 3), np.float32)
+    for view, (y, x), flip in zip(views, plan.boxes[:, :2].astype(int), plan.flips, strict=True):
+        if beyond is None:
+            view[:] = image
+        else:
+            view[:] = beyond
+            part = image[max(0, y) : max(0, y + height), max(0, x) : max(0, x + width)]
+            top, left = max(0, -y), max(0, -x)
+            view[top : top + part.shape[0], left : left + part.shape[1]] = part
+        if flip:
+            view[:] = view[:, ::-1].copy()
+    return views
+
+
+def _pixels(job: Job, images: Tensor, subtracted: np.ndarray) -> np.ndarray:
     """Images (B, 3, H, W) as the network gets them, as (B, H, W, 3) uint8. A host sync."""
-    normal = job.decode.normalisation
     shown = images.permute(0, 2, 3, 1).float().cpu().numpy()
-    pixels = np.clip(shown * normal.std + normal.subtracted, 0, 255).round()
+    pixels = np.clip(shown * job.decode.normalisation.std + subtracted, 0, 255).round()
     return cast(np.ndarray, pixels.astype(np.uint8))
 
 
@@ -81,5 +110,6 @@ def verdict(job: Job, line: Mapping[str, Any]) -> Verdict:
             model_threads=0 if on_gpu else torch.get_num_threads(),
             gpu=on_gpu and gpu_count() > 0,
             compression=job.config.optim.gradient_compression,
+            config=str(job.config.run.path / "config.yaml"),
         )
     )

@@ -14,6 +14,7 @@ from pipeline.config import Config
 from pipeline.data.exclusion import Exclusions
 from pipeline.data.normalisation import IMAGENET, Normalisation
 from pipeline.data.order import SCHEME_VERSION
+from pipeline.effect import settings_of, without_effect
 from pipeline.failure import TrainingError
 from pipeline.metrics import Validation
 from pipeline.model.network import network_facts
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 def fingerprint(
     config: Config, data_hashes: dict[str, str], normalisation: Normalisation = IMAGENET
 ) -> dict[str, Any]:
-    """The facts that must be the same for a checkpoint to belong to a run.
+    """The facts that must be the same for a checkpoint to belong to a run, as far as they have an
+    effect in it (`compared`).
 
     Free to change: world size, local batch, threads, where decoding runs, what becomes of bad
     images (those already excluded are in the checkpoint), how norm layers and the
@@ -43,7 +45,7 @@ def fingerprint(
             "global_batch_size", "image_size", "train_crop", "area", "short_side", "flip",
             "padding", "color_std", "mean", "held_out", "val_resize", "output",
         ),
-        "model": ("zero_init_last_norm",),
+        "model": ("variant", "zero_init_last_norm"),
         "optim": tuple(f.name for f in dataclasses.fields(config.optim)),
         "schedule": tuple(
             f.name for f in dataclasses.fields(config.schedule) if f.name not in ("epochs", "steps")
@@ -54,6 +56,15 @@ def fingerprint(
             value = getattr(getattr(config, part), name)
             facts[f"{part}.{name}"] = list(value) if isinstance(value, tuple) else value
     return facts
+
+
+def compared(facts: dict[str, Any], config: Config) -> dict[str, Any]:
+    """Those of a run's `facts` that make a difference in it, which a checkpoint must share.
+
+    The checkpoint itself keeps all of them, so that wherever one counts both values can be named.
+    """
+    idle = without_effect(settings_of(config))
+    return {name: value for name, value in facts.items() if name not in idle}
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:

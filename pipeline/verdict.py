@@ -7,6 +7,7 @@ its speed and what its step waits for. `Figures` holds either.
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,14 @@ WAIT_SEEN = 0.02
 """The same for a training, whose loader's own speed is not known: it waits this much or more."""
 HELPS = 0.9
 """fp16 is advised if it sends the gradients in less than this share of fp32's time."""
+
+_LIMITS: dict[Kind, str] = {
+    "input-bound": "the loader (input-bound)",
+    "communication-bound": "the network (communication-bound)",
+    "balanced": "loader and model alike (balanced)",
+    "model-bound": "the model (model-bound)",
+}
+"""How the verdict on a training begins: the log says what it is "limited by"."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,10 @@ class Figures:
     """What gradients are sent as."""
     fp16_time: float | None = None
     """Time of sending the same gradients as fp16, over that in fp32."""
+    ranks: int | None = None
+    """At which the wait for gradients was measured; None: those of the training itself."""
+    config: str | None = None
+    """The YAML of a training, by which `benchmark all` measures its loader."""
 
     @property
     def consumed(self) -> float | None:
@@ -118,7 +131,7 @@ def judge(figures: Figures) -> Verdict:
     kind = kind_of(figures)
     if kind == "unknown":
         missing = "what the model takes" if figures.model is None else "what the loader gives"
-        return Verdict(kind, f"no verdict: {missing} is not known")
+        return Verdict(kind, f"no verdict, as {missing} is not known")
     reasons: list[str] = []
     cures: list[str] = []
     if kind == "input-bound":
@@ -131,7 +144,8 @@ def judge(figures: Figures) -> Verdict:
     together = figures.on_shared_cores
     if together is not None and kind != "communication-bound":
         reasons.append(f"on the same {figures.cores} cores both reach about {_speed(together)}")
-    parts = [f"{_speeds(figures, kind)}: {kind}", *reasons]
+    said = [_LIMITS[kind], _waits(figures)] if _seen_waiting(figures) else [_speeds(figures, kind)]
+    parts = [*said, *reasons]
     if cures:
         parts.append(" or ".join(cures) + " would lift it")
     return Verdict(kind, "; ".join(parts), tuple(cures))
@@ -155,26 +169,32 @@ def kind_of(figures: Figures) -> Kind:
     return "balanced" if wait >= WAIT_SEEN else "model-bound"
 
 
-def _speeds(figures: Figures, kind: Kind) -> str:
+def _waits(figures: Figures) -> str:
+    """What a training's step waits for."""
     wait, exposed = figures.data_wait_share, figures.exposed_communication_share
-    if _seen_waiting(figures):
-        waits = [] if wait is None else [f"{wait:.0%} of the step waits for images"]
-        if exposed is not None:
-            waits.append(f"{exposed:.0%} {'' if waits else 'of the step waits '}for gradients")
-        return ", ".join(waits)
+    waits = [] if wait is None else [f"{wait:.0%} of the step waits for images"]
+    if exposed is not None:
+        waits.append(f"{exposed:.0%} {'' if waits else 'of the step waits '}for gradients")
+    return ", ".join(waits)
+
+
+def _speeds(figures: Figures, kind: Kind) -> str:
+    """What a benchmark measured, compared, and the kind."""
     assert figures.model is not None and figures.consumed is not None, "else there is no verdict"
-    model, left = f"model {_speed(figures.model)}", f"with gradients {_speed(figures.consumed)}"
+    at = "" if figures.ranks is None else f" at {figures.ranks} ranks"
+    model, left = f"model {_speed(figures.model)}", f"with gradients{at} {_speed(figures.consumed)}"
     if kind == "communication-bound":
-        return f"{left} < {model}"
+        return f"{left} < {model}: {kind}"
     assert figures.loader is not None, "nor without the loader"
     loader = f"loader {_speed(figures.loader)}"
+    exposed = figures.exposed_communication_share or 0.0
     if kind == "balanced":
-        return f"{loader}, {model}"
-    if kind == "model-bound":
-        return f"{loader} > {model if figures.loader > figures.model else left}"
-    return (
-        f"{loader} < {left} < {model}" if (exposed or 0) >= EXPOSED_LIMIT else f"{loader} < {model}"
-    )
+        compared = f"{loader}, {model}"
+    elif kind == "model-bound":
+        compared = f"{loader} > {model if figures.loader > figures.model else left}"
+    else:
+        compared = f"{loader} < {f'{left} < ' if exposed >= EXPOSED_LIMIT else ''}{model}"
+    return f"{compared}: {kind}"
 
 
 def _seen_waiting(figures: Figures) -> bool:
@@ -193,7 +213,9 @@ def _input(figures: Figures) -> tuple[list[str], list[str]]:
     if decode is None or read is None:
         cures = _more_hands(figures)
         if figures.loader is None and not cures:
-            return ["python -m pipeline.benchmark all says which part of the loader it is"], []
+            given = f" --config {shlex.quote(figures.config)}" if figures.config else ""
+            command = f"python -m pipeline.benchmark all{given}"
+            return [f"{command} says which part of the loader it is"], []
         return [], cures
     other = max(0.0, 1 - decode - read)
     if read >= max(decode, other):

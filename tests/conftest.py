@@ -15,7 +15,9 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips `gpu` tests without a GPU."""
+    """Skips `gpu` tests without a GPU; those of Slurm come first, as they are long and wait most
+    of their time, in which other workers have the cores."""
+    items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked:
         import torch

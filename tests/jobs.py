@@ -125,10 +125,11 @@ def small_settings(data: Path, runs: Path) -> list[str]:
     """The settings of `train`, for other commands and for tests/saboteur.py."""
     return [
         "--config", "configs/demo.yaml", f"--data.root={data}", f"--run.dir={runs}",
-        "--run.name=test", "--model.family=cifar", "--model.depth=8", "--data.global_batch_size=8", "--data.local_batch_size=4",
-        "--data.image_size=32", "--data.val_resize=36", "--schedule.epochs=2",
-        "--schedule.warmup_epochs=0", "--schedule.drop_epochs=[1]", "--run.threads=1",
-        "--data.threads=1", "--run.log_every_steps=3", "--run.checkpoint_every_sec=null",
+        "--run.name=test", "--model.family=cifar", "--model.depth=8",
+        "--data.global_batch_size=8", "--data.local_batch_size=4", "--data.image_size=32",
+        "--data.val_resize=36", "--schedule.epochs=2", "--schedule.warmup_epochs=0",
+        "--schedule.drop_epochs=[1]", "--run.threads=1", "--data.threads=1",
+        "--run.log_every_steps=3", "--run.checkpoint_every_sec=null",
     ]  # fmt: skip
 
 

@@ -81,7 +81,7 @@ def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     return {
         tag: [(event.step, event.value) for event in board.Scalars(tag)]
         for tag in board.Tags()["scalars"]
-        if tag.partition("/")[2] not in TIME_FIELDS and not tag.startswith("stack/")
+        if tag.partition("/")[2] not in TIME_FIELDS and not tag.startswith("where_time_goes/")
     }
 
 

@@ -101,7 +101,7 @@ def install_in_step(what: str, where: str) -> None:
 
 def install_elsewhere(what: str, count: int) -> None:
     """Builds in a fault that comes when something is done for the `count`-th time."""
-    from pipeline import checkpoint, distributed, engine
+    from pipeline import checkpoint, engine, gradient_averaging
     from pipeline.data import stream
 
     if what == "kill-save":
@@ -117,7 +117,7 @@ def install_elsewhere(what: str, count: int) -> None:
     elif what == "kill-validate":
         engine.validate = at_count(engine.validate, count, lambda *_: die())
     elif what == "kill-average":
-        averager = distributed._HorovodAverager
+        averager = gradient_averaging.OverlappedAverager
         averager.synchronize = at_count(averager.synchronize, count, lambda *_: die())
     elif what == "sleep-loader":
         # Not the loaders of validation and of the checks before the first step.

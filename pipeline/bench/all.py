@@ -21,7 +21,7 @@ import torch
 
 from pipeline.bench import allreduce, norm
 from pipeline.bench import device as devices
-from pipeline.bench.configured import AllOptions
+from pipeline.bench.configured import LINK_RANKS, AllOptions
 from pipeline.bench.feeding import Feeding, loader_shares
 from pipeline.bench.loop import program_loop
 from pipeline.bench.model import PHASES, ModelStep, describe, one_rank_job, rows, shares, speed_row
@@ -31,6 +31,7 @@ from pipeline.bench.predict import gradient_schedule
 from pipeline.bench.rank_options import AllreduceOptions, Dtype
 from pipeline.bench.report import Result, interleave, ratio
 from pipeline.bench.scaling_model import Cost, mean_exposed_sec
+from pipeline.bench.telling import Tell, telling
 from pipeline.data.cifar import open_cifar
 from pipeline.data.cifar.images import CifarImages, Places
 from pipeline.data.dali import DecodeSettings, gpu_count
@@ -43,8 +44,8 @@ from pipeline.machine import choose_decoding, own_share
 from pipeline.model.network import build_network
 from pipeline.monitor import RunMonitor
 from pipeline.verdict import Figures, judge
+from pipeline.wording import counted
 
-_RANKS = 2
 _SIZES = "4096,1048576,16777216"  # bytes: latency, a large layer, a network
 _USUAL_SIZE = 224  # the crop for which ImageNet's files are as large as they are
 _NORM_LIMIT_SEC = 120.0
@@ -59,13 +60,16 @@ def run(options: AllOptions) -> Result:
     in the figure `not_run`. Raises `ValueError` for a device, decoder or data set that is not
     there.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        bench = _Bench(options, Path(folder))
-        bench.measure()
-    if "allreduce" in options.part_names:
-        bench.allreduce()
-    if "norm" in options.part_names:
-        bench.norm()
+    with telling() as tell:
+        with tempfile.TemporaryDirectory() as folder:
+            bench = _Bench(options, Path(folder), tell)
+            bench.measure()
+        if "allreduce" in options.part_names:
+            tell(f"measuring: all-reduce between {LINK_RANKS} ranks")
+            bench.allreduce()
+        if "norm" in options.part_names:
+            tell("")
+            bench.norm()
     verdict = judge(bench.known)
     bench.result.figures["known"] = dataclasses.asdict(bench.known)
     bench.result.figures["limit"] = dataclasses.asdict(verdict)
@@ -76,8 +80,8 @@ def run(options: AllOptions) -> Result:
 class _Bench:
     """One configuration on this machine; `result` and what is `known` grow part by part."""
 
-    def __init__(self, options: AllOptions, folder: Path) -> None:
-        self._options, self._folder = options, folder
+    def __init__(self, options: AllOptions, folder: Path, tell: Tell) -> None:
+        self._options, self._folder, self._tell = options, folder, tell
         self._job = one_rank_job(options, folder)
         device = self._job.decode.device
         self.result = Result("all", options.settings() | {"device": str(device)})
@@ -97,15 +101,17 @@ class _Bench:
         with ExitStack() as stack:
             sides: dict[str, Callable[[], float]] = {}
             if "loader" in options.part_names:
+                self._tell("measuring: loader, its images and first batches")
                 sides |= self._feeding().sides()
             step = None
             if {"model", "step"} & set(options.part_names):
+                self._tell("measuring: model, its first steps")
                 step = ModelStep(self._job, options.images, options.round_sec)
                 sides["model_images_per_sec"] = step.images_per_sec
             if step is not None and "step" in options.part_names:
                 stack.enter_context(_monitored(self._job))
                 sides["step_images_per_sec"] = _whole_step(self._job, step, options.images)
-            result.spreads = interleave(options.rounds, sides)
+            result.spreads = interleave(options.rounds, sides, self._tell)
         if "loader" in options.part_names:
             self._conclude_loader()
         if step is not None:
@@ -118,9 +124,9 @@ class _Bench:
     def allreduce(self) -> None:
         """Two ranks of this machine, on the device of the model; the wait that it leaves."""
         kind = cast(Literal["cpu", "cuda"], self._job.decode.device.type)
-        reason = _no_ranks(kind, self.known.cores or 1)
+        reason = _no_link(self._options) or _no_ranks(kind, self.known.cores or 1)
         if reason is None:
-            options = AllreduceOptions(kind, _RANKS, _SIZES, rounds=self._options.rounds)
+            options = AllreduceOptions(kind, LINK_RANKS, _SIZES, rounds=self._options.rounds)
             try:
                 found = allreduce.run(options)
             except (ValueError, TrainingError) as error:
@@ -162,7 +168,7 @@ class _Bench:
         # A set's own mean would have to be computed first; it takes as long to subtract.
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, mean="imagenet"))
         settings = choose_decoding(config, device, own_share(World()), (images,))
-        self.result.figures |= _described(images, settings)
+        self.result.figures |= _described(images, settings, options)
         self._know(decoder=settings.decoder, threads=settings.threads)
         return Feeding(images, config, settings, options.images, options.round_sec)
 
@@ -208,7 +214,7 @@ class _Bench:
         sent: Dtype = "fp16" if self.known.compression == "fp16" else "fp32"
         self._know(fp16_time=whole["fp16"] / whole["fp32"])
         self.result.figures["allreduce_ms"] = whole[sent] * 1e3
-        name = f"{sent} gradients, {_RANKS} ranks"
+        name = f"{sent} gradients, {LINK_RANKS} ranks"
         self.result.table.append((name, f"{whole[sent] * 1e3:.4g} ms", "", ""))
         if "backward_sec" not in self.result.spreads:
             return
@@ -219,7 +225,7 @@ class _Bench:
         self.result.table.append(
             ("  exposed (computed)", f"{exposed * 1e3:.4g} ms", "", f"{share:.1%}")
         )
-        self._know(exposed_communication_share=share)
+        self._know(exposed_communication_share=share, ranks=LINK_RANKS)
 
     def _know(self, **more: Any) -> None:
         self.known = dataclasses.replace(self.known, **more)
@@ -263,22 +269,37 @@ def _images(options: AllOptions, folder: Path) -> ImageSet:
     return open_manifest(folder / "made", "train", folder / "cache")
 
 
-def _described(images: ImageSet, settings: DecodeSettings) -> dict[str, float]:
-    found: dict[str, float] = {
+def _described(
+    images: ImageSet, settings: DecodeSettings, options: AllOptions
+) -> dict[str, str | float]:
+    width, height = float(images.widths.mean()), float(images.heights.mean())
+    root = options.config.data.root
+    return {
+        "images": f"images: {'made' if options.made else root}, {width:.0f}x{height:.0f} px (mean "
+        f"of {counted(len(images), 'file')})",
         "files": len(images),
-        "mean_width": float(images.widths.mean()),
-        "mean_height": float(images.heights.mean()),
+        "mean_width_px": width,
+        "mean_height_px": height,
         "loader_threads": settings.threads,
     }
-    return found
+
+
+def _no_link(options: AllOptions) -> str | None:
+    """Why there is no link to measure, or None."""
+    if options.ranks > 1:
+        return None
+    return (
+        "the verdict is for one process, which waits for no gradients; python -m "
+        "pipeline.benchmark allreduce measures the link by itself"
+    )
 
 
 def _no_ranks(kind: Literal["cpu", "cuda"], cores: int) -> str | None:
     """Why two ranks cannot be measured here, or None."""
     if importlib.util.find_spec("horovod") is None:
         return "Horovod is not installed"
-    if kind == "cuda" and torch.cuda.device_count() < _RANKS:
-        return f"{_RANKS} ranks need as many GPUs, and there are {torch.cuda.device_count()}"
-    if kind == "cpu" and cores < _RANKS:
-        return f"{_RANKS} ranks on {cores} core would measure how they share it"
+    if kind == "cuda" and torch.cuda.device_count() < LINK_RANKS:
+        return f"{LINK_RANKS} ranks need as many GPUs, and there are {torch.cuda.device_count()}"
+    if kind == "cpu" and cores < LINK_RANKS:
+        return f"{LINK_RANKS} ranks on {cores} core would measure how they share it"
     return None

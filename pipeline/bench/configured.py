@@ -16,6 +16,8 @@ from pipeline.bench.checks import at_least_one, chosen, within, wrong
 from pipeline.config import Config
 from pipeline.options import CONFIGS, add_overrides, overrides, read_yaml
 
+LINK_RANKS = 2
+"""Ranks on this machine between which the link is measured."""
 PARTS = ("loader", "model", "step", "allreduce", "norm")
 _MODEL = (
     "data.local_batch_size", "data.image_size", "model.family", "model.residual", "model.depth",
@@ -62,10 +64,13 @@ class AllOptions(ModelOptions):
     parts: str = ",".join(PARTS)
     """What is measured, with commas between."""
     files: int = 512
-    """JPEGs to make where --data.root is not given: as large for data.image_size as ImageNet's are
-    for 224."""
+    """JPEGs to make where --data.root is not given, nor --config of a run whose data are there: as
+    large for data.image_size as ImageNet's are for 224."""
     made: bool = True
-    """Whether the images are made, data.root not being on the command line."""
+    """Whether the images are made."""
+    ranks: int = LINK_RANKS
+    """For how many ranks the verdict is: those of the stored run, else as many as the batch is
+    for, at most two."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,7 +85,7 @@ class AllOptions(ModelOptions):
 
 Configured = type[ModelOptions]
 CONFIGURED: dict[str, Configured] = {"model": ModelOptions, "all": AllOptions}
-NOT_OPTIONS = {"config", "made"}
+NOT_OPTIONS = {"config", "made", "ranks"}
 """Fields that come from --config and the settings."""
 
 
@@ -98,10 +103,30 @@ def read_settings(parsed: Any, kind: Configured) -> dict[str, Any]:
     size = parsed["data.image_size"]
     if size is not None:  # nothing is validated here, and the two settings must fit
         base["data"] = base["data"] | {"val_resize": size}
-    found: dict[str, Any] = {"config": overrides(parsed, _settings(kind), base)}
+    config = overrides(parsed, _settings(kind), base)
+    found: dict[str, Any] = {"config": config}
     if kind is AllOptions:
-        found["made"] = parsed["data.root"] is None
+        stored = _stored_run(Path(parsed.config))
+        of_run = stored is not None and Path(config.data.root).is_dir()
+        found["made"] = parsed["data.root"] is None and not of_run
+        found["ranks"] = _ranks(config, stored)
     return found
+
+
+def _stored_run(path: Path) -> Path | None:
+    """The folder of the run whose resolved settings `path` holds; None: it holds no run's."""
+    from pipeline.run_files import holds_run
+
+    return path.parent if path.name == "config.yaml" and holds_run(path.parent) else None
+
+
+def _ranks(config: Config, stored: Path | None) -> int:
+    from pipeline.run_files import read_ranks
+
+    found = None if stored is None else read_ranks(stored)
+    if found is not None:
+        return found
+    return 1 if config.data.global_batch_size <= config.data.local_batch_size else LINK_RANKS
 
 
 def _settings(kind: Configured) -> tuple[str, ...]:

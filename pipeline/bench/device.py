@@ -102,6 +102,15 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {said[0][:300] if said else 'no message'}"
 
 
+def as_options(problem: str | None) -> str | None:
+    """Why a backend cannot run, as `pipeline.model.backends` tells a training, with the options of
+    a benchmark for its settings."""
+    settings = (("run.device=", "--device="), ("optim.amp=", "--amps="), ("optim.amp", "the dtype"))
+    for setting, option in settings:
+        problem = problem and problem.replace(setting, option)
+    return problem
+
+
 class Copy:
     """What the memory gives: one large tensor copied to another, on a GPU of 1 GiB."""
 

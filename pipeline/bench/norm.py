@@ -17,6 +17,7 @@ from pipeline.bench.network import Design, NormCase, kernel_bytes, network, norm
 from pipeline.bench.norm_layer import Layer, kernel_seconds
 from pipeline.bench.options import Amp, NormOptions
 from pipeline.bench.report import Result, Spread, interleave, ratio
+from pipeline.bench.telling import Tell, telling
 from pipeline.bench.trainee import DTYPES
 from pipeline.model.backends import Backend, problems
 
@@ -25,6 +26,7 @@ Save = Callable[[Result], None]
 _HALF = 2  # bytes of an element
 _DESIGNS: dict[Backend, Design] = {"reference": "eager", "triton": "folded", "apex": "fused"}
 _NAMES: dict[Backend, str] = {"reference": "eager", "triton": "triton", "apex": "apex"}
+_NOISE = "< noise"  # of a difference: more rounds, or a machine with nothing else to do, tell it
 _HEAD = ("BN (+ add) + ReLU", "batch", "backend", "fwd us", "bwd us", "fwd of copy", "bwd of copy")
 
 
@@ -44,12 +46,19 @@ class Timing:
         pairs = zip(self.both.rounds, self.forward.rounds, strict=True)
         return Spread(tuple(both - forward for both, forward in pairs))
 
-    def shares(self, copy: Spread) -> tuple[float, float]:
-        """Bytes over time of the forward and of the backward pass, over what the copy reached."""
+    @property
+    def backward_told(self) -> bool:
+        """Whether the backward pass, a difference, is more than noise: in three rounds of four it
+        takes a tenth of the forward pass or more, though it moves more bytes than that does."""
+        return self.backward.quartiles[0] > self.forward.median / 10
+
+    def shares(self, copy: Spread) -> tuple[float, float | None]:
+        """Bytes over time of the forward and of the backward pass, over what the copy reached; of
+        a backward pass that is not told from noise None."""
         forward, backward = self.bytes
         return (
             forward / self.forward.median / copy.median,
-            backward / self.backward.median / copy.median,
+            backward / self.backward.median / copy.median if self.backward_told else None,
         )
 
 
@@ -72,6 +81,11 @@ def run(options: NormOptions, save: Save | None = None) -> Result:
     `worst_share_of_copy`, the least of a pass of our kernels over all shapes, and
     `worst_kernel_share_of_copy`, that of a kernel. `save` gets the result after each shape.
     """
+    with telling() as tell:
+        return _run(options, save, tell)
+
+
+def _run(options: NormOptions, save: Save | None, tell: Tell) -> Result:
     device = devices.pick_device(options.device)
     counts = {depth: network(depth, options.pixels).norms for depth in options.depth_numbers}
     cases = sorted(
@@ -82,9 +96,11 @@ def run(options: NormOptions, save: Save | None = None) -> Result:
     copy = devices.Copy(device)
     started = time.monotonic()
     for amp in options.amp_names:
+        tell("")
         backends = _able(device, amp, result)
         measured: list[Measured] = []
-        for case in cases:
+        for number, case in enumerate(cases, 1):
+            tell(f"measuring: norm {amp}, shape {number} of {len(cases)}: {case}")
             if options.limit_sec is not None and time.monotonic() - started > options.limit_sec:
                 result.figures["not_run"][f"{case} {amp}"] = (
                     f"the time limit of {options.limit_sec:g} s was over before"
@@ -103,7 +119,7 @@ def run(options: NormOptions, save: Save | None = None) -> Result:
 
 def _able(device: torch.device, amp: Amp, result: Result) -> list[Backend]:
     """The backends that can run; says of all of them which can and why not."""
-    found = problems(device, amp)
+    found = {name: devices.as_options(problem) for name, problem in problems(device, amp).items()}
     for backend, problem in found.items():
         print(f"{amp} {backend}: {problem or 'can run here'}", flush=True)
         if problem:
@@ -168,9 +184,9 @@ def _add_rows(result: Result, measured: Measured, amp: Amp, counts: Mapping[int,
                 str(measured.images),
                 _NAMES[backend],
                 f"{timing.forward.median * 1e6:.1f}",
-                f"{timing.backward.median * 1e6:.1f}",
+                _NOISE if backward is None else f"{timing.backward.median * 1e6:.1f}",
                 f"{forward:.1%}",
-                f"{backward:.1%}",
+                "" if backward is None else f"{backward:.1%}",
             )
         )
         backends[_NAMES[backend]] = {
@@ -182,7 +198,7 @@ def _add_rows(result: Result, measured: Measured, amp: Amp, counts: Mapping[int,
             "backward_share_of_copy": backward,
         }
         if backend == "triton":
-            _lower(result, "worst_share_of_copy", min(forward, backward))
+            _lower(result, "worst_share_of_copy", min(forward, backward or forward))
             backends["triton"]["kernels"] = kernels = _kernels(measured, timing)
             if isinstance(kernels, dict):
                 least = min(kernel["share_of_copy"] for kernel in kernels.values())

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.bench.telling import Tell
+from pipeline.wording import counted
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -38,14 +41,20 @@ class Spread:
         return {"median": middle, "quartiles": [low, high], "rounds": list(self.rounds)}
 
 
-def interleave(rounds: int, sides: Mapping[str, Callable[[], float]]) -> dict[str, Spread]:
+def interleave(
+    rounds: int, sides: Mapping[str, Callable[[], float]], tell: Tell | None = None
+) -> dict[str, Spread]:
     """Runs the sides in turn, A, B, A, B, ..., so that a slow spell of the machine meets them all.
 
-    Each call of a side measures one round of it. Returns each side's rounds, in order.
+    Each call of a side measures one round of it; `tell` gets to know which is next. Returns each
+    side's rounds, in order.
     """
     measured: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
+    for number in range(rounds):
         for name, measure in sides.items():
+            if tell is not None:
+                side = name.removesuffix("_images_per_sec").replace("_", " ")
+                tell(f"measuring: {side}, round {number + 1} of {rounds}")
             measured[name].append(measure())
     return {name: Spread(tuple(values)) for name, values in measured.items()}
 
@@ -95,9 +104,9 @@ class Result:
         }
 
     def text(self) -> str:
-        """What was measured, in words (the figure `measured`) and as a table, the result's own or
-        else of all spreads; its numbers; what did not run (the figure `not_run`) and why; a line
-        for each ratio; the figure `verdict`."""
+        """What was measured, in words (the figures `measured` and `images`) and as a table, the
+        result's own or else of all spreads; its numbers; what did not run (the figure `not_run`)
+        and why; a line for each ratio; the figure `verdict`."""
         rows: list[tuple[str, ...]] = [("", "median", "quartiles")]
         for name, spread in self.spreads.items():
             low, middle, high = spread.quartiles
@@ -108,14 +117,16 @@ class Result:
             lines = aligned(self.table) + aligned(numbers)
         else:
             lines = aligned(rows + numbers) if len(rows + numbers) > 1 else []
-        lines = self._words("measured") + lines
+        lines = self._words("measured") + self._words("images") + lines
         not_run: Mapping[str, str] = self.figures.get("not_run", {})
         lines += [f"{name}: not run: {reason}" for name, reason in not_run.items()]
         for name, found in self.ratios.items():
             line = f"{name} = {self.ratio_value(name):.3f}"
             if isinstance(found, Spread):
                 low, _, high = found.quartiles
-                line += f" (quartiles {low:.3f} .. {high:.3f}, {len(found.rounds)} rounds)"
+                line += (
+                    f" (quartiles {low:.3f} .. {high:.3f}, {counted(len(found.rounds), 'round')})"
+                )
             lines.append(line)
         return "\n".join(lines + self._words("verdict"))
 

@@ -28,8 +28,9 @@ from pipeline.bench.resident import (
 )
 from pipeline.data.dali import Batch, Loader
 from pipeline.data.manifest import open_manifest
-from pipeline.distributed import GradientAverager, World, connect
+from pipeline.distributed import World, connect
 from pipeline.engine import train_epoch
+from pipeline.gradient_averaging import GradientAverager
 from pipeline.job import Job
 from pipeline.machine import Share, choose_decoding
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.bench.device import capture
+from pipeline.bench.device import as_options, capture
 from pipeline.bench.options import Amp, Side
 from pipeline.model.backends import Backend, problem_of
 from pipeline.model.resnet import resnet
@@ -46,7 +46,7 @@ class Setting:
 
 def problem(side: Side, amp: Amp, device: torch.device) -> str | None:
     """Why `side` cannot run here, or None."""
-    return problem_of(BACKENDS[side], device, amp)
+    return as_options(problem_of(BACKENDS[side], device, amp))
 
 
 class Trainee:

@@ -13,7 +13,7 @@ from pipeline.data.dali import Batch
 from pipeline.data.stream import PADDING_LABEL, UNREADABLE_LABEL
 from pipeline.distributed import World
 from pipeline.failure import TrainingError
-from pipeline.metrics import Validation
+from pipeline.metrics import Validation, among_five, predicted_classes
 from pipeline.precision import Precision
 
 
@@ -69,13 +69,13 @@ class Tally:
         """Takes in images by their `scores` (B, classes), greatest best, and `labels` (B,) int64;
         `loss` is the sum over those with a label."""
         classes = self._classes
-        ranked = scores.topk(min(5, classes), dim=1).indices
-        pair = labels * classes + ranked[:, 0]
+        predicted = predicted_classes(scores)
+        pair = labels * classes + predicted
         pair = pair.masked_fill(labels == PADDING_LABEL, classes**2)
         pair = pair.masked_fill(labels == UNREADABLE_LABEL, classes**2 + 1)
         self._pairs.index_add_(0, pair, torch.ones_like(pair))
-        hits = (ranked == labels.unsqueeze(1)).any(dim=1)
-        self._top5.index_add_(0, labels.masked_fill(labels < 0, classes), hits.long())
+        five = among_five(scores, predicted, labels)
+        self._top5.index_add_(0, labels.masked_fill(labels < 0, classes), five.long())
         self._loss += loss
 
     def total(self, world: World, images: int) -> Counts:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 from pipeline.checkpoint import read_verified
 from pipeline.config import Config, ConfigError, require
 from pipeline.data.normalisation import IMAGENET, Normalisation
+from pipeline.effect import settings_of, without_effect
 from pipeline.evaluating.counting import Network
 from pipeline.evaluating.fully_convolutional import FullyConvolutional
 from pipeline.evaluating.protocol import ViewProtocol, pool_window
@@ -44,6 +46,11 @@ class Member:
     content: dict[str, Any]
     config: Config
     trained: Config
+
+    @cached_property
+    def stored(self) -> Config:
+        """The settings of the training as the checkpoint has them."""
+        return overrides({}, (), yaml.safe_load(self.content["config"]))
 
     @property
     def classes(self) -> list[str]:
@@ -83,12 +90,14 @@ def make_member(path: Path, content: dict[str, Any], options: Any, names: Sequen
 def require_alike(members: Sequence[Member]) -> None:
     """Raises `ConfigError`, naming both values, if scores of `members` cannot be averaged."""
     first = members[0]
+    idle = without_effect(settings_of(first.config))
     for other in members[1:]:
         mine, theirs = first.classes, other.classes
         _same(first, other, f"{len(mine)} classes", f"{len(theirs)} classes")
         for label, (one, another) in enumerate(zip(mine, theirs, strict=True)):
             _same(first, other, f"{one} as class {label}", f"{another} as class {label}")
-        for name in ("data.image_size", "data.val_resize", "data.dataset"):
+        seen = ("data.image_size", "data.val_resize", "data.dataset")
+        for name in (name for name in seen if name not in idle):
             one, another = first.config.get(name), other.config.get(name)
             _same(first, other, f"{name}={one}", f"{name}={another}")
         if first.normalisation.digest != other.normalisation.digest:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from pipeline.effect import settings_of, without_effect
 from pipeline.evaluating.counting import Counts
 from pipeline.evaluating.ensemble import Member
 from pipeline.evaluating.protocol import PAPER_SCALES, ViewProtocol
@@ -21,12 +23,30 @@ SCORES = (
 )
 
 
+_COUNTED = ("data.image_size", "data.val_resize", "data.output", "optim.amp")
+"""Settings that an evaluation can change and that its numbers depend on. They are those among them
+that `snapshot.fingerprint` holds a training to; what is left is how and where it runs."""
+
+
+@dataclass(frozen=True)
+class TestedImages:
+    """Which images were tested.
+
+    `data_hash` is theirs; `test_images` whether they are an archive's test images in the place of
+    held-out training images; `other` whether they do not belong to the data of the training.
+    """
+
+    data_hash: str
+    test_images: bool
+    other: bool
+
+
 def describe(
     members: Sequence[Member], protocol: ViewProtocol, counts: Counts, bn_images: int | str | None,
-    test_images: bool, data_hash: str,
+    images: TestedImages,
 ) -> dict[str, Any]:  # fmt: skip
-    """The result as JSON holds it: what was tested, how, and the exact counts. `data_hash` is that
-    of the images; the hash of those that the training validated on stands beside it."""
+    """The result as JSON holds it: what was tested, how, and the exact counts. Beside the data hash
+    of the images stands that of those that the training validated on."""
     first, totals = members[0], counts.validation
     run = run_folder(first.path)
     data = first.config.data
@@ -37,7 +57,8 @@ def describe(
         "views": len(protocol.views(first.config)),
         "ensemble": [str(member.path) for member in members],
         "bn_images": bn_images,
-        "test_images": test_images,
+        "test_images": images.test_images,
+        "changed": changed(members, protocol),
         "weights": [member.weights for member in members],
         "checkpoint": str(first.path),
         "run": run.name if run else None,
@@ -50,9 +71,11 @@ def describe(
                 "dataset": data.dataset,
                 "image_size": data.image_size,
                 "val_resize": data.val_resize,
+                "output": data.output,
             },
         },
-        "data_hash": data_hash,
+        "data_hash": images.data_hash,
+        "other_data": images.other,
         "training_data_hash": first.content["fingerprint"].get("data hash of val"),
         "images": totals.images,
         "unreadable": counts.unreadable,
@@ -67,6 +90,20 @@ def describe(
     }
 
 
+def changed(members: Sequence[Member], protocol: ViewProtocol) -> dict[str, Any]:
+    """The settings, with their values, by which the numbers can differ from those with the settings
+    of the training: as `part.name`, where any of the members was trained with another value."""
+    config = members[0].config
+    idle = set(without_effect(settings_of(config)))
+    if protocol.fully_convolutional:
+        idle.add("data.val_resize")
+    return {
+        name: config.get(name)
+        for name in _COUNTED
+        if name not in idle and any(m.config.get(name) != m.stored.get(name) for m in members)
+    }
+
+
 def run_folder(checkpoint: Path) -> Path | None:
     """The run of a checkpoint `<run>/checkpoints/<name>.pt`; None if it lies elsewhere."""
     folder = checkpoint.absolute().parent
@@ -75,7 +112,8 @@ def run_folder(checkpoint: Path) -> Path | None:
 
 
 def file_name(result: dict[str, Any]) -> str:
-    """`evaluate-<protocol>.json`; what differs from the plain protocol is part of the name."""
+    """`evaluate-<protocol>.json`; what differs from the plain protocol, with the settings of the
+    training on its data, is part of the name. The checkpoint is not: see `step` and `weights`."""
     words = ["evaluate", result["protocol"]]
     if result["scales"] and tuple(result["scales"]) != PAPER_SCALES:
         words += [str(scale) for scale in result["scales"]]
@@ -83,6 +121,8 @@ def file_name(result: dict[str, Any]) -> str:
     words += [f"ensemble-of-{len(result['ensemble'])}"] if len(result["ensemble"]) > 1 else []
     words += [] if result["bn_images"] is None else [f"bn-{result['bn_images']}"]
     words += ["test-images"] if result["test_images"] else []
+    words += [f"{name.partition('.')[2]}-{value}" for name, value in result["changed"].items()]
+    words += [f"data-{result['data_hash'][:8]}"] if result["other_data"] else []
     return "-".join(words) + ".json"
 
 

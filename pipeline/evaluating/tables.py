@@ -11,19 +11,6 @@ import numpy as np
 from pipeline.data.image_set import ImageSet
 from pipeline.evaluating.counting import Counts
 
-WORDS_FILE = "synset_words.txt"
-"""Where `prepare imagenet` keeps what its classes are called: a line of name and words for each."""
-
-
-def class_words(root: Path) -> dict[str, str]:
-    """Words by class name, empty if the data set has none."""
-    try:
-        lines = (root / WORDS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return {}
-    pairs = (line.partition(" ") for line in lines)
-    return {name: words for name, _, words in pairs}
-
 
 def write_per_class(path: Path, counts: Counts, val_set: ImageSet, words: dict[str, str]) -> None:
     """One row for each class: name, words, images, integers and shares of top-1 and top-5.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.config import ModelConfig
 
@@ -11,6 +14,9 @@ if TYPE_CHECKING:
     from pipeline.model.blocks import Shortcut
     from pipeline.model.cifar_resnet import CifarResNet
     from pipeline.model.resnet import ResNet
+
+Family = Literal["imagenet", "cifar"]
+_OWN_SHORTCUT: dict[Family, Shortcut] = {"imagenet": "B", "cifar": "A"}
 
 
 def build_network(config: ModelConfig, classes: int, norm: Backend) -> ResNet | CifarResNet:
@@ -40,7 +46,7 @@ def shortcut_of(config: ModelConfig) -> Shortcut | None:
     """The shortcut in force: that of the settings, or the family's own; None in a plain network."""
     if not config.residual:
         return None
-    return config.shortcut or ("A" if config.family == "cifar" else "B")
+    return config.shortcut or _OWN_SHORTCUT[config.family]
 
 
 def network_facts(config: ModelConfig) -> dict[str, Any]:
@@ -48,22 +54,72 @@ def network_facts(config: ModelConfig) -> dict[str, Any]:
 
     Networks that differ here can have parameters of the same names and shapes.
     """
-    names = ("family", "residual", "depth", "variant")
+    names = ["family", "residual", "depth"]
+    if has_bottlenecks(config.family, config.depth):
+        names.append("variant")
     return {name: getattr(config, name) for name in names} | {"shortcut": shortcut_of(config)}
 
 
-def network_name(config: ModelConfig) -> str:
-    """What a person calls it: "ResNet-50 v1.5", "ResNet-34 A", "plain-18", "CIFAR ResNet-110 A".
+@dataclass(frozen=True, order=True)
+class Network:
+    """Which network it is, for people, whatever it is trained on.
 
-    The variant is named where it matters, with bottlenecks.
+    `shortcut` is A, B or C, and empty for a plain net. `variant` is v1 or v1.5, and empty where
+    the two are the same network: without bottlenecks.
     """
-    kind = "ResNet" if config.residual else "plain"
-    family = "CIFAR " if config.family == "cifar" else ""
-    shortcut = shortcut_of(config)
-    bottlenecks = config.family == "imagenet" and config.depth >= 50
-    words = [
-        f"{family}{kind}-{config.depth}",
-        config.variant if bottlenecks else "",
-        shortcut if shortcut and not (bottlenecks and shortcut == "B") else "",
-    ]
-    return " ".join(word for word in words if word)
+
+    family: Family
+    residual: bool
+    depth: int
+    shortcut: str = ""
+    variant: str = ""
+
+    @property
+    def label(self) -> str:
+        """What a person calls it: "ResNet-50 v1.5", "ResNet-34 A", "plain-18", "CIFAR ResNet-110
+        A". With bottlenecks option B goes without saying."""
+        kind = "ResNet" if self.residual else "plain"
+        family = "CIFAR " if self.family == "cifar" else ""
+        shortcut = "" if self.variant and self.shortcut == "B" else self.shortcut
+        words = (f"{family}{kind}-{self.depth}", self.variant, shortcut)
+        return " ".join(word for word in words if word)
+
+    @property
+    def kind(self) -> tuple[Family, bool, str, str]:
+        """What networks that differ only in depth have in common."""
+        return self.family, self.residual, self.shortcut, self.variant
+
+
+def plain(depth: int, family: Family = "imagenet") -> Network:
+    """The plain net of `depth` layers."""
+    return Network(family, False, depth)
+
+
+def resnet(
+    depth: int, shortcut: str = "B", variant: str = "v1", family: Family = "imagenet"
+) -> Network:
+    """The ResNet of `depth` layers; `variant` counts only where it has bottlenecks."""
+    return Network(family, True, depth, shortcut, variant if has_bottlenecks(family, depth) else "")
+
+
+def has_bottlenecks(family: Family, depth: int) -> bool:
+    """Whether blocks are of three layers, for which alone v1 and v1.5 differ."""
+    return family == "imagenet" and depth >= 50
+
+
+def network_of(model: Mapping[str, Any]) -> Network:
+    """The network that the part `model` of a resolved configuration describes.
+
+    Runs from before a setting existed are what its default says: residual, ImageNet's family.
+    """
+    family: Family = model.get("family", "imagenet")
+    depth = int(model["depth"])
+    if not model.get("residual", True):
+        return plain(depth, family)
+    shortcut = model.get("shortcut") or _OWN_SHORTCUT[family]
+    return resnet(depth, shortcut, model.get("variant", "v1.5"), family)
+
+
+def network_name(config: ModelConfig) -> str:
+    """What a person calls the network of these settings; see `Network.label`."""
+    return network_of(dataclasses.asdict(config)).label

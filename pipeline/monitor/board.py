@@ -15,34 +15,39 @@ from pipeline.monitor.layout import STACKED, layout_summary, stacked_tag
 from pipeline.monitor.patient_file import Room
 
 _NOT_DRAWN = ("event", "time", "step", "position", "images")  # axes and labels, not curves
-# The table of hyperparameters shows the first five by name unless others are ticked, so what says
-# nothing about a result is left out of it; the text `config` has every setting.
-_COMPARED_SETTINGS = (
-    "data.global_batch_size", "model.depth", "model.family", "model.residual", "model.shortcut",
-    "model.variant", "optim.amp", "optim.base_lr", "optim.label_smoothing", "optim.momentum",
-    "optim.weight_decay", "run.seed", "schedule.epochs", "schedule.rule", "schedule.warmup_epochs",
+_COMPARED_FIRST = (
+    "data.global_batch_size", "model.network", "optim.base_lr", "run.seed",
 )  # fmt: skip
+"""With the length, the columns that the table of hyperparameters begins with: it ticks five."""
+_LABELS = {None: "null", True: "true", False: "false"}
 _COMPARED_METRICS = ("val/best_top1", "val/top1", "val/top5", "val/loss", "train/images_per_sec")
 
 
 class Board:
     """The event files of a run that goes on at `position`, and stood there with the lines `kept`.
 
-    What an earlier start drew beyond is taken back by TensorBoard itself.
+    What an earlier start drew beyond is taken back by TensorBoard itself; where no file of an
+    earlier start is left, all of `kept` is drawn again.
     """
 
     def __init__(
-        self, folder: Path, position: int, kept: Sequence[Mapping[str, Any]], room: Room
+        self,
+        folder: Path,
+        position: int,
+        kept: Sequence[Mapping[str, Any]],
+        room: Room,
+        run_id: str,
     ) -> None:
+        lost = not event_files(folder)
         # The session's start takes back `position` itself too, where this must stay.
-        here = [metrics for metrics in kept if metrics["position"] >= position]
-        validated = any(metrics["event"] == "val" for metrics in here)
+        again = [metrics for metrics in kept if lost or metrics["position"] >= position]
+        validated = any(metrics["event"] == "val" for metrics in again)
         pictures = list(_val_pictures(folder, position)) if validated else []
-        self.is_new = position == 0 or not event_files(folder)
+        self.is_new = position == 0 or lost
         """Whether nothing of the run's beginning is there: it starts, with a checkpoint perhaps."""
-        self._file = EventFile(folder, position, room)
-        self._pages_due = not any(metrics["event"] == "train" for metrics in kept)
-        for metrics in here:
+        self._file = EventFile(folder, position, room, run_id)
+        self._pages_due = lost or not any(metrics["event"] == "train" for metrics in kept)
+        for metrics in again:
             self.draw(metrics)
         for event in pictures:
             self._file.add(event.summary, event.step, event.wall_time)
@@ -51,14 +56,12 @@ class Board:
         """At the start of a run: its settings."""
         from torch.utils.tensorboard.summary import hparams, text
 
-        settings = {name: config.get(name) for name in _COMPARED_SETTINGS}
-        values = {
-            name: value if isinstance(value, bool | int | float | str) else str(value)
-            for name, value in settings.items()
-        }
         words = text("config", f"```yaml\n{config.to_yaml()}```")  # type: ignore[no-untyped-call]
-        compared = hparams(values, dict.fromkeys(_COMPARED_METRICS))  # type: ignore[no-untyped-call]
-        for summary in (words, *compared):
+        values = compared_settings(config)
+        tables = hparams(values, dict.fromkeys(_COMPARED_METRICS))  # type: ignore[no-untyped-call]
+        length = "schedule.steps" if config.schedule.epochs is None else "schedule.epochs"
+        _put_first(tables[0], (*_COMPARED_FIRST, length))
+        for summary in (words, *tables):
             self._file.add(summary, 0)
 
     def draw(self, metrics: Mapping[str, Any]) -> None:
@@ -85,30 +88,57 @@ class Board:
         self._file.close()
 
 
+def compared_settings(config: Config) -> dict[str, int | float | str]:
+    """What the table of hyperparameters compares runs by; the text `config` has every setting.
+
+    What says nothing about a result is left out of it. A number stays one, all else is a label:
+    TensorBoard shows true as 1.0000 (2.21).
+    """
+    from pipeline.model.network import network_name
+
+    names = (
+        "data.global_batch_size", "data.root", "model.depth", "model.family", "model.residual",
+        "model.shortcut", "model.variant", "optim.amp", "optim.base_lr", "optim.label_smoothing",
+        "optim.momentum", "optim.weight_decay", "run.seed", "schedule.epochs", "schedule.rule",
+        "schedule.steps", "schedule.warmup_epochs",
+    )  # fmt: skip
+    found: dict[str, int | float | str] = {"model.network": network_name(config.model)}
+    for name in names:
+        value = config.get(name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        found[name] = value if is_number else _LABELS.get(value, str(value))
+    return found
+
+
+def _put_first(experiment: Any, names: Sequence[str]) -> None:
+    """Marks the settings that come first in the `experiment` of torch's `hparams`.
+
+    TensorBoard sorts those that are said to differ before the rest, then by name.
+    """
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    plugin = experiment.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(plugin.content)
+    for info in content.experiment.hparam_infos:
+        info.differs = info.name in names
+    plugin.content = content.SerializeToString()
+
+
 def curves(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """(tag, value) of every curve that a line of metrics is a point of.
 
-    Beside its own numbers: the error, which the paper draws, and the upper edges of the stack.
+    Beside its own numbers: the error in percent, which the paper draws, and the upper edges of the
+    stack.
     """
     event = metrics["event"]
     for name, value in metrics.items():
         if name not in _NOT_DRAWN and value is not None:
             yield f"{event}/{name}", value
-    yield f"{event}/error", 1.0 - metrics["top1"]
+    yield f"{event}/error_percent", 100 * (1.0 - metrics["top1"])
     if f"share_{STACKED[0]}" in metrics:
         shares = [0.0] + [metrics[f"share_{name}"] for name in STACKED]
         for number, edge in enumerate(accumulate(shares), start=-1):
             yield stacked_tag(number), edge
-
-
-def require_own(folder: Path, metrics_path: Path) -> None:
-    """Raises `ValueError` if `folder` has event files that no start of this run can have written:
-    each makes the run's metrics.jsonl first."""
-    if event_files(folder) and not metrics_path.exists():
-        raise ValueError(
-            f"{folder} holds event files of another run, for {metrics_path.parent} has no "
-            f"{metrics_path.name}; move them away or choose another run.name"
-        )
 
 
 def _val_pictures(folder: Path, position: int) -> Iterator[Any]:

@@ -11,12 +11,14 @@ import socket
 import time
 from collections.abc import Iterator
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pipeline.monitor.patient_file import PatientFile, Room
 
 _PREFIX = "events.out.tfevents"
+_RUN = "run "
 
 
 def event_files(folder: Path) -> list[Path]:
@@ -24,10 +26,24 @@ def event_files(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{_PREFIX}.*"))
 
 
-class EventFile:
-    """A new event file, from which on nothing that `folder` has at `purge_step` or later counts."""
+def run_of(path: Path) -> str | None:
+    """The id of the run that an event file is of; None if it has none, as files of others and of
+    earlier versions do."""
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
 
-    def __init__(self, folder: Path, purge_step: int, room: Room) -> None:
+    for record in islice(RawEventFileLoader(str(path)).Load(), 2):
+        said = str(Event.FromString(record).session_log.msg)
+        if said.startswith(_RUN):
+            return said.removeprefix(_RUN)
+    return None
+
+
+class EventFile:
+    """A new event file of the run `run_id`, from which on nothing that `folder` has at `purge_step`
+    or later counts."""
+
+    def __init__(self, folder: Path, purge_step: int, room: Room, run_id: str) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -38,7 +54,7 @@ class EventFile:
         self._file = PatientFile(folder / name, room)
         now = time.time()
         self._write(Event(wall_time=now, file_version="brain.Event:2"))
-        start = SessionLog(status=SessionLog.START)
+        start = SessionLog(status=SessionLog.START, msg=_RUN + run_id)
         self._write(Event(wall_time=now, step=purge_step, session_log=start))
 
     def add(self, summary: Any, position: int, wall_time: float | None = None) -> None:

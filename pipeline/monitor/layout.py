@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping, Sequence
+from itertools import cycle, pairwise
 from typing import Any
 
 STACKED = (
@@ -12,59 +13,78 @@ STACKED = (
 """Where the time of a window goes, from the bottom of the stack to its top; metrics.jsonl has the
 share of each as `share_<name>`."""
 
-_GPU_MEMORY = ("train/gpu_memory_torch_bytes", "train/gpu_memory_other_bytes")
+_GPU_MEMORY = {name: f"train/gpu_memory_{name}_bytes" for name in ("torch", "dali", "other")}
+_SHARES = ("data_wait", "forward", "backward", "communication", "optimizer")
+_MARKS = (
+    "\N{BLACK MEDIUM SQUARE}", "\N{BLACK DIAMOND}", "\N{BLACK UP-POINTING TRIANGLE}",
+    "\N{BLACK STAR}", "\N{HEAVY GREEK CROSS}",
+)  # fmt: skip
+"""What TensorBoard marks the points of a chart's first line with, of its second, and so on."""
+_ABOUT = {
+    "learning": "errors and loss by images seen (STEP)",
+    "speed": "what the time goes into, by images seen (STEP)",
+    "health": "what should change slowly or not at all, by images seen (STEP)",
+    "data": "by images seen (STEP); the pictures of images and mistakes are under IMAGES",
+}
 
 
 def stacked_tag(number: int) -> str:
-    """The tag of the upper edge of the stack's part `number`; that of -1 is zero throughout."""
+    """The tag of the upper edge of the stack's part `number`; that of -1 is zero throughout.
+
+    TensorBoard shows tags by name, and edges are no charts of their own: they come last.
+    """
     name = STACKED[number] if number >= 0 else "nothing"
-    return f"stack/{number + 1}_{name}"
+    return f"where_time_goes/{number + 1}_{name}"
 
 
 def layout(gpu: bool) -> Any:
     """The pages as a `Layout`, with memory for a `gpu`. A chart is of those of its tags that a run
-    has."""
+    has.
+
+    All lines of a run have its colour, and the legend is folded: titles say which line is which.
+    Pages are written as they are to be read: smoothed charts first.
+    """
     from tensorboard.plugins.custom_scalar import layout_pb2 as pb
 
     pages = {
         "learning": [
-            _lines("error, as the paper draws it", "train/error", "val/error"),
-            _lines("loss", "train/loss", "val/loss"),
-            _lines("learning rate", "train/lr"),
-            _lines("top-5", "train/top5", "val/top5"),
+            _marked("error in %, as the paper draws it", train="train/error_percent",
+                    val="val/error_percent"),
+            _marked("loss", train="train/loss", val="val/loss"),
+            _marked("learning rate", lr="train/lr"),
+            _marked("top-5, share of the images", train="train/top5", val="val/top5"),
         ],
         "speed": [
-            _lines("images per second, all ranks", "train/images_per_sec"),
-            _lines(
-                "images per second of a rank by itself: mean and slowest",
-                "train/rank_images_per_sec", "train/slowest_images_per_sec",
-            ),
-            _stack("where the time goes, stacked up to 1"),
-            _lines("which rank is slowest (look at it without smoothing)", "train/slowest_rank"),
-            _lines(
-                "share of the step that waits", "train/data_wait_share",
-                "train/communication_share",
-            ),
-            *([_lines("GPU memory, bytes", *_GPU_MEMORY)] if gpu else []),
+            _smoothed("images per second, all ranks", "train/images_per_sec"),
+            _stack("where the time goes, from below"),
+            _marked("share of the time", **{name: f"train/share_{name}" for name in _SHARES}),
+            _marked("share of the step that waits", for_data="train/data_wait_share",
+                    for_gradients="train/communication_share"),
+            _marked("images per second of a rank by itself", mean="train/rank_images_per_sec",
+                    slowest="train/slowest_images_per_sec"),
+            _marked("which rank is slowest", rank="train/slowest_rank"),
+            *([_marked("GPU memory, bytes", **_GPU_MEMORY)] if gpu else []),
         ],
         "health": [
-            _matching("gradient norm by stage", r"train/gradient_norm(_.*)?"),
-            _matching("weight norm by stage", r"train/weight_norm_.*"),
-            _lines("loss scale", "train/loss_scale"),
-            _lines("steps skipped, images excluded", "train/skipped_steps", "train/excluded",
-                   "val/excluded"),
-            _lines("spread of BN statistics over ranks", "val/bn_spread"),
-            _lines("longest time without a heartbeat, seconds", "train/heartbeat_sec"),
+            _smoothed("gradient norm, of all and by stage", r"train/gradient_norm(_.*)?"),
+            _smoothed("weight norm by stage", r"train/weight_norm_.*"),
+            _smoothed("spread of BN statistics over ranks", "val/bn_spread"),
+            _smoothed("longest time without a heartbeat, seconds", "train/heartbeat_sec"),
+            _marked("loss scale", scale="train/loss_scale"),
+            _marked("steps skipped", steps="train/skipped_steps"),
+            _marked("images excluded", train="train/excluded", val="val/excluded"),
         ],
         "data": [
-            _lines("top-1 of the best, the median and the worst class",
-                   "val/class_top1_best", "val/class_top1_median", "val/class_top1_worst"),
-            _lines("seconds waited for data", "train/data_wait_sec"),
-            _lines("images excluded", "train/excluded", "val/excluded"),
+            _marked("top-1 of a class, share of its images", best="val/class_top1_best",
+                    median="val/class_top1_median", worst="val/class_top1_worst"),
+            _marked("seconds waited for data since the last line", wait="train/data_wait_sec"),
         ],
     }  # fmt: skip
     return pb.Layout(
-        category=[pb.Category(title=title, chart=charts) for title, charts in pages.items()]
+        category=[
+            pb.Category(title=f"{page}: {_ABOUT[page]}", chart=_as_shown(charts))
+            for page, charts in pages.items()
+        ]
     )
 
 
@@ -89,24 +109,45 @@ def layout_summary(gpu: bool) -> Any:
     return Summary(value=[value])
 
 
-def _lines(title: str, *tags: str) -> Any:
-    return _matching(title, *(f"^{re.escape(tag)}$" for tag in tags))
+def _as_shown(charts: Sequence[Any]) -> list[Any]:
+    """Charts of bands last to first: so TensorBoard shows them, after all others (2.21)."""
+    bands = [chart for chart in charts if chart.HasField("margin")]
+    return [*(chart for chart in charts if chart not in bands), *reversed(bands)]
 
 
-def _matching(title: str, *patterns: str) -> Any:
+def _smoothed(title: str, pattern: str) -> Any:
+    """A line for each tag that the regular expression fits, as smooth as is asked for. Which of
+    them gets which mark changes with every start of TensorBoard."""
     from tensorboard.plugins.custom_scalar import layout_pb2 as pb
 
-    return pb.Chart(title=title, multiline=pb.MultilineChartContent(tag=patterns))
+    return pb.Chart(title=title, multiline=pb.MultilineChartContent(tag=[f"^{pattern}$"]))
+
+
+def _marked(title: str, **tags: str) -> Any:
+    """Lines, each by its name in the title; not smoothed.
+
+    They are bands without width: in a chart of bands marks go by the order given here.
+    """
+    return _bands(title, {name: (tag, tag) for name, tag in tags.items()})
 
 
 def _stack(title: str) -> Any:
     """A band for each part, between the upper edge of the one below it and its own."""
+    edges = [stacked_tag(number) for number in range(-1, len(STACKED))]
+    return _bands(title, dict(zip(STACKED, pairwise(edges), strict=True)))
+
+
+def _bands(title: str, bands: Mapping[str, tuple[str, str]]) -> Any:
+    """Bands by their names, each from its lower to its upper tag, which is the line too."""
     from tensorboard.plugins.custom_scalar import layout_pb2 as pb
 
-    bands = [
-        pb.MarginChartContent.Series(
-            value=stacked_tag(number), lower=stacked_tag(number - 1), upper=stacked_tag(number)
-        )
-        for number in range(len(STACKED))
+    series = [
+        pb.MarginChartContent.Series(value=upper, lower=lower, upper=upper)
+        for lower, upper in bands.values()
     ]
-    return pb.Chart(title=title, margin=pb.MarginChartContent(series=bands))
+    named = zip(cycle(_MARKS), bands, strict=False)
+    words = " ".join(f"{mark} {name.replace('_', ' ')}" for mark, name in named)
+    return pb.Chart(
+        title=f"{title}: {words}" if len(bands) > 1 else title,
+        margin=pb.MarginChartContent(series=series),
+    )

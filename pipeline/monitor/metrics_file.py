@@ -13,6 +13,8 @@ from pipeline.monitor.patient_file import PatientFile, Room
 
 log = logging.getLogger("trainyard")
 
+_NAMED = 10  # cut lines in a warning
+
 
 class MetricsFile:
     """The file of a run that stands at `position`, with `validations` of them done.
@@ -33,12 +35,16 @@ class MetricsFile:
         self._file.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a `metrics.jsonl`; a last line cut by a kill is left out."""
+def read_metrics(path: Path, warn: bool = False) -> list[dict[str, Any]]:
+    """The whole lines of a `metrics.jsonl`; those that a kill has cut are left out.
+
+    With `warn` they are named in one warning: for who shows the file, or goes on with it.
+    """
     if not path.exists():
         return []
-    metrics = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    metrics, cut = [], []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
         try:
             found = json.loads(line)
         except json.JSONDecodeError:
@@ -46,14 +52,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if isinstance(found, dict):
             metrics.append(found)
         else:
-            log.warning("warning: a line of %s is cut and left out", path)
+            cut.append(number)
+    if cut and warn:
+        what = f"a line of {path} is" if len(cut) == 1 else f"{len(cut)} lines of {path} are"
+        where = ", ".join(map(str, cut[:_NAMED])) + (" and more" if len(cut) > _NAMED else "")
+        log.warning("warning: %s cut and left out: line %s", what, where)
     return metrics
 
 
 def _keep_lines(path: Path, position: int, validations: int) -> list[dict[str, Any]]:
     """Rewrites the file without what lies beyond the checkpoint; returns what stays."""
     kept, seen = [], 0
-    for metrics in read_metrics(path):
+    for metrics in read_metrics(path, warn=True):
         seen += metrics["event"] == "val"
         beyond = metrics["event"] == "val" and seen > validations
         if metrics["position"] <= position and not beyond and metrics["event"] != "done":

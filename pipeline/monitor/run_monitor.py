@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import Config
-from pipeline.monitor.board import Board, require_own
+from pipeline.monitor.board import Board
+from pipeline.monitor.identity import own_id
 from pipeline.monitor.logs import log
 from pipeline.monitor.metrics_file import MetricsFile
 from pipeline.monitor.patient_file import Room
-from pipeline.monitor.progress import Progress
+from pipeline.monitor.progress import Progress, counted_from_one
 
 Metrics = Mapping[str, int | float | None]
 
@@ -65,9 +66,9 @@ class RunMonitor(Monitor):
     ) -> None:  # fmt: skip
         room = room or Room(run_dir)
         path, folder = run_dir / "metrics.jsonl", run_dir / "tensorboard"
-        require_own(folder, path)
+        run_id = own_id(run_dir, folder, path, position)
         self._file = MetricsFile(path, position, validations, room)
-        self._board = Board(folder, position, self._file.kept, room)
+        self._board = Board(folder, position, self._file.kept, room, run_id)
         if self._board.is_new:
             self._board.describe(config)
         self._progress = Progress(total_images, position)
@@ -79,10 +80,10 @@ class RunMonitor(Monitor):
     def val(self, metrics: Metrics) -> None:
         self._write("val", metrics)
         line = (
-            "epoch {epoch} validation: top1 {top1:.4f} top5 {top5:.4f} loss {loss:.4f} "
+            "epoch {epoch} validation: top1 {top1:.2%} top5 {top5:.2%} loss {loss:.4f} "
             "({images} images)"
         )
-        log.info("%s", line.format(**metrics))
+        log.info("%s", line.format(**counted_from_one(metrics)))
 
     def done(self, metrics: Metrics) -> None:
         self._write("done", metrics)

@@ -6,8 +6,10 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from pipeline.observing.state import RunState, is_run, read_state
+from pipeline.observing.distinct import distinctions, in_short
+from pipeline.observing.state import RunState, duration, is_run, read_state
 
 
 @dataclass
@@ -19,12 +21,9 @@ class Listing:
 
 
 def list_runs(below: Path) -> Listing:
-    """The runs below `below`, or the one that it is. Raises ValueError if `below` is no folder."""
-    if not below.is_dir():
-        what = "is a file" if below.exists() else "does not exist"
-        raise ValueError(f"{below} {what}; give a folder of runs, such as runs/, or one run's")
+    """The runs below `below`, or the one that it is; none below what is no folder."""
     listing = Listing()
-    for folder, reason in _search(below):
+    for folder, reason in _search(below) if below.is_dir() else ():
         if not reason:
             try:
                 listing.runs.append(read_state(folder))
@@ -36,6 +35,11 @@ def list_runs(below: Path) -> Listing:
         listing.skipped.append((folder, reason))
     listing.runs.sort(key=lambda run: (run.last_sign or 0.0, run.folder))
     return listing
+
+
+def run_folders(below: Path) -> list[Path]:
+    """The folders of the runs below `below`, in order, not looked into; none if it is no folder."""
+    return [folder for folder, reason in _search(below) if not reason] if below.is_dir() else []
 
 
 def _unreadable(error: OSError) -> str:
@@ -75,29 +79,45 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def as_json(listing: Listing) -> dict[str, Any]:
+    """The list in plain values."""
+    runs = zip(listing.runs, distinctions(listing.runs), strict=True)
+    return {
+        "runs": [run.as_json | {"differs_in": differing} for run, differing in runs],
+        "skipped": [{"folder": str(f), "reason": reason} for f, reason in listing.skipped],
+    }
+
+
+_HEAD = (
+    "run", "state", "network", "differs in", "epoch", "step", "img/s", "best top-1", "last sign",
+    "where", "note",
+)  # fmt: skip
+
+
 def describe(listing: Listing, below: Path) -> str:
     """The list for people, one line a run."""
-    head = ("run", "state", "network", "epoch", "step", "best top-1", "last sign", "where", "note")
-    lines = [table(head, [_row(run, below) for run in listing.runs])] if listing.runs else []
+    differing = map(in_short, distinctions(listing.runs))
+    rows = [_row(run, below, diff) for run, diff in zip(listing.runs, differing, strict=True)]
+    lines = [table(_HEAD, rows)] if rows else []
     lines += [f"skipped: {folder} {reason}" for folder, reason in listing.skipped]
     return "\n".join(lines)
 
 
-def _row(run: RunState, below: Path) -> tuple[str, ...]:
+def _row(run: RunState, below: Path, differing: str) -> tuple[str, ...]:
     inside = run.folder != below
-    epoch = "-"
-    if run.epoch is not None:
-        epoch = f"{run.epoch:g}" if run.epochs is None else f"{run.epoch:.1f}/{run.epochs:g}"
     where = "-"
     if run.holder is not None:
         job = f", job {run.holder.slurm_job}" if run.holder.slurm_job else ""
         where = run.holder.host + job
+    speed = run.images_per_sec
     return (
         str(run.folder.relative_to(below)) if inside else run.folder.name,
         run.state,
         run.network or "-",
-        epoch,
+        differing,
+        _epoch(run),
         f"{run.step}/{'?' if run.total_steps is None else run.total_steps}",
+        "-" if speed is None else f"{speed:,.0f}",
         "-" if run.best_top1 is None else f"{run.best_top1:.2%}",
         "-" if run.age_sec is None else f"{duration(run.age_sec)} ago",
         where,
@@ -105,9 +125,11 @@ def _row(run: RunState, below: Path) -> tuple[str, ...]:
     )
 
 
-def duration(seconds: float) -> str:
-    """Rounded down to one unit: 12 s, 3 min, 5 h, 2 d."""
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{int(seconds / size)} {unit}"
-    return f"{int(seconds)} s"
+def _epoch(run: RunState) -> str:
+    """Passes over the training images, of how many; two digits where all of it is less than one."""
+    if run.epoch is None:
+        return "-"
+    if run.epochs is None:
+        return f"{run.epoch:g}"
+    digits = 1 if run.epochs >= 1 else 2
+    return f"{run.epoch:.{digits}f}/{round(run.epochs, digits):g}"

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.reporting.networks import Network
+from pipeline.model.network import Network
 from pipeline.reporting.pages import Block, Heading, Paragraph, Table
 from pipeline.reporting.runs import Run
 

@@ -20,9 +20,10 @@ class Evaluation:
     the crop and the shorter side it is cut from, in pixels; `time` is in seconds since 1970, None
     where unknown; `scales` are the shorter sides in pixels of multi-scale, `mirror` whether each
     was counted mirrored too; `bn_images` how many training images BN's statistics were averaged
-    over ("all", or empty for the moving averages); `ensemble` the number of networks; `other_root`
-    is where the images lie if they are not those that the training validated on, nor the test
-    images beside them.
+    over ("all", or empty for the moving averages); `ensemble` the number of networks; `changed`
+    holds what else was not as in the training, such as "optim.amp=off"; `other_root` is where the
+    images lie if they are not those that the training validated on, nor the test images beside
+    them.
     """
 
     protocol: Protocol
@@ -38,12 +39,14 @@ class Evaluation:
     scales: tuple[int, ...] = ()
     bn_images: str = ""
     ensemble: int = 1
+    changed: tuple[str, ...] = ()
     other_root: str = ""
 
     @property
     def is_plain(self) -> bool:
         """Whether it is what a validation in training does: one view, one network as it is."""
-        return self.protocol == "1-crop" and not self.bn_images and self.ensemble == 1
+        special = self.bn_images or self.ensemble > 1 or self.changed or self.other_root
+        return self.protocol == "1-crop" and not special
 
 
 def read_evaluation(path: Path, settings: dict[str, Any]) -> Evaluation:
@@ -68,6 +71,7 @@ def read_evaluation(path: Path, settings: dict[str, Any]) -> Evaluation:
             scales=tuple(content.get("scales") or ()),
             bn_images=str(content.get("bn_images") or ""),
             ensemble=len(members) if members else 1,
+            changed=_changed(content, settings),
             other_root=str(data.get("root")) if is_other else "",
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -81,8 +85,23 @@ def read_evaluation(path: Path, settings: dict[str, Any]) -> Evaluation:
 def _is_other_data(content: dict[str, Any]) -> bool:
     """Whether a result is of other images than those of the training's validation: as many as
     ImageNet's are in variants of it, too. Not known, and so False, of results without hashes."""
+    if "other_data" in content:
+        return bool(content["other_data"])
     found, wanted = content.get("data_hash"), content.get("training_data_hash")
     return not content.get("test_images") and None not in (found, wanted) and found != wanted
+
+
+def _changed(content: dict[str, Any], settings: dict[str, Any]) -> tuple[str, ...]:
+    """What was not as in the training, apart from the crop, whose sides an `Evaluation` has.
+
+    Results from before they said so themselves say the arithmetic, of one network.
+    """
+    amp = content.get("config", {}).get("amp", settings["optim.amp"])
+    alone = len(content.get("ensemble") or ()) < 2
+    known = {"optim.amp": amp} if alone and amp != settings["optim.amp"] else {}
+    found = content.get("changed", known)
+    of_crop = () if content.get("scales") else ("data.image_size", "data.val_resize")
+    return tuple(f"{name}={value}" for name, value in found.items() if name not in of_crop)
 
 
 def validation_in_training(line: dict[str, Any], settings: dict[str, Any]) -> Evaluation:

@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from pipeline.model.network import Network
 from pipeline.reporting import curves
 from pipeline.reporting.curves import Curve
-from pipeline.reporting.networks import Network, Style
+from pipeline.reporting.networks import Style
 from pipeline.reporting.runs import Run
 
 _LOOK: Any = {

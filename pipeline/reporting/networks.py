@@ -1,12 +1,14 @@
-"""The networks that a report speaks of: how they are told apart, called and drawn."""
+"""The networks that a report speaks of, and how they are drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-Family = Literal["imagenet", "cifar"]
+from pipeline.model.network import Network, network_of
+
+__all__ = ["Style", "network_of", "styles"]
 
 # The colours of Okabe and Ito, which colour-blind readers can tell apart, without yellow and
 # light blue, too pale for a line on white. By depth: the same in every plot and report.
@@ -22,63 +24,6 @@ _RESIDUAL_DASHES: tuple[Dash, ...] = (
     "-", (0, (7, 1.5, 1.5, 1.5)), (0, (1.5, 1.2)), (0, (7, 1.5, 1.5, 1.5, 1.5, 1.5)),
     (0, (3, 1)), (0, (10, 2)),
 )  # fmt: skip
-
-
-@dataclass(frozen=True, order=True)
-class Network:
-    """One network of the paper's or of later work.
-
-    `shortcut` is A, B or C, and empty for a plain net. `variant` is v1 or v1.5, and empty where
-    the two are the same network: without bottlenecks.
-    """
-
-    family: Family
-    residual: bool
-    depth: int
-    shortcut: str = ""
-    variant: str = ""
-
-    @property
-    def label(self) -> str:
-        """As the paper calls it: plain-34, ResNet-34 B, ResNet-50 v1, ResNet-56."""
-        if not self.residual:
-            return f"plain-{self.depth}"
-        usual = "A" if self.family == "cifar" else "B" if self.variant else ""
-        parts = [f"ResNet-{self.depth}"]
-        parts += [self.shortcut] if self.shortcut != usual else []
-        parts += [self.variant] if self.variant else []
-        return " ".join(parts)
-
-    @property
-    def kind(self) -> tuple[Family, bool, str, str]:
-        """What networks that differ only in depth have in common."""
-        return self.family, self.residual, self.shortcut, self.variant
-
-
-def plain(depth: int, family: Family = "imagenet") -> Network:
-    """The plain net of `depth` layers."""
-    return Network(family, False, depth)
-
-
-def resnet(
-    depth: int, shortcut: str = "B", variant: str = "v1", family: Family = "imagenet"
-) -> Network:
-    """The ResNet of `depth` layers; `variant` counts only where it has bottlenecks."""
-    bottlenecks = family == "imagenet" and depth >= 50
-    return Network(family, True, depth, shortcut, variant if bottlenecks else "")
-
-
-def network_of(model: dict[str, Any]) -> Network:
-    """The network that the part `model` of a resolved configuration describes.
-
-    Runs from before a setting existed are what its default says: residual, ImageNet's family.
-    """
-    family: Family = model.get("family", "imagenet")
-    depth = int(model["depth"])
-    if not model.get("residual", True):
-        return plain(depth, family)
-    usual = "A" if family == "cifar" else "B"
-    return resnet(depth, model.get("shortcut") or usual, model.get("variant", "v1.5"), family)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.reporting.networks import Network, plain, resnet
+from pipeline.model.network import Network, plain, resnet
 
 DataSet = Literal["imagenet-1k", "cifar-10"]
 Protocol = Literal["1-crop", "10-crop", "multi-scale"]

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.machine import versions
+from pipeline.model.network import Family
 from pipeline.reporting import curves, figures
 from pipeline.reporting.degradation import degradation_blocks
 from pipeline.reporting.figures import Panel, Styles
-from pipeline.reporting.networks import Family, styles
+from pipeline.reporting.networks import styles
 from pipeline.reporting.pages import Block, Heading, Paragraph, Picture, Table, write_pages
 from pipeline.reporting.runs import Run, date
 from pipeline.reporting.tables import comparison_blocks
+from pipeline.wording import counted
 
 EARLY_SHARE = 0.2
 """Early convergence is shown over the first fifth of the iterations."""
@@ -39,13 +41,12 @@ def write_report(out: Path, runs: Sequence[Run]) -> None:
 
 
 def _head(runs: Sequence[Run]) -> list[Block]:
-    number = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
     return [
         Heading("Runs beside the ResNet paper", 1),
         Paragraph(
             f"Made on {time.strftime('%Y-%m-%d %H:%M')} by python -m pipeline.report at commit "
-            f"{versions()['commit']} from the files of {number}, listed at the end. Every number "
-            "of ours was read from them."
+            f"{versions()['commit']} from the files of {counted(len(runs), 'run')}, listed at the "
+            "end. Every number of ours was read from them."
         ),
     ]
 
@@ -116,15 +117,33 @@ def _early(
         Panel(f"{depth} layers", [r for r in (*plain, *residual) if r.network.depth == depth])
         for depth in depths
     ]
-    if not panels:
-        return []
-    name = f"curves-{suffix}-early.png"
-    figures.draw_early(out / name, panels, drawn, EARLY_SHARE)
-    caption = (
-        f"Early convergence on {data}: the first {EARLY_SHARE:.0%} of the iterations, plain and "
-        f"residual nets of the same depth. {_LINES}"
-    )
-    return [Picture(name, caption, "error over the first iterations, one plot for each depth")]
+    early = [panel for panel in panels if _has_early_curves(panel)]
+    blocks: list[Block] = []
+    if early:
+        name = f"curves-{suffix}-early.png"
+        figures.draw_early(out / name, early, drawn, EARLY_SHARE)
+        caption = (
+            f"Early convergence on {data}: the first {EARLY_SHARE:.0%} of the iterations, plain "
+            f"and residual nets of the same depth. {_LINES}"
+        )
+        alt = "error over the first iterations, one plot for each depth"
+        blocks.append(Picture(name, caption, alt))
+    if len(early) < len(panels):
+        missing = ", ".join(panel.title for panel in panels if panel not in early)
+        blocks.append(
+            Paragraph(
+                f"Early convergence on {data} is not drawn for {missing}: a curve needs two lines "
+                f"of training metrics in the first {EARLY_SHARE:.0%} of the iterations, and no run "
+                "has them; a smaller run.log_every_steps gives more."
+            )
+        )
+    return blocks
+
+
+def _has_early_curves(panel: Panel) -> bool:
+    """Whether any run of a panel has more than a point in the early part."""
+    until = EARLY_SHARE * max(run.step for run in panel.runs)
+    return any(len(curves.training_error(run).until(until).steps) > 1 for run in panel.runs)
 
 
 def _gradient_norms(out: Path, suffix: str, panels: Sequence[Panel], drawn: Styles) -> list[Block]:

@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pipeline.effect import without_effect
+from pipeline.model.network import Network, network_of
 from pipeline.reporting.evaluations import Evaluation, read_evaluation, validation_in_training
-from pipeline.reporting.networks import Network, network_of
 from pipeline.run_files import (
     HOLDS,
     holds_run,
@@ -109,10 +110,11 @@ class Run:
     @cached_property
     def recipe(self) -> dict[str, str]:
         """The settings that make the experiment: runs that have them alike differ in their seed."""
+        idle = without_effect(self.settings)
         return {
             name: str(value)
             for name, value in self.settings.items()
-            if not name.startswith("run.") and name not in _FREE
+            if not name.startswith("run.") and name not in _FREE and name not in idle
         }
 
     def is_whole(self, evaluation: Evaluation) -> bool:

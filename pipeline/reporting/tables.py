@@ -12,6 +12,7 @@ from pipeline.reporting.evaluations import Evaluation
 from pipeline.reporting.pages import Block, Heading, Paragraph, Table
 from pipeline.reporting.references import IMAGENET_CROP, MULTI_SCALES, Recipe, Reference
 from pipeline.reporting.runs import Run, date
+from pipeline.wording import counted
 
 _HEAD = ("network", "test", "source", "theirs, %", "ours, %", "our run")
 
@@ -33,7 +34,8 @@ class Result:
         """What results that are averaged over seeds have in common."""
         e = self.evaluation
         kind = (
-            e.protocol, e.mirror, e.scales, e.bn_images, e.ensemble, e.images, e.crop, e.other_root,
+            e.protocol, e.mirror, e.scales, e.bn_images, e.ensemble, e.images, e.crop, e.changed,
+            e.other_root,
         )  # fmt: skip
         recipe = tuple(sorted(self.run.recipe.items()))
         return (
@@ -58,7 +60,7 @@ class Result:
         e, run = self.evaluation, self.run
         parts = [run.name, f"step {e.step:,} of {run.settings['data.global_batch_size']} images"]
         parts += [] if run.finished else ["run unfinished"]
-        parts += [f"{e.images:,} images", date(e.time)]
+        parts += [counted(e.images, "image"), date(e.time)]
         parts += [f"of {e.other_root}"] if e.other_root else []
         parts += ["validation in training"] if e.in_training else []
         parts += [f"ensemble of {e.ensemble}"] if e.ensemble > 1 else []
@@ -67,6 +69,7 @@ class Result:
             parts += ["mirrored too"] if e.mirror else []
         elif e.crop != self._usual_crop:
             parts.append("crop {} of {}".format(*e.crop))
+        parts += e.changed
         parts += [f"BN statistics over {e.bn_images} training images"] if e.bn_images else []
         return ", ".join(parts)
 
@@ -84,7 +87,8 @@ def is_of(result: Result, reference: Reference, data_set: str) -> bool:
     if evaluation.ensemble != reference.ensemble:
         return False
     if reference.protocol == "multi-scale":
-        if set(evaluation.scales) != set(MULTI_SCALES):
+        # The side of the crop is what the pooling window of a fully convolutional net comes from.
+        if set(evaluation.scales) != set(MULTI_SCALES) or evaluation.crop[0] != IMAGENET_CROP[0]:
             return False
     elif data_set == "imagenet-1k" and evaluation.crop != IMAGENET_CROP:
         return False

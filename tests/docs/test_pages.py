@@ -1,5 +1,6 @@
 """The pages say what is true of the source: names, files, messages, the drawing; and they build."""
 
+import importlib
 import importlib.util
 import os
 import re
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pages
 import pytest
@@ -24,6 +26,11 @@ _SUFFIXES = r"(?:py|yaml|sh|md|json|svg)"
 
 def ids(page: Path) -> str:
     return page.name
+
+
+def shown_commands() -> list[str]:
+    """The commands whose help docs/commands.md shows."""
+    return re.findall(r"^```\{help\} (.+)$", (DOCS / "commands.md").read_text(), re.M)
 
 
 def python_files() -> list[Path]:
@@ -99,54 +106,137 @@ def readme() -> str:
     return (REPOSITORY / "README.md").read_text()
 
 
-def test_the_modules_in_the_drawing_exist():
-    drawing = (DOCS / "architecture.svg").read_text()
-    text = " ".join(re.findall(r">([^<>]+)</text>", drawing))
-    modules = re.findall(r"[\w/]+\.py\b|[\w/]+/(?=\s)", text)
-    assert len(modules) > 20
-    places = [REPOSITORY, REPOSITORY / "pipeline"]
-    assert [m for m in modules if not any((place / m).exists() for place in places)] == []
+def source_of(page: Path) -> Path:
+    """The file whose text a page shows: its own, or the one that it includes as a whole."""
+    included = re.search(r"^```\{include\} (\S+)", page.read_text(), re.M)
+    return page.parent / included[1] if included else page
 
 
-def test_the_drawing_needs_no_network():
-    drawing = (DOCS / "architecture.svg").read_text()
-    assert set(re.findall(r"https?://[^\"' ]+", drawing)) == {"http://www.w3.org/2000/svg"}
+def from_docs(module: str) -> ModuleType:
+    """One of the extensions of Sphinx that lie beside the pages."""
+    sys.path.insert(0, str(DOCS))
+    try:
+        return importlib.import_module(module)
+    finally:
+        sys.path.remove(str(DOCS))
+
+
+needs_docutils = pytest.mark.skipif(
+    importlib.util.find_spec("docutils") is None, reason="needs docutils (extra docs)"
+)
+needs_sphinx = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, BUILD_PACKAGES)), reason="needs the extra docs"
+)
 
 
 @cache
 def source_texts() -> list[str]:
-    sys.path.insert(0, str(DOCS))
-    try:
-        from from_source import fixed_texts
-    finally:
-        sys.path.remove(str(DOCS))
-    return [text for file in python_files() for text in fixed_texts(file)]
+    fixed_texts = from_docs("from_source").fixed_texts
+    made = [text for _, text in messages()]
+    return made + [text for file in python_files() for text in fixed_texts(file)]
+
+
+@cache
+def messages() -> list[tuple[str, str]]:
+    """File and text of each message that docs/messages.md lists."""
+    source = from_docs("from_source")
+    files = [file for topic in source.TOPICS for file in source.files_of(topic)]
+    return [(str(file), text) for file in files for text in source.message_texts(file)]
 
 
 def quoted_messages() -> list[str]:
     text = (DOCS / "troubleshooting.md").read_text()
-    return re.findall(r"^- `([^`]+)`\n  - \*\*Cause\.\*\* .+\n  - \*\*Cure\.\*\* .+$", text, re.M)
+    entry = r"^- ((?:`[^`]+`(?:,\s+|\n))+)  - \*\*Cause\.\*\* .+\n  - \*\*Cure\.\*\* .+$"
+    return [quoted for spans in re.findall(entry, text, re.M) for quoted in _spans(spans)]
+
+
+def _spans(text: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", text)
 
 
 def test_troubleshooting_has_a_cause_and_a_cure_for_each_message():
     text = (DOCS / "troubleshooting.md").read_text()
-    assert len(quoted_messages()) == len(re.findall("^- `", text, re.M)) > 50
+    headed = re.findall(r"^- (`.+?)\n  - ", text, re.M | re.S)
+    assert len(quoted_messages()) == sum(len(_spans(head)) for head in headed) > 110
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("docutils") is None, reason="needs docutils (extra docs)"
-)
+def pattern(quoted: str) -> re.Pattern[str]:
+    """What finds a quoted message in the texts of the source."""
+    parts = [part for part in quoted.split(GAP) if part.strip(" :;,()")]
+    assert parts
+    return re.compile(".*".join(re.escape(part) for part in parts), re.S)
+
+
+@needs_docutils
 @pytest.mark.parametrize("message", quoted_messages())
 def test_a_quoted_message_still_stands_in_the_source(message):
-    parts = [part for part in message.split(GAP) if part.strip(" :;,()")]
-    assert parts
-    pattern = re.compile(".*".join(re.escape(part) for part in parts), re.S)
-    assert any(pattern.search(text) for text in source_texts()), message
+    assert any(pattern(message).search(text) for text in source_texts()), message
 
 
-@pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, BUILD_PACKAGES)), reason="needs the extra docs"
+# A rule that was broken, or what to do: after a semicolon, or told to the reader.
+_SAYS_WHAT_TO_DO = re.compile(
+    r"; .*\w| must | needs? |: (?:set|give|make|put|choose|look|call) |; did you mean"
+    r"|there (?:is|are): |(?:stands?|is) above|^give |, remove them"
 )
+
+
+@needs_docutils
+def test_every_message_says_what_to_do_or_troubleshooting_does():
+    """What it needs: a rule or a cure in the text, or else an entry on the page."""
+    explained = [pattern(quoted) for quoted in quoted_messages()]
+    bare = [
+        f"{file}: {text}"
+        for file, text in messages()
+        if not _SAYS_WHAT_TO_DO.search(text)
+        and not text.startswith(("it ", "its "))
+        and not any(entry.search(text) for entry in explained)
+    ]
+    assert len(messages()) > 350
+    assert "\n".join(bare) == ""
+
+
+@needs_docutils
+def test_texts_that_are_made_apart_from_their_errors_are_listed_too():
+    listed = {text for _, text in messages()}
+    assert any(text.startswith("… is no run: there is no such folder") for text in listed)
+    assert any("; did you mean" in text or "there are: " in text for text in listed)
+    # A cure that has a name of its own does not stay a gap.
+    assert any(text.endswith("to an address that all nodes reach") for text in listed)
+
+
+@needs_docutils
+def test_no_error_of_the_program_is_made_where_the_list_does_not_look(tmp_path):
+    message_texts = from_docs("from_source").message_texts
+    made = tmp_path / "made.py"
+    made.write_text(
+        'HINT = "choose another one"\n'
+        "def f(path):\n"
+        '    raise ConfigError(f"the path {path} is taken; {HINT}")\n'
+        'log.warning("warning: %s is left out, %.1f%% of all", path, share)\n'
+        'raise AssertionError("this cannot happen at all")\n'
+    )
+    assert message_texts(made) == [
+        "the path … is taken; choose another one",
+        "warning: … is left out, …% of all",
+    ]
+
+
+@needs_docutils
+@pytest.mark.parametrize("command", shown_commands())
+def test_help_shows_no_types_and_no_defaults_of_a_program(command):
+    text = from_docs("from_source").help_text(command)
+    assert re.findall(r"\(type:|default: (?:\[\]|False|True|None)\b", text) == []
+
+
+@needs_sphinx
+def test_readers_are_told_all_that_a_test_is_told_of_a_block():
+    marked = from_docs("marked_blocks")
+    assert set(marked.CAPTIONS) == set(pages.NEEDS)
+    words = "needs an NVIDIA GPU and ImageNet, takes minutes"
+    assert marked.caption(["gpu", "minutes", "imagenet"]) == words
+
+
+@needs_sphinx
 def test_the_pages_build_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
     done = subprocess.run(
@@ -158,6 +248,9 @@ def test_the_pages_build_without_a_warning(tmp_path):
     for page in DOCS.glob("*.md"):
         built = (tmp_path / "html" / page.with_suffix(".html").name).read_text()
         assert str(REPOSITORY) not in built, page.name
+        marked = [block for block in pages.blocks(source_of(page)) if block.marks]
+        marked = [block for block in marked if block.language == pages.SHELL]
+        assert built.count('<div class="code-block-caption">') == len(marked), page.name
         assert not re.findall(
             r"(?:src|href)=\"(?:https?:)?//(?!github\.com)[^\"]+\.(?:js|css)", built
         )

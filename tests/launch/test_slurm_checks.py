@@ -8,12 +8,39 @@ import signal
 import pytest
 
 from launch.allocation import Allocation, Node
-from launch.slurm_checks import nccl_logging, watch_nccl
+from launch.slurm_checks import examine, nccl_logging, watch_nccl
 from launch.slurm_end import End
+from launch.slurm_options import split
+from pipeline.config import ConfigError
 
 ONCE = Allocation("7", (Node("node1", "10.0.0.1", 1, 0),), None, restarts=0)
 AGAIN = Allocation("7", ONCE.nodes, None, restarts=1)
 LINE = "node1:1:2 [0] NCCL INFO Channel 00/0 : 0[0] -> 8[0] [send] via NET/{}\n"
+
+
+@pytest.fixture
+def srun(tmp_path, monkeypatch):
+    """A srun on whose nodes nothing answers."""
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "srun"
+    program.write_text(f"#!/bin/sh\nls -A {tmp_path}/runs/a > {tmp_path}/seen\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    return tmp_path / "seen"
+
+
+@pytest.mark.parametrize("before", [None, "config.yaml"])
+def test_a_job_that_the_check_refuses_leaves_no_empty_run_folder(tmp_path, srun, before, capsys):
+    run_dir = tmp_path / "runs" / "a"
+    if before is not None:
+        run_dir.mkdir(parents=True)
+        (run_dir / before).touch()
+    _, program = split(["train", f"--run.dir={tmp_path}/runs", "--run.name=a"])
+    with pytest.raises(ConfigError, match="the check before the job failed: "):
+        examine(ONCE, program, None)
+    assert ".doctor-" in srun.read_text()  # it was there for the nodes to see
+    assert run_dir.exists() == (before is not None)
+    assert [path.name for path in run_dir.glob("*")] == ([before] if before else [])
 
 
 def test_nccl_writes_its_log_into_the_runs_folder(tmp_path):

@@ -95,7 +95,7 @@ class Answers:
         return self.data("zero", clear)
 
     def case_other_model(self):
-        return self.again("model", "--model.depth=34")
+        return self.again("model", "--model.depth=14")
 
     def case_other_seed(self):
         return self.again("seed", "--run.seed=12345")
@@ -150,7 +150,7 @@ def test_zero_images_are_told_what_is_looked_for(answers):
 def test_the_checkpoint_of_another_model_is_refused_with_both_values(answers):
     assert_answered(
         answers.of(Answers.case_other_model),
-        "step-000000007.pt belongs to another run (model.depth: 18 in the checkpoint, 34 now)",
+        "step-000000007.pt belongs to another run (model.depth: 8 in the checkpoint, 14 now)",
     )
 
 

@@ -17,14 +17,15 @@ from pipeline import engine
 from pipeline.checkpoint import (
     CheckpointFolder,
     DamagedCheckpoint,
+    SaveError,
     read_verified,
     require_same_run,
     write_atomically,
 )
-from pipeline.config import setting_names
+from pipeline.config import Config, setting_names
 from pipeline.failure import ExitCode, Reported
 from pipeline.options import load_config
-from pipeline.snapshot import fingerprint
+from pipeline.snapshot import compared, fingerprint
 
 HASHES = {"train": "aaaa", "val": "bbbb"}
 
@@ -82,15 +83,30 @@ def test_a_write_that_fails_before_the_rename_leaves_the_old_file(folder, monkey
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as broken, pytest.raises(OSError, match="No space left"):
+    with monkeypatch.context() as broken, pytest.raises(SaveError, match="No space left"):
         broken.setattr(os, "replace", fail)
         folder.save(4, content(5))
     assert path.read_bytes() == old
-    with monkeypatch.context() as broken, pytest.raises(OSError, match="No space left"):
+    with monkeypatch.context() as broken, pytest.raises(SaveError, match="No space left"):
         broken.setattr(os, "replace", fail)
         folder.save(5, content(5))
     assert folder.steps() == [4]
     assert folder.latest()[1]["step"] == 4
+    assert not list(folder.folder.glob(".*.partial"))
+
+
+def test_what_the_disk_refuses_for_other_reasons_than_room_is_no_waiting(folder, monkeypatch):
+    def fail(*_):
+        raise OSError(30, "Read-only file system")
+
+    save_steps(folder, 4)
+    monkeypatch.setattr(os, "replace", fail)
+    refused = (
+        r"step-000000005.pt cannot be written: Read-only file system .*; the last good one is that "
+        "of step 4; have that folder take files again and start again"
+    )
+    with pytest.raises(SaveError, match=refused):
+        folder.save_or_wait(5, content(5))
 
 
 def test_data_reach_the_disk_before_the_name(tmp_path, monkeypatch):
@@ -221,13 +237,23 @@ FREE = {
 }  # fmt: skip
 
 
-def facts(*argv: str, hashes: dict[str, str] = HASHES) -> dict:
+def configured(*argv: str) -> Config:
     stored = [
         "--config=configs/demo.yaml", "--data.global_batch_size=64", "--data.area=[0.35,1]",
         "--optim.base_lr=0.2", "--schedule.epochs=13", "--schedule.drop_epochs=[8,11]",
     ]  # fmt: skip
-    config = load_config([*stored, *argv], "", "")
-    return fingerprint(config, hashes)
+    return load_config([*stored, *argv], "", "")
+
+
+def facts(*argv: str) -> dict:
+    """What a checkpoint keeps."""
+    return fingerprint(configured(*argv), HASHES)
+
+
+def wanted(*argv: str, hashes: dict[str, str] = HASHES) -> dict:
+    """What a run asks of a checkpoint."""
+    config = configured(*argv)
+    return compared(fingerprint(config, hashes), config)
 
 
 def test_every_setting_is_either_fixed_or_free():
@@ -240,7 +266,7 @@ def test_every_setting_is_either_fixed_or_free():
     ("changed", "stored", "now"),
     [
         ("model.depth", "18", "34"),
-        ("model.variant", "v1.5", "v1"),
+        ("model.zero_init_last_norm", "True", "False"),
         ("run.seed", "0", "5"),
         ("data.global_batch_size", "64", "32"),
         ("data.area", "[0.35, 1.0]", "[0.08, 1.0]"),
@@ -254,7 +280,7 @@ def test_every_setting_is_either_fixed_or_free():
 def test_another_run_is_refused_with_both_values(changed, stored, now):
     argument = f"--{changed}={now.lower() if now == 'False' else now}"
     with pytest.raises(ValueError) as error:
-        require_same_run(Path("a.pt"), facts(), facts(argument))
+        require_same_run(Path("a.pt"), facts(), wanted(argument))
     message = str(error.value)
     assert message.startswith("checkpoint a.pt belongs to another run")
     assert f"({changed}: {stored} in the checkpoint, {now} now)" in message
@@ -263,14 +289,14 @@ def test_another_run_is_refused_with_both_values(changed, stored, now):
 
 def test_other_data_are_refused_with_both_hashes():
     with pytest.raises(ValueError, match="hash of val: bbbb in the checkpoint, cccc now"):
-        require_same_run(Path("a.pt"), facts(), facts(hashes={**HASHES, "val": "cccc"}))
+        require_same_run(Path("a.pt"), facts(), wanted(hashes={**HASHES, "val": "cccc"}))
 
 
 def test_every_difference_is_named_and_a_missing_fact_is_one():
     stored = facts()
     del stored["random_scheme"]
     with pytest.raises(ValueError) as error:
-        require_same_run(Path("a.pt"), stored, facts("--model.depth=34", "--run.seed=5"))
+        require_same_run(Path("a.pt"), stored, wanted("--model.depth=34", "--run.seed=5"))
     for name in ("model.depth: 18", "run.seed: 0", "random_scheme: (not stored)"):
         assert name in str(error.value)
 
@@ -281,7 +307,7 @@ def test_free_settings_may_change():
         "--schedule.epochs=20", "--run.checkpoint_every_steps=7", "--run.log_every_steps=1",
         "--run.threads=2", "--run.name=other", "--data.prefetch_batches=5",
     ]  # fmt: skip
-    require_same_run(Path("a.pt"), facts(), facts(*changed))
+    require_same_run(Path("a.pt"), facts(), wanted(*changed))
 
 
 # The same in a real run: 7 steps, checkpoints 4, 6 and 7, the last one the best.

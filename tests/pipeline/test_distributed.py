@@ -8,7 +8,8 @@ import pytest
 import torch
 from rank_checks import CHECKS
 
-from pipeline.distributed import HorovodWorld, World, row_major_view
+from pipeline.distributed import HorovodWorld, World
+from pipeline.gradient_averaging import row_major_view
 
 RANK_CHECKS = jobs.REPOSITORY / "tests" / "rank_checks.py"
 

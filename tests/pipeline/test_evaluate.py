@@ -254,7 +254,7 @@ def test_a_wrong_option_is_answered_before_the_checkpoint_is_read(tmp_path, opti
 
 def test_a_protocol_that_does_not_fit_the_checkpoint_is_refused(trained):
     scales = ("--data.image_size=64", "--data.val_resize=64", "--scales", "32", "64")
-    with pytest.raises(Reported, match="--scales 32: the smallest possible is 33, whose feature"):
+    with pytest.raises(Reported, match="--scales 32: the smallest possible is 61, whose feature"):
         evaluate_here("--checkpoint", trained.checkpoint(), "--protocol=multi-scale", *scales)
     with pytest.raises(Reported, match="--test-images is for runs that hold out training images"):
         evaluate_here("--checkpoint", trained.checkpoint(), "--test-images")

@@ -16,6 +16,7 @@ from pipeline.data.cifar import open_cifar
 from pipeline.data.normalisation import Normalisation
 from pipeline.failure import Reported
 from pipeline.model.network import build_network
+from pipeline.reporting.runs import read_run
 
 OPTIONS = (
     "--data.dataset=cifar-10", "--data.train_crop=padded", "--data.held_out=20",
@@ -62,6 +63,29 @@ def test_true_averages_over_the_epoch_are_of_the_images_that_are_not_held_out(ru
     result = evaluated(run, "--bn-images=all", "--test-images")
     assert (result["images"], result["bn_images"]) == (25, "all")
     assert result["weights"] != evaluated(run)["weights"]
+
+
+def test_a_result_with_other_settings_or_data_leaves_that_of_the_training_alone(run, tmp_path):
+    plain = evaluated(run)
+    files = set(run.glob("evaluate-*.json"))
+    before = (run / "evaluate-1-crop.json").read_bytes()
+    other_amp = evaluated(run, "--optim.amp=bf16", "--data.val_resize=64")  # that has no effect
+    write(tmp_path / "noisy", batches=(30, 50), test=25)
+    noisy = evaluated(run, f"--data.root={tmp_path}/noisy")
+    write(tmp_path / "copy", test=25)
+    copied = evaluated(run, f"--data.root={tmp_path}/copy", "--test-images")
+    tested = evaluated(run, f"--data.root={tmp_path}/noisy", "--test-images")
+    assert [one["changed"] for one in (plain, other_amp, noisy)] == [{}, {"optim.amp": "bf16"}, {}]
+    known = [one["other_data"] for one in (plain, other_amp, noisy, copied, tested)]
+    assert known == [False, False, True, False, True]
+    names = {path.name for path in set(run.glob("evaluate-*.json")) - files}
+    assert names - {"evaluate-1-crop-test-images.json"} == {
+        "evaluate-1-crop-amp-bf16.json", f"evaluate-1-crop-data-{noisy['data_hash'][:8]}.json",
+        f"evaluate-1-crop-test-images-data-{tested['data_hash'][:8]}.json",
+    }  # fmt: skip
+    assert (run / "evaluate-1-crop.json").read_bytes() == before
+    stored = [e for e in read_run(run).evaluations if (e.is_plain, e.images) == (True, 20)]
+    assert len(stored) == 1  # of the same images as the last validation, which counts once
 
 
 def test_other_protocols_than_one_crop_are_refused(run):

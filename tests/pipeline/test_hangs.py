@@ -101,8 +101,8 @@ def test_a_rank_that_sleeps_in_the_loader(hung):
     job = hung["sleep-loader:6:1"]
     assert_told(
         job,
-        rf"{job.rank1} has been in phase data of step \d for \d s",
-        r"rank 0 has waited in phase agree of step \d for \d s",
+        rf"{job.rank1} has been in phase data_wait of step \d for \d s",
+        r"rank 0 has waited in phase agreement of step \d for \d s",
     )
     assert job.codes[1] == FAILED
     assert "in sleep_in_loader" in job.stacks(1)

@@ -8,7 +8,9 @@ from torch import tensor
 from pipeline.data.dali import Batch
 from pipeline.distributed import World
 from pipeline.engine import validate
+from pipeline.evaluating.counting import Tally
 from pipeline.inspection import Inspection
+from pipeline.metrics import correct_counts, predicted_classes
 from pipeline.precision import Precision
 
 CPU = torch.device("cpu")
@@ -47,6 +49,33 @@ def test_hits_are_counted_by_class_and_change_no_other_count():
     found = seen.class_top1()
     assert found["class_top1_worst"] <= found["class_top1_median"] <= found["class_top1_best"]
     assert found["class_top1_best"] == pytest.approx(float((seen.hits / seen.images).max()))
+
+
+def test_hits_by_class_sum_up_to_the_top1_count_where_scores_are_equal():
+    """As bf16 makes them. Of equal scores `topk` names another one than the first."""
+    draw = torch.Generator().manual_seed(1)
+    scores = torch.randint(0, 3, (64, 50), generator=draw).float()
+    assert (scores.topk(5).indices[:, 0] != scores.argmax(1)).any()  # else this shows nothing
+    labels = scores.argmax(1)
+    labels[:8] = (labels[:8] + 1) % 50
+    images = torch.zeros(64, 1, 1, 1)
+    seen = Inspection(50, keep_mistakes=True)
+    seen.add(Batch(images, labels, np.arange(64)), scores)
+    tally = Tally(50, CPU)
+    tally.add(scores, labels, tensor(0.0))
+    top1, top5 = correct_counts(scores, labels).tolist()
+    counted = tally.total(World(), 64)
+    assert seen.counts().view(2, 50).sum(1).tolist() == [top1, 64]
+    assert counted.confusion.diagonal().tolist() == seen.counts()[:50].tolist()
+    assert (counted.validation.top1_correct, counted.validation.top5_correct) == (top1, top5)
+    assert top1 == 56
+
+
+def test_a_network_that_finds_all_classes_alike_predicts_the_first():
+    scores = torch.zeros(2, 50)
+    assert predicted_classes(scores).tolist() == [0, 0]
+    assert correct_counts(scores, tensor([0, 49])).tolist()[0] == 1
+    assert correct_counts(scores[:1], tensor([0])).tolist() == [1, 1]  # whatever five topk names
 
 
 def test_the_most_certain_mistakes_of_all_batches_are_kept():

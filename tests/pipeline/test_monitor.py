@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -61,6 +62,7 @@ def scalars(run: Path) -> dict[tuple[str, int], list[float]]:
 
 def test_a_run_has_its_files(run):
     names = {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "log.txt", "lock"}
+    names |= {"run_id.txt"}
     assert {path.name for path in run.iterdir()} == names
 
 
@@ -132,7 +134,7 @@ def assert_the_board_holds_the_metrics(run: Path) -> None:
         (tag, line["position"]): [pytest.approx(value, rel=1e-6)]
         for line in lines
         for tag, value in curves(line)
-        if tag.startswith("stack/") or tag.endswith("/error")
+        if tag.startswith("where_time_goes/") or tag.endswith("/error_percent")
     }
     assert scalars(run) == wanted | derived
 
@@ -164,7 +166,8 @@ def test_the_log_is_plain_lines_with_their_time(run):
     assert "CIFAR ResNet-8 A on 1 rank (cpu), AMP bf16" in text
     assert "data: 50 train and 30 val images, 10 classes" in text
     assert "batch: 10 = 1 rank x 10 images x 1 accumulated; steps 0 to 10" in text
-    assert "epoch 1 validation: top1 " in text
+    assert re.search(r"epoch 2 validation: top1 \d+\.\d\d% top5 \d+\.\d\d% loss \d", text)
+    assert re.search(r"epoch 2 step 10 loss \S+ top1 \d+\.\d\d% lr", text)
     assert "finished: top-1 " in text
     assert "below expectation: top-1 " in text
     assert "limited by: " in text
@@ -187,7 +190,22 @@ def test_a_cut_last_line_is_left_out_and_said(tmp_path, caplog):
     path.write_text('{"event": "train", "step": 1}\n{"event": "train", "st')
     with caplog.at_level(logging.WARNING, logger="trainyard"):
         assert read_metrics(path) == [{"event": "train", "step": 1}]
-    assert f"a line of {path} is cut and left out" in caplog.text
+        assert caplog.text == ""  # who only looks something up has no word on it
+        assert read_metrics(path, warn=True) == [{"event": "train", "step": 1}]
+    assert f"warning: a line of {path} is cut and left out: line 2" in caplog.text
+
+
+def test_cut_lines_are_named_in_one_warning_of_a_start(small_data, run, tmp_path, capfd):
+    copy = tmp_path / "test"
+    shutil.copytree(run, copy)
+    lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
+    lines[1], lines[-1] = lines[1][:20] + "\n", lines[-1][:20]  # its last line is to be written
+    (copy / "metrics.jsonl").write_text("".join(lines))
+    train_here(small_data, tmp_path, *OPTIONS)
+    said = [line for line in capfd.readouterr().err.splitlines() if " cut " in line]
+    (line,) = [one.partition("warning: ")[2] for one in said]
+    assert line == f"2 lines of {copy}/metrics.jsonl are cut and left out: line 2, {len(lines)}"
+    assert read_metrics(copy / "metrics.jsonl")[-1]["event"] == "done"
 
 
 @pytest.mark.parametrize(

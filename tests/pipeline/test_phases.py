@@ -18,8 +18,8 @@ def seconds(phases: Phases) -> dict[str, float]:
 def test_a_phase_beats_the_heart_with_its_name_and_step():
     heartbeat = Heartbeat()
     phases = Phases(heartbeat, CPU)
-    with phases("data", 7):
-        assert (heartbeat.now().phase, heartbeat.now().step) == ("data", 7)
+    with phases("data_wait", 7):
+        assert (heartbeat.now().phase, heartbeat.now().step) == ("data_wait", 7)
     with phases("forward"):
         assert (heartbeat.now().phase, heartbeat.now().step) == ("forward", 7)
 
@@ -29,12 +29,12 @@ def test_times_of_a_phase_add_up_until_a_restart_also_past_an_error():
     for _ in range(2):
         with phases("backward"):
             time.sleep(0.01)
-    with pytest.raises(KeyError), phases("save"):
+    with pytest.raises(KeyError), phases("checkpoint"):
         time.sleep(0.01)
         raise KeyError
     found = seconds(phases)
     assert found["backward"] >= 0.02
-    assert found["save"] >= 0.01
+    assert found["checkpoint"] >= 0.01
     assert found["forward"] == 0
     phases.restart()
     assert set(phases.seconds()) == {0.0}
@@ -42,10 +42,10 @@ def test_times_of_a_phase_add_up_until_a_restart_also_past_an_error():
 
 def test_the_longest_time_without_a_beat_is_told_once():
     heartbeat = Heartbeat()
-    heartbeat.beat("data", 1)
+    heartbeat.beat("data_wait", 1)
     heartbeat.take_longest_sec()
     time.sleep(0.02)
-    heartbeat.beat("agree")
+    heartbeat.beat("agreement")
     heartbeat.beat("forward")
     assert heartbeat.take_longest_sec() >= 0.02
     assert heartbeat.take_longest_sec() == 0
@@ -54,13 +54,13 @@ def test_the_longest_time_without_a_beat_is_told_once():
 def test_a_trace_has_the_phases_that_were_annotated_only():
     phases = Phases(Heartbeat(), CPU)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        with phases("data"):
+        with phases("data_wait"):
             torch.ones(3)
         phases.annotate(True)
         with phases("forward"):
             torch.ones(3)
         phases.annotate(False)
-        with phases("update"):
+        with phases("optimizer"):
             torch.ones(3)
     assert {event.key for event in profiler.key_averages()} & set(PHASES) == {"forward"}
 

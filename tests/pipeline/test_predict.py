@@ -170,13 +170,6 @@ def test_a_wrong_call_is_answered_with_a_right_one(checkpoint, argv, message):
                       for argument in argv])  # fmt: skip
 
 
-def test_words_that_cannot_be_read_are_named(tmp_path):
-    (tmp_path / "words.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match="words.txt cannot be read: .*; remove it or mend it"):
-        predict.read_words(tmp_path / "words.txt")
-    assert predict.read_words(tmp_path / "none.txt") == {}
-
-
 def test_fp32_is_possible_for_a_run_whose_decoder_wrote_half_precision(tmp_path, photo):
     data = DataConfig(image_size=32, val_resize=36, threads=1, output="float16")
     path = write_checkpoint(tmp_path / "a.pt", data=data, amp="bf16")

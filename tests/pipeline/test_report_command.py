@@ -31,9 +31,9 @@ def test_a_real_run_is_reported(uninterrupted, tmp_path):
         for line in (uninterrupted / "log.txt").read_text().splitlines()
         if "validation: " in line
     ]
-    top1, top5 = re.findall(r"top1 ([\d.]+) top5 ([\d.]+)", last[-1])[0]
-    assert float(errors[0]) == pytest.approx(100 * (1 - float(top1)), abs=0.01)
-    assert float(errors[1]) == pytest.approx(100 * (1 - float(top5)), abs=0.01)
+    top1, top5 = re.findall(r"top1 ([\d.]+)% top5 ([\d.]+)%", last[-1])[0]
+    assert float(errors[0]) == pytest.approx(100 - float(top1), abs=0.01)
+    assert float(errors[1]) == pytest.approx(100 - float(top5), abs=0.01)
     assert "30 images" in row
     assert "torch 2." in text.partition("## The runs")[2]
 

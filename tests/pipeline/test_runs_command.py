@@ -220,11 +220,11 @@ def test_a_wrong_command_is_answered_in_one_line(tmp_path):
     (tmp_path / "young" / "lock").write_text("")
     (tmp_path / "file").write_text("")
     for argv, message in [
-        ([tmp_path / "none"], "none does not exist; give a folder of runs"),
-        ([tmp_path / "file"], "file is a file; give a folder of runs"),
-        ([run, tmp_path / "none"], "none is no run: there is no such folder"),
+        ([tmp_path / "none"], f"there is no run none below {tmp_path}/; there are: run, young"),
+        ([tmp_path / "file"], "file is no run but a file; give the run's folder"),
+        ([run, tmp_path / "none"], "there is no run none below "),
         ([run, tmp_path / "young"], "young has no config.yaml: it did not come as far"),
-        (["--follow", tmp_path / "none"], "--follow: "),
+        (["--follow", tmp_path / "rum"], "; did you mean run? There are: run, young"),
         ([run, run, "--follow", "run"], "--follow run is given with 2 folders; give the one"),
         (["--folow=a"], "did you mean --follow?"),
     ]:
@@ -235,6 +235,16 @@ def test_a_wrong_command_is_answered_in_one_line(tmp_path):
         assert message in line
 
 
+def test_a_fresh_checkout_is_told_how_to_get_a_run(tmp_path):
+    env = jobs.environment()
+    done = subprocess.run(
+        [sys.executable, *COMMAND], cwd=tmp_path, env=env, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("no run yet below runs/: make train trains the demo")
+
+
 def test_help_answers_before_anything_heavy_is_loaded():
     probe = (
         "import sys, pipeline.runs as r\n"
@@ -243,6 +253,8 @@ def test_help_answers_before_anything_heavy_is_loaded():
     )
     text = jobs.run(["-c", probe]).text
     assert "--follow NAME" in text
+    assert "type:" not in text
+    assert "default: []" not in text
     assert text.splitlines()[-1] == "[]"
 
 

@@ -158,17 +158,28 @@ def test_nan_error_is_no_improvement() -> None:
 
 
 def test_description_names_peak_warm_up_and_drops() -> None:
-    assert STEPS.describe() == (
-        "lr 0.4, warm-up from 0.1 over 1,000 images, times 0.1 at 3,000; 6,000; 8,000 images"
+    assert STEPS.describe(100) == (
+        "lr 0.4, warm-up from 0.1 over 10 steps (1,000 images), times 0.1 from steps 30; 60; 80 on "
+        "(3,000; 6,000; 8,000 images)"
     )
-    assert StepSchedule(0.4, NONE, ()).describe() == "lr 0.4, no warm-up, no drops"
-    assert StepSchedule(0.4, UNTIL_ERROR, ()).describe() == (
+    assert StepSchedule(0.4, NONE, ()).describe(64) == "lr 0.4, no warm-up, no drops"
+    assert StepSchedule(0.4, UNTIL_ERROR, ()).describe(64) == (
         "lr 0.4, warm-up at 0.04 until the training error of 100 steps is below 0.8, no drops"
     )
-    assert PLATEAU.describe() == (
-        "lr 0.4, warm-up from 0.1 over 1,000 images, times 0.1 after 2 validations without an "
-        "error lower by 0.01, at most 3 times"
+    assert PLATEAU.describe(1000) == (
+        "lr 0.4, warm-up from 0.1 over 1 step (1,000 images), times 0.1 after 2 validations "
+        "without an error lower by 0.01, at most 3 times"
     )
+
+
+def test_the_steps_of_a_description_are_those_whose_lr_is_lower() -> None:
+    text = StepSchedule(0.4, NONE, (3000, 6001)).describe(64)
+    assert text.endswith("times 0.1 from steps 47; 94 on (3,000; 6,001 images)")
+    one = StepSchedule(0.4, NONE, (64,)).describe(64)
+    assert one.endswith("times 0.1 from step 1 on (64 images)")
+    schedule = StepSchedule(0.4, NONE, (3000, 6001))
+    lrs = [schedule.lr(step * 64) for step in (46, 47, 93, 94)]
+    assert lrs == pytest.approx([0.4, 0.04, 0.04, 0.004])
 
 
 # From a configuration, in epochs or in steps.

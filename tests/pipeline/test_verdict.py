@@ -46,6 +46,12 @@ def but(**changes):
             "images per rank and step (leaves at most 20%) would lift it",
         ),
         (
+            but(loader=9000, exposed_communication_share=0.34, ranks=2),
+            "with gradients at 2 ranks 2,244 img/s < model 3,400 img/s: communication-bound; 34% "
+            "of the step waits for gradients; twice the images per rank and step (leaves at most "
+            "20%) would lift it",
+        ),
+        (
             but(loader=1122, exposed_communication_share=0.34),
             "loader 1,122 img/s < with gradients 2,244 img/s < model 3,400 img/s: input-bound; "
             "decoding takes 71% of the loader; 4 more threads (data.threads=16: 67% of what is "
@@ -53,21 +59,29 @@ def but(**changes):
         ),
         (
             Figures(reached=800, data_wait_share=0.2, threads=4, cores=8, decoder="cpu"),
-            "20% of the step waits for images: input-bound; 1 more thread (data.threads=5) would "
-            "lift it",
+            "the loader (input-bound); 20% of the step waits for images; 1 more thread "
+            "(data.threads=5) would lift it",
         ),
         (
-            Figures(reached=800, data_wait_share=0.2, threads=4, cores=4, decoder="cpu"),
-            "20% of the step waits for images: input-bound; python -m pipeline.benchmark all says "
-            "which part of the loader it is",
+            Figures(
+                reached=800,
+                data_wait_share=0.2,
+                threads=4,
+                cores=4,
+                decoder="cpu",
+                config="runs/my run/config.yaml",
+            ),
+            "the loader (input-bound); 20% of the step waits for images; python -m "
+            "pipeline.benchmark all --config 'runs/my run/config.yaml' says which part of the "
+            "loader it is",
         ),
         (
             Figures(reached=800, data_wait_share=0.01, exposed_communication_share=0.03),
-            "1% of the step waits for images, 3% for gradients: model-bound",
+            "the model (model-bound); 1% of the step waits for images, 3% for gradients",
         ),
         (
             Figures(reached=800, data_wait_share=0.03),
-            "3% of the step waits for images: balanced",
+            "loader and model alike (balanced); 3% of the step waits for images",
         ),
         (
             but(loader=105, model=108, exposed_communication_share=0.099),
@@ -80,12 +94,12 @@ def but(**changes):
         ),
         (
             Figures(exposed_communication_share=0.5),
-            "50% of the step waits for gradients: communication-bound; twice the images per rank "
-            "and step (leaves at most 33%) would lift it",
+            "the network (communication-bound); 50% of the step waits for gradients; twice the "
+            "images per rank and step (leaves at most 33%) would lift it",
         ),
-        (Figures(), "no verdict: what the model takes is not known"),
-        (Figures(model=100), "no verdict: what the loader gives is not known"),
-        (Figures(loader=100), "no verdict: what the model takes is not known"),
+        (Figures(), "no verdict, as what the model takes is not known"),
+        (Figures(model=100), "no verdict, as what the loader gives is not known"),
+        (Figures(loader=100), "no verdict, as what the model takes is not known"),
     ],
 )
 def test_the_line_names_speeds_shares_and_computed_cures(figures, line):

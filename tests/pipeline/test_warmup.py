@@ -74,7 +74,7 @@ def log_of(run):
 def test_the_log_describes_it(whole):
     assert (
         f"schedule: lr {PEAK:g}, warm-up at {PEAK / 2:g} until the training error of 100 steps is "
-        f"below 0.8, times 0.1 at {203 * GLOBAL_BATCH:,} images"
+        f"below 0.8, times 0.1 from step 203 on ({203 * GLOBAL_BATCH:,} images)"
     ) in log_of(whole)
 
 

@@ -46,11 +46,15 @@ class Archive:
         """
         matches = filter(None, map(_TRAIN[self.form].fullmatch, self.files))
         numbers = {int(match[1]): match[0] for match in matches}
-        for number in range(1, max(numbers, default=1) + 1):
-            if number not in numbers:
-                suffix = ".bin" if self.form == "binary" else ""
-                raise self._missing(f"data_batch_{number}{suffix}")
+        self.require_train(max(numbers, default=1))
         return [numbers[number] for number in sorted(numbers)]
+
+    def require_train(self, count: int) -> None:
+        """Raises `ValueError` naming the first of the training batches 1 .. `count` that is not
+        there."""
+        suffix = ".bin" if self.form == "binary" else ""
+        for number in range(1, count + 1):
+            self.content(f"data_batch_{number}{suffix}")
 
     def content(self, name: str) -> bytes:
         """The bytes of one file. Raises `ValueError` if it is missing."""

@@ -20,6 +20,10 @@ from pipeline.data.survey import Split, name_few
 log = logging.getLogger("trainyard")
 
 _TRAIN_IMAGES, _TEST_IMAGES = 50_000, 10_000
+_OFFICIAL_BATCHES, _OFFICIAL_BATCH = 5, 10_000
+"""Training files of CIFAR-10, and the images in each of them. A file of that size is taken for one
+of them, so that the others must be there; a set of one's own in this format, such as the drawn one
+of `prepare mini`, is known by files of other sizes."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,12 @@ class CifarImages:
         summary.update(self.pixels.tobytes())
         return summary.hexdigest()
 
+    @property
+    def batch_sizes(self) -> list[int]:
+        """The number of these images in each of the batch files."""
+        counts = np.bincount(self._places.rows[:, 0], minlength=len(self._places.files))
+        return [int(count) for count in counts]
+
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.labels)
@@ -101,6 +111,8 @@ def open_cifar(
             f"{name_few(classes)}; set data.root to the data of the training"
         )
     train = _read(archive, "train", archive.train, own)
+    if _OFFICIAL_BATCH in train.batch_sizes:
+        archive.require_train(_OFFICIAL_BATCHES)
     test = _read(archive, "val", [TEST[archive.form]], own)
     if (len(train), len(test)) != (_TRAIN_IMAGES, _TEST_IMAGES):
         log.warning(

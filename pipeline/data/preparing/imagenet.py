@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from pipeline.config import ConfigError
+from pipeline.data.class_words import WORDS_FILE
 from pipeline.data.preparing.archives import Block, train_blocks, val_blocks
 from pipeline.data.preparing.devkit import Devkit, read_devkit
 from pipeline.data.preparing.files import (
@@ -70,7 +71,7 @@ def run(options: ImagenetOptions) -> None:
                 _make(hidden / split)
                 in_threads(work, left[split], options.workers)
                 _take_place(hidden / split, options.out / split)
-        _write_words(options.out / "synset_words.txt", devkit, hidden)
+        _write_words(options.out / WORDS_FILE, devkit, hidden)
     train, val = (sum(block.files for block in blocks[split]) for split in ("train", "val"))
     state = "written to" if missing else "are already in"
     print(f"{train} train and {val} val images of {len(devkit.synsets)} classes {state} "

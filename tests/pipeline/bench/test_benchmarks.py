@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jobs
 import pytest
+from terminal import on_terminal
 
 from pipeline.bench.demo import summary
 from pipeline.benchmark import parse
@@ -41,13 +42,14 @@ def test_step_compares_the_program_with_a_bare_loop(tmp_path):
 
 def test_norm_says_which_backends_can_run_and_times_those(tmp_path):
     options = ("--rounds=1", "--batch=2", "--pixels=32", "--depths=50", "--amps=bf16")
-    ended = jobs.run(
-        ["-m", "pipeline.benchmark", "norm", "--device=cpu", f"--json={tmp_path}/n.json", *options]
-    )
-    assert ended.codes == [0], ended.text
-    assert "bf16 reference: can run here" in ended.text
-    assert "bf16 triton: its kernels need an NVIDIA GPU" in ended.text
-    assert "eager_of_copy_resnet50_bf16 = " in ended.text
+    argv = ["-m", "pipeline.benchmark", "norm", "--device=cpu", f"--json={tmp_path}/n.json"]
+    said, shown = on_terminal([*argv, *options])
+    assert "bf16 reference: can run here" in said
+    assert "bf16 triton: its kernels need an NVIDIA GPU" in said
+    assert "set --device=cuda" in said and "run.device" not in said
+    assert "eager_of_copy_resnet50_bf16 = " in said
+    assert "\x1b[Kmeasuring: norm bf16, shape 17 of 17: " in shown
+    assert shown.endswith("\r\x1b[K")
     found = json.loads((tmp_path / "n.json").read_text())
     assert found["versions"].keys() >= {"python", "torch", "commit"}
     assert "NVIDIA GPU" in found["raw"]["not_run"]["triton bf16"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import jobs
 import pytest
 import torch
+from terminal import on_terminal
 
 from pipeline.bench import all as everything
 from pipeline.bench import allreduce, model
@@ -85,6 +86,57 @@ def test_a_slowed_link_is_communication_bound(monkeypatch, few_threads):
     assert result.figures["allreduce_ms"] > 1e3 * DELAY_SEC
     assert result.ratio_value("exposed_communication_of_step") > 0.2
     assert "twice the images per rank and step" in result.figures["verdict"]
+    assert "with gradients at 2 ranks" in result.figures["verdict"]
+
+
+def test_one_process_has_no_link_to_wait_for(few_threads):
+    result = measured("--parts=model,allreduce", "--data.local_batch_size=64")
+    assert result.figures["not_run"]["allreduce"].startswith("the verdict is for one process")
+    assert result.figures["known"]["exposed_communication_share"] is None
+
+
+@pytest.fixture
+def stored(tmp_path, small_data):
+    """What a run leaves of its settings: its data, and the ranks of its last start."""
+    folder = tmp_path / "runs" / "two"
+    folder.mkdir(parents=True)
+    settings = f"data: {{root: {small_data}, global_batch_size: 8, local_batch_size: 4}}\n"
+    (folder / "config.yaml").write_text(f"# torch: 2.13.0\n{settings}")
+    (folder / "metrics.jsonl").write_text("")
+    (folder / "log.txt").write_text(
+        "2026-01-31 10:00:00 batch: 8 = 2 ranks x 4 images x 1 accumulated; steps 0 to 7\n"
+        "2026-01-31 10:01:00 batch: 8 = 1 rank x 4 images x 2 accumulated; steps 3 to 7\n"
+    )
+    return folder / "config.yaml"
+
+
+def test_the_data_and_ranks_of_a_stored_run_are_taken(stored, small_data, few_threads):
+    result = measured("--parts=loader", f"--config={stored}")
+    assert result.figures["files"] == 50
+    wide, high = result.figures["mean_width_px"], result.figures["mean_height_px"]
+    images = f"images: {small_data}, {wide:.0f}x{high:.0f} px (mean of 50 files)"
+    assert images in result.text().splitlines()
+    _, options, _ = parse(["all", f"--config={stored}"])
+    assert (options.made, options.ranks) == (False, 1)
+    (stored.parent / "log.txt").unlink()  # as many as the batch is for
+    assert parse(["all", f"--config={stored}"])[1].ranks == 2
+    (stored.parent / "metrics.jsonl").unlink()  # any other YAML
+    assert parse(["all", f"--config={stored}"])[1].made
+
+
+def test_images_are_made_when_the_data_of_a_stored_run_are_gone(stored):
+    stored.write_text("data: {root: /nowhere}\n")
+    assert parse(["all", f"--config={stored}"])[1].made
+
+
+def test_a_terminal_shows_what_is_measured_and_keeps_only_the_result():
+    argv = ["-m", "pipeline.benchmark", "all", "--files=12", *TINY, "--parts=loader,model"]
+    said, shown = on_terminal([*argv, "--rounds=2"])
+    for text in ("loader, its images", "from memory, round 1 of 2", "model, round 2 of 2"):
+        assert f"\x1b[Kmeasuring: {text}" in shown
+    assert shown.endswith("\r\x1b[K")
+    assert "measuring" not in said
+    assert "images: made, " in said and "mean_width_px" in said
 
 
 def test_all_runs_what_it_can_and_ends_with_a_verdict(tmp_path):
@@ -113,7 +165,7 @@ def test_all_reads_the_data_of_a_root_and_cifars_own_images(small_data, few_thre
     before = sorted(small_data.rglob("*"))
     result = measured("--parts=loader", f"--data.root={small_data}")
     assert result.figures["files"] == 50
-    assert result.figures["verdict"] == "verdict: no verdict: what the model takes is not known"
+    assert result.figures["verdict"] == "verdict: no verdict, as what the model takes is not known"
     assert sorted(small_data.rglob("*")) == before
     config = str(jobs.REPOSITORY / "configs/paper/cifar10/resnet-20.yaml")
     cifar = measured("--parts=loader,model,step", f"--config={config}")

@@ -71,6 +71,20 @@ def test_sums_over_a_network_are_weighted_by_its_layers_and_per_image():
     assert set(norm.network_ratios(measured, {a: 2, b: 3}, "net")) == {"eager_of_copy_net"}
 
 
+def test_a_difference_within_noise_is_shown_as_such_and_has_no_share():
+    case, result = NormCase(1, 100, "plain", False), Result("norm", {}, figures={})
+    one = made(case, 1, eager=4.0, triton=4.0)
+    for backend, both in (("reference", 0.5), ("triton", 1.05)):
+        forward = Spread((1.0, 1.0))
+        one.timings[backend] = norm.Timing(forward, Spread((both, 1.2)), (100.0, 300.0))
+    norm._add_rows(result, one, "fp16", {50: 1})
+    assert [row[4] for row in result.table] == ["< noise", "< noise"]
+    assert [row[6] for row in result.table] == ["", ""]
+    backends = result.figures["shapes"][0]["backends"]
+    assert backends["eager"]["backward_share_of_copy"] is None
+    assert result.ratios["worst_share_of_copy"] == pytest.approx(100 / 1000)
+
+
 def test_the_worst_share_is_the_least_of_all_passes_and_kernels():
     case = NormCase(1, 100, "plain", False)
     result = Result("norm", {}, figures={})

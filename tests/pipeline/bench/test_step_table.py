@@ -129,7 +129,7 @@ def test_after_the_time_limit_rows_are_named_not_measured():
 
 def test_a_step_moves_parameters_and_statistics_in_fp16_too():
     # Smaller ones leave two values per channel, whose gradients overflow.
-    trainee = Trainee(Setting(18, "fp16", "eager", 64), 4, CPU)
+    trainee = Trainee(Setting(18, "fp16", "eager", 64), 2, CPU)
     before = [tensor.clone() for tensor in trainee.model.state_dict().values()]
     trainee.step()
     after = trainee.model.state_dict().values()

@@ -197,6 +197,21 @@ def test_a_missing_file_is_named(tmp_path, name):
         both(tmp_path)
 
 
+@pytest.mark.parametrize("present, missing", [((1,), 2), ((1, 2, 3, 4), 5)])
+def test_an_official_batch_file_does_not_come_without_the_others(tmp_path, present, missing):
+    folder = write(tmp_path, batches=(10,) * len(present))
+    with open(folder / "data_batch_1.bin", "wb") as file:
+        file.truncate(10_000 * 3073)  # as many images as an official file has, all alike
+    with pytest.raises(ValueError, match=f"has no data_batch_{missing}.bin and so is not all of"):
+        both(tmp_path)
+
+
+def test_files_of_other_sizes_are_a_set_of_ones_own(tmp_path, caplog):
+    write(tmp_path, batches=(10, 30, 20), test=10)
+    assert [len(one) for one in both(tmp_path)] == [60, 10]
+    assert "if it is to be CIFAR-10, copy its archive anew" in caplog.text
+
+
 @pytest.mark.parametrize("content, message", [
     (b"<!DOCTYPE html><p>Not found", "is not a gzip archive: it begins with .*an error page"),
     (b"PK\x03\x04", "is not a gzip archive: it begins with b'PK"),

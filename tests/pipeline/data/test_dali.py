@@ -223,14 +223,12 @@ def devices(serialised: bytes) -> list[bytes]:
     return re.findall(rb"\x06device\x12\x06string\*.(cpu|gpu|mixed)", serialised, re.DOTALL)
 
 
-def test_the_gpu_graph_is_whole_and_differs_from_the_cpu_graph_by_its_devices():
-    on_gpu, on_cpu = graph("gpu").serialize(), graph("cpu").serialize()
+def test_the_gpu_graph_is_whole_and_its_operators_are_where_the_pixels_are():
+    serialised = graph("gpu").serialize()
     for operator in (b"decoders__ImageSlice", b"Resize", b"CropMirrorNormalize"):
-        assert operator in on_gpu
-        assert operator in on_cpu
+        assert operator in serialised
     # The decoder is mixed, resize and normalise follow it, the source of inputs stays on the host.
-    assert Counter(devices(on_gpu)) == {b"mixed": 1, b"gpu": 2, b"cpu": 9}
-    assert set(devices(on_cpu)) == {b"cpu"}
+    assert Counter(devices(serialised)) == {b"mixed": 1, b"gpu": 2, b"cpu": 9}
 
 
 @pytest.mark.parametrize(

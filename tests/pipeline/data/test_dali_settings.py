@@ -13,6 +13,7 @@ from one_process import config_of, train_here
 from pipeline.config import Config, ConfigError, DataConfig, OptimConfig
 from pipeline.data.augment import CenterCrop, RandomResizedCrop
 from pipeline.data.dali import DecoderMemory, DecodeSettings, Loader, make_pipeline
+from pipeline.data.dali.decoding import make_decoding_pipeline
 from pipeline.data.manifest import open_manifest
 from pipeline.data.stream import TrainStream, ValStream
 from pipeline.machine import Share, choose_decoding, decoder_memory
@@ -55,8 +56,8 @@ def test_a_setting_of_the_gpu_decoder_is_in_its_graph_and_not_in_that_of_the_cpu
     assert argument(name, GPU_ONLY[name]) in serialised
     other = dataclasses.replace(GPU, hw_decoder_load=0.5, memory=DecoderMemory(1, 2, 3, 4))
     assert argument(name, GPU_ONLY[name]) not in graph(other).serialize()
-    on_cpu = graph(dataclasses.replace(GPU, decoder="cpu")).serialize()
-    assert name.encode() not in on_cpu
+    on_cpu = make_decoding_pipeline(lambda: None, 4, dataclasses.replace(GPU, decoder="cpu"))
+    assert name.encode() not in on_cpu.serialize()
 
 
 def test_threads_and_prefetch_are_those_of_the_pipeline():

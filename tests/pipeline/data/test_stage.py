@@ -82,6 +82,7 @@ def test_a_run_with_a_cache_folder_finds_the_copys_own_manifests(source, tmp_pat
     stage.run(StageOptions(source, local, cache_dir=cache))
     before = set(cache.iterdir())
     caplog.set_level(logging.INFO)
+    caplog.clear()
     assert open_manifest(local, "train", cache).digest == digest
     assert cached_manifest(local, "val", cache) is not None
     stage.run(StageOptions(local, tmp_path / "second", cache_dir=cache))

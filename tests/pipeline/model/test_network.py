@@ -5,7 +5,15 @@ import torch
 
 from pipeline.config import ModelConfig
 from pipeline.model.cifar_resnet import CifarResNet
-from pipeline.model.network import build_network, network_facts, network_name
+from pipeline.model.network import (
+    Network,
+    build_network,
+    network_facts,
+    network_name,
+    network_of,
+    plain,
+    resnet,
+)
 from pipeline.model.resnet import ResNet
 
 CASES = [
@@ -61,3 +69,32 @@ def test_facts_tell_networks_apart_that_have_the_same_parameters() -> None:
     assert network_facts(plain) != network_facts(padded)
     assert network_facts(ModelConfig()) == network_facts(ModelConfig(shortcut="B"))
     assert network_facts(ModelConfig("cifar", depth=20))["shortcut"] == "A"
+    assert network_facts(ModelConfig()) != network_facts(ModelConfig(variant="v1"))
+    for family, depth in (("imagenet", 34), ("cifar", 50)):
+        v1, v15 = (ModelConfig(family, depth=depth, variant=v) for v in ("v1", "v1.5"))
+        assert network_facts(v1) == network_facts(v15)  # the same network
+
+
+@pytest.mark.parametrize(
+    ("model", "network", "label"),
+    [
+        ({"depth": 34, "residual": False, "variant": "v1.5"}, plain(34), "plain-34"),
+        ({"depth": 34, "shortcut": None, "variant": "v1"}, resnet(34, "B"), "ResNet-34 B"),
+        ({"depth": 34, "shortcut": "A", "variant": "v1.5"}, resnet(34, "A"), "ResNet-34 A"),
+        ({"depth": 50, "variant": "v1"}, resnet(50), "ResNet-50 v1"),
+        ({"depth": 50}, resnet(50, variant="v1.5"), "ResNet-50 v1.5"),
+        ({"depth": 50, "shortcut": "C", "variant": "v1"}, resnet(50, "C"), "ResNet-50 v1 C"),
+        ({"family": "cifar", "depth": 56}, resnet(56, "A", family="cifar"), "CIFAR ResNet-56 A"),
+        ({"family": "cifar", "depth": 56, "shortcut": "B"}, resnet(56, family="cifar"),
+         "CIFAR ResNet-56 B"),
+        ({"family": "cifar", "depth": 56, "residual": False}, plain(56, "cifar"), "CIFAR plain-56"),
+    ],
+)  # fmt: skip
+def test_a_network_is_what_its_settings_say(model: dict, network: Network, label: str) -> None:
+    assert network_of(model) == network
+    assert network.label == label
+
+
+def test_without_bottlenecks_the_variants_are_one_network() -> None:
+    assert network_of({"depth": 18, "variant": "v1"}) == network_of({"depth": 18})
+    assert network_of({"depth": 50, "variant": "v1"}) != network_of({"depth": 50})

@@ -1,8 +1,15 @@
 """Lines that come to a run's files, each shown once."""
 
 import json
+import threading
+import time
 
-from pipeline.observing.following import MetricsLines, PlainLines, Tail
+from jobs import wait_for
+from made_runs import CIFAR, RunMaker
+
+from pipeline.failure import ExitCode
+from pipeline.observing.following import MetricsLines, PlainLines, follow
+from pipeline.observing.screen import Screen
 
 TRAIN = {
     "event": "train", "step": 50, "epoch": 2, "loss": 1.25, "top1": 0.5, "lr": 0.1,
@@ -13,30 +20,6 @@ TRAIN = {
 def append(path, *lines):
     with open(path, "a", encoding="utf-8") as file:
         file.write("".join(f"{line}\n" for line in lines))
-
-
-def test_only_whole_lines_come_and_each_once(tmp_path):
-    path = tmp_path / "log.txt"
-    tail = Tail(path)
-    assert tail.new_lines() == []
-    path.write_text("one\ntw")
-    assert tail.new_lines() == ["one"]
-    assert tail.new_lines() == []
-    append(path, "o", "three")
-    assert tail.new_lines() == ["two", "three"]
-
-
-def test_a_file_written_anew_by_a_restart_repeats_nothing(tmp_path):
-    path, new = tmp_path / "metrics.jsonl", tmp_path / "new"
-    append(path, "1", "2", "3")
-    tail = Tail(path)
-    assert tail.new_lines() == ["1", "2", "3"]
-    append(new, "1", "2")
-    new.replace(path)
-    append(path, "3 again")
-    assert tail.new_lines() == ["3 again"]
-    path.write_text("0\n")
-    assert tail.new_lines() == ["0"]
 
 
 def test_training_lines_that_a_progress_bar_keeps_out_of_the_log_are_shown(tmp_path):
@@ -52,7 +35,7 @@ def lines_of_training():
     import time
 
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(TRAIN["time"]))
-    return f"{stamp} epoch 2 step 50 loss 1.2500 top1 0.5000 lr 0.1 812 img/s data wait 1.3%"
+    return f"{stamp} epoch 3 step 50 loss 1.2500 top1 50.00% lr 0.1 812 img/s data wait 1.3%"
 
 
 def test_training_lines_that_are_in_the_log_come_once(tmp_path):
@@ -79,3 +62,29 @@ def test_metrics_are_shown_as_they_stand(tmp_path):
     assert lines.past() == []
     append(tmp_path / "metrics.jsonl", json.dumps(TRAIN))
     assert lines.new() == [json.dumps(TRAIN)]
+
+
+def test_a_silent_run_is_followed_on_and_its_silence_is_told_once(tmp_path):
+    folder = RunMaker(tmp_path)("far", CIFAR | {"run.step_timeout_sec": 0.2}, steps=400,
+                                finished=False)  # fmt: skip
+    (folder / "lock").write_text("process 1 on elsewhere, since 2026-11-21 10:00:22\n")
+    time.sleep(0.3)
+    said, warned, ends = [], [], []
+    screen = Screen()
+    screen.say, screen.warn = said.append, warned.append
+
+    def look() -> None:
+        ends.append(follow(folder, PlainLines(folder), screen))
+
+    follower = threading.Thread(target=look, daemon=True)
+    follower.start()
+    wait_for(lambda: warned, "a word on the silence")
+    time.sleep(1.2)  # two more looks
+    append(folder / "log.txt", "10:00 validated")
+    wait_for(lambda: "10:00 validated" in said, "the run's next line")
+    (folder / "stopped.txt").write_text("SIGTERM before step 401\n")
+    follower.join(60.0)
+    assert [(run.state, code) for run, code in ends] == [("stopped", ExitCode.STOPPED)]
+    assert warned[0].startswith(f"{folder}: no sign for 0 s; its host elsewhere is not this one; ")
+    # The run's line was a sign of life: it may have fallen silent a second time.
+    assert 1 <= len(warned) <= 2

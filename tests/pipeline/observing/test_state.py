@@ -1,11 +1,14 @@
 """How a run stands, from files that its start or its end has left in all orders."""
 
+import json
 import os
+import socket
 import time
 
 import pytest
 from made_runs import CIFAR, RunMaker
 
+from pipeline.observing.listing import describe, list_runs
 from pipeline.observing.state import read_state
 
 
@@ -26,8 +29,10 @@ def test_a_run_on_another_host_runs_as_long_as_it_gives_signs_of_life(make_run):
     young = read_state(elsewhere(folder, 60))
     assert (young.state, young.holder.host) == ("running", "elsewhere")
     assert young.note == "by the age of its files; the locks of elsewhere are not seen here"
-    # run.step_timeout_sec, 600 s, would have ended it
-    assert read_state(elsewhere(folder, 700)).state == "interrupted"
+    # run.step_timeout_sec is 600 s; a validation may take longer, and writes nothing
+    silent = read_state(elsewhere(folder, 700))
+    assert silent.state == "silent"
+    assert silent.note == "no sign for 11 min; its host elsewhere is not this one"
     (folder / "stopped.txt").write_text("SIGUSR1 before step 401\n")
     stopped = read_state(elsewhere(folder, 60))
     assert (stopped.state, stopped.note) == ("stopped", "by SIGUSR1 before step 401")
@@ -36,6 +41,15 @@ def test_a_run_on_another_host_runs_as_long_as_it_gives_signs_of_life(make_run):
 def test_a_longer_step_timeout_keeps_a_silent_run_alive(make_run):
     folder = make_run("a", CIFAR | {"run.step_timeout_sec": 3600.0}, steps=400, finished=False)
     assert read_state(elsewhere(folder, 700)).state == "running"
+
+
+def test_a_run_of_this_host_whose_lock_is_free_is_interrupted_however_young(make_run):
+    folder = make_run("a", CIFAR, steps=400, finished=False)
+    (folder / "lock").write_text(f"process 1 on {socket.gethostname()}\n")
+    found = read_state(folder)
+    assert (found.state, found.note) == ("interrupted", "it left no word of its end")
+    (folder / "lock").write_text("")
+    assert read_state(folder).state == "interrupted"
 
 
 def test_a_sign_of_life_from_the_future_is_of_now(make_run):
@@ -74,3 +88,26 @@ def test_metrics_of_another_make_do_not_end_the_look(make_run):
     (folder / "metrics.jsonl").write_text('5\n{"event": "val"}\n{"step": "many", "event": "x"}\n')
     run = read_state(folder)
     assert (run.state, run.step, run.best_top1) == ("interrupted", 0, None)
+
+
+def test_a_run_counted_in_steps_is_as_many_epochs_as_its_data_make_of_it(make_run):
+    in_steps = CIFAR | {"schedule.epochs": None, "schedule.steps": 800}
+    folder = make_run("short", in_steps, steps=800)
+    (folder / "log.txt").write_text(
+        "10:00 data: 204800 train and 10 val images, 10 classes, hash 0123\n"
+        "10:00 batch: 128 = 1 rank x 128 images x 1 accumulated; steps 0 to 800\n"
+    )
+    run = read_state(folder)
+    assert (run.epoch, run.epochs) == (0.5, 0.5)
+    assert "0.50/0.5 " in describe(list_runs(folder), folder)
+
+
+def test_the_speed_is_the_median_of_the_last_lines_of_training(make_run):
+    folder = make_run("a", CIFAR, steps=400)
+    assert read_state(folder).images_per_sec is None
+    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        for speed in (9000, 9000, 9000, 801, 2, 800, 802, 9000):
+            file.write(json.dumps({"event": "train", "step": 400, "images_per_sec": speed}) + "\n")
+    run = read_state(folder)
+    assert run.images_per_sec == run.as_json["images_per_sec"] == 801
+    assert " 801 " in describe(list_runs(folder), folder)

@@ -43,12 +43,11 @@ def test_the_effect_is_told_with_means_and_ranges(section):
     assert "8 and 20 layers. The degradation was seen: the deeper plain net trains worse" in text
     assert "the deeper residual net does not." in text
     assert "single run" not in text
-    assert "of plain-20: 30.50% (2 runs: 30.00 to 31.00): the deeper net trains worse, by 10." in (
-        text
-    )
-    assert "of ResNet-20: 15.50% (2 runs: 15.00 to 16.00): the deeper net trains better" in text
+    deep, residual = "30.50% (2 runs: 30.00 to 31.00)", "15.50% (2 runs: 15.00 to 16.00)"
+    assert f"of CIFAR plain-20: {deep}: the deeper net trains worse, by 10." in text
+    assert f"of CIFAR ResNet-20 A: {residual}: the deeper net trains better" in text
     (table,) = [block for block in blocks if isinstance(block, Table)]
-    assert table.rows[0][:4] == ("plain-8", "2", "20.50 ± 0.71", "20.00 to 21.00")
+    assert table.rows[0][:4] == ("CIFAR plain-8", "2", "20.50 ± 0.71", "20.00 to 21.00")
     assert len(table.rows) == 4
 
 
@@ -57,7 +56,7 @@ def test_a_single_run_is_said_to_be_one(section):
     assert "The degradation was seen" in text
     assert "At least one of the four has a single run" in text
     # 1 line of 50 steps of 128 images: two standard deviations of counting 20% are 1 point.
-    assert "of plain-8: 20.00% (one run, by counting 19.00 to 21.00)" in text
+    assert "of CIFAR plain-8: 20.00% (one run, by counting 19.00 to 21.00)" in text
 
 
 def test_an_effect_within_chance_is_not_claimed(section):

@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
+from pipeline.model.network import network_of
 from pipeline.options import CONFIGS, load_config
 from pipeline.reporting import references
-from pipeline.reporting.networks import network_of
 
 PAPER = sorted(p for p in (CONFIGS / "paper").rglob("*.yaml") if p.stem != "common")
 
@@ -41,8 +41,8 @@ def test_the_papers_numbers_are_those_of_its_tables():
     assert stated("ResNet-34 A", "10-crop", "paper") == [(25.03, 7.76)]
     assert stated("ResNet-152 v1", "multi-scale", "paper") == [(19.38, 4.49)]
     assert stated("ResNet-50 v1", "1-crop", "released") == [(24.7, 7.8)]
-    assert stated("ResNet-110", "1-crop", "paper") == [(6.43, None)]
-    assert stated("plain-56", "1-crop", "paper") == [(None, None)]  # only drawn
+    assert stated("CIFAR ResNet-110 A", "1-crop", "paper") == [(6.43, None)]
+    assert stated("CIFAR plain-56", "1-crop", "paper") == [(None, None)]  # only drawn
 
 
 def test_stated_accuracies_are_given_as_errors():

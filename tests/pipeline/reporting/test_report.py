@@ -76,11 +76,29 @@ def test_a_run_that_has_just_begun_is_listed_without_curves(make_run, out):
     write_report(out, read_runs([folder]))
     text = (out / "report.md").read_text()
     assert "no run has a line of training metrics" in text
-    assert "| a | ResNet-20 | data/drawn | 0 | 0 | no | unknown |" in text
+    assert "| a | CIFAR ResNet-20 A | data/drawn | 0 | 0 | no | unknown |" in text
 
 
 def test_one_line_of_each_kind_is_enough(make_run, out):
     run = make_run("a", DRAWN, steps=50, epoch=100, val=1000)
     plain = make_run("b", DRAWN | {"model.residual": False}, steps=50, epoch=100, val=1000)
     write_report(out, read_runs([run, plain]))
-    assert len(list(out.glob("*.png"))) == 4
+    names = {path.name.removeprefix("curves-1-cifar-") for path in out.glob("*.png")}
+    assert names == {"plain-residual.png", "all.png", "gradient-norm.png"}
+
+
+def test_early_convergence_without_a_curve_is_left_out_and_said(four, make_run, out):
+    short = [
+        make_run(f"short-{residual}", DRAWN | {"model.residual": residual, "model.depth": 14},
+                 steps=250, epoch=100, val=1000)
+        for residual in (True, False)
+    ]  # fmt: skip
+    write_report(out, read_runs([*four, *short]))
+    text = (out / "report.md").read_text()
+    assert "curves-1-cifar-early.png" in text  # of the other depths
+    assert "Early convergence on data/drawn is not drawn for 14 layers: a curve needs two" in text
+    assert "not drawn for 8" not in text
+    write_report(out, read_runs(short))
+    text = (out / "report.md").read_text()
+    assert "is not drawn for 14 layers" in text
+    assert "early.png" not in text and not (out / "curves-1-cifar-early.png").exists()

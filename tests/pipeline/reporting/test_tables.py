@@ -100,9 +100,12 @@ def test_goyals_numbers_are_of_their_recipes(make_run, recipe, notes):
         {"config": {"data": {"image_size": 160}}},
         {"ensemble": ["a.pt", "b.pt"]},
         {"protocol": "multi-scale", "scales": [224, 256]},
+        {"protocol": "multi-scale", "scales": list(MULTI_SCALES),
+         "config": {"data": {"image_size": 192}}, "changed": {"data.image_size": 192}},
+        {"other_data": True, "test_images": True},
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_another_test_than_theirs_does_not_stand_beside_their_number(make_run, other):
     folder = make_run("a", IMAGENET | {"model.shortcut": "C"}, **SIZE)
     write_evaluation(folder, "x", **other)
@@ -126,6 +129,26 @@ def test_other_images_than_those_of_the_training_are_named_by_their_folder(make_
     assert "of data/noisy" in row[4]
 
 
+def test_what_was_not_as_in_the_training_is_said_and_not_averaged(make_run):
+    other = IMAGENET | {"model.shortcut": "A"}
+    folders = [make_run(f"s{s}", other | {"run.seed": s}, **SIZE) for s in range(2)]
+    write_evaluation(folders[0], "1-crop", protocol="1-crop", step=800)
+    fp32 = {"protocol": "1-crop", "top1": 0.5, "changed": {"optim.amp": "off"}}
+    write_evaluation(folders[1], "1-crop-amp-off", **fp32, step=800)
+    rows = tables(*folders)[NO_NUMBER]
+    assert not any("mean of" in row[4] for row in rows)
+    (line,) = [row[4] for row in rows if row[3].startswith("50.00")]
+    assert line.endswith("2026-11-20, optim.amp=off")
+    assert any("s1, step 800" in row[4] and "validation in training" in row[4] for row in rows)
+
+
+def test_results_that_do_not_say_what_was_changed_say_their_arithmetic(make_run):
+    folder = make_run("a", IMAGENET, **SIZE)
+    write_evaluation(folder, "off", protocol="1-crop", config={"amp": "off"})
+    write_evaluation(folder, "same", protocol="1-crop", config={"amp": "bf16"})
+    assert [e.changed for e in read_run(folder).evaluated] == [("optim.amp=off",), ()]
+
+
 def test_multi_scale_and_ensembles_have_their_rows(make_run):
     folder = make_run("a", IMAGENET, **SIZE)
     scales = {"protocol": "multi-scale", "scales": list(MULTI_SCALES)}
@@ -145,7 +168,7 @@ def test_seeds_are_shown_each_and_as_mean_with_deviation(make_run):
     folders.append(make_run("other-recipe", CIFAR | {"optim.weight_decay": 0.0}, last=20))
     folders.append(make_run("half", CIFAR | {"run.seed": 9}, last=30, finished=False))
     rows = tables(*folders)[CIFAR_TABLE]
-    start = next(i for i, row in enumerate(rows) if row[0] == "ResNet-20")
+    start = next(i for i, row in enumerate(rows) if row[0] == "CIFAR ResNet-20 A")
     mean, *each = rows[start : start + 6]
     assert mean[3:6] == ("8.75", "10.00 ± 1.00 / 4.50 ± 0.50", "mean of 3 runs")
     assert [row[4].partition(" / ")[0] for row in each] == [
@@ -184,4 +207,4 @@ def test_other_data_are_never_beside_a_stated_number(make_run):
 def test_test_images_of_a_run_with_held_out_ones_stand_beside_the_paper(make_run):
     folder = make_run("a", CIFAR | {"data.held_out": 5000}, val=5000, epoch=352)
     write_evaluation(folder, "x", protocol="1-crop", images=10_000, top1=0.91, test_images=True)
-    assert ours(tables(folder)[CIFAR_TABLE]) == {"ResNet-20, paper, Table 6": "9.00 / 8.00"}
+    assert ours(tables(folder)[CIFAR_TABLE]) == {"CIFAR ResNet-20 A, paper, Table 6": "9.00 / 8.00"}

@@ -56,7 +56,7 @@ def test_safetensors_hold_the_tensors_and_say_what_they_are(tmp_path, capsys):
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert json.loads(text["classes"]) == CLASSES
     assert json.loads(text["network"]) == {
-        "family": "cifar", "residual": True, "depth": 8, "variant": "v1.5", "shortcut": "A"
+        "family": "cifar", "residual": True, "depth": 8, "shortcut": "A"
     }  # fmt: skip
     preprocessing = json.loads(text["preprocessing"])
     assert (preprocessing["image_size"], preprocessing["resize"]) == (32, 36)

@@ -1,0 +1,31 @@
+"""What the classes of a data set are called by people. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+log = logging.getLogger("trainyard")
+
+WORDS_FILE = "synset_words.txt"
+"""In data.root, as `prepare imagenet` writes it: a class name and what it means, one a line."""
+
+
+def class_words(root: Path) -> dict[str, str]:
+    """Words by class name; empty if the data set has none.
+
+    A file that cannot be read costs its words and a warning: whoever asks has a result to show.
+    """
+    path = root / WORDS_FILE
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        log.warning(
+            "warning: %s cannot be read (%s), so classes have no words; remove it or mend it",
+            path, error,
+        )  # fmt: skip
+        return {}
+    pairs = (line.strip().partition(" ") for line in lines)
+    return {name: words.strip() for name, _, words in pairs if words}

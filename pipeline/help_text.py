@@ -1,0 +1,68 @@
+"""How `--help` shows an option: what to write after it, and its default as one would write it."""
+
+from __future__ import annotations
+
+import types
+from argparse import SUPPRESS, Action
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from jsonargparse import DefaultHelpFormatter
+
+_METAVARS = {int: "N", float: "X", Path: "PATH"}
+
+
+class PlainHelp(DefaultHelpFormatter):
+    """Shows a type as the form of its value, and no default where there is nothing to know.
+
+    A default of null is shown where the help says what null means.
+    """
+
+    def _get_type_str(self, action: Action) -> None:
+        """None: the type stands after the option, not in its help."""
+
+    def _get_help_string(self, action: Action) -> str:
+        help_text = action.help or ""
+        plain = (
+            action.nargs == 0  # a switch, or --help
+            or not action.option_strings
+            or action.default == SUPPRESS
+            or "default:" in help_text
+            or (action.default is None and "null" not in help_text)
+        )
+        if plain:
+            return help_text
+        return f"{help_text} (default: {shown(action.default)})".strip()
+
+    def _metavar_formatter(
+        self, action: Action, default_metavar: str
+    ) -> Callable[[int], tuple[str, ...]]:
+        metavar = metavar_of(getattr(action, "_typehint", None) or action.type)
+        if metavar is None or action.metavar not in (None, "[ITEM,...]"):
+            return super()._metavar_formatter(action, default_metavar)
+        return lambda count: (metavar,) * count
+
+
+def metavar_of(kind: Any) -> str | None:
+    """What stands for a value of a type: N, X, PATH, {a,b} or [X,X]; None for any other."""
+    if get_origin(kind) in (Union, types.UnionType):
+        inner = [one for one in get_args(kind) if one is not type(None)]
+        return metavar_of(inner[0]) if len(inner) == 1 else None
+    if get_origin(kind) is Literal:
+        return "{" + ",".join(map(str, get_args(kind))) + "}"
+    if get_origin(kind) is tuple:
+        parts = ["..." if one is ... else metavar_of(one) or "ITEM" for one in get_args(kind)]
+        return f"[{','.join(parts)}]"
+    return _METAVARS.get(kind)
+
+
+def shown(value: Any) -> str:
+    """A value as YAML and the command line have it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | list):
+        return f"[{','.join(map(shown, value))}]"
+    return str(value)
