@@ -1,6 +1,6 @@
 """`benchmark model`: what the model of a configuration reaches when nothing waits for data.
 
-A step of a training, without its loop: forward and loss, backward, update, by the same parts. What
+A step of a training, without its loop: forward and loss, backward, optimizer, by the same parts. What
 the loop adds is `benchmark step`.
 """
 
@@ -24,7 +24,7 @@ from pipeline.job import Job
 from pipeline.machine import choose_device, own_share, set_threads
 from pipeline.model.network import network_name
 
-PHASES = ("forward", "backward", "update")
+PHASES = ("forward", "backward", "optimizer")
 _LR = 1e-3
 _IMAGENET_CLASSES, _CIFAR_CLASSES = 1000, 10
 
@@ -98,7 +98,7 @@ class ModelStep:
         return self._images * self.steps / sum(seconds)
 
     def spreads(self) -> dict[str, Spread]:
-        """Seconds of a step's phases, by round: forward with the loss, backward, update."""
+        """Seconds of a step's phases, by round: forward with the loss, backward, optimizer."""
         return {f"{phase}_sec": Spread(tuple(found)) for phase, found in self._rounds.items()}
 
 
