@@ -6,9 +6,7 @@ import json
 import logging
 import os
 import re
-import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import jobs
 import pytest
 import torch
 from one_process import train_here
+from small_disk import fill, small_disk
 
 from pipeline import engine
 from pipeline.checkpoint import CheckpointFolder, SaveError, read_verified
@@ -29,21 +28,8 @@ NEEDS = r"\(it needs about 0\.\d MB, and 0\.\d MB are free on its disk\)"
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """The folder of a file system of 8 MB, more than a small run needs."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command")
-    if done.returncode != 0:
-        pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-def fill(disk: Path, room_bytes: int = ROOM_BYTES) -> None:
-    (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - room_bytes))
+    with small_disk(tmp_path / "disk", 8 << 20) as folder:
+        yield folder
 
 
 def at_steps(monkeypatch: pytest.MonkeyPatch, what: dict[int, Callable[[], object]]) -> None:
@@ -65,7 +51,7 @@ def test_a_disk_that_was_full_for_a_while_costs_checkpoints_not_the_run(
     small_data, disk, monkeypatch
 ):
     free = (disk / "filler").unlink
-    at_steps(monkeypatch, {3: lambda: fill(disk), 6: free})
+    at_steps(monkeypatch, {3: lambda: fill(disk, ROOM_BYTES), 6: free})
     run = train_here(small_data, disk, EVERY_STEP)
     (warning,) = [line for line in told(run).splitlines() if "warning: checkpoint" in line]
     assert re.search(
@@ -129,7 +115,7 @@ def test_when_the_last_save_finds_no_room_all_ranks_end_with_the_cause_and_go_on
 
 def test_a_stop_without_room_is_a_failure(small_data, disk, monkeypatch):
     def stop() -> None:
-        fill(disk)
+        fill(disk, ROOM_BYTES)
         os.kill(os.getpid(), signal.SIGTERM)
 
     at_steps(monkeypatch, {3: stop})
@@ -143,7 +129,7 @@ def test_a_stop_without_room_is_a_failure(small_data, disk, monkeypatch):
 def test_without_a_checkpoint_to_fall_back_on_a_run_does_not_wait(disk, caplog):
     folder = CheckpointFolder(disk / "checkpoints", keep=3)
     content = {"model": torch.zeros(200_000)}
-    fill(disk)
+    fill(disk, ROOM_BYTES)
     wrong = "it needs about 0.8 MB, .* there is none yet; make room there and start again"
     with pytest.raises(SaveError, match=wrong):
         folder.save_or_wait(1, content)
@@ -151,7 +137,7 @@ def test_without_a_checkpoint_to_fall_back_on_a_run_does_not_wait(disk, caplog):
     with caplog.at_level(logging.INFO, logger="trainyard"):
         for step in range(1, 7):
             if step in (2, 5):
-                fill(disk)
+                fill(disk, ROOM_BYTES)
             folder.save_or_wait(step, content)
             if step in (3, 5):
                 (disk / "filler").unlink()
@@ -162,7 +148,7 @@ def test_without_a_checkpoint_to_fall_back_on_a_run_does_not_wait(disk, caplog):
 
 
 def test_a_failure_without_room_for_a_word_is_still_one(disk):
-    fill(disk, room_bytes=0)
+    fill(disk)
     assert record_first_cause(disk, "the loss is nan")
     assert (disk / "failure.txt").stat().st_size == 0
     assert "too full for the cause" in (first_cause(disk) or "")

@@ -7,13 +7,13 @@ the tests of each command stand in for it.
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from container_writers import draw_images, write_folders
 from imagenet_archives import options, small_archives
+from small_disk import fill, small_disk
 
 from pipeline.config import ConfigError
 from pipeline.data.manifest import open_manifest
@@ -27,26 +27,11 @@ _DISK_BYTES = 2 << 20
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder of a file system of 2 MB, of which no command reserves any."""
     folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "tmpfs", str(folder)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command")
-    if done.returncode != 0:
-        pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.strip()}")
     # Else the room is found too small before anything is written.
     monkeypatch.setattr(files, "_RESERVE_BYTES", -(1 << 40))
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "user cache"))
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-def leave_room(disk: Path, room_bytes: int) -> Path:
-    """Fills the disk but for `room_bytes`; the file that does."""
-    filler = disk / "filler"
-    filler.write_bytes(bytes(shutil.disk_usage(disk).free - room_bytes))
-    return filler
+    with small_disk(folder, _DISK_BYTES):
+        yield folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -61,7 +46,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_imagenet_goes_on_when_there_is_room_again(tmp_path, disk, layout):
     paths = small_archives(train_per_class=40).write(tmp_path / "archives")
     wanted = options(paths, disk / "out", layout=layout, shard_mb=1, workers=1)
-    filler = leave_room(disk, 120_000)
+    filler = fill(disk, 120_000)
     with pytest.raises(ConfigError, match="does not fit .No space left on device.: make room"):
         imagenet.run(wanted)
     assert not (disk / "out" / "train").exists(), "half a split has its final name"
@@ -78,7 +63,7 @@ def test_imagenet_goes_on_when_there_is_room_again(tmp_path, disk, layout):
 
 def test_stage_goes_on_when_there_is_room_again(small_data, tmp_path, disk):
     wanted = StageOptions(small_data, disk / "local", workers=1)
-    filler = leave_room(disk, 100_000)
+    filler = fill(disk, 100_000)
     with pytest.raises(ConfigError, match="does not fit .No space left on device.: make room"):
         stage.run(wanted)
     before = {path: path.stat().st_ino for path in (disk / "local").rglob("*.JPEG")}
@@ -99,7 +84,7 @@ def test_index_says_that_the_disk_is_full_and_goes_on(tmp_path, disk):
     index.run(wanted)
     kept = {path: path.read_bytes() for path in cache.iterdir()}
     write_folders(root / "train", draw_images(201, classes=("a", "Z é", "new")))
-    filler = leave_room(disk, 4096)
+    filler = fill(disk, 4096)
     wrong = f"manifest of {root}/train cannot be written to {cache} .No space left on device.; set "
     with pytest.raises(ValueError, match=wrong):
         index.run(wanted)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from made_lines import line
 from one_process import config_of
+from small_disk import fill, small_disk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.monitor import Room, RunMonitor, read_metrics
@@ -20,24 +19,8 @@ from pipeline.monitor.patient_file import PatientFile
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """The folder of a file system of 1 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command")
-    if done.returncode != 0:
-        pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-def fill(disk: Path, room_bytes: int = 0) -> Path:
-    """Fills the disk but for `room_bytes`; the file that does."""
-    filler = disk / "filler"
-    filler.write_bytes(bytes(shutil.disk_usage(disk).free - room_bytes))
-    return filler
+    with small_disk(tmp_path / "disk", 1 << 20) as folder:
+        yield folder
 
 
 def losses(run: Path) -> list[tuple[int, float]]:
