@@ -43,6 +43,12 @@ def test_under_nohup_a_hangup_stays_ignored(hangup):
     assert signal.getsignal(hangup) is signal.SIG_IGN
 
 
+def on_a_terminal() -> None:
+    """What a shell does for a program, also where the tests themselves outlive their terminal."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 def test_closing_the_terminal_saves_and_leaves_with_the_code_of_a_stop(small_data, tmp_path):
     run = tmp_path / "test"
     ours, theirs = pty.openpty()
@@ -51,7 +57,7 @@ def test_closing_the_terminal_saves_and_leaves_with_the_code_of_a_stop(small_dat
     with subprocess.Popen(
         command, cwd=jobs.REPOSITORY, env=jobs.environment(), start_new_session=True,
         stdin=theirs, stdout=theirs, stderr=theirs,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=on_a_terminal,
     ) as job:  # fmt: skip
         os.close(theirs)
         try:

@@ -28,9 +28,8 @@ def permuted(tmp_path_factory):
 def test_labels_of_val_in_another_order_are_warned_of(permuted, tmp_path):
     ranks = jobs.run(
         jobs.train(
-            permuted, tmp_path, "--model.family=imagenet", "--model.depth=18",
-            "--schedule.epochs=8", "--schedule.drop_epochs=[7]",
-            "--data.global_batch_size=40", "--data.local_batch_size=40", "--optim.base_lr=0.2",
+            permuted, tmp_path, "--schedule.epochs=12", "--schedule.drop_epochs=[11]",
+            "--data.global_batch_size=40", "--data.local_batch_size=40", "--optim.base_lr=0.8",
             "--data.image_size=16", "--data.val_resize=16",
         )
     )  # fmt: skip

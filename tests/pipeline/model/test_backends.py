@@ -43,10 +43,7 @@ def install_apex(folder: Path, files: dict[str, str], monkeypatch: pytest.Monkey
 NVIDIA = {"__init__.py": "", "contrib/__init__.py": "", "contrib/groupbn/__init__.py": ""}
 
 
-def test_auto_on_a_cpu_is_the_reference_and_says_so_once(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("trainyard"), "propagate", True)
+def test_auto_on_a_cpu_is_the_reference_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="trainyard"):
         config = Config(model=ModelConfig(depth=18))
         model = make_model(config, classes=10, device=CPU)
@@ -59,7 +56,6 @@ def test_auto_falls_back_where_triton_fails(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(logging.getLogger("trainyard"), "propagate", True)
     with caplog.at_level(logging.INFO, logger="trainyard"):
         assert choose_backend("auto", CUDA, "bf16") == "reference"
     assert "reference (TRITON_INTERPRET=1 keeps its kernels off the GPU" in caplog.text
