@@ -18,14 +18,16 @@ from torch import nn
 
 from pipeline.agreement import Feed
 from pipeline.bench.options import StepOptions
-from pipeline.bench.report import Result, interleave, ratio
+from pipeline.bench.report import Result, Spread, interleave, ratio
 from pipeline.bench.resident import (
+    LOG_EVERY_STEPS,
     ResidentLoader,
     Workload,
     resident_batches,
     resident_config,
     resident_job,
 )
+from pipeline.config import Config
 from pipeline.data.dali import Batch, Loader
 from pipeline.distributed import World
 from pipeline.engine import train_epoch
@@ -45,16 +47,17 @@ def measure(options: StepOptions, device: torch.device, result: Result) -> None:
     steps = options.steps
     with tempfile.TemporaryDirectory() as folder:
         config = resident_config(work, 1, Path(folder), options.threads)
-        job = resident_job(config, World(), device, Path(folder))
-        config.run.path.mkdir(parents=True)
-        # The real one, so that writing metrics is part of the step.
-        job.monitor = RunMonitor(config.run.path, config, 0, 0, job.total_steps * options.images)
+        job = _monitored_job(config, device, Path(folder))
+        each_step = replace(config.run, log_every_steps=1, name="line-each-step")
+        telling = _monitored_job(replace(config, run=each_step), device, Path(folder))
         silent = _silent_job(options, work, Path(folder), device)
         bare = _bare_loop(job, batches)
         row_major = _bare_loop_in_fp32(job, batches)
-        with contextlib.closing(job.monitor):
+        with contextlib.closing(job.monitor), contextlib.closing(telling.monitor):
+            told = _timed(program_loop(telling, batches), work, steps, device)
             sides = {
                 "loop_images_per_sec": _timed(program_loop(job, batches), work, steps, device),
+                "line_each_step_images_per_sec": told,
                 "silent_images_per_sec": _timed(program_loop(silent, batches), work, steps, device),
                 "bare_images_per_sec": _timed(bare, work, steps, device),
                 "fp32_row_major_images_per_sec": _timed(row_major, work, -(-steps // 4), device),
@@ -62,11 +65,28 @@ def measure(options: StepOptions, device: torch.device, result: Result) -> None:
             for warm_up in sides.values():  # memory, algorithms and event files the first time
                 warm_up()
             spreads = interleave(options.rounds, sides)
-    loop, unseen, plain, fp32 = spreads.values()
+    loop, each, unseen, plain, fp32 = spreads.values()
     result.spreads |= spreads
     result.ratios["loop_vs_bare"] = ratio(loop, plain)
     result.ratios["monitored_vs_silent"] = ratio(loop, unseen)
+    result.ratios["monitoring_of_step"] = _share_of_monitoring(unseen, each, LOG_EVERY_STEPS)
     result.ratios["bf16_channels_last_vs_fp32_row_major"] = ratio(plain, fp32)
+
+
+def _monitored_job(config: Config, device: torch.device, folder: Path) -> Job:
+    """A job that writes metrics as a run does."""
+    job = resident_job(config, World(), device, folder)
+    config.run.path.mkdir(parents=True)
+    images = job.total_steps * config.data.global_batch_size
+    job.monitor = RunMonitor(config.run.path, config, 0, 0, images)
+    return job
+
+
+def _share_of_monitoring(silent: Spread, each_step: Spread, every: int) -> Spread:
+    """What watching adds to a step, as a share of it, with a line of metrics `every` steps: a line
+    at each step costs so much that it stands out from a machine's noise, in which the ratio of
+    two whole loops drowns."""
+    return Spread(tuple((share - 1) / every for share in ratio(silent, each_step).rounds))
 
 
 class _Untimed(Phases):

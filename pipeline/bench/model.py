@@ -1,7 +1,7 @@
 """`benchmark model`: what the model of a configuration reaches when nothing waits for data.
 
-A step of a training, without its loop: forward and loss, backward, optimizer, by the same parts. What
-the loop adds is `benchmark step`.
+A step of a training, without its loop: forward and loss, backward, optimizer, by the same parts.
+What the loop adds is `benchmark step`.
 """
 
 from __future__ import annotations

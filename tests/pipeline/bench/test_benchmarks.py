@@ -33,9 +33,15 @@ def test_step_compares_the_program_with_a_bare_loop(tmp_path):
     options = ("--rounds=2", "--steps=2", "--images=4", "--size=32", "--threads=1", "--device=cpu")
     found = benchmark(tmp_path, "step", *options)
     assert set(found["ratios"]) == {
-        "loop_vs_bare", "monitored_vs_silent", "bf16_channels_last_vs_fp32_row_major",
+        "loop_vs_bare", "monitored_vs_silent", "monitoring_of_step",
+        "bf16_channels_last_vs_fp32_row_major",
     }  # fmt: skip
-    assert all(value > 0 for value in found["ratios"].values())
+    share = found["ratio_rounds"].pop("monitoring_of_step")["rounds"]
+    silent, line = (
+        found["raw"][f"{side}_images_per_sec"]["rounds"] for side in ("silent", "line_each_step")
+    )
+    assert share == pytest.approx([(a / b - 1) / 20 for a, b in zip(silent, line, strict=True)])
+    assert all(one > 0 for found in found["ratio_rounds"].values() for one in found["rounds"])
     assert found["settings"]["device"] == "cpu"
     assert not list(tmp_path.glob("tmp*"))  # the run's own folder is gone
 
