@@ -11,7 +11,7 @@ from pathlib import Path
 
 from launch.allocation import Allocation, output_of
 from pipeline.config import ConfigError
-from pipeline.failure import ExitCode, say_error
+from pipeline.failure import ExitCode, first_cause, say_error
 
 # A network file system may go on denying a file that another node has written.
 _PATIENCE_SEC = 5.0
@@ -44,11 +44,15 @@ class End:
         if code == 0:
             return ExitCode.FINISHED
         found = self._wait_for_files() if self._run_dir is not None else {}
-        if found.get("failure.txt"):  # nothing in it: the disk was full
-            print(found["failure.txt"], file=sys.stderr, flush=True, end="")
+        if "failure.txt" in found and self._run_dir is not None:
+            if found["failure.txt"]:
+                print(found["failure.txt"], file=sys.stderr, flush=True, end="")
+            else:
+                say_error(first_cause(self._run_dir) or "")
             return exit_code(code)
-        if "stopped.txt" in found:
-            return self._stopped(found["stopped.txt"].split(" ")[0])
+        if "stopped.txt" in found:  # a full disk has room for its name only
+            by = found["stopped.txt"].split(" ")[0]
+            return self._stopped(by or (received.name if received is not None else ""))
         if received is not None:  # it reached ranks that could not listen yet
             return self.early(received)
         if code == ExitCode.WRONG_INPUT or self._run_dir is None:

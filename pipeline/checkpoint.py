@@ -142,12 +142,15 @@ class CheckpointFolder:
             for cut in self.folder.glob(".*.partial"):  # what a save that was killed has left
                 cut.unlink()
             write_atomically(path, {"format": FORMAT, **content})
-            if best:
-                self.link_best(path)
         except OSError as error:
             raise self._not_written(path, content, error) from error
         for old in self.steps()[: -self.keep]:
             self.path(old).unlink(missing_ok=True)
+        if best:
+            try:
+                self.link_best(path)
+            except OSError as error:
+                raise self._not_written(self.best, content, error) from error
         if self._waits_for_room:
             self._waits_for_room = False
             log.info("there is room again: checkpoint %s is written", path)
@@ -163,8 +166,9 @@ class CheckpointFolder:
                 raise
             if not self._waits_for_room:
                 log.warning(
-                    "warning: %s; %s: the training goes on and tries again at the next save",
+                    "warning: %s; %s: the training goes on and tries again at the next save%s",
                     error.reason, error.cure,
+                    ", but best.pt stays that of an earlier validation" if best else "",
                 )  # fmt: skip
             self._waits_for_room = True
 

@@ -171,14 +171,22 @@ def _mend_best(job: Job, content: dict[str, Any]) -> None:
     path = job.checkpoints.path(content["step"])
     is_result = bool(correct) and content["history"][-1]["step"] == content["step"]
     if is_result and correct[-1] == max(correct) and path.exists():
-        job.checkpoints.link_best(path)
+        try:
+            job.checkpoints.link_best(path)
+        except OSError as error:  # a full disk; the run itself can go on
+            log.warning(
+                "warning: %s cannot be written: %s; make room there: the training goes on",
+                job.checkpoints.best, error.strerror,
+            )  # fmt: skip
 
 
 def _open_files(job: Job) -> None:
     """On rank 0: the files of the run, and what a person wants to know at the start."""
     config, run_dir = job.config, job.config.run.path
     header = "".join(f"# {name}: {value}\n" for name, value in job.versions.items())
-    (run_dir / "config.yaml").write_text(header + config.to_yaml(), encoding="utf-8")
+    partial = run_dir / ".config.yaml.partial"  # who looks at the run must not see half of it
+    partial.write_text(header + config.to_yaml(), encoding="utf-8")
+    partial.replace(run_dir / "config.yaml")
     total_images = job.total_steps * config.data.global_batch_size
     job.monitor = RunMonitor(
         run_dir, config, job.position, len(job.progress.history), total_images,

@@ -59,6 +59,9 @@ def _read(run_dir: Path) -> str | None:
 
 def _make(run_dir: Path) -> str:
     made, partial = secrets.token_hex(8), run_dir / f".{_NAME}.partial"
-    partial.write_text(f"{made}\n", encoding="utf-8")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(f"{made}\n")
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, run_dir / _NAME)
     return made

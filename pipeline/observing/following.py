@@ -20,7 +20,7 @@ _LINES_BEFORE = 10
 
 _ENDS = ("finished", "stopped", "failed")
 _CODES = {"finished": ExitCode.FINISHED, "stopped": ExitCode.STOPPED}
-_STEP = re.compile(r"\bstep (\d+) loss\b")
+_TRAINED = re.compile(r"\bepoch \d+ step \d+ loss\b.*")
 
 
 class PlainLines:
@@ -30,7 +30,8 @@ class PlainLines:
     def __init__(self, folder: Path) -> None:
         self._log, self._metrics = NewLines(folder / "log.txt"), NewLines(folder / "metrics.jsonl")
         self._waiting: list[str] = []
-        self._logged: set[int] = set()
+        # By their text, as a later start may take the same steps again.
+        self._logged: set[str] = set()
         self._metrics()  # those of the past are in the log, or were on another screen
 
     def past(self) -> list[str]:
@@ -46,18 +47,18 @@ class PlainLines:
         return unlogged + log
 
     def _logged_now(self) -> list[str]:
-        """The log's new lines, whose steps need no line of metrics any more."""
+        """The log's new lines; those of training need no line of metrics any more."""
         log = self._log()
-        self._logged.update(int(found[1]) for line in log if (found := _STEP.search(line)))
+        self._logged.update(found[0] for line in log if (found := _TRAINED.search(line)))
         return log
 
     def _plain(self, line: str) -> str | None:
         try:
             metrics = json.loads(line)
-            if metrics["event"] != "train" or metrics["step"] in self._logged:
+            if metrics["event"] != "train" or (text := train_line(metrics)) in self._logged:
                 return None
             stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(metrics["time"]))
-            return f"{stamp} {train_line(metrics)}"
+            return f"{stamp} {text}"
         except (ValueError, KeyError, TypeError):
             return None  # cut, or of another version: not worth the follower's life
 

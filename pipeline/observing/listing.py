@@ -59,7 +59,11 @@ def _search(folder: Path) -> Iterator[tuple[Path, str]]:
         yield folder, _unreadable(error)
         return
     for child in inner:
-        found = [] if child.is_symlink() and not is_run(child) else list(_search(child))
+        try:
+            found = [] if child.is_symlink() and not is_run(child) else list(_search(child))
+        except OSError as error:  # a link into somebody else's folder
+            yield child, _unreadable(error)
+            continue
         if any(not reason or reason != _NO_RUN for _, reason in found):
             yield from found
         else:

@@ -23,8 +23,13 @@ def find_run(name: str, below: Path) -> Path:
     """
     folders = (below / name, Path(name))
     for folder in folders:
-        if is_run(folder):
-            return folder
+        try:
+            if is_run(folder):
+                return folder
+        except OSError as error:
+            raise ConfigError(
+                f"{folder} cannot be read: {error.strerror}; give a run of yours"
+            ) from error
     there = next((folder for folder in folders if folder.exists()), None)
     if there is not None and not run_folders(there):
         raise ConfigError(why_no_run(there))

@@ -91,6 +91,14 @@ def test_the_first_cause_is_the_last_word(tmp_path, capsys):
     assert capsys.readouterr().err == "error: the loss is nan\nrank 1 on node2\n"
 
 
+def test_a_failure_without_room_for_a_word_is_one_and_is_not_requeued(tmp_path, capsys, scontrol):
+    end = End(tmp_path, ONCE, requeue=True)
+    (tmp_path / "failure.txt").touch()
+    assert end.told(1, signal.SIGUSR1) == 1
+    assert "error: the disk was too full for the cause" in capsys.readouterr().err
+    assert not scontrol.exists()
+
+
 def test_sigterm_never_requeues(tmp_path, scontrol):
     end = End(tmp_path, ONCE, requeue=True)
     (tmp_path / "stopped.txt").write_text("SIGTERM before step 5\n")

@@ -157,3 +157,25 @@ def test_a_failure_without_room_for_a_word_is_still_one(disk):
     assert first_cause(disk) is None
     record_first_cause(disk, "the loss is nan")
     assert first_cause(disk) == "the loss is nan"
+
+
+def test_a_best_that_cannot_be_copied_leaves_the_checkpoint_and_prunes_the_old(
+    disk, caplog, monkeypatch
+):
+    def refused(*_: object) -> None:
+        raise OSError("a file system without hard links")
+
+    monkeypatch.setattr(os, "link", refused)
+    folder = CheckpointFolder(disk / "checkpoints", keep=2)
+    content = {"model": {"weight": torch.zeros(250_000)}}
+    for step in (1, 2):
+        folder.save(step, content)
+    filler = fill(disk, 1_300_000)  # for the copy only once the oldest is gone
+    folder.save_or_wait(3, content, best=True)
+    assert folder.steps() == [2, 3] and read_verified(folder.best)
+    assert caplog.text == ""
+    filler.unlink()
+    fill(disk, ROOM_BYTES)
+    folder.save_or_wait(4, content, best=True)
+    assert "but best.pt stays that of an earlier validation" in caplog.text
+    assert folder.steps() == [2, 3]

@@ -62,8 +62,8 @@ def _compiled(function: Callable[..., None], signature: Any) -> Any:
     """
     try:
         return cfunc(signature, cache=True, **_OPTIONS)(function)
-    except RuntimeError as error:
-        if "cannot cache" not in str(error):
+    except (RuntimeError, OSError) as error:  # OSError: a full disk, or another user's files
+        if isinstance(error, RuntimeError) and "cannot cache" not in str(error):
             raise
         return cfunc(signature, **_OPTIONS)(function)
 

@@ -31,11 +31,12 @@ def test_training_lines_that_a_progress_bar_keeps_out_of_the_log_are_shown(tmp_p
     assert lines.new() + lines.new() == [lines_of_training()]
 
 
-def lines_of_training():
-    import time
+TEXT = "epoch 3 step 50 loss 1.2500 top1 50.00% lr 0.1 812 img/s data wait 1.3%"
 
+
+def lines_of_training():
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(TRAIN["time"]))
-    return f"{stamp} epoch 3 step 50 loss 1.2500 top1 50.00% lr 0.1 812 img/s data wait 1.3%"
+    return f"{stamp} {TEXT}"
 
 
 def test_training_lines_that_are_in_the_log_come_once(tmp_path):
@@ -44,16 +45,25 @@ def test_training_lines_that_are_in_the_log_come_once(tmp_path):
     lines.past()
     append(tmp_path / "metrics.jsonl", json.dumps(TRAIN))
     shown = lines.new()  # the log follows a moment later
-    append(tmp_path / "log.txt", "10:00 epoch 2 step 50 loss 1.2500")
-    assert shown + lines.new() + lines.new() == ["10:00 epoch 2 step 50 loss 1.2500"]
+    append(tmp_path / "log.txt", f"10:00 {TEXT}")
+    assert shown + lines.new() + lines.new() == [f"10:00 {TEXT}"]
 
 
 def test_a_line_written_between_two_looks_at_a_start_comes_once(tmp_path):
     lines = PlainLines(tmp_path)
     append(tmp_path / "metrics.jsonl", json.dumps(TRAIN))
-    append(tmp_path / "log.txt", "10:00 epoch 2 step 50 loss 1.2500")
-    assert lines.past() == ["10:00 epoch 2 step 50 loss 1.2500"]
+    append(tmp_path / "log.txt", f"10:00 {TEXT}")
+    assert lines.past() == [f"10:00 {TEXT}"]
     assert lines.new() + lines.new() == []
+
+
+def test_steps_that_a_later_start_takes_again_are_shown_again(tmp_path):
+    append(tmp_path / "log.txt", f"10:00 {TEXT}")  # of a start that was killed after it
+    lines = PlainLines(tmp_path)
+    lines.past()
+    append(tmp_path / "metrics.jsonl", json.dumps(TRAIN | {"images_per_sec": 700.0}))
+    (again,) = lines.new() + lines.new()
+    assert again == lines_of_training().replace("812 img/s", "700 img/s")
 
 
 def test_metrics_are_shown_as_they_stand(tmp_path):
