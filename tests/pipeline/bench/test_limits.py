@@ -179,7 +179,7 @@ def test_model_times_the_phases_of_a_step(few_threads):
     found = model.run(options)
     speed, *phases = (
         found.spreads[name].rounds
-        for name in ("model_images_per_sec", "forward_sec", "backward_sec", "update_sec")
+        for name in ("model_images_per_sec", "forward_sec", "backward_sec", "optimizer_sec")
     )
     assert len(speed) == 3
     for one, *parts in zip(speed, *phases, strict=True):
