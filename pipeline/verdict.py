@@ -42,7 +42,7 @@ class Figures:
     loader: float | None = None
     """What the loader gives when nothing else runs."""
     model: float | None = None
-    """What forward, backward and update take when the images lie in memory."""
+    """What forward, backward and optimizer take when the images lie in memory."""
     reached: float | None = None
     """What a training reaches with everything in it."""
     data_wait_share: float | None = None

@@ -184,7 +184,7 @@ def test_model_times_the_phases_of_a_step(few_threads):
     assert len(speed) == 3
     for one, *parts in zip(speed, *phases, strict=True):
         assert 4 / one == pytest.approx(sum(parts))
-    assert set(found.ratios) == {"forward_of_step", "backward_of_step", "update_of_step"}
+    assert set(found.ratios) == {"forward_of_step", "backward_of_step", "optimizer_of_step"}
     assert found.text().startswith("CIFAR ResNet-8 A, 4 images of 32 px a step, AMP bf16, 1 thread")
 
 
