@@ -50,7 +50,7 @@ lint: environment
 # In .venv where it stands; else in PYTHON with whatever is installed there.
 gpu-check:
 	@if [ -x .venv/bin/python ]; then python=.venv/bin/python; else python='$(PYTHON)'; fi; \
-	PYTHONPATH=. "$$python" -m pipeline.bench.gpu_check $(ARGS)
+	PYTHONPATH=. "$$python" -m pipeline.benchmark.gpu_check $(ARGS)
 
 # Returns at once when the environment stands: see launch/environment.py.
 environment:

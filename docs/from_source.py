@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from docutils import nodes
@@ -26,13 +26,12 @@ GAP = "…"
 """Stands for what is known only when the message is made."""
 
 TOPICS = {
-    "settings": "pipeline/config pipeline/options.py pipeline/schedule.py pipeline/precision.py",
-    "preparing": "pipeline/prepare.py pipeline/data/preparing",
-    "data": "pipeline/data pipeline/excluding.py pipeline/preflight.py",
+    "settings": "pipeline/config pipeline/train/schedule.py pipeline/train/precision.py",
+    "preparing": "pipeline/prepare",
+    "data": "pipeline/data pipeline/train/excluding.py pipeline/train/preflight.py",
     "network": "pipeline/model",
-    "testing": "pipeline/evaluate.py pipeline/evaluating pipeline/predict.py pipeline/export.py "
-    "pipeline/weights pipeline/report.py pipeline/reporting",
-    "benchmarks": "pipeline/benchmark.py pipeline/bench",
+    "testing": "pipeline/evaluate pipeline/predict.py pipeline/export pipeline/report",
+    "benchmarks": "pipeline/benchmark",
     "run": "pipeline",
     "launch": "launch",
 }
@@ -44,12 +43,18 @@ _OTHERS = ("require", "wrong", "warning")
 _FORMAT = re.compile(r"%[-+ #0-9.]*[sdgfrx]")
 
 
+def command_module(name: str) -> ModuleType:
+    """The module that `python -m name` runs."""
+    module = importlib.import_module(name)
+    return importlib.import_module(f"{name}.__main__") if hasattr(module, "__path__") else module
+
+
 def help_text(command: str) -> str:
     """What `command`, such as "pipeline.prepare demo", prints for --help."""
     module, *first = command.split()
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        importlib.import_module(module).main([*first, "--help"])
+        command_module(module).main([*first, "--help"])
     return printed.getvalue().replace(f"{REPOSITORY}/", "")
 
 

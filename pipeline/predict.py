@@ -16,15 +16,16 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from pipeline.config import Config, ConfigError, require, setting_names
-from pipeline.failure import run_command
-from pipeline.options import add_overrides, can_hold, checkpoint_exists, overrides, parse
+from pipeline.config.reading import add_overrides, can_hold, checkpoint_exists, overrides, parse
+from pipeline.system.failure import run_command
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.data.dali import DecodeSettings, Loader
-    from pipeline.data.given_images import GivenImages
-    from pipeline.machine import Share
+    from pipeline.data.images import GivenImages
+    from pipeline.ranks.places import Share
+
 
 DESCRIPTION = (
     "Prints the most probable classes of images, seen as in validation: the centre. Settings come "
@@ -82,12 +83,12 @@ def predict(checkpoint: Path, paths: Sequence[Path], options: Any) -> list[dict[
 
     `options` is the parsed command line. Raises `ValueError` for an image that cannot be used.
     """
-    from pipeline.checkpoint import read_verified
-    from pipeline.data.class_words import class_words
-    from pipeline.data.given_images import GivenImages
-    from pipeline.distributed import World
-    from pipeline.job import make_model
-    from pipeline.machine import own_share, set_threads
+    from pipeline.data.classes import class_words
+    from pipeline.data.images import GivenImages
+    from pipeline.ranks.places import own_share, set_threads
+    from pipeline.ranks.world import World
+    from pipeline.train.checkpoint import read_verified
+    from pipeline.train.job import make_model
 
     content = read_verified(checkpoint)
     config = overrides(options, SETTINGS, yaml.safe_load(content["config"]))
@@ -110,8 +111,9 @@ def _decoding(
     config: Config, content: Mapping[str, Any], images: GivenImages, share: Share
 ) -> DecodeSettings:
     """Files are decoded, whatever the data set of the training was made of."""
-    from pipeline.machine import choose_decoding, choose_device
-    from pipeline.weights.description import stored_normalisation
+    from pipeline.data.dali.settings import choose_decoding
+    from pipeline.export.description import stored_normalisation
+    from pipeline.ranks.places import choose_device
 
     files = dataclasses.replace(
         config.data, dataset=None, held_out=None, train_crop="random_resized_crop"
@@ -130,9 +132,9 @@ def _open(config: Config, images: GivenImages, decode: DecodeSettings) -> Loader
     """Batches of one length; the last is filled up with its last image."""
     import numpy as np
 
-    from pipeline.data.augment import CenterCrop
+    from pipeline.data.crops import CenterCrop
     from pipeline.data.dali import Loader
-    from pipeline.data.given_images import CentreStream
+    from pipeline.data.stream import CentreStream
 
     data = config.data
     resize = data.image_size if data.dataset == "cifar-10" else data.val_resize
@@ -148,7 +150,7 @@ def _probabilities(model: Any, loader: Loader, config: Config, count: int) -> Te
     """(count, classes) fp32 on the CPU, computed as in the training's validation."""
     import torch
 
-    from pipeline.precision import Precision
+    from pipeline.train.precision import Precision
 
     rows = []
     with torch.no_grad():

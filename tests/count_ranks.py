@@ -15,15 +15,16 @@ import torch
 from torch import nn
 
 from pipeline.config import Config, DataConfig
-from pipeline.data.augment import CenterCrop
+from pipeline.data.crops import CenterCrop
 from pipeline.data.dali import DecodeSettings, Loader
-from pipeline.data.manifest import Manifest, open_manifest
+from pipeline.data.index.manifest import Manifest, open_manifest
 from pipeline.data.stream import ValStream
-from pipeline.distributed import World, connect
-from pipeline.engine import validate
-from pipeline.failure import run_command
-from pipeline.job import open_val_loader
-from pipeline.precision import Precision
+from pipeline.ranks.connect import connect
+from pipeline.ranks.world import World
+from pipeline.system.failure import run_command
+from pipeline.train.loaders import open_val_loader
+from pipeline.train.precision import Precision
+from pipeline.train.validation import validate
 
 CPU = torch.device("cpu")
 BATCHES = (4, 7, 64)  # many chunks, a padded last one, fewer images than a batch

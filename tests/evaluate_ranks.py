@@ -1,6 +1,6 @@
 """Runs several evaluations over the ranks, one after the other: `evaluate_ranks.py FILE`.
 
-`FILE` is a JSON list of command lines of `pipeline.evaluate`; for tests/pipeline/test_evaluate.py.
+`FILE` is a JSON list of command lines of `pipeline.evaluate`; for test_evaluate.py.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-from pipeline.evaluate import main
-from pipeline.failure import run_command
+from pipeline.evaluate.__main__ import main
+from pipeline.system.failure import run_command
 
 
 def evaluate_each(argv: list[str]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.data.preparing.options import ImagenetOptions
+from pipeline.prepare.options import ImagenetOptions
 
 ROOT = Path(__file__).parents[1]
 

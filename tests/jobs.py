@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from launch.local import LocalRanks, start_ranks
+from pipeline.ranks.local import LocalRanks, start_ranks
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SABOTEUR = Path(__file__).resolve().parent / "saboteur.py"

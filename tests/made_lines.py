@@ -1,4 +1,4 @@
-"""Lines of metrics as `pipeline.monitor` gets them, made up."""
+"""Lines of metrics as `pipeline.train.monitor` gets them, made up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run folders with made metrics, in the form of `pipeline.monitor`, for a reader of such files."""
+"""Run folders with made metrics, in the form of `pipeline.train.monitor`, for their readers."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ import torch
 from jobs import small_settings
 
 from pipeline.config import Config
-from pipeline.evaluate import main as evaluate
-from pipeline.options import load_config
-from pipeline.run import run
+from pipeline.config.reading import load_config
+from pipeline.evaluate.__main__ import main as evaluate
+from pipeline.train.run import run
 
 
 def config_of(data: Path, runs: Path, *options: str) -> Config:

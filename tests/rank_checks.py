@@ -18,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.distributed import World, connect
-from pipeline.failure import ExitCode, Reported, TrainingError, run_command
 from pipeline.model.norm import BatchNormAct
 from pipeline.model.resnet import resnet
-from pipeline.optimizer import build_optimizer
-from pipeline.precision import Precision
+from pipeline.ranks.connect import connect
+from pipeline.ranks.world import World
+from pipeline.system.failure import ExitCode, Reported, TrainingError, run_command
+from pipeline.train.optimizer import build_optimizer
+from pipeline.train.precision import Precision
 
 CPU = torch.device("cpu")
 MICRO_BATCH = 4

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipeline.checkpoint import CheckpointFolder, read_verified
+from pipeline.train.checkpoint import CheckpointFolder, read_verified
 
 TIME_FIELDS = {
     "time", "images_per_sec", "data_wait_sec", "data_wait_share", "communication_share",

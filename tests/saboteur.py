@@ -77,7 +77,7 @@ def install(what: str, where: str) -> None:
 
 def install_in_step(what: str, where: str) -> None:
     """Builds a fault into the steps of training."""
-    from pipeline import engine
+    from pipeline.train import trainer as engine
 
     real_step, real_loss, now = engine.train_step, engine.F.cross_entropy, -1
 
@@ -101,8 +101,10 @@ def install_in_step(what: str, where: str) -> None:
 
 def install_elsewhere(what: str, count: int) -> None:
     """Builds in a fault that comes when something is done for the `count`-th time."""
-    from pipeline import checkpoint, engine, gradient_averaging
     from pipeline.data import stream
+    from pipeline.ranks import averaging as gradient_averaging
+    from pipeline.train import checkpoint
+    from pipeline.train import trainer as engine
 
     if what == "kill-save":
         # The content is on its way to the disk, the name is not there yet.
@@ -129,8 +131,8 @@ def install_elsewhere(what: str, count: int) -> None:
 def main() -> None:
     """Installs the fault on its rank, then trains."""
     what, where, rank = sys.argv[1].split(":")
-    from pipeline.failure import run_command
-    from pipeline.train import main as train
+    from pipeline.system.failure import run_command
+    from pipeline.train.__main__ import main as train
 
     if rank in ("all", os.environ.get("HOROVOD_RANK", "0")):
         install(what, where)

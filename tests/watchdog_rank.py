@@ -12,8 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.peers import Peer
-from pipeline.watchdog import Heartbeat, Watchdog
+from pipeline.ranks.heartbeat import Heartbeat, Peer
+from pipeline.ranks.watchdog import Watchdog
 
 LIMIT_SEC = 1.0
 

@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 import torch
 
-from pipeline.checkpoint import FORMAT, write_atomically
 from pipeline.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from pipeline.data.normalisation import IMAGENET, Normalisation
 from pipeline.model.network import build_network
+from pipeline.train.checkpoint import FORMAT, write_atomically
 
 CIFAR_8 = ModelConfig("cifar", depth=8, zero_init_last_norm=False)
 RESNET_18 = ModelConfig(depth=18, zero_init_last_norm=False)

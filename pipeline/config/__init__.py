@@ -1,6 +1,6 @@
 """The typed configuration: what can be set, its units, and the checks of each part.
 
-How it is read from YAML and the command line stands in `pipeline/options.py`.
+How it is read from YAML and the command line stands in `pipeline/config/reading.py`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,8 @@ import yaml
 
 from pipeline.config.data import DataConfig
 from pipeline.config.errors import ConfigError, require
-from pipeline.config.model import ModelConfig
-from pipeline.config.optim import OptimConfig
-from pipeline.config.profile import profiled_steps
-from pipeline.config.run import RunConfig
-from pipeline.config.schedule import ScheduleConfig
+from pipeline.config.run import RunConfig, profiled_steps
+from pipeline.config.training import ModelConfig, OptimConfig, ScheduleConfig
 
 __all__ = [
     "Config", "ConfigError", "DataConfig", "ModelConfig", "OptimConfig", "RunConfig",

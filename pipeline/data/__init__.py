@@ -1,5 +1,1 @@
-"""From image files to batches.
-
-Which images exist (scan, manifest), in which order they come (order), how each is cropped
-(augment), and the execution of that by DALI (dali).
-"""
+"""Which image, at which position, cut how, executed by DALI."""

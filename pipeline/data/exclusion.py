@@ -7,10 +7,16 @@ own. In validation an excluded image counts as wrong.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.data.images import BadImage, ImageSet
 
 
 class Exclusions:
@@ -81,3 +87,72 @@ class Exclusions:
             if not self.holds(image, position):
                 return image
         raise ValueError(f"all {len(order)} training images are excluded; see the data set")
+
+
+@dataclass(frozen=True)
+class Found:
+    """An image that cannot be used, where it was met, and why."""
+
+    image: int
+    position: int
+    error: str
+
+
+class Placed(Protocol):
+    """Which image stands at each position."""
+
+    manifest: ImageSet
+
+    def images(self, positions: np.ndarray) -> np.ndarray:
+        """Both (B,) int64."""
+        ...
+
+
+def locate(error: Exception, stream: Placed, positions: np.ndarray) -> Found | None:
+    """The image that made the batch at `positions` (B,) fail with `error`.
+
+    None if nothing is to be excluded: a file that could not be read or was changed after the scan
+    is as good as ever once it is put back.
+    """
+    if not isinstance(error, BadImage) or error.changed:
+        return None
+    for position, image in zip(positions, stream.images(positions), strict=True):
+        if stream.manifest.path(int(image)) == error.path:
+            return Found(int(image), int(position), str(error))
+    return None
+
+
+def read_list(path: Path, split: str, manifest: ImageSet) -> list[int]:
+    """The images of `split` in an exclusion list of `prepare verify`; empty if it has none.
+
+    Raises `ValueError` if the file is no such list or describes other data.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        entry = content["splits"].get(split)
+        images = [] if entry is None else [int(image) for image in entry["images"]]
+        digest = manifest.digest if entry is None else entry["data_hash"]
+    except OSError as error:
+        raise ValueError(f"data.exclude={path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(_no_list(path)) from error
+    if digest != manifest.digest:
+        raise ValueError(
+            f"data.exclude={path} was made for other data: hash of {split} {digest[:16]} there, "
+            f"{manifest.digest[:16]} here; verify this data set"
+        )
+    if content.get("version") != 1 or not all(0 <= image < len(manifest) for image in images):
+        raise ValueError(_no_list(path))
+    return images
+
+
+def _no_list(path: Path) -> str:
+    return f"data.exclude={path} is not an exclusion list of python -m pipeline.prepare verify"
+
+
+def too_many(count: int, most: int) -> ValueError:
+    """What ends a run that excludes more than it may."""
+    return ValueError(
+        f"{count} images are excluded and data.max_excluded={most}; check the data set with "
+        "python -m pipeline.prepare verify, or allow more"
+    )

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from pipeline.config import DataConfig
 from pipeline.data.cifar import CifarImages
-from pipeline.data.image_set import ImageSet
-from pipeline.data.manifest_file import cache_places
+from pipeline.data.images import ImageSet
+from pipeline.data.index.arrow_file import cache_places
 from pipeline.data.normalisation import IMAGENET, Normalisation, color_axes
 
 log = logging.getLogger("trainyard")

@@ -11,13 +11,19 @@ from typing import Protocol, cast
 import numpy as np
 
 from pipeline.config import DataConfig
-from pipeline.data.augment import CenterCrop, Plan, Planner, RandomResizedCrop, ScaleJitter
+from pipeline.data.crops import (
+    CenterCrop,
+    PaddedCrop,
+    Plan,
+    Planner,
+    RandomResizedCrop,
+    ScaleJitter,
+    Untouched,
+)
 from pipeline.data.exclusion import Exclusions
-from pipeline.data.image_set import ImageSet
-from pipeline.data.manifest import BadImage
+from pipeline.data.images import BadImage, GivenImages, ImageSet
 from pipeline.data.normalisation import IMAGENET, Normalisation
 from pipeline.data.order import GlobalOrder, Stream, random_words
-from pipeline.data.padded import PaddedCrop, Untouched
 
 PADDING_LABEL = -1
 """Label of a position past the end of the validation set; every count and loss ignores it."""
@@ -140,3 +146,19 @@ def _sizes(manifest: ImageSet, images: np.ndarray) -> tuple[np.ndarray, np.ndarr
         manifest.read(image)
         raise BadImage(manifest.path(image), "no image header")
     return heights, widths
+
+
+class CentreStream:
+    """The validation view of given images; positions are their numbers."""
+
+    def __init__(self, images: GivenImages, planner: CenterCrop) -> None:
+        self.manifest: ImageSet = images
+        self._planner = planner
+
+    def select(self, positions: np.ndarray) -> Selection:
+        """Positions from the number of images on repeat the last one."""
+        images = np.minimum(positions, len(self.manifest) - 1)
+        heights, widths = self.manifest.heights[images], self.manifest.widths[images]
+        words = np.empty((len(positions), 0), dtype=np.uint64)
+        labels = self.manifest.labels[images].astype(np.int64)
+        return Selection(positions, images, labels, self._planner.plan(heights, widths, words))

@@ -6,7 +6,6 @@ module names what stands in the way of one, before a run begins.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import logging
 import os

@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import ModelConfig
+from pipeline.config.training import Family, has_bottlenecks
 
 if TYPE_CHECKING:
     from pipeline.model.backends import Backend
-    from pipeline.model.blocks import Shortcut
-    from pipeline.model.cifar_resnet import CifarResNet
-    from pipeline.model.resnet import ResNet
+    from pipeline.model.resnet import CifarResNet, ResNet, Shortcut
 
-Family = Literal["imagenet", "cifar"]
+
 _OWN_SHORTCUT: dict[Family, Shortcut] = {"imagenet": "B", "cifar": "A"}
 
 
@@ -33,8 +32,7 @@ def build_network(config: ModelConfig, classes: int, norm: Backend) -> ResNet | 
     Raises:
         ValueError: `norm` is not installed.
     """
-    from pipeline.model.cifar_resnet import cifar_resnet
-    from pipeline.model.resnet import resnet
+    from pipeline.model.resnet import cifar_resnet, resnet
 
     shortcut = shortcut_of(config)
     if config.family == "cifar":
@@ -100,11 +98,6 @@ def resnet(
 ) -> Network:
     """The ResNet of `depth` layers; `variant` counts only where it has bottlenecks."""
     return Network(family, True, depth, shortcut, variant if has_bottlenecks(family, depth) else "")
-
-
-def has_bottlenecks(family: Family, depth: int) -> bool:
-    """Whether blocks are of three layers, for which alone v1 and v1.5 differ."""
-    return family == "imagenet" and depth >= 50
 
 
 def network_of(model: Mapping[str, Any]) -> Network:

@@ -53,7 +53,7 @@ class BatchNormAct(nn.BatchNorm2d):
         if missing:
             raise ValueError(f"the norm backend {backend} cannot run here: {missing}")
         if backend == "apex":
-            from pipeline.model.fused_norm import ApexNorm
+            from pipeline.model.kernels.layer import ApexNorm
 
             self._apex = ApexNorm(self)  # no module: it must not enter the state_dict
 
@@ -82,7 +82,7 @@ class BatchNormAct(nn.BatchNorm2d):
                 backend cannot compute these activations.
         """
         if self.backend == "triton" and x.numel() > 0:
-            from pipeline.model.fused_norm import with_triton
+            from pipeline.model.kernels.layer import with_triton
 
             return with_triton(self, x, residual, residual_norm, fork)
         if residual is not None and residual_norm is not None:

@@ -40,7 +40,7 @@ SBATCH = {"--nodes", "--array", "--no-requeue", "--time"}
 PLAIN = (
     "launch.environment",
     "launch.horovod_build",
-    "pipeline.bench.gpu_check",
+    "pipeline.benchmark.gpu_check",
     "pytest",
     "sphinx",
 )
@@ -234,19 +234,19 @@ def check_batch(words: list[str]) -> None:
 def check_module(module: str, options: list[str]) -> None:
     """A command of ours, parsed by its own parser in a folder without data or runs."""
     if module == "pipeline.train":
-        from pipeline.options import load_config
+        from pipeline.config.reading import load_config
 
         with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
             load_config(options, module, "")
         return
     if module == "launch.slurm":
-        from launch.slurm_options import split
+        from launch.slurm.options import split
 
         _, program = split(options)
         check_module(program.module, list(program.options))
         return
     if module == "launch.doctor":
-        from launch.doctor import _parse
+        from launch.doctor.__main__ import _parse
 
         _, settings = _parse(options)
         check_module("pipeline.train", settings)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch.allocation import (
+from launch.slurm.allocation import (
     Allocation,
     Node,
     addresses_of,

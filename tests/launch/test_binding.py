@@ -7,7 +7,7 @@ import sys
 import pytest
 from jobs import REPOSITORY, environment
 
-from launch.binding import (
+from launch.slurm.binding import (
     bus_ids,
     cores_near,
     parse_cores,
@@ -108,7 +108,7 @@ def test_a_rank_is_bound_near_the_gpu_it_sees(tmp_path, monkeypatch):
     smi.write_text("#!/bin/sh\necho '0, GPU-a, 0000:1B:00.0'\necho '1, GPU-b, 0000:3D:00.0'\n")
     smi.chmod(0o755)
     code = (
-        "import launch.binding as b, os, pathlib, sys\n"
+        "import launch.slurm.binding as b, os, pathlib, sys\n"
         "b.PCI_DEVICES = pathlib.Path(sys.argv[1])\n"
         "print(sorted(b.bind_near_gpu(os.environ)) == sorted(os.sched_getaffinity(0)))\n"
         "print(*sorted(os.sched_getaffinity(0)))\n"

@@ -10,23 +10,21 @@ from pathlib import Path
 import pytest
 from jobs import copy_data
 
-from launch.doctor import (
+from launch.doctor.__main__ import node_lines, parse_node_lines, table
+from launch.doctor.judge import Check, judge
+from launch.doctor.network import interface_of, matches, node_address, read_interfaces
+from launch.doctor.node import (
     TOKEN_VARIABLE,
     facts,
-    judge,
-    node_lines,
-    parse_node_lines,
+    parse_gpus,
+    read_gpus,
     remove_token,
-    table,
     write_token,
 )
-from launch.health.checks import Check
-from launch.health.network import interface_of, matches, node_address, read_interfaces
-from launch.health.node import parse_gpus, read_gpus
-from launch.health.software import code_digest
+from launch.doctor.software import code_digest
 from pipeline.config import DataConfig
-from pipeline.data.manifest import open_manifest
-from pipeline.data.mini import draw_mini
+from pipeline.data.index.manifest import open_manifest
+from pipeline.prepare.drawn.mini import draw_mini
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMI_LINES = (

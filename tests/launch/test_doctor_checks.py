@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from launch.doctor import Check, facts, judge
-from launch.health.node import parse_gpus
+from launch.doctor.judge import Check, judge
+from launch.doctor.node import facts, parse_gpus
 from pipeline.config import DataConfig
 
 GIB = 1 << 30

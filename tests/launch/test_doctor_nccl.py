@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch.doctor import nccl_transport, transport_check
+from launch.doctor.nccl import nccl_transport, transport_check
 
 INSIDE = "n1:10:31 [0] NCCL INFO Channel 00/0 : 0[0] -> 1[1] via P2P/IPC/read\n"
 MEMORY = "n1:10:31 [0] NCCL INFO Channel 01 : 1[1] -> 2[2] via SHM/direct/direct\n"

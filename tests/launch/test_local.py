@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from launch.local import start_ranks
+from pipeline.ranks.local import start_ranks
 
 CLEAN = {k: v for k, v in os.environ.items() if not k.startswith("HOROVOD_")}
 WHO = (

@@ -33,7 +33,7 @@ def test_trainings_are_warned_before_the_time_limit_and_keep_their_log(name: str
 
 
 def test_the_script_for_64_gpus_asks_for_the_ranks_of_its_configuration():
-    from pipeline.options import load_config
+    from pipeline.config.reading import load_config
 
     text = (REPOSITORY / "slurm" / "resnet152_64gpu.sh").read_text()
     nodes, ranks = (

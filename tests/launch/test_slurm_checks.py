@@ -7,10 +7,10 @@ import signal
 
 import pytest
 
-from launch.allocation import Allocation, Node
-from launch.slurm_checks import examine, nccl_logging, watch_nccl
-from launch.slurm_end import End
-from launch.slurm_options import split
+from launch.slurm.allocation import Allocation, Node
+from launch.slurm.checks import examine, nccl_logging, watch_nccl
+from launch.slurm.end import End
+from launch.slurm.options import split
 from pipeline.config import ConfigError
 
 ONCE = Allocation("7", (Node("node1", "10.0.0.1", 1, 0),), None, restarts=0)

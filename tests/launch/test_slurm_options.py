@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch.slurm_options import LaunchOptions, split
+from launch.slurm.options import LaunchOptions, split
 from pipeline.config import ConfigError
 
 

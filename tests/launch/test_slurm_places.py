@@ -16,16 +16,16 @@ _LAUNCH = """\
 import os, sys
 sys.path[:0] = PATHS
 os.environ["PYTHONPATH"] = os.pathsep.join(PATHS)
-from launch.allocation import require_rank_per_gpu, this_allocation
-from launch.rendezvous import Rendezvous
+from launch.slurm.allocation import require_rank_per_gpu, this_allocation
+from pipeline.ranks.rendezvous import Rendezvous
 from launch.slurm import Relay
-from launch.srun import layout, one_per_node, one_per_node_environment, srun
-from launch.slurm_rank import NODES
+from launch.slurm.srun import layout, one_per_node, one_per_node_environment, srun
+from launch.slurm.rank import NODES
 allocation = this_allocation(os.environ)
 require_rank_per_gpu(allocation)
 server = Rendezvous(allocation.nodes[0].address, allocation.hosts)
 env = {**os.environ, **server.environment, NODES: allocation.to_json()}
-command = srun(layout(allocation), [sys.executable, "-m", "launch.slurm_rank", "place"])
+command = srun(layout(allocation), [sys.executable, "-m", "launch.slurm.rank", "place"])
 Relay().run(srun(one_per_node(allocation), [sys.executable, "-m", "place"]),
             one_per_node_environment(env))
 sys.exit(Relay().run(command, env))

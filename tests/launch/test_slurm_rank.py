@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from launch.allocation import Node
-from launch.slurm_rank import INTERFACE, NODES, choose_interface, rank_environment
+from launch.slurm.allocation import Node
+from launch.slurm.rank import INTERFACE, NODES, choose_interface, rank_environment
 from pipeline.config import ConfigError
 
 # Three ranks, two on the first node.

@@ -3,7 +3,7 @@
 import jobs
 import pytest
 
-from pipeline.data.manifest import open_manifest
+from pipeline.data.index.manifest import open_manifest
 
 
 @pytest.mark.parametrize(

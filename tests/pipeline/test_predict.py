@@ -12,13 +12,14 @@ from PIL import Image
 from weight_files import CLASSES, with_image, write_checkpoint
 
 from pipeline import predict
-from pipeline.checkpoint import read_verified
 from pipeline.config import ConfigError, DataConfig
-from pipeline.data.augment import CenterCrop
+from pipeline.data.crops import CenterCrop
 from pipeline.data.dali import DecodeSettings, Loader
-from pipeline.data.manifest import BadImage, open_manifest
+from pipeline.data.images import BadImage
+from pipeline.data.index.manifest import open_manifest
 from pipeline.data.stream import ValStream
-from pipeline.weights.writing import load_network
+from pipeline.export.formats import load_network
+from pipeline.train.checkpoint import read_verified
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.cifar.archive import TEST, Archive, open_archive
 from pipeline.data.cifar.batches import SIDE, read_batch, read_classes
-from pipeline.data.survey import Split, name_few
+from pipeline.data.index.survey import Split, name_few
 
 log = logging.getLogger("trainyard")
 

@@ -4,9 +4,12 @@ batches they give (loader).
 The only package that imports DALI.
 """
 
+from __future__ import annotations
+
 from pipeline.data.dali.graph import graph_inputs, make_pipeline
-from pipeline.data.dali.loader import Batch, Loader, available_cores, read_patiently
+from pipeline.data.dali.loader import Batch, Loader, read_patiently
 from pipeline.data.dali.settings import DecoderMemory, DecodeSettings, gpu_count
+from pipeline.system.machine import available_cores
 
 __all__ = [
     "Batch", "DecodeSettings", "DecoderMemory", "Loader", "available_cores",

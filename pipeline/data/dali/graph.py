@@ -1,10 +1,4 @@
-"""The graph that DALI executes for encoded images, on CPU or GPU.
-
-bytes -> decode the enclosing integer box -> resize the fractional box -> subtract the mean image if
-there is one -> mirror and normalise -> (B, H, W, 3). One graph for training and validation; the
-operators follow the decoder's device. On the CPU one operator, `resampling`, takes the resize and
-as much of the rest as it can: DALI's take longer there than the decoder.
-"""
+"""DALI's graph for JPEGs: read, decode, resize, mirror, normalise."""
 
 from __future__ import annotations
 
@@ -14,11 +8,24 @@ import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn, types
 
-from pipeline.data.augment import Plan
+from pipeline.data.crops import Plan
 from pipeline.data.dali.settings import DecodeSettings, new_pipeline, output_arguments
-from pipeline.data.image_set import ImageSet
+from pipeline.data.images import ImageSet
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.stream import Selection
+
+
+def make_decoding_pipeline(source: Any, batch_size: int, settings: DecodeSettings) -> Pipeline:
+    """As `graph.make_pipeline`, up to its first operator; not yet built.
+
+    `source()` gives the first three of `graph_inputs` for each batch. Gives each image's box,
+    (h, w, 3) uint8.
+    """
+    pipe = new_pipeline(batch_size, settings)
+    with pipe:
+        encoded, low, extent = fn.external_source(source=source, num_outputs=3, batch=True)
+        pipe.set_outputs(decoded(encoded, low, extent, settings))
+    return pipe
 
 
 def graph_inputs(

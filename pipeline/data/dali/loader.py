@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import re
 import time
 from collections import deque
@@ -21,8 +20,7 @@ from torch.utils.dlpack import from_dlpack
 from pipeline.data.dali import graph
 from pipeline.data.dali import pixels as pixel_graph
 from pipeline.data.dali.settings import DecodeSettings
-from pipeline.data.image_set import ImageSet
-from pipeline.data.manifest import BadImage
+from pipeline.data.images import BadImage, ImageSet
 from pipeline.data.stream import ImageStream, Selection
 
 log = logging.getLogger("trainyard.files")  # a rank's own, so each rank's are shown
@@ -224,8 +222,3 @@ def _last_reason(error: Exception) -> str:
     lines = [line for line in lines if line and not line.startswith("Current pipeline object")]
     reasons = [line for line in lines if "ailure" in line or "ailed" in line] or lines
     return re.sub(r" ?sample #\d+ ?:?", "", (reasons or ["no reason given"])[-1])[:200]
-
-
-def available_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0))

@@ -14,7 +14,7 @@ from nvidia.dali import Pipeline, fn, types
 
 from pipeline.data.dali.graph import require_shape
 from pipeline.data.dali.settings import DecodeSettings, new_pipeline, output_arguments
-from pipeline.data.image_set import ImageSet
+from pipeline.data.images import ImageSet
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.stream import Selection
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from nvidia.dali import Pipeline, types
 
+from pipeline.config import Config, DataConfig
+from pipeline.data.images import ImageSet
 from pipeline.data.normalisation import IMAGENET, Normalisation
+from pipeline.ranks.places import Share
 
 
 @dataclass(frozen=True)
@@ -81,3 +86,69 @@ def output_arguments(settings: DecodeSettings) -> dict[str, Any]:
         "dtype": types.FLOAT16 if settings.output == "float16" else types.FLOAT,
         "output_layout": "HWC",
     }
+
+
+_GPU_DECODER_THREADS = 8  # published configurations have 6 to 8 for each GPU
+
+
+def choose_decoding(
+    config: Config,
+    device: torch.device,
+    share: Share,
+    data: Sequence[ImageSet] = (),
+    normalisation: Normalisation = IMAGENET,
+) -> DecodeSettings:
+    """Where and how this rank decodes and normalises the images of `data`.
+
+    Raises `ValueError` for a GPU decoder without a GPU.
+    """
+    settings = config.data
+    choice = settings.decode
+    if choice == "gpu" and (device.type != "cuda" or gpu_count() == 0):
+        raise ValueError(
+            "data.decode=gpu needs an NVIDIA GPU that run.device uses; set data.decode=cpu or auto"
+        )
+    decoder: Literal["cpu", "gpu", "none"] = (
+        "gpu" if device.type == "cuda" and gpu_count() else "cpu"
+    )
+    if choice != "auto":
+        decoder = choice
+    if settings.dataset == "cifar-10":
+        decoder = "none"  # its images are pixels
+    on_gpu = decoder == "gpu"
+    return DecodeSettings(
+        decoder,
+        device,
+        settings.threads or (min(share.cores, _GPU_DECODER_THREADS) if on_gpu else share.cores),
+        settings.prefetch_batches or (3 if on_gpu else 2),
+        settings.output,
+        settings.hw_decoder_load,
+        decoder_memory(settings, data),
+        normalisation,
+    )
+
+
+def decoder_memory(config: DataConfig, data: Sequence[ImageSet]) -> DecoderMemory:
+    """What GPU decoders set aside for the images of `data`, or as `config` says.
+
+    The padding is 6 bytes on the device and 4 on the host for each pixel of the largest image, room
+    for its three colours and a copy in work; an assumption, not yet measured on a GPU. Less than
+    DALI's own defaults is never chosen.
+    """
+    width = max((int(one.widths.max(initial=0)) for one in data), default=0)
+    height = max((int(one.heights.max(initial=0)) for one in data), default=0)
+    pixels = max(
+        (int((one.widths.astype(np.int64) * one.heights).max(initial=0)) for one in data),
+        default=0,
+    )
+    if config.preallocate is not None:
+        width, height = config.preallocate
+        pixels = width * height
+    least = DecoderMemory()
+    device, host = config.device_padding_bytes, config.host_padding_bytes
+    return DecoderMemory(
+        width,
+        height,
+        max(least.device_padding_bytes, 6 * pixels) if device is None else device,
+        max(least.host_padding_bytes, 4 * pixels) if host is None else host,
+    )

@@ -21,6 +21,8 @@ tile has BLOCK_M rows and BLOCK_C channels. The kernels that read activations ru
 (C / BLOCK_C,); quotients are rounded up.
 """
 
+from __future__ import annotations
+
 import os
 
 import triton

@@ -17,9 +17,9 @@ from pipeline.config import ModelConfig
 from pipeline.data.cifar import open_cifar
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.statistics import of_pixels
-from pipeline.failure import Reported
 from pipeline.model.backends import choose_backend
 from pipeline.model.network import build_network
+from pipeline.system.failure import Reported
 
 OPTIONS = [
     "--data.dataset=cifar-10", "--data.train_crop=padded", "--data.held_out=20",

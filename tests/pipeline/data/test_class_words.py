@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from pipeline.data.class_words import class_words
+from pipeline.data.classes import class_words
 
 
 def test_words_are_those_that_prepare_imagenet_keeps(tmp_path):

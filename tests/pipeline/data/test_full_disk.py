@@ -16,9 +16,10 @@ from imagenet_archives import options, small_archives
 from small_disk import fill, small_disk
 
 from pipeline.config import ConfigError
-from pipeline.data.manifest import open_manifest
-from pipeline.data.preparing import files, imagenet, index, stage
-from pipeline.data.preparing.options import IndexOptions, StageOptions
+from pipeline.data.index.manifest import open_manifest
+from pipeline.prepare import files, index, stage
+from pipeline.prepare.imagenet import imagenet
+from pipeline.prepare.options import IndexOptions, StageOptions
 
 _DISK_BYTES = 2 << 20
 

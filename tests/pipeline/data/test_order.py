@@ -7,18 +7,20 @@ import numpy as np
 import pytest
 
 from pipeline.data import order
-from pipeline.data.order import (
-    GlobalOrder,
+from pipeline.data.batches import (
     Partition,
-    Stream,
-    epoch_permutation,
     epochs_done,
-    order_digest,
-    random_words,
     split_global_batch,
     total_steps,
-    uniform,
     validation_chunks,
+)
+from pipeline.data.order import (
+    GlobalOrder,
+    Stream,
+    epoch_permutation,
+    order_digest,
+    random_words,
+    uniform,
 )
 
 

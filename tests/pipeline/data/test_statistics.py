@@ -14,13 +14,11 @@ from one_process import train_here
 from run_files import newest_checkpoint
 
 from pipeline.config import Config, ConfigError, DataConfig
-from pipeline.data.augment import CenterCrop, RandomResizedCrop
 from pipeline.data.cifar import open_cifar
+from pipeline.data.crops import CenterCrop, RandomResizedCrop
 from pipeline.data.dali import DecodeSettings, Loader, make_pipeline
-from pipeline.data.manifest import open_manifest
+from pipeline.data.index.manifest import open_manifest
 from pipeline.data.normalisation import IMAGENET, Normalisation
-from pipeline.data.preparing import mean
-from pipeline.data.preparing.options import MeanOptions
 from pipeline.data.statistics import (
     PixelSums,
     normalisation_of,
@@ -30,10 +28,12 @@ from pipeline.data.statistics import (
     statistics_places,
 )
 from pipeline.data.stream import TrainStream, ValStream, train_planner
-from pipeline.distributed import World
-from pipeline.failure import Reported
-from pipeline.job import open_val_loader
-from pipeline.prepare import parse
+from pipeline.prepare import mean
+from pipeline.prepare.__main__ import parse
+from pipeline.prepare.options import MeanOptions
+from pipeline.ranks.world import World
+from pipeline.system.failure import Reported
+from pipeline.train.loaders import open_val_loader
 
 CPU = torch.device("cpu")
 

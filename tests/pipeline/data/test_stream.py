@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 
 from pipeline.config import DataConfig
-from pipeline.data.augment import CenterCrop, RandomResizedCrop, ScaleJitter
-from pipeline.data.manifest import BadImage, open_manifest
+from pipeline.data.crops import CenterCrop, RandomResizedCrop, ScaleJitter
+from pipeline.data.images import BadImage
+from pipeline.data.index.manifest import open_manifest
 from pipeline.data.order import epoch_permutation
 from pipeline.data.stream import PADDING_LABEL, TrainStream, ValStream, train_planner
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from pipeline.config import Config, ModelConfig
-from pipeline.job import make_model
 from pipeline.model.backends import choose_backend, problem_of, problems
 from pipeline.model.norm import BatchNormAct, norm_layers
-from pipeline.snapshot import fingerprint
+from pipeline.train.job import make_model
+from pipeline.train.state import fingerprint
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)

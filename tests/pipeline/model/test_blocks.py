@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.model.blocks import BasicBlock, BlockStyle, Bottleneck, ZeroPadding, shape_change
 from pipeline.model.norm import BatchNormAct, ends
+from pipeline.model.resnet import BasicBlock, BlockStyle, Bottleneck, ZeroPadding, shape_change
 
 
 def activations(count: int, channels: int, height: int, width: int) -> Tensor:

@@ -5,9 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.model.blocks import Shortcut, ZeroPadding
-from pipeline.model.cifar_resnet import CifarResNet, cifar_resnet
 from pipeline.model.norm import BatchNormAct
+from pipeline.model.resnet import CifarResNet, Shortcut, ZeroPadding, cifar_resnet
 
 DEPTHS = [20, 32, 44, 56, 110, 1202]
 

@@ -12,11 +12,9 @@ from norm_checks import error
 from torch import Tensor, nn
 
 from pipeline.model.backends import choose_backend
-from pipeline.model.blocks import Shortcut
-from pipeline.model.cifar_resnet import cifar_resnet
 from pipeline.model.kernels.ops import batch_norm_act, batch_norm_act_backward
 from pipeline.model.norm import BatchNormAct, ends, running_statistics
-from pipeline.model.resnet import resnet
+from pipeline.model.resnet import Shortcut, cifar_resnet, resnet
 
 C = 12
 

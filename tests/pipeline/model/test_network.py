@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from pipeline.config import ModelConfig
-from pipeline.model.cifar_resnet import CifarResNet
 from pipeline.model.network import (
     Network,
     build_network,
@@ -14,7 +13,7 @@ from pipeline.model.network import (
     plain,
     resnet,
 )
-from pipeline.model.resnet import ResNet
+from pipeline.model.resnet import CifarResNet, ResNet
 
 CASES = [
     (ModelConfig(), ResNet, "ResNet-50 v1.5", 25_557_032),

@@ -4,12 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.norm import (
-    BatchNormAct,
-    norm_layers,
-    running_statistics,
-    swapped_statistics,
-)
+from pipeline.model.norm import BatchNormAct, norm_layers, running_statistics, swapped_statistics
 
 C = 12
 

@@ -5,9 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.model.blocks import Shortcut, Variant
 from pipeline.model.norm import BatchNormAct
-from pipeline.model.resnet import resnet
+from pipeline.model.resnet import Shortcut, Variant, resnet
 
 DEPTHS = [18, 34, 50, 101, 152]
 

@@ -1,0 +1,1 @@
+"""`python -m launch.doctor`: what would go wrong on this machine, and how to repair it."""

@@ -1,0 +1,113 @@
+"""Checks of each node's system: network, shared memory, cores and limits."""
+
+from __future__ import annotations
+
+from launch.doctor.judge import Check, Facts, Job, few, size
+from launch.doctor.network import matches
+
+_GIB = 1 << 30
+_FEWEST_OPEN_FILES = 1024
+
+
+def shared_memory(job: Job) -> Check | None:
+    """/dev/shm is large enough for NCCL and the ranks of one node to talk."""
+    free = [node["shm"]["free_bytes"] for node in job.nodes]
+    if any(room is None for room in free):
+        found = job.where(lambda n: "not there" if n["shm"]["free_bytes"] is None else None)
+        return Check("/dev/shm", "warn", found, "Mount a tmpfs on /dev/shm.")
+    if min(free) < _GIB:
+        found = job.where(
+            lambda n: (
+                f"{size(n['shm']['free_bytes'])} of {size(n['shm']['total_bytes'])} free"
+                if n["shm"]["free_bytes"] < _GIB
+                else None
+            )
+        )
+        cure = "Start the container with --shm-size=8g or --ipc=host, and delete what fills it."
+        return Check("/dev/shm", "warn", found, cure)
+    return Check("/dev/shm", "ok", f"{size(min(free))} free", "")
+
+
+def cores(job: Job) -> Check:
+    """Every rank has at least a core of its own."""
+    starved = job.where(
+        lambda n: (
+            f"{job.ranks_on(n)} ranks may use {n['usable_cores']} of {n['cores']} cores"
+            if (job.ranks_on(n) or 1) > n["usable_cores"]
+            else None
+        )
+    )
+    if starved:
+        return Check("cores", "warn", starved, "Ask for more with --cpus-per-task.")
+    node = job.nodes[0]
+    odd = job.odd_ones(lambda n: n["usable_cores"])
+    return Check("cores", "ok", odd or f"{node['usable_cores']} of {node['cores']} to use", "")
+
+
+def limits(job: Job) -> Check:
+    """Enough open files for a connection to every rank; no limit on memory for RDMA."""
+    total = sum((job.ranks or {}).values())
+    needed = max(_FEWEST_OPEN_FILES, 4 * total)
+    short = job.where(
+        lambda n: (
+            f"{n['limits']['open_files']} open files"
+            if n["limits"]["open_files"] is not None and n["limits"]["open_files"] < needed
+            else None
+        )
+    )
+    if short:
+        cure = f"Raise the limit with ulimit -n {needed} in the job's script."
+        return Check("limits", "warn", short, cure)
+    pinned = job.where(
+        lambda n: (
+            f"{size(n['limits']['locked_bytes'])} of locked memory with InfiniBand"
+            if n["infiniband"] and n["limits"]["locked_bytes"] is not None
+            else None
+        )
+    )
+    if pinned and job.several_nodes:
+        cure = "Set LimitMEMLOCK=infinity for slurmd, or NCCL may fall back from InfiniBand."
+        return Check("limits", "warn", pinned, cure)
+    files = job.nodes[0]["limits"]["open_files"]
+    return Check("limits", "ok", f"{'unlimited' if files is None else files} open files", "")
+
+
+def network(job: Job) -> Check | None:
+    """An interface of each node holds its address, and those that the environment names exist."""
+    if not any(node["interfaces"] for node in job.nodes):
+        return None  # psutil, which lists them, comes with Horovod: its check tells
+    wrong = job.where(_wrong_interface)
+    if wrong:
+        seen = ", ".join(sorted({name for node in job.nodes for name in node["interfaces"]}))
+        cure = f"Name one that is there ({seen}), or unset the variable."
+        return Check("network", "fail", wrong, cure)
+    cure = "Mend its address in Slurm (NodeAddr) or /etc/hosts, or give --launch.interface=NAME."
+    homeless = job.where(
+        lambda n: (
+            f"no interface holds the node's address {n['address']}"
+            if n["interface"] is None and "HOROVOD_GLOO_IFACE" not in n["wanted_interfaces"]
+            else None
+        )
+    )
+    if homeless:
+        return Check("network", "fail" if job.several_nodes else "warn", homeless, cure)
+    alone = job.where(
+        lambda n: (
+            f"its address is {n['address']}, which no other node reaches"
+            if n["address"].startswith("127.")
+            else None
+        )
+    )
+    if alone and len({node["host"] for node in job.nodes}) > 1:
+        return Check("network", "fail", alone, cure)
+    return Check("network", "ok", few([f"{n['interface']} {n['address']}" for n in job.nodes]), "")
+
+
+def _wrong_interface(node: Facts) -> str | None:
+    for variable, wanted in node["wanted_interfaces"].items():
+        if not any(matches(name, wanted, variable) for name in node["interfaces"]):
+            return f"{variable}={wanted}, and there is no such interface"
+    return None
+
+
+HOST_CHECKS = (network, shared_memory, cores, limits)

@@ -1,0 +1,96 @@
+"""Checks of what is installed: the same everywhere, built for GPUs, able to do what is asked."""
+
+from __future__ import annotations
+
+from launch.doctor.judge import Check, Facts, Job
+
+_REBUILD = "with HOROVOD_GPU_OPERATIONS=NCCL python -m launch.horovod_build --install"
+
+
+def versions(job: Job) -> Check:
+    """Packages and code are there and the same on all nodes."""
+    mine = job.nodes[0]["versions"]
+    names = list(dict.fromkeys(name for node in job.nodes for name in node["versions"]))
+    missing = job.where(
+        lambda node: ", ".join(n for n in ("torch", "DALI", "numpy") if not node["versions"].get(n))
+    )
+    if missing:
+        cure = "Make the environment there with make train, or start the job from a shared one."
+        return Check("versions", "fail", f"not installed: {missing}", cure)
+    odd = {name: job.odd_ones(lambda node, n=name: node["versions"].get(n)) for name in names}  # type: ignore[misc]
+    told = "; ".join(f"{name}: {who}" for name, who in odd.items() if who)
+    if told:
+        cure = "Use one environment and one checkout on all nodes, best on a shared file system."
+        return Check("versions", "fail", told, cure)
+    return Check("versions", "ok", ", ".join(f"{n} {v}" for n, v in mine.items() if v), "")
+
+
+def torch_works(job: Job) -> Check | None:
+    """PyTorch can be imported."""
+    broken = job.where(lambda node: node["torch_problem"])
+    cure = "Install PyTorch anew there (make train does), in the version of the other nodes."
+    return Check("PyTorch", "fail", broken, cure) if broken else None
+
+
+def horovod(job: Job) -> Check:
+    """Horovod is there for several ranks, with Gloo to find each other and NCCL for GPUs."""
+    broken = job.where(lambda node: node["horovod"]["problem"])
+    if broken:
+        cure = "Build it with python -m launch.horovod_build --install; one rank alone needs none."
+        return Check("Horovod", "fail" if job.several_ranks else "warn", broken, cure)
+    no_gloo = job.where(lambda node: None if node["horovod"]["gloo"] else "built without Gloo")
+    if no_gloo:
+        cure = (
+            "Ranks find each other over Gloo: python -m launch.horovod_build --install builds it."
+        )
+        return Check("Horovod", "fail" if job.several_ranks else "warn", no_gloo, cure)
+    no_nccl = job.where(_lacks_nccl)
+    if no_nccl:
+        cure = f"Build it anew on a machine with nvcc and NCCL's headers, {_REBUILD}."
+        return Check("Horovod", "fail" if job.several_ranks else "warn", no_nccl, cure)
+    built = [n for n in ("nccl", "gloo") if all(node["horovod"][n] for node in job.nodes)]
+    return Check("Horovod", "ok", f"built with {' and '.join(built)}", "")
+
+
+def _lacks_nccl(node: Facts) -> str | None:
+    # One GPU and one node need no collective, but several ranks may come.
+    if node["device"] == "cuda" and not node["horovod"]["nccl"]:
+        return "built without NCCL, so that gradients of GPUs would go through the CPU"
+    return None
+
+
+def norm(job: Job) -> Check | None:
+    """The norm layer that was asked for can run on every node."""
+    asked = job.nodes[0]["asked"]["norm"]
+    problem = job.where(lambda node: node["norm_problems"].get(asked))
+    if problem:
+        cure = "Mend that, or set model.norm=auto, which takes what works."
+        return Check("norm layer", "fail", f"model.norm={asked} cannot run: {problem}", cure)
+    able = [
+        name
+        for name in ("reference", "triton", "apex")
+        if all(name in n["norm_problems"] and not n["norm_problems"][name] for n in job.nodes)
+    ]
+    if not able:  # PyTorch is not there, which its own check tells
+        return None
+    return Check("norm layer", "ok", f"model.norm={asked}; {', '.join(able)} can run", "")
+
+
+def apex(job: Job) -> Check | None:
+    """The package apex is NVIDIA's, if the norm layer needs it."""
+    if any(node["apex"] is None for node in job.nodes):
+        return None
+    needed = job.nodes[0]["asked"]["norm"] == "apex"
+    wrong = job.where(lambda node: node["apex"] if node["apex"] != "NVIDIA's with bnp" else None)
+    if wrong and needed:
+        cure = (
+            "Uninstall any other apex and build https://github.com/NVIDIA/apex from source with "
+            "APEX_CPP_EXT=1 APEX_CUDA_EXT=1 APEX_BNP=1, or set model.norm=auto."
+        )
+        return Check("apex", "fail", wrong, cure)
+    return Check(
+        "apex", "ok", f"{wrong or job.nodes[0]['apex']}{'' if needed else ', not used'}", ""
+    )
+
+
+SOFTWARE_CHECKS = (versions, torch_works, horovod, norm, apex)

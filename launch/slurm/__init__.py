@@ -1,0 +1,1 @@
+"""`python -m launch.slurm`: a command of the pipeline on every rank of a Slurm job."""

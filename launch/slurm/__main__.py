@@ -1,0 +1,137 @@
+"""Runs a command of the pipeline on every rank of a Slurm job, without ssh and without MPI.
+
+    python -m launch.slurm [--launch.NAME=VALUE ...] train|evaluate|prepare [its options]
+
+as the last line of a batch script (see slurm/), which hands it Slurm's signals by `exec`. The
+ranks are started by srun and meet at a server on the first node. It ends with what the ranks
+returned: 0 finished, 2 wrong configuration or data, 75 stopped with a good checkpoint, else 1.
+SIGUSR1, sent before the time limit, ends in a checkpoint and a requeue of the job; SIGTERM
+(scancel, preemption) in a checkpoint only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
+
+from launch.slurm.allocation import Allocation, require_rank_per_gpu, this_allocation
+from launch.slurm.checks import examine, nccl_logging, watch_nccl
+from launch.slurm.end import End, exit_code
+from launch.slurm.options import Program, split
+from launch.slurm.rank import INTERFACE, NODES, RUN_DIR
+from launch.slurm.srun import layout, one_per_node, one_per_node_environment, srun
+from pipeline.config import ConfigError
+from pipeline.ranks.rendezvous import Rendezvous
+from pipeline.system.failure import run_command
+from pipeline.system.text import counted
+
+
+def main(argv: list[str]) -> int:
+    """Checks, starts the ranks, waits for them and says how it ended; the exit code."""
+    relay = Relay()
+    options, program = split(argv)
+    allocation = this_allocation(os.environ)
+    _say(
+        f"job {allocation.job}"
+        + (f", restart {allocation.restarts}" if allocation.restarts else "")
+        + f": {counted(allocation.ranks, 'rank')} on "
+        + ", ".join(f"{node.name} ({node.ranks})" for node in allocation.nodes)
+    )
+    if not program.on_every_rank:
+        one = srun(["--nodes=1", "--ntasks=1"], program.command)
+        return exit_code(relay.run(one, os.environ))
+    if not program.on_cpu:
+        require_rank_per_gpu(allocation)
+    end = End(program.run_dir, allocation, options.requeue)
+    if options.doctor:
+        examine(allocation, program, options.interface)
+    if options.stage is not None and relay.received is None:
+        command = srun(one_per_node(allocation), program.staging(options.stage))
+        code = relay.run(command, one_per_node_environment(os.environ))
+        if code and relay.received is None:
+            return exit_code(code)  # its sentence stands above
+        program = program.reading_from(options.stage)
+    if relay.received is not None:
+        return end.early(relay.received)
+    return end.told(start_ranks(allocation, program, options.interface, relay), relay.received)
+
+
+def start_ranks(
+    allocation: Allocation, program: Program, interface: str | None, relay: Relay
+) -> int:
+    """Runs the program on every rank of the job; what srun returns."""
+    with _rendezvous(allocation) as server:
+        env = {**os.environ, **server.environment, NODES: allocation.to_json()}
+        if interface is not None:
+            env[INTERFACE] = interface
+        if program.run_dir is not None:
+            env[RUN_DIR] = str(program.run_dir)
+            if any(node.gpus for node in allocation.nodes):
+                env |= nccl_logging(program.run_dir, env)
+                watch_nccl(program.run_dir, len(allocation.nodes))
+        ranks = [sys.executable, "-m", "launch.slurm.rank", *program.module_and_options]
+        return relay.run(srun(layout(allocation), ranks), env)
+
+
+@contextlib.contextmanager
+def _rendezvous(allocation: Allocation) -> Iterator[Rendezvous]:
+    first = allocation.nodes[0]
+    try:
+        server = Rendezvous(first.address, allocation.hosts)
+    except OSError as error:
+        raise ConfigError(
+            f"the ranks cannot meet at {first.address}, the address of {first.name}: "
+            f"{error.strerror}; this must run on the job's first node, as a batch script does"
+        ) from error
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+class Relay:
+    """Passes the signals that this process gets on to the ranks, from its making on."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._ranks: subprocess.Popen[bytes] | None = None
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._pass_on)
+
+    def run(self, command: Sequence[str], env: Mapping[str, str]) -> int:
+        """Runs srun to its end; what it returns."""
+        # In a session of its own: a SIGTERM to the batch script's process group would reach srun,
+        # which then kills its tasks instead of telling them.
+        self._ranks = subprocess.Popen(command, env=env, start_new_session=True)
+        if self.received is not None:  # while it was being started
+            self._pass_on(self.received, None)
+        return self._ranks.wait()
+
+    def _pass_on(self, number: int, _frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        if self._ranks is None:
+            return
+        # srun takes SIGTERM and SIGINT as the order to kill its tasks, and passes on the others.
+        # scancel from here is no way: it tries again and again while the job ends, and then hits
+        # the job's next start.
+        self._ranks.send_signal(number if number == signal.SIGUSR1 else signal.SIGUSR2)
+
+
+def _say(line: str) -> None:
+    print(f"launch: {line}", flush=True)
+
+
+def _run(argv: list[str]) -> None:
+    # run_command takes --debug for itself; the ranks are to show tracebacks, too.
+    code = main([*argv, "--debug"] if "--debug" in sys.argv else argv)
+    if code:
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    run_command(_run, sys.argv[1:])

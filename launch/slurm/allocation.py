@@ -1,0 +1,165 @@
+"""What Slurm gave this job: its nodes, their addresses, the ranks and GPUs on each."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+from launch.doctor.network import resolve
+from pipeline.config import ConfigError, require
+
+Run = Callable[..., str]
+"""Runs a command and gives its output."""
+Resolve = Callable[[str], str | None]
+"""The IPv4 address of a name, or None."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of the job, as far as the job may use it."""
+
+    name: str
+    address: str
+    """IPv4 address that the other nodes reach it by."""
+    ranks: int
+    gpus: int
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The job's nodes, in the order of the ranks."""
+
+    job: str
+    nodes: tuple[Node, ...]
+    cpus_per_task: int | None
+    """As asked for at submission; srun does not take it over by itself."""
+    restarts: int
+    """How often Slurm has started this job before."""
+
+    @property
+    def ranks(self) -> int:
+        """Ranks of the whole job."""
+        return sum(node.ranks for node in self.nodes)
+
+    @property
+    def hosts(self) -> list[tuple[str, int]]:
+        """(name, number of ranks) of each node."""
+        return [(node.name, node.ranks) for node in self.nodes]
+
+    def to_json(self) -> str:
+        """For the ranks, which get it in their environment; `nodes_from_json` reads it."""
+        return json.dumps([asdict(node) for node in self.nodes])
+
+
+def nodes_from_json(text: str) -> tuple[Node, ...]:
+    """The nodes of `Allocation.to_json`."""
+    return tuple(Node(**node) for node in json.loads(text))
+
+
+def output_of(*command: str) -> str:
+    """The output of one of Slurm's commands. Raises `ConfigError` if it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"{' '.join(command)} cannot be run: {error}") from error
+    said = " ".join((done.stderr or done.stdout).split())
+    require(done.returncode == 0, f"{' '.join(command)} failed: {said}")
+    return done.stdout
+
+
+def this_allocation(
+    env: Mapping[str, str], run: Run = output_of, resolve: Resolve = resolve
+) -> Allocation:
+    """The allocation that this process runs in, from Slurm's environment and its controller.
+
+    Raises `ConfigError` outside of one, and for a node whose address is of no use to others.
+    """
+    if "SLURM_JOB_ID" not in env:
+        raise ConfigError(
+            "this is not inside a Slurm job; submit it with sbatch slurm/resnet50_8gpu.sh, or on "
+            "one machine without Slurm use horovodrun -np N python -m pipeline.train"
+        )
+    job = env["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_TASK_ID" in env:  # the last task has the number of the whole array
+        job = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+    names = run("scontrol", "show", "hostnames", env["SLURM_JOB_NODELIST"]).split()
+    shown = run("scontrol", "-o", "show", "node", env["SLURM_JOB_NODELIST"])
+    addresses = addresses_of(shown, resolve)
+    ranks = ranks_per_node(env["SLURM_TASKS_PER_NODE"])
+    asked = int(env.get("SLURM_NTASKS", sum(ranks)))
+    require(
+        asked == sum(ranks),
+        f"Slurm has laid out {env['SLURM_TASKS_PER_NODE']} tasks per node for --ntasks={asked}; "
+        "submit with --nodes and --ntasks-per-node, or with --ntasks alone",
+    )
+    gpus = gpus_per_node(run("scontrol", "-o", "-d", "show", "job", job), run)
+    nodes = (
+        Node(name, addresses[name], count, gpus.get(name, 0))
+        for name, count in zip(names, ranks, strict=True)
+    )
+    cpus = env.get("SLURM_CPUS_PER_TASK")
+    restarts = int(env.get("SLURM_RESTART_COUNT", "0"))
+    return Allocation(job, tuple(nodes), int(cpus) if cpus else None, restarts)
+
+
+def ranks_per_node(text: str) -> list[int]:
+    """Slurm's "2(x3),1" as [2, 2, 2, 1]."""
+    counts: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+        counts += [int(count)] * int(times or 1)
+    return counts
+
+
+def addresses_of(shown: str, resolve: Resolve = resolve) -> dict[str, str]:
+    """The IPv4 address of each node, from the lines of `scontrol -o show node`.
+
+    NodeAddr there is an address or a name. Raises `ConfigError` for a name that leads nowhere, or
+    to the node itself when there are several hosts (Debian gives a host's own name 127.0.1.1).
+    """
+    pattern = r"^NodeName=(\S+).*? NodeAddr=(\S+) NodeHostName=(\S+)"
+    rows = re.findall(pattern, shown, re.MULTILINE)
+    hosts = {host for _, _, host in rows}
+    found = {}
+    for name, given, _ in rows:
+        address = resolve(given)
+        cure = "set NodeAddr in slurm.conf to an address that all nodes reach"
+        if address is None:
+            raise ConfigError(f"{given}, the address of {name} in Slurm, does not resolve; {cure}")
+        if address.startswith("127.") and len(hosts) > 1:
+            raise ConfigError(
+                f"{given}, the address of {name} in Slurm, is {address} here, where no other node "
+                f"can reach it; {cure}"
+            )
+        found[name] = address
+    return found
+
+
+def gpus_per_node(shown: str, run: Run) -> dict[str, int]:
+    """GPUs of the job by node, from `scontrol -o -d show job`."""
+    found: dict[str, int] = {}
+    for nodes, resources in re.findall(r" Nodes=(\S+) CPU_IDs=\S* Mem=\S* GRES=(\S*)", shown):
+        # gpu:h100:2(IDX:0-1), with or without the type
+        count = sum(map(int, re.findall(r"gpu(?::[^:(,]+)?:(\d+)", resources)))
+        for name in run("scontrol", "show", "hostnames", nodes).split():
+            found[name] = count
+    return found
+
+
+def require_rank_per_gpu(allocation: Allocation) -> None:
+    """Raises `ConfigError` unless every node with GPUs has one rank for each of them."""
+    for node in allocation.nodes:
+        require(
+            node.gpus in (0, node.ranks),
+            f"{node.name} has {node.gpus} GPUs in this job and {node.ranks} rank"
+            f"{'s' if node.ranks > 1 else ''}; submit with one rank for each GPU, such as "
+            f"--ntasks-per-node={node.gpus}, or ask for as many GPUs as ranks",
+        )
+    with_gpus = {node.name: bool(node.gpus) for node in allocation.nodes}
+    lacking = [name for name, has in with_gpus.items() if not has]
+    require(
+        not any(with_gpus.values()) or not lacking,
+        f"{', '.join(lacking)} has no GPU in this job and other nodes have; give every node some",
+    )

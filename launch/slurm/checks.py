@@ -1,0 +1,128 @@
+"""The doctor inside a Slurm job: every node before the ranks start, NCCL's choice once they run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from launch.doctor.__main__ import parse_node_lines, table
+from launch.doctor.judge import Check, judge
+from launch.doctor.nccl import nccl_transport, transport_check
+from launch.doctor.node import TOKEN_VARIABLE, remove_token, write_token
+from launch.slurm.allocation import Allocation
+from launch.slurm.options import Program
+from launch.slurm.srun import one_per_node, one_per_node_environment, srun
+from pipeline.config import ConfigError
+from pipeline.system.text import counted
+
+_PATIENCE_SEC = 120.0
+_NCCL_PATIENCE_SEC = 900.0
+
+
+def examine(allocation: Allocation, program: Program, interface: str | None) -> None:
+    """Runs the doctor on every node and prints what is not in order.
+
+    Raises `ConfigError` if a check failed, after the table with the cures.
+    """
+    ranks = {node.name: node.ranks for node in allocation.nodes}
+    with _nothing_left_if_refused(program.run_dir):
+        checks = judge(parse_node_lines(_ask_nodes(allocation, program, interface)), ranks)
+        failed = [check.name for check in checks if check.status == "fail"]
+        if failed or any(check.status == "warn" for check in checks):
+            print(table([check for check in checks if check.status != "ok"]), flush=True)
+        if failed:
+            raise ConfigError(
+                f"the check before the job failed: {', '.join(failed)}; the table above has the "
+                "cures (--launch.doctor=false starts without the check)"
+            )
+    passed, nodes = counted(len(checks), "check"), counted(len(ranks), "node")
+    print(f"launch: {passed} passed on {nodes}", flush=True)
+
+
+@contextlib.contextmanager
+def _nothing_left_if_refused(run_dir: Path | None) -> Iterator[None]:
+    """Takes the run's folder away again if it was made for the check and no run begins in it."""
+    is_new = run_dir is not None and not run_dir.exists()
+    try:
+        yield
+    except ConfigError:
+        if run_dir is not None and is_new:
+            with contextlib.suppress(OSError):  # never made, or no longer empty
+                run_dir.rmdir()
+        raise
+
+
+def _ask_nodes(allocation: Allocation, program: Program, interface: str | None) -> str:
+    """What `launch.doctor --node` prints on each node of the job."""
+    doctor = [sys.executable, "-m", "launch.doctor", "--node", "--", *program.doctor_settings]
+    command = srun(one_per_node(allocation), doctor)
+    env = one_per_node_environment(os.environ)
+    if interface is not None:
+        env["HOROVOD_GLOO_IFACE"] = interface
+    token = None
+    if program.run_dir is not None:
+        token = _new_token(program.run_dir)
+        env[TOKEN_VARIABLE] = token
+    try:
+        done = subprocess.run(
+            command, env=env, stdout=subprocess.PIPE, text=True, timeout=_PATIENCE_SEC, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(
+            f"the check of the nodes had no end after {_PATIENCE_SEC:.0f} s: a file system or a "
+            "GPU driver hangs on one of them"
+        ) from error
+    finally:
+        if token is not None and program.run_dir is not None:
+            remove_token(program.run_dir, token)
+    return done.stdout
+
+
+def _new_token(run_dir: Path) -> str:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        return write_token(run_dir)
+    except OSError as error:
+        raise ConfigError(
+            f"the folder of the run, {run_dir}, cannot be written ({error.strerror}); set run.dir"
+        ) from error
+
+
+def nccl_logging(run_dir: Path, env: Mapping[str, str]) -> dict[str, str]:
+    """What makes NCCL write its log into the run's folder; nothing if the user has it elsewhere."""
+    if "NCCL_DEBUG" in env or "NCCL_DEBUG_FILE" in env:
+        print("launch: NCCL_DEBUG is set, so NCCL's transport is not looked at", flush=True)
+        return {}
+    folder = run_dir / "nccl"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.log"):
+        old.unlink()
+    return {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_FILE": str(folder / "%h.%p.log")}
+
+
+def watch_nccl(run_dir: Path, nodes: int, nap_sec: float = 10.0) -> threading.Thread:
+    """Warns in the log, once, if the ranks on `nodes` nodes turn out to talk over plain sockets."""
+
+    def look() -> None:
+        end = time.monotonic() + _NCCL_PATIENCE_SEC
+        while time.monotonic() < end:
+            logs = [log.read_text(errors="replace") for log in (run_dir / "nccl").glob("*.log")]
+            if nccl_transport("\n".join(logs)) is not None:
+                _say_unless_ok(transport_check("\n".join(logs), nodes))
+                return
+            time.sleep(nap_sec)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    return thread
+
+
+def _say_unless_ok(check: Check) -> None:
+    if check.status != "ok":
+        print(f"warning: {check.name}: {check.found} -> {check.cure}", flush=True)

@@ -1,0 +1,99 @@
+"""One rank under srun: learns its place, takes the cores near its GPU, becomes the program.
+
+Started by launch/slurm/__main__.py as `srun ... python -m launch.slurm.rank MODULE [options]`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from launch.doctor.network import interface_of, read_interfaces
+from launch.slurm.allocation import Node, nodes_from_json
+from launch.slurm.binding import bind_near_gpu
+from pipeline.config import ConfigError, require
+from pipeline.ranks.rendezvous import slot_environment, slots_of
+from pipeline.system.failure import ExitCode, record_first_cause, say_error
+
+NODES = "TRAINYARD_NODES"
+INTERFACE = "TRAINYARD_INTERFACE"
+RUN_DIR = "TRAINYARD_RUN_DIR"
+
+
+def rank_environment(
+    env: Mapping[str, str], interfaces: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
+    """What Horovod and NCCL need to know of this rank, from srun's environment.
+
+    `interfaces` are the addresses of each network interface of this node. Raises `ConfigError` if
+    srun has laid out the ranks otherwise than planned, or no interface has the node's address.
+    """
+    nodes = nodes_from_json(env[NODES])
+    rank, here = int(env["SLURM_PROCID"]), env["SLURMD_NODENAME"]
+    slot = slots_of([(node.name, node.ranks) for node in nodes])[rank]
+    require(
+        (slot.hostname, str(slot.local_rank)) == (here, env["SLURM_LOCALID"]),
+        f"rank {rank} is planned as number {slot.local_rank} of {slot.hostname}, but srun started "
+        f"it as number {env['SLURM_LOCALID']} of {here}; unset SLURM_DISTRIBUTION and "
+        "SLURM_HOSTFILE, since ranks must count node by node",
+    )
+    (node,) = (node for node in nodes if node.name == here)
+    interface = choose_interface(
+        node, env.get(INTERFACE, env.get("HOROVOD_GLOO_IFACE")), interfaces
+    )
+    return {
+        **slot_environment(slot),
+        "HOROVOD_GLOO_IFACE": interface,
+        "NCCL_SOCKET_IFNAME": env.get("NCCL_SOCKET_IFNAME", f"={interface}"),
+    }
+
+
+def choose_interface(
+    node: Node, wanted: str | None, interfaces: Mapping[str, Sequence[str]]
+) -> str:
+    """The interface that `wanted` names, or else the one that holds the node's address."""
+    there = ", ".join(interfaces)
+    if wanted is not None:
+        require(
+            wanted in interfaces,
+            f"--launch.interface={wanted} does not exist on {node.name}; there are: {there}",
+        )
+        return wanted
+    found = interface_of(node.address, interfaces)
+    if found is None:
+        raise ConfigError(
+            f"no network interface of {node.name} has its address {node.address}; name the one "
+            f"that the nodes share with --launch.interface=NAME; there are: {there}"
+        )
+    return found
+
+
+def _refuse(message: str) -> int:
+    """Says on each node once what is wrong there, and notes it in the folder of the run."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all when the first rank has left
+    if os.environ["SLURM_LOCALID"] == "0":
+        record_first_cause(Path(os.environ[RUN_DIR]) if RUN_DIR in os.environ else None, message)
+        say_error(message)
+    time.sleep(2.0)  # so that ranks of other nodes come as far as this, too
+    return ExitCode.WRONG_INPUT
+
+
+def main(argv: list[str]) -> int:
+    """Does not return when all is well."""
+    # These may come while the program still loads, which must not die of them. Held back here, they
+    # are delivered when pipeline/train/feed.py listens.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
+    try:
+        os.environ.update(rank_environment(os.environ, read_interfaces()))
+    except ConfigError as error:
+        return _refuse(str(error))
+    bind_near_gpu(os.environ)
+    os.execv(sys.executable, [sys.executable, "-m", *argv])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""`python -m pipeline.benchmark`: measures this machine."""

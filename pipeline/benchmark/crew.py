@@ -1,0 +1,133 @@
+"""Processes that work when they are told to and answer in JSON: what benchmarks of ranks start.
+
+Several crews live through a whole benchmark and are measured in turns. Whoever is not measured is
+stopped by SIGSTOP: Horovod's thread would go on exchanging messages every cycle and slow the
+others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.benchmark.device import pick_device
+from pipeline.ranks.local import LocalRanks, start_ranks
+from pipeline.system.failure import TrainingError
+
+
+class Crew:
+    """The processes of `jobs`, which run only while they are asked."""
+
+    def __init__(self, jobs: Sequence[LocalRanks]) -> None:
+        self._jobs = jobs
+        self._processes = [process for job in jobs for process in job.processes]
+
+    def ask(self, **task: Any) -> list[dict[str, Any]]:
+        """Gives every process the same task and returns their answers, in order.
+
+        Raises `TrainingError` when one has ended.
+        """
+        self._signal(signal.SIGCONT)
+        for process in self._processes:
+            _tell(process, json.dumps(task) + "\n")
+        answers = [_answer(process) for process in self._processes]
+        self._signal(signal.SIGSTOP)
+        return answers
+
+    def end(self) -> None:
+        """Ends all. They hold nothing worth saving, and one may wait for another."""
+        self._signal(signal.SIGKILL)
+        for job in self._jobs:
+            job.stop()
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in self._processes:
+            process.send_signal(number)
+
+
+def start(module: str, arguments: Sequence[str], ranks: int) -> LocalRanks:
+    """Starts `python -m module arguments...` on each rank, one thread each, to be asked."""
+    root = Path(__file__).resolve().parents[2]
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
+    return start_ranks(
+        [sys.executable, "-m", module, *arguments],
+        ranks,
+        {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+
+
+def serve(work: Callable[..., Mapping[str, Any]]) -> None:
+    """In a process of a crew: `work` gets each task by name and returns the answer."""
+    for task in _tasks():
+        print(json.dumps(work(**task)), flush=True)
+
+
+def pick_kind(choice: Literal["auto", "cpu", "cuda"], ranks: int) -> Literal["cpu", "cuda"]:
+    """What `ranks` ranks on this machine run on.
+
+    Raises ValueError: "cuda" without a GPU for each rank or without NCCL; more ranks than cores.
+    """
+    import torch
+
+    from pipeline.ranks.horovod import nccl_built
+
+    if choice == "cuda":
+        pick_device(choice)
+        if ranks > torch.cuda.device_count():
+            raise ValueError(
+                f"{ranks} ranks need as many GPUs, and there are {torch.cuda.device_count()}; "
+                "lower --ranks or use --device=cpu"
+            )
+        if ranks > 1 and not nccl_built():
+            raise ValueError(
+                "Horovod was built without NCCL (see horovodrun --check-build); use --device=cpu"
+            )
+        return "cuda"
+    enough = torch.cuda.is_available() and torch.cuda.device_count() >= ranks
+    if choice == "auto" and enough and (ranks == 1 or nccl_built()):
+        return "cuda"
+    cores = len(os.sched_getaffinity(0))
+    if ranks > cores:
+        raise ValueError(
+            f"{ranks} ranks on {cores} cores would measure how they share cores; lower --ranks to "
+            f"at most {cores}"
+        )
+    return "cpu"
+
+
+def _tasks() -> Iterator[dict[str, Any]]:
+    for line in sys.stdin:
+        yield json.loads(line)
+
+
+def _tell(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stdin is not None
+    try:
+        process.stdin.write(line)
+        process.stdin.flush()
+    except BrokenPipeError as error:
+        raise _ended(process) from error
+
+
+def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise _ended(process)
+    answer: dict[str, Any] = json.loads(line)
+    return answer
+
+
+def _ended(process: subprocess.Popen[str]) -> TrainingError:
+    return TrainingError(
+        f"process {process.pid} of the benchmark ended early with code {process.wait()}; its own "
+        "error stands above"
+    )

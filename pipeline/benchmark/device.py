@@ -1,0 +1,169 @@
+"""The device a benchmark runs on: its choice, its clock, its limits, and graphs captured on it."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+Work = Callable[[], object]
+
+_COPY_BYTES = {"cuda": 2**30, "cpu": 2**24}
+_COPIES = 4
+_PRODUCT_SIDE = {"cuda": 8192, "cpu": 128}
+_PACKAGES = (
+    "triton", "numpy", "pillow", "simplejpeg", "horovod", "nvidia-dali-cuda130",
+    "nvidia-dali-cuda120", "apex",
+)  # fmt: skip
+
+
+def pick_device(choice: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The device for a benchmark; a GPU becomes the current one. ValueError: there is none.
+
+    Apart from `pipeline.ranks.places.choose_device` so that DALI need not be installed.
+    """
+    if choice == "cpu" or (choice == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "--device=cuda needs an NVIDIA GPU and PyTorch sees none; use --device=cpu"
+        )
+    device = torch.device("cuda", torch.cuda.current_device())
+    torch.cuda.set_device(device)
+    return device
+
+
+def seconds(device: torch.device, work: Work) -> float:
+    """How long `work` takes, by the GPU's own events where there is one."""
+    if device.type != "cuda":
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize(device)
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3
+
+
+def capture(work: Work, warm_up: int = 3) -> Callable[[], None]:
+    """Captures the kernels of `work` in a CUDA graph; returns what launches them all at once.
+
+    `work` reads and writes the same memory each time; it is run `warm_up` times before on a stream
+    of its own, as PyTorch's notes on CUDA graphs have it. RuntimeError: it cannot be captured.
+    """
+    before, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(before)
+    with torch.cuda.stream(side):
+        for _ in range(warm_up):
+            work()
+    before.wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    gc.collect()
+    gc.disable()  # what it frees meanwhile, another graph for one, may end the capture
+    try:
+        with torch.cuda.graph(graph):
+            work()
+    finally:
+        gc.enable()
+        torch.cuda.set_stream(before)  # a capture that fails leaves its own stream behind
+    return graph.replay
+
+
+def release(device: torch.device) -> None:
+    """Gives memory that nothing refers to any more back to the device."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether the device's memory was too small, be it several errors back."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0][:300] if said else 'no message'}"
+
+
+def as_options(problem: str | None) -> str | None:
+    """Why a backend cannot run, as `pipeline.model.backends` tells a training, with the options of
+    a benchmark for its settings."""
+    settings = (("run.device=", "--device="), ("optim.amp=", "--amps="), ("optim.amp", "the dtype"))
+    for setting, option in settings:
+        problem = problem and problem.replace(setting, option)
+    return problem
+
+
+class Copy:
+    """What the memory gives: one large tensor copied to another, on a GPU of 1 GiB."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._from = torch.ones(_COPY_BYTES[device.type], dtype=torch.uint8, device=device)
+        self._to = torch.zeros_like(self._from)
+
+    def bytes_per_sec(self) -> float:
+        """One measurement; each byte counts twice, as it is read and written."""
+
+        def work() -> None:
+            for _ in range(_COPIES):
+                self._to.copy_(self._from)
+
+        return 2 * _COPIES * self._from.numel() / seconds(self._device, work)
+
+
+def flop_per_sec(device: torch.device, dtype: torch.dtype) -> float:
+    """What matrix products reach here: the best of a few square ones, on a GPU of side 8192."""
+    side = _PRODUCT_SIDE[device.type]
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    times = [seconds(device, lambda: a @ b) for _ in range(10)]
+    return 2 * side**3 / min(times)
+
+
+def versions() -> dict[str, str]:
+    """What a benchmark's numbers depend on; needs none of these packages but PyTorch."""
+    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    if torch.version.cuda is not None:
+        cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        found |= {"cuda": torch.version.cuda, "cudnn": str(cudnn)}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found | {"commit": _said("git", "describe", "--always", "--dirty") or "unknown"}
+
+
+def driver() -> str:
+    """The version of the NVIDIA driver."""
+    query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return next(iter(_said(*query).splitlines()), "unknown")
+
+
+def _said(*command: str) -> str:
+    """What a program printed; empty if it is not there or fails."""
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10,
+            check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()

@@ -1,0 +1,260 @@
+"""`benchmark predict`: efficiency on a cluster, by `scaling_model` and what was measured here.
+
+Measured values come from the JSON of the other two benchmarks and stand in the result's settings
+beside those that were given; every efficiency it prints is a prediction, none is a measurement.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.benchmark.rank_options import Dtype, PredictOptions
+from pipeline.benchmark.result import Result
+from pipeline.benchmark.scaling_model import (
+    BACKWARD_SHARE,
+    Cluster,
+    Cost,
+    Gradient,
+    Prediction,
+    at_ranks,
+    predict,
+    ring_cost,
+    two_level_cost,
+    without_overlap,
+)
+from pipeline.config import ConfigError
+from pipeline.model.resnet import resnet
+
+_CLASSES = 1000
+_MEASURED_CLASSES = 10  # of the networks in `benchmark scale`
+_WAITS = ("agreement", "exposed_communication")
+_BYTES: dict[Dtype, int] = {"fp32": 4, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a prediction starts from: seconds, bytes per second."""
+
+    step_sec: float
+    jitter_sec: float
+    latency_sec: float
+    tensor_sec: float
+    gpu_bytes_per_sec: float
+
+
+def run(options: PredictOptions) -> Result:
+    """Efficiencies by GPUs and link speed; with both JSONs, predicted over measured ones."""
+    allreduce = _read("allreduce", options.allreduce)
+    scale = _read("scale", options.scale)
+    inputs = _inputs(options, allreduce, scale)
+    model = _network(options.depth, _CLASSES)
+    gradients = gradient_schedule(model, 224, _BYTES[options.dtype])
+    result = Result("predict", {**vars(options), "inputs": dataclasses.asdict(inputs)})
+    rows = [
+        row(count, speed, options, inputs, gradients)
+        for count in options.gpu_numbers
+        for speed in (options.link_speeds if count > options.gpus_per_node else [None])
+    ]
+    result.figures["gradient_bytes"] = sum(gradient.size for gradient in gradients)
+    result.figures["predicted"] = rows
+    result.table = _table(rows)
+    if allreduce is not None and scale is not None:
+        checks = check(allreduce, scale)
+        result.figures["checks"] = checks
+        for found in checks:
+            name = f"predicted_vs_measured_weak_scaling_{found['ranks']}"
+            result.ratios[name] = found["predicted"] / found["measured"]
+    return result
+
+
+def row(
+    gpus: int, link_gbit: int | None, options: PredictOptions, inputs: Inputs,
+    gradients: list[Gradient],
+) -> dict[str, Any]:  # fmt: skip
+    """The prediction for `gpus` GPUs; `link_gbit` is None inside one node.
+
+    Of a ring and two levels it takes the one with which the step is quicker; NCCL chooses for each
+    all-reduce by a model of its own.
+    """
+    network = (link_gbit or 1) * 1e9 / 8 * options.link_efficiency
+    cluster = Cluster(
+        options.gpus_per_node, inputs.gpu_bytes_per_sec, network, options.node_us * 1e-6,
+        options.link_us * 1e-6, inputs.latency_sec, inputs.tensor_sec,
+    )  # fmt: skip
+    costs = {"ring": ring_cost(gpus, cluster), "two levels": two_level_cost(gpus, cluster)}
+    size, tensors = sum(g.size for g in gradients), sum(g.tensors for g in gradients)
+    steps = {
+        name: predict(gpus, inputs.step_sec, gradients, cost, inputs.jitter_sec)
+        for name, cost in costs.items()
+    }
+    algorithm = max(steps, key=lambda name: steps[name].efficiency)
+    found, cost = steps[algorithm], costs[algorithm]
+    late = predict(gpus, inputs.step_sec, without_overlap(gradients), cost, inputs.jitter_sec)
+    return {
+        "gpus": gpus,
+        "link_gbit": link_gbit,
+        "algorithm": algorithm,
+        "allreduce_sec": cost.seconds(size, tensors),
+        **dataclasses.asdict(found),
+        "efficiency": found.efficiency,
+        "efficiency_without_overlap": late.efficiency,
+    }
+
+
+def gradient_schedule(model: nn.Module, pixels: int, bytes_each: int) -> list[Gradient]:
+    """When `model`, on the device meta, has its layers' gradients: in order of readiness.
+
+    Time goes by the multiplications of each convolution and linear layer on images of `pixels` a
+    side; layers without any are ready with the one that backward passes before them. That norm
+    layers take time of their own is left out: it falls evenly between the others.
+    """
+    calls: list[tuple[nn.Module, float]] = []
+
+    def note(module: nn.Module, _: Any, out: Tensor) -> None:
+        weight = getattr(module, "weight", None)
+        products = weight.numel() if weight is not None and weight.dim() > 1 else 0
+        places = out.shape[2] * out.shape[3] if out.dim() == 4 else 1
+        calls.append((module, float(products * places)))
+
+    owners = [m for m in model.modules() if list(m.parameters(recurse=False))]
+    handles = [module.register_forward_hook(note) for module in owners]
+    with torch.no_grad():
+        model(torch.empty(2, 3, pixels, pixels, device="meta"))
+    for handle in handles:
+        handle.remove()
+    total, done, schedule = sum(work for _, work in calls), 0.0, []
+    for module, work in reversed(calls):
+        done += work
+        own = list(module.parameters(recurse=False))
+        size = sum(parameter.numel() for parameter in own) * bytes_each
+        schedule.append(Gradient(min(1.0, done / total), size, len(own)))
+    return schedule
+
+
+def check(allreduce: dict[str, Any], scale: dict[str, Any]) -> list[dict[str, Any]]:
+    """The model against every `weak_scaling_N` of `scale`, nothing fitted to those.
+
+    A step without communication is that of as many processes apart. Raises `ConfigError` if the
+    two were measured on different devices.
+    """
+    settings, raw = scale["settings"], scale["raw"]
+    devices = [found["settings"]["device"] for found in (allreduce, scale)]
+    if devices[0] != devices[1]:
+        raise ConfigError(
+            f"--allreduce was measured on {devices[0]} and --scale on {devices[1]}; measure both "
+            "on one device"
+        )
+    fit = _fit(allreduce, "fp32")  # the benchmark's gradients are sent as they are
+    measured_cost = Cost(fit["latency_sec"], fit["sec_per_byte"], fit["tensor_sec"])
+    model = _network(settings["depth"], _MEASURED_CLASSES)
+    gradients = gradient_schedule(model, settings["size"], _BYTES["fp32"])
+    checks = []
+    for name, measured in scale["ratios"].items():
+        count = name.removeprefix("weak_scaling_")
+        if not count.isdecimal():
+            continue
+        cost = at_ranks(measured_cost, allreduce["settings"]["ranks"], int(count))
+        found = _of_apart(raw, int(count), gradients, cost)
+        waits = (raw[f"weak_{count}_{w}_share"]["median"] for w in _WAITS)
+        checks.append({
+            "ranks": int(count), "predicted": found.efficiency, "measured": measured,
+            # A rank that waits for averages may wait for a slower rank: told apart by no clock.
+            "predicted_wait_sec": found.agreement_sec + found.exposed_sec + found.jitter_sec,
+            "measured_wait_sec": sum(waits) * raw[f"weak_{count}_step_sec"]["median"],
+        })  # fmt: skip
+    return checks
+
+
+def _of_apart(raw: dict[str, Any], count: int, gradients: list[Gradient], cost: Cost) -> Prediction:
+    apart = {
+        key: raw[f"apart_{count}_{key}"]["median"]
+        for key in ("step_sec", "forward_backward_sec", "jitter_sec")
+    }
+    backward = BACKWARD_SHARE * apart["forward_backward_sec"] / apart["step_sec"]
+    return predict(count, apart["step_sec"], gradients, cost, apart["jitter_sec"], backward)
+
+
+def _network(depth: int, classes: int) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            return resnet(depth, classes)
+    except ValueError as error:
+        raise ConfigError(f"--depth={depth}: {error}") from error
+
+
+def _read(name: str, path: str | None) -> dict[str, Any] | None:
+    """The JSON that `benchmark NAME` wrote, or None where none is given. Raises `ConfigError`."""
+    if path is None:
+        return None
+    again = f"write it by python -m pipeline.benchmark {name} --json {path}"
+    try:
+        content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--{name} {path} cannot be read as JSON; {again}") from error
+    found = content.get("benchmark") if isinstance(content, dict) else None
+    if found != name or "device" not in content.get("settings", {}):
+        raise ConfigError(f"--{name} {path} is not the present JSON of that benchmark; {again}")
+    return content
+
+
+def _fit(allreduce: dict[str, Any], dtype: Dtype) -> dict[str, Any]:
+    fits: dict[str, dict[str, Any]] = allreduce["raw"]["fit"]
+    if dtype not in fits:
+        raise ConfigError(
+            f"--allreduce holds {', '.join(fits)}, not {dtype}; measure it with --dtypes=fp32,fp16"
+        )
+    return fits[dtype]
+
+
+def _inputs(
+    options: PredictOptions, allreduce: dict[str, Any] | None, scale: dict[str, Any] | None
+) -> Inputs:
+    """What was given, else what was measured. Raises `ConfigError` for what is neither."""
+    measured: dict[str, float] = {}
+    if allreduce is not None:
+        fit = _fit(allreduce, options.dtype)
+        measured["latency_ms"] = fit["latency_sec"] * 1e3
+        measured["tensor_us"] = fit["tensor_sec"] * 1e6
+        if fit["bus_bytes_per_sec"] is not None:
+            measured["node_gbyte"] = fit["bus_bytes_per_sec"] / 1e9
+    if scale is not None:
+        measured["step_ms"] = scale["raw"]["alone_step_sec"]["median"] * 1e3
+        measured["jitter_ms"] = scale["raw"]["alone_jitter_sec"]["median"] * 1e3
+        if options.step_ms is None and scale["settings"]["depth"] != options.depth:
+            raise ConfigError(
+                f"--scale measured depth {scale['settings']['depth']} and --depth={options.depth}; "
+                "give --step_ms or measure that depth"
+            )
+    values: dict[str, float] = {}
+    for name in ("step_ms", "jitter_ms", "latency_ms", "tensor_us", "node_gbyte"):
+        given = getattr(options, name)
+        if given is None and name not in measured:
+            source = "--scale" if name in ("step_ms", "jitter_ms") else "--allreduce"
+            raise ConfigError(f"--{name} is neither given nor measured; give it or {source} FILE")
+        values[name] = measured[name] if given is None else given
+    return Inputs(
+        values["step_ms"] / 1e3, values["jitter_ms"] / 1e3, values["latency_ms"] / 1e3,
+        values["tensor_us"] / 1e6, values["node_gbyte"] * 1e9,
+    )  # fmt: skip
+
+
+def _table(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    table: list[tuple[str, ...]] = [(
+        "predicted: GPUs", "Gbit/s per node", "all-reduce ms", "by", "exposed ms", "jitter ms",
+        "efficiency", "without overlap",
+    )]  # fmt: skip
+    for found in rows:
+        table.append((
+            str(found["gpus"]), str(found["link_gbit"] or "-"),
+            f"{found['allreduce_sec'] * 1e3:.3g}", found["algorithm"],
+            f"{found['exposed_sec'] * 1e3:.3g}", f"{found['jitter_sec'] * 1e3:.3g}",
+            f"{found['efficiency']:.3f}", f"{found['efficiency_without_overlap']:.3f}",
+        ))  # fmt: skip
+    return table

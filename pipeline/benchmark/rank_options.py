@@ -1,0 +1,157 @@
+"""The options of the benchmarks about many ranks. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from pipeline.benchmark.checks import at_least_one, chosen, numbers, whole_numbers, within, wrong
+
+Dtype = Literal["fp32", "fp16"]
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+
+
+@dataclass(frozen=True)
+class AllreduceOptions:
+    """Time and bandwidth of one all-reduce by size, as training has it: NCCL on GPUs, else Gloo."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the tensors lie; auto: on GPUs where there are enough and Horovod has NCCL."""
+    ranks: int = 2
+    """Horovod ranks on this machine, at least 2."""
+    sizes: str | None = None
+    """Bytes of the tensors in fp32, with commas between, each a multiple of 4; null: from 4 KiB in
+    steps of 4 times, on GPUs to 256 MiB, on CPUs to 64 MiB."""
+    dtypes: str = "fp32,fp16"
+    """What is sent: as many numbers in fp32, or in half the bytes as by
+    optim.gradient_compression=fp16."""
+    rounds: int = 9
+    """Rounds of each size and dtype, in turn."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "rounds")
+        within(self, "dtypes", DTYPES)
+        if self.ranks < 2:
+            raise wrong(f"--ranks={self.ranks} must be at least 2: one rank sends nothing")
+        if self.sizes is not None:
+            whole_numbers(self, "sizes", 4)
+            odd = [part for part in self.sizes.split(",") if int(part) % 4]
+            if odd:
+                raise wrong(f"--sizes={self.sizes}: {odd[0]} must be a multiple of 4 bytes")
+
+    @property
+    def size_numbers(self) -> list[int] | None:
+        """The sizes, ascending; None: those of the device."""
+        return None if self.sizes is None else numbers(self.sizes)
+
+    @property
+    def dtype_names(self) -> list[Dtype]:
+        """The dtypes, in order."""
+        return chosen(self.dtypes, DTYPES)
+
+
+@dataclass(frozen=True)
+class ScaleOptions:
+    """Horovod ranks against as many processes at the same time that do not communicate."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What the model runs on; auto: GPUs where there are enough and Horovod has NCCL."""
+    ranks: str = "1,2"
+    """Numbers of ranks, with commas between; up to the machine's GPUs, or its cores."""
+    rounds: int = 13
+    """Rounds of each side, in turn."""
+    steps: int = 6
+    """Steps in a round."""
+    images: int = 64
+    """Images per rank and step; in strong scaling, of all ranks together."""
+    size: int = 64
+    """Side of the images in pixels."""
+    depth: int = 18
+    """Layers of the ResNet."""
+    data: str | None = None
+    """Folder with train/<class>/<image> that DALI reads; null: the images lie in memory, so that
+    nothing waits for data."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "rounds", "steps", "images", "size")
+        whole_numbers(self, "ranks", 1)
+        for count in self.rank_numbers:
+            if self.images % count:
+                raise wrong(
+                    f"--images={self.images} must be a multiple of each of --ranks={self.ranks}: "
+                    "in strong scaling they share one step's images"
+                )
+
+    @property
+    def rank_numbers(self) -> list[int]:
+        """The numbers of ranks, ascending."""
+        return numbers(self.ranks)
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Efficiency on a cluster, by a model of what `allreduce` and `scale` measured."""
+
+    allreduce: str | None = None
+    """JSON of the benchmark allreduce; gives every null below but step_ms and jitter_ms."""
+    scale: str | None = None
+    """JSON of the benchmark scale; gives step_ms and jitter_ms where they are null. With both JSONs
+    the model is also checked against the rank counts measured there."""
+    depth: int = 50
+    """Layers of the ResNet on the cluster, whose gradients are sent."""
+    dtype: Dtype = "fp32"
+    """What is sent: fp32, or fp16 as by optim.gradient_compression."""
+    gpus: str = "8,64,512"
+    """Numbers of GPUs, with commas between; above one node whole nodes."""
+    gpus_per_node: int = 8
+    """GPUs in a node."""
+    link_gbit: str = "100,400,3200"
+    """Rated speeds of all network links of one node together, in Gbit/s, with commas between."""
+    link_efficiency: float = 0.8
+    """Share of the rated speed that arrives, above 0 up to 1: an assumption to put your own
+    measurement in for."""
+    link_us: float = 14.0
+    """Latency of one hop between nodes in microseconds (14: NCCL's own tuning table)."""
+    node_us: float = 3.4
+    """Latency of one hop between GPUs of a node in microseconds (3.4: NCCL's table, NVLink)."""
+    step_ms: float | None = None
+    """A step without communication on one GPU, in milliseconds; null: as measured."""
+    jitter_ms: float | None = None
+    """Standard deviation of that step's time, in milliseconds; null: as measured."""
+    node_gbyte: float | None = None
+    """Bus bandwidth between GPUs of a node in GB/s; null: as measured."""
+    latency_ms: float | None = None
+    """Fixed time of a communication, Horovod's cycle with it, in ms; null: as measured."""
+    tensor_us: float | None = None
+    """Time of each further tensor in one communication, in microseconds; null: as measured."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "gpus_per_node")
+        whole_numbers(self, "gpus", 1)
+        whole_numbers(self, "link_gbit", 1)
+        if not 0 < self.link_efficiency <= 1:
+            raise wrong(f"--link_efficiency={self.link_efficiency:g} must be above 0 and at most 1")
+        for name in ("step_ms", "node_gbyte"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise wrong(f"--{name}={value:g} must be above 0")
+        for name in ("link_us", "node_us", "jitter_ms", "latency_ms", "tensor_us"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise wrong(f"--{name}={value:g} must not be below 0")
+        for count in self.gpu_numbers:
+            if count > self.gpus_per_node and count % self.gpus_per_node:
+                raise wrong(
+                    f"--gpus={self.gpus}: {count} must be whole nodes of "
+                    f"--gpus_per_node={self.gpus_per_node}"
+                )
+
+    @property
+    def gpu_numbers(self) -> list[int]:
+        """The numbers of GPUs, ascending."""
+        return numbers(self.gpus)
+
+    @property
+    def link_speeds(self) -> list[int]:
+        """The link speeds in Gbit/s, ascending."""
+        return numbers(self.link_gbit)

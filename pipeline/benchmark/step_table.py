@@ -1,0 +1,213 @@
+"""Whole training steps with each kind of norm layer, plain and as a CUDA graph, as one table.
+
+Ratios to eager are of neighbours in time at the same batch. Shares are of the roofline for fused
+norm layers (`network.roofline`), made of what a copy and a matrix product reach in the same run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from pipeline.benchmark import device as devices
+from pipeline.benchmark.network import Design, Network, network, roofline
+from pipeline.benchmark.options import StepOptions
+from pipeline.benchmark.result import Result, Spread, interleave, ratio
+from pipeline.benchmark.trainee import DTYPES, Setting, Trainee, problem
+
+_DESIGNS: tuple[Design, ...] = ("eager", "fused", "folded")
+_SHARE_OF: Design = "fused"
+_HEAD = ("step", "batch", "img/s", "quartiles", "to eager", "of roofline")
+_NO_GPU = "CUDA graphs need an NVIDIA GPU"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What this device reaches, measured."""
+
+    bytes_per_sec: float
+    flop_per_sec: dict[str, float]
+
+
+@dataclass
+class Comparison:
+    """What `compare` found of one side at one batch: speeds by "eager", "plain" and "graph"."""
+
+    images: int
+    images_per_sec: dict[str, Spread]
+    loss: float | None
+    not_run: dict[str, str] = field(default_factory=dict)
+
+
+def measure(
+    options: StepOptions, device: torch.device, result: Result, save: Callable[[Result], None]
+) -> None:
+    """Adds the table to `result`, row by row, and calls `save` with each.
+
+    What cannot run is named with its reason in the table and in the figure `not_run`.
+    """
+    with _fastest_convolutions():
+        _measure(options, device, result, save)
+
+
+@contextlib.contextmanager
+def _fastest_convolutions() -> Iterator[None]:
+    """Lets cuDNN try its algorithms for each shape and keep the fastest."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def _measure(
+    options: StepOptions, device: torch.device, result: Result, save: Callable[[Result], None]
+) -> None:
+    started = time.monotonic()
+    limits = measure_limits(device, options)
+    result.figures |= {"copy_gb_per_sec": limits.bytes_per_sec / 1e9, "networks": {}}
+    for amp, flops in limits.flop_per_sec.items():
+        result.figures[f"matrix_product_tflop_per_sec_{amp}"] = flops / 1e12
+    result.table = [_HEAD]
+    networks = {depth: network(depth, options.pixels) for depth in options.depth_numbers}
+    for setting in settings(options):
+        over = options.limit_sec is not None and time.monotonic() - started > options.limit_sec
+        reason = problem(setting.side, setting.amp, device)
+        if over:
+            reason = f"the time limit of {options.limit_sec:g} s was over before"
+        if reason is None:
+            try:
+                found = compare(setting, options, device)
+            except Exception as error:  # whatever it is, the other rows are measured
+                reason = devices.reason(error)
+        if setting.side == "compile":
+            torch.compiler.reset()  # the model would stay in memory
+        devices.release(device)
+        if reason is not None:
+            found = Comparison(options.batch, {}, None, {"plain": reason, "graph": reason})
+        add_rows(result, setting, found, networks[setting.depth], limits)
+        save(result)
+
+
+def settings(options: StepOptions) -> list[Setting]:
+    """What is measured, in order: compiling takes minutes, so every other side comes first."""
+    found = [
+        Setting(depth, amp, side, options.pixels)
+        for depth in options.depth_numbers
+        for amp in options.amp_names
+        for side in options.side_names
+    ]
+    return sorted(found, key=lambda setting: setting.side == "compile")
+
+
+def measure_limits(device: torch.device, options: StepOptions) -> Limits:
+    """The medians of copies and the best matrix products in each precision."""
+    copy = devices.Copy(device)
+    rounds = [copy.bytes_per_sec() for _ in range(options.table_rounds + 1)]
+    return Limits(
+        statistics.median(rounds[1:]),
+        {amp: devices.flop_per_sec(device, DTYPES[amp]) for amp in options.amp_names},
+    )
+
+
+def compare(setting: Setting, options: StepOptions, device: torch.device) -> Comparison:
+    """One side against eager, at `options.batch` images or the next half of it that fits."""
+    images = options.batch
+    while True:
+        try:
+            return _compare(setting, images, options, device)
+        except Exception as error:
+            if not devices.out_of_memory(error) or images == 1:
+                raise
+        images //= 2
+        devices.release(device)
+
+
+def _compare(
+    setting: Setting, images: int, options: StepOptions, device: torch.device
+) -> Comparison:
+    """Rounds of eager, the side, and the side as a graph, in turn."""
+    steps = options.table_steps
+    side = Trainee(setting, images, device)
+    sides: dict[str, Callable[[], None]] = {"plain": side.step}
+    if setting.side != "eager":
+        eager = Setting(setting.depth, setting.amp, "eager", setting.pixels)
+        sides = {"eager": Trainee(eager, images, device).step, **sides}
+    not_run = {}
+    if device.type != "cuda":
+        not_run["graph"] = _NO_GPU
+    else:
+        try:
+            sides["graph"] = side.captured()
+        except Exception as error:
+            if devices.out_of_memory(error):
+                raise
+            not_run["graph"] = devices.reason(error)
+
+    def timed(step: Callable[[], None]) -> Callable[[], float]:
+        def work() -> None:
+            for _ in range(steps):
+                step()
+
+        return lambda: images * steps / devices.seconds(device, work)
+
+    rounds = {name: timed(step) for name, step in sides.items()}
+    for measure_once in rounds.values():
+        measure_once()
+    speeds = interleave(options.table_rounds, rounds)
+    loss = float(side.loss)
+    return Comparison(images, speeds, loss if math.isfinite(loss) else None, not_run)
+
+
+def add_rows(
+    result: Result, setting: Setting, found: Comparison, net: Network, limits: Limits
+) -> None:
+    """Adds a row for the plain steps and one for the graph, their numbers, and what did not run."""
+    speeds, flops = found.images_per_sec, limits.flop_per_sec[setting.amp]
+    bounds = {
+        design: roofline(net, design, found.images, limits.bytes_per_sec, flops)
+        for design in _DESIGNS
+    }
+    network_name = f"resnet{setting.depth}_{setting.amp}"
+    for kind in ("plain", "graph"):
+        label = setting.side if kind == "plain" else f"{setting.side}_graph"
+        name = f"{label}_{network_name}"
+        if kind not in speeds:
+            result.figures["not_run"][name] = found.not_run[kind]
+            result.table.append((name, "", "not run", "", "", ""))
+            continue
+        speed = speeds[kind]
+        share = speed.median / bounds[_SHARE_OF]
+        result.spreads[f"{name}_images_per_sec"] = speed
+        result.ratios[f"{name}_of_roofline"] = share
+        base = speeds["eager"] if setting.side != "eager" else speeds["plain"]
+        to_eager = ratio(speed, base)
+        if speed is not base:
+            result.ratios[f"{label}_vs_eager_{network_name}"] = to_eager
+        if kind == "graph":
+            # What is lost to launching kernels one by one.
+            result.ratios[f"{label}_vs_plain_{network_name}"] = ratio(speed, speeds["plain"])
+        result.figures["networks"][name] = {
+            "batch": found.images,
+            "batch_asked": result.settings["batch"],
+            "loss": found.loss,
+            "roofline_images_per_sec": bounds,
+        }
+        low, _, high = speed.quartiles
+        result.table.append(
+            (
+                name,
+                str(found.images),
+                f"{speed.median:.4g}",
+                f"{low:.4g} .. {high:.4g}",
+                f"{to_eager.median:.3f}",
+                f"{share:.1%}",
+            )
+        )

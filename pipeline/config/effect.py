@@ -1,0 +1,65 @@
+"""Settings that make no difference in a configuration, because of another setting.
+
+Two configurations that differ in such settings alone are one training. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.config import Config, setting_names
+from pipeline.config.help import shown
+from pipeline.config.training import has_bottlenecks
+
+_OF_CROP = {
+    "random_resized_crop": ("data.area",),
+    "scale_jitter": ("data.short_side",),
+    "padded": ("data.padding",),
+}
+_OF_PLATEAU = ("schedule.patience", "schedule.min_improvement")
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """Every setting by `part.name`."""
+    return {name: config.get(name) for name in setting_names()}
+
+
+def without_effect(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The settings that change nothing of what is trained, each with those that make it so.
+
+    `settings` are all of a configuration by `part.name`. What makes a setting idle is never free to
+    change during a run, so that it is idle for the whole of it (`snapshot.fingerprint`).
+    """
+    crop, rule = settings["data.train_crop"], settings["schedule.rule"]
+    idle: dict[str, tuple[str, ...]] = {}
+    for other, names in _OF_CROP.items():
+        if other != crop:
+            idle |= dict.fromkeys(names, ("data.train_crop",))
+    if crop == "padded":  # images of cifar-10 are taken as they are
+        idle["data.val_resize"] = ("data.train_crop",)
+    if not has_bottlenecks(settings["model.family"], settings["model.depth"]):
+        idle["model.variant"] = ("model.family", "model.depth")
+    if rule == "plateau":
+        idle["schedule.drop_epochs"] = ("schedule.rule",)
+        if settings["schedule.max_drops"] == 0:
+            idle |= dict.fromkeys(_OF_PLATEAU, ("schedule.max_drops",))
+    else:
+        idle |= dict.fromkeys((*_OF_PLATEAU, "schedule.max_drops"), ("schedule.rule",))
+    if settings["schedule.warmup_epochs"] == 0 and settings["schedule.warmup_until_error"] is None:
+        idle["schedule.warmup_start_factor"] = ("schedule.warmup_epochs",)
+    if settings["optim.weight_decay"] == 0:
+        idle["optim.decay_norm_and_bias"] = ("optim.weight_decay",)
+    return idle
+
+
+def idle_settings(config: Config) -> str:
+    """Those without effect that are not at their defaults, for the log; empty if there are none."""
+    settings, defaults = settings_of(config), settings_of(Config())
+    found = [
+        f"{name}={shown(settings[name])} "
+        f"(at {' and '.join(f'{why}={shown(settings[why])}' for why in reasons)})"
+        for name, reasons in without_effect(settings).items()
+        if settings[name] != defaults[name]
+    ]
+    return ", ".join(found)

@@ -1,0 +1,220 @@
+"""Settings of the network, the optimizer and the schedule: what is trained, and how."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.config.errors import require
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network."""
+
+    family: Literal["imagenet", "cifar"] = "imagenet"
+    """imagenet: 7x7 stem, four stages (table 1 of the paper); cifar: 3x3 stem, three stages of
+    16, 32 and 64 channels (section 4.2)."""
+    residual: bool = True
+    """Whether blocks have shortcuts; false: the paper's plain networks."""
+    depth: int = 50
+    """Layers: 18, 34, 50, 101 or 152 (plain: 18 or 34); cifar: 6n+2, such as 20, 32, 44, 56, 110
+    or 1202."""
+    shortcut: Literal["A", "B", "C"] | None = None
+    """A: zero-padding, no parameters; B: projection where the shape changes; C: projection
+    everywhere; null: B, for cifar A."""
+    variant: Literal["v1", "v1.5"] = "v1.5"
+    """Where a bottleneck halves the resolution: v1 (the paper): first 1x1; v1.5: the 3x3."""
+    zero_init_last_norm: bool = True
+    """Start each block's last BN at scale 0, so that a block begins as the identity (Goyal et al.
+    2017); the paper starts at 1."""
+    norm: Literal["auto", "reference", "triton", "apex"] = "auto"
+    """What computes BN + addition + ReLU: PyTorch's operators (reference), our Triton kernels, or
+    NVIDIA's apex (fp16); auto: Triton on a GPU, else the reference."""
+    compile: bool = False
+    """Run the model through torch.compile."""
+
+    def __post_init__(self) -> None:
+        self._check_depth()
+        require(
+            self.residual or self.shortcut is None,
+            f"model.shortcut={self.shortcut} is for residual networks and model.residual is false; "
+            "leave it null",
+        )
+        require(
+            self.residual or not self.zero_init_last_norm,
+            "model.zero_init_last_norm=true would make every block of a plain network give zeros; "
+            "set it to false with model.residual=false",
+        )
+
+    def _check_depth(self) -> None:
+        if self.family == "cifar":
+            below = (self.depth - 2) // 6 * 6 + 2
+            near = f"{below} and {below + 6}" if below >= 8 else "8"
+            require(
+                self.depth >= 8 and (self.depth - 2) % 6 == 0,
+                f"model.depth={self.depth} does not exist for model.family=cifar, whose depths are "
+                f"6n+2; the nearest: {near} (the paper has 20, 32, 44, 56, 110 and 1202)",
+            )
+            return
+        kind = "residual" if self.residual else "plain"
+        depths = (18, 34, 50, 101, 152) if self.residual else (18, 34)
+        require(
+            self.depth in depths,
+            f"model.depth={self.depth} does not exist; of {kind} networks there are "
+            f"{', '.join(map(str, depths))}",
+        )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """SGD, the loss and the arithmetic."""
+
+    base_lr: float = 0.1
+    """Learning rate per global batch of 256; the peak in force is base_lr * global batch / 256."""
+    momentum: float = 0.9
+    """Momentum, in PyTorch's convention."""
+    weight_decay: float = 1e-4
+    """L2 penalty."""
+    decay_norm_and_bias: bool = False
+    """Decay BN scales, BN shifts and biases too, as the paper does."""
+    label_smoothing: float = 0.0
+    """Probability mass spread evenly over all classes."""
+    amp: Literal["off", "bf16", "fp16"] = "bf16"
+    """Arithmetic of the forward and backward pass; fp16 scales the loss."""
+    gradient_compression: Literal["none", "fp16"] = "none"
+    """What gradients travel as between ranks; none: fp32."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.base_lr < math.inf, f"optim.base_lr={self.base_lr} must be greater than 0")
+        require(0 <= self.momentum < 1, f"optim.momentum={self.momentum} must lie in [0, 1)")
+        require(
+            0 <= self.weight_decay < math.inf,
+            f"optim.weight_decay={self.weight_decay} must be at least 0",
+        )
+        require(
+            0 <= self.label_smoothing < 1,
+            f"optim.label_smoothing={self.label_smoothing} must lie in [0, 1)",
+        )
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How long to train, and when the learning rate falls."""
+
+    epochs: float | None = 90.0
+    """Length of the run in passes over the training images; null: steps has it."""
+    steps: int | None = None
+    """Length of the run in optimizer steps, with epochs=null (the paper: 600,000; CIFAR-10:
+    64,000); null: epochs has it."""
+    warmup_epochs: float = 5.0
+    """Length of the linear rise to the peak learning rate; 0: none."""
+    warmup_start_factor: float = 0.1
+    """Share of the peak learning rate at the first step of the warm-up."""
+    warmup_until_error: float | None = None
+    """A constant warm-up at warmup_start_factor of the peak that ends when the training error of a
+    window of 100 steps falls below this fraction (0.8 for the paper's 110 layers on CIFAR-10);
+    null: the warm-up is warmup_epochs."""
+    rule: Literal["steps", "plateau"] = "steps"
+    """Drop by 10 at given epochs, or when the validation error stops falling (the paper)."""
+    drop_epochs: tuple[float, ...] | None = (30.0, 60.0, 80.0)
+    """steps: where the learning rate is divided by 10; null: drop_steps has it."""
+    drop_steps: tuple[int, ...] | None = None
+    """steps: the same in optimizer steps, with drop_epochs=null (CIFAR-10: 32,000 and 48,000);
+    null: drop_epochs has it."""
+    patience: int = 5
+    """plateau: validations without improvement before a drop."""
+    min_improvement: float = 0.001
+    """plateau: least fall of the top-1 error (a fraction) that counts as improvement."""
+    max_drops: int = 3
+    """plateau: the most drops."""
+
+    def __post_init__(self) -> None:
+        self._check_length()
+        self._check_warmup()
+        self._check_drops()
+
+    def _check_length(self) -> None:
+        require(
+            (self.epochs is None) != (self.steps is None),
+            f"the length of a run is either schedule.epochs={_shown(self.epochs)} or schedule.steps"
+            f"={_shown(self.steps)}; set one of them and the other to null",
+        )
+        require(
+            self.epochs is None or (self.epochs > 0 and math.isfinite(self.epochs)),
+            f"schedule.epochs={self.epochs} must be greater than 0",
+        )
+        require(
+            self.steps is None or self.steps >= 1, f"schedule.steps={self.steps} must be at least 1"
+        )
+
+    def _check_warmup(self) -> None:
+        # How many epochs schedule.steps are is known once the images are counted: train/job.py.
+        require(
+            0 <= self.warmup_epochs < (math.inf if self.epochs is None else self.epochs),
+            f"schedule.warmup_epochs={self.warmup_epochs} must be at least 0"
+            + ("" if self.epochs is None else f" and less than schedule.epochs={self.epochs}"),
+        )
+        require(
+            0 < self.warmup_start_factor <= 1,
+            f"schedule.warmup_start_factor={self.warmup_start_factor} must lie in (0, 1]",
+        )
+        until = self.warmup_until_error
+        require(
+            until is None or 0 < until < 1,
+            f"schedule.warmup_until_error={until} must lie in (0, 1), or be null for none",
+        )
+        require(
+            until is None or self.warmup_epochs == 0,
+            f"schedule.warmup_until_error={until} and schedule.warmup_epochs={self.warmup_epochs} "
+            "are two warm-ups and a run has one; set schedule.warmup_epochs=0, or the other to "
+            "null",
+        )
+        require(
+            until is None or self.warmup_start_factor < 1,
+            f"schedule.warmup_until_error={until} has no effect at schedule.warmup_start_factor="
+            f"{self.warmup_start_factor}; set the factor below 1",
+        )
+
+    def _check_drops(self) -> None:
+        require(
+            (self.drop_epochs is None) != (self.drop_steps is None),
+            "the drops of the learning rate stand either in schedule.drop_epochs="
+            f"{_shown(self.drop_epochs)} or in schedule.drop_steps={_shown(self.drop_steps)}; set "
+            "one of them ([] for no drops) and the other to null",
+        )
+        require(
+            self.drop_steps is None or self.rule == "steps",
+            f"schedule.drop_steps={_shown(self.drop_steps)} has no effect with schedule.rule="
+            f"{self.rule}; set it to null and leave schedule.drop_epochs as it is, or set "
+            "schedule.rule=steps",
+        )
+        for name in ("drop_epochs", "drop_steps"):
+            drops = getattr(self, name) or ()
+            rising = all(a < b for a, b in zip(drops, drops[1:], strict=False))
+            require(
+                rising and all(drop > 0 for drop in drops),
+                f"schedule.{name}={list(drops)} must be positive and rising",
+            )
+        require(self.patience >= 1, f"schedule.patience={self.patience} must be at least 1")
+        require(
+            self.min_improvement >= 0,
+            f"schedule.min_improvement={self.min_improvement} must be at least 0",
+        )
+        require(self.max_drops >= 0, f"schedule.max_drops={self.max_drops} must be at least 0")
+
+
+def _shown(value: float | tuple[float, ...] | None) -> str:
+    """As one writes it in a YAML."""
+    if isinstance(value, tuple):
+        return str(list(value))
+    return "null" if value is None else str(value)
+
+
+Family = Literal["imagenet", "cifar"]
+
+
+def has_bottlenecks(family: Family, depth: int) -> bool:
+    """Whether blocks are of three layers, for which alone v1 and v1.5 differ."""
+    return family == "imagenet" and depth >= 50

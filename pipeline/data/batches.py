@@ -1,0 +1,113 @@
+"""Which positions make up a step, and which of them a rank takes: steps, ranks, micro-batches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def split_global_batch(
+    global_batch_size: int, local_batch_size: int, world_size: int
+) -> tuple[int, int]:
+    """Return (micro-batch size, accumulation): the fewest equal micro-batches that fit a rank.
+
+    The micro-batch holds at most `local_batch_size` images, and micro-batch * accumulation *
+    world_size equals `global_batch_size`. ValueError if the global batch cannot be shared equally
+    by the ranks, or only in micro-batches less than half as large as they could be.
+    """
+    for name, value in (("global", global_batch_size), ("local", local_batch_size)):
+        if value < 1:
+            raise ValueError(f"data.{name}_batch_size={value} must be at least 1")
+    share, rest = divmod(global_batch_size, world_size)
+    if rest:
+        below, above = share * world_size, (share + 1) * world_size
+        nearest = f"nearest that are: {below} and {above}" if below else f"nearest that is: {above}"
+        raise ValueError(
+            f"data.global_batch_size={global_batch_size} is not divisible by {world_size} ranks; "
+            f"the {nearest}"
+        )
+    fewest = accumulation = -(-share // local_batch_size)
+    while share % accumulation:
+        accumulation += 1
+    if accumulation > 2 * fewest:
+        # A prime share would go image by image, which batch normalisation cannot live on.
+        part = fewest * world_size
+        near = round(global_batch_size / part) * part
+        raise ValueError(
+            f"data.global_batch_size={global_batch_size} leaves {world_size} ranks only "
+            f"micro-batches of {share // accumulation} under data.local_batch_size="
+            f"{local_batch_size}; the nearest that splits well is {near}"
+        )
+    return share // accumulation, accumulation
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Which positions a rank takes in each step.
+
+    Step t is cut into G / b chunks of b consecutive positions; rank r runs chunks rA .. (r+1)A -
+    1 in order (A = accumulation). At the same b the chunks, and so the groups batch normalisation
+    sees, are the same sets at every world size. ValueError if G is no multiple of b times the
+    world size.
+    """
+
+    global_batch_size: int
+    micro_batch_size: int
+    rank: int
+    world_size: int
+
+    def __post_init__(self) -> None:
+        """Check that every rank gets whole chunks."""
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank={self.rank} must be between 0 and {self.world_size - 1}")
+        if self.micro_batch_size < 1 or self.global_batch_size < 1:
+            raise ValueError(
+                f"batch sizes must be at least 1, not {self.global_batch_size} (global) and "
+                f"{self.micro_batch_size} (micro)"
+            )
+        if self.global_batch_size % (self.micro_batch_size * self.world_size):
+            raise ValueError(
+                f"data.global_batch_size={self.global_batch_size} is not a multiple of "
+                f"{self.world_size} ranks times micro-batches of {self.micro_batch_size}"
+            )
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches each rank runs in a step."""
+        return self.global_batch_size // (self.micro_batch_size * self.world_size)
+
+    def positions(self, step: int, micro: int) -> NDArray[np.int64]:
+        """Return the positions (b,) int64 of this rank's micro-batch `micro` of `step`."""
+        assert 0 <= micro < self.accumulation, f"micro-batch {micro} of {self.accumulation}"
+        chunk = self.rank * self.accumulation + micro
+        start = step * self.global_batch_size + chunk * self.micro_batch_size
+        return np.arange(start, start + self.micro_batch_size, dtype=np.int64)
+
+
+def total_steps(epochs: float, num_images: int, global_batch_size: int) -> int:
+    """Return ceil(epochs * N / G), exact: 0.1 means one tenth, not the binary number beside it.
+
+    ValueError if `epochs` is not a positive finite number.
+    """
+    if not (math.isfinite(epochs) and epochs > 0):
+        raise ValueError(f"epochs={epochs} must be a positive number")
+    return math.ceil(Fraction(str(epochs)) * num_images / global_batch_size)
+
+
+def epochs_done(next_step: int, num_images: int, global_batch_size: int) -> int:
+    """Return how many whole epochs lie before `next_step`: next_step * G // N."""
+    return next_step * global_batch_size // num_images
+
+
+def validation_chunks(num_images: int, batch_size: int, rank: int, world_size: int) -> range:
+    """Return the chunks a rank validates; chunk c is images [cb, min((c+1)b, N)).
+
+    The ranges are contiguous, differ in length by at most one and cover each of the ceil(N / b)
+    exactly once. A rank gets none when there are fewer chunks than ranks.
+    """
+    chunks = -(-num_images // batch_size)
+    return range(rank * chunks // world_size, (rank + 1) * chunks // world_size)

@@ -1,0 +1,155 @@
+"""RecordIO of MXNet (`.rec`), as im2rec writes it.
+
+A record is `<II`(magic, cflag << 29 | length), that many bytes, and zeros up to a multiple of 4
+(dmlc-core, recordio.h). Its bytes are `<IfQQ`(flag, label, id, id2), `flag` further float labels,
+and the image (mxnet.recordio.IRHeader). Where the magic number occurs inside a record at a
+multiple of 4, the writer cuts there and drops it: the parts have cflag 1, 2, ..., 2, 3. About 8 of
+ImageNet's images are cut so. The magic number at the head of the next part stands in for the one
+dropped, which leaves only the length word between as 4 foreign bytes.
+
+The `.idx` file, lines of `key <tab> offset`, holds what the walk finds as well; it only tells that
+the .rec file was cut between two records, which nothing else shows. The `.lst`
+file that im2rec was given, lines of `id <tab> label <tab> path`, has what the records lack, file
+names and class folders; it is used where it still lies beside the .rec file.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.index.headers import image_size, size_of_bytes
+from pipeline.data.index.open_files import GAP_BYTES, without_gaps
+from pipeline.data.index.window import (
+    RECORDIO_LIST,
+    BadContainer,
+    Entry,
+    Window,
+    check_against_index,
+)
+
+_MAGIC = 0xCED7230A
+_HEAD = struct.Struct("<II")
+_IMAGE_HEAD = struct.Struct("<IfQQ")
+_WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
+
+
+def walk(window: Window) -> list[Entry]:
+    """Return the images of a .rec file in its order.
+
+    Labels are numbers from 0. No file names are kept in the format: the container's name and the
+    record's number, `train.rec#00000012`, stand for them. With a `.lst` file, the names, and the
+    folders' names as classes, come from there.
+
+    BadContainer for a damaged or cut file, also by its `.idx` file where there is one, a record
+    that has no single whole label, and a `.lst` file that belongs to another .rec file.
+    """
+    window.check_not_compressed()
+    own_name = os.fsencode(window.path.name)
+    entries: list[Entry] = []
+    ids: list[int] = []
+    offset = 0
+    while offset < window.length:
+        end, gaps = _record(window, offset)
+        name = b"%b#%08d" % (own_name, len(entries))
+        entry, number = _entry(window, name, offset + _HEAD.size, end, gaps)
+        entries.append(entry)
+        ids.append(number)
+        offset = end + -end % 4
+    check_against_index(window, window.path.with_suffix(".idx"), offset_column=1)
+    list_path = window.path.with_suffix(RECORDIO_LIST)
+    return _named(window, list_path, entries, ids) if list_path.exists() else entries
+
+
+def _record(window: Window, offset: int) -> tuple[int, list[int]]:
+    """Return where the record's last byte ends, and where the length words inside it lie."""
+    gaps: list[int] = []
+    at, expected = offset, (_WHOLE, _FIRST)
+    while True:
+        part, length = _part(window, at)
+        if part not in expected:
+            raise window.bad(at, f"is part {part} of a record where {expected} should come")
+        end = at + _HEAD.size + length
+        if part in (_WHOLE, _LAST):
+            return end, gaps
+        if length % 4:
+            raise window.bad(at, f"is a part of {length} bytes, which is no multiple of 4")
+        at, expected = end, (_MIDDLE, _LAST)
+        gaps.append(at + 4)  # behind the magic number, which belongs to the record
+
+
+def _part(window: Window, offset: int) -> tuple[int, int]:
+    window.check_inside("a record's head", offset, offset + _HEAD.size)
+    magic, word = _HEAD.unpack(window.read(offset, _HEAD.size))
+    if magic != _MAGIC:
+        raise window.bad(offset, "no record begins: the file is damaged or not RecordIO")
+    length = word & (1 << 29) - 1
+    window.check_inside("a record", offset, offset + _HEAD.size + length)
+    return word >> 29, length
+
+
+def _entry(window: Window, name: bytes, begin: int, end: int, gaps: list[int]) -> tuple[Entry, int]:
+    """Return the image in the record whose bytes are from `begin` to `end`, and the record's id."""
+    if end - begin < _IMAGE_HEAD.size:
+        raise window.bad(begin, "is a record without the image header of im2rec")
+    flag, label, number, _ = _IMAGE_HEAD.unpack(window.read(begin, _IMAGE_HEAD.size))
+    if flag > 1:
+        cure = "write the file with one label for each image"
+        raise window.bad(begin, f"is a record with {flag} labels", cure)
+    image = begin + _IMAGE_HEAD.size + 4 * flag
+    if image > end or (gaps and gaps[0] < image):
+        raise window.bad(begin, "is a record without the image header of im2rec")
+    if flag == 1:
+        (label,) = struct.unpack("<f", window.read(image - 4, 4))
+    if not (label >= 0 and label.is_integer()):
+        cure = "write the file with class numbers from 0"
+        raise window.bad(begin, f"is a record with label {label}", cure)
+    length = end - image - GAP_BYTES * len(gaps)
+    inside = tuple(gap - image for gap in gaps)
+    if inside:
+        content = np.frombuffer(window.read(image, end - image), dtype=np.uint8)
+        size = size_of_bytes(without_gaps(content, inside).tobytes())
+    else:
+        size = image_size(window, image, length)
+    return Entry(int(label), name, image, length, *size, inside), number
+
+
+def _named(
+    window: Window, list_path: Path, entries: Sequence[Entry], ids: Sequence[int]
+) -> list[Entry]:
+    """Return the entries with the names and class folders that the .lst file gives their ids."""
+    paths = _read_list(list_path)
+    cure = f"put the list there that it was written from, or move {list_path} away"
+    class_of: dict[int, bytes] = {}
+    label_of: dict[bytes, int] = {}
+    named = []
+    for entry, number in zip(entries, ids, strict=True):
+        if number not in paths:
+            raise window.bad(entry.offset, f"is an image of id {number}, not in {list_path}", cure)
+        folder, _, name = paths[number].rpartition(b"/")
+        class_name, label = folder.rpartition(b"/")[2], entry.label
+        assert isinstance(label, int), "the format has numbers"
+        same = class_of.setdefault(label, class_name), label_of.setdefault(class_name, label)
+        if class_name and same != (class_name, label):
+            reason = f"is an image of label {label}, where {list_path} has {paths[number]!r}"
+            raise window.bad(entry.offset, f"{reason}, against images before it", cure)
+        named.append(entry._replace(name=name, label=class_name or label))
+    return named
+
+
+def _read_list(path: Path) -> dict[int, bytes]:
+    """Return {id: path} of a .lst file."""
+    paths = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        first, *_, last = line.split(b"\t") if b"\t" in line else (b"", b"")
+        if not (first.strip().isdigit() and last.strip()):
+            raise BadContainer(
+                f"line {number} of {path} is not id, label and path with tabs between; "
+                f"put the list there that im2rec was given, or move it away"
+            )
+        paths[int(first)] = last.strip()
+    return paths

@@ -1,0 +1,300 @@
+"""Walks what a survey found: which images, which class, where, how many bytes, what size.
+
+Class folders and containers give the same rows, in bytewise order of (class, file name) whatever
+the locale, so that the same images in another container are the same data with the same hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.index import folders, recordio, tar, tfrecord
+from pipeline.data.index.scan_progress import ScanProgress
+from pipeline.data.index.survey import CLASSES_FILE, Tree, name_few, no_images
+from pipeline.data.index.window import Entry, Window, opened
+
+log = logging.getLogger("trainyard")
+
+_WALKS = {"tar": tar.walk, "tfrecord": tfrecord.walk, "recordio": recordio.walk}
+_NUMBERED = re.compile(r"^(.+)-(\d{5})-of-(\d{5})$")
+
+# File times advance in ticks of up to 10 ms (the kernel's timer, before multigrain timestamps).
+_CLOCK_TICK_SEC = 0.02
+# More threads than cores: on a network file system a header waits, it does not compute.
+_THREADS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The N images of a split in bytewise order of (class, file name).
+
+    files: N names `<class>/<file>` as bytes; labels: (N,) int32 index into `classes`;
+    lengths: (N,) int64 bytes; widths, heights: (N,) int32 pixels, 0 without a readable header,
+    and as stored (EXIF orientation not applied). places: where in containers they lie, None for
+    class folders.
+    """
+
+    classes: list[str]
+    files: list[bytes]
+    labels: NDArray[np.int32]
+    lengths: NDArray[np.int64]
+    widths: NDArray[np.int32]
+    heights: NDArray[np.int32]
+    places: Places | None = None
+
+    def digest(self) -> str:
+        """Return the data hash: sha256 over (class, name, bytes, width, height) of every image.
+
+        Where the images lie, in what container, and the files' times do not enter, so a copy is
+        the same data. RecordIO, and TFRecord without file names, give the container's name and the
+        record's number for a name.
+        """
+        sha = hashlib.sha256()
+        columns = (self.lengths.tolist(), self.widths.tolist(), self.heights.tolist())
+        for file, length, width, height in zip(self.files, *columns, strict=True):
+            sha.update(b"%s\0%d\0%d\0%d\n" % (file, length, width, height))
+        return sha.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where N images lie in containers.
+
+    names: the containers, as files of the split's directory. containers: (N,) int32 index into
+    `names`; offsets: (N,) int64 first byte. gaps: {image: places counted from its offset, each of 4
+    bytes that are not its own and that its length leaves out}, for the few images that have any.
+    """
+
+    names: list[str]
+    containers: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    gaps: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """The images of one source as columns, which take a fifth of the entries' memory.
+
+    numbers: (n, 4) int64: offset, length, width, height.
+    """
+
+    labels: list[bytes | int]
+    names: list[bytes]
+    numbers: NDArray[np.int64]
+    gaps: list[tuple[int, tuple[int, ...]]]
+
+
+def scan(tree: Tree) -> Rows:
+    """Read the header of every image of the tree, in several threads.
+
+    An image without a readable header is kept with size 0 x 0 and reported in one warning: only
+    reading it is an error. ValueError if there is no image, a class folder has none, a file cannot
+    be read, a container is damaged (with the byte), or numbered classes have no list of names.
+    """
+    # Within one tick of its last change, a folder could change again and keep the stamp.
+    time.sleep(min(max(0.0, tree.changed_sec + _CLOCK_TICK_SEC - time.time()), _CLOCK_TICK_SEC))
+    started = time.monotonic()
+    parts = _walk_all(tree)
+    if not any(part.names for part in parts):
+        raise ValueError(no_images(tree.directory))
+    rows = _folder_rows(tree, parts) if tree.kind == "folders" else _container_rows(tree, parts)
+    seconds = time.monotonic() - started
+    log.info("scanned %d images in %s in %.1f s", len(rows.files), tree.directory, seconds)
+    _warn(tree, rows)
+    return rows
+
+
+def _walk_all(tree: Tree) -> list[_Part]:
+    """Walk every source, in the sources' order; shows how far it is."""
+    windows: list[Window] = []
+    with (
+        ScanProgress(tree) as progress,
+        ThreadPoolExecutor(_THREADS, thread_name_prefix="scan") as pool,
+    ):
+        jobs = [pool.submit(_walk, tree, name, windows) for name in tree.sources]
+        pending, images = set(jobs), 0
+        try:
+            while pending:
+                done, pending = wait(pending, progress.interval_sec, FIRST_COMPLETED)
+                images += sum(len(job.result().names) for job in done)  # a failure ends the others
+                progress.show(len(jobs) - len(pending), images, windows)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    hidden = sum(window.hidden for window in windows)
+    if hidden:
+        log.info("%s: %d images passed over, whose names begin with a dot", tree.directory, hidden)
+    return [job.result() for job in jobs]
+
+
+def _walk(tree: Tree, name: str, windows: list[Window]) -> _Part:
+    path = tree.directory / name
+    if tree.kind == "folders":
+        return _columns(folders.walk(path))
+    with opened(path) as window:
+        windows.append(window)
+        return _columns(_WALKS[tree.kind](window))
+
+
+def _columns(entries: Sequence[Entry]) -> _Part:
+    numbers = [(one.offset, one.length, one.width, one.height) for one in entries]
+    return _Part(
+        [one.label for one in entries],
+        [one.name for one in entries],
+        np.array(numbers, dtype=np.int64).reshape(-1, 4),
+        [(row, one.gaps) for row, one in enumerate(entries) if one.gaps],
+    )
+
+
+def _folder_rows(tree: Tree, parts: Sequence[_Part]) -> Rows:
+    counts = [len(part.names) for part in parts]
+    empty = [name for name, count in zip(tree.sources, counts, strict=True) if not count]
+    if empty:
+        raise ValueError(
+            f"{len(empty)} class folder(s) of {tree.directory} hold no images: {name_few(empty)}; "
+            f"fill them or remove them"
+        )
+    _, lengths, widths, heights = np.concatenate([part.numbers for part in parts]).T
+    return Rows(
+        classes=tree.sources,
+        files=[
+            os.fsencode(folder) + b"/" + name
+            for folder, part in zip(tree.sources, parts, strict=True)
+            for name in part.names
+        ],
+        labels=np.repeat(np.arange(len(parts), dtype=np.int32), counts),
+        lengths=np.ascontiguousarray(lengths),
+        widths=widths.astype(np.int32),
+        heights=heights.astype(np.int32),
+    )
+
+
+def _container_rows(tree: Tree, parts: Sequence[_Part]) -> Rows:
+    class_names = _class_names(tree, parts)
+    names = [name for part in parts for name in part.names]
+    containers = np.repeat(
+        np.arange(len(parts), dtype=np.int32), [len(part.names) for part in parts]
+    )
+    # Stable: equal names, in different containers, stay in the containers' order.
+    order = sorted(range(len(names)), key=lambda row: (class_names[row], names[row]))
+    classes = sorted(set(class_names))
+    label_of = {name: label for label, name in enumerate(classes)}
+    offsets, lengths, widths, heights = np.concatenate([part.numbers for part in parts])[order].T
+    return Rows(
+        classes=[os.fsdecode(name) for name in classes],
+        files=[class_names[row] + b"/" + names[row] for row in order],
+        labels=np.array([label_of[class_names[row]] for row in order], dtype=np.int32),
+        lengths=np.ascontiguousarray(lengths),
+        widths=widths.astype(np.int32),
+        heights=heights.astype(np.int32),
+        places=Places(
+            tree.sources, containers[order], np.ascontiguousarray(offsets), _gaps(parts, order)
+        ),
+    )
+
+
+def _gaps(parts: Sequence[_Part], order: Sequence[int]) -> dict[int, tuple[int, ...]]:
+    """Return the gaps by image number, given that image `i` is row `order[i]` of the parts."""
+    first, found = 0, dict[int, tuple[int, ...]]()
+    for part in parts:
+        found |= {first + row: gaps for row, gaps in part.gaps}
+        first += len(part.names)
+    return {image: found[row] for image, row in enumerate(order) if row in found} if found else {}
+
+
+def _class_names(tree: Tree, parts: Sequence[_Part]) -> list[bytes]:
+    """Return the class name of every image, numbers named by the list of classes."""
+    largest = [
+        (max((label for label in part.labels if isinstance(label, int)), default=-1), source)
+        for part, source in zip(parts, tree.sources, strict=True)
+    ]
+    number, source = max(largest)
+    if number < 0:
+        return [label for part in parts for label in part.labels if isinstance(label, bytes)]
+    if tree.class_list is None:
+        raise ValueError(
+            f"{tree.directory} holds {tree.source_noun} that give classes as numbers, so their "
+            f"names are not known; write them, one a line in the order of the numbers, to "
+            f"{tree.directory}/{CLASSES_FILE}, or beside train and val for both"
+        )
+    listed = _read_class_list(tree.class_list)
+    if number >= len(listed):
+        raise ValueError(
+            f"{tree.directory / source} has class number {number} (from 0), but {tree.class_list} "
+            f"names only {len(listed)} classes; complete the list"
+        )
+    return [
+        listed[label] if isinstance(label, int) else label
+        for part in parts
+        for label in part.labels
+    ]
+
+
+def _read_class_list(path: Path) -> list[bytes]:
+    try:
+        listed = [line.strip() for line in path.read_bytes().strip().split(b"\n")]
+    except OSError as error:
+        raise ValueError(f"the class list {path} cannot be read: {error.strerror}") from error
+    if b"" in listed or len(set(listed)) != len(listed):
+        twice = [os.fsdecode(name) for name in sorted({n for n in listed if listed.count(n) > 1})]
+        what = f"names classes twice: {name_few(twice)}" if twice else "has empty lines"
+        raise ValueError(f"the class list {path} {what}; write each class once, one a line")
+    return listed
+
+
+def _warn(tree: Tree, rows: Rows) -> None:
+    """Log what a user should mend before training meets it."""
+    headless = np.flatnonzero(rows.widths == 0)
+    if len(headless):
+        log.warning(
+            "%d of %d images in %s have no readable header: %s; "
+            "training fails when it meets one, or excludes it, by data.bad_images",
+            len(headless),
+            len(rows.files),
+            tree.directory,
+            name_few([os.fsdecode(rows.files[index]) for index in headless]),
+        )
+    twice = [] if rows.places is None else [a for a, b in pairwise(rows.files) if a == b]
+    if twice:
+        log.warning(
+            "%d images in %s have the class and name of another one, the first %s: "
+            "if %s hold copies, remove them, or training takes each twice",
+            len(twice),
+            tree.directory,
+            os.fsdecode(twice[0]),
+            tree.source_noun,
+        )
+    lacking = _lacking_shards(tree.sources) if tree.kind == "tfrecord" else []
+    if lacking:
+        log.warning(
+            "%d TFRecord files that the names of the others count are missing in %s: %s; copy them "
+            "too, unless only a part is meant",
+            len(lacking),
+            tree.directory,
+            name_few(lacking),
+        )
+    if tree.loose_images:
+        log.warning(
+            "%d images lie in %s beside its %s and are not used",
+            tree.loose_images,
+            tree.directory,
+            tree.source_noun,
+        )
+
+
+def _lacking_shards(sources: Sequence[str]) -> list[str]:
+    """Return the names that are not there of those that `<name>-00000-of-01024` stands for."""
+    sets = {(found[1], found[3]) for found in map(_NUMBERED.search, sources) if found}
+    every = (f"{name}-{k:05}-of-{n}" for name, n in sorted(sets) for k in range(int(n)))
+    return sorted(set(every) - set(sources))

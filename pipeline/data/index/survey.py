@@ -1,0 +1,190 @@
+"""What `<root>/<split>/` holds, at the cost of one stat for each class folder or container.
+
+Either class folders (`<class>/<file>`), or containers of one kind: tar archives (`*.tar`),
+TFRecord files (`*-00000-of-01024`, `*.tfrecord*`), or RecordIO files (`*.rec`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.data.index.window import IMAGE_EXTENSIONS, RECORDIO_LIST, is_image
+
+Split = Literal["train", "val"]
+Kind = Literal["folders", "tar", "tfrecord", "recordio"]
+
+CLASSES_FILE = "classes.txt"
+"""Names the classes, one a line in the order of their numbers, of containers that number them."""
+
+_CONTAINERS: tuple[tuple[Kind, re.Pattern[bytes]], ...] = (
+    ("tar", re.compile(rb"\.tar$", re.I)),
+    ("recordio", re.compile(rb"\.rec$", re.I)),
+    ("tfrecord", re.compile(rb"\.tfrec(ord)?s?(-\d+-of-\d+)?(\.gz)?$|-\d{5}-of-\d{5}$", re.I)),
+)
+_COMPRESSED_TAR = re.compile(rb"\.(tar\.(gz|bz2|xz|zst|lz4|Z)|tgz|tbz2?|txz|tzst)$", re.I)
+_PLURAL = {
+    "folders": "class folders",
+    "tar": "tar archives",
+    "tfrecord": "TFRecord files",
+    "recordio": "RecordIO files",
+}
+_NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One split, before any image is looked at.
+
+    kind: what its images lie in. sources: names of the class folders or containers, in bytewise
+    order. class_list: file that names numbered classes, None if there is none. stamp: hex digits
+    that change when an entry is added to or removed from a class folder, or a container changes in
+    size or time. changed_sec: when that last happened, in seconds since 1970. loose_images: image
+    files beside the sources, which belong to no class.
+    """
+
+    directory: Path
+    kind: Kind
+    sources: list[str]
+    class_list: Path | None
+    stamp: str
+    changed_sec: float
+    loose_images: int
+
+    @property
+    def classes(self) -> list[str]:
+        """The class folders; empty for containers, whose classes only a walk finds."""
+        return self.sources if self.kind == "folders" else []
+
+    @property
+    def source_noun(self) -> str:
+        """What the sources are called in a message: "class folders", "tar archives" ..."""
+        return _PLURAL[self.kind]
+
+
+def survey(root: Path, split: Split) -> Tree:
+    """Return what `<root>/<split>` holds; dotfiles are passed over, symbolic links followed.
+
+    ValueError, with the cure, if the root or the split is missing or cannot be read, or if it holds
+    neither class folders nor containers, both, containers of two kinds, or compressed archives.
+    """
+    directory = root / split
+    _check_directories(root, directory, split)
+    try:
+        with os.scandir(os.fsencode(directory)) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(b".")]
+            folders = sorted(entry.name for entry in visible if entry.is_dir())
+        files = sorted({entry.name for entry in visible} - set(folders))
+        kind, sources = _sources(directory, folders, files)
+        return _tree(root, directory, kind, sources, files, len(visible))
+    except OSError as error:
+        place = os.fsdecode(error.filename or directory)
+        raise ValueError(
+            f"{place} cannot be read: {error.strerror}; give this user the right to read it, "
+            f"or set data.root to a copy"
+        ) from error
+
+
+def no_images(directory: Path) -> str:
+    """Return the message for a split without a single image."""
+    return (
+        f"{directory} holds no images ({' '.join(IMAGE_EXTENSIONS)}); lay them out as "
+        f"{directory}/<class>/*.JPEG, put tar, TFRecord or .rec files there, or set data.root"
+    )
+
+
+def name_few(names: Sequence[str]) -> str:
+    """Return the first few names and how many more there are, for a message."""
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _check_directories(root: Path, directory: Path, split: Split) -> None:
+    # os.path, as Path.is_dir raises below a folder that must not be looked into.
+    if not os.path.isdir(root):
+        raise ValueError(
+            f"the data directory {root} does not exist; make the demo set with python -m "
+            f"pipeline.prepare demo, or lay ImageNet out as <root>/train/<wnid>/*.JPEG and "
+            f"<root>/val/<wnid>/*.JPEG, and set data.root"
+        )
+    if not os.path.isdir(directory):
+        raise ValueError(
+            f"the data directory {root} has no folder {split}; lay the images out as "
+            f"{directory}/<class>/*.JPEG, or set data.root to the folder that holds train and val"
+        )
+
+
+def _sources(
+    directory: Path, folders: Sequence[bytes], files: Sequence[bytes]
+) -> tuple[Kind, Sequence[bytes]]:
+    """Return the one kind of source that is there, and the sources' names."""
+    compressed = [os.fsdecode(name) for name in files if _COMPRESSED_TAR.search(name)]
+    if compressed:
+        raise ValueError(
+            f"{directory} holds compressed archives, which cannot be read by byte range: "
+            f"{name_few(compressed)}; uncompress them (gunzip, unxz ...), images do not get "
+            f"smaller by it"
+        )
+    found: dict[Kind, list[bytes]] = {"folders": list(folders)} if folders else {}
+    for name in files:
+        for kind, pattern in _CONTAINERS:
+            if pattern.search(name):
+                found.setdefault(kind, []).append(name)
+                break
+    if len(found) > 1:
+        kinds = " and ".join(
+            f"{len(names)} {_PLURAL[kind]} ({name_few([os.fsdecode(name) for name in names])})"
+            for kind, names in found.items()
+        )
+        raise ValueError(
+            f"{directory} holds {kinds}, of which only one kind can be the data set; move the "
+            f"others to another folder"
+        )
+    if found:
+        return next(iter(found.items()))
+    loose = sum(map(is_image, files))
+    if loose:
+        raise ValueError(
+            f"{directory} holds {loose} images but no class folders, so their labels cannot "
+            f"be known; move each into {directory}/<class>/, the folders named as in training"
+        )
+    raise ValueError(no_images(directory))
+
+
+def _tree(
+    root: Path,
+    directory: Path,
+    kind: Kind,
+    sources: Sequence[bytes],
+    files: Sequence[bytes],
+    visible: int,
+) -> Tree:
+    """Stat the directory and each source."""
+    parent = os.fsencode(directory)
+    class_list = None
+    if kind != "folders":
+        places = (directory / CLASSES_FILE, root / CLASSES_FILE)
+        class_list = next((place for place in places if place.exists()), None)
+    states = [os.stat(parent)] + [os.stat(os.path.join(parent, name)) for name in sources]
+    state: tuple[object, ...] = (visible, list(sources), [one.st_mtime_ns for one in states])
+    if kind != "folders":
+        states += [] if class_list is None else [os.stat(class_list)]
+        if kind == "recordio":
+            lists = [os.path.splitext(name)[0] + RECORDIO_LIST.encode() for name in sources]
+            states += [os.stat(os.path.join(parent, name)) for name in lists if name in files]
+        # Not the directory's own time: what else comes and goes there is not data.
+        state = (kind, list(sources), [(one.st_mtime_ns, one.st_size) for one in states[1:]])
+    return Tree(
+        directory,
+        kind,
+        [os.fsdecode(name) for name in sources],
+        class_list,
+        hashlib.sha256(repr(state).encode()).hexdigest(),
+        max(one.st_mtime_ns for one in states) / 1e9,
+        sum(map(is_image, files)),
+    )

@@ -1,0 +1,180 @@
+"""Byte ranges of containers, read patiently, and the entries that a scan finds in them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+log = logging.getLogger("trainyard.files")  # a rank's own, so each rank's are shown
+
+IMAGE_EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+RECORDIO_LIST = ".lst"
+"""Suffix of the file of names that may lie beside a .rec file."""
+
+_Found = TypeVar("_Found")
+
+_ENDINGS = tuple(extension.encode() for extension in IMAGE_EXTENSIONS)
+
+# One page: a header, and the first bytes of the image behind it, in one read.
+_READ_BYTES = 4096
+_READ_AGAIN_SEC = (0.1, 0.5, 2.0)  # naps before what was refused is tried again
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "Zstandard",
+    b"\x04\x22\x4d\x18": "LZ4",
+}
+
+
+class BadContainer(ValueError):
+    """A container that cannot be indexed; the message names it, the byte and the cure."""
+
+
+class Entry(NamedTuple):
+    """One image of a container.
+
+    label: its class's name, or a number from 0 that a list of classes names. name: its file name,
+    or what stands for it. offset, length: its bytes in the container. width, height: pixels as
+    stored, 0 without a readable header. gaps: where, counted from `offset`, 4 bytes lie inside it
+    that are not its own; `length` leaves them out.
+    """
+
+    label: bytes | int
+    name: bytes
+    offset: int
+    length: int
+    width: int
+    height: int
+    gaps: tuple[int, ...] = ()
+
+
+class Window:
+    """Reads a file by position and keeps the last page, as what comes next often lies in it.
+
+    path: what to call the file. length: its bytes. position: about how far the walk has come.
+    hidden: images of it passed over so far, as their names begin with a dot.
+    """
+
+    def __init__(self, path: Path, descriptor: int, length: int) -> None:
+        """Read from an open file `descriptor`, which stays the caller's."""
+        self.path = path
+        self.length = length
+        self.position = 0
+        self.hidden = 0
+        self._descriptor = descriptor
+        self._kept = b""
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Return `count` bytes at `offset`, fewer only where the file ended when it was opened.
+
+        BadContainer if it ends earlier by now; OSError.
+        """
+        start = offset - self.position
+        if start < 0 or start + count > len(self._kept):
+            self._kept = self._pread(max(count, _READ_BYTES), offset)
+            self.position, start = offset, 0
+            if len(self._kept) < count and offset + len(self._kept) < self.length:
+                raise self.bad(offset + len(self._kept), "it was cut off while it was read")
+        return self._kept[start : start + count]
+
+    def _pread(self, count: int, offset: int) -> bytes:
+        return os.pread(self._descriptor, count, offset)
+
+    def bad(
+        self, offset: int, reason: str, cure: str = "copy it anew from its source"
+    ) -> Exception:
+        """Return the error for something wrong at `offset`."""
+        return BadContainer(
+            f"the container {self.path} cannot be used: at byte {offset} {reason}; {cure}"
+        )
+
+    def check_inside(self, what: str, offset: int, end: int) -> None:
+        """Raise BadContainer if what begins at `offset` would end behind the file's end."""
+        if end > self.length:
+            reason = f"begins {what} that would end at {end}, but the file ends at {self.length}"
+            raise self.bad(offset, f"{reason}: it is cut off")
+
+    def check_not_compressed(self) -> None:
+        """Raise BadContainer if the file is compressed as a whole, by its first bytes."""
+        start = self.read(0, 8)
+        for magic, kind in _COMPRESSED.items():
+            if start.startswith(magic):
+                cure = "unpack that, images do not get smaller by it"
+                raise self.bad(0, f"begins {kind}, which cannot be read by byte range", cure)
+
+
+class _PatientWindow(Window):
+    """One that tries again, as to walk a large container from its begin would cost much more."""
+
+    def _pread(self, count: int, offset: int) -> bytes:
+        return patiently(self.path, lambda: super(_PatientWindow, self)._pread(count, offset))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Window]:
+    """Open a container; BadContainer for whatever the file system goes on to refuse."""
+    descriptor = -1
+    try:
+        descriptor = patiently(path, lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        # Read-ahead would fetch the images too, a hundred times what the walk needs.
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        yield _PatientWindow(path, descriptor, os.fstat(descriptor).st_size)
+    except OSError as error:
+        place = os.fsdecode(error.filename or path)
+        raise BadContainer(
+            f"the container {place} cannot be read: {error.strerror}; "
+            f"give this user the right to read it, or copy it anew from its source"
+        ) from error
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def patiently(path: Path, act: Callable[[], _Found]) -> _Found:
+    """Return `act()`, tried again when it raises OSError: servers fail over, mounts hiccup."""
+    for nap_sec in _READ_AGAIN_SEC:
+        try:
+            return act()
+        except OSError as error:
+            log.warning("%s cannot be read: %s; tried again in %g s", path, error.strerror, nap_sec)
+            time.sleep(nap_sec)
+    return act()
+
+
+def is_image(name: bytes) -> bool:
+    """Tell an image by its name."""
+    return name.lower().endswith(_ENDINGS)
+
+
+log = logging.getLogger("trainyard")
+
+
+def check_against_index(window: Window, index: Path, offset_column: int) -> None:
+    """Raise BadContainer if the index, if there is one, has a record where the container has ended.
+
+    index: lines of numbers with blanks between, in `offset_column` where a record begins. One that
+    is no such file is warned of and not used. OSError if it cannot be read.
+    """
+    if not index.exists():
+        return
+    offsets = []
+    for number, line in enumerate(index.read_bytes().splitlines(), start=1):
+        parts = line.split()
+        if not (len(parts) == 2 and parts[0].isdigit() and parts[1].isdigit()):
+            log.warning("the index %s is not used: its line %d is not two numbers", index, number)
+            return
+        offsets.append(int(parts[offset_column]))
+    beyond = [offset for offset in offsets if offset >= window.length]
+    if beyond:
+        reason = (
+            f"the file ends, but {index} has {len(beyond)} of its {len(offsets)} records from "
+            f"there on: it is cut off"
+        )
+        cure = f"copy it anew from its source, or remove {index.name} if it is another file's"
+        raise window.bad(window.length, reason, cure)

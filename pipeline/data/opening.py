@@ -1,0 +1,56 @@
+"""The images of train and val as a configuration names them, opened by all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from pipeline.config import Config
+from pipeline.data.cifar import open_cifar
+from pipeline.data.images import ImageSet
+from pipeline.data.index.manifest import open_manifest
+from pipeline.ranks.world import World
+
+T = TypeVar("T")
+
+
+def open_data(config: Config, world: World) -> tuple[ImageSet, ImageSet]:
+    """Collective. The images of train and val, the same data on every rank."""
+
+    def open_both() -> tuple[ImageSet, ImageSet]:
+        if config.data.dataset == "cifar-10":
+            return open_cifar(Path(config.data.root), config.data.held_out)
+        train_set = open_manifest(Path(config.data.root), "train", _cache(config))
+        return train_set, _open_val(config, train_set.classes)
+
+    train_set, val_set = _in_turn(world, open_both)
+    world.require_same({"data hash": train_set.digest[:16] + " " + val_set.digest[:16]})
+    return train_set, val_set
+
+
+def open_val_data(config: Config, world: World, classes: list[str]) -> ImageSet:
+    """Collective. The images of val alone, labelled by the `classes` of a training."""
+    val_set = _in_turn(world, lambda: _open_val(config, classes))
+    world.require_same({"data hash of val": val_set.digest[:16]})
+    return val_set
+
+
+def _cache(config: Config) -> Path | None:
+    return Path(config.data.cache_dir) if config.data.cache_dir else None
+
+
+def _open_val(config: Config, classes: list[str]) -> ImageSet:
+    if config.data.dataset == "cifar-10":
+        return open_cifar(Path(config.data.root), config.data.held_out, classes)[1]
+    return open_manifest(Path(config.data.root), "val", _cache(config), classes)
+
+
+def _in_turn(world: World, work: Callable[[], T]) -> T:
+    """Collective. Rank 0 works first and the rest find its cache; one rank of each further node
+    comes next, in case that node has a copy of the data of its own."""
+    turn = 0 if world.rank == 0 else 1 if world.local_rank == 0 else 2
+    done: list[T] = []
+    for now in range(3):
+        done += world.together(lambda: [work()] if turn == now else [])  # noqa: B023  (called at once)
+    return done[0]

@@ -1,1 +1,0 @@
-"""The subcommands of `pipeline.prepare`: one module with `run(options)` for each."""

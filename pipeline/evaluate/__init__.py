@@ -1,0 +1,1 @@
+"""`python -m pipeline.evaluate`: tests a checkpoint by the paper's protocols."""

@@ -1,0 +1,127 @@
+"""The test protocols of the paper (section 3.4) and what may be asked of each.
+
+Imports nothing heavy, so that a wrong option is answered before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.config import Config, ConfigError, require
+
+if TYPE_CHECKING:
+    from pipeline.evaluate.views import View
+
+
+NAMES = ("1-crop", "10-crop", "multi-scale")
+PAPER_SCALES = (224, 256, 384, 480, 640)
+"""Shorter sides in pixels over which the paper averages its scores."""
+
+STRIDES = {"imagenet": 32, "cifar": 4}
+"""Pixels of the image to one cell a side of the last feature map, by model.family."""
+
+
+@dataclass(frozen=True)
+class ViewProtocol:
+    """Which views of a test image are averaged.
+
+    `scales` are the shorter sides in pixels of multi-scale, empty for crops; `mirror` adds the
+    mirrored image at each of them.
+    """
+
+    name: str = "1-crop"
+    scales: tuple[int, ...] = ()
+    mirror: bool = False
+
+    @property
+    def fully_convolutional(self) -> bool:
+        """Whether views are whole images, of any shape."""
+        return self.name == "multi-scale"
+
+    def views(self, config: Config) -> tuple[View, ...]:
+        """The views, in the order in which they are drawn."""
+        from pipeline.evaluate.views import Crop, WholeImage, ten_crops
+
+        size, resize = config.data.image_size, config.data.val_resize
+        if self.name == "1-crop":
+            return (Crop(size, resize),)
+        if self.name == "10-crop":
+            return ten_crops(size, resize)
+        sides = (False, True) if self.mirror else (False,)
+        return tuple(WholeImage(scale, mirror) for scale in self.scales for mirror in sides)
+
+    def check(self, config: Config) -> None:
+        """Raises `ConfigError` if `config`'s data or network cannot be tested this way."""
+        cifar = config.data.dataset == "cifar-10"
+        require(
+            self.name == "1-crop" or not cifar,
+            f"--protocol {self.name} is not for data.dataset=cifar-10, whose images are tested as "
+            "they are; leave it at 1-crop",
+        )
+        if self.fully_convolutional:
+            least, size = smallest_scale(config), config.data.image_size
+            low = [scale for scale in self.scales if scale < least]
+            require(
+                not low,
+                f"--scales {' '.join(map(str, low))}: the smallest possible is {least}, whose "
+                f"feature map has the {max(2, pool_window(config))} cells a side that pooling "
+                f"needs at data.image_size={size}",
+            )
+
+
+def pool_window(config: Config) -> int:
+    """Cells a side of the last feature map at data.image_size: what the network pools."""
+    return -(-config.data.image_size // STRIDES[config.model.family])
+
+
+def smallest_scale(config: Config) -> int:
+    """The least shorter side in pixels whose feature map holds a whole pooling window.
+
+    At least 2 cells a side: on CPUs, bf16 convolutions of stride 2 whose output is one cell wide
+    and several high read uninitialised memory (torch 2.13.0; to be tried again with later ones).
+    """
+    return (max(2, pool_window(config)) - 1) * STRIDES[config.model.family] + 1
+
+
+def choose_protocol(name: str, scales: Sequence[int] | None, mirror: bool) -> ViewProtocol:
+    """The protocol that the command line asks for. Raises `ConfigError`."""
+    if name not in NAMES:
+        nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.65)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"there are: {', '.join(NAMES)}"
+        raise ConfigError(f"--protocol {name} does not exist; {hint}")
+    require(
+        not (mirror and name == "10-crop"),
+        "--mirror is not for --protocol 10-crop, whose crops are mirrored already; leave it out",
+    )
+    for option, given in (("--mirror", mirror), ("--scales", scales is not None)):
+        require(
+            not given or name == "multi-scale",
+            f"{option} is for --protocol multi-scale and the protocol is {name}; leave it out",
+        )
+    if name != "multi-scale":
+        return ViewProtocol(name)
+    chosen = tuple(PAPER_SCALES if scales is None else scales)
+    shown = " ".join(map(str, chosen))
+    require(len(set(chosen)) == len(chosen), f"--scales {shown} holds a side twice; give each once")
+    require(
+        bool(chosen) and min(chosen) >= 1,
+        f"--scales {shown} must be shorter sides in pixels, such as "
+        f"{' '.join(map(str, PAPER_SCALES))}",
+    )
+    return ViewProtocol(name, chosen, mirror)
+
+
+def images_for_statistics(text: str | None) -> int | str | None:
+    """What `--bn-images` means: a number of training images, "all", or None. Raises
+    `ConfigError`."""
+    if text is None or text == "all":
+        return text
+    # A variance needs two values, and the last feature map may have one for each image.
+    require(
+        text.isdecimal() and int(text) >= 2,
+        f"--bn-images {text} must be a number of training images, at least 2, or all for one epoch",
+    )
+    return int(text)

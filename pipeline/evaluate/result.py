@@ -1,0 +1,170 @@
+"""The files that an evaluation writes: scores as JSON, tables by class."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.config.effect import settings_of, without_effect
+from pipeline.data.images import ImageSet
+from pipeline.evaluate.counting import Counts
+from pipeline.evaluate.members import Member
+from pipeline.evaluate.protocol import PAPER_SCALES, ViewProtocol
+from pipeline.system.machine import versions
+
+SCORES = (
+    "mean of softmax probabilities over views and checkpoints; within a view of the whole image "
+    "the score map is averaged before the softmax; a single view of a single checkpoint is ranked "
+    "by its logits; loss is minus the logarithm of the mean probability"
+)
+
+
+_COUNTED = ("data.image_size", "data.val_resize", "data.output", "optim.amp")
+"""Settings that an evaluation can change and that its numbers depend on. They are those among them
+that `snapshot.fingerprint` holds a training to; what is left is how and where it runs."""
+
+
+@dataclass(frozen=True)
+class TestedImages:
+    """Which images were tested.
+
+    `data_hash` is theirs; `test_images` whether they are an archive's test images in the place of
+    held-out training images; `other` whether they do not belong to the data of the training.
+    """
+
+    data_hash: str
+    test_images: bool
+    other: bool
+
+
+def describe(
+    members: Sequence[Member], protocol: ViewProtocol, counts: Counts, bn_images: int | str | None,
+    images: TestedImages,
+) -> dict[str, Any]:  # fmt: skip
+    """The result as JSON holds it: what was tested, how, and the exact counts. Beside the data hash
+    of the images stands that of those that the training validated on."""
+    first, totals = members[0], counts.validation
+    run = run_folder(first.path)
+    data = first.config.data
+    return {
+        "protocol": protocol.name,
+        "mirror": protocol.mirror,
+        "scales": list(protocol.scales),
+        "views": len(protocol.views(first.config)),
+        "ensemble": [str(member.path) for member in members],
+        "bn_images": bn_images,
+        "test_images": images.test_images,
+        "changed": changed(members, protocol),
+        "weights": [member.weights for member in members],
+        "checkpoint": str(first.path),
+        "run": run.name if run else None,
+        "step": first.content["step"],
+        "config": {
+            "model": dataclasses.asdict(first.config.model),
+            "amp": first.config.optim.amp,
+            "data": {
+                "root": data.root,
+                "dataset": data.dataset,
+                "image_size": data.image_size,
+                "val_resize": data.val_resize,
+                "output": data.output,
+            },
+        },
+        "data_hash": images.data_hash,
+        "other_data": images.other,
+        "training_data_hash": first.content["fingerprint"].get("data hash of val"),
+        "images": totals.images,
+        "unreadable": counts.unreadable,
+        "top1": totals.top1,
+        "top5": totals.top5,
+        "top1_correct": totals.top1_correct,
+        "top5_correct": totals.top5_correct,
+        "loss": totals.loss,
+        "scores": SCORES,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions(),
+    }
+
+
+def changed(members: Sequence[Member], protocol: ViewProtocol) -> dict[str, Any]:
+    """The settings, with their values, by which the numbers can differ from those with the settings
+    of the training: as `part.name`, where any of the members was trained with another value."""
+    config = members[0].config
+    idle = set(without_effect(settings_of(config)))
+    if protocol.fully_convolutional:
+        idle.add("data.val_resize")
+    return {
+        name: config.get(name)
+        for name in _COUNTED
+        if name not in idle and any(m.config.get(name) != m.stored.get(name) for m in members)
+    }
+
+
+def run_folder(checkpoint: Path) -> Path | None:
+    """The run of a checkpoint `<run>/checkpoints/<name>.pt`; None if it lies elsewhere."""
+    folder = checkpoint.absolute().parent
+    inside = folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file()
+    return folder.parent if inside else None
+
+
+def file_name(result: dict[str, Any]) -> str:
+    """`evaluate-<protocol>.json`; what differs from the plain protocol, with the settings of the
+    training on its data, is part of the name. The checkpoint is not: see `step` and `weights`."""
+    words = ["evaluate", result["protocol"]]
+    if result["scales"] and tuple(result["scales"]) != PAPER_SCALES:
+        words += [str(scale) for scale in result["scales"]]
+    words += ["mirror"] if result["mirror"] else []
+    words += [f"ensemble-of-{len(result['ensemble'])}"] if len(result["ensemble"]) > 1 else []
+    words += [] if result["bn_images"] is None else [f"bn-{result['bn_images']}"]
+    words += ["test-images"] if result["test_images"] else []
+    words += [f"{name.partition('.')[2]}-{value}" for name, value in result["changed"].items()]
+    words += [f"data-{result['data_hash'][:8]}"] if result["other_data"] else []
+    return "-".join(words) + ".json"
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Writes `result` as one line."""
+    path.write_text(json.dumps(result) + "\n", encoding="utf-8")
+
+
+def write_per_class(path: Path, counts: Counts, val_set: ImageSet, words: dict[str, str]) -> None:
+    """One row for each class: name, words, images, integers and shares of top-1 and top-5.
+
+    Images that cannot be read are among a class's images, and wrong. Shares are empty for a class
+    without an image.
+    """
+    classes = val_set.classes
+    images = np.bincount(np.asarray(val_set.labels), minlength=len(classes)).tolist()
+    right = counts.confusion.diagonal().tolist()
+    among_five = counts.top5.tolist()
+    rows: list[Sequence[object]] = [
+        ("class", "words", "images", "top1_correct", "top5_correct", "top1", "top5")
+    ]
+    for name, total, top1, top5 in zip(classes, images, right, among_five, strict=True):
+        shares = (top1 / total, top5 / total) if total else ("", "")
+        rows.append((name, words.get(name, ""), total, top1, top5, *shares))
+    _write(path, rows)
+
+
+def write_confusion(path: Path, counts: Counts, classes: Sequence[str]) -> None:
+    """Rows are true classes, columns what the images were taken for.
+
+    Images that cannot be read are in no column.
+    """
+    matrix = counts.confusion.tolist()
+    rows: list[Sequence[object]] = [("class", *classes)]
+    rows += [(name, *row) for name, row in zip(classes, matrix, strict=True)]
+    _write(path, rows)
+
+
+def _write(path: Path, rows: Sequence[Sequence[object]]) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)

@@ -1,0 +1,135 @@
+"""Test images in batches, each batch drawn once for every view.
+
+Which images make up a chunk depends on the data and the settings alone, not on the number of ranks,
+so that a network sees the same batches, and gives the same bits, on any number of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.config import Config
+from pipeline.data.crops import CenterCrop
+from pipeline.data.dali import DecodeSettings, Loader
+from pipeline.data.images import ImageSet
+from pipeline.data.stream import UNREADABLE_LABEL, Selection, ValStream
+from pipeline.evaluate.protocol import ViewProtocol
+from pipeline.evaluate.views import View, WholeImage, whole_boxes
+from pipeline.ranks.world import World
+from pipeline.train.loaders import ValidationLoader, open_val_loader
+
+
+class ViewStream(ValStream):
+    """Position v * N + i is view v of image i, N being the number of images.
+
+    The positions of a batch are of one view, and where that is a `WholeImage`, their images have
+    one size in source pixels. The stand-in of an excluded image is squeezed into its shape.
+    """
+
+    def __init__(self, manifest: ImageSet, views: Sequence[View]) -> None:
+        super().__init__(manifest, CenterCrop())  # whose plans are not asked for
+        self.views = views
+
+    def images(self, positions: np.ndarray) -> np.ndarray:
+        """The images at `positions`, both (B,) int64: their own, or the next that can be read."""
+        return super().images(positions % len(self.manifest))
+
+    def select(self, positions: np.ndarray) -> Selection:
+        """The selection at `positions`, (B,) int64. Raises `BadImage` for one without a size."""
+        manifest = self.manifest
+        view, own = int(positions[0]) // len(manifest), positions % len(manifest)
+        images = self.images(positions)
+        for image in images[manifest.widths[images] == 0]:
+            manifest.read(int(image))  # gives the precise reason: empty, unreadable, not an image
+        replaced = images != own
+        plan = self.views[view].plan(manifest.heights[own], manifest.widths[own])
+        shown = images[replaced]
+        plan.boxes[replaced] = whole_boxes(manifest.heights[shown], manifest.widths[shown])
+        labels = np.asarray(manifest.labels[own], dtype=np.int64)
+        labels[replaced] = UNREADABLE_LABEL
+        return Selection(positions, images, labels, plan)
+
+
+def crop_chunks(images: int, batch_size: int) -> list[np.ndarray]:
+    """Image indices 0 .. `images` - 1 in chunks of `batch_size`, the last one maybe smaller."""
+    every = np.arange(images, dtype=np.int64)
+    return [every[start : start + batch_size] for start in range(0, images, batch_size)]
+
+
+def size_chunks(
+    manifest: ImageSet, most_pixels: int, views: Sequence[WholeImage]
+) -> list[np.ndarray]:
+    """Image indices in chunks of one image size, so that each view of a chunk has one shape.
+
+    A chunk has at most `most_pixels` pixels in its largest view, but at least one image.
+    """
+    heights, widths = np.asarray(manifest.heights), np.asarray(manifest.widths)
+    order = np.lexsort((widths, heights))  # stable: equal sizes stay in the order of the images
+    change = (np.diff(heights[order]) != 0) | (np.diff(widths[order]) != 0)
+    chunks = []
+    for same in np.split(order.astype(np.int64), np.flatnonzero(change) + 1):
+        pixels = max(_pixels(manifest, same[:1], view) for view in views)
+        count = max(1, most_pixels // pixels)
+        chunks += [same[start : start + count] for start in range(0, len(same), count)]
+    return chunks
+
+
+def _pixels(manifest: ImageSet, images: np.ndarray, view: WholeImage) -> int:
+    high, wide = view.shapes(manifest.heights[images], manifest.widths[images])
+    return int((high * wide).sum())
+
+
+def own_chunks(costs: Sequence[int], rank: int, world_size: int) -> range:
+    """Which chunks a rank takes: contiguous, about equal in the sum of their `costs`.
+
+    Over all ranks each chunk is taken exactly once. A rank may get none.
+    """
+    middles = np.cumsum(costs) - np.asarray(costs) / 2
+    owners = (middles * world_size / max(1, sum(costs))).astype(np.int64)
+    mine = np.flatnonzero(owners == rank)
+    return range(int(mine[0]), int(mine[-1]) + 1) if len(mine) else range(0)
+
+
+def open_loader(
+    config: Config, val_set: ImageSet, world: World, decode: DecodeSettings,
+    protocol: ViewProtocol, excluded: frozenset[int],
+) -> ValidationLoader:  # fmt: skip
+    """This rank's part of `val_set`: each chunk of images once for every view in turn, so that
+    batch n is view n % views."""
+    if protocol.name == "1-crop":
+        return open_val_loader(config, val_set, world, decode, excluded)
+    size = config.data.image_size
+    shape = None if protocol.fully_convolutional else (size, size)
+    return _open_view_loader(config, val_set, world, decode.for_shape(shape), protocol, excluded)
+
+
+def _open_view_loader(
+    config: Config, val_set: ImageSet, world: World, decode: DecodeSettings,
+    protocol: ViewProtocol, excluded: frozenset[int],
+) -> ValidationLoader:  # fmt: skip
+    views, batch = protocol.views(config), config.data.local_batch_size
+    whole = [view for view in views if isinstance(view, WholeImage)]
+    if whole:
+        chunks = size_chunks(val_set, batch * config.data.image_size**2, whole)
+        costs = [sum(_pixels(val_set, chunk, view) for view in whole) for chunk in chunks]
+    else:
+        chunks = crop_chunks(len(val_set), batch)
+        costs = [len(chunk) for chunk in chunks]
+    mine = own_chunks(costs, world.rank, world.size)
+    stream = ViewStream(val_set, views)
+    stream.excluded = excluded
+    total = len(mine) * len(views)
+    largest = max((len(chunk) for chunk in chunks), default=1)
+
+    def positions(number: int) -> np.ndarray:
+        chunk, view = divmod(number, len(views))
+        return chunks[mine[chunk]] + view * len(val_set)
+
+    def open_from(done: int) -> Loader:
+        left = (positions(number) for number in range(done, total))
+        return Loader(stream, left, total - done, largest, decode)
+
+    most = config.data.max_excluded if config.data.bad_images == "exclude" else None
+    return ValidationLoader(stream, open_from, positions, most)

@@ -1,0 +1,1 @@
+"""`python -m pipeline.export`: a checkpoint's weights for other programs, and back."""

@@ -1,0 +1,172 @@
+"""Weights out and in: `python -m pipeline.export --checkpoint runs/demo/checkpoints/best.pt --out
+demo.onnx`, and back: `--weights resnet50.pth --config configs/resnet50.yaml --out imported.pt`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from pipeline.config import ConfigError, require, setting_names
+from pipeline.config.reading import (
+    add_overrides,
+    can_hold,
+    checkpoint_exists,
+    overrides,
+    parse,
+    read_yaml,
+)
+from pipeline.system.failure import run_command
+
+DESCRIPTION = (
+    "Writes the network of a checkpoint for other programs, or weights of theirs as a checkpoint "
+    "that pipeline.evaluate and pipeline.predict take. The suffix of --out says which: "
+    ".safetensors; .pth, torchvision's state_dict with a .json beside it; .onnx, checked with "
+    "onnxruntime; .pt, a checkpoint."
+)
+SETTINGS = ("data.root", "data.cache_dir")
+_WRITTEN = (".safetensors", ".pth", ".onnx")
+_READ = (".safetensors", ".pth")
+PACKAGES = {
+    ".safetensors": ("safetensors",),
+    ".onnx": ("onnx", "onnxscript", "onnxruntime"),
+}
+"""What writes or reads files of these suffixes, as pip calls it."""
+
+
+def main(argv: list[str]) -> None:
+    """Parses and checks, then loads what is heavy and runs."""
+    parser = ArgumentParser(
+        prog="python -m pipeline.export", description=DESCRIPTION, exit_on_error=False
+    )
+    parser.add_argument("--checkpoint", type=str, help="file of a training run (.pt) to be written")
+    parser.add_argument("--weights", type=str, help="file to be read (.pth, .safetensors)")
+    parser.add_argument("--config", type=str, help="with --weights: YAML file of their settings")
+    parser.add_argument(
+        "--classes", type=str, help="with --weights: file of the class names, one a line; default: "
+        "those in a .safetensors file of this program, or of the data in data.root",
+    )  # fmt: skip
+    parser.add_argument("--out", type=str, help="file to write")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_overrides(parser, SETTINGS)
+    for argument in argv:
+        name = argument.partition("=")[0].lstrip("-")
+        if name in setting_names() and name not in SETTINGS:
+            raise ConfigError(
+                f"--{name} comes from the checkpoint, or with --weights from --config"
+            )
+    options = parse(parser, {}, argv)
+    require(
+        (options.checkpoint is None) != (options.weights is None),
+        "give either --checkpoint, a .pt file of a run to be written for other programs, or "
+        "--weights, a .pth or .safetensors file to be made a checkpoint",
+    )
+    require(options.out is not None, "--out is missing; give the path of the file to write")
+    can_hold("--out", options.out)
+    if options.checkpoint is not None:
+        _check_export(options)
+        export(Path(options.checkpoint), Path(options.out))
+    else:
+        _check_import(options)
+        import_weights(options)
+
+
+def _check_export(options: Any) -> None:
+    for name in ("config", "classes", *SETTINGS):
+        require(
+            options[name] is None,
+            f"--{name} goes with --weights; with --checkpoint it comes from the checkpoint",
+        )
+    checkpoint_exists("--checkpoint", options.checkpoint)
+    _check_suffix("--out", options.out, _WRITTEN)
+    require_packages(Path(options.out))
+
+
+def _check_import(options: Any) -> None:
+    weights = Path(options.weights)
+    require(weights.is_file(), f"--weights {weights} does not exist; give the path of a file")
+    _check_suffix("--weights", options.weights, _READ)
+    _check_suffix("--out", options.out, (".pt",))
+    require(
+        options.config is not None,
+        "--config is missing; give the YAML file of the settings that --weights were trained "
+        "with, such as configs/resnet50.yaml",
+    )
+    if options.classes is not None:
+        require(
+            Path(options.classes).is_file(),
+            f"--classes {options.classes} does not exist; give a file with one class name a line",
+        )
+    require_packages(weights)
+
+
+def _check_suffix(option: str, path: str, known: tuple[str, ...]) -> None:
+    suffix = Path(path).suffix
+    if suffix not in known:
+        nearest = difflib.get_close_matches(suffix, known, n=1, cutoff=0.5)
+        hint = f"did you mean {nearest[0]}?" if nearest else "give one of those"
+        raise ConfigError(
+            f"{option} {path} has the suffix {suffix or '(none)'} and should have "
+            f"{' or '.join(known)}; {hint}"
+        )
+
+
+def export(checkpoint: Path, out: Path) -> None:
+    """Writes the network of `checkpoint` in the format of `out`'s suffix; says what and where."""
+    from pipeline.export.formats import load_network, write_safetensors, write_torchvision
+    from pipeline.export.onnx_file import write_onnx
+    from pipeline.train.checkpoint import read_verified
+
+    content = read_verified(checkpoint)
+    model, config, description = load_network(content)
+    notes = []
+    if out.suffix == ".onnx":
+        notes.append(str(write_onnx(out, model, description)))
+    elif out.suffix == ".safetensors":
+        write_safetensors(out, model, description)
+    else:
+        beside = write_torchvision(out, model, config, description)
+        notes.append(f"classes and preprocessing are in {beside}")
+    count = sum(parameter.numel() for parameter in model.parameters())
+    print(
+        f"{out}: {description.name} of step {content['step']}, {len(description.classes)} classes, "
+        f"{count:,} parameters, {out.stat().st_size / 1e6:.1f} MB"
+    )
+    for note in notes:
+        print(note)
+
+
+def import_weights(options: Any) -> None:
+    """Writes the checkpoint that the parsed command line asks for, and says what it is."""
+    from pipeline.export.importing import checkpoint_of
+    from pipeline.model.network import network_name
+    from pipeline.train.checkpoint import write_atomically
+
+    config = overrides(options, SETTINGS, {"data": {}} | read_yaml(Path(options.config)))
+    class_list = None if options.classes is None else Path(options.classes)
+    content = checkpoint_of(Path(options.weights), config, class_list)
+    write_atomically(Path(options.out), content)
+    print(
+        f"{options.out}: {network_name(config.model)}, {len(content['classes'])} classes; for "
+        "pipeline.evaluate and pipeline.predict, not for going on with a training"
+    )
+
+
+def require_packages(path: Path) -> None:
+    """Raises `ConfigError`, with the line that installs them, if packages for `path` lack."""
+    names = PACKAGES.get(path.suffix, ())
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"{path} needs {' and '.join(missing)}, which this Python does not have; "
+            f"run pip install {' '.join(missing)}"
+        )
+
+
+if __name__ == "__main__":
+    run_command(main, sys.argv[1:])

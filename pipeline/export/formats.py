@@ -1,0 +1,176 @@
+"""Weights in safetensors and torchvision's state_dict, read and written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from pipeline.config import Config
+from pipeline.config.reading import overrides
+from pipeline.export.description import Description, describe, from_text, stored_normalisation
+from pipeline.model.network import build_network, network_name, shortcut_of
+from pipeline.system.files import replacing
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by name, and what the file says about them, if one of ours."""
+
+    tensors: dict[str, Tensor]
+    description: Description | None
+
+
+def read_weights(path: Path) -> Weights:
+    """Reads a .pth or .safetensors file; code in it is never run.
+
+    Raises `ValueError` if it is not whole or holds something else.
+    """
+    try:
+        return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
+    except Exception as error:  # torch and safetensors raise many kinds on a damaged file
+        reason = " ".join(str(error).split("\n")[0].split())[:200]
+        raise ValueError(
+            f"--weights {path} cannot be used: {reason}; copy it anew from its source"
+        ) from error
+
+
+def _read_safetensors(path: Path) -> Weights:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        text = file.metadata() or {}
+    image = tensors.pop(MEAN_IMAGE, None)
+    return Weights(tensors, from_text(text, None if image is None else image.numpy()))
+
+
+def _read_pickled(path: Path) -> Weights:
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds {type(content).__name__}, not tensors by name")
+    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if others or not content:
+        raise ValueError(f"it holds {', '.join(others[:5]) or 'nothing'}, not tensors by name")
+    return Weights(dict(content), _description_beside(path))
+
+
+def _description_beside(path: Path) -> Description | None:
+    """What `writing` left beside a .pth of ours; None where there is nothing, or another's file."""
+    beside = path.with_suffix(".json")
+    try:
+        found = json.loads(beside.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # none, or not JSON and so another program's
+        return None
+    if not isinstance(found, dict):
+        return None
+    text = {n: v if isinstance(v, str) else json.dumps(v) for n, v in found.items()}
+    return from_text(text, None)
+
+
+def load_into(model: nn.Module, tensors: dict[str, Tensor], network: str, path: Path) -> None:
+    """Copies `tensors` into `model`. Raises `ValueError`, naming the first of each kind of
+    difference, unless they are those of that network.
+
+    Counts of batches may lack, as they do in files from before PyTorch had them.
+    """
+    wanted = model.state_dict()
+    lacking = [n for n in wanted if n not in tensors and not n.endswith("num_batches_tracked")]
+    foreign = [name for name in tensors if name not in wanted]
+    shapes = [
+        f"{name} is {tuple(value.shape)} and should be {tuple(wanted[name].shape)}"
+        for name, value in tensors.items()
+        if name in wanted and value.shape != wanted[name].shape
+    ]
+    differences = [
+        *([f"{len(lacking)} tensors lack, the first {lacking[0]}"] if lacking else []),
+        *([f"{len(foreign)} do not belong there, the first {foreign[0]}"] if foreign else []),
+        *shapes[:1],
+    ]
+    if differences:
+        raise ValueError(
+            f"--weights {path} are not those of a {network} with {wanted['fc.bias'].numel()} "
+            f"classes: {'; '.join(differences)}; set model in --config, or --classes, as they were "
+            "trained"
+        )
+    bad = [n for n, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
+    if bad:
+        raise ValueError(f"--weights {path} are not finite: {bad[0]}; copy it anew from its source")
+    model.load_state_dict(tensors, strict=False)
+
+
+MEAN_IMAGE = "preprocessing.mean_image"
+"""Name of the mean image (H, W, 3) fp32 beside the weights, where a network was trained with one.
+"""
+
+
+def load_network(content: Mapping[str, Any]) -> tuple[nn.Module, Config, Description]:
+    """The network of a checkpoint on the CPU, in evaluation mode and fp32, with its settings.
+
+    `content` is what `checkpoint.read_verified` gives.
+    """
+    config = overrides({}, (), yaml.safe_load(content["config"]))
+    classes = list(content["classes"])
+    model = build_network(config.model, len(classes), "reference")
+    model.load_state_dict(content["model"])
+    normalisation = stored_normalisation(content)
+    return model.eval(), config, describe(config.model, config.data, classes, normalisation)
+
+
+def write_safetensors(path: Path, model: nn.Module, description: Description) -> None:
+    """Row-major tensors by name; the description is the file's metadata."""
+    from safetensors.torch import save
+
+    tensors = _row_major(model)
+    image = description.normalisation.image
+    if image is not None:
+        tensors[MEAN_IMAGE] = torch.from_numpy(image.copy())
+    with replacing(path) as partial:
+        # save_file would make a file that its owner alone can read.
+        partial.write_bytes(save(tensors, description.text()))
+
+
+def write_torchvision(
+    path: Path, model: nn.Module, config: Config, description: Description
+) -> Path:
+    """What `torchvision.models.resnet50(...).load_state_dict` takes, and JSON beside it.
+
+    Returns the path of the JSON, which holds the description: a state_dict has no room for it.
+    Raises `ValueError` for a network or a preprocessing that torchvision does not have.
+    """
+    _require_torchvisions(config, description)
+    beside = path.with_suffix(".json")
+    with replacing(path) as partial:
+        torch.save(_row_major(model), partial)
+    text = {
+        name: value if name in ("name", "trainyard") else json.loads(value)
+        for name, value in description.text().items()
+    }
+    with replacing(beside) as partial:
+        partial.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+    return beside
+
+
+def _require_torchvisions(config: Config, description: Description) -> None:
+    model, cure = config.model, "export to .safetensors or .onnx"
+    theirs = model.family == "imagenet" and shortcut_of(model) == "B"
+    if not theirs or (model.variant != "v1.5" and model.depth >= 50):
+        raise ValueError(
+            f"torchvision has no {network_name(model)}, only ResNets for ImageNet with shortcut B, "
+            f"those of bottlenecks as v1.5; {cure}"
+        )
+    if description.normalisation.image is not None:
+        raise ValueError(
+            "torchvision subtracts a mean for each channel and this network was trained with a "
+            f"mean image (data.mean=pixel); {cure}"
+        )
+
+
+def _row_major(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.contiguous() for name, value in model.state_dict().items()}

@@ -1,1 +1,0 @@
-"""Looking at runs from outside, without touching them: `python -m pipeline.runs`."""

@@ -1,0 +1,1 @@
+"""`python -m pipeline.prepare`: makes data sets ready."""

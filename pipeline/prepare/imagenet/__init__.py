@@ -1,0 +1,1 @@
+"""`prepare imagenet`: ImageNet's archives laid out as folders or tar files."""

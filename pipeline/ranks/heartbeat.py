@@ -1,0 +1,93 @@
+"""The processes of a job's ranks, and what one rank can see of another on its own host."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+_DIED = (
+    "died without a word, killed by a signal or for lack of memory (see dmesg)",
+    ("Z", "X"),
+)
+_STOPPED = ("is stopped (SIGSTOP, Ctrl-Z or a debugger)", ("T", "t"))
+
+
+@dataclass(frozen=True)
+class Peer:
+    """The process of one rank."""
+
+    rank: int
+    host: str
+    pid: int
+
+    @classmethod
+    def here(cls, rank: int) -> Peer:
+        """This process as rank `rank`."""
+        return cls(rank, socket.gethostname(), os.getpid())
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} (process {self.pid}) on {self.host}"
+
+    def trouble(self) -> str | None:
+        """Why the process cannot answer, as the end of a sentence about it.
+
+        None for one that lives, and for one on another host, which cannot be seen.
+        """
+        if self.host != socket.gethostname():
+            return None
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text()
+        except OSError:
+            return _DIED[0]
+        state = stat.rpartition(")")[2].split()[0]
+        return next((words for words, states in (_DIED, _STOPPED) if state in states), None)
+
+
+@dataclass(frozen=True)
+class Beat:
+    """Where a rank stands."""
+
+    phase: str
+    step: int
+    age_sec: float
+    """Seconds since the rank came here."""
+    waiting: bool
+    """Whether it waits for the other ranks, in a collective."""
+
+    def __str__(self) -> str:
+        return f"phase {self.phase} of step {self.step} for {self.age_sec:.0f} s"
+
+    def line(self) -> str:
+        """The second line of a report."""
+        doing = "waiting for the other ranks" if self.waiting else "at work"
+        place = f"phase {self.phase} of step {self.step} for {self.age_sec:.1f} s"
+        return f"{place}, {doing}; the main thread's stack is the last\n"
+
+
+class Heartbeat:
+    """Where this rank stands, kept in memory. Any thread may read it at any time."""
+
+    def __init__(self) -> None:
+        self._last = (time.monotonic(), "start", 0)
+        self._longest_sec = 0.0
+        self.waiting = False
+        """Set while the rank waits for the others in a collective."""
+
+    def beat(self, phase: str, step: int | None = None) -> None:
+        """The rank begins `phase`, or makes progress in it; of the same step unless given."""
+        last, now = self._last, time.monotonic()
+        self._longest_sec = max(self._longest_sec, now - last[0])
+        self._last = (now, phase, last[2] if step is None else step)
+
+    def take_longest_sec(self) -> float:
+        """The longest time between two beats since the last call."""
+        longest, self._longest_sec = self._longest_sec, 0.0
+        return longest
+
+    def now(self) -> Beat:
+        """Where the rank stands at this moment."""
+        since, phase, step = self._last
+        return Beat(phase, step, time.monotonic() - since, self.waiting)

@@ -1,0 +1,68 @@
+"""Starts the ranks of one job on this machine, without ssh and without horovodrun.
+
+horovodrun returns 1 whatever its ranks return, and gives them 5 s to end. Here the caller holds
+every rank's process, and with it the exit code.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.ranks.rendezvous import Rendezvous, slot_environment
+
+
+class LocalRanks:
+    """Running ranks: `processes[r]` is rank r. As a context manager, `stop` at the end."""
+
+    def __init__(self, processes: list[subprocess.Popen[str]], server: Rendezvous | None) -> None:
+        self.processes = processes
+        self._server = server
+
+    def __enter__(self) -> LocalRanks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self, patience_sec: float = 5.0) -> list[int]:
+        """Ends the ranks that still run, by SIGTERM and after `patience_sec` by SIGKILL, then the
+        rendezvous. Returns the exit codes by rank."""
+        for process in self.processes:
+            process.terminate()  # does nothing to one that has ended
+        for process in self.processes:
+            try:
+                process.wait(patience_sec)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
+        return [process.returncode for process in self.processes]
+
+
+def start_ranks(
+    argv: Sequence[str], ranks: int, env: Mapping[str, str], **popen: Any
+) -> LocalRanks:
+    """Starts the command `argv` once per rank and returns at once.
+
+    `env` is the environment of the ranks; what Horovod needs to find the others is added to it.
+    One rank gets nothing added and runs alone, for which Horovod need not be installed. `popen`
+    are arguments of `subprocess.Popen`; pipes carry text. The ranks talk over the loopback
+    interface. Keep the result until the ranks have ended: it holds their rendezvous.
+    """
+    if ranks == 1:
+        return LocalRanks([subprocess.Popen(argv, env=dict(env), text=True, **popen)], None)
+    server = Rendezvous("127.0.0.1", [("localhost", ranks)])
+    shared = {**env, **server.environment, "HOROVOD_GLOO_IFACE": "lo"}
+    started = LocalRanks([], server)
+    try:
+        for slot in server.slots:
+            rank_env = {**shared, **slot_environment(slot)}
+            started.processes.append(subprocess.Popen(argv, env=rank_env, text=True, **popen))
+    except OSError:
+        started.stop()
+        raise
+    return started

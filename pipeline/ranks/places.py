@@ -1,0 +1,88 @@
+"""What a rank has of its machine: cores, a GPU, threads."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from pipeline.config import Config
+from pipeline.ranks.world import World
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank runs, as it sees it."""
+
+    host: str
+    cores: tuple[int, ...]
+    """Numbers of the cores this process may run on."""
+    gpus: tuple[str, ...]
+    """UUIDs of the GPUs it can use, by CUDA's index."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a rank has to itself of the machine it runs on."""
+
+    cores: int
+    """How many cores, at least 1."""
+    gpu: int
+    """CUDA's index of its GPU; beyond the last one if there are fewer GPUs than ranks."""
+
+
+def own_share(world: World) -> Share:
+    """Collective. This rank's cores and GPU."""
+    gpus = (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
+    place = Place(
+        socket.gethostname(),
+        tuple(sorted(os.sched_getaffinity(0))),
+        tuple(str(properties.uuid) for properties in gpus),
+    )
+    return share_of(world.gather_objects(place), world.rank)
+
+
+def share_of(places: Sequence[Place], rank: int) -> Share:
+    """The share of `rank`, from where every rank runs.
+
+    Some launchers show every rank of a node all its cores and GPUs (horovodrun, Slurm's
+    --gpus-per-node), others each rank its own (--cpus-per-task, --gpus-per-task). Ranks that see
+    the very same ones divide them in the order of their ranks.
+    """
+    mine = places[rank]
+    on_same_cores = sum((p.host, p.cores) == (mine.host, mine.cores) for p in places)
+    on_same_gpus = [r for r, p in enumerate(places) if p.gpus == mine.gpus and p.host == mine.host]
+    return Share(max(1, len(mine.cores) // on_same_cores), on_same_gpus.index(rank))
+
+
+def choose_device(choice: Literal["auto", "cpu", "cuda"], gpu: int) -> torch.device:
+    """This rank's device, `gpu` being CUDA's index of its GPU if it has one.
+
+    Raises `ValueError` if there is no such GPU.
+    """
+    count = torch.cuda.device_count()
+    if choice == "cpu" or (choice == "auto" and count == 0):
+        return torch.device("cpu")
+    if count == 0:
+        raise ValueError(
+            f"run.device=cuda, but PyTorch sees no GPU on {socket.gethostname()}; set "
+            "run.device=auto or cpu, or install a PyTorch built for CUDA (see nvidia-smi)"
+        )
+    if gpu >= count:
+        raise ValueError(
+            f"{gpu + 1} or more ranks share {count} GPUs on {socket.gethostname()}; start one rank "
+            "for each GPU, or set run.device=cpu"
+        )
+    device = torch.device("cuda", gpu)
+    torch.cuda.set_device(device)
+    return device
+
+
+def set_threads(config: Config, share: Share) -> None:
+    """PyTorch's threads of this rank. CPU results have the same bits at the same count only."""
+    torch.set_num_threads(config.run.threads or share.cores)
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))

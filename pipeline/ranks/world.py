@@ -1,0 +1,146 @@
+"""Ranks and what they tell each other. The only module that imports Horovod.
+
+`World` is one process alone; `HorovodWorld` is the same interface over Horovod. Nothing else asks
+which of the two it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from torch import Tensor, nn
+
+from pipeline.ranks.averaging import Compression, GradientAverager
+from pipeline.ranks.heartbeat import Heartbeat, Peer
+from pipeline.system.failure import ExitCode, PeerLost, Reported, TrainingError, say_error
+
+T = TypeVar("T")
+
+
+class World:
+    """One process alone. Collectives return what was given."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    on_failure: Callable[[str], object] | None = None
+    """Called on rank 0 with the first cause, before any rank leaves."""
+
+    def __init__(self) -> None:
+        self.heartbeat = Heartbeat()
+        """Where this rank stands, for `pipeline.ranks.watchdog`."""
+        self.peers = [Peer.here(0)]
+        """The processes of all ranks, by rank."""
+
+    def broadcast_object(self, value: T) -> T:
+        """Rank 0's `value`, on every rank."""
+        return value
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Every rank's `value`, by rank, on every rank."""
+        return [value]
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Stacks equal-shaped CPU tensors: (size, *shape), by rank, on every rank."""
+        return tensor.unsqueeze(0).clone()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks of a CPU tensor; exact for integers."""
+        return tensor.clone()
+
+    def average_(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces row-major floating-point `tensors` by their averages over ranks, in place.
+
+        They lie on any one device, and all of them are in flight together, as gradients are.
+        """
+
+    def maximum(self, values: Sequence[int]) -> list[int]:
+        """The element-wise maximum over ranks: how all ranks come to one decision."""
+        return list(values)
+
+    def barrier(self) -> None:
+        """Returns when every rank has come here."""
+
+    def start_timeline(self, path: Path) -> None:
+        """Begins to write what Horovod does to `path`, where rank 0 can write; needs `connect`
+        with `timeline`."""
+
+    def stop_timeline(self) -> None:
+        """Ends what `start_timeline` began; the file is whole then."""
+
+    def average_gradients(self, model: nn.Module, compression: Compression) -> GradientAverager:
+        """Makes backward average the gradients of `model`'s parameters over ranks."""
+        del model, compression
+        return GradientAverager()
+
+    def on_rank0(self, work: Callable[[], T]) -> T:
+        """Collective. Runs `work` on rank 0 and gives its result to all; errors as `together`."""
+        result = self.together(work if self.rank == 0 else lambda: None)
+        return cast(T, self.broadcast_object(result))
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Collective. Runs `work` on every rank and gives each its own result.
+
+        If it fails anywhere, rank 0 prints the first error and every rank raises `Reported`.
+        """
+        result: Any = None
+        error: Exception | None = None
+        try:
+            result = work()
+        except PeerLost:
+            raise  # the collectives are broken: no agreement is possible any more
+        except Exception as caught:
+            error = caught
+        self.raise_together(error)
+        return cast(T, result)
+
+    def raise_together(self, error: BaseException | None) -> None:
+        """Collective. If any rank brings an error, all ranks leave with it.
+
+        Rank 0 prints the first one (lowest rank); every rank raises `Reported` from the same
+        point, so that none is still inside another collective.
+        """
+        mine = None if error is None else (_describe(error, self.rank, self.size), _code(error))
+        errors = [brought for brought in self.gather_objects(mine) if brought is not None]
+        if errors:
+            message, code = errors[0]
+            if self.rank == 0:
+                say_error(message)
+                if self.on_failure is not None:
+                    self.on_failure(message)
+            self.barrier()
+            raise Reported(message, ExitCode(code)) from error
+
+    def require_same(self, facts: dict[str, Any]) -> None:
+        """Collective. Every rank must hold the same facts; else all leave, naming who differs.
+
+        A fact that a rank does not know is not compared with it.
+        """
+        everyone = self.gather_objects(facts)
+        for name in dict.fromkeys(name for other in everyone for name in other):
+            values = {r: str(other[name]) for r, other in enumerate(everyone) if name in other}
+            found = list(values.values())
+            if len(set(found)) > 1:
+                common = max(found, key=found.count)  # of two ranks, rank 0 is right
+                odd = [f"rank {r} has {v}" for r, v in values.items() if v != common]
+                self.raise_together(
+                    ValueError(
+                        f"the ranks differ in {name}: {', '.join(odd)}, the others have {common}; "
+                        "start all ranks with the same code, packages, configuration and data"
+                    )
+                )
+
+
+def _describe(error: BaseException, rank: int, size: int) -> str:
+    where = f"rank {rank}: " if size > 1 and rank > 0 else ""
+    plain = isinstance(error, ValueError | TrainingError)
+    return where + (str(error) if plain else f"{type(error).__name__}: {error}")
+
+
+def _code(error: BaseException) -> int:
+    if isinstance(error, Reported):
+        return int(error.code)
+    return int(ExitCode.WRONG_INPUT if isinstance(error, ValueError) else ExitCode.FAILED)

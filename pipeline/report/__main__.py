@@ -1,0 +1,74 @@
+"""Makes a report of runs: `python -m pipeline.report runs/plain-20 runs/resnet-20`.
+
+It shows our curves and numbers beside the paper's, as one HTML page and as Markdown.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from pipeline.config import ConfigError, require
+from pipeline.config.reading import parse
+from pipeline.system.failure import run_command
+from pipeline.system.text import counted
+
+RUNS = Path("runs")
+
+DESCRIPTION = (
+    "Writes index.html and report.md: training and validation curves, and our numbers beside the "
+    "paper's, from the files of runs alone."
+)
+
+
+def main(argv: list[str]) -> None:
+    """Parses and checks, then reads, draws and writes."""
+    parser = ArgumentParser(
+        prog="python -m pipeline.report", description=DESCRIPTION, exit_on_error=False
+    )
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        type=str,
+        default=[],
+        metavar="RUN",
+        help=f"folders of runs; none: all below {RUNS}/",
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", type=str, default=str(RUNS / "report"), help="folder to write to"
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    options = parse(parser, {}, argv)
+    out = Path(options.out)
+    require(
+        not out.exists() or out.is_dir(),
+        f"--out {out} is a file; give the folder that the report is to be written to",
+    )
+    if find_spec("matplotlib") is None:
+        raise ConfigError("matplotlib, which draws the curves, is missing; pip install matplotlib")
+
+    from pipeline.report.runs import find_runs, read_runs
+
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)  # a cut line of metrics
+    folders = [Path(folder) for folder in options.runs] or find_runs(RUNS)
+    runs = read_runs(folders)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--out {out} cannot be made ({error.strerror}); give a folder that can be written to"
+        ) from error
+
+    from pipeline.report.document import write_report  # loads torch and matplotlib
+
+    write_report(out, runs)
+    number = counted(len(runs), "run")
+    print(f"report of {number} written to {out / 'index.html'} and {out / 'report.md'}")
+
+
+if __name__ == "__main__":
+    run_command(main, sys.argv[1:])

@@ -1,0 +1,124 @@
+"""Results on whole data: those that `python -m pipeline.evaluate` left beside a run, and the
+validations in training."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.report.references import Protocol
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One result.
+
+    `top1` and `top5` are errors in %; `dataset` as the setting of that name; `crop` is the side of
+    the crop and the shorter side it is cut from, in pixels; `time` is in seconds since 1970, None
+    where unknown; `scales` are the shorter sides in pixels of multi-scale, `mirror` whether each
+    was counted mirrored too; `bn_images` how many training images BN's statistics were averaged
+    over ("all", or empty for the moving averages); `ensemble` the number of networks; `changed`
+    holds what else was not as in the training, such as "optim.amp=off"; `other_root` is where the
+    images lie if they are not those that the training validated on, nor the test images beside
+    them.
+    """
+
+    protocol: Protocol
+    step: int
+    images: int
+    top1: float
+    top5: float
+    dataset: str | None
+    crop: tuple[int, int]
+    time: float | None
+    in_training: bool = False
+    mirror: bool = False
+    scales: tuple[int, ...] = ()
+    bn_images: str = ""
+    ensemble: int = 1
+    changed: tuple[str, ...] = ()
+    other_root: str = ""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is what a validation in training does: one view, one network as it is."""
+        special = self.bn_images or self.ensemble > 1 or self.changed or self.other_root
+        return self.protocol == "1-crop" and not special
+
+
+def read_evaluation(path: Path, settings: dict[str, Any]) -> Evaluation:
+    """The result in a file of `pipeline.evaluate`; what it does not say is as in the run's
+    `settings`. Raises ValueError, naming the file, if it is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        members = content.get("ensemble")
+        data = _data(settings) | content.get("config", {}).get("data", {})
+        when = content.get("date")
+        is_other = _is_other_data(content)
+        return Evaluation(
+            content["protocol"],
+            int(content["step"]),
+            int(content["images"]),
+            100 * (1 - content["top1"]),
+            100 * (1 - content["top5"]),
+            None if is_other else data["dataset"],
+            (data["image_size"], data["val_resize"]),
+            None if when is None else datetime.fromisoformat(when).timestamp(),
+            mirror=bool(content.get("mirror")),
+            scales=tuple(content.get("scales") or ()),
+            bn_images=str(content.get("bn_images") or ""),
+            ensemble=len(members) if members else 1,
+            changed=_changed(content, settings),
+            other_root=str(data.get("root")) if is_other else "",
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(
+            f"{path} is no result of python -m pipeline.evaluate ({what}); evaluate again or "
+            "remove the file"
+        ) from error
+
+
+def _is_other_data(content: dict[str, Any]) -> bool:
+    """Whether a result is of other images than those of the training's validation: as many as
+    ImageNet's are in variants of it, too. Not known, and so False, of results without hashes."""
+    if "other_data" in content:
+        return bool(content["other_data"])
+    found, wanted = content.get("data_hash"), content.get("training_data_hash")
+    return not content.get("test_images") and None not in (found, wanted) and found != wanted
+
+
+def _changed(content: dict[str, Any], settings: dict[str, Any]) -> tuple[str, ...]:
+    """What was not as in the training, apart from the crop, whose sides an `Evaluation` has.
+
+    Results from before they said so themselves say the arithmetic, of one network.
+    """
+    amp = content.get("config", {}).get("amp", settings["optim.amp"])
+    alone = len(content.get("ensemble") or ()) < 2
+    known = {"optim.amp": amp} if alone and amp != settings["optim.amp"] else {}
+    found = content.get("changed", known)
+    of_crop = () if content.get("scales") else ("data.image_size", "data.val_resize")
+    return tuple(f"{name}={value}" for name, value in found.items() if name not in of_crop)
+
+
+def validation_in_training(line: dict[str, Any], settings: dict[str, Any]) -> Evaluation:
+    """The result that a `val` event of a run's metrics holds."""
+    data = _data(settings)
+    return Evaluation(
+        "1-crop",
+        int(line["step"]),
+        int(line["images"]),
+        100 * (1 - line["top1"]),
+        100 * (1 - line["top5"]),
+        data["dataset"],
+        (data["image_size"], data["val_resize"]),
+        line.get("time"),
+        in_training=True,
+    )
+
+
+def _data(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: settings[f"data.{name}"] for name in ("dataset", "image_size", "val_resize")}

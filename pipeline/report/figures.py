@@ -1,0 +1,191 @@
+"""The PNG plots of a report: the only file that imports matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from pipeline.model.network import Network
+from pipeline.report import curves
+from pipeline.report.curves import Curve
+from pipeline.report.runs import Run
+from pipeline.report.styles import Style
+
+_LOOK: Any = {
+    "font.size": 10, "font.family": "sans-serif", "axes.titlesize": 11, "axes.titleweight": "bold",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+    "axes.axisbelow": True, "legend.fontsize": 9, "legend.frameon": True, "legend.framealpha": 0.85,
+    "legend.edgecolor": "none",
+}  # fmt: skip
+_THIN = {"linewidth": 0.9, "alpha": 0.75}
+_BOLD = {"linewidth": 2.3, "alpha": 1.0, "solid_capstyle": "round"}
+_SETTLED_SHARE = 0.02
+"""The first 2% of the iterations do not set the top of the axis: every net begins near chance."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot of several side by side."""
+
+    title: str
+    runs: Sequence[Run]
+
+
+Styles = Mapping[Network, Style]
+
+
+def draw_errors(path: Path, panels: Sequence[Panel], styles: Styles) -> None:
+    """Training error thin, validation error bold, and the learning rate below, against iterations.
+
+    The panels share their axis of errors, as in the paper's figures 1, 4 and 6.
+    """
+    with matplotlib.rc_context(_LOOK):
+        figure = Figure(figsize=(5.2 * max(len(panels), 1.45), 5.4), layout="constrained")
+        axes = figure.subplots(
+            2, len(panels), sharex="col", sharey="row", squeeze=False, height_ratios=[5, 1]
+        )
+        for i, panel in enumerate(panels):
+            upper, lower = axes[0, i], axes[1, i]
+            _errors(upper, panel, styles)
+            _learning_rates(lower, panel, styles)
+            _iterations(lower)
+            if i == 0:
+                upper.set_ylabel("top-1 error (%)")
+                lower.set_ylabel("learning rate")
+        _limit(axes[0, 0], [run for panel in panels for run in panel.runs])
+        _save(figure, path)
+
+
+def draw_early(path: Path, panels: Sequence[Panel], styles: Styles, share: float) -> None:
+    """As `draw_errors`, only the first `share` of each panel's iterations, no learning rate."""
+    with matplotlib.rc_context(_LOOK):
+        figure, axes = _grid(len(panels))
+        for i, (axis, panel) in enumerate(zip(axes, panels, strict=False)):
+            until = share * max(run.step for run in panel.runs)
+            _errors(axis, panel, styles, until)
+            _iterations(axis)
+            if i % 2 == 0:
+                axis.set_ylabel("top-1 error (%)")
+        _save(figure, path)
+
+
+def draw_gradient_norms(path: Path, panels: Sequence[Panel], styles: Styles) -> None:
+    """The gradient's norm against iterations, on logarithmic axes that the panels share."""
+    with matplotlib.rc_context(_LOOK):
+        figure = Figure(figsize=(5.2 * max(len(panels), 1.45), 4.2), layout="constrained")
+        axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for i, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
+            mine = _in_panel(panel, styles)
+            for run in panel.runs:
+                _line(axis, curves.gradient_norm(run), mine[run.network], linewidth=1.4)
+            axis.set_title(panel.title, loc="left")
+            _log_axis(axis)
+            _iterations(axis)
+            _legend(axis, panel, mine)
+            if i == 0:
+                axis.set_ylabel("norm of the gradient (all weights)")
+        _save(figure, path)
+
+
+def _learning_rates(axis: Axes, panel: Panel, styles: Styles) -> None:
+    """One grey line where all runs of the panel have the same, else one for each run."""
+    rates = [(run.network, curves.learning_rate(run)) for run in panel.runs]
+    alike = len({(r.steps.tobytes(), r.values.tobytes()) for _, r in rates}) == 1
+    for network, rate in rates[:1] if alike else rates:
+        style = Style("#555555", "-") if alike else styles[network]
+        _line(axis, rate, style, drawstyle="steps-pre", linewidth=1.3)
+    _log_axis(axis)
+
+
+def _in_panel(panel: Panel, styles: Styles) -> Styles:
+    """The styles without dashes where colours alone tell the panel's networks apart."""
+    mine = {run.network: styles[run.network] for run in panel.runs}
+    if len({style.colour for style in mine.values()}) < len(mine):
+        return mine
+    return {network: Style(style.colour, "-") for network, style in mine.items()}
+
+
+def _grid(number: int) -> tuple[Figure, list[Axes]]:
+    """At most two plots beside each other."""
+    columns = min(2, number)
+    rows = -(-number // columns)
+    figure = Figure(figsize=(5.2 * max(columns, 1.45), 4.0 * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for empty in axes[number:]:
+        empty.set_axis_off()
+    return figure, axes
+
+
+def _errors(axis: Axes, panel: Panel, all_styles: Styles, until: float = np.inf) -> None:
+    styles = _in_panel(panel, all_styles)
+    for run in panel.runs:
+        style = styles[run.network]
+        _line(axis, curves.training_error(run).until(until), style, **_THIN)
+        validation = curves.validation_error(run).until(until)
+        few = {"marker": "o", "markersize": 4} if len(validation.steps) <= 3 else {}
+        _line(axis, validation, style, **_BOLD, **few)
+    axis.set_title(panel.title, loc="left")
+    _legend(axis, panel, styles)
+
+
+def _line(axis: Axes, curve: Curve, style: Style, **look: Any) -> None:
+    axis.plot(curve.steps, curve.values, color=style.colour, linestyle=style.dash, **look)
+
+
+def _legend(axis: Axes, panel: Panel, styles: Styles) -> None:
+    """One entry for each network, with the number of its runs if there are several."""
+    networks: dict[Network, int] = {}
+    for run in panel.runs:
+        networks[run.network] = networks.get(run.network, 0) + 1
+    handles = [
+        Line2D([], [], color=styles[network].colour, linestyle=styles[network].dash, linewidth=2.3,
+               label=network.label + (f" ({count} runs)" if count > 1 else ""))
+        for network, count in networks.items()
+    ]  # fmt: skip
+    columns = 1 if len(handles) <= 7 else 2
+    axis.legend(handles=handles, loc="upper right", handlelength=2.6, ncols=columns)
+
+
+def _limit(axis: Axes, runs: Sequence[Run]) -> None:
+    """The axis of errors ends where the curves are once they have left chance behind."""
+    kinds: tuple[Callable[[Run], Curve], ...] = (curves.training_error, curves.validation_error)
+    settled = [
+        curve.values[curve.steps > _SETTLED_SHARE * run.step]
+        for run in runs
+        for curve in (kind(run) for kind in kinds)
+    ]
+    values = np.concatenate(settled) if settled else np.empty(0)
+    if len(values):
+        low, high = float(values.min()), float(np.percentile(values, 99.5))
+        margin = max(0.06 * (high - low), 0.5)
+        axis.set_ylim(max(0.0, low - margin), min(100.0, high + margin))
+
+
+def _log_axis(axis: Axes) -> None:
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    # Within two decades powers of ten alone would label one line or none.
+    subs = (1.0, 2.0, 5.0) if high / low < 60 else (1.0,)
+    axis.yaxis.set_major_locator(LogLocator(subs=subs, numticks=20))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _iterations(axis: Axes) -> None:
+    axis.set_xlabel("iterations (optimizer steps)")
+    axis.set_xlim(left=0)
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=150, metadata={"Software": None})

@@ -1,0 +1,203 @@
+"""Our errors beside those of the paper and of later work. Matched by what a run's configuration
+says, never by its name; a row for which nothing was run stays empty."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pipeline.report import references
+from pipeline.report.evaluations import Evaluation
+from pipeline.report.pages import Block, Heading, Paragraph, Table
+from pipeline.report.references import IMAGENET_CROP, MULTI_SCALES, Recipe, Reference
+from pipeline.report.runs import Run, date
+from pipeline.system.text import counted
+
+_HEAD = ("network", "test", "source", "theirs, %", "ours, %", "our run")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One evaluation with the run it is of."""
+
+    run: Run
+    evaluation: Evaluation
+
+    @property
+    def data_set(self) -> str | None:
+        """The data set whose stated errors it may stand beside; None for anything else."""
+        return self.run.data_set if self.run.is_whole(self.evaluation) else None
+
+    @property
+    def group(self) -> tuple[object, ...]:
+        """What results that are averaged over seeds have in common."""
+        e = self.evaluation
+        kind = (
+            e.protocol, e.mirror, e.scales, e.bn_images, e.ensemble, e.images, e.crop, e.changed,
+            e.other_root,
+        )  # fmt: skip
+        recipe = tuple(sorted(self.run.recipe.items()))
+        return (
+            *kind,
+            e.in_training,
+            self.run.finished,
+            recipe,
+            str(self.run.settings["data.root"]),
+        )
+
+    @property
+    def _usual_crop(self) -> tuple[int, int]:
+        """The crop that the stated errors are of; for other data what the run itself has."""
+        usual = {"imagenet-1k": IMAGENET_CROP}
+        settings = self.run.settings
+        own = (settings["data.image_size"], settings["data.val_resize"])
+        return usual.get(self.data_set or "", own)
+
+    @property
+    def origin(self) -> str:
+        """The run it comes from: name, step, images and date, and what is special about it."""
+        e, run = self.evaluation, self.run
+        parts = [run.name, f"step {e.step:,} of {run.settings['data.global_batch_size']} images"]
+        parts += [] if run.finished else ["run unfinished"]
+        parts += [counted(e.images, "image"), date(e.time)]
+        parts += [f"of {e.other_root}"] if e.other_root else []
+        parts += ["validation in training"] if e.in_training else []
+        parts += [f"ensemble of {e.ensemble}"] if e.ensemble > 1 else []
+        if e.scales:
+            parts.append("scales " + " ".join(map(str, e.scales)))
+            parts += ["mirrored too"] if e.mirror else []
+        elif e.crop != self._usual_crop:
+            parts.append("crop {} of {}".format(*e.crop))
+        parts += e.changed
+        parts += [f"BN statistics over {e.bn_images} training images"] if e.bn_images else []
+        return ", ".join(parts)
+
+
+def results(runs: Iterable[Run]) -> list[Result]:
+    """Every result of `runs`."""
+    return [Result(run, evaluation) for run in runs for evaluation in run.evaluations]
+
+
+def is_of(result: Result, reference: Reference, data_set: str) -> bool:
+    """Whether a result is of the network, test, data and recipe that a reference is of."""
+    evaluation = result.evaluation
+    if result.data_set != data_set or evaluation.protocol != reference.protocol:
+        return False
+    if evaluation.ensemble != reference.ensemble:
+        return False
+    if reference.protocol == "multi-scale":
+        # The side of the crop is what the pooling window of a fully convolutional net comes from.
+        if set(evaluation.scales) != set(MULTI_SCALES) or evaluation.crop[0] != IMAGENET_CROP[0]:
+            return False
+    elif data_set == "imagenet-1k" and evaluation.crop != IMAGENET_CROP:
+        return False
+    if reference.network is not None and result.run.network != reference.network:
+        return False
+    return _follows(result.run, reference.recipe)
+
+
+def _follows(run: Run, recipe: Recipe) -> bool:
+    if recipe.epochs is not None:
+        steps = run.settings["schedule.steps"]
+        if steps is not None or abs(run.settings["schedule.epochs"] - recipe.epochs) > 0.5:
+            return False
+    if recipe.warmup is not None and recipe.warmup != (run.settings["schedule.warmup_epochs"] > 0):
+        return False
+    batch = recipe.global_batch_size
+    return batch is None or batch == run.settings["data.global_batch_size"]
+
+
+def comparison_blocks(runs: Sequence[Run]) -> list[Block]:
+    """The tables of references with our results, then the results that no reference is of."""
+    found = results(runs)
+    blocks: list[Block] = [
+        Heading("Beside the paper and later work"),
+        Paragraph(
+            "Errors in %, top-1, or top-1 / top-5. Ours is empty where nothing was run. Several "
+            "runs that differ in their seed also have a line with their mean ± the standard "
+            "deviation between them (divided by n - 1)."
+        ),
+    ]
+    used: set[int] = set()
+    for table in references.tables():
+        rows: list[tuple[str, ...]] = []
+        for reference in table.rows:
+            mine = [result for result in found if is_of(result, reference, table.data)]
+            used |= {id(result) for result in mine}
+            rows += _rows(reference, mine)
+        blocks += [Heading(table.title, 3), Table(_HEAD, rows, (3, 4))]
+    rest = [result for result in found if id(result) not in used]
+    known = [result for result in rest if result.data_set is not None]
+    other = [result for result in rest if result.data_set is None]
+    if known:
+        blocks.append(Heading("Results without a number to set beside them", 3))
+        blocks.append(_own_table(known))
+    if other:
+        blocks += [
+            Heading("Other data", 3),
+            Paragraph(
+                "Not ImageNet-1k's validation images nor CIFAR-10's test images: no published "
+                "number may stand beside these."
+            ),
+            _own_table(other),
+        ]
+    return blocks
+
+
+def _rows(reference: Reference, mine: Sequence[Result]) -> list[tuple[str, ...]]:
+    """The reference with our first line (the mean, where there is one), then our other lines."""
+    name = reference.network.label if reference.network else f"ensemble of {reference.ensemble}"
+    source = reference.source + (f" ({reference.note})" if reference.note else "")
+    theirs = (name, reference.protocol, source, _stated(reference))
+    ours = _our_lines(mine) or [("", "")]
+    return [(*theirs, *ours[0]), *(("", "", "", "", *line) for line in ours[1:])]
+
+
+def _stated(reference: Reference) -> str:
+    if reference.top1 is None:
+        return f"top-5 {reference.top5:.2f}" if reference.top5 is not None else ""
+    decimals = 1 if reference.source in ("released weights", "FFCV") else 2
+    text = f"{reference.top1:.{decimals}f}"
+    text += f" ± {reference.spread:.2f}" if reference.spread is not None else ""
+    return text + (f" / {reference.top5:.{decimals}f}" if reference.top5 is not None else "")
+
+
+def _our_lines(mine: Sequence[Result]) -> list[tuple[str, str]]:
+    """(error, origin) of every result, the mean over seeds above those it is of."""
+    groups: dict[tuple[object, ...], list[Result]] = {}
+    for result in mine:
+        groups.setdefault(result.group, []).append(result)
+    lines = []
+    for members in groups.values():
+        # A run with two results of the same kind (two checkpoints) would count twice in a mean.
+        if len({result.run.folder for result in members}) == len(members) > 1:
+            lines.append((_mean(members), f"mean of {len(members)} runs"))
+        for result in members:
+            e = result.evaluation
+            lines.append((f"{e.top1:.2f} / {e.top5:.2f}", result.origin))
+    return lines
+
+
+def _mean(members: Sequence[Result]) -> str:
+    return " / ".join(
+        f"{statistics.fmean(errors):.2f} ± {statistics.stdev(errors):.2f}"
+        for errors in (
+            [result.evaluation.top1 for result in members],
+            [result.evaluation.top5 for result in members],
+        )
+    )
+
+
+def _own_table(mine: Sequence[Result]) -> Table:
+    """Results by themselves, by data, network and test."""
+    kinds: dict[tuple[str, ...], list[Result]] = {}
+    for result in mine:
+        run = result.run
+        kind = (run.data_label, run.network.label, result.evaluation.protocol)
+        kinds.setdefault(kind, []).append(result)
+    rows: list[tuple[str, ...]] = []
+    for labels, members in kinds.items():
+        for i, line in enumerate(_our_lines(members)):
+            rows.append((*(labels if i == 0 else ("", "", "")), *line))
+    return Table(("data", "network", "test", "error, %", "run"), rows, (3,))

@@ -1,1 +1,0 @@
-"""What `python -m pipeline.report` makes of runs: curves, tables and pages."""

@@ -1,0 +1,1 @@
+"""`python -m pipeline.runs`: runs seen from outside, without touching them."""

@@ -1,0 +1,1 @@
+"""`python -m pipeline.train`: one training run."""

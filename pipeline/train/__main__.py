@@ -1,0 +1,33 @@
+"""Trains a network: `horovodrun -np 8 python -m pipeline.train [--config FILE] [options]`."""
+
+from __future__ import annotations
+
+import sys
+
+from pipeline.config import Config
+from pipeline.config.reading import checkpoint_exists, load_config
+from pipeline.system.failure import run_command
+
+DESCRIPTION = "Trains a ResNet on JPEG files, on one process or under horovodrun."
+
+
+def main(argv: list[str]) -> None:
+    """Parses and checks, then loads what is heavy and runs."""
+    config = load_config(argv, "python -m pipeline.train", DESCRIPTION)
+    _check_batch(config)
+    if config.resume not in ("auto", "none"):
+        checkpoint_exists("--resume is neither auto nor none, and the checkpoint", config.resume)
+    from pipeline.train.run import run  # torch, DALI and Horovod: after the check
+
+    run(config)
+
+
+def _check_batch(config: Config) -> None:
+    from pipeline.data.batches import split_global_batch
+    from pipeline.system.failure import launched_size
+
+    split_global_batch(config.data.global_batch_size, config.data.local_batch_size, launched_size())
+
+
+if __name__ == "__main__":
+    run_command(main, sys.argv[1:])

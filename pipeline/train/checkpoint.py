@@ -1,0 +1,259 @@
+"""Checkpoints: whole or not there, verified before use, never code.
+
+A checkpoint is what `torch.save` writes: a zip file whose records carry a CRC-32 each, so plain
+`torch.load` reads it and Python's `zipfile` verifies it. Only rank 0 writes and reads.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.system.failure import TrainingError
+
+log = logging.getLogger("trainyard")
+
+FORMAT = 1
+"""Version of a checkpoint's content; raised when a reader of the old one would go wrong."""
+
+_NAME = re.compile(r"step-(\d{9})\.pt")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class DamagedCheckpoint(ValueError):
+    """The file is not a whole checkpoint."""
+
+
+class SaveError(TrainingError):
+    """A checkpoint cannot be written. `reason` names it and the last good one, `cure` what to do;
+    `for_room`: room on the disk is all that it lacks."""
+
+    def __init__(self, reason: str, cure: str, for_room: bool) -> None:
+        super().__init__(f"{reason}; {cure} and start again")
+        self.reason, self.cure, self.for_room = reason, cure, for_room
+
+
+def write_atomically(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes `content` so that `path` holds either the old file or the whole new one.
+
+    Temporary file in the same folder, fsync, rename, fsync of the folder. Raises `OSError`, and
+    leaves no part of a file behind, when the disk does not take it.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except Exception as error:
+        partial.unlink(missing_ok=True)  # its room may be needed for a word on the cause
+        refused = _refusal(error)
+        if refused is None or refused is error:
+            raise
+        raise OSError(refused.errno, refused.strerror, str(path)) from error
+    _sync_folder(path.parent)
+
+
+def _refusal(error: BaseException | None) -> OSError | None:
+    """What the system said. torch 2.13 has a RuntimeError of its own on top, that the file is
+    shorter than it should be."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_verified(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, every record's CRC-32 compared first.
+
+    Tensors come to the CPU. Raises `ValueError` when the file is missing or of another format
+    version, `DamagedCheckpoint` when it is not whole. Never runs code from the file.
+    """
+    if not path.is_file():
+        raise ValueError(f"checkpoint {path} does not exist; give the path of a .pt file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            raise DamagedCheckpoint(f"checkpoint {path} is damaged: checksum of {broken} is wrong")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except DamagedCheckpoint:
+        raise
+    except Exception as error:  # zipfile and torch raise many kinds on a damaged file
+        reason = str(error).split("\n")[0]
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged: {reason}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise ValueError(
+            f"checkpoint {path} has format {found!r}, this version reads {FORMAT}; "
+            "it was not written by this program or by another version of it"
+        )
+    return content
+
+
+class CheckpointFolder:
+    """The `checkpoints/` folder of one run: `step-<9 digits>.pt`, and `best.pt`."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+        self._waits_for_room = False
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint before step `step` lies."""
+        return self.folder / f"step-{step:09d}.pt"
+
+    @property
+    def best(self) -> Path:
+        """Where the checkpoint of the best validation lies."""
+        return self.folder / "best.pt"
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints there are, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        found = (_NAME.fullmatch(entry.name) for entry in self.folder.iterdir())
+        return sorted(int(match.group(1)) for match in found if match)
+
+    def save(self, step: int, content: Mapping[str, Any], best: bool = False) -> Path:
+        """Writes the checkpoint before step `step`, then removes all but the newest `keep`.
+
+        Raises `SaveError` when the disk does not take it.
+        """
+        path = self.path(step)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for cut in self.folder.glob(".*.partial"):  # what a save that was killed has left
+                cut.unlink()
+            write_atomically(path, {"format": FORMAT, **content})
+        except OSError as error:
+            raise self._not_written(path, content, error) from error
+        for old in self.steps()[: -self.keep]:
+            self.path(old).unlink(missing_ok=True)
+        if best:
+            try:
+                self.link_best(path)
+            except OSError as error:
+                raise self._not_written(self.best, content, error) from error
+        if self._waits_for_room:
+            self._waits_for_room = False
+            log.info("there is room again: checkpoint %s is written", path)
+        return path
+
+    def save_or_wait(self, step: int, content: Mapping[str, Any], best: bool = False) -> None:
+        """As `save`, but a full disk costs this checkpoint only, not the run, and is told once
+        until there is room again. Not for the last save, nor when there is no checkpoint yet."""
+        try:
+            self.save(step, content, best)
+        except SaveError as error:
+            if not error.for_room or not self.steps():
+                raise
+            if not self._waits_for_room:
+                log.warning(
+                    "warning: %s; %s: the training goes on and tries again at the next save%s",
+                    error.reason, error.cure,
+                    ", but best.pt stays that of an earlier validation" if best else "",
+                )  # fmt: skip
+            self._waits_for_room = True
+
+    def _not_written(self, path: Path, content: Mapping[str, Any], error: OSError) -> SaveError:
+        steps, for_room = self.steps(), error.errno in _FULL
+        folders = (self.folder, *self.folder.parents)
+        disk = os.statvfs(next(folder for folder in folders if folder.is_dir()))
+        return SaveError(
+            f"checkpoint {path} cannot be written: {error.strerror} (it needs about "
+            f"{_size_bytes(content) / 1e6:.1f} MB, and {disk.f_bavail * disk.f_frsize / 1e6:.1f} "
+            "MB are free on its disk); "
+            + (f"the last good one is that of step {steps[-1]}" if steps else "there is none yet"),
+            "make room there" if for_room else "have that folder take files again",
+            for_room,
+        )
+
+    def link_best(self, path: Path) -> None:
+        """Makes `best.pt` another name of the checkpoint `path`."""
+        partial = self.folder / ".best.pt.partial"
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(path, partial)
+        except OSError:  # a file system without hard links
+            try:
+                partial.write_bytes(path.read_bytes())
+            except OSError:
+                partial.unlink(missing_ok=True)
+                raise
+        os.replace(partial, self.best)
+        _sync_folder(self.folder)
+
+    def latest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest whole checkpoint and its path; None when there is none at all.
+
+        A damaged one is reported and the one before it is tried. Raises `DamagedCheckpoint` when
+        there are some and none is whole: to start from scratch must be asked for.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return self.path(step), read_verified(self.path(step))
+            except DamagedCheckpoint as error:
+                log.warning("warning: %s; the one before it is tried", error)
+        if not steps:
+            return None
+        raise DamagedCheckpoint(
+            f"none of the {len(steps)} checkpoints in {self.folder} is whole; remove the folder "
+            "to start from scratch, or give --resume the path of another checkpoint"
+        )
+
+    def forget_after(self, step: int) -> None:
+        """Removes checkpoints after `step`: the run goes on from there."""
+        for later in self.steps():
+            if later > step:
+                self.path(later).unlink()
+
+
+def _size_bytes(content: Any) -> int:
+    """Of the tensors in `content`, which is all that counts."""
+    if isinstance(content, torch.Tensor):
+        return content.nbytes
+    if isinstance(content, Mapping):
+        return sum(map(_size_bytes, content.values()))
+    return 0
+
+
+def require_same_run(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Compares the facts that make two runs the same one. Raises `ValueError` naming both values
+    of each that differs, or that `stored` is of no run."""
+    if "weights from" in stored:  # pipeline.export made it, and knows nothing of a training
+        raise ValueError(
+            f"checkpoint {path} holds weights imported from {stored['weights from']}, from which "
+            "no training goes on; give it to pipeline.evaluate or pipeline.predict"
+        )
+    differences = [
+        f"{name}: {_short(stored.get(name))} in the checkpoint, {_short(value)} now"
+        for name, value in wanted.items()
+        if stored.get(name) != value
+    ]
+    if differences:
+        raise ValueError(
+            f"checkpoint {path} belongs to another run ({'; '.join(differences)}); set these back, "
+            "or choose another run.name"
+        )
+
+
+def _short(value: Any) -> str:
+    return "(not stored)" if value is None else str(value)

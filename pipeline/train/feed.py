@@ -1,0 +1,103 @@
+"""One decision for all ranks: stop, save, or give up, taken before a micro-batch is used.
+
+Nothing else in a step invents its own collective. A rank whose next batch failed says so here,
+before any rank computes with its own, so that all leave from the same point.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.data.dali import Batch, Loader
+from pipeline.data.images import BadImage
+from pipeline.ranks.stop import STOP_SIGNALS, StopSignal
+from pipeline.ranks.world import World
+from pipeline.system.failure import TrainingError
+from pipeline.train.phases import Phases
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What all ranks do before the batch they hold."""
+
+    stop: str
+    """The signal to stop by, of `STOP_SIGNALS`; empty: go on."""
+    save: bool
+
+
+Recover = Callable[[Exception | None, int, int], Callable[[], Loader] | None]
+"""Collective. Of this rank's error, step and micro-batch: what opens the loader to go on with; None
+if there is none."""
+
+
+class Feed:
+    """The loader's batches, each with the ranks' common decision."""
+
+    def __init__(
+        self, loader: Loader, world: World, stop: StopSignal, recover: Recover | None = None,
+        phases: Phases | None = None,
+    ) -> None:  # fmt: skip
+        self._loader = loader
+        self._batches: Iterator[Batch] = iter(loader)
+        self._world = world
+        self._stop = stop
+        self._recover = recover
+        self._phases = phases or Phases(world.heartbeat, torch.device("cpu"))
+        self.wait_sec = 0.0
+        """Seconds the last `next` waited for the loader."""
+
+    def close(self) -> None:
+        """Ends the loader's threads."""
+        self._loader.close()
+
+    def next(self, step: int, wants_save: bool = False, micro: int = 0) -> tuple[Batch, Decision]:
+        """Collective. This rank's next micro-batch: number `micro` of `step`.
+
+        When any rank's batch failed, every rank gets it anew without the bad images, or raises
+        `Reported`.
+        """
+        self.wait_sec = 0.0
+        while True:
+            started = time.perf_counter()
+            batch: Batch | None = None
+            error: Exception | None = None
+            with self._phases("data_wait", step):
+                try:
+                    batch = next(self._batches)
+                except Exception as caught:  # whatever it is, the other ranks must hear of it
+                    error = caught
+            self.wait_sec += time.perf_counter() - started
+            with self._phases("agreement"):
+                stop, save, failed = self._world.maximum(
+                    [self._stop.received, wants_save, error is not None]
+                )
+            if not failed:
+                assert batch is not None
+                return batch, Decision(STOP_SIGNALS[stop], bool(save))
+            self._go_on_without(error, step, micro)
+
+    def _go_on_without(self, error: Exception | None, step: int, micro: int) -> None:
+        """Collective. Takes up the data anew at this micro-batch, or raises `Reported`."""
+        reopen = self._recover(error, step, micro) if self._recover else None
+        if reopen is None:
+            self._world.raise_together(None if error is None else self._explained(error, step))
+            return
+        self._loader.close()  # first: two decoders at once may not fit into a GPU's memory
+        self._loader = self._world.together(reopen)
+        self._batches = iter(self._loader)
+
+    def _explained(self, error: Exception, step: int) -> Exception:
+        where = f"met at step {step} by rank {self._world.rank}"
+        if isinstance(error, BadImage):
+            cure = (
+                "put back the file that was scanned and start again"
+                if error.changed
+                else "go on without it by data.bad_images=exclude, or put a good copy there, which "
+                "changes the data, and start under a new run.name"
+            )
+            return ValueError(f"{error} ({where}); {cure}")
+        return TrainingError(f"the loader failed: {type(error).__name__}: {error} ({where})")

@@ -1,0 +1,87 @@
+"""This rank's batches of a validation, past bad images if so configured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+
+from pipeline.config import Config
+from pipeline.data.batches import validation_chunks
+from pipeline.data.dali import Batch, DecodeSettings, Loader
+from pipeline.data.exclusion import Found, Placed, locate, too_many
+from pipeline.data.images import BadImage, ImageSet
+from pipeline.data.stream import ValStream, val_planner
+from pipeline.ranks.world import World
+
+
+class ValidationLoader:
+    """This rank's batches of a validation, past at most `most` bad files; None: past none.
+
+    `open_from(chunk)` makes the loader of the chunks from `chunk` on, (B,) positions each given by
+    `positions(chunk)`. What is passed over is added to `stream.excluded` and listed in `found`.
+    """
+
+    def __init__(
+        self, stream: ValStreamLike, open_from: Callable[[int], Loader],
+        positions: Callable[[int], np.ndarray], most: int | None,
+    ) -> None:  # fmt: skip
+        self._stream, self._open_from, self._positions = stream, open_from, positions
+        self._most = most
+        self._loader = open_from(0)
+        self.found: list[Found] = []
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        done = 0
+        while True:
+            try:
+                for batch in self._loader:
+                    done += 1
+                    yield batch
+                return
+            except BadImage as error:
+                found = locate(error, self._stream, self._positions(done))
+                if found is None or self._most is None:
+                    raise
+            self.found.append(found)
+            self._stream.excluded |= {found.image}
+            if len(self._stream.excluded) > self._most:
+                raise too_many(len(self._stream.excluded), self._most)
+            self._loader.close()
+            self._loader = self._open_from(done)
+
+    def close(self) -> None:
+        """Ends the loader's threads."""
+        self._loader.close()
+
+
+class ValStreamLike(Placed, Protocol):
+    """A validation stream, which can leave images out."""
+
+    excluded: frozenset[int]
+
+
+def open_val_loader(
+    config: Config, val_set: ImageSet, world: World, decode: DecodeSettings,
+    excluded: frozenset[int] = frozenset(),
+) -> ValidationLoader:  # fmt: skip
+    """Chunk c is images [c*b, (c+1)*b) with b = data.local_batch_size, at every world size."""
+    batch = config.data.local_batch_size
+    chunks = validation_chunks(len(val_set), batch, world.rank, world.size)
+    stream = ValStream(val_set, val_planner(config.data))
+    decode = decode.for_shape((config.data.image_size, config.data.image_size))
+    stream.excluded = excluded
+
+    def positions(done: int) -> np.ndarray:
+        return np.arange(chunks[done] * batch, (chunks[done] + 1) * batch, dtype=np.int64)
+
+    def open_from(done: int) -> Loader:
+        left = (positions(number) for number in range(done, len(chunks)))
+        return Loader(stream, left, len(chunks) - done, batch, decode)
+
+    most = config.data.max_excluded if config.data.bad_images == "exclude" else None
+    return ValidationLoader(stream, open_from, positions, most)

@@ -1,0 +1,177 @@
+"""What is counted and timed between two lines of metrics, and whose the GPU's memory is."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class GpuMemory:
+    """Made once the model lies on the GPU and before DALI builds a graph. On a CPU it asks nothing.
+
+    PyTorch counts its own memory. DALI (2.4) does not tell what its pools and decoders hold: its
+    `executor_statistics` are of operators' outputs only, and empty with the dynamic executor, which
+    hands batches over without a copy. So its part is measured: what the GPU has lost to others than
+    PyTorch until `dali_is_ready`. Up to there nothing else allocates: DALI decodes a batch of the
+    largest images of both sets (`preflight`) and builds the training's graph. What it takes later,
+    when pools grow or a validation's graph comes, cannot be told from NCCL's buffers and the
+    kernels that CUDA loads when they are first used: it counts with the others.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device if device.type == "cuda" else None
+        self._before = self._of_others()
+        self._dali: float | None = None
+
+    def dali_is_ready(self) -> None:
+        """The first step comes next. Only the first call counts."""
+        if self._dali is None:
+            self._dali = max(0.0, self._of_others() - self._before)
+
+    def held_bytes(self, dali_decodes: bool) -> list[float]:
+        """The most that PyTorch has held so far, what DALI holds, and what all others hold now.
+
+        Others are the CUDA context, NCCL, and other programs on that GPU. `dali_decodes`: whether
+        DALI works on it at all. Zeros on a CPU.
+        """
+        if self._device is None:
+            return [0.0, 0.0, 0.0]
+        dali = (self._dali or 0.0) if dali_decodes else 0.0
+        most = float(torch.cuda.max_memory_reserved(self._device))
+        return [most, dali, max(0.0, self._of_others() - dali)]
+
+    def _of_others(self) -> float:
+        """What is in use on the GPU now but for PyTorch's own."""
+        if self._device is None:
+            return 0.0
+        free, total = torch.cuda.mem_get_info(self._device)
+        return float(total - free - torch.cuda.memory_reserved(self._device))
+
+
+def predicted_classes(scores: Tensor) -> Tensor:
+    """(B,) int64: the class of the highest of `scores` (B, classes), of equal ones the first.
+
+    Every count of hits and every name of a mistake begins here: bf16 often gives two classes the
+    same score, of which `topk` may name the other one.
+    """
+    return scores.argmax(dim=1)
+
+
+def among_five(scores: Tensor, predicted: Tensor, labels: Tensor) -> Tensor:
+    """(B,) bool: whether each label is among the five best, of which `predicted` (B,) is one.
+
+    `labels` (B,) int64; never for a negative one. With fewer than five classes all are best.
+    """
+    best = scores.topk(min(5, scores.shape[1]), dim=1).indices
+    return (best == labels.unsqueeze(1)).any(dim=1) | (predicted == labels)
+
+
+def correct_counts(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many of a batch are right: (2,) int64 on the device, top-1 and top-5.
+
+    `logits` (B, classes), `labels` (B,) int64; a negative label (padding) counts in neither.
+    """
+    predicted = predicted_classes(logits)
+    five = among_five(logits, predicted, labels)
+    return torch.stack([(predicted == labels).sum(), five.sum()])
+
+
+class TrainWindow:
+    """Loss and hits of the micro-batches since the last line of metrics.
+
+    Each micro-batch writes one row on the device. Rows come to the host at log and save steps
+    only, and are summed there one after the other in float64: a sum that was saved and taken up
+    again has the same bits as one that never stopped.
+    """
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self._rows = torch.zeros(rows, 3, device=device)
+        self._steps: list[int] = []
+        self.sums = torch.zeros(4, dtype=torch.float64)
+        """loss * images, top-1 hits, top-5 hits, images: of this rank, since the last line."""
+        self._images: list[int] = []
+        self.memory = GpuMemory(device)
+        self._start()
+
+    @torch.no_grad()
+    def add(self, step: int, loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """Takes in one micro-batch: mean `loss` (scalar), `logits` (B, classes), `labels` (B,).
+
+        Returns its `correct_counts`.
+        """
+        counts = correct_counts(logits, labels)
+        row = self._rows[len(self._steps)]
+        row[0] = loss
+        row[1:] = counts
+        self._steps.append(step)
+        self._images.append(len(labels))
+        return counts
+
+    def fold(self) -> tuple[int, float] | None:
+        """Brings the rows to the host. Returns (step, loss) of the first non-finite loss."""
+        rows = self._rows[: len(self._steps)].tolist()  # host sync
+        not_finite = None
+        for step, images, (loss, top1, top5) in zip(self._steps, self._images, rows, strict=True):
+            if not_finite is None and not math.isfinite(loss):
+                not_finite = (step, loss)
+            self.sums += torch.tensor([loss * images, top1, top5, images], dtype=torch.float64)
+            self._timed_images += images
+        self._steps.clear()
+        self._images.clear()
+        return not_finite
+
+    def pause(self, seconds: float) -> None:
+        """Leaves `seconds` of saving or validating out of the speed."""
+        self._started += seconds
+        self._paused_sec += seconds
+
+    def timings(self) -> Tensor:
+        """(3,) float64: images since start or last line, their seconds, and those paused."""
+        elapsed = time.perf_counter() - self._started
+        return torch.tensor([self._timed_images, elapsed, self._paused_sec], dtype=torch.float64)
+
+    def restart(self) -> None:
+        """Begins a new window."""
+        self.sums.zero_()
+        self._start()
+
+    def start_clock(self) -> None:
+        """Begins to measure the speed: the loader is open, and the first step comes next."""
+        self.memory.dali_is_ready()
+        self._start()
+
+    def _start(self) -> None:
+        self._timed_images = 0
+        self._paused_sec = 0.0
+        self._started = time.perf_counter()
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One validation: fractions over exactly `images` images, each counted once.
+
+    `top1_correct` and `top5_correct` are the integer counts; `epoch`, `step` and `position` say
+    where in the training it stands.
+    """
+
+    images: int
+    top1_correct: int
+    top5_correct: int
+    loss: float
+    epoch: int = 0
+    step: int = 0
+    position: int = 0
+
+    @property
+    def top1(self) -> float:
+        """Share of images whose best score is their class."""
+        return self.top1_correct / self.images
+
+    @property
+    def top5(self) -> float:
+        """Share of images whose class is among the five best scores."""
+        return self.top5_correct / self.images

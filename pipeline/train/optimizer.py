@@ -1,0 +1,110 @@
+"""SGD with its parameter groups, and norms of gradients and weights by stage of the network."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+
+def build_optimizer(
+    model: nn.Module, lr: float, momentum: float, weight_decay: float, decay_norm_and_bias: bool
+) -> torch.optim.SGD:
+    """Builds SGD over two groups, named by their key `name`: "weights" and "norm_and_bias".
+
+    The paper decays every parameter (section 3.4); Goyal et al. 2017, section 5.1, do not decay
+    BN's. The groups are the same two in both cases, so a checkpoint's layout does not depend on
+    it. `param_names` holds each group's parameter names as `model.named_parameters()` gives them.
+
+    Momentum is PyTorch's: v = momentum * v + g; w = w - lr * v. Caffe's, which the paper ran
+    with, has lr inside: v = momentum * v - lr * g; w = w + v. They agree while lr is constant; at
+    a drop PyTorch's takes effect on the whole velocity at once, which is what Goyal et al. 2017,
+    section 3, restore in the other by "momentum correction". Weight decay is part of g in both.
+
+    Args:
+        model: on its final device.
+        lr: of the first step; see `set_lr`.
+        momentum: share of the velocity kept.
+        weight_decay: L2 penalty of the group "weights".
+        decay_norm_and_bias: whether the other group (BN's scales and shifts, biases) has it too.
+    """
+    named = list(model.named_parameters())
+    # One dimension is what BN's scale and shift and every bias have, and no other parameter.
+    weights = [(name, parameter) for name, parameter in named if parameter.ndim > 1]
+    norm_and_bias = [(name, parameter) for name, parameter in named if parameter.ndim == 1]
+    other_decay = weight_decay if decay_norm_and_bias else 0.0
+    groups: list[dict[str, Any]] = [
+        {"name": "weights", "params": weights, "weight_decay": weight_decay},
+        {"name": "norm_and_bias", "params": norm_and_bias, "weight_decay": other_decay},
+    ]
+    on_cuda = all(parameter.is_cuda for _, parameter in named)
+    optimizer = _Sgd(groups, lr=lr, momentum=momentum, fused=True if on_cuda else None)
+    if momentum > 0:
+        # SGD would make its buffers in the first step. The fused one (2.13) leaves them
+        # uninitialised when loss scaling skips that step, and the next would use what is in them.
+        for _, parameter in named:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Sets the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """The L2 norm of all gradients as one vector: a scalar on their device, without a host sync.
+
+    Parameters without a gradient are left out. A non-finite gradient makes it inf or NaN.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)
+
+
+class _Sgd(torch.optim.SGD):
+    """torch.optim.SGD that does not load torch's compiler.
+
+    What torch wraps around these methods keeps the compiler away from them, for which it imports
+    torch._dynamo: about half of a rank's start, and some thousand files that every rank would
+    open. No optimizer is compiled here.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.SGD.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.SGD.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+
+_STEM = ("conv1", "bn1")
+
+
+def _stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    stages: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        first = name.partition(".")[0]
+        stages.setdefault("stem" if first in _STEM else first, []).append(parameter)
+    return stages
+
+
+def norm_names(model: nn.Module) -> list[str]:
+    """The names of `norms`, as metrics.jsonl has them."""
+    stages = _stages(model)
+    by_stage = [f"{kind}_norm_{stage}" for kind in ("gradient", "weight") for stage in stages]
+    return ["gradient_norm", *by_stage]
+
+
+@torch.no_grad()
+def norms(model: nn.Module) -> Tensor:
+    """L2 norms, (1 + 2 stages,) fp32 on the model's device, without a host sync.
+
+    Of all gradients, of each stage's gradients, of each stage's parameters. A gradient that is not
+    finite makes its own inf or NaN. Each tensor is read once.
+    """
+    stages = _stages(model).values()
+    of_gradients = [gradient_norm(stage) for stage in stages]
+    of_weights = [get_total_norm(stage) for stage in stages]
+    return torch.stack([get_total_norm(of_gradients), *of_gradients, *of_weights])

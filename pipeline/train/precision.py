@@ -1,0 +1,173 @@
+"""Mixed precision: off, bf16, or fp16 with loss scaling, behind one interface.
+
+The order of a step, which keeps a non-finite gradient from reaching the weights (an overflow on
+one rank is everywhere after the average, so all ranks skip together):
+
+    with precision.autocast():
+        loss = criterion(model(images), labels)
+    precision.backward(loss)
+    ...                               # average the gradients over ranks
+    precision.unscale_(optimizer)     # only to read or clip them
+    precision.step(optimizer)
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.system.failure import TrainingError
+
+Mode = Literal["off", "bf16", "fp16"]
+_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+log = logging.getLogger("trainyard")
+
+
+class TrainingDiverged(TrainingError):
+    """Training cannot go on: its numbers are no longer finite."""
+
+
+class Precision:
+    """The arithmetic of forward, backward and update; parameters stay fp32 in every mode.
+
+    Only fp16 scales the loss: bf16 has the exponent range of fp32. Skipped steps are counted on
+    the device and read only when asked for (and every `max_skipped_steps` steps), so counting
+    adds no synchronisation to those of `GradScaler` (none with the fused SGD, else one a step).
+    """
+
+    def __init__(
+        self,
+        mode: Mode,
+        device: torch.device,
+        init_scale: float = 2.0**16,
+        max_skipped_steps: int = 20,
+    ) -> None:
+        """Sets up `mode` on `device`.
+
+        Args:
+            mode: dtype of the matrix and convolution arithmetic; "off" is fp32 throughout.
+            device: where the model lies.
+            init_scale: what the loss is first multiplied by (fp16).
+            max_skipped_steps: how many steps in a row may be skipped (fp16). It is checked every
+                that many steps, so the run ends after n to 2n - 1 skips in a row.
+        """
+        self.mode = mode
+        self._device = device
+        self._scaler = torch.amp.GradScaler(
+            device.type, init_scale=init_scale, enabled=mode == "fp16"
+        )
+        self._max_skipped_steps = max_skipped_steps
+        self._one = torch.ones((), device=device)
+        self._steps = 0
+        self._skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self._skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
+        if mode == "fp16" and device.type == "cpu":
+            log.warning("fp16 on a CPU is about 10 times slower than bf16: it is for tests")
+
+    def autocast(self) -> torch.autocast:
+        """A context manager for the forward pass and the loss; not for the backward pass."""
+        return torch.autocast(
+            self._device.type, dtype=_DTYPES[self.mode], enabled=self.mode != "off"
+        )
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradients of `loss` times the scale to those that are there."""
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divides the gradients by the scale, at most once between two steps.
+
+        Raises:
+            RuntimeError: it was called already since the last step (fp16).
+        """
+        self._scaler.unscale_(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Unscales unless done, updates the parameters unless a gradient is not finite (fp16).
+
+        The gradients must be averaged over ranks already. `optimizer` holds `param_names`, as
+        `build_optimizer` makes it.
+
+        Raises:
+            TrainingDiverged: too many steps were skipped in a row; on all ranks in the same step.
+        """
+        before = self._device_scale()
+        self._scaler.step(optimizer)
+        self._scaler.update()
+        if not self._scaler.is_enabled():
+            return
+        # update() lowers the scale if and only if the step was skipped.
+        skipped = self._device_scale() < before
+        self._skipped += skipped
+        self._skipped_in_a_row = (self._skipped_in_a_row + 1) * skipped
+        self._steps += 1
+        if self._steps % self._max_skipped_steps == 0:
+            self._check(optimizer)
+
+    @property
+    def scale(self) -> float:
+        """What the loss is multiplied by; 1 unless fp16. A host sync."""
+        return float(self._scaler.get_scale())
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps skipped since the start of the run. A host sync."""
+        return int(self._skipped)
+
+    @property
+    def skipped_in_a_row(self) -> int:
+        """Steps skipped since the last one that was not. A host sync."""
+        return int(self._skipped_in_a_row)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Mode, scale, growth tracker and counters as plain numbers and strings. A host sync."""
+        return {
+            "mode": self.mode,
+            "scaler": self._scaler.state_dict(),
+            "steps": self._steps,
+            "skipped_steps": self.skipped_steps,
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict()` was taken, bit for bit.
+
+        Raises:
+            ValueError: it was taken in another mode.
+        """
+        if state["mode"] != self.mode:
+            raise ValueError(
+                f"optim.amp={self.mode} differs from {state['mode']}, which the checkpoint was "
+                f"trained with: set optim.amp to {state['mode']}"
+            )
+        self._scaler.load_state_dict(state["scaler"])
+        self._steps = state["steps"]
+        self._skipped.fill_(state["skipped_steps"])
+        self._skipped_in_a_row.fill_(state["skipped_in_a_row"])
+
+    def _device_scale(self) -> Tensor:
+        # scale() is GradScaler's only public way to its scale that does not wait for the device.
+        scaled: Tensor = self._scaler.scale(self._one)
+        return scaled
+
+    def _check(self, optimizer: torch.optim.Optimizer) -> None:
+        in_a_row = self.skipped_in_a_row  # host sync
+        if in_a_row < self._max_skipped_steps:
+            return
+        raise TrainingDiverged(
+            f"{in_a_row} steps in a row were skipped, down to a loss scale of {self.scale:g}: the "
+            f"gradient of {_first_non_finite_gradient(optimizer)} is not finite; lower "
+            "optim.base_lr or set optim.amp to bf16"
+        )
+
+
+def _first_non_finite_gradient(optimizer: torch.optim.Optimizer) -> str:
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            if parameter.grad is not None and not parameter.grad.isfinite().all():
+                return str(name)
+    raise AssertionError("a step was skipped, but every gradient is finite")

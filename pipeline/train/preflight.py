@@ -1,0 +1,118 @@
+"""What is checked before the first step, because it costs seconds and saves days."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.config import DataConfig
+from pipeline.data.crops import Planner
+from pipeline.data.dali import DecodeSettings, Loader
+from pipeline.data.images import BadImage, ImageSet
+from pipeline.data.stream import Selection, val_planner
+from pipeline.system.failure import TrainingError
+
+if TYPE_CHECKING:
+    from pipeline.train.job import Job
+
+
+log = logging.getLogger("trainyard")
+
+# (classes, training images, validation images) of ILSVRC 2012 as its archives hold them.
+IMAGENET_1K = (1000, 1_281_167, 50_000)
+# Shares of the classes, 1/C being what a guess gets: what a network has surely learned and what it
+# surely has not. With few classes a bad first epoch looks the same.
+_LEARNED, _GUESSED = 10, 3
+_MANY_CLASSES = 100
+_TRIES = 10
+
+
+def require_complete(config: DataConfig, train_set: ImageSet, val_set: ImageSet) -> None:
+    """Raises `ValueError` if data.dataset is imagenet-1k and this is not all of it."""
+    if config.dataset != "imagenet-1k":
+        return
+    names = ("classes", "training images", "validation images")
+    found = (len(train_set.classes), len(train_set), len(val_set))
+    wrong = [
+        f"{has:,} {name} instead of {wanted:,}"
+        for name, has, wanted in zip(names, found, IMAGENET_1K, strict=True)
+        if has != wanted
+    ]
+    if wrong:
+        raise ValueError(
+            f"{config.root} is not the whole of {config.dataset}: {', '.join(wrong)}; complete it, "
+            "or set data.dataset=null for another data set"
+        )
+
+
+def labels_look_permuted(train_top1: float, val_top1: float, classes: int) -> bool:
+    """Whether a network that has learned its training labels does no better than guessing on val.
+
+    Both are fractions. That is what labels in another order in val look like: the archives number
+    classes otherwise than the sorted names do.
+    """
+    learned, guessed = max(0.05, _LEARNED / classes), _GUESSED / classes
+    return classes >= _MANY_CLASSES and train_top1 > learned and val_top1 < guessed
+
+
+def decode_largest(
+    manifest: ImageSet, config: DataConfig, decode: DecodeSettings, without: Collection[int] = ()
+) -> None:
+    """Decodes one full batch of the largest images on this rank's decoder, so that lack of memory
+    shows now and not in the middle of an epoch.
+
+    Leaves out `without`, and files that cannot be used, which are left for their turn. Raises
+    `TrainingError` with the cure.
+    """
+    pixels = manifest.widths.astype(np.int64) * manifest.heights
+    enough = min(len(manifest), config.local_batch_size + len(without) + _TRIES)
+    candidates = np.argpartition(pixels, len(pixels) - enough)[-enough:]
+    candidates = candidates[np.argsort(-pixels[candidates], kind="stable")]
+    order = [int(i) for i in candidates if int(i) not in without]
+    batch = min(config.local_batch_size, len(order))
+    stream = _Given(manifest, val_planner(config))
+    decode = decode.for_shape((config.image_size, config.image_size))
+    for _ in range(_TRIES):
+        largest = np.array(order[:batch], dtype=np.int64)
+        try:
+            with closing(Loader(stream, [largest], 1, batch, decode)) as loader:
+                next(loader)
+        except BadImage as error:
+            order = [i for i in order if manifest.path(i) != error.path]
+            batch = min(batch, len(order))
+        except (RuntimeError, MemoryError) as error:
+            raise TrainingError(
+                f"a batch of the {batch} largest images of {manifest.split}, up to "
+                f"{manifest.widths[order[0]]} x {manifest.heights[order[0]]} pixels "
+                f"({manifest.path(order[0])}), cannot be decoded: {error}"
+            ) from error
+        else:
+            return
+
+
+def decode_largest_of_both(job: Job) -> None:
+    """`decode_largest` of train and val, without what the run excludes."""
+    data, progress = job.config.data, job.progress
+    excluded = [row[0] for row in progress.excluded.rows()]
+    decode_largest(job.train_set, data, job.decode, excluded)
+    decode_largest(job.val_set, data, job.decode, progress.excluded_val)
+
+
+class _Given:
+    """A stream whose positions are image numbers."""
+
+    def __init__(self, manifest: ImageSet, planner: Planner) -> None:
+        self.manifest = manifest
+        self._planner = planner
+
+    def select(self, positions: np.ndarray) -> Selection:
+        """The centre of each image; one without a size is taken as the smallest there is."""
+        heights = np.maximum(self.manifest.heights[positions], 1)
+        widths = np.maximum(self.manifest.widths[positions], 1)
+        words = np.empty((len(positions), 0), dtype=np.uint64)
+        labels = np.asarray(self.manifest.labels[positions], dtype=np.int64)
+        return Selection(positions, positions, labels, self._planner.plan(heights, widths, words))

@@ -1,0 +1,163 @@
+"""Traces of a few steps: what each rank and Horovod did when, for Perfetto or chrome://tracing.
+
+Every rank writes the trace of torch's profiler with its phases as ranges; rank 0, Horovod's
+coordinator, also the timeline of the collectives. Both cover the same steps.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline.config.run import profiled_steps
+from pipeline.system.failure import PeerLost
+
+if TYPE_CHECKING:
+    from pipeline.train.job import Job
+
+
+log = logging.getLogger("trainyard")
+files_log = logging.getLogger("trainyard.files")
+
+
+class Profile(AbstractContextManager["Profile"]):
+    """What a run without `--profile` has: nothing is traced. Closed at the end of its body, unless
+    a peer was lost: the device may wait for that one for ever, and the trace for the device."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or not issubclass(kind, PeerLost):
+            self.close()
+
+    def before(self, step: int) -> None:
+        """The ranks are about to begin `step`."""
+
+    def after(self, step: int) -> None:
+        """`step` is done."""
+
+    def close(self) -> None:
+        """Writes what has been traced if the run ends among the steps to trace."""
+
+
+class StepProfile(Profile):
+    """Traces `steps`, none of which has begun, into files whose names begin with `stem`."""
+
+    def __init__(self, job: Job, steps: range, stem: Path) -> None:
+        self._job, self._steps = job, steps
+        rank = job.world.rank
+        self._trace = stem.with_name(f"{stem.name}-rank{rank}.json.gz")
+        self._timeline = stem.with_name(f"{stem.name}-horovod.json")
+        self._prepare_at = max(steps[0] - 1, job.progress.step)
+        self._profiler = _profiler(job.decode.device)
+        self._running = False
+        self._step: ExitStack | None = None
+
+    def before(self, step: int) -> None:
+        if step == self._prepare_at:  # the profiler's own start-up falls into no step of the trace
+            self._profiler.prepare_trace()
+        if step == self._steps[0]:
+            self._start()
+        if self._running:
+            self._step = ExitStack()
+            self._step.enter_context(torch.profiler.record_function(f"step {step}"))
+            if self._job.decode.device.type == "cuda":
+                self._step.enter_context(torch.cuda.nvtx.range(f"step {step}"))
+
+    def after(self, step: int) -> None:
+        self._end_step()
+        if self._running and step == self._steps[-1]:
+            self._stop()
+
+    def close(self) -> None:
+        self._end_step()
+        if self._running:
+            self._stop()
+
+    def _end_step(self) -> None:
+        if self._step is not None:
+            self._step.close()
+            self._step = None
+
+    def _start(self) -> None:
+        self._job.world.start_timeline(self._timeline)
+        self._profiler.start_trace()
+        self._job.phases.annotate(True)
+        self._running = True
+
+    def _stop(self) -> None:
+        """Ends the trace and writes it; a disk that is full costs the trace, not the run."""
+        started = time.perf_counter()
+        self._running = False
+        self._job.world.heartbeat.beat("profile")
+        if self._job.decode.device.type == "cuda":
+            torch.cuda.synchronize()  # host sync: what the device still does belongs to the trace
+        self._job.phases.annotate(False)
+        self._profiler.stop_trace()
+        self._job.world.stop_timeline()
+        partial = self._trace.with_name(f".partial-{self._trace.name}")
+        try:
+            self._profiler.export_chrome_trace(str(partial))
+            os.replace(partial, self._trace)
+        except (OSError, RuntimeError) as error:
+            files_log.warning("warning: the trace %s cannot be written (%s)", self._trace, error)
+            partial.unlink(missing_ok=True)
+        self._job.window.pause(time.perf_counter() - started)
+        if not self._trace.exists():
+            return
+        names = self._trace.with_name(self._trace.name.replace("-rank0", "-rank*"))
+        log.info(
+            "profile: the traces of steps %d to %d lie in %s%s; open them at "
+            "https://ui.perfetto.dev (they stay in the browser) or, offline, in Chrome's "
+            "chrome://tracing",
+            self._steps[0], self._steps[-1], names,
+            f" and {self._timeline.name}" if self._timeline.exists() else "",
+        )  # fmt: skip
+
+
+def _profiler(device: torch.device) -> Any:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    else:
+        # torch 2.13's Kineto announces every trace on stderr ("USDT: ... profiler_start"), above
+        # its errors: level 6 is silence. On a GPU it has errors to tell, those of CUPTI.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    return torch.profiler.profile(activities=activities)
+
+
+def open_profile(job: Job) -> Profile:
+    """Collective. What traces the steps of this start that `--profile` asks for.
+
+    Files of an earlier profile stay: a new one of the same steps gets a number. Raises `Reported`
+    on every rank for steps that the run does not have. Steps that lie behind a resumed run are
+    left out with a warning, so that a job that starts again with the same command goes on.
+    """
+    asked = job.config.profile
+    if asked is None:
+        return Profile()
+    steps = job.world.together(
+        lambda: profiled_steps(asked).of_start(job.progress.step, job.total_steps)
+    )
+    if not steps:
+        log.warning(
+            "warning: nothing is profiled: --profile %s lies behind step %d, where the run goes on",
+            asked, job.progress.step,
+        )  # fmt: skip
+        return Profile()
+    return StepProfile(job, steps, job.world.on_rank0(lambda: _free_stem(job, steps)))
+
+
+def _free_stem(job: Job, steps: range) -> Path:
+    folder = job.config.run.path / "profile"
+    folder.mkdir(exist_ok=True)
+    name, number = f"steps-{steps[0]}-{steps[-1]}", 1
+    stem = folder / name
+    while any(folder.glob(f"{stem.name}-rank*")) or (folder / f"{stem.name}-horovod.json").exists():
+        number += 1
+        stem = folder / f"{name}-nr{number}"
+    return stem

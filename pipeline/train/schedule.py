@@ -1,0 +1,255 @@
+"""The learning rate as a pure function of position (images consumed so far) and history.
+
+Nothing here holds state: a checkpoint needs the position and the history, and no schedule object.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from pipeline.config import Config, ScheduleConfig, require
+from pipeline.data.batches import total_steps
+from pipeline.system.text import counted
+
+WARMUP_WINDOW_STEPS = 100
+"""Steps over which `ErrorWarmup` measures the training error.
+
+The paper (section 4.2) warms its 110 layers up "until the training error is below 80% (about 400
+iterations)" and does not say over how many images that error is taken; the window is ours, a
+quarter of that length. Windows are the steps [100k, 100k + 100), counted from step 0.
+"""
+
+_ROUNDING = 1e-9
+"""What differences of errors may lack by rounding; one image of ten million is a hundred times as
+much."""
+
+
+def scaled_lr(base_lr: float, global_batch_size: int) -> float:
+    """The peak lr of a global batch, linear in its size; `base_lr` is that of 256 images.
+
+    Source: the linear scaling rule, Goyal et al. 2017, section 2.1.
+    """
+    return base_lr * global_batch_size / 256
+
+
+@dataclass(frozen=True)
+class History:
+    """What training has shown so far, as far as the learning rate depends on it."""
+
+    errors: tuple[float, ...] = ()
+    """Top-1 error of every validation so far, in order, each a fraction."""
+    warmup_end: int | None = None
+    """Position from which on an `ErrorWarmup` is over; None: it is not, or there is none."""
+
+
+NOTHING_YET = History()
+
+
+@dataclass(frozen=True)
+class LinearWarmup:
+    """A straight rise to the peak (Goyal et al. 2017, section 2.2)."""
+
+    images: int
+    """Position at which the peak is reached; 0: no warm-up."""
+    start_factor: float
+    """Share of the peak at position 0."""
+
+    def share(self, position: int, history: History) -> float:
+        """The lr at `position` as a share of the peak; the history has no part in it."""
+        del history
+        if position >= self.images:
+            return 1.0
+        return self.start_factor + (1 - self.start_factor) * position / self.images
+
+    def describe(self, peak_lr: float, global_batch_size: int) -> str:
+        """A few words for the log."""
+        if self.images == 0:
+            return "no warm-up"
+        steps = counted(_first_step(self.images, global_batch_size), "step")
+        start = peak_lr * self.start_factor
+        return f"warm-up from {start:g} over {steps} ({counted(self.images, 'image')})"
+
+
+@dataclass(frozen=True)
+class ErrorWarmup:
+    """A constant fraction of the peak until the training error has fallen (paper, section 4.2)."""
+
+    factor: float
+    """Share of the peak during the warm-up."""
+    until_error: float
+    """The warm-up ends after the first window whose training error lies below this fraction."""
+
+    def share(self, position: int, history: History) -> float:
+        """The lr at `position` as a share of the peak."""
+        over = history.warmup_end is not None and position >= history.warmup_end
+        return 1.0 if over else self.factor
+
+    def ends(self, hits: int, images: int) -> bool:
+        """Whether a window of `images`, of which `hits` were right, ends the warm-up; exact."""
+        return images - hits < Fraction(str(self.until_error)) * images
+
+    def describe(self, peak_lr: float, global_batch_size: int) -> str:
+        """A few words for the log."""
+        del global_batch_size
+        return (
+            f"warm-up at {peak_lr * self.factor:g} until the training error of "
+            f"{WARMUP_WINDOW_STEPS} steps is below {self.until_error:g}"
+        )
+
+
+Warmup = LinearWarmup | ErrorWarmup
+
+
+@dataclass(frozen=True)
+class StepSchedule:
+    """Warm-up, then times `factor` at each of the given positions, counted from position 0."""
+
+    peak_lr: float
+    """Learning rate once the warm-up has ended."""
+    warmup: Warmup
+    """What comes before the peak."""
+    drop_positions: tuple[int, ...]
+    """Positions from which on the lr is lower."""
+    factor: float = 0.1
+    """What a drop multiplies the lr by."""
+
+    def lr(self, position: int, history: History = NOTHING_YET) -> float:
+        """The lr of the step that starts at `position`; validations have no part in it."""
+        drops = sum(position >= drop for drop in self.drop_positions)
+        return self.peak_lr * self.warmup.share(position, history) * self.factor**drops
+
+    def describe(self, global_batch_size: int) -> str:
+        """One line for the log: the peak in force, the warm-up and the drops; a place in training
+        both in images and in steps."""
+        warmup, drops = self.warmup.describe(self.peak_lr, global_batch_size), "no drops"
+        if self.drop_positions:
+            steps = "; ".join(f"{_first_step(p, global_batch_size):,}" for p in self.drop_positions)
+            images = "; ".join(f"{position:,}" for position in self.drop_positions)
+            word = "step" if len(self.drop_positions) == 1 else "steps"
+            drops = f"times {self.factor:g} from {word} {steps} on ({images} images)"
+        return f"lr {self.peak_lr:g}, {warmup}, {drops}"
+
+
+@dataclass(frozen=True)
+class PlateauSchedule:
+    """Warm-up, then times `factor` whenever the validation error has stopped falling.
+
+    The paper's rule (section 3.4: "divided by 10 when the error plateaus"), made exact by
+    `plateau_drops`.
+    """
+
+    peak_lr: float
+    """Learning rate once the warm-up has ended."""
+    warmup: Warmup
+    """What comes before the peak."""
+    patience: int
+    """Validations in a row without improvement that make a plateau."""
+    min_improvement: float
+    """Least fall of the top-1 error (a fraction) that counts as improvement."""
+    max_drops: int = 3
+    """The most drops."""
+    factor: float = 0.1
+    """What a drop multiplies the lr by."""
+
+    def lr(self, position: int, history: History = NOTHING_YET) -> float:
+        """The lr of the step that starts at `position`, after the validations in `history`.
+
+        A drop is in force from the first step after the validation that caused it.
+        """
+        drops = plateau_drops(history.errors, self.patience, self.min_improvement, self.max_drops)
+        return self.peak_lr * self.warmup.share(position, history) * self.factor ** len(drops)
+
+    def describe(self, global_batch_size: int) -> str:
+        """One line for the log: the peak in force, the warm-up and the rule of the drops."""
+        warmup = self.warmup.describe(self.peak_lr, global_batch_size)
+        return (
+            f"lr {self.peak_lr:g}, {warmup}, times {self.factor:g} "
+            f"after {counted(self.patience, 'validation')} without an error lower by "
+            f"{self.min_improvement:g}, at most {counted(self.max_drops, 'time')}"
+        )
+
+
+Schedule = StepSchedule | PlateauSchedule
+
+
+def _first_step(position: int, global_batch_size: int) -> int:
+    """The first step whose images all lie at `position` or later; a step takes the lr of its first
+    image."""
+    return -(-position // global_batch_size)
+
+
+def run_length(schedule: ScheduleConfig, train_images: int, global_batch_size: int) -> int:
+    """The optimizer steps of a run."""
+    if schedule.steps is not None:
+        return schedule.steps
+    assert schedule.epochs is not None, "ScheduleConfig has one of the two"
+    return total_steps(schedule.epochs, train_images, global_batch_size)
+
+
+def make_schedule(config: Config, train_images: int) -> Schedule:
+    """The learning rate over positions, from a configuration in epochs or steps.
+
+    Raises `ConfigError` for a warm-up as long as a run whose length is in steps.
+    """
+    schedule = config.schedule
+    peak = scaled_lr(config.optim.base_lr, config.data.global_batch_size)
+    warmup = _make_warmup(config, train_images)
+    if schedule.rule == "plateau":
+        return PlateauSchedule(
+            peak, warmup, schedule.patience, schedule.min_improvement, schedule.max_drops
+        )
+    if schedule.drop_steps is not None:
+        drops = [step * config.data.global_batch_size for step in schedule.drop_steps]
+    else:
+        drops = [_images(epoch, train_images) for epoch in schedule.drop_epochs or ()]
+    return StepSchedule(peak, warmup, tuple(drops))
+
+
+def _make_warmup(config: Config, train_images: int) -> Warmup:
+    schedule = config.schedule
+    if schedule.warmup_until_error is not None:
+        return ErrorWarmup(schedule.warmup_start_factor, schedule.warmup_until_error)
+    images = _images(schedule.warmup_epochs, train_images)
+    if schedule.steps is not None:
+        length = schedule.steps * config.data.global_batch_size
+        require(
+            images < length,
+            f"schedule.warmup_epochs={schedule.warmup_epochs} is {images:,} images and the run has "
+            f"{length:,} in schedule.steps={schedule.steps}; shorten the warm-up or lengthen the "
+            "run",
+        )
+    return LinearWarmup(images, schedule.warmup_start_factor)
+
+
+def _images(epochs: float, train_images: int) -> int:
+    """The first position not before `epochs` epochs, exact as `total_steps` is."""
+    return math.ceil(Fraction(str(epochs)) * train_images)
+
+
+def plateau_drops(
+    errors: Sequence[float], patience: int, min_improvement: float, max_drops: int
+) -> list[int]:
+    """Returns the indices of the validations after which the learning rate dropped.
+
+    A validation improves if its error lies below the best so far by at least `min_improvement`;
+    only then does it become the best, so that many small steps down add up to an improvement. A
+    NaN never improves. After `patience` validations in a row without improvement comes a drop,
+    and the count starts anew; the best stays.
+    """
+    drops: list[int] = []
+    best = float("inf")
+    waited = 0
+    for index, error in enumerate(errors):
+        if len(drops) == max_drops:
+            break
+        if error < best and best - error >= min_improvement - _ROUNDING:
+            best, waited = error, 0
+            continue
+        waited += 1
+        if waited == patience:
+            drops.append(index)
+            waited = 0
+    return drops

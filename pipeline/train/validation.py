@@ -1,0 +1,143 @@
+"""What a validation shows beside its counts: which classes fail, and the most certain mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.data.dali import Batch
+from pipeline.data.stream import PADDING_LABEL, UNREADABLE_LABEL
+from pipeline.ranks.world import World
+from pipeline.system.failure import TrainingError
+from pipeline.train.metrics import Validation, correct_counts, predicted_classes
+from pipeline.train.precision import Precision
+
+_MISTAKES = 15  # five rows of three
+
+
+class Inspection:
+    """Looks at the batches of one validation on this rank, without a host sync in any.
+
+    It changes no count, and its hits sum up to the top-1 count. `hits` and `images` (classes,)
+    int64 are of all ranks once `take_in` was called. Mistakes are the wrong answers of the highest
+    probability, on ranks with `keep_mistakes` only: `found` has this rank's.
+    """
+
+    def __init__(self, classes: int, keep_mistakes: bool) -> None:
+        self._classes, self._keep_mistakes = classes, keep_mistakes
+        self._counts: Tensor | None = None
+        self._kept: tuple[Tensor, ...] | None = None
+        self.hits = self.images = torch.zeros(classes, dtype=torch.int64)
+
+    def add(self, batch: Batch, logits: Tensor) -> None:
+        """Takes in a batch and its logits (B, classes) float32; labels below 0 count nowhere."""
+        real = batch.labels >= 0
+        labels = batch.labels.clamp(min=0)
+        predicted = predicted_classes(logits)
+        right = (predicted == batch.labels) & real
+        if self._counts is None:
+            self._counts = torch.zeros(2, self._classes, dtype=torch.int64, device=labels.device)
+        self._counts[0].scatter_add_(0, labels, right.long())
+        self._counts[1].scatter_add_(0, labels, real.long())
+        if self._keep_mistakes:
+            # Not softmax's own maximum: rounded to equal shares it may name the true class.
+            shares = F.softmax(logits, dim=1).gather(1, predicted.unsqueeze(1)).squeeze(1)
+            self._keep(batch, predicted, shares, real & ~right)
+
+    def _keep(self, batch: Batch, predicted: Tensor, probability: Tensor, wrong: Tensor) -> None:
+        score = torch.where(wrong, probability, -1.0)
+        best = score.topk(min(_MISTAKES, len(score))).indices
+        found = (score, predicted, batch.labels, batch.images)
+        mine = tuple(values[best] for values in found)
+        if self._kept is not None:  # the earlier ones first: they stay where scores are equal
+            mine = tuple(torch.cat(pair) for pair in zip(self._kept, mine, strict=True))
+            order = mine[0].argsort(descending=True, stable=True)[:_MISTAKES]
+            mine = tuple(values[order] for values in mine)
+        self._kept = mine
+
+    def counts(self) -> Tensor:
+        """This rank's hits and images by class, (2 * classes,) int64 on the CPU. A host sync."""
+        if self._counts is None:
+            return torch.zeros(2 * self._classes, dtype=torch.int64)
+        return self._counts.flatten().cpu()
+
+    def take_in(self, everyone: Tensor) -> None:
+        """Takes in `counts` summed over ranks."""
+        self.hits, self.images = everyone.view(2, self._classes)
+
+    def found(self) -> tuple[Tensor, list[tuple[int, int, float]]]:
+        """This rank's mistakes, the most certain first: images (n, 3, H, W) as the network gets
+        them, and of each (label, predicted, probability). A host sync."""
+        if self._kept is None:
+            return torch.empty(0, 3, 1, 1), []
+        scores, predicted, labels, images = self._kept
+        wrong = int((scores >= 0).sum())
+        rows = zip(labels.tolist(), predicted.tolist(), scores.tolist(), strict=True)
+        return images[:wrong], list(rows)[:wrong]
+
+    def class_top1(self) -> dict[str, float]:
+        """`class_top1_worst`, `_median` and `_best`: shares over the classes with images."""
+        some = self.images > 0
+        shares = (self.hits[some].double() / self.images[some]).sort().values
+        if not len(shares):
+            return {}
+        return {
+            "class_top1_worst": float(shares[0]),
+            "class_top1_median": float(shares.median()),
+            "class_top1_best": float(shares[-1]),
+        }
+
+
+@torch.no_grad()  # not inference_mode: Horovod cannot resize a tensor made in it
+def validate(
+    model: nn.Module, loader: Iterable[Batch], precision: Precision, world: World, images: int,
+    inspection: Inspection | None = None,
+) -> Validation:  # fmt: skip
+    """Collective. Counts over this rank's chunks, summed once as integers over ranks.
+
+    `model` is in eval mode. Padding (label -1) counts nowhere; an image that cannot be read (label
+    -2) counts as wrong and has no part in the mean loss. `inspection` gets to see every batch, and
+    its counts are summed with these. Raises `Reported` on every rank if
+    a rank met a bad file, or if the images counted are not exactly `images`.
+    """
+    counts: Tensor | None = None
+    loss: Tensor | None = None
+    error: Exception | None = None
+    try:
+        for batch in loader:
+            world.heartbeat.beat("validation")
+            with precision.autocast():
+                logits = model(batch.images).float()
+            real = (batch.labels != PADDING_LABEL).sum().unsqueeze(0)
+            unreadable = (batch.labels == UNREADABLE_LABEL).sum().unsqueeze(0)
+            if inspection is not None:
+                inspection.add(batch, logits)
+            batch_counts = torch.cat([correct_counts(logits, batch.labels), real, unreadable])
+            with_loss = batch.labels.masked_fill(batch.labels < 0, PADDING_LABEL)
+            batch_loss = F.cross_entropy(
+                logits, with_loss, ignore_index=PADDING_LABEL, reduction="sum"
+            ).double()
+            counts = batch_counts if counts is None else counts + batch_counts
+            loss = batch_loss if loss is None else loss + batch_loss
+    except Exception as caught:  # whatever it is, the other ranks must hear of it
+        where = f"(met in validation by rank {world.rank})"
+        kind = ValueError if isinstance(caught, ValueError) else TrainingError
+        error = kind(f"{caught} {where}")
+    world.raise_together(error)
+    mine = torch.zeros(4, dtype=torch.int64) if counts is None else counts.cpu()  # host sync
+    my_loss = torch.zeros((), dtype=torch.float64) if loss is None else loss.cpu()
+    if inspection is not None:
+        mine = torch.cat([mine, inspection.counts()])
+    everyone = world.sum(mine)
+    top1, top5, seen, unreadable_images = everyone[:4].tolist()
+    if inspection is not None:
+        inspection.take_in(everyone[4:])
+    total_loss = float(world.sum(my_loss.unsqueeze(0)))
+    if seen != images:
+        world.raise_together(
+            TrainingError(f"validation counted {seen} images, the data set has {images}")
+        )
+    return Validation(images, top1, top5, total_loss / max(1, images - unreadable_images))

@@ -1,1 +1,0 @@
-"""Networks in the files of other programs: safetensors, torchvision's state_dict, ONNX."""

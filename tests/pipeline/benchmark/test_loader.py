@@ -1,0 +1,159 @@
+"""`benchmark loader`: its table, its containers and its references, at a tiny size."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import jobs
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.benchmark import bare_decode
+from pipeline.benchmark.__main__ import parse
+from pipeline.benchmark.loader import Row, rows
+from pipeline.benchmark.options import CONTAINERS, LoaderOptions
+from pipeline.benchmark.packing import pack
+from pipeline.benchmark.photos import make_photos
+from pipeline.benchmark.pillow_loader import PhotoDataset
+from pipeline.config import ConfigError
+from pipeline.data.index.manifest import open_manifest
+
+TINY = ("--rounds=2", "--images=16", "--files=12", "--batch=4", "--size=32")
+
+
+def test_the_table_has_every_container_crop_and_reference(tmp_path):
+    path = tmp_path / "found.json"
+    argv = ["-m", "pipeline.benchmark", "loader", "--threads=2", f"--json={path}", *TINY]
+    ended = jobs.run(argv, TMPDIR=str(tmp_path))
+    assert ended.codes == [0], ended.text
+    found = json.loads(path.read_text())
+    raw, ratios = found["raw"], found["ratios"]
+    assert {"loader_vs_dataloader", "loader_vs_dataloader_jitter"} <= ratios.keys()
+    ours = raw["trainyard_folders_random_resized_crop_2t_images_per_sec"]["rounds"]
+    reference = raw["dataloader_random_resized_crop_2t_images_per_sec"]["rounds"]
+    rounds = found["ratio_rounds"]["loader_vs_dataloader"]["rounds"]
+    assert rounds == pytest.approx([a / b for a, b in zip(ours, reference, strict=True)])
+    for container in CONTAINERS:
+        assert f"trainyard_{container}_random_resized_crop_2t_images_per_sec" in raw
+    assert raw["files"] == 12
+    assert 50 < raw["mean_file_kb"] < 120  # 82 KB over many files
+    assert sorted(tmp_path.glob("tmp*")) == []  # the photos are gone
+    if importlib.util.find_spec("simplejpeg"):
+        assert ratios["loader_vs_decode"] > 0
+    else:
+        assert "loader_vs_decode" not in ratios
+        assert raw["not_run"] == {"simplejpeg": bare_decode.MISSING}
+        assert "not installed" in ended.text
+
+
+def test_a_data_set_in_any_container_is_measured_and_left_as_it_is(tmp_path):
+    make_photos(tmp_path / "made", 9, classes=3)
+    everything = open_manifest(tmp_path / "made", "train", tmp_path / "cache")
+    pack(everything, range(9), "tar", tmp_path / "data")
+    before = sorted((tmp_path / "data").rglob("*"))
+    path = tmp_path / "found.json"
+    only = ("--containers=recordio", "--crops=scale_jitter", "--threads=1", "--files=5")
+    argv = ["-m", "pipeline.benchmark", "loader", f"--data={tmp_path / 'data'}", *TINY[:2], *only]
+    ended = jobs.run([*argv, "--batch=4", "--size=32", f"--json={path}"])
+    assert ended.codes == [0], ended.text
+    found = json.loads(path.read_text())
+    assert found["raw"]["files"] == 5
+    assert "trainyard_recordio_scale_jitter_1t_images_per_sec" in found["raw"]
+    assert sorted((tmp_path / "data").rglob("*")) == before
+
+
+def test_the_short_table_leaves_out_crops_and_the_full_one_does_not():
+    short = rows(LoaderOptions(containers="tar,folders", threads="1"))
+    assert short == [
+        Row(container, crop, 1)
+        for container, crop in (
+            ("tar", "random_resized_crop"),
+            ("tar", "scale_jitter"),
+            ("folders", "random_resized_crop"),
+        )
+    ]
+    full = rows(LoaderOptions(threads="2,1", table="full"))
+    assert len(full) == len(set(full)) == 2 * 4 * 2
+
+
+def test_every_container_holds_the_same_images(tmp_path):
+    make_photos(tmp_path / "made", 7, classes=3)
+    everything = open_manifest(tmp_path / "made", "train")
+    images = [0, 2, 3, 6]
+    contents = {everything.read(image).tobytes() for image in images}
+    for container in CONTAINERS:
+        pack(everything, images, container, tmp_path / container)
+        packed = open_manifest(tmp_path / container, "train")
+        assert {packed.read(image).tobytes() for image in range(len(packed))} == contents
+        labels = {
+            packed.read(image).tobytes(): packed.classes[packed.labels[image]] for image in range(4)
+        }
+        for image in images:
+            name = everything.classes[everything.labels[image]]
+            assert labels[everything.read(image).tobytes()] == name
+
+
+@pytest.mark.parametrize("crop", ["random_resized_crop", "scale_jitter"])
+def test_the_reference_cuts_every_image_to_one_size(small_data, crop):
+    manifest = open_manifest(small_data, "train")
+    dataset = PhotoDataset(manifest, 48, length=120, crop=crop, short_side=(48, 90))
+    assert len(dataset) == 120  # more than the 50 files: over and over
+    items = [dataset[index] for index in range(50)]
+    kinds = {(image.shape, image.dtype, image.is_contiguous()) for image, _ in items}
+    assert len(kinds) == 1
+    assert next(iter(kinds))[0] == (3, 48, 48)
+    assert {label for _, label in items} == set(range(10))
+    assert all(np.isfinite(image.numpy()).all() for image, _ in items)
+
+
+def test_the_photos_have_imagenets_usual_sizes_and_go_round_the_classes(tmp_path):
+    make_photos(tmp_path, 40, classes=3)
+    files = sorted((tmp_path / "train").rglob("*.JPEG"))
+    assert len(files) == 40
+    assert all(max(Image.open(file).size) == 500 for file in files)
+    mean = sum(file.stat().st_size for file in files) / len(files)
+    assert 72_000 < mean < 92_000
+    assert [len(list(one.iterdir())) for one in sorted((tmp_path / "train").iterdir())] == [
+        14,
+        13,
+        13,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--threads=0"], "--threads=0 must be whole numbers of at least 1"),
+        (["--containers=folders,zip"], "--containers=folders,zip must be some of folders, tar"),
+        (["--crops=center"], "--crops=center must be some of random_resized_crop"),
+    ],
+)
+def test_wrong_options_are_refused(argv, message):
+    with pytest.raises(ConfigError) as caught:
+        parse(["loader", *argv])
+    assert message in str(caught.value)
+
+
+def test_a_gpu_decoder_without_a_gpu_is_refused(tmp_path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    ended = jobs.run(["-m", "pipeline.benchmark", "loader", "--decode=gpu", "--files=4"])
+    assert ended.codes == [2]
+    assert "--decode=gpu needs an NVIDIA GPU" in ended.text
+
+
+@pytest.mark.skipif(not bare_decode.can_run(), reason="needs simplejpeg")
+def test_bare_decoding_counts_what_it_decodes(tmp_path):
+    make_photos(tmp_path, 4)
+    folder = tmp_path / "train" / "photo_000"
+    Image.new("RGB", (9, 9)).save(folder / "png.JPEG", "PNG")
+    bare = bare_decode.BareDecode(open_manifest(tmp_path, "train"), threads=2, images=7)
+    assert bare.measure() > 0
+    for file in folder.glob("photo*"):
+        file.unlink()
+    with pytest.raises(ValueError, match="decodes none of the images"):
+        bare_decode.BareDecode(open_manifest(tmp_path, "train"), threads=2, images=7)

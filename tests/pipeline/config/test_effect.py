@@ -1,0 +1,147 @@
+"""Settings without effect: they are known as such, and two trainings that differ in them alone are
+one."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from one_process import train_here
+
+from pipeline.config import Config
+from pipeline.config.effect import idle_settings, settings_of, without_effect
+from pipeline.config.reading import load_config
+from pipeline.data.stream import train_planner, val_planner
+from pipeline.model.network import network_facts, network_of
+from pipeline.system.failure import Reported
+from pipeline.train.checkpoint import require_same_run
+from pipeline.train.optimizer import build_optimizer
+from pipeline.train.schedule import make_schedule
+from pipeline.train.state import compared, fingerprint
+
+CIFAR = (
+    "--data.dataset=cifar-10", "--data.train_crop=padded", "--data.image_size=32",
+    "--model.family=cifar", "--model.depth=20",
+)  # fmt: skip
+JITTER = ("--data.train_crop=scale_jitter",)
+PLATEAU = ("--schedule.rule=plateau",)
+UNTIL_ERROR = ("--schedule.warmup_epochs=0", "--schedule.warmup_until_error=0.8")
+CASES = [
+    (JITTER, "data.area", "[0.5,1]"),
+    (JITTER, "data.padding", "2"),
+    ((), "data.short_side", "[300,400]"),
+    ((), "data.padding", "2"),
+    (CIFAR, "data.area", "[0.5,1]"),
+    (CIFAR, "data.short_side", "[300,400]"),
+    (CIFAR, "data.val_resize", "64"),
+    (CIFAR, "model.variant", "v1"),
+    (("--model.depth=34",), "model.variant", "v1"),
+    (PLATEAU, "schedule.drop_epochs", "[3]"),
+    ((*PLATEAU, "--schedule.max_drops=0"), "schedule.patience", "7"),
+    ((*PLATEAU, "--schedule.max_drops=0"), "schedule.min_improvement", "0.5"),
+    ((), "schedule.patience", "7"),
+    ((), "schedule.min_improvement", "0.5"),
+    ((), "schedule.max_drops", "9"),
+    (("--schedule.warmup_epochs=0",), "schedule.warmup_start_factor", "0.5"),
+    (("--optim.weight_decay=0",), "optim.decay_norm_and_bias", "true"),
+]
+WITH_EFFECT = [
+    ((), "data.area", "[0.5,1]"),
+    ((), "data.val_resize", "300"),
+    ((), "model.variant", "v1"),
+    ((), "schedule.drop_epochs", "[3]"),
+    ((), "schedule.warmup_start_factor", "0.5"),
+    ((), "optim.decay_norm_and_bias", "true"),
+    (JITTER, "data.short_side", "[300,400]"),
+    (CIFAR, "data.padding", "2"),
+    (PLATEAU, "schedule.patience", "7"),
+    (PLATEAU, "schedule.min_improvement", "0.5"),
+    (PLATEAU, "schedule.max_drops", "9"),
+    (UNTIL_ERROR, "schedule.warmup_start_factor", "0.5"),
+]
+
+
+def configured(*options: str) -> Config:
+    return load_config(["--config=configs/resnet50.yaml", "--run.name=a", *options], "", "")
+
+
+def what_is_trained(config: Config) -> tuple[Any, ...]:
+    """Crops of training and validation, learning rates, network and weight decay."""
+    optim = config.optim
+    layer = torch.nn.Linear(2, 2)
+    groups = build_optimizer(
+        layer, 0.1, optim.momentum, optim.weight_decay, optim.decay_norm_and_bias
+    ).param_groups
+    schedule = make_schedule(config, 1000)
+    rates = [schedule.lr(position) for position in range(0, 40_000, 250)]
+    rule = getattr(schedule, "max_drops", 0) and schedule  # with drops, all of the rule counts
+    model = dataclasses.asdict(config.model)
+    return (
+        train_planner(config.data), val_planner(config.data), rates, rule, network_of(model),
+        network_facts(config.model), [group["weight_decay"] for group in groups],
+    )  # fmt: skip
+
+
+def facts(config: Config) -> dict[str, Any]:
+    return fingerprint(config, {"train": "aa", "val": "bb"})
+
+
+@pytest.mark.parametrize(("options", "name", "value"), CASES)
+def test_a_setting_without_effect_changes_nothing_that_is_trained(options, name, value):
+    one, other = configured(*options), configured(*options, f"--{name}={value}")
+    assert one.get(name) != other.get(name)
+    assert name in without_effect(settings_of(one))
+    assert name in without_effect(settings_of(other))
+    assert what_is_trained(one) == what_is_trained(other)
+    # A checkpoint of either goes on with the other.
+    require_same_run(Path("a.pt"), facts(one), compared(facts(other), other))
+    require_same_run(Path("a.pt"), facts(other), compared(facts(one), one))
+
+
+@pytest.mark.parametrize(("options", "name", "value"), WITH_EFFECT)
+def test_a_setting_with_effect_is_compared(options, name, value):
+    one, other = configured(*options), configured(*options, f"--{name}={value}")
+    assert what_is_trained(one) != what_is_trained(other)
+    with pytest.raises(ValueError, match=f"belongs to another run .{name}: .* now.; set these"):
+        require_same_run(Path("a.pt"), facts(one), compared(facts(other), other))
+
+
+def test_what_takes_an_effect_away_is_itself_compared():
+    """Else a setting could get its effect back within a run, unnoticed."""
+    for options in {options for options, _, _ in (*CASES, *WITH_EFFECT)}:
+        config = configured(*options)
+        kept = compared(facts(config), config)
+        for reasons in without_effect(settings_of(config)).values():
+            assert set(reasons) <= kept.keys()
+
+
+def test_a_setting_that_gets_an_effect_is_compared_with_what_the_checkpoint_kept():
+    plateau = configured(*PLATEAU, "--schedule.drop_epochs=[3]")
+    steps = configured("--schedule.drop_epochs=[7]")
+    with pytest.raises(ValueError) as error:
+        require_same_run(Path("a.pt"), facts(plateau), compared(facts(steps), steps))
+    for part in ("rule: plateau in the checkpoint, steps", "drop_epochs: [3.0] in the checkpoint"):
+        assert part in str(error.value)
+
+
+def test_those_that_somebody_set_are_told_with_the_reason():
+    assert idle_settings(Config()) == ""
+    told = idle_settings(configured(*JITTER, "--data.area=[0.5,1]", "--model.depth=34",
+                                    "--model.variant=v1"))  # fmt: skip
+    assert told == (
+        "data.area=[0.5,1.0] (at data.train_crop=scale_jitter), "
+        "model.variant=v1 (at model.family=imagenet and model.depth=34)"
+    )
+
+
+def test_a_run_says_them_and_goes_on_without_them(small_data, tmp_path):
+    run = train_here(small_data, tmp_path, "--data.short_side=[40,50]", "--schedule.epochs=0.5")
+    told = "without effect: data.short_side=[40,50] (at data.train_crop=random_resized_crop)\n"
+    assert told in (run / "log.txt").read_text()
+    train_here(small_data, tmp_path, "--data.short_side=[41,50]", "--model.variant=v1")
+    assert "resuming from" in (run / "log.txt").read_text()
+    with pytest.raises(Reported, match=r"data\.area: \[0\.35, 1\.0\] in the checkpoint, \[0\.5, 1"):
+        train_here(small_data, tmp_path, "--data.area=[0.5,1]")

@@ -1,0 +1,217 @@
+"""How image sizes are read, and what a scan says while it goes on."""
+
+import errno
+import io
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from container_writers import draw_images, write_folders, write_tar
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from terminal import on_terminal
+
+from pipeline.data.index import folders, scan_progress, tar
+from pipeline.data.index import scan as scanning
+from pipeline.data.index import window as common
+from pipeline.data.index.headers import image_size, size_of_bytes
+from pipeline.data.index.manifest import open_manifest
+from pipeline.data.index.window import BadContainer, Window, opened
+
+ROOT = Path(__file__).parents[4]
+KINDS = {
+    "baseline": {},
+    "progressive": {"progressive": True},
+    "optimised": {"optimize": True},
+    "unsampled": {"subsampling": 0},
+    "with a comment": {"comment": b"a comment of some length " * 9},
+    "with a colour profile": {"icc_profile": bytes(range(256)) * 300},
+    "with restart markers": {"restart_marker_blocks": 2},
+    "turned": {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"},
+}
+
+
+@pytest.fixture(autouse=True)
+def user_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user cache"))
+
+
+def jpeg(mode: str = "RGB", **options) -> bytes:
+    encoded = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 255, (300, 201, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(encoded, "JPEG", **options)
+    return encoded.getvalue()
+
+
+def size_by_pillow(content: bytes) -> tuple[int, int]:
+    try:
+        return JpegImageFile(io.BytesIO(content)).size
+    except Exception:
+        return 0, 0
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_jpegs_have_the_size_that_pillow_reads(mode, kind):
+    content = jpeg(mode, **KINDS[kind])
+    assert size_of_bytes(content) == size_by_pillow(content) == (201, 300)
+
+
+def test_a_jpeg_cut_anywhere_has_the_size_that_pillow_reads():
+    content = jpeg("RGB", comment=b"a comment")
+    known = {cut: size_by_pillow(content[:cut]) for cut in range(1000)}
+    assert set(known.values()) == {(0, 0), (201, 300)}
+    assert {cut: size_of_bytes(content[:cut]) for cut in known} == known
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_jpeg_with_other_bytes_has_the_size_that_pillow_reads_or_none_is_lost(seed):
+    """A byte changed in the header: what has a size with Pillow has the same one here."""
+    rng = np.random.default_rng(seed)
+    content = jpeg()
+    for place, value in zip(rng.integers(2, 700, 300), rng.integers(0, 256, 300), strict=True):
+        changed = content[:place] + bytes([value]) + content[place + 1 :]
+        by_pillow = size_by_pillow(changed)
+        if by_pillow != (0, 0):
+            assert size_of_bytes(changed) == by_pillow
+
+
+@pytest.mark.parametrize("kind", ["png", "bmp", "webp", "tiff"])
+def test_other_formats_are_measured_inside_a_container(tmp_path, kind):
+    encoded = io.BytesIO()
+    Image.new("RGB", (31, 17)).save(encoded, kind)
+    before, content = b"x" * 10_001, encoded.getvalue()
+    (tmp_path / "x").write_bytes(before + content + b"\xff\xd8 another")
+    with opened(tmp_path / "x") as window:
+        assert image_size(window, len(before), len(content)) == (31, 17)
+        assert image_size(window, 0, 50) == (0, 0)
+
+
+def test_nothing_behind_an_image_is_read_as_part_of_it(tmp_path):
+    content = jpeg()
+    (tmp_path / "x").write_bytes(content)
+    with opened(tmp_path / "x") as window:
+        assert image_size(window, 0, len(content)) == (201, 300)
+        assert image_size(window, 0, 100) == (0, 0)
+
+
+def test_a_scan_says_how_far_it_is(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    write_folders(tmp_path / "val", draw_images(3))
+    members = ((f"{label}/{name}", content) for label, name, content in draw_images(3))
+    write_tar(tmp_path / "train" / "x.tar", members)
+
+    def slowly(walk, place):
+        time.sleep(0.3)
+        return walk(place)
+
+    monkeypatch.setattr(scan_progress, "_LINE_SEC", 0.05)
+    monkeypatch.setitem(scanning._WALKS, "tar", partial(slowly, tar.walk))
+    monkeypatch.setattr(folders, "walk", partial(slowly, folders.walk))
+    open_manifest(tmp_path, "train")
+    open_manifest(tmp_path, "val")
+    assert f"{tmp_path}/train: 0 of 1 tar archives, 0.0 GB passed" in caplog.text
+    assert f"{tmp_path}/val: 0 of 2 class folders\n" in caplog.text
+
+
+SCAN_ON_RANK = """
+import sys
+from pathlib import Path
+from pipeline.data.index.manifest import open_manifest
+from pipeline.train.monitor import start_logging
+start_logging(int(sys.argv[1]))
+open_manifest(Path(sys.argv[2]), "train")
+"""
+
+
+def test_a_scan_draws_a_bar_on_a_terminal_on_rank_0_only(tmp_path):
+    write_folders(tmp_path / "train", draw_images(3))
+    members = ((f"{label}/{name}", content) for label, name, content in draw_images(3))
+    write_tar(tmp_path / "val" / "x.tar", members)
+    said, shown = on_terminal(["-m", "pipeline.prepare", "index", f"--root={tmp_path}"])
+    assert f"scanned 3 images in {tmp_path}/train" in said
+    assert f"scanning {tmp_path}/train:" in shown and "/2" in shown
+    assert f"scanning {tmp_path}/val:" in shown
+    assert shown.rpartition("\r")[2].strip() == ""  # the line is clean again
+    (tmp_path / ".trainyard" / "train.arrow").unlink()
+    assert on_terminal(["-c", SCAN_ON_RANK, "1", str(tmp_path)]) == ("", "")
+    (tmp_path / ".trainyard" / "train.arrow").unlink()
+    said, shown = on_terminal(["-c", SCAN_ON_RANK, "0", str(tmp_path)])
+    assert "scanned 3 images" in said and f"scanning {tmp_path}/train:" in shown
+
+
+def test_a_scan_draws_no_bar_where_there_is_no_terminal(tmp_path):
+    write_folders(tmp_path / "train", draw_images(3))
+    write_folders(tmp_path / "val", draw_images(3))
+    argv = [sys.executable, "-m", "pipeline.prepare", "index", f"--root={tmp_path}"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"scanned 3 images in {tmp_path}/train" in done.stdout
+
+
+def test_a_file_that_comes_back_while_it_is_scanned_is_measured(tmp_path, caplog):
+    write_folders(tmp_path / "train", [("a", "1.jpg", jpeg())])
+    (tmp_path / "train" / "a" / "2.jpg").symlink_to(tmp_path / "away")
+    timer = threading.Timer(0.3, (tmp_path / "away").write_bytes, [jpeg()])
+    timer.start()
+    manifest = open_manifest(tmp_path, "train")
+    timer.join()
+    assert manifest.widths.tolist() == [201, 201]
+    assert f"{tmp_path}/train/a/2.jpg cannot be read: No such file" in caplog.text
+    assert "tried again in 0.1 s" in caplog.text
+
+
+def test_a_link_to_nowhere_ends_the_scan_and_nothing_is_cached(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "_READ_AGAIN_SEC", (0.0,))
+    write_folders(tmp_path / "train", [("a", "1.jpg", jpeg())])
+    link = tmp_path / "train" / "a" / "2.jpg"
+    link.symlink_to("nowhere")
+    with pytest.raises(BadContainer) as caught:
+        open_manifest(tmp_path, "train")
+    assert str(caught.value) == (
+        f"the image {link} cannot be read: No such file or directory; put back what it links to, "
+        f"or remove the link"
+    )
+    assert not (tmp_path / ".trainyard").exists()
+
+
+def test_a_read_of_a_container_that_fails_for_a_while_is_tried_again(tmp_path, monkeypatch):
+    write_tar(tmp_path / "train" / "x.tar", [("a/1.jpg", jpeg(icc_profile=b"p" * 70_000))])
+    pread, failures = os.pread, [2, 5, 9]
+
+    def passing_fault(*where):
+        if failures:
+            failures.pop()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(*where)
+
+    monkeypatch.setattr(common, "_READ_AGAIN_SEC", (0.0,) * 3)
+    monkeypatch.setattr(os, "pread", passing_fault)
+    manifest = open_manifest(tmp_path, "train")
+    assert (manifest.widths.tolist(), failures) == ([201], [])
+    failures += range(4)
+    with pytest.raises(BadContainer, match="x.tar cannot be read: Input/output error; give this"):
+        open_manifest(tmp_path, "train", again=True)
+
+
+def test_a_header_that_cannot_be_read_is_not_taken_for_none(tmp_path):
+    """Pillow reads on behind a long colour profile, and raises OSError for bad headers itself."""
+    content = jpeg(icc_profile=b"p" * 70_000)
+    (tmp_path / "x").write_bytes(content)
+    descriptor = os.open(tmp_path / "x", os.O_RDONLY)
+    window = Window(tmp_path / "x", descriptor, len(content))
+    window.read(0, 1)
+    os.truncate(tmp_path / "x", 5000)
+    with pytest.raises(BadContainer, match="cut off while it was read"):
+        image_size(window, 0, len(content))
+    window.read(0, 1)
+    os.close(descriptor)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        image_size(window, 0, len(content))

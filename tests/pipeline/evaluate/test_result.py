@@ -1,0 +1,79 @@
+"""The file of a result: what its numbers depend on is part of its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.config import Config, DataConfig, ModelConfig
+from pipeline.evaluate.__main__ import SETTINGS, parse_options
+from pipeline.evaluate.members import Member, make_member
+from pipeline.evaluate.protocol import PAPER_SCALES, ViewProtocol
+from pipeline.evaluate.result import changed, file_name
+
+ONE_CROP, MULTI = ViewProtocol(), ViewProtocol("multi-scale", PAPER_SCALES)
+CIFAR = DataConfig(dataset="cifar-10", train_crop="padded", image_size=32)
+PLAIN: dict[str, Any] = {
+    "protocol": "1-crop", "scales": [], "mirror": False, "ensemble": ["a.pt"], "bn_images": None,
+    "test_images": False, "changed": {}, "data_hash": "0123456789abcdef", "other_data": False,
+}  # fmt: skip
+
+
+def member(*options: str, data: DataConfig | None = None) -> Member:
+    config = Config(data or DataConfig(), ModelConfig(depth=18))
+    content = {"config": config.to_yaml(), "classes": ["cat", "dog"], "model": {"w": torch.ones(2)}}
+    given = parse_options(["--checkpoint", __file__, *options])
+    return make_member(Path("a.pt"), content, given, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("options", "protocol", "found"),
+    [
+        ((), ONE_CROP, {}),
+        (("--data.image_size=256",), ONE_CROP, {"data.image_size": 256}),
+        (("--data.image_size=224", "--optim.amp=bf16"), ONE_CROP, {}),  # as in the training
+        (("--data.val_resize=320",), ONE_CROP, {"data.val_resize": 320}),
+        (("--data.val_resize=320",), MULTI, {}),  # whole images
+        (("--data.image_size=192",), MULTI, {"data.image_size": 192}),
+        (("--optim.amp=off",), ONE_CROP, {"optim.amp": "off"}),
+        (("--data.output=uint8",), ONE_CROP, {"data.output": "uint8"}),
+        (("--data.local_batch_size=8", "--data.threads=1", "--run.device=cpu",
+          "--model.norm=reference", "--data.root=/elsewhere"), ONE_CROP, {}),
+    ],
+)  # fmt: skip
+def test_what_changes_the_numbers_is_told_from_how_they_are_computed(options, protocol, found):
+    assert changed([member(*options)], protocol) == found
+
+
+def test_a_setting_without_effect_is_no_change():
+    assert changed([member("--data.val_resize=64", data=CIFAR)], ONE_CROP) == {}
+
+
+def test_a_change_for_any_member_of_an_ensemble_is_one():
+    large, option = DataConfig(val_resize=320), "--data.val_resize=256"
+    members = [member(option), member(option, data=large)]
+    assert changed(members, ONE_CROP) == {"data.val_resize": 256}
+    assert changed(members[:1], ONE_CROP) == {}
+
+
+@pytest.mark.parametrize(
+    ("difference", "name"),
+    [
+        ({}, "evaluate-1-crop"),
+        ({"changed": {"data.image_size": 256}}, "evaluate-1-crop-image_size-256"),
+        ({"changed": {"data.val_resize": 320, "optim.amp": "off"}},
+         "evaluate-1-crop-val_resize-320-amp-off"),
+        ({"other_data": True}, "evaluate-1-crop-data-01234567"),
+        ({"protocol": "multi-scale", "scales": list(PAPER_SCALES), "mirror": True},
+         "evaluate-multi-scale-mirror"),
+        ({"protocol": "multi-scale", "scales": [224, 256]}, "evaluate-multi-scale-224-256"),
+        ({"bn_images": 40, "test_images": True}, "evaluate-1-crop-bn-40-test-images"),
+        ({"ensemble": ["a.pt", "b.pt"]}, "evaluate-1-crop-ensemble-of-2"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_results_that_differ_lie_in_files_of_their_own(difference, name):
+    assert file_name(PLAIN | difference) == f"{name}.json"

@@ -1,0 +1,273 @@
+"""A staged copy is the same data: whole, found again at once, safe against kills and rivals."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from imagenet_archives import jpeg, killed_at_file, tar_of
+from terminal import on_terminal
+
+from pipeline.config import ConfigError, DataConfig
+from pipeline.data.index.manifest import cached_manifest, open_manifest
+from pipeline.data.statistics import normalisation_of
+from pipeline.prepare import files, mean, progress, stage
+from pipeline.prepare.options import MeanOptions, StageOptions
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def source(small_data, tmp_path):
+    """A data set with all that may lie about in one."""
+    source = tmp_path / "shared disk" / "images"
+    shutil.copytree(small_data, source, symlinks=True, ignore=shutil.ignore_patterns(".trainyard"))
+    first = sorted(os.listdir(source / "train"))[0]
+    odd = source / "train" / "klasse mit ä und leer"
+    odd.mkdir()
+    shutil.copy(next((source / "train" / first).iterdir()), odd / "bild ö 1.JPEG")
+    (odd / "linked.JPEG").symlink_to(odd / "bild ö 1.JPEG")
+    (odd / "._bild ö 1.JPEG").write_bytes(b"dotfile")
+    (source / "synset_words.txt").write_text("a b\n")
+    return source
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and ".trainyard" not in p.parts and p.name[0] != "."
+    }
+
+
+def test_the_copy_is_the_same_data_and_its_headers_are_not_read_again(source, tmp_path, capsys):
+    hashes = {split: open_manifest(source, split).digest for split in ("train", "val")}
+    before = set(os.listdir(tmp_path))
+    stage.run(StageOptions(source, tmp_path / "local"))
+    assert set(os.listdir(tmp_path)) == {*before, "local"}
+    assert contents(tmp_path / "local") == contents(source)
+    assert "synset_words.txt" in contents(tmp_path / "local")
+    assert not (tmp_path / "local/train/klasse mit ä und leer/linked.JPEG").is_symlink()
+    assert f"{source} lies in {tmp_path / 'local'}: 84 files" in capsys.readouterr().out
+    for split, digest in hashes.items():
+        copied = source / ".trainyard" / f"{split}.arrow"
+        mine = tmp_path / "local" / ".trainyard" / f"{split}.arrow"
+        assert copied.read_bytes() == mine.read_bytes()  # a scan would have written another
+        assert open_manifest(tmp_path / "local", split).digest == digest
+        assert copied.read_bytes() == mine.read_bytes()
+
+
+def test_the_sources_manifests_are_taken_from_a_cache_folder(source, tmp_path):
+    cache = tmp_path / "cache"
+    for split in ("train", "val"):
+        open_manifest(source, split, cache)
+    shutil.rmtree(source / ".trainyard", ignore_errors=True)
+    stage.run(StageOptions(source, tmp_path / "local", cache_dir=cache))
+    assert not (source / ".trainyard").exists()
+    mine = [tmp_path / "local" / ".trainyard" / f"{split}.arrow" for split in ("train", "val")]
+    theirs = [next(cache.glob(f"*-{split}.arrow")) for split in ("train", "val")]
+    assert [p.stat().st_mtime_ns for p in mine] == [p.stat().st_mtime_ns for p in theirs]
+
+
+def test_a_run_with_a_cache_folder_finds_the_copys_own_manifests(source, tmp_path, caplog):
+    cache, local = tmp_path / "cache", tmp_path / "local"
+    digest = open_manifest(source, "train", cache).digest
+    stage.run(StageOptions(source, local, cache_dir=cache))
+    before = set(cache.iterdir())
+    caplog.set_level(logging.INFO)
+    caplog.clear()
+    assert open_manifest(local, "train", cache).digest == digest
+    assert cached_manifest(local, "val", cache) is not None
+    stage.run(StageOptions(local, tmp_path / "second", cache_dir=cache))
+    assert open_manifest(tmp_path / "second", "train", cache).digest == digest
+    assert "scanned" not in caplog.text
+    assert set(cache.iterdir()) == before
+
+
+def test_the_copy_brings_the_means_of_its_images_along(source, tmp_path):
+    mean.run(MeanOptions(source, image_size=16, images=20))
+    stage.run(StageOptions(source, tmp_path / "local"))
+    shutil.rmtree(source)
+    config = DataConfig(root=str(tmp_path / "local"), image_size=16, val_resize=16, mean="pixel")
+    found = normalisation_of(config, open_manifest(tmp_path / "local", "train"))
+    assert found.image is not None and found.image.shape == (16, 16, 3)
+
+
+def test_an_old_manifest_of_a_copy_is_not_used_nor_changed(source, tmp_path):
+    local, cache = tmp_path / "local", tmp_path / "cache"
+    stage.run(StageOptions(source, local))
+    old = local / ".trainyard" / "train.arrow"
+    content = old.read_bytes()
+    next((local / "train").rglob("*.JPEG")).unlink()
+    now = open_manifest(local, "train", cache)
+    assert len(now) == len(open_manifest(source, "train")) - 1
+    assert (old.read_bytes(), len(list(cache.iterdir()))) == (content, 1)
+
+
+def test_a_second_call_copies_nothing_and_a_cleaned_disk_is_filled_again(source, tmp_path, capsys):
+    options = StageOptions(source, tmp_path / "local")
+    stage.run(options)
+    times = {p: p.stat().st_ctime_ns for p in (tmp_path / "local").rglob("*.JPEG")}
+    capsys.readouterr()
+    stage.run(options)
+    assert capsys.readouterr().out == f"all of {source} is already in {tmp_path / 'local'}\n"
+    gone = sorted(times)[3]
+    gone.unlink()
+    stage.run(options)
+    assert contents(tmp_path / "local") == contents(source)
+    now = {p: p.stat().st_ctime_ns for p in times}
+    assert [p for p in times if now[p] != times[p]] == [gone]
+
+
+def test_containers_are_staged_and_not_indexed_again(tmp_path):
+    source, local = tmp_path / "source", tmp_path / "local"
+    source.mkdir()
+    (source / "train").mkdir()
+    images = {f"{name}/{i}.JPEG": jpeg(i) for name in ("a", "b") for i in range(3)}
+    (source / "train" / "shard-000000.tar").write_bytes(tar_of(images))
+    manifest = open_manifest(source, "train")
+    stage.run(StageOptions(source, local))
+    index = (local / ".trainyard" / "train.arrow").stat().st_ino
+    copy = open_manifest(local, "train")
+    assert (copy.digest, len(copy)) == (manifest.digest, 6)
+    assert (local / ".trainyard" / "train.arrow").stat().st_ino == index
+    assert (copy.read(4) == manifest.read(4)).all()
+
+
+def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(
+    source, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(progress, "_EVERY_SEC", -1.0)
+    stage.run(StageOptions(source, tmp_path / "local", workers=1))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 84
+    assert lines[0].startswith(f"copying to {tmp_path / 'local'}: 1 of 84 files, 0.00 of 0.00 GB")
+    assert " 84 of 84 files" in lines[-1]
+
+
+def test_progress_is_a_bar_on_a_terminal(source, tmp_path):
+    argv = ["stage", f"--from={source}", f"--to={tmp_path / 'local'}", "--workers=1"]
+    said, shown = on_terminal(["-m", "pipeline.prepare", *argv])
+    assert f"{source} lies in {tmp_path / 'local'}: 84 files" in said
+    assert f"scanning {source}/train:" in shown
+    assert f"copying to {tmp_path / 'local'}:   0%" in shown
+
+
+def test_a_killed_copy_goes_on_and_keeps_what_it_had(source, tmp_path):
+    local = tmp_path / "local"
+    argv = ["stage", f"--from={source}", f"--to={local}", "--workers=1"]
+    data_hash = open_manifest(source, "train").digest
+    open_manifest(source, "val")
+    assert killed_at_file(32, *argv) == -signal.SIGKILL
+    kept = {p: p.stat().st_ino for p in local.rglob("*.JPEG")}
+    assert len(kept) == 31 - 3  # the others: the mark, demo.json, synset_words.txt
+    stage.run(StageOptions(source, local))
+    assert contents(local) == contents(source)
+    assert {p: p.stat().st_ino for p in kept} == kept
+    assert open_manifest(local, "train").digest == data_hash
+    assert sorted(p.name for p in (local / ".trainyard").iterdir()) == [
+        "lock", "staged.json", "train.arrow", "val.arrow",
+    ]  # fmt: skip
+
+
+def test_processes_of_one_node_do_not_fight(source, tmp_path):
+    argv = [f"--from={source}", f"--to={tmp_path / 'local'}"]
+    command = [sys.executable, "-m", "pipeline.prepare", "stage", *argv]
+    rivals = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    said = [rival.communicate(timeout=60)[0] for rival in rivals]
+    assert [rival.returncode for rival in rivals] == [0, 0, 0]
+    assert sum("files," in text for text in said) == 1
+    assert sum("is already in" in text for text in said) == 2
+    assert contents(tmp_path / "local") == contents(source)
+
+
+def test_a_file_that_exceeds_the_room_is_named_and_the_copy_can_go_on(source, tmp_path):
+    argv = [f"--from={source}", f"--to={tmp_path / 'local'}"]
+    open_manifest(source, "train")
+    open_manifest(source, "val")
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.prepare", "stage", *argv],
+        cwd=ROOT, text=True, capture_output=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)),
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "does not fit (File too large): make room; the same command goes on" in done.stderr
+    assert all(
+        path.stat().st_size == (source / path.relative_to(tmp_path / "local")).stat().st_size
+        for path in (tmp_path / "local").rglob("*.JPEG")
+    )
+    stage.run(StageOptions(source, tmp_path / "local"))
+    assert contents(tmp_path / "local") == contents(source)
+
+
+def test_too_little_room_is_said_before_anything_is_copied(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_RESERVE_BYTES", 1 << 60)
+    with pytest.raises(ConfigError, match=r"has \d+\.\d\d GB free, but \d+\.\d\d GB are needed"):
+        stage.run(StageOptions(source, tmp_path / "local"))
+    assert contents(tmp_path / "local") == {}
+
+
+def test_a_copy_of_other_data_and_a_foreign_folder_are_refused(source, tmp_path):
+    stage.run(StageOptions(source, tmp_path / "local"))
+    next((source / "val").rglob("*.JPEG")).unlink()
+    with pytest.raises(ConfigError, match=r"holds a copy of other data \(train .*remove it or"):
+        stage.run(StageOptions(source, tmp_path / "local"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("mine")
+    with pytest.raises(ConfigError, match=r"already holds thesis.tex, which is not a copy"):
+        stage.run(StageOptions(source, tmp_path / "home"))
+    assert contents(tmp_path / "home") == {"thesis.tex": b"mine"}
+
+
+def test_what_cannot_be_copied_is_named(source, tmp_path):
+    (source / "train" / "gone.JPEG").symlink_to(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match=r"gone.JPEG cannot be read: No such file"):
+        stage.run(StageOptions(source, tmp_path / "local"))
+    (source / "train" / "gone.JPEG").unlink()
+    (source / "val" / "loop").symlink_to(source / "val")
+    loose = source / "val" / "loop"
+    with pytest.raises(ValueError, match="loop"):
+        stage.run(StageOptions(source, tmp_path / "local"))
+    loose.unlink()
+    os.mkfifo(source / "pipe")
+    with pytest.raises(ConfigError, match=r"pipe is neither a file nor a folder"):
+        stage.run(StageOptions(source, tmp_path / "local"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_a_file_without_permission_to_read_is_named(source, tmp_path):
+    open_manifest(source, "train")
+    open_manifest(source, "val")
+    secret = sorted((source / "train").rglob("*.JPEG"))[0]
+    secret.chmod(0)
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local").chmod(0o777)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == 0 and folder != Path("/") and not folder.stat().st_mode & 1:
+            folder.chmod(0o755)
+    program = (
+        "import os, sys; from pathlib import Path; import pipeline.prepare.stage as s; "
+        "from pipeline.prepare.options import StageOptions as O; os.setuid(65534); "
+        f"s.run(O(Path({str(source)!r}), Path({str(tmp_path / 'local')!r})))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True)
+    assert f"{secret} cannot be read: Permission denied" in done.stderr, done.stderr
+
+
+def test_folders_in_each_other_and_missing_ones_are_refused(source, tmp_path):
+    with pytest.raises(ConfigError, match="lie in each other"):
+        StageOptions(source, source / "copy")
+    with pytest.raises(ConfigError, match="is not a folder; give a data set's"):
+        StageOptions(tmp_path / "nothing", tmp_path / "local")
+    with pytest.raises(ConfigError, match="has neither a folder train nor val"):
+        (tmp_path / "empty").mkdir()
+        stage.run(StageOptions(tmp_path / "empty", tmp_path / "local"))

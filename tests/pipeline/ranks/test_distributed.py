@@ -1,0 +1,94 @@
+"""Two real Horovod ranks hold together, and one process is the same interface without Horovod."""
+
+import inspect
+import json
+
+import jobs
+import pytest
+import torch
+from rank_checks import CHECKS
+
+from pipeline.ranks.averaging import row_major_view
+from pipeline.ranks.horovod import HorovodWorld
+from pipeline.ranks.world import World
+
+RANK_CHECKS = jobs.REPOSITORY / "tests" / "rank_checks.py"
+
+ALONE = """
+import sys
+import torch
+from pipeline.ranks.world import connect
+from pipeline.system.failure import Reported
+import pipeline.train.run
+
+world = connect()
+tensor = torch.tensor([2**53 + 1, -1])
+assert (world.rank, world.size, world.local_rank, world.local_size) == (0, 1, 0, 1)
+assert world.sum(tensor).tolist() == tensor.tolist()
+assert world.gather(tensor).tolist() == [tensor.tolist()]
+assert world.maximum([3, -1, True]) == [3, -1, 1]
+assert world.broadcast_object({"a": 1}) == {"a": 1}
+assert world.gather_objects("a") == ["a"]
+assert world.on_rank0(lambda: 5) == world.together(lambda: 5) == 5
+world.require_same({"a": 1})
+world.barrier()
+
+model = torch.nn.Linear(2, 2)
+averager = world.average_gradients(model, "none")
+model(torch.ones(1, 2)).sum().backward()
+averager.synchronize()
+assert model.weight.grad.tolist() == [[1.0, 1.0], [1.0, 1.0]]
+try:
+    world.raise_together(ValueError("said once"))
+except Reported as error:
+    assert (error.message, int(error.code)) == ("said once", 2)
+assert not [name for name in sys.modules if name.startswith("horovod")]
+"""
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory):
+    """The ranks that ran tests/rank_checks.py, and each rank's outcomes by check."""
+    folder = tmp_path_factory.mktemp("checks")
+    ranks = jobs.run([str(RANK_CHECKS), str(folder)], ranks=2)
+    files = [folder / f"{rank}.json" for rank in range(2)]
+    assert all(file.exists() for file in files), ranks.text
+    return ranks, [json.loads(file.read_text()) for file in files]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_two_ranks(checked, check):
+    _, outcomes = checked
+    for rank, outcome in enumerate(outcomes):
+        assert outcome[check] is None, f"rank {rank}: {outcome[check]}"
+
+
+def test_an_error_on_one_rank_is_printed_once_and_all_leave_with_its_code(checked):
+    ranks, _ = checked
+    line = "error: rank 1: the last error of the checks; nothing is to be mended"
+    assert ranks.codes == [2, 2]
+    assert ranks.outputs[0].splitlines()[-1] == line
+    assert "error:" not in ranks.outputs[1]
+
+
+def test_one_process_is_the_same_interface_without_horovod():
+    alone = jobs.run(["-c", ALONE])
+    assert alone.codes == [0], alone.text
+    assert alone.text == "error: said once\n"
+    assert {name for name in vars(HorovodWorld) if not name.startswith("_")} <= set(dir(World))
+    for name, method in inspect.getmembers(World, inspect.isfunction):
+        assert inspect.signature(getattr(HorovodWorld, name)) == inspect.signature(method), name
+
+
+def test_a_view_in_memory_order_shares_memory():
+    kernel = torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last)
+    view = row_major_view(kernel)
+    assert view.is_contiguous() and view.data_ptr() == kernel.data_ptr()
+    assert view.shape == (4, 5, 5, 3)
+    vector = torch.randn(3)
+    assert row_major_view(vector) is vector
+
+
+def test_any_other_layout_is_refused():
+    with pytest.raises(ValueError, match=r"shape \(3, 2\) and strides \(1, 3\) is neither row-m"):
+        row_major_view(torch.zeros(2, 3).t())

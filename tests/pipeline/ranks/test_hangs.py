@@ -1,0 +1,144 @@
+"""Real ranks that hang: who is named, with what stacks, and what is kept.
+
+Each job has a rank 1 that hangs in step 5, one step after the checkpoint of step 4. A rank that
+would hang for ever is killed once the other has left, as a launcher does.
+"""
+
+import re
+import shutil
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import jobs
+import pytest
+from run_files import checkpoint_steps, newest_checkpoint
+
+from pipeline.ranks.world import World
+from pipeline.train.folder import first_cause_kept
+
+AT_ONCE = 3  # jobs side by side: most of their time they wait
+FAILED = 1
+LIMIT_SEC = 4.0  # the first step on a busy machine must stay below
+LEAVES = ("sleep-loader", "kill-average")  # faults whose rank ends by itself
+WATCHED = (f"--run.step_timeout_sec={LIMIT_SEC:g}",)
+CASES: dict[str, tuple[str, ...]] = {
+    # The sixth batch of a rank is that of step 5; it is prepared while step 3 is computed.
+    "sleep-loader:6:1": WATCHED,
+    "pause-step:5:1": WATCHED,
+    "kill-average:6:1": WATCHED,
+    "never-start:60:1": WATCHED,
+    "pause-step:5:1 in gloo": (),
+}
+
+
+@dataclass(frozen=True)
+class Hung:
+    """How a job ended: exit codes, None for a rank that had to be killed; rank 0's output."""
+
+    run: Path
+    codes: list[int | None]
+    text: str
+    pids: list[int]
+
+    @property
+    def errors(self) -> list[str]:
+        return re.findall(r"^error: .*", self.text, re.MULTILINE)
+
+    @property
+    def rank1(self) -> str:
+        return rf"rank 1 \(process {self.pids[1]}\) on \S+"
+
+    def stacks(self, rank: int) -> str:
+        return (self.run / "stacks" / f"rank-{rank}.txt").read_text()
+
+
+def hang(case: str, data: Path, runs: Path) -> Hung:
+    """Runs a job of `CASES` until its rank 0 has left."""
+    fault = case.split(" ")[0]
+    # Counted from the moment that rank 0 is there itself.
+    env = {"HOROVOD_START_TIMEOUT": "2" if fault.startswith("never") else "60"}
+    if case.endswith("gloo"):
+        env["HOROVOD_GLOO_TIMEOUT_SECONDS"] = "4"
+    argv = [str(jobs.SABOTEUR), fault, *jobs.resumable(data, runs), *CASES[case]]
+    ranks = jobs.start(argv, ranks=2, **env)
+    leaving = ranks.processes if fault.startswith(LEAVES) else ranks.processes[:1]
+    try:
+        jobs.wait_for(lambda: all(p.poll() is not None for p in leaving), case)
+        codes = [process.poll() for process in ranks.processes]
+    finally:
+        for process in ranks.processes:
+            process.kill()
+        ranks.wait()
+    pids = [process.pid for process in ranks.processes]
+    return Hung(runs / "test", codes, ranks.text, pids)
+
+
+@pytest.fixture(scope="module")
+def hung(small_data, tmp_path_factory):
+    """Every job of `CASES` after its end."""
+    root = tmp_path_factory.mktemp("hung")
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        found = {c: pool.submit(hang, c, small_data, root / str(n)) for n, c in enumerate(CASES)}
+    yield {case: job.result() for case, job in found.items()}
+    shutil.rmtree(root)
+
+
+def assert_told(job: Hung, *parts: str) -> None:
+    """Rank 0 left with FAILED; one line of error, which holds `parts`, is in the log and in
+    failure.txt; the checkpoint before the hang is whole."""
+    assert job.codes[0] == FAILED, job.text
+    (error,) = job.errors
+    for part in parts:
+        assert re.search(part, error), error
+    assert (job.run / "failure.txt").read_text().splitlines()[0] == error.replace("rank 0: ", "", 1)
+    assert error.replace("rank 0: ", "", 1).removeprefix("error: ") in job.text
+    assert checkpoint_steps(job.run)[-1] == newest_checkpoint(job.run)["step"] == 4, job.text
+
+
+def test_a_rank_that_sleeps_in_the_loader(hung):
+    job = hung["sleep-loader:6:1"]
+    assert_told(
+        job,
+        rf"{job.rank1} has been in phase data_wait of step \d for \d s",
+        r"rank 0 has waited in phase agreement of step \d for \d s",
+    )
+    assert job.codes[1] == FAILED
+    assert "in sleep_in_loader" in job.stacks(1)
+    assert "in maximum" in job.stacks(0)
+
+
+def test_a_stopped_rank(hung):
+    job = hung["pause-step:5:1"]
+    assert_told(job, rf"{job.rank1} is stopped \(SIGSTOP, Ctrl-Z or a debugger\)")
+    assert "in synchronize" in job.stacks(0)
+
+
+def test_a_stopped_rank_that_gloo_gives_up_before_the_watchdog(hung):
+    job = hung["pause-step:5:1 in gloo"]
+    assert_told(job, rf"error: rank 0: {job.rank1} is stopped \(SIGSTOP, Ctrl-Z or a debugger\);")
+
+
+def test_a_rank_that_dies_in_a_collective(hung):
+    job = hung["kill-average:6:1"]
+    assert job.codes[1] == -signal.SIGKILL
+    assert_told(job, rf"{job.rank1} died without a word, killed by a signal")
+
+
+def test_a_rank_that_never_starts(hung):
+    job = hung["never-start:60:1"]
+    assert job.codes == [FAILED, None], job.text
+    assert job.errors == [
+        "error: rank 0: rank 1 of 2 did not start within 2 s; see what the launcher and that node "
+        "say, or allow more time with HOROVOD_START_TIMEOUT (in seconds)"
+    ]
+    assert not job.run.exists()
+
+
+def test_the_next_start_forgets_how_the_last_one_ended(tmp_path):
+    (tmp_path / "stacks").mkdir()
+    for name in ("failure.txt", "stacks/rank-1.txt"):
+        (tmp_path / name).write_text("old")
+    with first_cause_kept(tmp_path, World()):
+        assert [file.name for file in tmp_path.iterdir()] == ["log.txt"]

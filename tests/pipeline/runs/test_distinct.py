@@ -1,0 +1,68 @@
+"""What a list says of runs that look alike, and of names that no run has."""
+
+import pytest
+from made_runs import CIFAR, RunMaker
+
+from pipeline.config import ConfigError
+from pipeline.runs.listing import as_json, describe, list_runs
+from pipeline.runs.naming import find_run
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    return RunMaker(tmp_path)
+
+
+def rows(below):
+    return {line.split()[0]: line for line in describe(list_runs(below), below).splitlines()}
+
+
+def test_runs_of_one_network_are_told_apart_by_the_settings_that_differ(make_run, tmp_path):
+    make_run("a", CIFAR | {"run.seed": 1, "data.threads": 2}, steps=50)
+    make_run("b", CIFAR | {"run.seed": 2, "optim.base_lr": 0.2, "data.threads": 2}, steps=50)
+    make_run("other", CIFAR | {"model.depth": 32, "run.seed": 3}, steps=50)
+    found = rows(tmp_path)
+    assert "  base_lr=0.1 seed=1  " in found["a"]
+    assert "  base_lr=0.2 seed=2  " in found["b"]
+    assert "seed" not in found["other"]  # the only one of its network
+    differing = {run["run"]: run["differs_in"] for run in as_json(list_runs(tmp_path))["runs"]}
+    assert differing["b"] == {"optim.base_lr": 0.2, "run.seed": 2}
+    assert differing["other"] == {}
+
+
+def test_what_has_no_effect_in_a_run_does_not_tell_it_apart(make_run, tmp_path):
+    make_run("a", CIFAR | {"schedule.patience": 3}, steps=50)
+    make_run("b", CIFAR | {"schedule.patience": 4}, steps=50)
+    assert "patience" not in rows(tmp_path)["a"]
+
+
+def test_of_many_differences_the_first_few_are_listed_and_the_rest_counted(make_run, tmp_path):
+    more = {"optim.momentum": 0.8, "data.threads": 1, "run.log_every_steps": 7}
+    make_run("a", CIFAR, steps=50)
+    make_run("b", CIFAR | more | {"optim.base_lr": 0.3, "run.seed": 9}, steps=50)
+    assert "base_lr=0.3 seed=9 momentum=0.8 threads=1 and 1 more" in rows(tmp_path)["b"]
+
+
+def test_a_name_that_no_run_has_is_answered_by_those_there_are(make_run, tmp_path):
+    for name in ("resnet-50", "deep/resnet-152"):
+        make_run(name, CIFAR, steps=50)
+    assert find_run("deep/resnet-152", tmp_path) == tmp_path / "deep" / "resnet-152"
+    assert find_run(str(tmp_path / "resnet-50"), tmp_path) == tmp_path / "resnet-50"
+    for name, nearest in [("resnet-5", "did you mean resnet-50? There"), ("vgg", "there")]:
+        message = (
+            f"there is no run {name} below {tmp_path}/; {nearest} are: deep/resnet-152, resnet-50"
+        )
+        with pytest.raises(ConfigError) as error:
+            find_run(name, tmp_path)
+        assert str(error.value) == message
+    with pytest.raises(ConfigError, match=rf"no run deep below {tmp_path}/deep/; .*resnet-152"):
+        find_run("deep", tmp_path)
+    with pytest.raises(ConfigError, match=rf"no run resnet-5 below {tmp_path}/; did you mean"):
+        find_run(f"{tmp_path}/resnet-5", tmp_path / "deep")
+
+
+def test_where_there_is_no_run_yet_it_says_how_to_get_one(tmp_path):
+    with pytest.raises(ConfigError, match="nor any other; train one: make train trains the demo"):
+        find_run("demo", tmp_path)
+    with pytest.raises(ConfigError, match="no run demo: .*/runs/ does not exist; give the folder"):
+        find_run("demo", tmp_path / "runs")

@@ -1,0 +1,131 @@
+"""TensorBoard on a finished run, looked at with a real browser; the screenshots stay in pytest's
+folder of this test."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import NAMES, Page, find_browser, open_browser
+from made_lines import line
+from one_process import config_of, train_here
+
+from pipeline.train.monitor.monitor import RunMonitor
+from pipeline.train.monitor.pages import STACKED, stacked_tag
+
+OPTIONS = ("--schedule.epochs=3", "--data.global_batch_size=10", "--data.local_batch_size=10")
+_OF_AN_EMPTY_CHART = 5  # its axes and buttons
+_URL = re.compile(r"http://\S+:\d+/")
+
+
+@pytest.fixture(scope="module")
+def server(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of TensorBoard over a small run of three epochs, and the beginning of another."""
+    runs = tmp_path_factory.mktemp("runs")
+    train_here(small_data, runs, *OPTIONS, "--run.log_every_steps=2")
+    begin_another(small_data, runs)
+    argv = [sys.executable, "-m", "tensorboard.main", f"--logdir={runs}", "--port=0"]
+    with subprocess.Popen(
+        [*argv, "--host=127.0.0.1"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    ) as child:
+        assert child.stderr is not None
+        found = (_URL.search(line) for line in child.stderr)
+        address = next((match.group() for match in found if match), None)
+        assert address is not None, "TensorBoard did not start"
+        yield address
+        child.terminate()
+
+
+def begin_another(small_data: Path, runs: Path) -> None:
+    """A run of other settings, of which nothing is trained."""
+    config = config_of(
+        small_data, runs, *OPTIONS, "--run.name=other", "--optim.base_lr=0.037", "--run.seed=77"
+    )
+    config.run.path.mkdir()
+    monitor = RunMonitor(config.run.path, config, 0, 0, 150)
+    monitor.train(line("train", 20))
+    monitor.val(line("val", 50, best_top1=0.5))
+    monitor.close()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    program = find_browser()
+    if program is None:
+        pytest.skip(f"there is no browser: none of {', '.join(NAMES)} is installed")
+    with open_browser(program, tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+def drawn(title: str) -> str:
+    """JavaScript: how many curves and marks the chart called `title` has."""
+    return (
+        "all.filter(n => n.tagName && n.tagName.endsWith('-CHART-CARD'))"
+        ".map(card => Array.from(nodes(card)))"
+        f".filter(card => card.some(n => n.nodeType === 3 && n.data.includes('{title}')))"
+        ".flat().filter(n => n.tagName === 'path').length"
+    )
+
+
+def test_the_four_pages_have_their_charts(server, page, tmp_path):
+    page.open(f"{server}#custom_scalars&_smoothingWeight=0", 1500, 2600)
+    page.wait_for("all.some(n => n.nodeType === 3 && n.data.includes('seconds waited for data'))")
+    for title in ("error in %", "gradient norm", "where the time goes"):
+        page.wait_for(f"{drawn(title)} > {_OF_AN_EMPTY_CHART}")
+    text = page.text()
+    for name in (
+        "learning: ", "speed: ", "health: ", "data: ", "images seen (STEP)", "under IMAGES",
+        "weight_norm_fc",
+    ):  # fmt: skip
+        assert name in text
+    assert "GPU memory" not in text  # there is none
+    assert page.screenshot(tmp_path / "pages.png").stat().st_size > 20_000
+
+
+def test_charts_stand_in_their_order_and_titles_tell_their_lines(server, page):
+    page.open(f"{server}#custom_scalars", 1500, 2600)
+    page.wait_for(f"{drawn('error in %')} > {_OF_AN_EMPTY_CHART}")
+    page.wait_for(f"{drawn('where the time goes')} > {_OF_AN_EMPTY_CHART}")
+    cards = "all.filter(n => n.tagName && n.tagName.endsWith('-CHART-CARD'))"
+    titles = page.evaluate(f"{cards}.map(card => card.title)")
+    assert [title.partition(":")[0] for title in titles[:6]] == [
+        "error in %, as the paper draws it", "loss", "learning rate", "top-5, share of the images",
+        "images per second, all ranks", "where the time goes, from below",
+    ]  # fmt: skip
+    legend = page.evaluate(
+        "all.filter(n => n.className === 'match-list-entry')"
+        ".map(n => n.textContent.trim().split(/\\s+/).join(' '))"
+    )
+    for title, tags in (
+        (titles[0], ["train/error_percent", "val/error_percent"]),
+        (titles[5], [stacked_tag(number) for number in range(len(STACKED))]),
+    ):
+        marks = [mark for mark in title.partition(": ")[2] if not (mark.isalpha() or mark == " ")]
+        for mark, tag in zip(marks, tags, strict=True):
+            assert f"{mark} {tag} (test/tensorboard)" in legend
+
+
+def test_pictures_of_training_mistakes_and_classes_are_shown(server, page, tmp_path):
+    page.open(f"{server}#images", 1500, 1400)
+    page.wait_for("all.filter(n => n.tagName === 'IMG' && n.naturalWidth > 0).length === 3")
+    text = page.text()
+    assert {"train/augmented", "val/mistakes", "val/classes"} <= set(text.split())
+    assert page.screenshot(tmp_path / "images.png").stat().st_size > 20_000
+
+
+def test_runs_are_compared_by_what_most_often_differs(server, page, tmp_path):
+    page.open(f"{server}#hparams", 1700, 900)
+    page.wait_for("all.some(n => n.nodeType === 3 && n.data.includes('val/best_top1'))")
+    page.wait_for("all.some(n => n.nodeType === 3 && n.data.includes('0.037'))")
+    ticked = "all.filter(n => n.tagName === 'PAPER-CHECKBOX' && n.checked)"
+    assert page.evaluate(f"{ticked}.map(n => n.textContent.trim())")[:5] == [
+        "data.global_batch_size", "model.network", "optim.base_lr", "run.seed", "schedule.epochs"
+    ]  # fmt: skip
+    text = page.text()
+    for value in ("0.037000", "77.000", "CIFAR ResNet-8 A", "data.root"):
+        assert value in text
+    assert page.screenshot(tmp_path / "hparams.png").stat().st_size > 20_000

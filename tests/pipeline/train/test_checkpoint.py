@@ -1,0 +1,462 @@
+"""Checkpoints: whole or not there, verified, never code, and of this very run."""
+
+import dataclasses
+import json
+import logging
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from one_process import train_here
+
+from pipeline.config import Config, setting_names
+from pipeline.config.reading import load_config
+from pipeline.system.failure import ExitCode, Reported
+from pipeline.train import trainer as engine
+from pipeline.train.checkpoint import (
+    CheckpointFolder,
+    DamagedCheckpoint,
+    SaveError,
+    read_verified,
+    require_same_run,
+    write_atomically,
+)
+from pipeline.train.state import compared, fingerprint
+
+HASHES = {"train": "aaaa", "val": "bbbb"}
+
+
+def content(step: int = 0) -> dict:
+    weights = torch.arange(20_000, dtype=torch.float32).reshape(100, 20, 5, 2)
+    return {
+        "format": 1,
+        "step": step,
+        "model": {"weight": weights.to(memory_format=torch.channels_last), "n": torch.tensor(3)},
+        "history": [{"top1": 0.5}],
+        "classes": ["a", "b"],
+    }
+
+
+@pytest.fixture
+def folder(tmp_path) -> CheckpointFolder:
+    return CheckpointFolder(tmp_path / "checkpoints", keep=3)
+
+
+def save_steps(folder: CheckpointFolder, *steps: int) -> list[Path]:
+    return [folder.save(step, content(step)) for step in steps]
+
+
+def damage(path: Path) -> None:
+    """Flips one bit in the middle of the largest record, in a copy that shares no other name."""
+    with zipfile.ZipFile(path) as archive:
+        record = max(archive.infolist(), key=lambda info: info.file_size)
+    broken = bytearray(path.read_bytes())
+    broken[record.header_offset + record.file_size // 2] ^= 1
+    path.unlink()
+    path.write_bytes(broken)
+
+
+def test_what_is_written_is_read_back_with_bits_types_and_strides(tmp_path):
+    path = tmp_path / "a.pt"
+    write_atomically(path, content())
+    found = read_verified(path)
+    weight = content()["model"]["weight"]
+    assert torch.equal(found["model"]["weight"], weight)
+    assert found["model"]["weight"].stride() == weight.stride()
+    assert {**found, "model": None} == {**content(), "model": None}
+    assert os.listdir(tmp_path) == ["a.pt"]
+
+
+def test_a_checkpoint_is_an_ordinary_file_of_torch(tmp_path):
+    write_atomically(tmp_path / "a.pt", content())
+    assert torch.load(tmp_path / "a.pt", weights_only=True)["history"] == [{"top1": 0.5}]
+
+
+def test_a_write_that_fails_before_the_rename_leaves_the_old_file(folder, monkeypatch):
+    (path,) = save_steps(folder, 4)
+    old = path.read_bytes()
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken, pytest.raises(SaveError, match="No space left"):
+        broken.setattr(os, "replace", fail)
+        folder.save(4, content(5))
+    assert path.read_bytes() == old
+    with monkeypatch.context() as broken, pytest.raises(SaveError, match="No space left"):
+        broken.setattr(os, "replace", fail)
+        folder.save(5, content(5))
+    assert folder.steps() == [4]
+    assert folder.latest()[1]["step"] == 4
+    assert not list(folder.folder.glob(".*.partial"))
+
+
+def test_what_the_disk_refuses_for_other_reasons_than_room_is_no_waiting(folder, monkeypatch):
+    def fail(*_):
+        raise OSError(30, "Read-only file system")
+
+    save_steps(folder, 4)
+    monkeypatch.setattr(os, "replace", fail)
+    refused = (
+        r"step-000000005.pt cannot be written: Read-only file system .*; the last good one is that "
+        "of step 4; have that folder take files again and start again"
+    )
+    with pytest.raises(SaveError, match=refused):
+        folder.save_or_wait(5, content(5))
+
+
+def test_data_reach_the_disk_before_the_name(tmp_path, monkeypatch):
+    order = []
+    sync, rename = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (order.append("sync"), sync(fd)))
+    monkeypatch.setattr(os, "replace", lambda *names: (order.append("rename"), rename(*names)))
+    write_atomically(tmp_path / "a.pt", content())
+    assert order == ["sync", "rename", "sync"]
+
+
+def test_one_flipped_bit_inside_a_tensor_is_found(tmp_path):
+    path = tmp_path / "a.pt"
+    write_atomically(path, content())
+    damage(path)
+    assert torch.load(path, weights_only=True)["step"] == 0  # torch alone does not notice
+    with pytest.raises(DamagedCheckpoint, match=r"a\.pt is damaged: checksum of .* is wrong"):
+        read_verified(path)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 1000, 0.5, 0.99, -1])
+def test_a_truncated_file_is_found(tmp_path, kept):
+    path = tmp_path / "a.pt"
+    write_atomically(path, content())
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
+    with pytest.raises(DamagedCheckpoint, match=r"a\.pt is damaged"):
+        read_verified(path)
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "a.pt"
+    path.write_text("<html>404</html>")
+    with pytest.raises(DamagedCheckpoint, match="is damaged"):
+        read_verified(path)
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(ValueError, match=r"has format None, this version reads 1"):
+        read_verified(path)
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match=r"has format 'list', this version reads 1"):
+        read_verified(path)
+    with pytest.raises(ValueError, match=r"none\.pt does not exist; give the path"):
+        read_verified(tmp_path / "none.pt")
+
+
+class Hostile:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+def test_code_in_a_file_is_not_run(tmp_path):
+    mark, path = tmp_path / "ran", tmp_path / "a.pt"
+    torch.save({**content(), "extra": Hostile(mark)}, path)
+    with pytest.raises(DamagedCheckpoint):
+        read_verified(path)
+    path.write_bytes(pickle.dumps({**content(), "extra": Hostile(mark)}))
+    with pytest.raises(DamagedCheckpoint):
+        read_verified(path)
+    assert not mark.exists()
+    torch.save({"extra": Hostile(mark)}, path)
+    torch.load(path, weights_only=False)
+    assert mark.exists()  # the file does hold what it should
+
+
+def test_a_damaged_newest_is_reported_and_the_one_before_is_used(folder, caplog):
+    paths = save_steps(folder, 3, 6, 9)
+    damage(paths[2])
+    with caplog.at_level(logging.WARNING, logger="trainyard"):
+        path, found = folder.latest()
+    assert (path, found["step"]) == (paths[1], 6)
+    assert "step-000000009.pt is damaged" in caplog.text
+    assert "the one before it is tried" in caplog.text
+
+
+def test_when_none_is_whole_nothing_is_chosen_silently(folder):
+    for path in save_steps(folder, 3, 6):
+        damage(path)
+    with pytest.raises(DamagedCheckpoint, match=r"none of the 2 checkpoints in .* is whole"):
+        folder.latest()
+
+
+def test_without_checkpoints_there_is_no_latest(folder):
+    assert folder.latest() is None
+    folder.folder.mkdir()
+    (folder.folder / ".step-000000003.pt.partial").write_bytes(b"half")
+    (folder.folder / "step-3.pt").write_bytes(b"a name of another program")
+    assert folder.steps() == []
+    assert folder.latest() is None
+
+
+def test_the_newest_and_the_best_are_kept(folder):
+    for step in range(1, 7):
+        folder.save(step, content(step), best=step in (1, 2))
+    assert folder.steps() == [4, 5, 6]
+    assert read_verified(folder.best)["step"] == 2
+    names = {"step-000000004.pt", "step-000000005.pt", "step-000000006.pt", "best.pt"}
+    assert set(os.listdir(folder.folder)) == names
+
+
+def test_saving_again_at_a_step_does_not_change_the_best_of_it(folder):
+    folder.save(4, content(4), best=True)
+    folder.save(4, {**content(4), "history": []})
+    assert read_verified(folder.best)["history"] == [{"top1": 0.5}]
+    assert read_verified(folder.path(4))["history"] == []
+
+
+def test_going_back_removes_what_lies_ahead(folder):
+    save_steps(folder, 3, 6, 9)
+    folder.forget_after(6)
+    assert folder.steps() == [3, 6]
+
+
+# What a checkpoint must share with the run, and what may change under way.
+
+FREE = {
+    "data.root", "data.dataset", "data.cache_dir", "data.local_batch_size", "data.decode",
+    "data.threads", "data.prefetch_batches", "data.hw_decoder_load", "data.preallocate",
+    "data.device_padding_bytes", "data.host_padding_bytes", "data.bad_images", "data.max_excluded",
+    "data.exclude", "model.norm", "model.compile", "schedule.epochs", "schedule.steps", "run.name",
+    "run.dir", "run.device", "run.threads", "run.log_every_steps", "run.checkpoint_every_steps",
+    "run.checkpoint_every_sec", "run.keep_checkpoints", "run.step_timeout_sec", "run.expect_top1",
+    "profile", "resume",
+}  # fmt: skip
+
+
+def configured(*argv: str) -> Config:
+    stored = [
+        "--config=configs/demo.yaml", "--data.global_batch_size=64", "--data.area=[0.35,1]",
+        "--optim.base_lr=0.2", "--schedule.epochs=13", "--schedule.drop_epochs=[8,11]",
+    ]  # fmt: skip
+    return load_config([*stored, *argv], "", "")
+
+
+def facts(*argv: str) -> dict:
+    """What a checkpoint keeps."""
+    return fingerprint(configured(*argv), HASHES)
+
+
+def wanted(*argv: str, hashes: dict[str, str] = HASHES) -> dict:
+    """What a run asks of a checkpoint."""
+    config = configured(*argv)
+    return compared(fingerprint(config, hashes), config)
+
+
+def test_every_setting_is_either_fixed_or_free():
+    fixed = {name for name in facts() if "." in name}
+    assert fixed | FREE == set(setting_names())
+    assert fixed & FREE == set()
+
+
+@pytest.mark.parametrize(
+    ("changed", "stored", "now"),
+    [
+        ("model.depth", "18", "34"),
+        ("model.zero_init_last_norm", "True", "False"),
+        ("run.seed", "0", "5"),
+        ("data.global_batch_size", "64", "32"),
+        ("data.area", "[0.35, 1.0]", "[0.08, 1.0]"),
+        ("data.flip", "True", "False"),
+        ("data.output", "float32", "uint8"),
+        ("schedule.drop_epochs", "[8.0, 11.0]", "[9.0]"),
+        ("schedule.rule", "steps", "plateau"),
+        ("optim.base_lr", "0.2", "0.4"),
+    ],
+)
+def test_another_run_is_refused_with_both_values(changed, stored, now):
+    argument = f"--{changed}={now.lower() if now == 'False' else now}"
+    with pytest.raises(ValueError) as error:
+        require_same_run(Path("a.pt"), facts(), wanted(argument))
+    message = str(error.value)
+    assert message.startswith("checkpoint a.pt belongs to another run")
+    assert f"({changed}: {stored} in the checkpoint, {now} now)" in message
+    assert "choose another run.name" in message
+
+
+def test_other_data_are_refused_with_both_hashes():
+    with pytest.raises(ValueError, match="hash of val: bbbb in the checkpoint, cccc now"):
+        require_same_run(Path("a.pt"), facts(), wanted(hashes={**HASHES, "val": "cccc"}))
+
+
+def test_every_difference_is_named_and_a_missing_fact_is_one():
+    stored = facts()
+    del stored["random_scheme"]
+    with pytest.raises(ValueError) as error:
+        require_same_run(Path("a.pt"), stored, wanted("--model.depth=34", "--run.seed=5"))
+    for name in ("model.depth: 18", "run.seed: 0", "random_scheme: (not stored)"):
+        assert name in str(error.value)
+
+
+def test_free_settings_may_change():
+    changed = [
+        "--data.local_batch_size=16", "--data.threads=3", "--data.decode=cpu", "--data.root=copy",
+        "--schedule.epochs=20", "--run.checkpoint_every_steps=7", "--run.log_every_steps=1",
+        "--run.threads=2", "--run.name=other", "--data.prefetch_batches=5",
+    ]  # fmt: skip
+    require_same_run(Path("a.pt"), facts(), wanted(*changed))
+
+
+# The same in a real run: 7 steps, checkpoints 4, 6 and 7, the last one the best.
+
+
+@pytest.fixture(scope="module")
+def finished(small_data, tmp_path_factory):
+    runs = tmp_path_factory.mktemp("runs")
+    yield train_here(small_data, runs, "--run.checkpoint_every_steps=2", "--resume=none")
+    shutil.rmtree(runs)
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of the run in another folder, which may be changed; files are links."""
+    run = tmp_path / "runs" / "test"
+    not_shared = shutil.ignore_patterns("lock", "log.txt", "metrics.jsonl")
+    shutil.copytree(finished, run, copy_function=os.link, ignore=not_shared)
+    shutil.copy(finished / "metrics.jsonl", run)
+    yield run
+    shutil.rmtree(run)
+
+
+def log_of(run: Path) -> str:
+    return (run / "log.txt").read_text()
+
+
+def test_a_run_leaves_its_newest_checkpoints_and_the_best(finished):
+    folder = CheckpointFolder(finished / "checkpoints", 3)
+    assert folder.steps() == [4, 6, 7]
+    assert read_verified(folder.best)["step"] == 7
+
+
+def test_the_final_checkpoint_loads_with_plain_torch(finished):
+    found = torch.load(finished / "checkpoints" / "step-000000007.pt", weights_only=True)
+    assert found["position"] == 56
+    assert found["model"]["conv1.weight"].shape == (16, 3, 3, 3)
+    assert found["history"][0]["images"] == 30
+    assert len(found["classes"]) == 10
+
+
+def test_resume_none_refuses_a_folder_that_holds_a_run(small_data, copied):
+    with pytest.raises(Reported, match="already holds a run and --resume is none") as error:
+        train_here(small_data, copied.parent, "--resume=none")
+    assert error.value.code == ExitCode.WRONG_INPUT
+
+
+def test_a_finished_run_says_so_and_changes_nothing(small_data, copied):
+    before = (copied / "metrics.jsonl").read_bytes()
+    train_here(small_data, copied.parent)
+    assert "is finished: top-1" in log_of(copied)
+    assert (copied / "metrics.jsonl").read_bytes() == before
+
+
+def test_resume_from_a_missing_path_is_refused(small_data, tmp_path):
+    with pytest.raises(Reported, match=r"none\.pt does not exist") as error:
+        train_here(small_data, tmp_path, f"--resume={tmp_path}/none.pt")
+    assert error.value.code == ExitCode.WRONG_INPUT
+
+
+def test_the_checkpoint_of_another_run_is_refused_in_a_folder_that_holds_one(
+    small_data, finished, copied
+):
+    other = finished / "checkpoints" / "step-000000004.pt"
+    with pytest.raises(Reported, match="already holds another run than --resume"):
+        train_here(small_data, copied.parent, f"--resume={other}")
+    with pytest.raises(Reported, match=r"run\.seed: 0 in the checkpoint, 9 now"):
+        train_here(small_data, copied.parent, "--run.name=new", f"--resume={other}", "--run.seed=9")
+
+
+def test_a_damaged_newest_is_reported_and_the_run_goes_on_with_other_free_settings(
+    small_data, copied
+):
+    damage(copied / "checkpoints" / "step-000000007.pt")
+    train_here(
+        small_data, copied.parent, "--data.local_batch_size=4", "--data.threads=2",
+        "--schedule.epochs=1.2", "--run.log_every_steps=1",
+    )  # fmt: skip
+    log = log_of(copied)
+    assert "step-000000007.pt is damaged: checksum of" in log
+    assert "resuming from" in log
+    assert "step-000000006.pt at step 6" in log
+    assert CheckpointFolder(copied / "checkpoints", 3).steps()[-1] == 8
+    assert "finished: top-1" in log
+
+
+def test_a_run_of_which_no_checkpoint_is_whole_does_not_start_again_by_itself(small_data, copied):
+    for path in (copied / "checkpoints").glob("step-*.pt"):
+        damage(path)
+    with pytest.raises(Reported, match=r"none of the 3 checkpoints in .* is whole"):
+        train_here(small_data, copied.parent)
+
+
+def test_a_run_that_began_with_anothers_checkpoint_stands_on_its_own(
+    small_data, finished, tmp_path
+):
+    other = finished / "checkpoints" / "step-000000004.pt"
+    run = train_here(small_data, tmp_path, "--run.name=fork", f"--resume={other}")
+    for step in CheckpointFolder(run / "checkpoints", 3).steps()[1:]:  # killed before its first
+        (run / "checkpoints" / f"step-{step:09d}.pt").unlink()
+    train_here(small_data, tmp_path, "--run.name=fork", f"--resume={other}")  # the same command
+    log = log_of(run)
+    assert log.count("at step 4") == 2
+    assert f"resuming from {other} at step 4" in log
+    newest = CheckpointFolder(run / "checkpoints", 3).latest()
+    wanted = read_verified(finished / "checkpoints" / "step-000000007.pt")
+    assert newest[1]["step"] == 7
+    assert all(
+        torch.equal(newest[1]["model"][name], wanted["model"][name]) for name in wanted["model"]
+    )
+
+
+def test_what_a_kill_right_after_the_last_save_prevented_is_mended(small_data, copied):
+    (copied / "checkpoints" / "best.pt").unlink()
+    lines = (copied / "metrics.jsonl").read_text().splitlines()
+    (copied / "metrics.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    train_here(small_data, copied.parent)
+    assert read_verified(copied / "checkpoints" / "best.pt")["step"] == 7
+    mended = [json.loads(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
+    before = [json.loads(line) for line in lines]
+    assert [{**m, "time": 0} for m in mended] == [{**b, "time": 0} for b in before]
+
+
+def test_weights_that_are_not_finite_are_never_written(small_data, tmp_path, monkeypatch):
+    real = engine.train_step
+
+    def poison(job, *rest):
+        norm = real(job, *rest)
+        if job.progress.step == 3:  # as an infinite gradient after a finite loss would
+            with torch.no_grad():
+                job.model.conv1.weight[0] = float("inf")
+        return norm
+
+    monkeypatch.setattr(engine, "train_step", poison)
+    with pytest.raises(Reported, match=r"conv1\.weight is not finite before step 4") as error:
+        train_here(small_data, tmp_path, "--run.checkpoint_every_steps=1")
+    assert error.value.code == ExitCode.FAILED
+    run = tmp_path / "test"
+    assert CheckpointFolder(run / "checkpoints", 3).steps() == [1, 2, 3]
+    assert "conv1.weight is not finite" in (run / "failure.txt").read_text()
+
+
+def test_a_validation_loss_that_is_not_finite_ends_the_run_with_a_word(
+    small_data, tmp_path, monkeypatch
+):
+    real = engine.validate
+    monkeypatch.setattr(
+        engine, "validate", lambda *a: dataclasses.replace(real(*a), loss=float("nan"))
+    )
+    with pytest.raises(Reported, match="the validation loss is nan before step 7") as error:
+        train_here(small_data, tmp_path)
+    assert error.value.code == ExitCode.FAILED

@@ -1,0 +1,196 @@
+"""--profile: traces of the steps asked for, on two ranks and on one, that change nothing."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+
+import jobs
+import pytest
+from jobs import SABOTEUR, resumable, train
+from run_files import metrics, state_differences
+
+from pipeline.config import Config, ConfigError
+from pipeline.config.run import ProfiledSteps, profiled_steps
+from pipeline.system.failure import PeerLost, Stopped
+from pipeline.train.profile import Profile
+
+FINISHED, WRONG_INPUT, STOPPED = 0, 2, 75
+IN_EACH_STEP = (
+    "data_wait", "agreement", "forward", "backward", "communication", "optimizer",
+)  # fmt: skip
+
+
+def ranges(path: Path) -> Counter[str]:
+    """How often each range of ours stands in a trace."""
+    trace = json.loads(gzip.decompress(path.read_bytes()))
+    marked = (e["name"] for e in trace["traceEvents"] if e.get("cat") == "user_annotation")
+    return Counter(name for name in marked if not name.startswith("Optimizer."))
+
+
+def steps_in(path: Path) -> list[str]:
+    return sorted(name for name in ranges(path) if name.startswith("step "))
+
+
+def files(run: Path) -> set[str]:
+    return {path.name for path in (run / "profile").iterdir()}
+
+
+@pytest.fixture(scope="module")
+def profiled(small_data, tmp_path_factory):
+    """`uninterrupted` with three of its steps profiled, across a validation."""
+    runs = tmp_path_factory.mktemp("profiled")
+    job = jobs.run(
+        ["-m", "pipeline.train", *resumable(small_data, runs), "--profile", "6-8"], ranks=2
+    )
+    assert job.codes == [FINISHED, FINISHED], job.text
+    return runs / "test", job.outputs
+
+
+def test_each_rank_traces_exactly_the_steps_asked_for_by_phase(profiled):
+    run, _ = profiled
+    assert files(run) == {
+        "steps-6-8-rank0.json.gz", "steps-6-8-rank1.json.gz", "steps-6-8-horovod.json"
+    }  # fmt: skip
+    for rank in (0, 1):
+        found = ranges(run / "profile" / f"steps-6-8-rank{rank}.json.gz")
+        assert {name: found[name] for name in IN_EACH_STEP} == dict.fromkeys(IN_EACH_STEP, 3)
+        assert [name for name in sorted(found) if name.startswith("step ")] == [
+            "step 6", "step 7", "step 8"
+        ]  # fmt: skip
+        assert found["validation"] == 1
+
+
+def test_horovods_timeline_covers_the_same_steps(profiled):
+    run, _ = profiled
+    events = json.loads((run / "profile" / "steps-6-8-horovod.json").read_text())
+    names = Counter(event.get("name") for event in events)
+    tensors = {e["pid"]: e["args"]["name"] for e in events if "name" in e.get("args", {})}
+    reduced = Counter(
+        tensors[event["pid"]] for event in events if event.get("name") == "NEGOTIATE_ALLREDUCE"
+    )
+    gradients = {n: count for n, count in reduced.items() if ".gradient." in n}
+    assert names["ALLREDUCE"] > 0
+    assert len(gradients) == 23
+    assert set(gradients.values()) == {3}, gradients
+
+
+def test_profiling_changes_nothing_in_the_training(profiled, uninterrupted):
+    run, _ = profiled
+    assert state_differences(run, uninterrupted) == []
+    steps = [line["step"] for line in metrics(run)]
+    assert steps == [line["step"] for line in metrics(uninterrupted)]
+
+
+def test_the_log_says_where_the_traces_lie_and_how_to_open_them(profiled):
+    run, (said, other) = profiled
+    (line,) = [line for line in said.splitlines() if line.startswith("profile: ")]
+    assert f"steps 6 to 8 lie in {run}/profile/steps-6-8-rank*.json.gz" in line
+    assert "steps-6-8-horovod.json; open them at https://ui.perfetto.dev" in line
+    assert "chrome://tracing" in line
+    assert "profile: " not in other
+    assert "USDT" not in said + other  # Kineto's own lines
+
+
+@pytest.fixture(scope="module")
+def stopped(small_data, tmp_path_factory):
+    """One rank, stopped among the profiled steps and started again twice: the output of each."""
+    runs = tmp_path_factory.mktemp("stopped")
+    settings = [*resumable(small_data, runs), "--schedule.epochs=1.3", "--schedule.drop_epochs=[1]"]
+    first = jobs.run([str(SABOTEUR), "stop-step:5:0", *settings, "--profile=4-8"])
+    (runs / "test" / "profile" / "steps-6-8-rank0.json.gz").write_bytes(b"of an earlier start")
+    second = jobs.run(["-m", "pipeline.train", *settings, "--profile=4-8"])
+    third = jobs.run(["-m", "pipeline.train", *settings, "--schedule.epochs=1.5", "--profile=4-8"])
+    assert [*first.codes, *second.codes, *third.codes] == [STOPPED, FINISHED, FINISHED], (
+        first.text + second.text + third.text
+    )
+    return runs / "test", third.text
+
+
+def test_a_stop_among_the_profiled_steps_leaves_a_whole_trace(stopped):
+    run, _ = stopped
+    trace = run / "profile" / "steps-4-8-rank0.json.gz"
+    assert steps_in(trace) == ["step 4", "step 5", "step 6"]  # stopped before step 6 computed
+    assert ranges(trace)["forward"] == 2 * 2  # one rank accumulates two micro-batches
+
+
+def test_a_run_that_goes_on_profiles_what_is_left_and_keeps_earlier_files(stopped):
+    run, _ = stopped
+    assert files(run) == {
+        "steps-4-8-rank0.json.gz", "steps-6-8-rank0.json.gz", "steps-6-8-nr2-rank0.json.gz"
+    }  # fmt: skip
+    assert (run / "profile" / "steps-6-8-rank0.json.gz").read_bytes() == b"of an earlier start"
+    assert steps_in(run / "profile" / "steps-6-8-nr2-rank0.json.gz") == [
+        "step 6", "step 7", "step 8"
+    ]  # fmt: skip
+
+
+def test_steps_that_lie_behind_are_left_out_with_a_warning(stopped):
+    _, said = stopped
+    assert "warning: nothing is profiled: --profile 4-8 lies behind step 9" in said
+
+
+@pytest.mark.parametrize(("end", "closed"), [(Stopped, True), (PeerLost, False)])
+def test_the_trace_of_a_run_that_lost_a_rank_is_not_waited_for(end, closed):
+    class Watched(Profile):
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    profile = Watched()
+    with pytest.raises(end), profile:
+        raise end
+    assert profile.closed == closed
+
+
+def test_steps_beyond_the_end_are_refused_before_training(small_data, tmp_path):
+    job = jobs.run([*train(small_data, tmp_path), "--profile", "11-13"])
+    assert job.codes == [WRONG_INPUT], job.text
+    assert (
+        "error: --profile 11-13 reaches beyond the run, whose last step is 12; choose steps up to "
+        "that one" in job.text
+    )
+    assert not (tmp_path / "test" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("text", ["", "0", "-5", "5-", "8-5", "1-2-3", "1 - 2", "101", "x", "1.5"])
+def test_anything_but_steps_is_refused_with_the_form(text):
+    with pytest.raises(ConfigError, match="must be a number of steps, such as 5, or the first"):
+        Config(profile=text)
+
+
+def test_steps_are_read_as_a_number_or_as_first_and_last():
+    assert profiled_steps("5") == ProfiledSteps(None, 5)
+    assert profiled_steps("20-25") == ProfiledSteps(20, 6)
+    assert profiled_steps("0-0") == ProfiledSteps(0, 1)
+
+
+def test_a_number_of_steps_comes_after_the_slow_first_ones():
+    steps = ProfiledSteps(None, 5)
+    assert steps.of_start(0, 1000) == range(10, 15)
+    assert steps.of_start(300, 1000) == range(310, 315)
+    assert steps.of_start(0, 12) == range(7, 12)
+    assert steps.of_start(997, 1000) == range(997, 1000)
+    with pytest.raises(ConfigError, match="--profile 5 asks for more steps than the 4 of the run"):
+        steps.of_start(0, 4)
+
+
+def test_first_and_last_step_are_those_of_the_run():
+    steps = ProfiledSteps(20, 6)
+    assert steps.of_start(0, 26) == range(20, 26)
+    assert steps.of_start(23, 100) == range(23, 26)
+    assert not steps.of_start(26, 100)
+    with pytest.raises(ConfigError, match="--profile 20-25 reaches beyond the run, whose last st"):
+        steps.of_start(0, 25)
+
+
+def test_a_wrong_form_is_answered_before_torch_is_loaded():
+    job = jobs.run(["-X", "importtime", "-m", "pipeline.train", "--profile=20-"])
+    assert job.codes == [WRONG_INPUT]
+    assert "error: --profile 20- must be a number of steps" in job.text
+    loaded = {line.rpartition("|")[2].strip() for line in job.text.splitlines()}
+    assert "pipeline.config.run" in loaded
+    assert "torch" not in loaded

@@ -1,0 +1,205 @@
+"""A run that is killed again and again ends with the bits of one that never was.
+
+One run, started six times under the same name, is killed in five ways; the tests below look at
+what each start left and at the end.
+"""
+
+import random
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jobs
+import pytest
+import torch
+from jobs import SABOTEUR, resumable, wait_for
+from run_files import (
+    checkpoint_steps,
+    curves,
+    image_steps,
+    metrics,
+    state_differences,
+)
+
+from pipeline.config.reading import load_config
+from pipeline.data.dali.settings import choose_decoding
+from pipeline.data.index.manifest import open_manifest
+from pipeline.ranks.places import Share
+from pipeline.ranks.stop import StopSignal
+from pipeline.ranks.world import World
+from pipeline.train import state as snapshot
+from pipeline.train.job import Job
+
+KILLED = -9
+
+
+@dataclass(frozen=True)
+class Start:
+    """How one start of the run ended: `codes` by rank (horovodrun's alone if it started them)."""
+
+    codes: list[int]
+    text: str
+    failure: str | None
+    ended_at: float
+    partial_files: int
+    """Checkpoints that were cut while written."""
+
+    @property
+    def killed_at(self) -> float:
+        """When the saboteur killed its rank."""
+        return float(re.findall(r"saboteur: killed at (\S+)", self.text)[-1])
+
+
+class Run:
+    """A run of `jobs.resumable` settings, started as often as needed."""
+
+    def __init__(self, data: Path, runs: Path, seed: int) -> None:
+        self.path = runs / "test"
+        self.seed = seed
+        self.settings = resumable(data, runs)
+        self.starts: dict[str, Start] = {}
+
+    def under_horovodrun(self, name: str, fault: str) -> None:
+        """Starts the run with a fault as a user starts it."""
+        job = jobs.horovodrun([str(SABOTEUR), fault, *self.settings])
+        text = jobs.finish(job)
+        self._ended(name, [job.returncode], text)
+
+    def under_horovodrun_killed(self, name: str, from_step: int) -> None:
+        """Kills horovodrun itself once there is a checkpoint of `from_step` or later."""
+        job = jobs.horovodrun([str(SABOTEUR), "slow-step:0.2:all", *self.settings])
+        wait_for(
+            lambda: max(checkpoint_steps(self.path), default=0) >= from_step or job.poll(),
+            f"a checkpoint of step {from_step}",
+        )
+        job.kill()
+        text = jobs.finish(job)
+        self._ended(name, [job.returncode], text)
+
+    def on_own_ranks(self, name: str, *command: str, options: Sequence[str] = ()) -> None:
+        """Starts the run so that each rank's exit code is kept."""
+        ranks = jobs.run([*command, *self.settings, *options], ranks=2)
+        self._ended(name, ranks.codes, ranks.text)
+
+    def _ended(self, name: str, codes: list[int], text: str) -> None:
+        failure = self.path / "failure.txt"
+        cause = failure.read_text() if failure.exists() else None
+        cut = len(list((self.path / "checkpoints").glob(".*.partial")))
+        self.starts[name] = Start(codes, text, cause, time.time(), cut)
+
+    @property
+    def told(self) -> str:
+        """What a failed assertion shows: how to have the same run again, and all its output."""
+        told = "\n".join(f"-- {name}: {s.codes}\n{s.text}" for name, s in self.starts.items())
+        return f"seed {self.seed}\n{told}"
+
+
+@pytest.fixture(scope="module")
+def killed(small_data, tmp_path_factory):
+    """The run after six starts. Steps and ranks are new ones each time the tests run."""
+    seed = random.SystemRandom().randrange(10**6)
+    draw = random.Random(seed)
+    runs = tmp_path_factory.mktemp("killed")
+    run = Run(small_data, runs, seed)
+    run.under_horovodrun("one rank", f"kill-step:{draw.randint(1, 6)}:1")
+    run.on_own_ranks("in validation", str(SABOTEUR), f"kill-validate:1:{draw.randint(0, 1)}")
+    run.on_own_ranks("all ranks", str(SABOTEUR), f"kill-step:{draw.randint(8, 11)}:all")
+    run.under_horovodrun_killed("horovodrun", from_step=draw.randint(12, 14))
+    # Cut at an odd step, which no later start saves: whatever is left of it would stay for ever.
+    odd = 1 + checkpoint_steps(run.path)[-1] % 2
+    every_step = "--run.checkpoint_every_steps=1"
+    run.on_own_ranks("in a save", str(SABOTEUR), f"kill-save:{odd}:0", options=[every_step])
+    run.on_own_ranks("to the end", "-m", "pipeline.train")
+    yield run
+    shutil.rmtree(runs)
+
+
+def test_every_start_was_killed_as_intended(killed):
+    codes = {name: start.codes for name, start in killed.starts.items()}
+    assert codes.pop("one rank") == [1], killed.told
+    assert sorted(codes.pop("in validation")) == [KILLED, 1], killed.told
+    assert codes == {
+        "all ranks": [KILLED, KILLED], "horovodrun": [KILLED], "in a save": [KILLED, 1],
+        "to the end": [0, 0],
+    }, killed  # fmt: skip
+    assert killed.starts["in a save"].partial_files == 1
+
+
+def test_a_killed_rank_ends_the_job_within_seconds_and_is_named(killed):
+    start = killed.starts["one rank"]
+    assert start.ended_at - start.killed_at < 30, killed.told
+    lines = [line.removeprefix("[0]<stderr>:") for line in start.text.splitlines()]
+    last = [line for line in lines if line.startswith("error:")][-1]
+    assert re.match(r"error: .*rank 1 \(process \d+\) on \S+ died without a word, killed by", last)
+    assert start.failure is not None and "rank 1 (process" in start.failure, killed.told
+
+
+def test_whoever_is_left_names_the_rank_that_died(killed):
+    for name in ("in validation", "in a save"):
+        start = killed.starts[name]
+        dead = start.codes.index(KILLED)
+        assert start.ended_at - start.killed_at < 30, killed.told
+        assert f"error: rank {1 - dead}: rank {dead} (process" in start.text, killed.told
+        assert start.failure is not None and f"rank {dead} (process" in start.failure, killed.told
+
+
+def test_the_killed_run_ends_with_the_bits_of_the_uninterrupted_one(killed, uninterrupted):
+    assert checkpoint_steps(killed.path)[-1] == 19
+    assert state_differences(killed.path, uninterrupted) == [], killed.told
+
+
+def test_the_killed_run_has_the_same_metrics_and_no_step_twice(killed, uninterrupted):
+    lines = metrics(killed.path)
+    assert lines == metrics(uninterrupted), killed.told
+    assert [m["step"] for m in lines if m["event"] == "train"] == [3, 6, 9, 12, 15, 18, 19]
+    assert [m["step"] for m in lines if m["event"] == "val"] == [7, 13, 19]
+    assert [m["step"] for m in lines if m["event"] == "done"] == [19]
+
+
+def test_tensorboard_shows_each_step_of_the_killed_run_once(killed, uninterrupted):
+    shown = curves(killed.path)
+    assert shown == curves(uninterrupted), killed.told
+    assert [step for step, _ in shown["train/loss"]] == [24, 48, 72, 96, 120, 144, 152]
+    images = image_steps(killed.path)
+    assert len(images) == len(set(images)) > 0, killed.told
+
+
+def test_nothing_of_the_failures_is_left(killed):
+    assert not (killed.path / "failure.txt").exists()
+    assert killed.starts["to the end"].partial_files == 0, killed.told
+    assert len(checkpoint_steps(killed.path)) == 3
+
+
+def test_saving_at_random_extra_moments_changes_no_bit(small_data, tmp_path, uninterrupted):
+    # By rank 0's clock, so that the steps are other ones each time.
+    often = ["--run.checkpoint_every_steps=null", "--run.checkpoint_every_sec=0.05"]
+    ranks = jobs.run(["-m", "pipeline.train", *resumable(small_data, tmp_path), *often], ranks=2)
+    assert ranks.codes == [0, 0], ranks.text
+    assert checkpoint_steps(tmp_path / "test") != [7, 13, 19], "no save inside an epoch"
+    assert state_differences(tmp_path / "test", uninterrupted) == [], ranks.text
+    assert metrics(tmp_path / "test") == metrics(uninterrupted)
+    shutil.rmtree(tmp_path)
+
+
+def test_a_checkpoint_carries_the_loss_scale(small_data, tmp_path):
+    # The runs above train in bf16, which has none; fp16 on a CPU would take minutes.
+    config = load_config(
+        [*jobs.small_settings(small_data, tmp_path), "--optim.amp=fp16"], "test", ""
+    )
+    train_set = open_manifest(small_data, "train")
+    val_set = open_manifest(small_data, "val", classes=train_set.classes)
+
+    def make() -> Job:
+        decode = choose_decoding(config, torch.device("cpu"), Share(cores=1, gpu=0))
+        return Job(config, World(), decode, train_set, val_set, StopSignal())
+
+    job, other = make(), make()
+    state = job.precision.state_dict()
+    state |= {"steps": 9, "skipped_steps": 3, "skipped_in_a_row": 1}
+    state["scaler"] |= {"scale": 512.0, "_growth_tracker": 7}
+    job.precision.load_state_dict(state)
+    snapshot.restore(other, snapshot.take(job))
+    assert other.precision.state_dict() == state

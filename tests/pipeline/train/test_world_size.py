@@ -1,0 +1,126 @@
+"""Another number of ranks sees the same images, cut alike, in the same order."""
+
+import shutil
+
+import jobs
+import numpy as np
+import pytest
+from jobs import SABOTEUR, resumable
+from run_files import checkpoint_steps, differences, metrics, newest_checkpoint
+
+from pipeline.config import DataConfig
+from pipeline.data.batches import Partition, split_global_batch
+from pipeline.data.index.manifest import open_manifest
+from pipeline.data.stream import TrainStream, train_planner
+
+GLOBAL_BATCH, EPOCHS = 12, 3
+
+
+@pytest.fixture(scope="module")
+def manifest(small_data):
+    return open_manifest(small_data, "train")
+
+
+def rank_stream(manifest, rank, world_size, steps, local_batch_size):
+    """What one rank decodes in `steps`, each array with one row per image, in its order.
+
+    A stream of its own per call, as after a restart: nothing is carried from step to step.
+    """
+    data = DataConfig(
+        global_batch_size=GLOBAL_BATCH, local_batch_size=local_batch_size, image_size=32,
+        val_resize=36, color_std=0.1,
+    )  # fmt: skip
+    micro_batch, accumulation = split_global_batch(GLOBAL_BATCH, local_batch_size, world_size)
+    partition = Partition(GLOBAL_BATCH, micro_batch, rank, world_size)
+    stream = TrainStream(manifest, train_planner(data), seed=5)
+    for step in steps:
+        for micro in range(accumulation):
+            chosen = stream.select(partition.positions(step, micro))
+            yield {
+                "positions": chosen.positions, "images": chosen.images, "labels": chosen.labels,
+                "boxes": chosen.plan.boxes, "flips": chosen.plan.flips,
+                "offsets": chosen.plan.offsets,
+            }  # fmt: skip
+
+
+def job_stream(manifest, world_size, steps, local_batch_size=3):
+    """What all ranks together decode, by position."""
+    chunks = [
+        chunk
+        for rank in range(world_size)
+        for chunk in rank_stream(manifest, rank, world_size, steps, local_batch_size)
+    ]
+    rows = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    order = np.argsort(rows["positions"], kind="stable")
+    return {name: values[order] for name, values in rows.items()}
+
+
+def steps_of(manifest, epochs):
+    return range(-(-epochs * len(manifest) // GLOBAL_BATCH))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_each_image_comes_exactly_once_per_epoch(manifest, world_size):
+    seen = job_stream(manifest, world_size, steps_of(manifest, EPOCHS))["images"]
+    for epoch in range(EPOCHS):
+        of_epoch = seen[epoch * len(manifest) : (epoch + 1) * len(manifest)]
+        assert sorted(of_epoch) == list(range(len(manifest)))
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_any_number_of_ranks_sees_the_same_images_with_the_same_augmentations(manifest, world_size):
+    steps = steps_of(manifest, EPOCHS)
+    alone = job_stream(manifest, 1, steps, local_batch_size=GLOBAL_BATCH)
+    together = job_stream(manifest, world_size, steps)
+    assert list(alone["positions"]) == list(range(len(steps) * GLOBAL_BATCH))
+    for name, values in alone.items():
+        np.testing.assert_array_equal(together[name], values, err_msg=name)
+    assert len(np.unique(alone["boxes"], axis=0)) > 100, "the crops are not random"
+
+
+@pytest.mark.parametrize("sizes", [(2, 1), (2, 3), (4, 2)])
+def test_a_run_that_goes_on_with_other_ranks_sees_the_same_images(manifest, sizes):
+    steps, stop = steps_of(manifest, EPOCHS), 6  # inside the second epoch
+    whole = job_stream(manifest, sizes[0], steps)
+    parts = [
+        job_stream(manifest, sizes[0], steps[:stop]), job_stream(manifest, sizes[1], steps[stop:])
+    ]  # fmt: skip
+    for name, values in whole.items():
+        joined = np.concatenate([part[name] for part in parts])
+        np.testing.assert_array_equal(joined, values, err_msg=name)
+
+
+def test_a_run_stopped_at_2_ranks_and_finished_by_1_has_the_same_weights(
+    small_data, tmp_path, uninterrupted
+):
+    settings = resumable(small_data, tmp_path)
+    two = jobs.run([str(SABOTEUR), "stop-step:9:1", *settings], ranks=2)
+    assert two.codes == [75, 75], two.text
+    assert checkpoint_steps(tmp_path / "test")[-1] == 10
+    one = jobs.run(["-m", "pipeline.train", *settings])
+    assert one.codes == [0], one.text
+    assert "batch: 8 = 1 rank x 4 images x 2 accumulated; steps 10 to 19" in one.text
+
+    found, wanted = newest_checkpoint(tmp_path / "test"), newest_checkpoint(uninterrupted)
+    for part in ("step", "position", "momentum"):
+        assert differences(found[part], wanted[part]) == []
+    # BN's running statistics act once per micro-batch, so these alone depend on the ranks.
+    weights = [name for name in wanted["momentum"] if name in wanted["model"]]
+    assert len(weights) == 23
+    for name in weights:
+        assert differences(found["model"][name], wanted["model"][name], name) == []
+    ours, theirs = (training_lines(run) for run in (tmp_path / "test", uninterrupted))
+    assert len(ours) == len(theirs) == 7
+    for line, wanted_line in zip(ours, theirs, strict=True):
+        # The order in which losses are summed up differs, and nothing else.
+        assert line == pytest.approx(wanted_line, rel=1e-12), "other images, or another lr"
+    shutil.rmtree(tmp_path)
+
+
+def training_lines(run):
+    """The lines of metrics of training, numbers only."""
+    return [
+        {name: value for name, value in line.items() if name != "event"}
+        for line in metrics(run)
+        if line["event"] == "train"
+    ]
