@@ -13,7 +13,11 @@ from numpy.typing import NDArray
 from pipeline.data.index.headers import image_size
 from pipeline.data.index.survey import Split
 from pipeline.data.index.window import Window
-from pipeline.data.stream import PADDING_LABEL
+
+PADDING_LABEL = -1
+"""Label of a position past the end of the validation set; every count and loss ignores it."""
+UNREADABLE_LABEL = -2
+"""Label of an excluded validation image, shown as another one: counts as wrong, has no loss."""
 
 
 class GivenImages:

@@ -21,14 +21,9 @@ from pipeline.data.crops import (
     Untouched,
 )
 from pipeline.data.exclusion import Exclusions
-from pipeline.data.images import BadImage, GivenImages, ImageSet
+from pipeline.data.images import PADDING_LABEL, UNREADABLE_LABEL, BadImage, GivenImages, ImageSet
 from pipeline.data.normalisation import IMAGENET, Normalisation
 from pipeline.data.order import GlobalOrder, Stream, random_words
-
-PADDING_LABEL = -1
-"""Label of a position past the end of the validation set; every count and loss ignores it."""
-UNREADABLE_LABEL = -2
-"""Label of an excluded validation image, shown as another one: counts as wrong, has no loss."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import numpy as np
 from pipeline.config import Config
 from pipeline.data.crops import CenterCrop
 from pipeline.data.dali import DecodeSettings, Loader
-from pipeline.data.images import ImageSet
-from pipeline.data.stream import UNREADABLE_LABEL, Selection, ValStream
+from pipeline.data.images import UNREADABLE_LABEL, ImageSet
+from pipeline.data.stream import Selection, ValStream
 from pipeline.evaluate.protocol import ViewProtocol
 from pipeline.evaluate.views import View, WholeImage, whole_boxes
 from pipeline.ranks.world import World

@@ -9,8 +9,8 @@ from typing import Any
 
 from pipeline.config.effect import without_effect
 from pipeline.config.help import shown
-from pipeline.runs.listing import table
 from pipeline.runs.state import RunState, is_run
+from pipeline.system.text import table
 from pipeline.train.folder import read_settings, read_versions, why_no_run
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.runs.differences import distinctions, in_short
 from pipeline.runs.state import RunState, duration, is_run, read_state
+from pipeline.system.text import table
 
 
 @dataclass
@@ -71,16 +72,6 @@ def _search(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 _NO_RUN = "is no run: it has no config.yaml and no lock"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text, two spaces between them, with no blank at a line's end."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in (head, *rows)
-    ]
-    return "\n".join(lines)
 
 
 def as_json(listing: Listing) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.data.dali import Batch
-from pipeline.data.stream import PADDING_LABEL, UNREADABLE_LABEL
+from pipeline.data.images import PADDING_LABEL, UNREADABLE_LABEL
 from pipeline.ranks.world import World
 from pipeline.system.failure import TrainingError
 from pipeline.train.metrics import Validation, correct_counts, predicted_classes

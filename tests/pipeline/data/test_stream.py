@@ -6,10 +6,10 @@ from PIL import Image
 
 from pipeline.config import DataConfig
 from pipeline.data.crops import CenterCrop, RandomResizedCrop, ScaleJitter
-from pipeline.data.images import BadImage
+from pipeline.data.images import PADDING_LABEL, BadImage
 from pipeline.data.index.manifest import open_manifest
 from pipeline.data.order import epoch_permutation
-from pipeline.data.stream import PADDING_LABEL, TrainStream, ValStream, train_planner
+from pipeline.data.stream import TrainStream, ValStream, train_planner
 
 IMAGES = 23
 
