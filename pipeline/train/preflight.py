@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 from contextlib import closing
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,10 +14,6 @@ from pipeline.data.dali import DecodeSettings, Loader
 from pipeline.data.images import BadImage, ImageSet
 from pipeline.data.stream import Selection, val_planner
 from pipeline.system.failure import TrainingError
-
-if TYPE_CHECKING:
-    from pipeline.train.job import Job
-
 
 log = logging.getLogger("trainyard")
 
@@ -92,14 +87,6 @@ def decode_largest(
             ) from error
         else:
             return
-
-
-def decode_largest_of_both(job: Job) -> None:
-    """`decode_largest` of train and val, without what the run excludes."""
-    data, progress = job.config.data, job.progress
-    excluded = [row[0] for row in progress.excluded.rows()]
-    decode_largest(job.train_set, data, job.decode, excluded)
-    decode_largest(job.val_set, data, job.decode, progress.excluded_val)
 
 
 class _Given:
