@@ -19,10 +19,6 @@ log = logging.getLogger("trainyard")
 
 # (classes, training images, validation images) of ILSVRC 2012 as its archives hold them.
 IMAGENET_1K = (1000, 1_281_167, 50_000)
-# Shares of the classes, 1/C being what a guess gets: what a network has surely learned and what it
-# surely has not. With few classes a bad first epoch looks the same.
-_LEARNED, _GUESSED = 10, 3
-_MANY_CLASSES = 100
 _TRIES = 10
 
 
@@ -42,16 +38,6 @@ def require_complete(config: DataConfig, train_set: ImageSet, val_set: ImageSet)
             f"{config.root} is not the whole of {config.dataset}: {', '.join(wrong)}; complete it, "
             "or set data.dataset=null for another data set"
         )
-
-
-def labels_look_permuted(train_top1: float, val_top1: float, classes: int) -> bool:
-    """Whether a network that has learned its training labels does no better than guessing on val.
-
-    Both are fractions. That is what labels in another order in val look like: the archives number
-    classes otherwise than the sorted names do.
-    """
-    learned, guessed = max(0.05, _LEARNED / classes), _GUESSED / classes
-    return classes >= _MANY_CLASSES and train_top1 > learned and val_top1 < guessed
 
 
 def decode_largest(

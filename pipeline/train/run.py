@@ -19,6 +19,7 @@ from pipeline.data.opening import open_data
 from pipeline.data.order import order_digest
 from pipeline.data.statistics import normalisation_of
 from pipeline.model.network import network_name
+from pipeline.model.norm import norm_layers
 from pipeline.ranks.connect import connect
 from pipeline.ranks.places import choose_device, own_share, set_threads
 from pipeline.ranks.stop import StopSignal
@@ -60,7 +61,7 @@ def run(config: Config) -> None:
             trainer = world.together(
                 lambda: Trainer(config, world, decode, train_set, val_set, stop)
             )
-            world.require_same(trainer.facts)
+            world.require_same(_decided_alike(trainer))
             resume(trainer)
             _exclude_listed(trainer)
             world.together(lambda: _decode_largest(trainer))
@@ -87,6 +88,19 @@ def _facts(config: Config) -> dict[str, Any]:
     """What must be the same on every rank before anything else is worth doing."""
     known = {name: version for name, version in versions().items() if version != "unknown"}
     return {"configuration": hashlib.sha256(config.to_yaml().encode()).hexdigest()[:16], **known}
+
+
+def _decided_alike(trainer: Trainer) -> dict[str, Any]:
+    """What every rank must have decided alike."""
+    norm = next(norm_layers(trainer.state.model))
+    return {
+        "steps": trainer.course.total_steps,
+        "accumulation": trainer.loaders.accumulation,
+        "device": trainer.decode.device.type,
+        "decoder": trainer.decode.decoder,
+        "normalisation": trainer.decode.normalisation.digest,
+        "norm layer": getattr(norm, "backend", type(norm).__name__),
+    }
 
 
 def resume(trainer: Trainer) -> None:

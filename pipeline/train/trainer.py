@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -18,27 +17,25 @@ from pipeline.config import Config
 from pipeline.data.batches import Course
 from pipeline.data.dali import Batch, DecodeSettings
 from pipeline.data.images import ImageSet
-from pipeline.model.norm import norm_layers, swapped_statistics
+from pipeline.model.norm import swapped_statistics
 from pipeline.ranks.stop import StopSignal
 from pipeline.ranks.world import World
-from pipeline.system.failure import Stopped, TrainingError, record_stop
+from pipeline.system.failure import Stopped, record_stop
 from pipeline.system.machine import versions
 from pipeline.train import pace
 from pipeline.train.checkpoint import CheckpointFolder
 from pipeline.train.excluding import Excluded
 from pipeline.train.feed import Feed
 from pipeline.train.loaders import Loaders
-from pipeline.train.metrics import Validation
 from pipeline.train.monitor.monitor import Monitor
 from pipeline.train.monitor.showing import Showing
-from pipeline.train.optimizer import norm_names, norms, set_lr
+from pipeline.train.optimizer import named_norms, norms, set_lr
 from pipeline.train.phases import Phases
-from pipeline.train.precision import TrainingDiverged
-from pipeline.train.preflight import labels_look_permuted
+from pipeline.train.precision import TrainingDiverged, require_finite_loss
 from pipeline.train.profile import Profile
 from pipeline.train.schedule import History, make_schedule, run_length
 from pipeline.train.state import TrainState, fingerprint, require_finite
-from pipeline.train.validation import Inspection, validate
+from pipeline.train.validation import Inspection, require_learning, validate
 from pipeline.train.verdict import Figures, of_training
 
 log = logging.getLogger("trainyard")
@@ -78,19 +75,6 @@ class Trainer:
         self.fingerprint = fingerprint(config, hashes, decode.normalisation)
         self._train_top1 = 0.0  # of the last line of metrics
         self._saved_at = time.monotonic()
-
-    @property
-    def facts(self) -> dict[str, object]:
-        """What every rank must have decided alike."""
-        norm = next(norm_layers(self.state.model))
-        return {
-            "steps": self.course.total_steps,
-            "accumulation": self.loaders.accumulation,
-            "device": self.decode.device.type,
-            "decoder": self.decode.decoder,
-            "normalisation": self.decode.normalisation.digest,
-            "norm layer": getattr(norm, "backend", type(norm).__name__),
-        }
 
     @property
     def position(self) -> int:
@@ -214,7 +198,7 @@ class Trainer:
         without, unless it is the `last` one of this start.
         """
         with self._off_the_clock("checkpoint"):
-            self._require_finite(self.state.window.fold())
+            self._require_finite_loss()
             content = self.content()
 
             def write() -> None:
@@ -254,19 +238,13 @@ class Trainer:
             result = dataclasses.replace(
                 counted, epoch=self.epoch, step=state.step, position=self.position
             )
-            self._require_learning(result)
+            require_learning(result, self._train_top1, len(self.train_set.classes), self.world)
             best = all(result.top1 >= earlier.top1 for earlier in state.history)
             state.history.append(result)
             self.monitor.val(
                 {
-                    "epoch": result.epoch,
-                    "step": result.step,
-                    "position": result.position,
-                    "loss": result.loss,
-                    "top1": result.top1,
-                    "top5": result.top5,
+                    **result.metrics(),
                     "best_top1": state.best_top1,
-                    "images": result.images,
                     "excluded": len(state.excluded.val),
                     "bn_spread": spread,
                     **seen.class_top1(),
@@ -281,20 +259,19 @@ class Trainer:
         `norms`."""
         state = self.state
         with self.phases("record"):
-            self._require_finite(state.window.fold())
+            self._require_finite_loss()
             mine = pace.of_this_rank(
                 state.window, self.phases, self.world.heartbeat, self.decode.decoder == "gpu"
             )
             totals = pace.of_all_ranks(self.world.gather(mine))
             self._train_top1 = totals["top1"] or 0.0
-            values = map(_finite, found.tolist())  # host sync
             line = {
                 "step": state.step,
                 "position": self.position,
                 "epoch": self.epoch,
                 **totals,
                 "lr": state.optimizer.param_groups[0]["lr"],
-                **dict(zip(norm_names(state.model), values, strict=True)),
+                **named_norms(state.model, found),
                 "loss_scale": state.precision.scale,
                 "skipped_steps": state.precision.skipped_steps,
                 "excluded": len(state.excluded.train),
@@ -327,45 +304,7 @@ class Trainer:
             yield
         self.state.window.pause(time.perf_counter() - started)
 
-    def _require_finite(self, found: tuple[int, float] | None) -> None:
-        """Collective. Ends the run on all ranks together when any rank saw a non-finite loss.
-
-        `found` is (step, loss) of this rank's first one. The earliest over ranks is named: one step
-        later the average has carried it everywhere.
-        """
-        beyond = self.course.total_steps
-        (latest_start,) = self.world.maximum([beyond - found[0] if found else 0])
-        if latest_start == 0:
-            return
-        error = None
-        if found is not None and found[0] == beyond - latest_start:
-            step, loss = found
-            error = TrainingError(
-                f"the loss is {loss} at step {step} with lr {self.lr(step):g}; lower "
-                "optim.base_lr or lengthen schedule.warmup_epochs, and start again from the last "
-                "checkpoint"
-            )
-        self.world.raise_together(error)
-
-    def _require_learning(self, result: Validation) -> None:
-        """Collective. Ends a run whose validation loss is not finite; warns of labels that look
-        permuted."""
-        if not math.isfinite(result.loss):
-            self.world.raise_together(
-                TrainingError(
-                    f"the validation loss is {result.loss} before step {result.step}; the "
-                    "training has diverged: lower optim.base_lr or lengthen schedule.warmup_epochs"
-                )
-            )
-        if labels_look_permuted(self._train_top1, result.top1, len(self.train_set.classes)):
-            log.warning(
-                "warning: top-1 is %.1f%% on training images and %.2f%% in validation, no better "
-                "than guessing: the images of val do not lie in their classes' folders; label them "
-                "anew, for ImageNet with python -m pipeline.prepare imagenet",
-                100 * self._train_top1, 100 * result.top1,
-            )  # fmt: skip
-
-
-def _finite(value: float) -> float | None:
-    """JSON has neither inf nor NaN, and a step that fp16 skips has such a gradient norm."""
-    return value if math.isfinite(value) else None
+    def _require_finite_loss(self) -> None:
+        """Collective. Ends the run on all ranks together when any of them saw another loss."""
+        found = self.state.window.fold()
+        require_finite_loss(found, self.course.total_steps, self.lr, self.world)
