@@ -13,10 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from jsonargparse import ArgumentParser
 
-from pipeline.config import Config, ConfigError, require, setting_names
-from pipeline.config.reading import add_overrides, can_hold, checkpoint_exists, overrides, parse
+from pipeline.config import Config, names_for, require
+from pipeline.config.reading import (
+    can_hold,
+    checkpoint_exists,
+    command_parser,
+    overrides,
+    parse_overrides,
+)
 from pipeline.system.failure import run_command
 
 if TYPE_CHECKING:
@@ -31,32 +36,20 @@ DESCRIPTION = (
     "Prints the most probable classes of images, seen as in validation: the centre. Settings come "
     "from the checkpoint; those listed here can be changed."
 )
-SETTINGS = (
-    "data.root", "data.local_batch_size", "data.image_size", "data.val_resize", "data.decode",
-    "data.threads", "data.output", "model.norm", "optim.amp", "run.device", "run.threads",
-)  # fmt: skip
 _TOP = 5
 
 
 def main(argv: list[str]) -> None:
     """Parses and checks, then loads what is heavy and runs."""
-    parser = ArgumentParser(
-        prog="python -m pipeline.predict", description=DESCRIPTION, exit_on_error=False
-    )
+    parser = command_parser("pipeline.predict", DESCRIPTION)
     parser.add_argument("images", nargs="*", type=str, metavar="IMAGE", help="image files")
     for name, what in (
         ("--checkpoint", "file of a training run (.pt)"),
         ("--json", "also write the result to this file"),
     ):
         parser.add_argument(name, type=str, metavar="FILE", help=what)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    add_overrides(parser, SETTINGS)
-    for argument in argv:
-        name = argument.partition("=")[0].lstrip("-")
-        known = ("config", *setting_names())
-        if argument.startswith("--") and name in known and name not in SETTINGS:
-            raise ConfigError(f"--{name} comes from the checkpoint; --help lists what can change")
-    options = parse(parser, {}, argv)
+    origin = "the checkpoint; --help lists what can change"
+    options = parse_overrides(parser, argv, "predict", origin)
     require(
         options.checkpoint is not None,
         "--checkpoint is missing; give the path of a .pt file of a run",
@@ -91,7 +84,7 @@ def predict(checkpoint: Path, paths: Sequence[Path], options: Any) -> list[dict[
     from pipeline.train.state import make_model
 
     content = read_verified(checkpoint)
-    config = overrides(options, SETTINGS, yaml.safe_load(content["config"]))
+    config = overrides(options, names_for("predict"), yaml.safe_load(content["config"]))
     images = GivenImages(paths)
     share = own_share(World())
     set_threads(config, share)

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser
-
-from pipeline.config import Config, ConfigError, require, setting_names
-from pipeline.config.reading import add_overrides, can_hold, checkpoint_exists, parse
+from pipeline.config import Config, require
+from pipeline.config.reading import (
+    can_hold,
+    checkpoint_exists,
+    command_parser,
+    parse_overrides,
+)
 from pipeline.evaluate.protocol import (
     PAPER_SCALES,
     ViewProtocol,
@@ -41,13 +44,6 @@ DESCRIPTION = (
     "Tests a checkpoint, or several as an ensemble, on one process or under horovodrun. Settings "
     "come from the checkpoint; those listed here can be changed."
 )
-SETTINGS = (
-    "data.root", "data.cache_dir", "data.local_batch_size", "data.image_size", "data.val_resize",
-    "data.decode", "data.threads", "data.prefetch_batches", "data.output",
-    "data.hw_decoder_load", "data.preallocate", "data.device_padding_bytes",
-    "data.host_padding_bytes", "data.bad_images", "model.norm", "optim.amp", "run.device",
-    "run.threads",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,9 +76,7 @@ def main(argv: list[str]) -> None:
 
 def parse_options(argv: list[str]) -> Any:
     """The parsed command line; paths are checked. Raises `ConfigError`."""
-    parser = ArgumentParser(
-        prog="python -m pipeline.evaluate", description=DESCRIPTION, exit_on_error=False
-    )
+    parser = command_parser("pipeline.evaluate", DESCRIPTION)
     parser.add_argument(
         "--checkpoint", type=str, nargs="+", metavar="FILE", help="file of a training run (.pt); "
         "several: an ensemble, whose scores are averaged",
@@ -114,13 +108,8 @@ def parse_options(argv: list[str]) -> Any:
         ("--confusion", "write the confusion matrix to this CSV file"),
     ):
         parser.add_argument(name, type=str, metavar="FILE", help=what)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    add_overrides(parser, SETTINGS)
-    for argument in argv:
-        name = argument.partition("=")[0].lstrip("-")
-        if name in ("config", *setting_names()) and name not in SETTINGS:
-            raise ConfigError(f"--{name} comes from the checkpoint; --help lists what can change")
-    options = parse(parser, {}, argv)
+    origin = "the checkpoint; --help lists what can change"
+    options = parse_overrides(parser, argv, "evaluate", origin)
     require(
         options.checkpoint is not None,
         "--checkpoint is missing; give the path of a .pt file of a run",
@@ -179,7 +168,7 @@ def _members(request: Request, world: World) -> list[Member]:
 
     def checked() -> list[Member]:
         members = [
-            ensemble.make_member(path, content, request.settings, SETTINGS)
+            ensemble.make_member(path, content, request.settings)
             for path, content in zip(request.checkpoints, contents, strict=True)
         ]
         ensemble.require_alike(members)

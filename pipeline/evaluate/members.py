@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import nn
 
-from pipeline.config import Config, ConfigError, require
+from pipeline.config import Config, ConfigError, names_for, require, settings
 from pipeline.config.effect import settings_of, without_effect
 from pipeline.config.reading import overrides
 from pipeline.data.normalisation import IMAGENET, Normalisation
@@ -29,9 +29,6 @@ from pipeline.train.state import make_model
 _KEPT = (
     "model", "config", "classes", "fingerprint", "excluded", "step", "world_size", "normalisation",
 )  # fmt: skip
-
-# Settings that are about the test and not about the training.
-_OF_THE_TEST = ("data.image_size", "data.val_resize", "data.local_batch_size")
 
 
 @dataclass(frozen=True)
@@ -78,10 +75,13 @@ def read_kept(paths: Sequence[Path]) -> list[dict[str, Any]]:
     return [{name: one[name] for name in _KEPT if name in one} for one in contents]
 
 
-def make_member(path: Path, content: dict[str, Any], options: Any, names: Sequence[str]) -> Member:
-    """A member whose settings `names` are those that the command line `options` gave, if it did."""
+def make_member(path: Path, content: dict[str, Any], options: Any) -> Member:
+    """A member with the settings that the command line `options` gave in place of its own."""
+    names = names_for("evaluate")
     stored = yaml.safe_load(content["config"])
-    of_machine = [name for name in names if name not in _OF_THE_TEST]
+    # The local batch is one too: a training of another size normalised over other images.
+    of_test = {name for name, said in settings().items() if said.of_view}
+    of_machine = [name for name in names if name not in of_test | {"data.local_batch_size"}]
     return Member(
         path, content, overrides(options, names, stored), overrides(options, of_machine, stored)
     )
@@ -96,8 +96,8 @@ def require_alike(members: Sequence[Member]) -> None:
         _same(first, other, f"{len(mine)} classes", f"{len(theirs)} classes")
         for label, (one, another) in enumerate(zip(mine, theirs, strict=True)):
             _same(first, other, f"{one} as class {label}", f"{another} as class {label}")
-        seen = ("data.image_size", "data.val_resize", "data.dataset")
-        for name in (name for name in seen if name not in idle):
+        seen = [name for name, said in settings().items() if said.of_view and name not in idle]
+        for name in [*seen, "data.dataset"]:
             one, another = first.config.get(name), other.config.get(name)
             _same(first, other, f"{name}={one}", f"{name}={another}")
         if first.normalisation.digest != other.normalisation.digest:

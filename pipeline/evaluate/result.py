@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.config import names_for, names_of
 from pipeline.config.effect import settings_of, without_effect
 from pipeline.data.images import ImageSet
 from pipeline.evaluate.counting import Counts
@@ -25,11 +26,6 @@ SCORES = (
     "the score map is averaged before the softmax; a single view of a single checkpoint is ranked "
     "by its logits; loss is minus the logarithm of the mean probability"
 )
-
-
-_COUNTED = ("data.image_size", "data.val_resize", "data.output", "optim.amp")
-"""Settings that an evaluation can change and that its numbers depend on. They are those among them
-that `snapshot.fingerprint` holds a training to; what is left is how and where it runs."""
 
 
 @dataclass(frozen=True)
@@ -96,15 +92,19 @@ def describe(
 
 def changed(members: Sequence[Member], protocol: ViewProtocol) -> dict[str, Any]:
     """The settings, with their values, by which the numbers can differ from those with the settings
-    of the training: as `part.name`, where any of the members was trained with another value."""
+    of the training: as `part.name`, where any of the members was trained with another value.
+
+    The numbers depend on what a checkpoint is held to; all else is how and where it runs.
+    """
     config = members[0].config
+    held = set(names_of("identity", "kept"))
     idle = set(without_effect(settings_of(config)))
     if protocol.fully_convolutional:
         idle.add("data.val_resize")
     return {
         name: config.get(name)
-        for name in _COUNTED
-        if name not in idle and any(m.config.get(name) != m.stored.get(name) for m in members)
+        for name in names_for("evaluate")
+        if name in held - idle and any(m.config.get(name) != m.stored.get(name) for m in members)
     }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.config import DataConfig, require
-from pipeline.config.reading import new_parser, parse, read_yaml, to_config
+from pipeline.config.reading import config_of, read_yaml
 
 Layout = Literal["folders", "shards"]
 
@@ -201,7 +201,7 @@ class MeanOptions:
     def data(self) -> DataConfig:
         """The data settings of the training that the means are for."""
         tree = {} if self.config is None else read_yaml(self.config)
-        config = to_config(parse(new_parser("", ""), tree, [])).data
+        config = config_of(tree).data
         given = {
             name: getattr(self, name)
             for name in ("train_crop", "image_size", "area", "short_side")

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import settings as all_settings
 from pipeline.report.references import Protocol
 
 
@@ -100,8 +101,12 @@ def _changed(content: dict[str, Any], settings: dict[str, Any]) -> tuple[str, ..
     alone = len(content.get("ensemble") or ()) < 2
     known = {"optim.amp": amp} if alone and amp != settings["optim.amp"] else {}
     found = content.get("changed", known)
-    of_crop = () if content.get("scales") else ("data.image_size", "data.val_resize")
-    return tuple(f"{name}={value}" for name, value in found.items() if name not in of_crop)
+    of_crop = {name for name, said in all_settings().items() if said.of_view}
+    return tuple(
+        f"{name}={value}"
+        for name, value in found.items()
+        if content.get("scales") or name not in of_crop
+    )
 
 
 def validation_in_training(line: dict[str, Any], settings: dict[str, Any]) -> Evaluation:

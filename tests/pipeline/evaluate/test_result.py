@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.config import Config, DataConfig, ModelConfig
-from pipeline.evaluate.__main__ import SETTINGS, parse_options
+from pipeline.evaluate.__main__ import parse_options
 from pipeline.evaluate.members import Member, make_member
 from pipeline.evaluate.protocol import PAPER_SCALES, ViewProtocol
 from pipeline.evaluate.result import changed, file_name
@@ -26,7 +26,7 @@ def member(*options: str, data: DataConfig | None = None) -> Member:
     config = Config(data or DataConfig(), ModelConfig(depth=18))
     content = {"config": config.to_yaml(), "classes": ["cat", "dog"], "model": {"w": torch.ones(2)}}
     given = parse_options(["--checkpoint", __file__, *options])
-    return make_member(Path("a.pt"), content, given, SETTINGS)
+    return make_member(Path("a.pt"), content, given)
 
 
 @pytest.mark.parametrize(
