@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.data.dali import Loader
-from pipeline.data.exclusion import Found, locate, read_list, too_many
+from pipeline.data.exclusion import Found, read_list, too_many
 
 if TYPE_CHECKING:
     from pipeline.train.job import Job
@@ -30,7 +30,7 @@ def recover(
     if job.config.data.bad_images != "exclude":
         return None
     positions = job.partition.positions(step, micro)
-    found = None if error is None else locate(error, job.stream, positions)
+    found = None if error is None else job.stream.locate(error, positions)
     everyone = job.world.gather_objects((found, error is not None and found is None))
     if any(hopeless for _, hopeless in everyone):
         return None
