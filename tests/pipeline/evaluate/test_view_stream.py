@@ -17,7 +17,7 @@ from pipeline.data.index.manifest import open_manifest
 from pipeline.data.normalisation import IMAGENET
 from pipeline.evaluate.protocol import ViewProtocol
 from pipeline.evaluate.view_stream import ViewStream, open_loader, own_chunks, size_chunks
-from pipeline.prepare.pillow import execute, inside
+from pipeline.prepare.parity import execute, inside
 from pipeline.ranks.world import World
 
 DECODE = DecodeSettings("cpu", torch.device("cpu"), threads=1)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline.data.crops import PLACES, CenterCrop, Crop, WholeImage
 from pipeline.evaluate.views import ten_crops
-from pipeline.prepare.pillow import execute
+from pipeline.prepare.parity import execute
 
 SIZE, RESIZE = 224, 256
 
