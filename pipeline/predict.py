@@ -127,16 +127,15 @@ def _open(config: Config, images: GivenImages, decode: DecodeSettings) -> Loader
 
     from pipeline.data.crops import CenterCrop
     from pipeline.data.dali import Loader
-    from pipeline.data.stream import CentreStream
+    from pipeline.data.stream import ValStream
 
     data = config.data
     resize = data.image_size if data.dataset == "cifar-10" else data.val_resize
     batch = min(data.local_batch_size, len(images))
     count = -(-len(images) // batch)
     chunks = (np.arange(i * batch, (i + 1) * batch) for i in range(count))
-    return Loader(
-        CentreStream(images, CenterCrop(data.image_size, resize)), chunks, count, batch, decode
-    )
+    stream = ValStream(images, CenterCrop(data.image_size, resize))
+    return Loader(stream, chunks, count, batch, decode)
 
 
 def _probabilities(model: Any, loader: Loader, config: Config, count: int) -> Tensor:

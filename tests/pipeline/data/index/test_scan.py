@@ -125,7 +125,7 @@ SCAN_ON_RANK = """
 import sys
 from pathlib import Path
 from pipeline.data.index.manifest import open_manifest
-from pipeline.train.monitor import start_logging
+from pipeline.system.console import start_logging
 start_logging(int(sys.argv[1]))
 open_manifest(Path(sys.argv[2]), "train")
 """
