@@ -111,32 +111,31 @@ def apex_problem(device: torch.device, amp: Amp) -> str | None:
 
 def missing_package(backend: Backend) -> str | None:
     """What has to be installed before `backend` can be built, or None."""
-    if backend == "reference":
-        return None
-    found = importlib.util.find_spec(backend)
+    if backend == "triton" and importlib.util.find_spec("triton") is None:
+        return "Triton is not installed, run pip install triton"
+    return apex_package()[1] if backend == "apex" else None
+
+
+def apex_package() -> tuple[str, str | None]:
+    """Whose package answers to the name apex here, and what has to be done to normalise with it,
+    or None if it can."""
+    build = (
+        "build it from https://github.com/NVIDIA/apex with APEX_CPP_EXT=1 APEX_CUDA_EXT=1 "
+        "APEX_BNP=1"
+    )
+    found = importlib.util.find_spec("apex")
     if found is None:
-        return _HOW_TO_GET[backend]
-    if backend == "triton":
-        return None
+        return "none", f"NVIDIA's apex is not installed, {build}"
     # PyPI's package of that name is a toolkit for web pages, and importing it may well fail.
     folders = [Path(place) for place in found.submodule_search_locations or []]
     if not any((folder / "contrib").is_dir() for folder in folders):
         where = ", ".join(map(str, folders)) or str(found.origin)
-        return (
+        return "the unrelated one", (
             f"the package apex in {where} is not NVIDIA's but the unrelated one of that name on "
             "PyPI, uninstall it and build NVIDIA's from source with its bnp extension"
         )
     try:
         importlib.import_module("apex.contrib.groupbn.batch_norm")
     except (ImportError, OSError) as error:
-        return f"apex is without its bnp extension ({error}), {_BUILD_APEX}"
-    return None
-
-
-_BUILD_APEX = (
-    "build it from https://github.com/NVIDIA/apex with APEX_CPP_EXT=1 APEX_CUDA_EXT=1 APEX_BNP=1"
-)
-_HOW_TO_GET = {
-    "triton": "Triton is not installed, run pip install triton",
-    "apex": f"NVIDIA's apex is not installed, {_BUILD_APEX}",
-}
+        return "NVIDIA's without bnp", f"apex is without its bnp extension ({error}), {build}"
+    return "NVIDIA's with bnp", None
