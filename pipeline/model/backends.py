@@ -1,18 +1,21 @@
 """Which arithmetic can normalise here: PyTorch's own, our Triton kernels, or NVIDIA's apex.
 
 All three compute the same layer from the same state_dict; `pipeline.model.norm` holds it. This
-module names what stands in the way of one, before a run begins.
+module makes layers with the one that is asked for, and names what stands in its way before a run
+begins.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
+
+from pipeline.model.kernels.layer import ApexNorm, interpreting, with_triton
+from pipeline.model.norm import BatchNormAct
 
 Backend = Literal["reference", "triton", "apex"]
 Choice = Literal["auto", "reference", "triton", "apex"]
@@ -46,6 +49,24 @@ def choose_backend(choice: Choice, device: torch.device, amp: Amp) -> Backend:
     return choice
 
 
+def make_norm(backend: Backend, channels: int, relu: bool = True, **settings: Any) -> BatchNormAct:
+    """A norm layer that `backend` computes; the other arguments are those of `BatchNormAct`.
+
+    "reference" runs anywhere, "triton" where its kernels do, "apex" within the limits of
+    `ApexNorm`; `choose_backend` finds one that runs. Raises `ValueError` if the backend is not
+    installed, or cannot compute this layer.
+    """
+    missing = missing_package(backend)
+    if missing:
+        raise ValueError(f"the norm backend {backend} cannot run here: {missing}")
+    norm = BatchNormAct(channels, relu, **settings)
+    if backend == "triton":
+        norm.compute = with_triton
+    elif backend == "apex":
+        norm.compute = ApexNorm(norm)
+    return norm
+
+
 def problems(device: torch.device, amp: Amp) -> dict[Backend, str | None]:
     """For each backend why it cannot run on `device` and what to do about it, or None if it can."""
     return {backend: problem_of(backend, device, amp) for backend in get_args(Backend)}
@@ -56,11 +77,6 @@ def problem_of(backend: Backend, device: torch.device, amp: Amp) -> str | None:
     if backend == "triton":
         return triton_problem(device)
     return apex_problem(device, amp) if backend == "apex" else None
-
-
-def interpreting() -> bool:
-    """Whether Triton interprets its kernels on the CPU, as it does in tests."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def triton_problem(device: torch.device) -> str | None:
@@ -84,10 +100,8 @@ def triton_problem(device: torch.device) -> str | None:
 
 
 def _run_kernels(device: torch.device) -> None:
-    from pipeline.model.norm import BatchNormAct
-
     x = torch.randn(2, 16, 4, 4, device=device, requires_grad=True)
-    BatchNormAct(16, backend="triton").to(device)(x).sum().backward()
+    make_norm("triton", 16).to(device)(x).sum().backward()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
