@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.doctor.judge import Check, judge
-from launch.doctor.node import Facts, facts
+from launch.doctor.check import Check, Facts
+from launch.doctor.judge import facts, judge
 from pipeline.config import ConfigError, names_for
 from pipeline.config.reading import load_config
 from pipeline.system.failure import ExitCode, Reported, run_command

@@ -128,7 +128,7 @@ def evaluate(request: Request) -> tuple[dict[str, Any], Counts, ImageSet] | None
     Returns the result as JSON holds it, the counts and the images on rank 0, None elsewhere.
     """
     from pipeline.evaluate.result import TestedImages, describe
-    from pipeline.ranks.connect import connect
+    from pipeline.ranks import connect
     from pipeline.ranks.places import choose_device, own_share, set_threads
     from pipeline.system.console import log, start_logging
 

@@ -20,7 +20,7 @@ from pipeline.data.order import order_digest
 from pipeline.data.statistics import normalisation_of
 from pipeline.model.network import network_name
 from pipeline.model.norm import norm_layers
-from pipeline.ranks.connect import connect
+from pipeline.ranks import connect
 from pipeline.ranks.places import choose_device, own_share, set_threads
 from pipeline.ranks.stop import StopSignal
 from pipeline.ranks.watchdog import watched

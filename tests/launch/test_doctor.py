@@ -11,17 +11,12 @@ import pytest
 from jobs import copy_data
 
 from launch.doctor.__main__ import node_lines, parse_node_lines, table
-from launch.doctor.judge import Check, judge
+from launch.doctor.check import Check
+from launch.doctor.gpus import parse_gpus, read_gpus
+from launch.doctor.judge import facts, judge
 from launch.doctor.network import interface_of, matches, node_address, read_interfaces
-from launch.doctor.node import (
-    TOKEN_VARIABLE,
-    facts,
-    parse_gpus,
-    read_gpus,
-    remove_token,
-    write_token,
-)
 from launch.doctor.software import code_digest
+from launch.doctor.storage import TOKEN_VARIABLE, token_in
 from pipeline.config import DataConfig
 from pipeline.data.index.manifest import open_manifest
 from pipeline.prepare.drawn.mini import draw_mini
@@ -82,15 +77,14 @@ def test_a_run_directory_below_a_file_is_a_problem(tmp_path):
 
 def test_only_a_node_that_sees_the_token_shares_the_run_directory(tmp_path, monkeypatch):
     (tmp_path / "shared").mkdir()
-    token = write_token(tmp_path / "shared")
-    monkeypatch.setenv(TOKEN_VARIABLE, token)
-    assert facts(tmp_path / "shared", None, "cpu", "auto", "bf16")["run_dir"]["sees_token"]
-    other = facts(tmp_path / "other", None, "cpu", "auto", "bf16")
+    with token_in(tmp_path / "shared") as token:
+        monkeypatch.setenv(TOKEN_VARIABLE, token)
+        assert facts(tmp_path / "shared", None, "cpu", "auto", "bf16")["run_dir"]["sees_token"]
+        other = facts(tmp_path / "other", None, "cpu", "auto", "bf16")
     assert other["run_dir"]["sees_token"] is False
     found = {check.name: check for check in judge([other])}["run directory"]
     assert found.status == "fail" and "is not the folder of the first node" in found.found
     assert "shared file system" in found.cure
-    remove_token(tmp_path / "shared", token)
     assert list((tmp_path / "shared").iterdir()) == []
 
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from launch.doctor.judge import Check, judge
-from launch.doctor.node import facts, parse_gpus
+from launch.doctor.check import Check
+from launch.doctor.gpus import parse_gpus
+from launch.doctor.judge import facts, judge
 from pipeline.config import DataConfig
 
 GIB = 1 << 30
