@@ -19,8 +19,7 @@ from pipeline.data.dali import DecodeSettings, Loader
 from pipeline.data.exclusion import Exclusions
 from pipeline.data.images import ImageSet
 from pipeline.data.stream import TrainStream, train_planner
-from pipeline.model.backends import choose_backend
-from pipeline.model.network import build_network
+from pipeline.model.network import make_model
 from pipeline.model.norm import norm_layers
 from pipeline.ranks.stop import StopSignal
 from pipeline.ranks.world import World
@@ -214,13 +213,3 @@ class Job:
         self.window.start_clock()
         self.phases.restart()
         self.world.heartbeat.take_longest_sec()
-
-
-def make_model(config: Config, classes: int, device: torch.device) -> nn.Module:
-    """The network with its initial weights, drawn on the CPU so that every device starts alike.
-
-    Raises `ValueError` if the norm backend that was asked for cannot run on `device`.
-    """
-    norm = choose_backend(config.model.norm, device, config.optim.amp)
-    torch.manual_seed(config.run.seed)
-    return build_network(config.model, classes, norm).to(device)

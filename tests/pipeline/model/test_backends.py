@@ -11,8 +11,8 @@ import torch
 
 from pipeline.config import Config, ModelConfig
 from pipeline.model.backends import choose_backend, problem_of, problems
+from pipeline.model.network import make_model
 from pipeline.model.norm import BatchNormAct, norm_layers
-from pipeline.train.job import make_model
 from pipeline.train.state import fingerprint
 
 CPU = torch.device("cpu")
