@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
 
-from pipeline.config import Config, ConfigError, require, setting_names
-from pipeline.config.reading import add_overrides, can_hold, checkpoint_exists, parse
+from pipeline.config import Config, require
+from pipeline.config.reading import add_overrides, can_hold, checkpoint_exists, parse, refuse_stored
 from pipeline.system.failure import run_command
 
 if TYPE_CHECKING:
@@ -51,11 +51,7 @@ def main(argv: list[str]) -> None:
         parser.add_argument(name, type=str, metavar="FILE", help=what)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     add_overrides(parser, SETTINGS)
-    for argument in argv:
-        name = argument.partition("=")[0].lstrip("-")
-        known = ("config", *setting_names())
-        if argument.startswith("--") and name in known and name not in SETTINGS:
-            raise ConfigError(f"--{name} comes from the checkpoint; --help lists what can change")
+    refuse_stored(argv, SETTINGS)
     options = parse(parser, {}, argv)
     require(
         options.checkpoint is not None,

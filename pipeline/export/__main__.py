@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from pipeline.config import ConfigError, require, setting_names
+from pipeline.config import ConfigError, require
 from pipeline.config.reading import (
     add_overrides,
     can_hold,
@@ -20,6 +20,7 @@ from pipeline.config.reading import (
     overrides,
     parse,
     read_yaml,
+    stored_option,
 )
 from pipeline.system.failure import run_command
 
@@ -54,12 +55,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=str, help="file to write")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     add_overrides(parser, SETTINGS)
-    for argument in argv:
-        name = argument.partition("=")[0].lstrip("-")
-        if name in setting_names() and name not in SETTINGS:
-            raise ConfigError(
-                f"--{name} comes from the checkpoint, or with --weights from --config"
-            )
+    name = stored_option(argv, ("config", *SETTINGS))
+    require(name is None, f"--{name} comes from the checkpoint, or with --weights from --config")
     options = parse(parser, {}, argv)
     require(
         (options.checkpoint is None) != (options.weights is None),

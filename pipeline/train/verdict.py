@@ -6,10 +6,12 @@ its speed and what its step waits for. `Figures` holds either.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["input-bound", "communication-bound", "model-bound", "balanced", "unknown"]
 Decoder = Literal["cpu", "gpu", "none"]
@@ -112,6 +114,22 @@ class Figures:
         if self.loader is None or not self.consumed:
             return None
         return self.loader / self.consumed
+
+
+def seen(
+    line: Mapping[str, Any], ranks: int | None = None, known: Figures | None = None
+) -> Figures:
+    """What a line of training metrics says, or the medians of several, beside what is `known`.
+
+    `ranks` is the number of ranks of the training; None: not known. Raises KeyError for a line
+    without its shares.
+    """
+    return dataclasses.replace(
+        known or Figures(),
+        reached=line["images_per_sec"] / ranks if ranks else None,
+        data_wait_share=line["data_wait_share"],
+        exposed_communication_share=None if ranks == 1 else line["communication_share"],
+    )
 
 
 @dataclass(frozen=True)

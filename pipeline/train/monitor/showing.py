@@ -17,7 +17,7 @@ from pipeline.data.crops import Plan
 from pipeline.data.dali import Batch, gpu_count
 from pipeline.train.monitor.pictures import caption
 from pipeline.train.validation import Inspection
-from pipeline.train.verdict import Figures, Verdict, judge
+from pipeline.train.verdict import Figures, Verdict, judge, seen
 
 if TYPE_CHECKING:
     from pipeline.train.job import Job
@@ -99,18 +99,14 @@ def _pixels(job: Job, images: Tensor, subtracted: np.ndarray) -> np.ndarray:
 
 def verdict(job: Job, line: Mapping[str, Any]) -> Verdict:
     """What limits the training, by a line of training metrics or the medians of several."""
-    ranks, on_gpu = job.world.size, job.decode.device.type == "cuda"
-    return judge(
-        Figures(
-            reached=line["images_per_sec"] / ranks,
-            data_wait_share=line["data_wait_share"],
-            exposed_communication_share=line["communication_share"] if ranks > 1 else None,
-            decoder=job.decode.decoder,
-            threads=job.decode.threads,
-            cores=job.cores,
-            model_threads=0 if on_gpu else torch.get_num_threads(),
-            gpu=on_gpu and gpu_count() > 0,
-            compression=job.config.optim.gradient_compression,
-            config=str(job.config.run.path / "config.yaml"),
-        )
+    on_gpu = job.decode.device.type == "cuda"
+    known = Figures(
+        decoder=job.decode.decoder,
+        threads=job.decode.threads,
+        cores=job.cores,
+        model_threads=0 if on_gpu else torch.get_num_threads(),
+        gpu=on_gpu and gpu_count() > 0,
+        compression=job.config.optim.gradient_compression,
+        config=str(job.config.run.path / "config.yaml"),
     )
+    return judge(seen(line, job.world.size, known))

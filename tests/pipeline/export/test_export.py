@@ -14,14 +14,14 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from weight_files import CIFAR_8, CLASSES, RESNET_18, SMALL, with_image, write_checkpoint
 
-from pipeline.config import Config, ConfigError, DataConfig, ModelConfig
+from pipeline.config import Config, ConfigError, ModelConfig
 from pipeline.data.normalisation import IMAGENET
 from pipeline.export import __main__ as export
 from pipeline.export.__main__ import require_packages
 from pipeline.export.description import describe
 from pipeline.export.onnx_file import Agreement, write_onnx
 from pipeline.system.files import replacing
-from pipeline.train.checkpoint import read, read_verified, write_atomically
+from pipeline.train.checkpoint import read, read_verified
 
 CPU = torch.device("cpu")
 
@@ -229,17 +229,6 @@ def test_a_wrong_call_is_answered_with_a_right_one(tmp_path, argv, message):
         ]
     with pytest.raises(ConfigError, match=message):
         export.main(argv)
-
-
-def test_a_checkpoint_without_newer_settings_is_still_read(tmp_path):
-    checkpoint = write_checkpoint(tmp_path / "a.pt", RESNET_18)
-    content = read_verified(checkpoint)
-    content["config"] = "model: {depth: 18, zero_init_last_norm: false}\ndata: {image_size: 32}\n"
-    write_atomically(checkpoint, content)
-    trained = read(checkpoint)
-    assert trained.config.data == DataConfig(image_size=32)
-    assert describe(trained.config, CLASSES, IMAGENET).name == "ResNet-18 B"
-    assert not trained.build(CPU).training
 
 
 @pytest.mark.parametrize("settings", [[], ["--model.residual=false"]])
