@@ -12,16 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from pipeline.config import Config, names_for, require
-from pipeline.config.reading import (
-    can_hold,
-    checkpoint_exists,
-    command_parser,
-    overrides,
-    parse_overrides,
-)
+from pipeline.config.reading import can_hold, checkpoint_exists, command_parser, parse_overrides
 from pipeline.system.failure import run_command
 
 if TYPE_CHECKING:
@@ -29,6 +21,7 @@ if TYPE_CHECKING:
 
     from pipeline.data.dali import DecodeSettings, Loader
     from pipeline.data.images import GivenImages
+    from pipeline.data.normalisation import Normalisation
     from pipeline.ranks.places import Share
 
 
@@ -71,8 +64,9 @@ def main(argv: list[str]) -> None:
         Path(options.json).write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 
-def predict(checkpoint: Path, paths: Sequence[Path], options: Any) -> list[dict[str, Any]]:
-    """The most probable classes of each image, at most 5, by falling probability.
+def predict(path: Path, paths: Sequence[Path], options: Any) -> list[dict[str, Any]]:
+    """The most probable classes of each image by the checkpoint `path`, at most 5, by falling
+    probability.
 
     `options` is the parsed command line. Raises `ValueError` for an image that cannot be used.
     """
@@ -80,32 +74,29 @@ def predict(checkpoint: Path, paths: Sequence[Path], options: Any) -> list[dict[
     from pipeline.data.images import GivenImages
     from pipeline.ranks.places import own_share, set_threads
     from pipeline.ranks.world import World
-    from pipeline.train.checkpoint import read_verified
-    from pipeline.train.state import make_model
+    from pipeline.train import checkpoint
 
-    content = read_verified(checkpoint)
-    config = overrides(options, names_for("predict"), yaml.safe_load(content["config"]))
+    trained = checkpoint.read(path)
+    config = trained.configured(options, names_for("predict"))
     images = GivenImages(paths)
     share = own_share(World())
     set_threads(config, share)
-    decode = _decoding(config, content, images, share)
-    model = make_model(config, len(content["classes"]), decode.device)
-    model.load_state_dict(content["model"])
+    decode = _decoding(config, trained.normalisation, images, share)
+    model = trained.build(decode.device, config)
     with contextlib.closing(_open(config, images, decode)) as loader:
-        probabilities = _probabilities(model.eval(), loader, config, len(images))
+        probabilities = _probabilities(model, loader, config, len(images))
     words = class_words(Path(config.data.root))
     return [
-        {"image": str(path), "top": _top(row, content["classes"], words)}
-        for path, row in zip(paths, probabilities, strict=True)
+        {"image": str(image), "top": _top(row, trained.classes, words)}
+        for image, row in zip(paths, probabilities, strict=True)
     ]
 
 
 def _decoding(
-    config: Config, content: Mapping[str, Any], images: GivenImages, share: Share
+    config: Config, normalisation: Normalisation, images: GivenImages, share: Share
 ) -> DecodeSettings:
     """Files are decoded, whatever the data set of the training was made of."""
     from pipeline.data.dali.settings import choose_decoding
-    from pipeline.export.description import stored_normalisation
     from pipeline.ranks.places import choose_device
 
     files = dataclasses.replace(
@@ -116,7 +107,7 @@ def _decoding(
         choose_device(config.run.device, share.gpu),
         share,
         (images,),
-        stored_normalisation(content),
+        normalisation,
     )
     return decode.for_shape((config.data.image_size, config.data.image_size))
 
@@ -143,13 +134,13 @@ def _probabilities(model: Any, loader: Loader, config: Config, count: int) -> Te
     import torch
 
     from pipeline.train.precision import Precision
+    from pipeline.train.validation import logits_of
 
     rows = []
     with torch.no_grad():
         for batch in loader:
-            with Precision(config.optim.amp, batch.images.device).autocast():
-                logits = model(batch.images).float()
-            rows.append(logits.softmax(1).cpu())  # host sync
+            precision = Precision(config.optim.amp, batch.images.device)
+            rows.append(logits_of(model, precision, batch.images).softmax(1).cpu())  # host sync
     return torch.cat(rows)[:count]
 
 

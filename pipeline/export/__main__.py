@@ -105,25 +105,29 @@ def _check_suffix(option: str, path: str, known: tuple[str, ...]) -> None:
         )
 
 
-def export(checkpoint: Path, out: Path) -> None:
-    """Writes the network of `checkpoint` in the format of `out`'s suffix; says what and where."""
-    from pipeline.export.formats import load_network, write_safetensors, write_torchvision
-    from pipeline.export.onnx_file import write_onnx
-    from pipeline.train.checkpoint import read_verified
+def export(path: Path, out: Path) -> None:
+    """Writes the network of checkpoint `path` in the format of `out`'s suffix; says what, where."""
+    import torch
 
-    content = read_verified(checkpoint)
-    model, config, description = load_network(content)
+    from pipeline.export.description import describe
+    from pipeline.export.formats import write_safetensors, write_torchvision
+    from pipeline.export.onnx_file import write_onnx
+    from pipeline.train import checkpoint
+
+    trained = checkpoint.read(path)
+    model = trained.build(torch.device("cpu"))
+    description = describe(trained.config, trained.classes, trained.normalisation)
     notes = []
     if out.suffix == ".onnx":
         notes.append(str(write_onnx(out, model, description)))
     elif out.suffix == ".safetensors":
         write_safetensors(out, model, description)
     else:
-        beside = write_torchvision(out, model, config, description)
+        beside = write_torchvision(out, model, trained.config, description)
         notes.append(f"classes and preprocessing are in {beside}")
     count = sum(parameter.numel() for parameter in model.parameters())
     print(
-        f"{out}: {description.name} of step {content['step']}, {len(description.classes)} classes, "
+        f"{out}: {description.name} of step {trained.step}, {len(trained.classes)} classes, "
         f"{count:,} parameters, {out.stat().st_size / 1e6:.1f} MB"
     )
     for note in notes:

@@ -164,5 +164,5 @@ def read_run(folder: Path) -> Run:
         settings,
         read_versions(folder),
         read_lines(folder),
-        [read_evaluation(path, settings) for path in sorted(folder.glob("evaluate-*.json"))],
+        [read_evaluation(path) for path in sorted(folder.glob("evaluate-*.json"))],
     )

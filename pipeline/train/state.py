@@ -13,8 +13,7 @@ from pipeline.config import Config, names_of
 from pipeline.config.effect import settings_of, without_effect
 from pipeline.data.normalisation import IMAGENET, Normalisation
 from pipeline.data.order import SCHEME_VERSION
-from pipeline.model.backends import choose_backend
-from pipeline.model.network import build_network, network_facts
+from pipeline.model.network import make_model, network_facts
 from pipeline.model.norm import running_statistics, swapped_statistics
 from pipeline.ranks.world import World
 from pipeline.system.failure import TrainingError
@@ -183,16 +182,6 @@ class TrainState:
             for name, parameter in self.model.named_parameters()
             if self.optimizer.state.get(parameter, {}).get("momentum_buffer") is not None
         }
-
-
-def make_model(config: Config, classes: int, device: torch.device) -> nn.Module:
-    """The network with its initial weights, drawn on the CPU so that every device starts alike.
-
-    Raises `ValueError` if the norm backend that was asked for cannot run on `device`.
-    """
-    norm = choose_backend(config.model.norm, device, config.optim.amp)
-    torch.manual_seed(config.run.seed)
-    return build_network(config.model, classes, norm).to(device)
 
 
 def _unflatten(flat: Tensor, like: list[Tensor]) -> list[Tensor]:

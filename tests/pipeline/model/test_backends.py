@@ -11,8 +11,9 @@ import torch
 
 from pipeline.config import Config, ModelConfig
 from pipeline.model.backends import choose_backend, make_norm, problem_of, problems
+from pipeline.model.network import make_model
 from pipeline.model.norm import norm_layers, reference
-from pipeline.train.state import fingerprint, make_model
+from pipeline.train.state import fingerprint
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
