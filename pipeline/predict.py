@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser
 from pipeline.config import Config, ConfigError, require, setting_names
 from pipeline.config.reading import add_overrides, can_hold, checkpoint_exists, overrides, parse
 from pipeline.system.failure import run_command
+from pipeline.system.files import write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,7 +76,7 @@ def main(argv: list[str]) -> None:
             print(f"  {guess['probability']:7.2%}  {guess['name']}")
     if options.json is not None:
         result = {"checkpoint": options.checkpoint, "predictions": found}
-        Path(options.json).write_text(json.dumps(result) + "\n", encoding="utf-8")
+        write_text(Path(options.json), json.dumps(result) + "\n")
 
 
 def predict(checkpoint: Path, paths: Sequence[Path], options: Any) -> list[dict[str, Any]]:

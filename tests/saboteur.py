@@ -17,8 +17,8 @@ kernel's out-of-memory killer:
 from __future__ import annotations
 
 import os
+import re
 import signal
-import stat
 import sys
 import time
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def die() -> None:
 
 def die_with_half(descriptor: int) -> None:
     """Ends this process when half of an open file has reached the disk."""
-    os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+    os.truncate(f"/proc/self/fd/{descriptor}", os.fstat(descriptor).st_size // 2)
     die()
 
 
@@ -103,7 +103,6 @@ def install_elsewhere(what: str, count: int) -> None:
     """Builds in a fault that comes when something is done for the `count`-th time."""
     from pipeline.data import stream
     from pipeline.ranks import averaging as gradient_averaging
-    from pipeline.train import checkpoint
     from pipeline.train import trainer as engine
 
     if what == "kill-save":
@@ -111,11 +110,10 @@ def install_elsewhere(what: str, count: int) -> None:
         real_sync, of_file = os.fsync, at_count(os.fsync, count, die_with_half)
 
         def sync(descriptor: int) -> None:
-            in_folder = "/checkpoints/" in os.readlink(f"/proc/self/fd/{descriptor}")
-            is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
-            (of_file if is_file and in_folder else real_sync)(descriptor)
+            is_step = re.search(r"/checkpoints/.*-step-", os.readlink(f"/proc/self/fd/{descriptor}"))
+            (of_file if is_step else real_sync)(descriptor)
 
-        checkpoint.os.fsync = sync
+        os.fsync = sync
     elif what == "kill-validate":
         engine.validate = at_count(engine.validate, count, lambda *_: die())
     elif what == "kill-average":

@@ -16,7 +16,7 @@ from pipeline.config import Config
 from pipeline.config.reading import overrides
 from pipeline.export.description import Description, describe, from_text, stored_normalisation
 from pipeline.model.network import build_network, network_name, shortcut_of
-from pipeline.system.files import replacing
+from pipeline.system.files import replacing, write_text
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,7 @@ def write_torchvision(
         name: value if name in ("name", "trainyard") else json.loads(value)
         for name, value in description.text().items()
     }
-    with replacing(beside) as partial:
-        partial.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+    write_text(beside, json.dumps(text, indent=1) + "\n")
     return beside
 
 

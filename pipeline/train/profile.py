@@ -17,6 +17,7 @@ import torch
 
 from pipeline.config.run import profiled_steps
 from pipeline.system.failure import PeerLost
+from pipeline.system.files import replacing
 
 if TYPE_CHECKING:
     from pipeline.train.job import Job
@@ -99,13 +100,11 @@ class StepProfile(Profile):
         self._job.phases.annotate(False)
         self._profiler.stop_trace()
         self._job.world.stop_timeline()
-        partial = self._trace.with_name(f".partial-{self._trace.name}")
         try:
-            self._profiler.export_chrome_trace(str(partial))
-            os.replace(partial, self._trace)
+            with replacing(self._trace) as partial:
+                self._profiler.export_chrome_trace(str(partial))
         except (OSError, RuntimeError) as error:
             files_log.warning("warning: the trace %s cannot be written (%s)", self._trace, error)
-            partial.unlink(missing_ok=True)
         self._job.window.pause(time.perf_counter() - started)
         if not self._trace.exists():
             return

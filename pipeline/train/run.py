@@ -21,7 +21,7 @@ from pipeline.ranks.places import choose_device, own_share, set_threads
 from pipeline.ranks.stop import StopSignal
 from pipeline.ranks.watchdog import watched
 from pipeline.system.console import start_logging
-from pipeline.system.files import Room
+from pipeline.system.files import Room, replacing
 from pipeline.system.machine import versions
 from pipeline.system.text import counted
 from pipeline.train import state as snapshot
@@ -145,9 +145,8 @@ def _open_files(job: Job) -> None:
     """On rank 0: the files of the run, and what a person wants to know at the start."""
     config, run_dir = job.config, job.config.run.path
     header = "".join(f"# {name}: {value}\n" for name, value in job.versions.items())
-    partial = run_dir / ".config.yaml.partial"  # who looks at the run must not see half of it
-    partial.write_text(header + config.to_yaml(), encoding="utf-8")
-    partial.replace(run_dir / "config.yaml")
+    with replacing(run_dir / "config.yaml") as new:  # who looks at the run must not see half of it
+        new.write_text(header + config.to_yaml(), encoding="utf-8")
     total_images = job.total_steps * config.data.global_batch_size
     job.monitor = RunMonitor(
         run_dir, config, job.position, len(job.progress.history), total_images,

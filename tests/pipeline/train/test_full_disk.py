@@ -78,9 +78,9 @@ def test_when_the_last_save_finds_no_room_all_ranks_end_with_the_cause_and_go_on
     script = (
         "import os, shutil, sys\n"
         "from pathlib import Path\n"
-        "from pipeline import engine\n"
+        "from pipeline.train import trainer as engine\n"
         "from pipeline.system.failure import run_command\n"
-        "from pipeline.train import main\n"
+        "from pipeline.train.__main__ import main\n"
         "real, disk = engine.train_step, Path(sys.argv[1])\n"
         "def step(job, *rest):\n"
         "    if job.progress.step == 3 and job.world.rank == 0:\n"
