@@ -166,7 +166,7 @@ def test_a_killed_copy_goes_on_and_keeps_what_it_had(source, tmp_path):
     data_hash = open_manifest(source, "train").digest
     open_manifest(source, "val")
     assert killed_at_file(32, *argv) == -signal.SIGKILL
-    kept = {p: p.stat().st_ino for p in local.rglob("*.JPEG")}
+    kept = {p: p.stat().st_ino for p in local.rglob("[!.]*.JPEG")}
     assert len(kept) == 31 - 3  # the others: the mark, demo.json, synset_words.txt
     stage.run(StageOptions(source, local))
     assert contents(local) == contents(source)

@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import time
-from pathlib import Path
 
 import pytest
 from small_disk import fill, small_disk
