@@ -18,8 +18,9 @@ from terminal import on_terminal
 from pipeline.config import ConfigError, DataConfig
 from pipeline.data.index.manifest import cached_manifest, open_manifest
 from pipeline.data.statistics import normalisation_of
-from pipeline.prepare import files, mean, progress, stage
+from pipeline.prepare import files, mean, stage
 from pipeline.prepare.options import MeanOptions, StageOptions
+from pipeline.system import console
 
 ROOT = Path(__file__).parents[3]
 
@@ -144,7 +145,7 @@ def test_containers_are_staged_and_not_indexed_again(tmp_path):
 def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(
     source, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(progress, "_EVERY_SEC", -1.0)
+    monkeypatch.setattr(console, "LINE_SEC", -1.0)
     stage.run(StageOptions(source, tmp_path / "local", workers=1))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 84
