@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import Config, names_for, require
 from pipeline.config.reading import can_hold, checkpoint_exists, command_parser, parse_overrides
 from pipeline.system.failure import run_command
+from pipeline.system.files import write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> None:
             print(f"  {guess['probability']:7.2%}  {guess['name']}")
     if options.json is not None:
         result = {"checkpoint": options.checkpoint, "predictions": found}
-        Path(options.json).write_text(json.dumps(result) + "\n", encoding="utf-8")
+        write_text(Path(options.json), json.dumps(result) + "\n")
 
 
 def predict(path: Path, paths: Sequence[Path], options: Any) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pipeline.data.dali import Batch
 from pipeline.data.images import UNREADABLE_LABEL, ImageSet
 from pipeline.evaluate.members import Member
 from pipeline.evaluate.protocol import PAPER_SCALES, ViewProtocol
+from pipeline.system.files import write_text
 from pipeline.system.machine import versions
 from pipeline.train.metrics import Validation, among_five, predicted_classes
 
@@ -178,7 +180,7 @@ def file_name(result: dict[str, Any]) -> str:
 
 def write(path: Path, result: dict[str, Any]) -> None:
     """Writes `result` as one line."""
-    path.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(result) + "\n")
 
 
 def write_per_class(path: Path, counts: Tally, val_set: ImageSet, words: dict[str, str]) -> None:
@@ -212,5 +214,6 @@ def write_confusion(path: Path, counts: Tally, classes: Sequence[str]) -> None:
 
 
 def _write(path: Path, rows: Sequence[Sequence[object]]) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(rows)
+    table = io.StringIO(newline="")
+    csv.writer(table).writerows(rows)
+    write_text(path, table.getvalue())

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.config.reading import add_options, command_parser, read_options, take_name
 from pipeline.config.reading import parse as parse_settings
 from pipeline.prepare.options import OPTIONS
+from pipeline.system.console import ConsoleHandler
 from pipeline.system.failure import run_command
 
 _INSIDE = {"demo": "drawn.demo", "mini": "drawn.mini", "imagenet": "imagenet.imagenet"}
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> None:
     name, options = parse(argv)
     subcommand = importlib.import_module(f"pipeline.prepare.{_INSIDE.get(name, name)}")
     # What a scan reports; without a time, as the lines stand among the subcommand's own.
-    logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    logging.basicConfig(format="%(message)s", handlers=[ConsoleHandler(sys.stdout)])
     logging.getLogger("trainyard").setLevel(logging.INFO)
     subcommand.run(options)
 

@@ -20,7 +20,7 @@ from pipeline.data.images import BadImage
 from pipeline.data.index.headers import jpeg_header, size_of_bytes
 from pipeline.data.index.manifest import Manifest, open_manifest
 from pipeline.data.index.survey import Split
-from pipeline.prepare.files import write_error, write_json
+from pipeline.prepare.files import whole_file, write_error, write_json
 from pipeline.prepare.options import VerifyOptions
 from pipeline.prepare.progress import Progress
 
@@ -244,25 +244,17 @@ def _mended(
     place = options.repair / manifest.split / source.relative_to(manifest.directory)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        partial = place.with_name(f".{place.name}.{os.getpid()}")
-        partial.write_bytes(mended)
-        os.replace(partial, place)
     except OSError as error:
         raise write_error(place, error) from error
+    with whole_file(place) as new:
+        new.write_bytes(mended)
     return dataclasses.replace(finding, reason=f"{NO_END}, nothing else", repaired=str(place))
 
 
 def _write_report(path: Path, found: list[Finding]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            for finding in found:
-                file.write(json.dumps(dataclasses.asdict(finding)) + "\n")
-        os.replace(partial, path)
-    except OSError as error:
-        raise write_error(path, error) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as new, open(new, "w", encoding="utf-8") as file:
+        for finding in found:
+            file.write(json.dumps(dataclasses.asdict(finding)) + "\n")
 
 
 def _excluded(manifests: dict[Split, Manifest], found: list[Finding]) -> dict[str, object]:

@@ -25,7 +25,7 @@ from pipeline.ranks.places import choose_device, own_share, set_threads
 from pipeline.ranks.stop import StopSignal
 from pipeline.ranks.watchdog import watched
 from pipeline.system.console import start_logging
-from pipeline.system.files import Room
+from pipeline.system.files import Room, replacing
 from pipeline.system.machine import versions
 from pipeline.system.text import counted
 from pipeline.train.checkpoint import CheckpointFolder, read_verified, require_same_run
@@ -203,9 +203,8 @@ def _open_files(trainer: Trainer) -> None:
     """On rank 0: the files of the run, and what a person wants to know at the start."""
     config, state, run_dir = trainer.config, trainer.state, trainer.config.run.path
     header = "".join(f"# {name}: {value}\n" for name, value in versions().items())
-    partial = run_dir / ".config.yaml.partial"  # who looks at the run must not see half of it
-    partial.write_text(header + config.to_yaml(), encoding="utf-8")
-    partial.replace(run_dir / "config.yaml")
+    with replacing(run_dir / "config.yaml") as new:  # who looks at the run must not see half of it
+        new.write_text(header + config.to_yaml(), encoding="utf-8")
     total_images = trainer.course.position(trainer.course.total_steps)
     trainer.monitor = RunMonitor(
         run_dir, config, trainer.position, len(state.history), total_images,

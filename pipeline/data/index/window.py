@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-log = logging.getLogger("trainyard.files")  # a rank's own, so each rank's are shown
+from pipeline.system.files import patiently
+
+log = logging.getLogger("trainyard")
 
 IMAGE_EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 RECORDIO_LIST = ".lst"
@@ -22,7 +23,6 @@ _ENDINGS = tuple(extension.encode() for extension in IMAGE_EXTENSIONS)
 
 # One page: a header, and the first bytes of the image behind it, in one read.
 _READ_BYTES = 4096
-_READ_AGAIN_SEC = (0.1, 0.5, 2.0)  # naps before what was refused is tried again
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -113,7 +113,7 @@ class _PatientWindow(Window):
     """One that tries again, as to walk a large container from its begin would cost much more."""
 
     def _pread(self, count: int, offset: int) -> bytes:
-        return patiently(self.path, lambda: super(_PatientWindow, self)._pread(count, offset))
+        return reading(self.path, lambda: super(_PatientWindow, self)._pread(count, offset))
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def opened(path: Path) -> Iterator[Window]:
     """Open a container; BadContainer for whatever the file system goes on to refuse."""
     descriptor = -1
     try:
-        descriptor = patiently(path, lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        descriptor = reading(path, lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         # Read-ahead would fetch the images too, a hundred times what the walk needs.
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         yield _PatientWindow(path, descriptor, os.fstat(descriptor).st_size)
@@ -136,23 +136,14 @@ def opened(path: Path) -> Iterator[Window]:
             os.close(descriptor)
 
 
-def patiently(path: Path, act: Callable[[], _Found]) -> _Found:
-    """Return `act()`, tried again when it raises OSError: servers fail over, mounts hiccup."""
-    for nap_sec in _READ_AGAIN_SEC:
-        try:
-            return act()
-        except OSError as error:
-            log.warning("%s cannot be read: %s; tried again in %g s", path, error.strerror, nap_sec)
-            time.sleep(nap_sec)
-    return act()
+def reading(path: Path, read: Callable[[], _Found]) -> _Found:
+    """Return `read()`, which is a try to read from `path`, patiently; OSError in the end."""
+    return patiently(read, OSError, lambda error: f"{path} cannot be read: {error.strerror}; tried")
 
 
 def is_image(name: bytes) -> bool:
     """Tell an image by its name."""
     return name.lower().endswith(_ENDINGS)
-
-
-log = logging.getLogger("trainyard")
 
 
 def check_against_index(window: Window, index: Path, offset_column: int) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+
+from pipeline.system.files import locked
+
+_LOCK = ".lock"
 
 
 def draw_once(
@@ -73,22 +75,12 @@ def _scratch_folder(out: Path) -> Iterator[Path]:
     """A fresh folder beside `out`, locked while in use, removed at the end as are leftovers."""
     prefix, suffix = f".{out.name}.", ".drawing"
     for leftover in out.parent.glob(f"{prefix}*{suffix}"):
-        with contextlib.suppress(OSError), _locked(leftover):  # locked by another: still drawing
+        # One that is locked is still being drawn by another.
+        with contextlib.suppress(OSError), locked(leftover / _LOCK, wait=False):
             shutil.rmtree(leftover)
     scratch = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=out.parent))
     try:
-        with _locked(scratch):
+        with locked(scratch / _LOCK, wait=False):
             yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock, which falls with the process; BlockingIOError: another holds it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
