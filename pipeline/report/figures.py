@@ -19,6 +19,7 @@ from pipeline.report import curves
 from pipeline.report.curves import Curve
 from pipeline.report.runs import Run
 from pipeline.report.styles import Style
+from pipeline.system.files import replacing
 
 _LOOK: Any = {
     "font.size": 10, "font.family": "sans-serif", "axes.titlesize": 11, "axes.titleweight": "bold",
@@ -188,4 +189,5 @@ def _iterations(axis: Axes) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    with replacing(path) as new:
+        figure.savefig(new, dpi=150, metadata={"Software": None})
