@@ -89,7 +89,7 @@ def predict(checkpoint: Path, paths: Sequence[Path], options: Any) -> list[dict[
     from pipeline.ranks.places import own_share, set_threads
     from pipeline.ranks.world import World
     from pipeline.train.checkpoint import read_verified
-    from pipeline.train.job import make_model
+    from pipeline.train.state import make_model
 
     content = read_verified(checkpoint)
     config = overrides(options, SETTINGS, yaml.safe_load(content["config"]))

@@ -32,8 +32,8 @@ from pipeline.evaluate.members import Member
 from pipeline.model.norm import norm_layers, running_statistics
 from pipeline.ranks.places import Share
 from pipeline.ranks.world import World
-from pipeline.train.job import make_model
 from pipeline.train.precision import Precision
+from pipeline.train.state import make_model
 
 _BLOCKS = 64
 """Chunks are summed in this many blocks, each by one rank. More ranks than blocks gain nothing; a

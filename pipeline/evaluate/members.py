@@ -22,8 +22,8 @@ from pipeline.evaluate.counting import Network
 from pipeline.evaluate.protocol import ViewProtocol, pool_window
 from pipeline.evaluate.views import FullyConvolutional
 from pipeline.train.checkpoint import read_verified
-from pipeline.train.job import make_model
 from pipeline.train.precision import Precision
+from pipeline.train.state import make_model
 
 # What an evaluation needs of a checkpoint: not the velocity, nor every rank's own statistics.
 _KEPT = (

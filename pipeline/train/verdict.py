@@ -6,10 +6,12 @@ its speed and what its step waits for. `Figures` holds either.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["input-bound", "communication-bound", "model-bound", "balanced", "unknown"]
 Decoder = Literal["cpu", "gpu", "none"]
@@ -124,6 +126,19 @@ class Verdict:
 
     def __str__(self) -> str:
         return self.text
+
+
+def of_training(known: Figures, line: Mapping[str, Any], ranks: int) -> Verdict:
+    """The verdict on a training of `ranks` ranks by a line of its metrics, or the medians of
+    several, and what is `known` beside."""
+    return judge(
+        dataclasses.replace(
+            known,
+            reached=line["images_per_sec"] / ranks,
+            data_wait_share=line["data_wait_share"],
+            exposed_communication_share=line["communication_share"] if ranks > 1 else None,
+        )
+    )
 
 
 def judge(figures: Figures) -> Verdict:

@@ -12,8 +12,7 @@ import torch
 from pipeline.config import Config, ModelConfig
 from pipeline.model.backends import choose_backend, problem_of, problems
 from pipeline.model.norm import BatchNormAct, norm_layers
-from pipeline.train.job import make_model
-from pipeline.train.state import fingerprint
+from pipeline.train.state import fingerprint, make_model
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
