@@ -110,10 +110,8 @@ def install_elsewhere(what: str, count: int) -> None:
         real_sync, of_file = os.fsync, at_count(os.fsync, count, die_with_half)
 
         def sync(descriptor: int) -> None:
-            is_step = re.search(
-                r"/checkpoints/.*-step-", os.readlink(f"/proc/self/fd/{descriptor}")
-            )
-            (of_file if is_step else real_sync)(descriptor)
+            path = os.readlink(f"/proc/self/fd/{descriptor}")
+            (of_file if re.search(r"/checkpoints/.*-step-", path) else real_sync)(descriptor)
 
         os.fsync = sync
     elif what == "kill-validate":

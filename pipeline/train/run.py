@@ -25,7 +25,7 @@ from pipeline.ranks.places import choose_device, own_share, set_threads
 from pipeline.ranks.stop import StopSignal
 from pipeline.ranks.watchdog import watched
 from pipeline.system.console import start_logging
-from pipeline.system.files import Room, replacing
+from pipeline.system.files import Room, replacing, write_text
 from pipeline.system.machine import versions
 from pipeline.system.text import counted
 from pipeline.train.checkpoint import CheckpointFolder, read_verified, require_same_run
@@ -176,7 +176,7 @@ def _find_checkpoint(
     require_same_run(path, content["fingerprint"], wanted)
     if not holds_run:
         # From here on the run stands on its own, and the same command goes on with it.
-        origin.write_text(str(path.resolve()), encoding="utf-8")
+        write_text(origin, str(path.resolve()))
         checkpoints.save(content["step"], content)
     log.info("resuming from %s at step %d", path, content["step"])
     checkpoints.forget_after(content["step"])
