@@ -12,8 +12,9 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from pipeline.benchmark.checks import at_least_one, chosen, within, wrong
+from pipeline.benchmark.checks import chosen, within
 from pipeline.config import Config, names_for
+from pipeline.config.errors import at_least_one, require
 from pipeline.config.reading import CONFIGS, add_overrides, overrides, read_yaml
 
 LINK_RANKS = 2
@@ -33,9 +34,8 @@ class ModelOptions:
     """What is measured, for one rank."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "rounds")
-        if not self.round_sec > 0:
-            raise wrong(f"--round_sec={self.round_sec:g} must be above 0")
+        at_least_one(self, "--", "rounds")
+        require(self.round_sec > 0, f"--round_sec={self.round_sec:g} must be above 0")
 
     @property
     def images(self) -> int:
@@ -64,7 +64,7 @@ class AllOptions(ModelOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one(self, "files")
+        at_least_one(self, "--", "files")
         within(self, "parts", PARTS)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.config.errors import require
+from pipeline.config.errors import at_least_one, require
 from pipeline.config.setting import setting
 
 
@@ -92,9 +92,7 @@ class DataConfig:
     """Exclusion list of `prepare verify`; its images are left out from this start on."""
 
     def __post_init__(self) -> None:
-        for name in ("global_batch_size", "local_batch_size", "image_size"):
-            value = getattr(self, name)
-            require(value >= 1, f"data.{name}={value} must be at least 1")
+        at_least_one(self, "data.", "global_batch_size", "local_batch_size", "image_size")
         require(
             self.threads is None or self.threads >= 1,
             f"data.threads={self.threads} must be at least 1, or null for this rank's share",

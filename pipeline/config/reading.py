@@ -1,5 +1,7 @@
 """Reads a configuration: defaults, then a YAML file, then the command line, all names checked.
 
+Every command makes its parser and reads its options by what stands here.
+
 The only module that reads YAML. It imports nothing heavy, so that `--help` and a wrong setting
 answer at once.
 """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.config.errors import require
+from pipeline.config.errors import at_least_one, require
 from pipeline.config.setting import setting
 
 MOST_STEPS = 100
@@ -108,9 +108,7 @@ class RunConfig:
             require(
                 value is None or value > 0, f"run.{name}={value} must be greater than 0, or null"
             )
-        for name in ("log_every_steps", "keep_checkpoints"):
-            value = getattr(self, name)
-            require(value >= 1, f"run.{name}={value} must be at least 1")
+        at_least_one(self, "run.", "log_every_steps", "keep_checkpoints")
         expected = self.expect_top1
         require(
             expected is None or 0 <= expected <= 1,

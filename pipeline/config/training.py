@@ -6,17 +6,22 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.config.errors import require
+from pipeline.config.errors import at_least_one, require
 from pipeline.config.setting import setting
+
+Family = Literal["imagenet", "cifar"]
+
+
+def has_bottlenecks(family: Family, depth: int) -> bool:
+    """Whether blocks are of three layers, for which alone v1 and v1.5 differ."""
+    return family == "imagenet" and depth >= 50
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Which network."""
 
-    family: Literal["imagenet", "cifar"] = setting(
-        "imagenet", "identity", ("benchmark",), of_network=True
-    )
+    family: Family = setting("imagenet", "identity", ("benchmark",), of_network=True)
     """imagenet: 7x7 stem, four stages (table 1 of the paper); cifar: 3x3 stem, three stages of
     16, 32 and 64 channels (section 4.2)."""
     residual: bool = setting(True, "identity", ("benchmark",), of_network=True)
@@ -206,7 +211,7 @@ class ScheduleConfig:
                 rising and all(drop > 0 for drop in drops),
                 f"schedule.{name}={list(drops)} must be positive and rising",
             )
-        require(self.patience >= 1, f"schedule.patience={self.patience} must be at least 1")
+        at_least_one(self, "schedule.", "patience")
         require(
             self.min_improvement >= 0,
             f"schedule.min_improvement={self.min_improvement} must be at least 0",
@@ -219,11 +224,3 @@ def _shown(value: float | tuple[float, ...] | None) -> str:
     if isinstance(value, tuple):
         return str(list(value))
     return "null" if value is None else str(value)
-
-
-Family = Literal["imagenet", "cifar"]
-
-
-def has_bottlenecks(family: Family, depth: int) -> bool:
-    """Whether blocks are of three layers, for which alone v1 and v1.5 differ."""
-    return family == "imagenet" and depth >= 50
