@@ -10,13 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-log = logging.getLogger("trainyard.files")  # a rank's own, so each rank's are shown
+log = logging.getLogger("trainyard")
+files_log = logging.getLogger("trainyard.files")  # a rank's own, so each rank's are shown
 
 IMAGE_EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 RECORDIO_LIST = ".lst"
 """Suffix of the file of names that may lie beside a .rec file."""
-
-_Found = TypeVar("_Found")
 
 _ENDINGS = tuple(extension.encode() for extension in IMAGE_EXTENSIONS)
 
@@ -30,6 +29,8 @@ _COMPRESSED = {
     b"\x28\xb5\x2f\xfd": "Zstandard",
     b"\x04\x22\x4d\x18": "LZ4",
 }
+
+_Found = TypeVar("_Found")
 
 
 class BadContainer(ValueError):
@@ -108,6 +109,32 @@ class Window:
                 cure = "unpack that, images do not get smaller by it"
                 raise self.bad(0, f"begins {kind}, which cannot be read by byte range", cure)
 
+    def check_against_index(self, index: Path, offset_column: int) -> None:
+        """Raise BadContainer if the index, if there is one, has a record behind the file's end.
+
+        index: lines of numbers with blanks between, in `offset_column` where a record begins. One
+        that is no such file is warned of and not used. OSError if it cannot be read.
+        """
+        if not index.exists():
+            return
+        offsets = []
+        for number, line in enumerate(index.read_bytes().splitlines(), start=1):
+            parts = line.split()
+            if not (len(parts) == 2 and parts[0].isdigit() and parts[1].isdigit()):
+                log.warning(
+                    "the index %s is not used: its line %d is not two numbers", index, number
+                )
+                return
+            offsets.append(int(parts[offset_column]))
+        beyond = [offset for offset in offsets if offset >= self.length]
+        if beyond:
+            reason = (
+                f"the file ends, but {index} has {len(beyond)} of its {len(offsets)} records from "
+                f"there on: it is cut off"
+            )
+            cure = f"copy it anew from its source, or remove {index.name} if it is another file's"
+            raise self.bad(self.length, reason, cure)
+
 
 class _PatientWindow(Window):
     """One that tries again, as to walk a large container from its begin would cost much more."""
@@ -142,7 +169,9 @@ def patiently(path: Path, act: Callable[[], _Found]) -> _Found:
         try:
             return act()
         except OSError as error:
-            log.warning("%s cannot be read: %s; tried again in %g s", path, error.strerror, nap_sec)
+            files_log.warning(
+                "%s cannot be read: %s; tried again in %g s", path, error.strerror, nap_sec
+            )
             time.sleep(nap_sec)
     return act()
 
@@ -150,31 +179,3 @@ def patiently(path: Path, act: Callable[[], _Found]) -> _Found:
 def is_image(name: bytes) -> bool:
     """Tell an image by its name."""
     return name.lower().endswith(_ENDINGS)
-
-
-log = logging.getLogger("trainyard")
-
-
-def check_against_index(window: Window, index: Path, offset_column: int) -> None:
-    """Raise BadContainer if the index, if there is one, has a record where the container has ended.
-
-    index: lines of numbers with blanks between, in `offset_column` where a record begins. One that
-    is no such file is warned of and not used. OSError if it cannot be read.
-    """
-    if not index.exists():
-        return
-    offsets = []
-    for number, line in enumerate(index.read_bytes().splitlines(), start=1):
-        parts = line.split()
-        if not (len(parts) == 2 and parts[0].isdigit() and parts[1].isdigit()):
-            log.warning("the index %s is not used: its line %d is not two numbers", index, number)
-            return
-        offsets.append(int(parts[offset_column]))
-    beyond = [offset for offset in offsets if offset >= window.length]
-    if beyond:
-        reason = (
-            f"the file ends, but {index} has {len(beyond)} of its {len(offsets)} records from "
-            f"there on: it is cut off"
-        )
-        cure = f"copy it anew from its source, or remove {index.name} if it is another file's"
-        raise window.bad(window.length, reason, cure)
