@@ -164,7 +164,7 @@ class ScheduleConfig:
         )
 
     def _check_warmup(self) -> None:
-        # How many epochs schedule.steps are is known once the images are counted: train/schedule.py.
+        # How many epochs schedule.steps are is known once the images are counted.
         require(
             0 <= self.warmup_epochs < (math.inf if self.epochs is None else self.epochs),
             f"schedule.warmup_epochs={self.warmup_epochs} must be at least 0"
