@@ -16,6 +16,7 @@ from launch.doctor.check import Check
 from launch.doctor.judge import judge
 from launch.doctor.nccl import nccl_transport, transport_check
 from launch.doctor.storage import TOKEN_VARIABLE, token_in
+from launch.slurm import say
 from launch.slurm.allocation import Allocation
 from launch.slurm.options import Program
 from launch.slurm.srun import one_per_node, one_per_node_environment, srun
@@ -43,7 +44,7 @@ def examine(allocation: Allocation, program: Program, interface: str | None) -> 
                 "cures (--launch.doctor=false starts without the check)"
             )
     passed, nodes = counted(len(checks), "check"), counted(len(ranks), "node")
-    print(f"launch: {passed} passed on {nodes}", flush=True)
+    say(f"{passed} passed on {nodes}")
 
 
 @contextlib.contextmanager
@@ -99,7 +100,7 @@ def _token(run_dir: Path | None) -> Iterator[dict[str, str]]:
 def nccl_logging(run_dir: Path, env: Mapping[str, str]) -> dict[str, str]:
     """What makes NCCL write its log into the run's folder; nothing if the user has it elsewhere."""
     if "NCCL_DEBUG" in env or "NCCL_DEBUG_FILE" in env:
-        print("launch: NCCL_DEBUG is set, so NCCL's transport is not looked at", flush=True)
+        say("NCCL_DEBUG is set, so NCCL's transport is not looked at")
         return {}
     folder = run_dir / "nccl"
     folder.mkdir(parents=True, exist_ok=True)
