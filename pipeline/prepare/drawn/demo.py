@@ -42,13 +42,12 @@ def draw_demo(
     workers = len(os.sched_getaffinity(0)) if processes is None else processes
     if workers < 1:
         raise ValueError(f"processes is {workers}, but at least 1 is needed to draw the demo set")
-    counts: dict[Split, int] = {"train": train_images, "val": val_images}
 
     def draw(folder: Path) -> None:
-        _draw_all(folder, seed, counts, workers)
+        _draw_all(folder, seed, {"train": train_images, "val": val_images}, workers)
 
-    numbers = {"train": train_images, "val": val_images}
-    return draw_once(out, "demo", _GENERATOR_VERSION, seed, numbers, draw)
+    named = {"train": train_images, "val": val_images}
+    return draw_once(out, "demo", _GENERATOR_VERSION, seed, named, draw)
 
 
 def demo_image(seed: int, split: Split, index: int) -> NDArray[np.uint8]:
