@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 # Dies in the worst place: the file is written and has not yet got its name.
 _DYING = """
 import os, signal, sys
-from pipeline.prepare import main
+from pipeline.prepare.__main__ import main
 left, replace = int(sys.argv[1]), os.replace
 def dying(*names):
     global left

@@ -5,6 +5,7 @@ Our own start keeps every rank's exit code, which horovodrun hides.
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from pipeline.ranks.local import LocalRanks, start_ranks
@@ -41,6 +43,12 @@ def environment(**extra: str) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
     } | extra  # fmt: skip
+
+
+def command_module(command: str) -> ModuleType:
+    """The module that `python -m command` runs."""
+    module = importlib.import_module(command)
+    return importlib.import_module(f"{command}.__main__") if hasattr(module, "__path__") else module
 
 
 class Ranks:

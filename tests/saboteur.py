@@ -77,34 +77,33 @@ def install(what: str, where: str) -> None:
 
 def install_in_step(what: str, where: str) -> None:
     """Builds a fault into the steps of training."""
-    from pipeline.train import trainer as engine
+    from pipeline.train import trainer
 
-    real_step, real_loss, now = engine.train_step, engine.F.cross_entropy, -1
+    real_step, real_loss, now = trainer.Trainer.train_step, trainer.F.cross_entropy, -1
 
-    def step(job: Any, *rest: Any) -> Any:
+    def step(self: Any, *rest: Any) -> Any:
         nonlocal now
-        now = job.progress.step
+        now = self.state.step
         if what == "slow-step":
             time.sleep(float(where))
         elif what in AT_STEP and now == int(where):
             AT_STEP[what]()
-        return real_step(job, *rest)
+        return real_step(self, *rest)
 
     def loss(*args: Any, **kwargs: Any) -> Any:
         value = real_loss(*args, **kwargs)
         return value * float("nan") if now == int(where) else value
 
-    engine.train_step = step
+    trainer.Trainer.train_step = step
     if what == "nan-loss":
-        engine.F.cross_entropy = loss
+        trainer.F.cross_entropy = loss
 
 
 def install_elsewhere(what: str, count: int) -> None:
     """Builds in a fault that comes when something is done for the `count`-th time."""
     from pipeline.data import stream
-    from pipeline.ranks import averaging as gradient_averaging
-    from pipeline.train import checkpoint
-    from pipeline.train import trainer as engine
+    from pipeline.ranks import averaging
+    from pipeline.train import checkpoint, trainer
 
     if what == "kill-save":
         # The content is on its way to the disk, the name is not there yet.
@@ -117,9 +116,9 @@ def install_elsewhere(what: str, count: int) -> None:
 
         checkpoint.os.fsync = sync
     elif what == "kill-validate":
-        engine.validate = at_count(engine.validate, count, lambda *_: die())
+        trainer.validate = at_count(trainer.validate, count, lambda *_: die())
     elif what == "kill-average":
-        averager = gradient_averaging.OverlappedAverager
+        averager = averaging.OverlappedAverager
         averager.synchronize = at_count(averager.synchronize, count, lambda *_: die())
     elif what == "sleep-loader":
         # Not the loaders of validation and of the checks before the first step.

@@ -51,8 +51,8 @@ from pipeline.ranks.places import own_share
 from pipeline.ranks.world import World
 from pipeline.system.failure import TrainingError
 from pipeline.system.text import counted
-from pipeline.train.job import Job
 from pipeline.train.monitor.monitor import RunMonitor
+from pipeline.train.trainer import Trainer
 from pipeline.train.verdict import Figures, judge
 
 _SIZES = "4096,1048576,16777216"  # bytes: latency, a large layer, a network
@@ -241,16 +241,16 @@ class _Bench:
 
 
 @contextlib.contextmanager
-def _monitored(job: Job) -> Iterator[None]:
+def _monitored(job: Trainer) -> Iterator[None]:
     """Lets `job` write its metrics, as part of a step."""
     job.config.run.path.mkdir(parents=True)
-    images = job.total_steps * job.config.data.global_batch_size
+    images = job.course.total_steps * job.config.data.global_batch_size
     job.monitor = RunMonitor(job.config.run.path, job.config, 0, 0, images)
     with contextlib.closing(job.monitor):
         yield
 
 
-def _whole_step(job: Job, step: ModelStep, images: int) -> Callable[[], float]:
+def _whole_step(job: Trainer, step: ModelStep, images: int) -> Callable[[], float]:
     """A round of the training's own loop, as many steps as one of `step`; warm."""
     loop, device = program_loop(job, step.batches), job.decode.device
 

@@ -30,12 +30,11 @@ from pipeline.config import Config
 from pipeline.data.dali import Batch, Loader
 from pipeline.ranks.world import World
 from pipeline.train.feed import Feed
-from pipeline.train.job import Job
 from pipeline.train.monitor.monitor import RunMonitor
 from pipeline.train.optimizer import build_optimizer
 from pipeline.train.phases import Phase, Phases
 from pipeline.train.precision import Precision
-from pipeline.train.trainer import train_epoch
+from pipeline.train.trainer import Trainer
 
 
 def measure(options: StepOptions, device: torch.device, result: Result) -> None:
@@ -73,11 +72,11 @@ def measure(options: StepOptions, device: torch.device, result: Result) -> None:
     result.ratios["bf16_channels_last_vs_fp32_row_major"] = ratio(plain, fp32)
 
 
-def _monitored_job(config: Config, device: torch.device, folder: Path) -> Job:
+def _monitored_job(config: Config, device: torch.device, folder: Path) -> Trainer:
     """A job that writes metrics as a run does."""
     job = resident_job(config, World(), device, folder)
     config.run.path.mkdir(parents=True)
-    images = job.total_steps * config.data.global_batch_size
+    images = job.course.total_steps * config.data.global_batch_size
     job.monitor = RunMonitor(config.run.path, config, 0, 0, images)
     return job
 
@@ -99,7 +98,9 @@ class _Untimed(Phases):
         return contextlib.nullcontext()
 
 
-def _silent_job(options: StepOptions, work: Workload, folder: Path, device: torch.device) -> Job:
+def _silent_job(
+    options: StepOptions, work: Workload, folder: Path, device: torch.device
+) -> Trainer:
     """A job that times no phase and whose first line of metrics is due after the benchmark."""
     config = resident_config(work, 1, folder, options.threads)
     never = options.steps * (options.rounds + 2)
@@ -129,26 +130,26 @@ def _finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def program_loop(job: Job, batches: list[Batch]) -> Loop:
+def program_loop(job: Trainer, batches: list[Batch]) -> Loop:
     """`train_epoch` on `batches`, which come again and again."""
     loader = cast(Loader, ResidentLoader(batches))
     feed = Feed(loader, job.world, job.stop, phases=job.phases)
-    return lambda steps: train_epoch(job, feed, job.progress.step + steps)
+    return lambda steps: job.train_epoch(feed, job.state.step + steps)
 
 
-def _bare_loop(job: Job, batches: list[Batch]) -> Loop:
+def _bare_loop(job: Trainer, batches: list[Batch]) -> Loop:
     """What anyone would write first, over the job's own kind of model, optimizer and AMP."""
-    return _plain_loop(copy.deepcopy(job.model), job.precision, job, batches)
+    return _plain_loop(copy.deepcopy(job.state.model), job.state.precision, job, batches)
 
 
-def _bare_loop_in_fp32(job: Job, batches: list[Batch]) -> Loop:
+def _bare_loop_in_fp32(job: Trainer, batches: list[Batch]) -> Loop:
     """The same without AMP and without channels-last."""
-    model = copy.deepcopy(job.model).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    model = copy.deepcopy(job.state.model).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     rows = [Batch(batch.images.contiguous(), batch.labels, batch.positions) for batch in batches]
     return _plain_loop(model, Precision("off", batches[0].images.device), job, rows)
 
 
-def _plain_loop(model: nn.Module, precision: Precision, job: Job, batches: list[Batch]) -> Loop:
+def _plain_loop(model: nn.Module, precision: Precision, job: Trainer, batches: list[Batch]) -> Loop:
     optim = job.config.optim
     lr = job.schedule.lr(0)
     optimizer = build_optimizer(

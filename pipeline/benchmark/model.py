@@ -22,7 +22,7 @@ from pipeline.config import Config
 from pipeline.model.network import network_name
 from pipeline.ranks.places import choose_device, own_share, set_threads
 from pipeline.ranks.world import World
-from pipeline.train.job import Job
+from pipeline.train.trainer import Trainer
 
 PHASES = ("forward", "backward", "optimizer")
 _LR = 1e-3
@@ -60,7 +60,7 @@ class Stopwatch:
 class ModelStep:
     """Steps of a job's own model, optimizer and precision on images that lie in memory."""
 
-    def __init__(self, job: Job, images: int, round_sec: float) -> None:
+    def __init__(self, job: Trainer, images: int, round_sec: float) -> None:
         """`images` in each step; a round takes `round_sec`. Takes a few steps."""
         self._job, self._images = job, images
         self._watch = Stopwatch(job.decode.device)
@@ -77,20 +77,20 @@ class ModelStep:
     def images_per_sec(self) -> float:
         """One round; keeps the seconds per step of its phases too."""
         job, watch = self._job, self._watch
-        job.model.train()
+        job.state.model.train()
         watch.mark()
         for _ in range(self.steps):
             batch = next(self._next)
-            with job.precision.autocast():
+            with job.state.precision.autocast():
                 loss = F.cross_entropy(
-                    job.forward(batch.images), batch.labels,
+                    job.state.forward(batch.images), batch.labels,
                     label_smoothing=job.config.optim.label_smoothing,
                 )  # fmt: skip
             watch.mark()
-            job.precision.backward(loss)
+            job.state.precision.backward(loss)
             watch.mark()
-            job.precision.step(job.optimizer)
-            job.optimizer.zero_grad(set_to_none=True)
+            job.state.precision.step(job.state.optimizer)
+            job.state.optimizer.zero_grad(set_to_none=True)
             watch.mark()
         seconds = watch.seconds()
         for place, phase in enumerate(PHASES):
@@ -119,7 +119,7 @@ def run(options: ModelOptions) -> Result:
     return result
 
 
-def one_rank_job(options: ModelOptions, folder: Path) -> Job:
+def one_rank_job(options: ModelOptions, folder: Path) -> Trainer:
     """The configuration's job for one rank on this machine without its data; files in `folder`.
 
     A step of it has no more than one micro-batch, and it writes no checkpoints.
@@ -141,7 +141,7 @@ def one_rank_job(options: ModelOptions, folder: Path) -> Job:
     return resident_job(alone, world, device, folder, _classes(config))
 
 
-def describe(options: ModelOptions, job: Job) -> dict[str, str | int]:
+def describe(options: ModelOptions, job: Trainer) -> dict[str, str | int]:
     """What was run, for the table's end and the JSON."""
     threads = torch.get_num_threads()
     place = (

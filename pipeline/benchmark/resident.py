@@ -1,4 +1,4 @@
-"""A real `Job` whose images already lie in memory: what a step costs without the loader."""
+"""A real `Trainer` whose images already lie in memory: what a step costs without the loader."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.data.index.scan import Rows
 from pipeline.ranks.places import Share
 from pipeline.ranks.stop import StopSignal
 from pipeline.ranks.world import World
-from pipeline.train.job import Job
+from pipeline.train.trainer import Trainer
 
 LOG_EVERY_STEPS = 20  # as configs/demo.yaml has it
 _CLASSES = 10
@@ -86,12 +86,12 @@ def resident_config(work: Workload, world_size: int, run_dir: Path, threads: int
 
 def resident_job(
     config: Config, world: World, device: torch.device, folder: Path, classes: int = _CLASSES
-) -> Job:
+) -> Trainer:
     """A job of `config` over a manifest whose files do not exist; writes only into `folder`."""
     path = folder / f"rank{world.rank}.arrow"
     manifest = _manifest(path, config.data.image_size, classes)
     decode = choose_decoding(config, device, Share(cores=1, gpu=0))
-    return Job(config, world, decode, manifest, manifest, StopSignal())
+    return Trainer(config, world, decode, manifest, manifest, StopSignal())
 
 
 def _manifest(path: Path, size: int, classes: int) -> Manifest:

@@ -34,8 +34,7 @@ from pipeline.ranks.places import Share
 from pipeline.ranks.stop import StopSignal
 from pipeline.ranks.world import World
 from pipeline.train.feed import Decision, Feed
-from pipeline.train.job import Job
-from pipeline.train.trainer import train_epoch
+from pipeline.train.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,9 @@ def main(argv: list[str]) -> None:
     serve(lambda steps: _train(job, feed, steps))
 
 
-def _prepared(part: Part, world: World, device: torch.device, folder: Path) -> tuple[Job, Loader]:
+def _prepared(
+    part: Part, world: World, device: torch.device, folder: Path
+) -> tuple[Trainer, Loader]:
     """A job and where its batches come from."""
     config = resident_config(part.work, world.size, folder, threads=1)
     if part.data is None:
@@ -132,14 +133,14 @@ def _prepared(part: Part, world: World, device: torch.device, folder: Path) -> t
     train_set = open_manifest(root, "train", folder)
     share = Share(cores=1, gpu=device.index or 0)
     decode = choose_decoding(config, device, share, (train_set,))
-    job = Job(config, world, decode, train_set, train_set, StopSignal())
-    return job, job.train_loader()
+    job = Trainer(config, world, decode, train_set, train_set, StopSignal())
+    return job, job.loaders.train(0)
 
 
-def _train(job: Job, feed: TimedFeed, steps: int) -> dict[str, float]:
+def _train(job: Trainer, feed: TimedFeed, steps: int) -> dict[str, float]:
     feed.phases = Phases()
     wall, cpu = time.perf_counter(), time.process_time()
-    train_epoch(job, feed, job.progress.step + steps)
+    job.train_epoch(feed, job.state.step + steps)
     if job.decode.device.type == "cuda":
         torch.cuda.synchronize()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu

@@ -103,6 +103,41 @@ def epochs_done(next_step: int, num_images: int, global_batch_size: int) -> int:
     return next_step * global_batch_size // num_images
 
 
+@dataclass(frozen=True)
+class Course:
+    """A run of `total_steps` over epochs of `images`, `batch` of them a step; steps count from 0.
+
+    An epoch is validated after the first step with which it is complete.
+    """
+
+    images: int
+    batch: int
+    total_steps: int
+
+    def position(self, step: int) -> int:
+        """Images consumed by the whole job before `step`."""
+        return step * self.batch
+
+    def epoch(self, step: int) -> int:
+        """Epoch, from 0, of the step before `step`."""
+        return max(0, step - 1) * self.batch // self.images
+
+    def epochs_done(self, step: int) -> int:
+        """Whole epochs before `step`."""
+        return epochs_done(step, self.images, self.batch)
+
+    def next_validation(self, step: int) -> int:
+        """The first step after `step` before which an epoch is complete, or the run is."""
+        images = (self.epochs_done(step) + 1) * self.images
+        return min(-(-images // self.batch), self.total_steps)
+
+    def validation_due(self, step: int, validated: int) -> bool:
+        """Whether an epoch, or the run, is complete before `step` that was not yet when it was last
+        validated, before step `validated` (0: never)."""
+        at_the_end = step == self.total_steps and validated != step
+        return at_the_end or self.epochs_done(step) > self.epochs_done(validated)
+
+
 def validation_chunks(num_images: int, batch_size: int, rank: int, world_size: int) -> range:
     """Return the chunks a rank validates; chunk c is images [cb, min((c+1)b, N)).
 

@@ -16,7 +16,7 @@ from pipeline.runs.state import RunReader, RunState
 from pipeline.runs.tail import NewLines
 from pipeline.system.console import Progress, train_line
 from pipeline.system.failure import ExitCode
-from pipeline.train.verdict import kind_of, seen
+from pipeline.train.verdict import Figures, of_training
 
 _LOOK_SEC = 0.5
 _WORD_SEC = 5.0
@@ -159,7 +159,8 @@ class LiveScreen(Screen):
         if run.total_steps is None or batch is None:
             return
         try:
-            position, limit = int(metrics["position"]), kind_of(seen(metrics))
+            position = int(metrics["position"])
+            limit = of_training(Figures(), metrics, ranks=None).kind
             self._bar = self._bar or Progress(run.total_steps * batch, position)
             self._bar.advance(position)
             self._bar.train(metrics, limit)

@@ -8,91 +8,85 @@ the ranks exchange them at the end.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from pipeline.data.dali import Loader
-from pipeline.data.exclusion import Found, locate, read_list, too_many
-
-if TYPE_CHECKING:
-    from pipeline.train.job import Job
-
+from pipeline.data.exclusion import Exclusions, Found, read_list, too_many
+from pipeline.data.images import ImageSet
+from pipeline.ranks.world import World
 
 log = logging.getLogger("trainyard")
 
 
-def recover(
-    job: Job, error: Exception | None, step: int, micro: int
-) -> Callable[[], Loader] | None:
-    """Collective, when any rank's micro-batch failed. What opens the loader to go on with from
-    this very micro-batch, bad images excluded; None if the run cannot go on without them."""
-    if job.config.data.bad_images != "exclude":
-        return None
-    positions = job.partition.positions(step, micro)
-    found = None if error is None else locate(error, job.stream, positions)
-    everyone = job.world.gather_objects((found, error is not None and found is None))
-    if any(hopeless for _, hopeless in everyone):
-        return None
-    found_by_all = [found for found, _ in everyone if found is not None]
-    images_per_step = job.config.data.global_batch_size
-    job.progress.excluded = job.progress.excluded.failed(
-        ((one.image, one.position) for one in found_by_all), images_per_step
-    )
-    _note(job, "train", found_by_all)
-    return lambda: job.train_loader(step, micro)
+class Excluded:
+    """The images that a run goes on without, the same on every rank; at most `most` of them."""
 
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.train = Exclusions()
+        """Training images, with the positions from which they are left out."""
+        self.val: tuple[int, ...] = ()
+        """Validation images, which count as wrong unseen, rising."""
 
-def agree_on_validation(job: Job, mine: list[Found]) -> None:
-    """Collective. Makes what each rank passed over in validation known to all."""
-    everyone = [found for theirs in job.world.gather_objects(mine) for found in theirs]
-    # Two ranks may have met the same image, one of them in place of another that is bad, too.
-    by_image = {found.image: found for found in everyone}
-    if by_image:
-        _exclude_val(job, list(by_image))
-        _note(job, "val", list(by_image.values()))
+    def __repr__(self) -> str:
+        """The same text on every rank, as the digest over ranks needs it."""
+        return f"Excluded({self.state()})"
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {"train": self.train.rows(), "val": list(self.val)}
 
-def _exclude_val(job: Job, images: list[int]) -> None:
-    job.progress.excluded_val = tuple(sorted({*job.progress.excluded_val, *images}))
+    def load(self, state: dict[str, Any]) -> None:
+        """Goes on with the exclusions in `state`."""
+        self.train, self.val = Exclusions(state["train"]), tuple(state["val"])
 
+    def met_in_training(self, found: list[Found], images_per_step: int, world: World) -> None:
+        """Collective. Leaves out what all ranks together have `found`. Raises `Reported` when that
+        is too much."""
+        pairs = ((one.image, one.position) for one in found)
+        self.train = self.train.failed(pairs, images_per_step)
+        self._tell("train", found, world)
 
-def exclude_listed(job: Job) -> None:
-    """Collective. Leaves out the images of the list data.exclude, from where the run stands.
+    def met_in_validation(self, mine: list[Found], world: World) -> None:
+        """Collective. Makes what each rank passed over in validation known to all."""
+        everyone = [found for theirs in world.gather_objects(mine) for found in theirs]
+        # Two ranks may have met the same image, one of them in place of another that is bad, too.
+        by_image = {found.image: found for found in everyone}
+        if by_image:
+            self._add_val(by_image)
+            self._tell("val", list(by_image.values()), world)
 
-    Raises `Reported` for a list that cannot be read or is of other data, naming both hashes.
-    """
-    if job.config.data.exclude is None:
-        return
-    path = Path(job.config.data.exclude)
-    train, val = job.world.on_rank0(
-        lambda: (read_list(path, "train", job.train_set), read_list(path, "val", job.val_set))
-    )
-    why = f"is in the list {path}"
-    new_train = [image for image in train if image not in job.progress.excluded]
-    new_val = [image for image in val if image not in job.progress.excluded_val]
-    job.progress.excluded = job.progress.excluded.listed(new_train, job.position)
-    _exclude_val(job, new_val)
-    for split, manifest, new in (
-        ("train", job.train_set, new_train),
-        ("val", job.val_set, new_val),
-    ):
-        found = [Found(i, job.position, f"the image {manifest.path(i)} {why}") for i in new]
-        _note(job, split, found)
+    def listed(
+        self, path: Path, train_set: ImageSet, val_set: ImageSet, position: int, world: World
+    ) -> None:
+        """Collective. Leaves out the images of the list data.exclude, from `position` on.
 
+        Raises `Reported` for a list that cannot be read or is of other data, naming both hashes.
+        """
+        train, val = world.on_rank0(
+            lambda: (read_list(path, "train", train_set), read_list(path, "val", val_set))
+        )
+        new_train = [image for image in train if image not in self.train]
+        new_val = [image for image in val if image not in self.val]
+        self.train = self.train.listed(new_train, position)
+        self._add_val(new_val)
+        for split, images, new in (("train", train_set, new_train), ("val", val_set, new_val)):
+            found = [
+                Found(i, position, f"the image {images.path(i)} is in the list {path}") for i in new
+            ]
+            self._tell(split, found, world)
 
-def _note(job: Job, split: str, found: list[Found]) -> None:
-    """Collective. Says what has been excluded; ends the run when it is too much."""
-    job.apply_exclusions()
-    count, most = len(job.progress.excluded) + len(job.progress.excluded_val), _most(job)
-    for one in sorted(found, key=lambda f: (f.image, f.position)):
-        where = f" at position {one.position}" if split == "train" else ""
-        log.warning(
-            "warning: %s; the run goes on without it in %s%s (%d excluded of at most %d)",
-            one.error, split, where, count, most,
-        )  # fmt: skip
-    job.world.raise_together(too_many(count, most) if count > most else None)
+    def _add_val(self, images: Iterable[int]) -> None:
+        self.val = tuple(sorted({*self.val, *images}))
 
-
-def _most(job: Job) -> int:
-    return job.config.data.max_excluded
+    def _tell(self, split: str, found: list[Found], world: World) -> None:
+        """Collective. Says what has been excluded; ends the run when it is too much."""
+        count = len(self.train) + len(self.val)
+        for one in sorted(found, key=lambda f: (f.image, f.position)):
+            where = f" at position {one.position}" if split == "train" else ""
+            log.warning(
+                "warning: %s; the run goes on without it in %s%s (%d excluded of at most %d)",
+                one.error, split, where, count, self._most,
+            )  # fmt: skip
+        world.raise_together(too_many(count, self._most) if count > self._most else None)

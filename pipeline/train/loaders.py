@@ -1,4 +1,4 @@
-"""This rank's batches of a validation, past bad images if so configured."""
+"""This rank's batches, of training and of a validation, past bad images if so configured."""
 
 from __future__ import annotations
 
@@ -7,12 +7,72 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from pipeline.config import Config, DataConfig
-from pipeline.data.batches import validation_chunks
+from pipeline.data.batches import Partition, split_global_batch, validation_chunks
 from pipeline.data.dali import Batch, DecodeSettings, Loader
 from pipeline.data.exclusion import Found, locate, too_many
 from pipeline.data.images import BadImage, ImageSet
-from pipeline.data.stream import ValStream, val_planner
+from pipeline.data.stream import TrainStream, ValStream, train_planner, val_planner
 from pipeline.ranks.world import World
+from pipeline.train.excluding import Excluded
+from pipeline.train.schedule import run_length
+
+
+class Loaders:
+    """Opens the loaders of a run, each past the images that are `excluded` by then.
+
+    Raises `ValueError` for a batch that does not fit the number of ranks.
+    """
+
+    def __init__(
+        self, config: Config, world: World, decode: DecodeSettings, train_set: ImageSet,
+        val_set: ImageSet, excluded: Excluded,
+    ) -> None:  # fmt: skip
+        self._config, self._world, self._val_set = config, world, val_set
+        self._excluded = excluded
+        data = config.data
+        micro_batch, self.accumulation = split_global_batch(
+            data.global_batch_size, data.local_batch_size, world.size
+        )
+        self.partition = Partition(data.global_batch_size, micro_batch, world.rank, world.size)
+        self._steps = run_length(config.schedule, len(train_set), data.global_batch_size)
+        self.decode = decode
+        planner = train_planner(data, decode.normalisation)
+        self.stream = TrainStream(train_set, planner, config.run.seed)
+
+    def train(self, step: int, micro: int = 0) -> Loader:
+        """This rank's micro-batches from number `micro` of `step` to the end of the run."""
+        self.stream.exclusions = self._excluded.train
+        left = (self._steps - step) * self.accumulation - micro
+
+        def chunks() -> Iterator[np.ndarray]:
+            for number in range(micro, micro + left):
+                later, one = divmod(number, self.accumulation)
+                yield self.partition.positions(step + later, one)
+
+        size = self.partition.micro_batch_size
+        return Loader(self.stream, chunks(), left, size, self.decode)
+
+    def val(self) -> ValidationLoader:
+        """This rank's part of the validation set."""
+        excluded = frozenset(self._excluded.val)
+        return open_val_loader(self._config, self._val_set, self._world, self.decode, excluded)
+
+    def recover(
+        self, error: Exception | None, step: int, micro: int
+    ) -> Callable[[], Loader] | None:
+        """Collective, when any rank's micro-batch failed. What opens the loader to go on with from
+        this very micro-batch, bad images excluded; None if the run cannot go on without them."""
+        if self._config.data.bad_images != "exclude":
+            return None
+        positions = self.partition.positions(step, micro)
+        found = None if error is None else locate(error, self.stream, positions)
+        everyone = self._world.gather_objects((found, error is not None and found is None))
+        if any(hopeless for _, hopeless in everyone):
+            return None
+        found_by_all = [found for found, _ in everyone if found is not None]
+        batch = self._config.data.global_batch_size
+        self._excluded.met_in_training(found_by_all, batch, self._world)
+        return lambda: self.train(step, micro)
 
 
 class ValidationLoader:

@@ -175,3 +175,10 @@ class Validation:
     def top5(self) -> float:
         """Share of images whose class is among the five best scores."""
         return self.top5_correct / self.images
+
+    def metrics(self) -> dict[str, int | float]:
+        """As metrics.jsonl has it."""
+        return {
+            "epoch": self.epoch, "step": self.step, "position": self.position, "loss": self.loss,
+            "top1": self.top1, "top5": self.top5, "images": self.images,
+        }  # fmt: skip

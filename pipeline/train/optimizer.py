@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -90,13 +91,6 @@ def _stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     return stages
 
 
-def norm_names(model: nn.Module) -> list[str]:
-    """The names of `norms`, as metrics.jsonl has them."""
-    stages = _stages(model)
-    by_stage = [f"{kind}_norm_{stage}" for kind in ("gradient", "weight") for stage in stages]
-    return ["gradient_norm", *by_stage]
-
-
 @torch.no_grad()
 def norms(model: nn.Module) -> Tensor:
     """L2 norms, (1 + 2 stages,) fp32 on the model's device, without a host sync.
@@ -108,3 +102,14 @@ def norms(model: nn.Module) -> Tensor:
     of_gradients = [gradient_norm(stage) for stage in stages]
     of_weights = [get_total_norm(stage) for stage in stages]
     return torch.stack([get_total_norm(of_gradients), *of_gradients, *of_weights])
+
+
+def named_norms(model: nn.Module, found: Tensor) -> dict[str, float | None]:
+    """What `norms` found, by the names that metrics.jsonl has. A host sync.
+
+    None for what is not finite, which JSON does not have: a step that fp16 skips has such a norm.
+    """
+    stages = _stages(model)
+    by_stage = [f"{kind}_norm_{stage}" for kind in ("gradient", "weight") for stage in stages]
+    values = [value if math.isfinite(value) else None for value in found.tolist()]
+    return dict(zip(["gradient_norm", *by_stage], values, strict=True))

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from pipeline.train.phases import PHASES
-
-if TYPE_CHECKING:
-    from pipeline.train.job import Job
-
+from pipeline.ranks.heartbeat import Heartbeat
+from pipeline.train.metrics import TrainWindow
+from pipeline.train.phases import PHASES, Phases
 
 _SHARED = tuple(phase for phase in PHASES if phase != "record")  # that one is of the rest
 _GPU_MEMORY = ("gpu_memory_torch_bytes", "gpu_memory_dali_bytes", "gpu_memory_other_bytes")
@@ -19,12 +15,14 @@ _OF_COUNTS = 4  # TrainWindow.sums
 _OF_TIMES = 3  # TrainWindow.timings()
 
 
-def of_this_rank(job: Job) -> Tensor:
+def of_this_rank(
+    window: TrainWindow, phases: Phases, heartbeat: Heartbeat, dali_on_gpu: bool
+) -> Tensor:
     """(n,) float64: what this rank adds to the line of metrics. A host sync on a GPU."""
-    memory = job.window.memory.held_bytes(dali_decodes=job.decode.decoder == "gpu")
-    more = [*job.phases.seconds(), job.world.heartbeat.take_longest_sec(), *memory]
+    memory = window.memory.held_bytes(dali_decodes=dali_on_gpu)
+    more = [*phases.seconds(), heartbeat.take_longest_sec(), *memory]
     timed = torch.tensor(more, dtype=torch.float64)
-    return torch.cat([job.window.sums, job.window.timings(), timed])
+    return torch.cat([window.sums, window.timings(), timed])
 
 
 def of_all_ranks(everyone: Tensor) -> dict[str, float | None]:

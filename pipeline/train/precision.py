@@ -14,11 +14,13 @@ one rank is everywhere after the average, so all ranks skip together):
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from pipeline.ranks.world import World
 from pipeline.system.failure import TrainingError
 
 Mode = Literal["off", "bf16", "fp16"]
@@ -171,3 +173,24 @@ def _first_non_finite_gradient(optimizer: torch.optim.Optimizer) -> str:
             if parameter.grad is not None and not parameter.grad.isfinite().all():
                 return str(name)
     raise AssertionError("a step was skipped, but every gradient is finite")
+
+
+def require_finite_loss(
+    found: tuple[int, float] | None, total_steps: int, lr: Callable[[int], float], world: World
+) -> None:
+    """Collective. Ends the run on all ranks together when any rank saw a non-finite loss.
+
+    `found` is (step, loss) of this rank's first one. The earliest over ranks is named, with the
+    `lr` of its step: one step later the average has carried it everywhere.
+    """
+    (latest_start,) = world.maximum([total_steps - found[0] if found else 0])
+    if latest_start == 0:
+        return
+    error = None
+    if found is not None and found[0] == total_steps - latest_start:
+        step, loss = found
+        error = TrainingError(
+            f"the loss is {loss} at step {step} with lr {lr(step):g}; lower optim.base_lr or "
+            "lengthen schedule.warmup_epochs, and start again from the last checkpoint"
+        )
+    world.raise_together(error)

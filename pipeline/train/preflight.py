@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 from contextlib import closing
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,18 +15,10 @@ from pipeline.data.images import BadImage, ImageSet
 from pipeline.data.stream import Selection, val_planner
 from pipeline.system.failure import TrainingError
 
-if TYPE_CHECKING:
-    from pipeline.train.job import Job
-
-
 log = logging.getLogger("trainyard")
 
 # (classes, training images, validation images) of ILSVRC 2012 as its archives hold them.
 IMAGENET_1K = (1000, 1_281_167, 50_000)
-# Shares of the classes, 1/C being what a guess gets: what a network has surely learned and what it
-# surely has not. With few classes a bad first epoch looks the same.
-_LEARNED, _GUESSED = 10, 3
-_MANY_CLASSES = 100
 _TRIES = 10
 
 
@@ -47,16 +38,6 @@ def require_complete(config: DataConfig, train_set: ImageSet, val_set: ImageSet)
             f"{config.root} is not the whole of {config.dataset}: {', '.join(wrong)}; complete it, "
             "or set data.dataset=null for another data set"
         )
-
-
-def labels_look_permuted(train_top1: float, val_top1: float, classes: int) -> bool:
-    """Whether a network that has learned its training labels does no better than guessing on val.
-
-    Both are fractions. That is what labels in another order in val look like: the archives number
-    classes otherwise than the sorted names do.
-    """
-    learned, guessed = max(0.05, _LEARNED / classes), _GUESSED / classes
-    return classes >= _MANY_CLASSES and train_top1 > learned and val_top1 < guessed
 
 
 def decode_largest(
@@ -92,14 +73,6 @@ def decode_largest(
             ) from error
         else:
             return
-
-
-def decode_largest_of_both(job: Job) -> None:
-    """`decode_largest` of train and val, without what the run excludes."""
-    data, progress = job.config.data, job.progress
-    excluded = [row[0] for row in progress.excluded.rows()]
-    decode_largest(job.train_set, data, job.decode, excluded)
-    decode_largest(job.val_set, data, job.decode, progress.excluded_val)
 
 
 class _Given:

@@ -11,16 +11,16 @@ import os
 import time
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from pipeline.config import Config
 from pipeline.config.run import profiled_steps
+from pipeline.ranks.world import World
 from pipeline.system.failure import PeerLost
-
-if TYPE_CHECKING:
-    from pipeline.train.job import Job
-
+from pipeline.train.metrics import TrainWindow
+from pipeline.train.phases import Phases
 
 log = logging.getLogger("trainyard")
 files_log = logging.getLogger("trainyard.files")
@@ -45,15 +45,19 @@ class Profile(AbstractContextManager["Profile"]):
 
 
 class StepProfile(Profile):
-    """Traces `steps`, none of which has begun, into files whose names begin with `stem`."""
+    """Traces `steps`, none of which has begun at step `begin`, into files whose names begin with
+    `stem`. The time it takes to write them is left out of the speed in `window`."""
 
-    def __init__(self, job: Job, steps: range, stem: Path) -> None:
-        self._job, self._steps = job, steps
-        rank = job.world.rank
-        self._trace = stem.with_name(f"{stem.name}-rank{rank}.json.gz")
+    def __init__(
+        self, steps: range, begin: int, stem: Path, world: World, phases: Phases,
+        window: TrainWindow, device: torch.device,
+    ) -> None:  # fmt: skip
+        self._steps, self._world, self._phases, self._window = steps, world, phases, window
+        self._on_gpu = device.type == "cuda"
+        self._trace = stem.with_name(f"{stem.name}-rank{world.rank}.json.gz")
         self._timeline = stem.with_name(f"{stem.name}-horovod.json")
-        self._prepare_at = max(steps[0] - 1, job.progress.step)
-        self._profiler = _profiler(job.decode.device)
+        self._prepare_at = max(steps[0] - 1, begin)
+        self._profiler = _profiler(self._on_gpu)
         self._running = False
         self._step: ExitStack | None = None
 
@@ -65,7 +69,7 @@ class StepProfile(Profile):
         if self._running:
             self._step = ExitStack()
             self._step.enter_context(torch.profiler.record_function(f"step {step}"))
-            if self._job.decode.device.type == "cuda":
+            if self._on_gpu:
                 self._step.enter_context(torch.cuda.nvtx.range(f"step {step}"))
 
     def after(self, step: int) -> None:
@@ -84,21 +88,21 @@ class StepProfile(Profile):
             self._step = None
 
     def _start(self) -> None:
-        self._job.world.start_timeline(self._timeline)
+        self._world.start_timeline(self._timeline)
         self._profiler.start_trace()
-        self._job.phases.annotate(True)
+        self._phases.annotate(True)
         self._running = True
 
     def _stop(self) -> None:
         """Ends the trace and writes it; a disk that is full costs the trace, not the run."""
         started = time.perf_counter()
         self._running = False
-        self._job.world.heartbeat.beat("profile")
-        if self._job.decode.device.type == "cuda":
+        self._world.heartbeat.beat("profile")
+        if self._on_gpu:
             torch.cuda.synchronize()  # host sync: what the device still does belongs to the trace
-        self._job.phases.annotate(False)
+        self._phases.annotate(False)
         self._profiler.stop_trace()
-        self._job.world.stop_timeline()
+        self._world.stop_timeline()
         partial = self._trace.with_name(f".partial-{self._trace.name}")
         try:
             self._profiler.export_chrome_trace(str(partial))
@@ -106,7 +110,7 @@ class StepProfile(Profile):
         except (OSError, RuntimeError) as error:
             files_log.warning("warning: the trace %s cannot be written (%s)", self._trace, error)
             partial.unlink(missing_ok=True)
-        self._job.window.pause(time.perf_counter() - started)
+        self._window.pause(time.perf_counter() - started)
         if not self._trace.exists():
             return
         names = self._trace.with_name(self._trace.name.replace("-rank0", "-rank*"))
@@ -119,9 +123,9 @@ class StepProfile(Profile):
         )  # fmt: skip
 
 
-def _profiler(device: torch.device) -> Any:
+def _profiler(on_gpu: bool) -> Any:
     activities = [torch.profiler.ProfilerActivity.CPU]
-    if device.type == "cuda":
+    if on_gpu:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     else:
         # torch 2.13's Kineto announces every trace on stderr ("USDT: ... profiler_start"), above
@@ -130,30 +134,31 @@ def _profiler(device: torch.device) -> Any:
     return torch.profiler.profile(activities=activities)
 
 
-def open_profile(job: Job) -> Profile:
-    """Collective. What traces the steps of this start that `--profile` asks for.
+def open_profile(
+    config: Config, begin: int, total_steps: int, world: World, phases: Phases,
+    window: TrainWindow, device: torch.device,
+) -> Profile:  # fmt: skip
+    """Collective. What traces the steps of a start at step `begin` that `--profile` asks for.
 
     Files of an earlier profile stay: a new one of the same steps gets a number. Raises `Reported`
     on every rank for steps that the run does not have. Steps that lie behind a resumed run are
     left out with a warning, so that a job that starts again with the same command goes on.
     """
-    asked = job.config.profile
+    asked = config.profile
     if asked is None:
         return Profile()
-    steps = job.world.together(
-        lambda: profiled_steps(asked).of_start(job.progress.step, job.total_steps)
-    )
+    steps = world.together(lambda: profiled_steps(asked).of_start(begin, total_steps))
     if not steps:
         log.warning(
             "warning: nothing is profiled: --profile %s lies behind step %d, where the run goes on",
-            asked, job.progress.step,
+            asked, begin,
         )  # fmt: skip
         return Profile()
-    return StepProfile(job, steps, job.world.on_rank0(lambda: _free_stem(job, steps)))
+    stem = world.on_rank0(lambda: _free_stem(config.run.path / "profile", steps))
+    return StepProfile(steps, begin, stem, world, phases, window, device)
 
 
-def _free_stem(job: Job, steps: range) -> Path:
-    folder = job.config.run.path / "profile"
+def _free_stem(folder: Path, steps: range) -> Path:
     folder.mkdir(exist_ok=True)
     name, number = f"steps-{steps[0]}-{steps[-1]}", 1
     stem = folder / name

@@ -9,13 +9,17 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline.config import Config
 from pipeline.config.effect import idle_settings
+from pipeline.data.dali import DecodeSettings, gpu_count
 from pipeline.data.dali.settings import choose_decoding
 from pipeline.data.opening import open_data
 from pipeline.data.order import order_digest
 from pipeline.data.statistics import normalisation_of
 from pipeline.model.network import network_name
+from pipeline.model.norm import norm_layers
 from pipeline.ranks.connect import connect
 from pipeline.ranks.places import choose_device, own_share, set_threads
 from pipeline.ranks.stop import StopSignal
@@ -24,17 +28,16 @@ from pipeline.system.console import start_logging
 from pipeline.system.files import Room
 from pipeline.system.machine import versions
 from pipeline.system.text import counted
-from pipeline.train import state as snapshot
-from pipeline.train import trainer as engine
-from pipeline.train.checkpoint import read_verified, require_same_run
-from pipeline.train.excluding import exclude_listed
+from pipeline.train.checkpoint import CheckpointFolder, read_verified, require_same_run
 from pipeline.train.folder import first_cause_kept, locked
-from pipeline.train.job import Job
 from pipeline.train.monitor.metrics_file import read_metrics
 from pipeline.train.monitor.monitor import RunMonitor
-from pipeline.train.monitor.showing import verdict
-from pipeline.train.preflight import decode_largest_of_both, require_complete
+from pipeline.train.monitor.showing import Showing
+from pipeline.train.preflight import decode_largest, require_complete
 from pipeline.train.profile import open_profile
+from pipeline.train.state import TrainState, compared
+from pipeline.train.trainer import Trainer
+from pipeline.train.verdict import Figures, of_training
 
 log = logging.getLogger("trainyard")
 
@@ -55,24 +58,29 @@ def run(config: Config) -> None:
             decode = world.together(
                 lambda: choose_decoding(config, device, share, (train_set, val_set), normalisation)
             )
-            job = world.together(lambda: Job(config, world, decode, train_set, val_set, stop))
-            job.cores = share.cores
-            world.require_same(job.facts)
-            resume(job)
-            exclude_listed(job)
-            world.together(lambda: decode_largest_of_both(job))
-            if job.finished and world.on_rank0(lambda: _is_summed_up(run_dir)):
-                log.info("the run in %s is finished: %s", run_dir, _reached(job))
+            trainer = world.together(
+                lambda: Trainer(config, world, decode, train_set, val_set, stop)
+            )
+            world.require_same(_decided_alike(trainer))
+            resume(trainer)
+            _exclude_listed(trainer)
+            world.together(lambda: _decode_largest(trainer))
+            if trainer.finished and world.on_rank0(lambda: _is_summed_up(run_dir)):
+                log.info("the run in %s is finished: %s", run_dir, _reached(trainer.state))
                 return
-            job.profile = open_profile(job)
-            world.on_rank0(lambda: _open_files(job))
+            trainer.profile = open_profile(
+                config, trainer.state.step, trainer.course.total_steps, world, trainer.phases,
+                trainer.state.window, device,
+            )  # fmt: skip
+            trainer.figures = _known_figures(config, decode, share.cores)
+            world.on_rank0(lambda: _open_files(trainer))
             limit_sec = config.run.step_timeout_sec
-            with contextlib.closing(job.monitor), watched(run_dir, world, limit_sec):
-                if not job.finished:
-                    with job.profile:
-                        engine.fit(job)
+            with contextlib.closing(trainer.monitor), watched(run_dir, world, limit_sec):
+                if not trainer.finished:
+                    with trainer.profile:
+                        trainer.fit()
                 world.heartbeat.beat("end")
-                _sum_up(job)
+                _sum_up(trainer)
             world.barrier()
 
 
@@ -82,19 +90,69 @@ def _facts(config: Config) -> dict[str, Any]:
     return {"configuration": hashlib.sha256(config.to_yaml().encode()).hexdigest()[:16], **known}
 
 
-def resume(job: Job) -> None:
+def _decided_alike(trainer: Trainer) -> dict[str, Any]:
+    """What every rank must have decided alike."""
+    norm = next(norm_layers(trainer.state.model))
+    return {
+        "steps": trainer.course.total_steps,
+        "accumulation": trainer.loaders.accumulation,
+        "device": trainer.decode.device.type,
+        "decoder": trainer.decode.decoder,
+        "normalisation": trainer.decode.normalisation.digest,
+        "norm layer": getattr(norm, "backend", type(norm).__name__),
+    }
+
+
+def resume(trainer: Trainer) -> None:
     """Collective. Puts every rank where the run stands: at its checkpoint, or at rank 0's
     initial weights."""
-    content = job.world.on_rank0(lambda: _find_checkpoint(job))
-    snapshot.restore(job, content or job.world.broadcast_object(snapshot.take(job)))
+    world = trainer.world
+    content = world.on_rank0(
+        lambda: _find_checkpoint(trainer.config, trainer.checkpoints, trainer.fingerprint)
+    )
+    trainer.state.restore(content or world.broadcast_object(trainer.content()), world)
 
 
-def _find_checkpoint(job: Job) -> dict[str, Any] | None:
-    """What `--resume` points to, checked to belong to this run; None for a new run."""
-    choice, folder = job.config.resume, job.config.run.path
+def _exclude_listed(trainer: Trainer) -> None:
+    """Collective. Leaves out the images of data.exclude, from where the run stands."""
+    listed = trainer.config.data.exclude
+    if listed is not None:
+        trainer.state.excluded.listed(
+            Path(listed), trainer.train_set, trainer.val_set, trainer.position, trainer.world
+        )
+
+
+def _decode_largest(trainer: Trainer) -> None:
+    """`decode_largest` of train and val, without what the run excludes."""
+    data, excluded = trainer.config.data, trainer.state.excluded
+    without = [row[0] for row in excluded.train.rows()]
+    decode_largest(trainer.train_set, data, trainer.decode, without)
+    decode_largest(trainer.val_set, data, trainer.decode, excluded.val)
+
+
+def _known_figures(config: Config, decode: DecodeSettings, cores: int) -> Figures:
+    """What is known about a rank of `cores` cores before it trains."""
+    on_gpu = decode.device.type == "cuda"
+    return Figures(
+        decoder=decode.decoder,
+        threads=decode.threads,
+        cores=cores,
+        model_threads=0 if on_gpu else torch.get_num_threads(),
+        gpu=on_gpu and gpu_count() > 0,
+        compression=config.optim.gradient_compression,
+        config=str(config.run.path / "config.yaml"),
+    )
+
+
+def _find_checkpoint(
+    config: Config, checkpoints: CheckpointFolder, facts: dict[str, Any]
+) -> dict[str, Any] | None:
+    """What `--resume` points to, checked to belong to the run with these `facts` (its fingerprint);
+    None for a new run."""
+    choice, folder = config.resume, config.run.path
     origin = folder / "origin.txt"  # what a run that began with another's checkpoint began with
     started_from = origin.read_text(encoding="utf-8") if origin.exists() else None
-    holds_run = bool(job.checkpoints.steps()) or (folder / "metrics.jsonl").exists()
+    holds_run = bool(checkpoints.steps()) or (folder / "metrics.jsonl").exists()
     if choice == "none":
         if holds_run:
             raise ValueError(
@@ -103,88 +161,92 @@ def _find_checkpoint(job: Job) -> dict[str, Any] | None:
             )
         return None
     if choice == "auto" or (holds_run and str(Path(choice).resolve()) == started_from):
-        found = job.checkpoints.latest()
+        found = checkpoints.latest()
         if found is None:
             return None
         path, content = found
     else:
         path = Path(choice)
         content = read_verified(path)
-        if holds_run and path.resolve().parent != job.checkpoints.folder.resolve():
+        if holds_run and path.resolve().parent != checkpoints.folder.resolve():
             raise ValueError(
                 f"{folder} already holds another run than --resume {path}; choose another run.name"
             )
-    wanted = snapshot.compared(job.fingerprint, job.config)
+    wanted = compared(facts, config)
     require_same_run(path, content["fingerprint"], wanted)
     if not holds_run:
         # From here on the run stands on its own, and the same command goes on with it.
         origin.write_text(str(path.resolve()), encoding="utf-8")
-        job.checkpoints.save(content["step"], content)
+        checkpoints.save(content["step"], content)
     log.info("resuming from %s at step %d", path, content["step"])
-    job.checkpoints.forget_after(content["step"])
-    _mend_best(job, content)
+    checkpoints.forget_after(content["step"])
+    _link_best(checkpoints, content)
     return content
 
 
-def _mend_best(job: Job, content: dict[str, Any]) -> None:
+def _link_best(checkpoints: CheckpointFolder, content: dict[str, Any]) -> None:
     """Gives the best checkpoint its second name, which a kill right after the save prevented."""
     correct = [result["top1_correct"] for result in content["history"]]
-    path = job.checkpoints.path(content["step"])
+    path = checkpoints.path(content["step"])
     is_result = bool(correct) and content["history"][-1]["step"] == content["step"]
     if is_result and correct[-1] == max(correct) and path.exists():
         try:
-            job.checkpoints.link_best(path)
+            checkpoints.link_best(path)
         except OSError as error:  # a full disk; the run itself can go on
             log.warning(
                 "warning: %s cannot be written: %s; make room there: the training goes on",
-                job.checkpoints.best, error.strerror,
+                checkpoints.best, error.strerror,
             )  # fmt: skip
 
 
-def _open_files(job: Job) -> None:
+def _open_files(trainer: Trainer) -> None:
     """On rank 0: the files of the run, and what a person wants to know at the start."""
-    config, run_dir = job.config, job.config.run.path
-    header = "".join(f"# {name}: {value}\n" for name, value in job.versions.items())
+    config, state, run_dir = trainer.config, trainer.state, trainer.config.run.path
+    header = "".join(f"# {name}: {value}\n" for name, value in versions().items())
     partial = run_dir / ".config.yaml.partial"  # who looks at the run must not see half of it
     partial.write_text(header + config.to_yaml(), encoding="utf-8")
     partial.replace(run_dir / "config.yaml")
-    total_images = job.total_steps * config.data.global_batch_size
-    job.monitor = RunMonitor(
-        run_dir, config, job.position, len(job.progress.history), total_images,
-        Room(run_dir, snapshot.size_bytes(job)),
+    total_images = trainer.course.position(trainer.course.total_steps)
+    trainer.monitor = RunMonitor(
+        run_dir, config, trainer.position, len(state.history), total_images,
+        Room(run_dir, state.size_bytes(trainer.world.size)),
     )  # fmt: skip
-    ranks = counted(job.world.size, "rank")
-    decoding = f"JPEG decoding on the {job.decode.decoder.upper()}"
-    if job.decode.decoder == "none":
+    trainer.showing = Showing(
+        trainer.monitor, trainer.decode, trainer.loaders.stream, trainer.val_set.classes,
+        Path(config.data.root),
+    )  # fmt: skip
+    ranks = counted(trainer.world.size, "rank")
+    decoding = f"JPEG decoding on the {trainer.decode.decoder.upper()}"
+    if trainer.decode.decoder == "none":
         decoding = "images that need no decoding"
     log.info(
         "run %s: %s on %s (%s), %s, %s",
-        run_dir, network_name(config.model), ranks, job.decode.device, f"AMP {config.optim.amp}",
-        decoding,
+        run_dir, network_name(config.model), ranks, trainer.decode.device,
+        f"AMP {config.optim.amp}", decoding,
     )  # fmt: skip
     log.info(
         "data: %d train and %d val images, %d classes, hash %s",
-        len(job.train_set), len(job.val_set), len(job.train_set.classes),
-        job.train_set.digest[:16],
+        len(trainer.train_set), len(trainer.val_set), len(trainer.train_set.classes),
+        trainer.train_set.digest[:16],
     )  # fmt: skip
     log.info(
         "batch: %d = %s x %s x %d accumulated; steps %d to %d",
-        config.data.global_batch_size, ranks, counted(job.partition.micro_batch_size, "image"),
-        job.accumulation, job.progress.step, job.total_steps,
+        config.data.global_batch_size, ranks,
+        counted(trainer.loaders.partition.micro_batch_size, "image"), trainer.loaders.accumulation,
+        state.step, trainer.course.total_steps,
     )  # fmt: skip
     if idle := idle_settings(config):
         log.info("without effect: %s", idle)
-    log.info("schedule: %s", job.schedule.describe(config.data.global_batch_size))
-    order = order_digest(config.run.seed, job.epoch, len(job.train_set))
-    log.info("order of epoch %d: %s", job.epoch, order)
+    log.info("schedule: %s", trainer.schedule.describe(config.data.global_batch_size))
+    order = order_digest(config.run.seed, trainer.epoch, len(trainer.train_set))
+    log.info("order of epoch %d: %s", trainer.epoch, order)
 
 
-def _reached(job: Job) -> str:
-    if not job.progress.history:
+def _reached(state: TrainState) -> str:
+    if not state.history:
         return "no validation"
-    last = job.progress.history[-1]
-    best = max(result.top1 for result in job.progress.history)
-    return f"top-1 {last.top1:.2%}, top-5 {last.top5:.2%} (best top-1 {best:.2%})"
+    last = state.history[-1]
+    return f"top-1 {last.top1:.2%}, top-5 {last.top5:.2%} (best top-1 {state.best_top1:.2%})"
 
 
 def against_expectation(top1: float, expected: float) -> str:
@@ -203,24 +265,25 @@ def _is_summed_up(run_dir: Path) -> bool:
     return bool(lines) and lines[-1]["event"] == "done"
 
 
-def _sum_up(job: Job) -> None:
+def _sum_up(trainer: Trainer) -> None:
     """The run's last line of metrics, and the closing words for a person."""
-    last, run_dir = job.progress.history[-1], job.config.run.path
-    job.monitor.done(
+    state, run_dir = trainer.state, trainer.config.run.path
+    last = state.history[-1]
+    trainer.monitor.done(
         {
-            "step": job.progress.step,
-            "position": job.position,
-            "epoch": job.epoch,
+            "step": state.step,
+            "position": trainer.position,
+            "epoch": trainer.epoch,
             "top1": last.top1,
             "top5": last.top5,
-            "best_top1": max(result.top1 for result in job.progress.history),
+            "best_top1": state.best_top1,
         }
     )
-    if job.world.rank != 0:
+    if trainer.world.rank != 0:
         return
     train = [line for line in read_metrics(run_dir / "metrics.jsonl") if line["event"] == "train"]
-    log.info("finished: %s", _reached(job))
-    expected = job.config.run.expect_top1
+    log.info("finished: %s", _reached(state))
+    expected = trainer.config.run.expect_top1
     if expected is not None:
         log.info("%s", against_expectation(last.top1, expected))
     if train:
@@ -231,7 +294,7 @@ def _sum_up(job: Job) -> None:
             "speed: %.0f img/s (median), data wait %.1f%% of the step",
             median["images_per_sec"], 100 * median["data_wait_share"],
         )  # fmt: skip
-        log.info("limited by: %s", verdict(job, median))
+        log.info("limited by: %s", of_training(trainer.figures, median, trainer.world.size))
     log.info(
         "the run lies in %s; look at it with: tensorboard --logdir %s", run_dir, run_dir.parent
     )

@@ -1,27 +1,28 @@
-"""What a checkpoint holds, and how a run takes it up again."""
+"""What training changes, as a checkpoint holds it; and which facts make two runs the same one."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.config import Config
 from pipeline.config.effect import settings_of, without_effect
-from pipeline.data.exclusion import Exclusions
 from pipeline.data.normalisation import IMAGENET, Normalisation
 from pipeline.data.order import SCHEME_VERSION
-from pipeline.model.network import network_facts
+from pipeline.model.network import make_model, network_facts
 from pipeline.model.norm import running_statistics, swapped_statistics
+from pipeline.ranks.world import World
 from pipeline.system.failure import TrainingError
-from pipeline.train import warmup
-from pipeline.train.metrics import Validation
-
-if TYPE_CHECKING:
-    from pipeline.train.job import Job
+from pipeline.train.excluding import Excluded
+from pipeline.train.metrics import TrainWindow, Validation
+from pipeline.train.optimizer import build_optimizer
+from pipeline.train.precision import Precision
+from pipeline.train.schedule import Schedule
+from pipeline.train.warmup import ErrorWindow
 
 
 def fingerprint(
@@ -67,25 +68,141 @@ def compared(facts: dict[str, Any], config: Config) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name not in idle}
 
 
-def _flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([tensor.detach().flatten().cpu() for tensor in tensors])
+class TrainState:
+    """What training changes, and how a checkpoint takes it up again. Built alike on all ranks.
 
+    `model` holds the parameters; `forward` is the model, compiled if asked. `schedule` is that of
+    the run, with `classes` to tell apart, in `accumulation` micro-batches a step. Raises
+    `ValueError` if the norm backend that was asked for cannot run on `device`.
+    """
 
-def _gathered_statistics(job: Job) -> Tensor:
-    """Collective. Every rank's BN running statistics, (world size, n) fp32 on the CPU."""
-    return job.world.gather(_flat(running_statistics(job.model)))
+    def __init__(
+        self, config: Config, classes: int, schedule: Schedule, accumulation: int,
+        excluded: Excluded, device: torch.device,
+    ) -> None:  # fmt: skip
+        optim = config.optim
+        self.model = make_model(config, classes, device)
+        self.forward = self.model
+        if config.model.compile:
+            self.forward = cast(nn.Module, torch.compile(self.model))
+        self.optimizer = build_optimizer(
+            self.model, schedule.lr(0), optim.momentum, optim.weight_decay,
+            optim.decay_norm_and_bias,
+        )  # fmt: skip
+        self.precision = Precision(optim.amp, device)
+        self.window = TrainWindow(config.run.log_every_steps * accumulation, device)
+        self.warmup = ErrorWindow(schedule.warmup, config.data.global_batch_size, device)
+        self.excluded = excluded
+        self.step = 0
+        """The next step."""
+        self.history: list[Validation] = []
+        """Every validation so far."""
+
+    @property
+    def validated(self) -> int:
+        """The step before which the last validation was; 0: there is none."""
+        return self.history[-1].step if self.history else 0
+
+    @property
+    def best_top1(self) -> float:
+        """Of all validations so far, of which there is one at least."""
+        return max(result.top1 for result in self.history)
+
+    def take(self, world: World) -> dict[str, Any]:
+        """Collective. What a checkpoint before step `step` holds of it; changes nothing.
+
+        `model` holds the mean over ranks of BN's running statistics, `rank_statistics` every rank's
+        own, which the same world size takes up again.
+        """
+        statistics = self._gathered_statistics(world)
+        window = world.gather(self.window.sums)
+        average = _unflatten(statistics.mean(0), running_statistics(self.model))
+        with swapped_statistics(self.model, average):
+            model = {name: v.detach().cpu().clone() for name, v in self.model.state_dict().items()}
+        return {
+            "step": self.step,
+            "history": [dataclasses.asdict(result) for result in self.history],
+            "warmup": self.warmup.state(world),
+            "excluded": self.excluded.state(),
+            "model": model,
+            "rank_statistics": statistics,
+            "window": window,
+            "momentum": self._momentum(),
+            "precision": self.precision.state_dict(),
+        }
+
+    def restore(self, content: dict[str, Any], world: World) -> None:
+        """Collective. Puts every rank where `take` was; `content` comes from rank 0.
+
+        BN's running statistics and the open window of metrics are each rank's own again at the same
+        world size; at another the mean, and the sum on rank 0. Ends by comparing digests over
+        ranks.
+        """
+        self.step = content["step"]
+        self.history = [Validation(**result) for result in content["history"]]
+        self.warmup.load(content["warmup"])
+        self.excluded.load(content.get("excluded", {"train": [], "val": []}))
+        self.model.load_state_dict(content["model"])
+        statistics, window = content["rank_statistics"], content["window"]
+        if len(statistics) == world.size:
+            live = running_statistics(self.model)
+            for buffer, own in zip(live, _unflatten(statistics[world.rank], live), strict=True):
+                buffer.copy_(own)
+            self.window.sums.copy_(window[world.rank])
+        elif world.rank == 0:
+            self.window.sums.copy_(window.sum(0))
+        for name, parameter in self.model.named_parameters():
+            if name in content["momentum"]:
+                velocity = content["momentum"][name].to(parameter.device, copy=True)
+                self.optimizer.state[parameter]["momentum_buffer"] = velocity
+        self.precision.load_state_dict(content["precision"])
+        world.require_same({"state after loading": self.digest()})
+
+    def digest(self) -> str:
+        """16 hex digits over weights, velocity, loss scale and progress."""
+        summary = hashlib.sha256()
+        velocity = self._momentum()
+        for name, parameter in self.model.named_parameters():
+            for tensor in (parameter.detach().cpu(), velocity.get(name)):
+                if tensor is not None:
+                    summary.update(tensor.contiguous().numpy().tobytes())
+        progress = (self.step, self.history, self.warmup, self.excluded)
+        summary.update(repr((self.precision.state_dict(), progress)).encode())
+        return summary.hexdigest()[:16]
+
+    def size_bytes(self, ranks: int) -> int:
+        """About how large a checkpoint is: weights, velocity, and every rank's statistics."""
+        tensors = [*self.model.state_dict().values(), *self.model.parameters()]
+        statistics = ranks * sum(one.nbytes for one in running_statistics(self.model))
+        return int(sum(tensor.nbytes for tensor in tensors) + statistics)
+
+    def average_statistics(self, world: World) -> tuple[list[Tensor], float]:
+        """Collective. The mean over ranks of BN's running statistics, and their `spread`; the same
+        bits on every rank."""
+        gathered, live = self._gathered_statistics(world), running_statistics(self.model)
+        return _unflatten(gathered.mean(0), live), spread(gathered, [len(one) for one in live])
+
+    def _gathered_statistics(self, world: World) -> Tensor:
+        """Collective. Every rank's BN running statistics, (world size, n) fp32 on the CPU."""
+        live = [one.detach().flatten().cpu() for one in running_statistics(self.model)]
+        return world.gather(torch.cat(live))
+
+    def _momentum(self) -> dict[str, Tensor]:
+        """SGD's velocity by parameter name, on the CPU, strides kept.
+
+        Not `optimizer.state_dict()`: that also holds settings (fused, foreach) which belong to the
+        machine, and which loading would carry over to another.
+        """
+        return {
+            name: self.optimizer.state[parameter]["momentum_buffer"].detach().cpu().clone()
+            for name, parameter in self.model.named_parameters()
+            if self.optimizer.state.get(parameter, {}).get("momentum_buffer") is not None
+        }
 
 
 def _unflatten(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
     parts = torch.split(flat, [tensor.numel() for tensor in like])
     return [part.view_as(tensor) for part, tensor in zip(parts, like, strict=True)]
-
-
-def average_statistics(job: Job) -> tuple[list[Tensor], float]:
-    """Collective. The mean over ranks of BN's running statistics, and their `spread`; the same bits
-    on every rank."""
-    gathered, live = _gathered_statistics(job), running_statistics(job.model)
-    return _unflatten(gathered.mean(0), live), spread(gathered, [len(one) for one in live])
 
 
 def spread(statistics: Tensor, channels: list[int]) -> float:
@@ -104,50 +221,8 @@ def spread(statistics: Tensor, channels: list[int]) -> float:
     return float(relative.mean().sqrt())
 
 
-def take(job: Job) -> dict[str, Any]:
-    """Collective. The content of a checkpoint before step `job.progress.step`; changes nothing.
-
-    `model` holds the mean over ranks of BN's running statistics, `rank_statistics` every rank's
-    own, which the same world size takes up again.
-    """
-    statistics = _gathered_statistics(job)
-    window = job.world.gather(job.window.sums)
-    average = _unflatten(statistics.mean(0), running_statistics(job.model))
-    with swapped_statistics(job.model, average):
-        model = {name: v.detach().cpu().clone() for name, v in job.model.state_dict().items()}
-    return {
-        "fingerprint": job.fingerprint,
-        "step": job.progress.step,
-        "position": job.position,
-        "history": [dataclasses.asdict(result) for result in job.progress.history],
-        "warmup": {"end": job.progress.warmup_end, "hits": warmup.hits_so_far(job)},
-        "excluded": {
-            "train": job.progress.excluded.rows(),
-            "val": list(job.progress.excluded_val),
-        },
-        "normalisation": job.decode.normalisation.state(),
-        "model": model,
-        "rank_statistics": statistics,
-        "window": window,
-        "momentum": momentum(job),
-        "precision": job.precision.state_dict(),
-        "classes": job.train_set.classes,
-        "config": job.config.to_yaml(),
-        "threads": {"torch": torch.get_num_threads(), "dali": job.decode.threads},
-        "world_size": job.world.size,
-        "versions": job.versions,
-    }
-
-
-def size_bytes(job: Job) -> int:
-    """About how large a checkpoint is: weights, velocity, and every rank's statistics."""
-    tensors = [*job.model.state_dict().values(), *job.model.parameters()]
-    statistics = job.world.size * sum(one.nbytes for one in running_statistics(job.model))
-    return int(sum(tensor.nbytes for tensor in tensors) + statistics)
-
-
 def require_finite(content: dict[str, Any]) -> None:
-    """Raises `TrainingError` naming a weight or velocity of `take` that is not finite.
+    """Raises `TrainingError` naming a weight or velocity of `TrainState.take` that is not finite.
 
     A finite loss can have an infinite gradient, which no loss shows before the next step.
     """
@@ -158,59 +233,3 @@ def require_finite(content: dict[str, Any]) -> None:
                 "written; lower optim.base_lr or lengthen schedule.warmup_epochs, and start again "
                 "from the last checkpoint"
             )
-
-
-def momentum(job: Job) -> dict[str, Tensor]:
-    """SGD's velocity by parameter name, on the CPU, strides kept.
-
-    Not `optimizer.state_dict()`: that also holds settings (fused, foreach) which belong to the
-    machine, and which loading would carry over to another.
-    """
-    return {
-        name: job.optimizer.state[parameter]["momentum_buffer"].detach().cpu().clone()
-        for name, parameter in job.model.named_parameters()
-        if job.optimizer.state.get(parameter, {}).get("momentum_buffer") is not None
-    }
-
-
-def restore(job: Job, content: dict[str, Any]) -> None:
-    """Collective. Puts every rank where `take` was; `content` comes from rank 0.
-
-    BN's running statistics and the open window of metrics are each rank's own again at the same
-    world size; at another the mean, and the sum on rank 0. Ends by comparing digests over ranks.
-    """
-    job.progress.step = content["step"]
-    job.progress.history = [Validation(**result) for result in content["history"]]
-    job.progress.warmup_end = content["warmup"]["end"]
-    warmup.restore(job, content["warmup"]["hits"])
-    excluded = content.get("excluded", {"train": [], "val": []})
-    job.progress.excluded = Exclusions(excluded["train"])
-    job.progress.excluded_val = tuple(excluded["val"])
-    job.apply_exclusions()
-    job.model.load_state_dict(content["model"])
-    statistics, window = content["rank_statistics"], content["window"]
-    if len(statistics) == job.world.size:
-        live = running_statistics(job.model)
-        for buffer, value in zip(live, _unflatten(statistics[job.world.rank], live), strict=True):
-            buffer.copy_(value)
-        job.window.sums.copy_(window[job.world.rank])
-    elif job.world.rank == 0:
-        job.window.sums.copy_(window.sum(0))
-    for name, parameter in job.model.named_parameters():
-        if name in content["momentum"]:
-            velocity = content["momentum"][name].to(parameter.device, copy=True)
-            job.optimizer.state[parameter]["momentum_buffer"] = velocity
-    job.precision.load_state_dict(content["precision"])
-    job.world.require_same({"state after loading": digest(job)})
-
-
-def digest(job: Job) -> str:
-    """16 hex digits over weights, velocity, loss scale and progress."""
-    summary = hashlib.sha256()
-    velocity = momentum(job)
-    for name, parameter in job.model.named_parameters():
-        for tensor in (parameter.detach().cpu(), velocity.get(name)):
-            if tensor is not None:
-                summary.update(tensor.contiguous().numpy().tobytes())
-    summary.update(repr((job.precision.state_dict(), job.progress)).encode())
-    return summary.hexdigest()[:16]

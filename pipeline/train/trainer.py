@@ -1,243 +1,310 @@
-"""The loops: one step, an epoch, a validation, a whole run."""
+"""The loops: one step, an epoch, a whole run."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import math
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.data.dali import Batch
+from pipeline.config import Config
+from pipeline.data.batches import Course
+from pipeline.data.dali import Batch, DecodeSettings
+from pipeline.data.images import ImageSet
 from pipeline.model.norm import swapped_statistics
-from pipeline.system.failure import Stopped, TrainingError, record_stop
-from pipeline.train import optimizer as stage_norms
-from pipeline.train import pace, warmup
-from pipeline.train import state as snapshot
-from pipeline.train.excluding import agree_on_validation
+from pipeline.ranks.stop import StopSignal
+from pipeline.ranks.world import World
+from pipeline.system.failure import Stopped, record_stop
+from pipeline.system.machine import versions
+from pipeline.train import pace
+from pipeline.train.checkpoint import CheckpointFolder
+from pipeline.train.excluding import Excluded
 from pipeline.train.feed import Feed
-from pipeline.train.job import Job
-from pipeline.train.monitor.showing import show_images, show_validation, verdict
-from pipeline.train.optimizer import set_lr
-from pipeline.train.precision import TrainingDiverged
-from pipeline.train.preflight import labels_look_permuted
-from pipeline.train.validation import Inspection, validate
+from pipeline.train.loaders import Loaders
+from pipeline.train.monitor.monitor import Monitor
+from pipeline.train.monitor.showing import Showing
+from pipeline.train.optimizer import named_norms, norms, set_lr
+from pipeline.train.phases import Phases
+from pipeline.train.precision import TrainingDiverged, require_finite_loss
+from pipeline.train.profile import Profile
+from pipeline.train.schedule import History, make_schedule, run_length
+from pipeline.train.state import TrainState, fingerprint, require_finite
+from pipeline.train.validation import Inspection, require_learning, validate
+from pipeline.train.verdict import Figures, of_training
 
 log = logging.getLogger("trainyard")
 
 
-def fit(job: Job) -> None:
-    """Trains from where `job.progress` stands to the end of the schedule.
+class Trainer:
+    """One run's loops, with the loaders, ranks and files that they work with beside its `state`.
 
-    At the end of every epoch: save, validate, save the result. A validation that a stop left
-    undone comes first. Raises `Stopped` after a signal, its checkpoint written.
+    Built alike on all ranks; needs no collective. Raises `ValueError` for a setting that does not
+    fit the data or the number of ranks. Rank 0 sets a `monitor` and a `showing` that write.
     """
-    with closing(job.feed()) as feed:
-        job.start_clock()
-        if job.validation_due:
-            validate_and_save(job)
-        while job.progress.step < job.total_steps:
-            train_epoch(job, feed, job.next_validation_step())
-            save(job)
-            validate_and_save(job)
 
-
-def train_epoch(job: Job, feed: Feed, until: int) -> None:
-    """Steps up to step `until`; records metrics and saves on the way."""
-    job.model.train()
-    while job.progress.step < until:
-        job.profile.before(job.progress.step)
-        batch, decision = feed.next(job.progress.step, job.save_is_due())
-        if decision.save or decision.stop:
-            save(job, last=bool(decision.stop))
-        if decision.stop:
-            stop(job, decision.stop)
-        show_images(job, batch)
-        norms = train_step(job, batch, feed)
-        job.progress.step += 1
-        warmup.close_window(job)
-        job.monitor.advance(job.position)
-        if norms is not None:
-            record(job, norms)
-        every = job.config.run.checkpoint_every_steps
-        if every and job.progress.step % every == 0 and job.progress.step < until:
-            save(job)
-        job.profile.after(job.progress.step - 1)
-
-
-def stop(job: Job, by: str) -> NoReturn:
-    """Collective. Leaves on all ranks together, with a word on why and where; raises `Stopped`."""
-    step = job.progress.step
-    log.info("stopped before step %d by %s; start again to go on", step, by)
-    job.world.on_rank0(lambda: record_stop(job.config.run.path, by, step))
-    job.world.barrier()
-    raise Stopped
-
-
-def train_step(job: Job, batch: Batch, feed: Feed) -> Tensor | None:
-    """One optimizer step over this rank's micro-batches, of which `batch` is the first.
-
-    Returns `stage_norms.norms` if this step's line of metrics is due.
-    """
-    step = job.progress.step
-    set_lr(job.optimizer, job.lr(step))
-    for micro in range(job.accumulation):
-        if micro > 0:
-            batch, _ = feed.next(step, micro=micro)
-        with job.phases("forward"), job.precision.autocast():
-            logits = job.forward(batch.images)
-            loss = F.cross_entropy(
-                logits, batch.labels, label_smoothing=job.config.optim.label_smoothing
-            )
-        job.averager.enabled = micro == job.accumulation - 1
-        with job.phases("backward"):
-            job.precision.backward(loss / job.accumulation)
-        counts = job.window.add(step, loss.detach(), logits.detach(), batch.labels)
-        warmup.count(job, counts)
-    with job.phases("communication"):
-        job.averager.synchronize()
-    with job.phases("optimizer"):
-        return update(job, step)
-
-
-def update(job: Job, step: int) -> Tensor | None:
-    """Changes the weights by the averaged gradients. Returns as `train_step` does."""
-    norms = None
-    if (step + 1) % job.config.run.log_every_steps == 0 or step + 1 == job.total_steps:
-        job.precision.unscale_(job.optimizer)
-        norms = stage_norms.norms(job.model)
-    try:
-        job.precision.step(job.optimizer)
-    except TrainingDiverged as error:  # the average is the same everywhere: on all ranks at once
-        job.world.raise_together(error)
-    job.optimizer.zero_grad(set_to_none=True)
-    return norms
-
-
-def record(job: Job, norms: Tensor) -> None:
-    """Collective. Writes the line of metrics that ends with the step before `job.progress.step`."""
-    with job.phases("record"):
-        require_finite(job, job.window.fold())
-        totals = pace.of_all_ranks(job.world.gather(pace.of_this_rank(job)))
-        job.train_top1 = totals["top1"] or 0.0
-        names = stage_norms.norm_names(job.model)
-        values = map(_finite, norms.tolist())  # host sync
-        line = {
-            "step": job.progress.step,
-            "position": job.position,
-            "epoch": job.epoch,
-            **totals,
-            "lr": job.optimizer.param_groups[0]["lr"],
-            **dict(zip(names, values, strict=True)),
-            "loss_scale": job.precision.scale,
-            "skipped_steps": job.precision.skipped_steps,
-            "excluded": len(job.progress.excluded),
-        }
-        job.monitor.train(line, verdict(job, line).kind)
-    job.window.restart()
-    job.phases.restart()
-
-
-def _finite(value: float) -> float | None:
-    """JSON has neither inf nor NaN, and a step that fp16 skips has such a gradient norm."""
-    return value if math.isfinite(value) else None
-
-
-def require_finite(job: Job, found: tuple[int, float] | None) -> None:
-    """Collective. Ends the run on all ranks together when any rank saw a non-finite loss.
-
-    `found` is (step, loss) of this rank's first one. The earliest over ranks is named: one step
-    later the average has carried it everywhere.
-    """
-    beyond = job.total_steps
-    (latest_start,) = job.world.maximum([beyond - found[0] if found else 0])
-    if latest_start == 0:
-        return
-    error = None
-    if found is not None and found[0] == beyond - latest_start:
-        step, loss = found
-        error = TrainingError(
-            f"the loss is {loss} at step {step} with lr {job.lr(step):g}; lower optim.base_lr or "
-            "lengthen schedule.warmup_epochs, and start again from the last checkpoint"
+    def __init__(
+        self, config: Config, world: World, decode: DecodeSettings, train_set: ImageSet,
+        val_set: ImageSet, stop: StopSignal,
+    ) -> None:  # fmt: skip
+        self.config, self.world, self.decode = config, world, decode
+        self.train_set, self.val_set, self.stop = train_set, val_set, stop
+        batch, images, classes = config.data.global_batch_size, len(train_set), train_set.classes
+        self.course = Course(images, batch, run_length(config.schedule, images, batch))
+        self.schedule = make_schedule(config, images)
+        excluded = Excluded(config.data.max_excluded)
+        self.loaders = Loaders(config, world, decode, train_set, val_set, excluded)
+        self.state = TrainState(
+            config, len(classes), self.schedule, self.loaders.accumulation, excluded, decode.device
         )
-    job.world.raise_together(error)
+        self.averager = world.average_gradients(self.state.model, config.optim.gradient_compression)
+        self.phases = Phases(world.heartbeat, decode.device)
+        folder = config.run.path / "checkpoints"
+        self.checkpoints = CheckpointFolder(folder, config.run.keep_checkpoints)
+        self.monitor = Monitor()
+        self.showing: Showing | None = None
+        self.profile = Profile()  # of no step, unless --profile asks for some
+        self.figures = Figures()
+        """Of what limits a training, what is known before it begins."""
+        hashes = {"train": train_set.digest, "val": val_set.digest}
+        self.fingerprint = fingerprint(config, hashes, decode.normalisation)
+        self._train_top1 = 0.0  # of the last line of metrics
+        self._saved_at = time.monotonic()
 
+    @property
+    def position(self) -> int:
+        """Images consumed by the whole job before the next step."""
+        return self.course.position(self.state.step)
 
-@contextmanager
-def _off_the_clock(job: Job, phase: Literal["checkpoint", "validation"]) -> Iterator[None]:
-    """Leaves the body's time out of the training speed."""
-    started = time.perf_counter()
-    with job.phases(phase, job.progress.step):
-        yield
-    job.window.pause(time.perf_counter() - started)
+    @property
+    def epoch(self) -> int:
+        """Epoch, from 0, of the step before the next one."""
+        return self.course.epoch(self.state.step)
 
+    @property
+    def validation_due(self) -> bool:
+        """Whether the run stands at the end of an epoch that has not been validated."""
+        return self.course.validation_due(self.state.step, self.state.validated)
 
-def save(job: Job, best: bool = False, last: bool = False) -> None:
-    """Collective. Writes a checkpoint before `job.progress.step`; training is not changed by it.
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to train or to validate."""
+        return self.state.step >= self.course.total_steps and not self.validation_due
 
-    Never writes one that a non-finite loss has gone into. On a full disk the run goes on without,
-    unless it is the `last` one of this start.
-    """
-    with _off_the_clock(job, "checkpoint"):
-        require_finite(job, job.window.fold())
-        content = snapshot.take(job)
-        step = job.progress.step
+    def lr(self, step: int) -> float:
+        """The learning rate of `step`, after what training has shown so far."""
+        end = self.state.warmup.end
+        errors = tuple(1.0 - result.top1 for result in self.state.history)
+        history = History(errors, warmup_end=None if end is None else self.course.position(end))
+        return self.schedule.lr(self.course.position(step), history)
 
-        def write() -> None:
-            snapshot.require_finite(content)
-            write_it = job.checkpoints.save if last else job.checkpoints.save_or_wait
-            write_it(step, content, best)
+    def fit(self) -> None:
+        """Trains from where the state stands to the end of the schedule.
 
-        job.world.on_rank0(write)
-        job.saved()
+        At the end of every epoch: save, validate, save the result. A validation that a stop left
+        undone comes first. Raises `Stopped` after a signal, its checkpoint written.
+        """
+        with closing(self.feed()) as feed:
+            self.start_clock()
+            if self.validation_due:
+                self.validate_and_save()
+            while self.state.step < self.course.total_steps:
+                self.train_epoch(feed, self.course.next_validation(self.state.step))
+                self.save()
+                self.validate_and_save()
 
+    def feed(self) -> Feed:
+        """This rank's batches from the next step on, past bad images if so configured."""
+        loader = self.loaders.train(self.state.step)
+        return Feed(loader, self.world, self.stop, self.loaders.recover, self.phases)
 
-def validate_and_save(job: Job) -> None:
-    """Collective. Validates where the run stands, then saves again with the result."""
-    with _off_the_clock(job, "validation"):
-        average, spread = snapshot.average_statistics(job)
-        job.model.eval()
-        seen = Inspection(len(job.val_set.classes), keep_mistakes=job.world.rank == 0)
-        with closing(job.val_loader()) as loader, swapped_statistics(job.model, average):
-            counted = validate(
-                job.forward, loader, job.precision, job.world, len(job.val_set), seen
-            )
-            agree_on_validation(job, loader.found)
-        if not math.isfinite(counted.loss):
-            job.world.raise_together(
-                TrainingError(
-                    f"the validation loss is {counted.loss} before step {job.progress.step}; the "
-                    "training has diverged: lower optim.base_lr or lengthen schedule.warmup_epochs"
+    def start_clock(self) -> None:
+        """Begins to measure speed and times: what came before was no training."""
+        self.state.window.start_clock()
+        self.phases.restart()
+        self.world.heartbeat.take_longest_sec()
+
+    def train_epoch(self, feed: Feed, until: int) -> None:
+        """Steps up to step `until`; records metrics and saves on the way."""
+        state, every = self.state, self.config.run.checkpoint_every_steps
+        state.model.train()
+        while state.step < until:
+            self.profile.before(state.step)
+            batch, decision = feed.next(state.step, self._save_is_due())
+            if decision.save or decision.stop:
+                self.save(last=bool(decision.stop))
+            if decision.stop:
+                self._leave(decision.stop)
+            if self.showing is not None:
+                self.showing.images(batch, self.course.epochs_done(state.step), self.position)
+            norms = self.train_step(batch, feed)
+            state.step += 1
+            state.warmup.close(state.step, self.world)
+            self.monitor.advance(self.position)
+            if norms is not None:
+                self._record(norms)
+            if every and state.step % every == 0 and state.step < until:
+                self.save()
+            self.profile.after(state.step - 1)
+
+    def train_step(self, batch: Batch, feed: Feed) -> Tensor | None:
+        """One optimizer step over this rank's micro-batches, of which `batch` is the first.
+
+        Returns `optimizer.norms` if this step's line of metrics is due.
+        """
+        state, accumulation = self.state, self.loaders.accumulation
+        set_lr(state.optimizer, self.lr(state.step))
+        for micro in range(accumulation):
+            if micro > 0:
+                batch, _ = feed.next(state.step, micro=micro)
+            with self.phases("forward"), state.precision.autocast():
+                logits = state.forward(batch.images)
+                loss = F.cross_entropy(
+                    logits, batch.labels, label_smoothing=self.config.optim.label_smoothing
                 )
+            self.averager.enabled = micro == accumulation - 1
+            with self.phases("backward"):
+                state.precision.backward(loss / accumulation)
+            counts = state.window.add(state.step, loss.detach(), logits.detach(), batch.labels)
+            state.warmup.add(counts)
+        with self.phases("communication"):
+            self.averager.synchronize()
+        with self.phases("optimizer"):
+            return self._update()
+
+    def _update(self) -> Tensor | None:
+        """Changes the weights by the averaged gradients. Returns as `train_step` does."""
+        state, found = self.state, None
+        done = state.step + 1
+        if done % self.config.run.log_every_steps == 0 or done == self.course.total_steps:
+            state.precision.unscale_(state.optimizer)
+            found = norms(state.model)
+        try:
+            state.precision.step(state.optimizer)
+        except TrainingDiverged as error:  # the average is the same everywhere: on all at once
+            self.world.raise_together(error)
+        state.optimizer.zero_grad(set_to_none=True)
+        return found
+
+    def save(self, best: bool = False, last: bool = False) -> None:
+        """Collective. Writes a checkpoint before the next step; training is not changed by it.
+
+        Never writes one that a non-finite loss has gone into. On a full disk the run goes on
+        without, unless it is the `last` one of this start.
+        """
+        with self._off_the_clock("checkpoint"):
+            self._require_finite_loss()
+            content = self.content()
+
+            def write() -> None:
+                require_finite(content)
+                write_it = self.checkpoints.save if last else self.checkpoints.save_or_wait
+                write_it(self.state.step, content, best)
+
+            self.world.on_rank0(write)
+            self._saved_at = time.monotonic()
+
+    def content(self) -> dict[str, Any]:
+        """Collective. The content of a checkpoint before the next step."""
+        return {
+            "fingerprint": self.fingerprint,
+            "position": self.position,
+            "normalisation": self.decode.normalisation.state(),
+            "classes": self.train_set.classes,
+            "config": self.config.to_yaml(),
+            "threads": {"torch": torch.get_num_threads(), "dali": self.decode.threads},
+            "world_size": self.world.size,
+            "versions": versions(),
+            **self.state.take(self.world),
+        }
+
+    def validate_and_save(self) -> None:
+        """Collective. Validates where the run stands, then saves again with the result."""
+        state = self.state
+        with self._off_the_clock("validation"):
+            average, spread = state.average_statistics(self.world)
+            state.model.eval()
+            seen = Inspection(len(self.val_set.classes), keep_mistakes=self.world.rank == 0)
+            with closing(self.loaders.val()) as loader, swapped_statistics(state.model, average):
+                counted = validate(
+                    state.forward, loader, state.precision, self.world, len(self.val_set), seen
+                )
+                state.excluded.met_in_validation(loader.found, self.world)
+            result = dataclasses.replace(
+                counted, epoch=self.epoch, step=state.step, position=self.position
             )
-        result = job.place(counted)
-        if labels_look_permuted(job.train_top1, result.top1, len(job.train_set.classes)):
-            log.warning(
-                "warning: top-1 is %.1f%% on training images and %.2f%% in validation, no better "
-                "than guessing: the images of val do not lie in their classes' folders; label them "
-                "anew, for ImageNet with python -m pipeline.prepare imagenet",
-                100 * job.train_top1, 100 * result.top1,
-            )  # fmt: skip
-        best = all(result.top1 >= earlier.top1 for earlier in job.progress.history)
-        job.progress.history.append(result)
-        job.monitor.val(
-            {
-                "epoch": result.epoch,
-                "step": result.step,
-                "position": result.position,
-                "loss": result.loss,
-                "top1": result.top1,
-                "top5": result.top5,
-                "best_top1": max(earlier.top1 for earlier in job.progress.history),
-                "images": result.images,
-                "excluded": len(job.progress.excluded_val),
-                "bn_spread": spread,
-                **seen.class_top1(),
+            require_learning(result, self._train_top1, len(self.train_set.classes), self.world)
+            best = all(result.top1 >= earlier.top1 for earlier in state.history)
+            state.history.append(result)
+            self.monitor.val(
+                {
+                    **result.metrics(),
+                    "best_top1": state.best_top1,
+                    "excluded": len(state.excluded.val),
+                    "bn_spread": spread,
+                    **seen.class_top1(),
+                }
+            )
+            if self.showing is not None:
+                self.showing.validation(seen, self.position)
+        self.save(best, last=self.finished)
+
+    def _record(self, found: Tensor) -> None:
+        """Collective. Writes the line of metrics that ends with the last step; `found` are its
+        `norms`."""
+        state = self.state
+        with self.phases("record"):
+            self._require_finite_loss()
+            mine = pace.of_this_rank(
+                state.window, self.phases, self.world.heartbeat, self.decode.decoder == "gpu"
+            )
+            totals = pace.of_all_ranks(self.world.gather(mine))
+            self._train_top1 = totals["top1"] or 0.0
+            line = {
+                "step": state.step,
+                "position": self.position,
+                "epoch": self.epoch,
+                **totals,
+                "lr": state.optimizer.param_groups[0]["lr"],
+                **named_norms(state.model, found),
+                "loss_scale": state.precision.scale,
+                "skipped_steps": state.precision.skipped_steps,
+                "excluded": len(state.excluded.train),
             }
-        )
-        show_validation(job, seen)
-    save(job, best, last=job.finished)
+            limit = of_training(self.figures, line, self.world.size)
+            self.monitor.train(line, limit.kind)
+        state.window.restart()
+        self.phases.restart()
+
+    def _save_is_due(self) -> bool:
+        """Whether rank 0's clock asks for a checkpoint; the ranks agree on it."""
+        every = self.config.run.checkpoint_every_sec
+        waited = time.monotonic() - self._saved_at
+        return self.world.rank == 0 and every is not None and waited >= every
+
+    def _leave(self, by: str) -> NoReturn:
+        """Collective. Leaves on all ranks together, with a word on why and where; raises
+        `Stopped`."""
+        step = self.state.step
+        log.info("stopped before step %d by %s; start again to go on", step, by)
+        self.world.on_rank0(lambda: record_stop(self.config.run.path, by, step))
+        self.world.barrier()
+        raise Stopped
+
+    @contextmanager
+    def _off_the_clock(self, phase: Literal["checkpoint", "validation"]) -> Iterator[None]:
+        """Leaves the body's time out of the training speed."""
+        started = time.perf_counter()
+        with self.phases(phase, self.state.step):
+            yield
+        self.state.window.pause(time.perf_counter() - started)
+
+    def _require_finite_loss(self) -> None:
+        """Collective. Ends the run on all ranks together when any of them saw another loss."""
+        found = self.state.window.fold()
+        require_finite_loss(found, self.course.total_steps, self.lr, self.world)

@@ -5,6 +5,8 @@ Beside the counts an `Inspection` shows which classes fail, and the most certain
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
@@ -20,6 +22,13 @@ from pipeline.train.metrics import Validation, correct_counts, predicted_classes
 from pipeline.train.precision import Precision
 
 _MISTAKES = 15  # five rows of three
+
+log = logging.getLogger("trainyard")
+
+# Shares of the classes, 1/C being what a guess gets: what a network has surely learned and what it
+# surely has not. With few classes a bad first epoch looks the same.
+_LEARNED, _GUESSED = 10, 3
+_MANY_CLASSES = 100
 
 
 class Inspection:
@@ -185,3 +194,32 @@ def count(
             TrainingError(f"{during} counted {seen} images, the data set has {images}")
         )
     return Validation(images, top1, top5, total_loss / max(1, images - unreadable_images))
+
+
+def labels_look_permuted(train_top1: float, val_top1: float, classes: int) -> bool:
+    """Whether a network that has learned its training labels does no better than guessing on val.
+
+    Both are fractions. That is what labels in another order in val look like: the archives number
+    classes otherwise than the sorted names do.
+    """
+    learned, guessed = max(0.05, _LEARNED / classes), _GUESSED / classes
+    return classes >= _MANY_CLASSES and train_top1 > learned and val_top1 < guessed
+
+
+def require_learning(result: Validation, train_top1: float, classes: int, world: World) -> None:
+    """Collective. Ends a run whose validation loss is not finite; warns where a network that learns
+    its training labels, `train_top1` of them, does no better in validation than guessing."""
+    if not math.isfinite(result.loss):
+        world.raise_together(
+            TrainingError(
+                f"the validation loss is {result.loss} before step {result.step}; the training has "
+                "diverged: lower optim.base_lr or lengthen schedule.warmup_epochs"
+            )
+        )
+    if labels_look_permuted(train_top1, result.top1, classes):
+        log.warning(
+            "warning: top-1 is %.1f%% on training images and %.2f%% in validation, no better than "
+            "guessing: the images of val do not lie in their classes' folders; label them anew, "
+            "for ImageNet with python -m pipeline.prepare imagenet",
+            100 * train_top1, 100 * result.top1,
+        )  # fmt: skip

@@ -1,60 +1,73 @@
-"""Ends the warm-up that waits for the training error to fall (`schedule.ErrorWarmup`).
-
-The error is that of fixed windows of steps, counted in whole images over all ranks. It depends on
-nothing but the training itself: not on when metrics are logged, on checkpoints or on who counts.
-"""
+"""Ends the warm-up that waits for the training error to fall (`schedule.ErrorWarmup`)."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from pipeline.train.schedule import WARMUP_WINDOW_STEPS, ErrorWarmup
-
-if TYPE_CHECKING:
-    from pipeline.train.job import Job
-
+from pipeline.ranks.world import World
+from pipeline.train.schedule import WARMUP_WINDOW_STEPS, ErrorWarmup, Warmup
 
 log = logging.getLogger("trainyard")
 
 
-def _open_warmup(job: Job) -> ErrorWarmup | None:
-    """The warm-up that still waits for the training error; None: no step need be counted."""
-    warmup = job.schedule.warmup
-    if isinstance(warmup, ErrorWarmup) and job.progress.warmup_end is None:
-        return warmup
-    return None
+class ErrorWindow:
+    """Right answers over fixed windows of steps, in whole images over all ranks.
 
+    When the warm-up ends depends on nothing but the training itself: not on when metrics are
+    logged, on checkpoints or on who counts. Of any other warm-up it counts nothing.
+    """
 
-def count(job: Job, counts: Tensor) -> None:
-    """Adds a micro-batch's `counts` (2,), those of `correct_counts`, without a host sync."""
-    if _open_warmup(job) is not None:
-        job.warmup_hits += counts[:1]
+    def __init__(self, warmup: Warmup, global_batch_size: int, device: torch.device) -> None:
+        self._warmup = warmup if isinstance(warmup, ErrorWarmup) else None
+        self._images = WARMUP_WINDOW_STEPS * global_batch_size
+        self._hits_before = 0  # of all ranks in the open window, when it was restored
+        self._hits = torch.zeros(1, dtype=torch.int64, device=device)  # of this rank, since then
+        self.end: int | None = None
+        """The first step after the warm-up; None: not yet, or there is none."""
 
+    def __repr__(self) -> str:
+        """The same text on every rank, as the digest over ranks needs it."""
+        return f"ErrorWindow(end={self.end}, hits={self._hits_before})"
 
-def hits_so_far(job: Job) -> int:
-    """Collective. Right answers of all ranks in the open window; changes nothing."""
-    if _open_warmup(job) is None:
-        return 0
-    since_restored = int(job.world.sum(job.warmup_hits.cpu()))  # host sync
-    return job.progress.warmup_hits + since_restored
+    def _open_warmup(self) -> ErrorWarmup | None:
+        return self._warmup if self.end is None else None
 
+    def add(self, counts: Tensor) -> None:
+        """Adds a micro-batch's `counts` (2,), those of `correct_counts`, without a host sync."""
+        if self._open_warmup() is not None:
+            self._hits += counts[:1]
 
-def close_window(job: Job) -> None:
-    """Collective after the last step of each window, elsewhere nothing: ends the warm-up if due."""
-    warmup, step = _open_warmup(job), job.progress.step
-    if warmup is None or step % WARMUP_WINDOW_STEPS != 0:
-        return
-    hits, images = hits_so_far(job), WARMUP_WINDOW_STEPS * job.config.data.global_batch_size
-    restore(job, 0)
-    if warmup.ends(hits, images):
-        job.progress.warmup_end = step
-        log.info("warm-up ended at step %d, training error %.2f%%", step, 100 - 100 * hits / images)
+    def close(self, next_step: int, world: World) -> None:
+        """Collective after the last step of each window, elsewhere nothing: ends the warm-up if its
+        error was low enough."""
+        warmup = self._open_warmup()
+        if warmup is None or next_step % WARMUP_WINDOW_STEPS != 0:
+            return
+        hits = self._hits_so_far(world)
+        self._begin(0)
+        if warmup.ends(hits, self._images):
+            self.end = next_step
+            error = 100 - 100 * hits / self._images
+            log.info("warm-up ended at step %d, training error %.2f%%", next_step, error)
 
+    def state(self, world: World) -> dict[str, Any]:
+        """Collective. What a checkpoint holds of it."""
+        return {"end": self.end, "hits": self._hits_so_far(world)}
 
-def restore(job: Job, hits: int) -> None:
-    """Has the open window go on from `hits` right answers of all ranks together."""
-    job.progress.warmup_hits = hits
-    job.warmup_hits.zero_()
+    def load(self, state: dict[str, Any]) -> None:
+        """Goes on where `state` was taken."""
+        self.end = state["end"]
+        self._begin(state["hits"])
+
+    def _hits_so_far(self, world: World) -> int:
+        if self._open_warmup() is None:
+            return 0
+        return self._hits_before + int(world.sum(self._hits.cpu()))  # host sync
+
+    def _begin(self, hits: int) -> None:
+        self._hits_before = hits
+        self._hits.zero_()

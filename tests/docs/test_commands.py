@@ -255,7 +255,7 @@ def check_module(module: str, options: list[str]) -> None:
         assert importlib.util.find_spec(module) is not None, module
         return
     assert module.startswith("pipeline."), f"{module}: no test knows this module"
-    program = importlib.import_module(module)
+    program = jobs.command_module(module)
     # With a parser of their own they stop there; the others stop at the first file they want.
     take = getattr(program, "parse", None) if hasattr(program, "OPTIONS") else None
     try:

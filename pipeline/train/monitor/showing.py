@@ -1,62 +1,71 @@
-"""What rank 0 shows of a job to people: images, mistakes, classes, and what limits the training."""
+"""What rank 0 shows of a training to people: images, mistakes, classes."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import cast
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pipeline.data.classes import class_words
 from pipeline.data.crops import Plan
-from pipeline.data.dali import Batch, gpu_count
+from pipeline.data.dali import Batch, DecodeSettings
+from pipeline.data.normalisation import Normalisation
+from pipeline.data.stream import ImageStream
+from pipeline.train.monitor.monitor import Monitor
 from pipeline.train.monitor.pictures import caption
 from pipeline.train.validation import Inspection
-from pipeline.train.verdict import Figures, Verdict, judge, seen
-
-if TYPE_CHECKING:
-    from pipeline.train.job import Job
-
 
 log = logging.getLogger("trainyard")
 
 _GRID_IMAGES = 16
 
 
-def show_images(job: Job, batch: Batch) -> None:
-    """A few augmented images, as the network sees them: once per epoch and start, on rank 0."""
-    epoch = job.epochs_done(job.progress.step)
-    if job.world.rank != 0 or job.images_shown_epoch == epoch:
-        return
-    job.images_shown_epoch = epoch
-    with _no_more_than_a_picture():
-        shown = batch.images[:_GRID_IMAGES]
-        normal = job.decode.normalisation
-        subtracted = normal.subtracted
-        if normal.image is not None:
-            plan = job.stream.select(batch.positions[: len(shown)]).plan
-            beyond = normal.mean if job.decode.decoder == "none" else None
-            subtracted = mean_in_views(plan, normal.image, beyond)
-        job.monitor.images(_pixels(job, shown, subtracted), job.position)
+class Showing:
+    """Draws the images of batches of `stream`, made as `decode` says, through `monitor`.
 
+    `classes` are named by the words in the data set's folder `root` where it has them.
+    """
 
-def show_validation(job: Job, seen: Inspection) -> None:
-    """What a validation got wrong, and how each class fared, on rank 0."""
-    if job.world.rank != 0:
-        return
-    with _no_more_than_a_picture():
-        words = class_words(Path(job.config.data.root))
-        names = [words.get(name, name) for name in job.val_set.classes]
-        images, answers = seen.found()
-        captions = [caption(names[label], names[guess], share) for label, guess, share in answers]
-        subtracted = job.decode.normalisation.subtracted  # nothing is moved or mirrored here
-        job.monitor.mistakes(_pixels(job, images, subtracted), captions, job.position)
-        job.monitor.classes(names, seen.hits.tolist(), seen.images.tolist(), job.position)
+    def __init__(
+        self, monitor: Monitor, decode: DecodeSettings, stream: ImageStream,
+        classes: Sequence[str], root: Path,
+    ) -> None:  # fmt: skip
+        self._monitor, self._decode, self._stream = monitor, decode, stream
+        self._classes, self._root = classes, root
+        self._epoch: int | None = None  # whose first images were shown since this start
+
+    def images(self, batch: Batch, epoch: int, position: int) -> None:
+        """A few augmented images, as the network sees them: once per epoch and start."""
+        if self._epoch == epoch:
+            return
+        self._epoch = epoch
+        with _no_more_than_a_picture():
+            shown = batch.images[:_GRID_IMAGES]
+            normal = self._decode.normalisation
+            subtracted = normal.subtracted
+            if normal.image is not None:
+                plan = self._stream.select(batch.positions[: len(shown)]).plan
+                beyond = normal.mean if self._decode.decoder == "none" else None
+                subtracted = mean_in_views(plan, normal.image, beyond)
+            self._monitor.images(_pixels(shown, normal, subtracted), position)
+
+    def validation(self, seen: Inspection, position: int) -> None:
+        """What a validation got wrong, and how each class fared."""
+        with _no_more_than_a_picture():
+            words = class_words(self._root)
+            names = [words.get(name, name) for name in self._classes]
+            images, answers = seen.found()
+            captions = [caption(names[a], names[guess], share) for a, guess, share in answers]
+            normal = self._decode.normalisation
+            # Nothing is moved or mirrored here.
+            pixels = _pixels(images, normal, normal.subtracted)
+            self._monitor.mistakes(pixels, captions, position)
+            self._monitor.classes(names, seen.hits.tolist(), seen.images.tolist(), position)
 
 
 @contextmanager
@@ -90,23 +99,8 @@ def mean_in_views(plan: Plan, image: np.ndarray, beyond: np.ndarray | None) -> n
     return views
 
 
-def _pixels(job: Job, images: Tensor, subtracted: np.ndarray) -> np.ndarray:
+def _pixels(images: Tensor, normal: Normalisation, subtracted: np.ndarray) -> np.ndarray:
     """Images (B, 3, H, W) as the network gets them, as (B, H, W, 3) uint8. A host sync."""
     shown = images.permute(0, 2, 3, 1).float().cpu().numpy()
-    pixels = np.clip(shown * job.decode.normalisation.std + subtracted, 0, 255).round()
+    pixels = np.clip(shown * normal.std + subtracted, 0, 255).round()
     return cast(np.ndarray, pixels.astype(np.uint8))
-
-
-def verdict(job: Job, line: Mapping[str, Any]) -> Verdict:
-    """What limits the training, by a line of training metrics or the medians of several."""
-    on_gpu = job.decode.device.type == "cuda"
-    known = Figures(
-        decoder=job.decode.decoder,
-        threads=job.decode.threads,
-        cores=job.cores,
-        model_threads=0 if on_gpu else torch.get_num_threads(),
-        gpu=on_gpu and gpu_count() > 0,
-        compression=job.config.optim.gradient_compression,
-        config=str(job.config.run.path / "config.yaml"),
-    )
-    return judge(seen(line, job.world.size, known))

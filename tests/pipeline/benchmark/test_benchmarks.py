@@ -139,7 +139,7 @@ def test_seeds_are_read_in_order():
 def test_help_and_wrong_names_load_nothing_heavy():
     script = (
         "import sys\n"
-        "from pipeline.benchmark import main\n"
+        "from pipeline.benchmark.__main__ import main\n"
         "from pipeline.system.failure import run_command\n"
         "try:\n    run_command(main, sys.argv[1:])\n"
         "finally:\n"

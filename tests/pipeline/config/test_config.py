@@ -14,7 +14,7 @@ from pipeline.config.reading import CONFIGS, DEFAULT_CONFIG, load_config, new_pa
 
 LOADS = """
 import sys
-from {module} import main
+from {module}.__main__ import main
 try:
     main(sys.argv[1:])
 except (ValueError, SystemExit) as answer:

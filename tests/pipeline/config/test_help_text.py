@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from pathlib import Path
 from typing import Literal
 
+import jobs
 import pytest
 
 from pipeline.config.help import metavar_of, shown
@@ -22,7 +22,7 @@ def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
     """On one line, as where lines break is the terminal's affair."""
     module, *name = command.split()
     with pytest.raises(SystemExit) as end:
-        importlib.import_module(f"pipeline.{module}").main([*name, "--help"])
+        jobs.command_module(f"pipeline.{module}").main([*name, "--help"])
     assert end.value.code in (0, None)
     return " ".join(capsys.readouterr().out.split())
 

@@ -15,7 +15,7 @@ from pipeline.prepare.options import OPTIONS
 ROOT = Path(__file__).parents[3]
 LOADS = """
 import sys
-from pipeline.prepare import main
+from pipeline.prepare.__main__ import main
 try:
     main(sys.argv[1:])
 except SystemExit:

@@ -16,7 +16,7 @@ from one_process import train_here
 from pipeline.config import Config, setting_names
 from pipeline.config.reading import load_config
 from pipeline.system.failure import ExitCode, Reported
-from pipeline.train import trainer as engine
+from pipeline.train import trainer
 from pipeline.train.checkpoint import (
     CheckpointFolder,
     DamagedCheckpoint,
@@ -26,6 +26,7 @@ from pipeline.train.checkpoint import (
     write_atomically,
 )
 from pipeline.train.state import compared, fingerprint
+from pipeline.train.trainer import Trainer
 
 HASHES = {"train": "aaaa", "val": "bbbb"}
 
@@ -432,16 +433,16 @@ def test_what_a_kill_right_after_the_last_save_prevented_is_mended(small_data, c
 
 
 def test_weights_that_are_not_finite_are_never_written(small_data, tmp_path, monkeypatch):
-    real = engine.train_step
+    real = Trainer.train_step
 
-    def poison(job, *rest):
-        norm = real(job, *rest)
-        if job.progress.step == 3:  # as an infinite gradient after a finite loss would
+    def poison(self, *rest):
+        norm = real(self, *rest)
+        if self.state.step == 3:  # as an infinite gradient after a finite loss would
             with torch.no_grad():
-                job.model.conv1.weight[0] = float("inf")
+                self.state.model.conv1.weight[0] = float("inf")
         return norm
 
-    monkeypatch.setattr(engine, "train_step", poison)
+    monkeypatch.setattr(Trainer, "train_step", poison)
     with pytest.raises(Reported, match=r"conv1\.weight is not finite before step 4") as error:
         train_here(small_data, tmp_path, "--run.checkpoint_every_steps=1")
     assert error.value.code == ExitCode.FAILED
@@ -453,9 +454,9 @@ def test_weights_that_are_not_finite_are_never_written(small_data, tmp_path, mon
 def test_a_validation_loss_that_is_not_finite_ends_the_run_with_a_word(
     small_data, tmp_path, monkeypatch
 ):
-    real = engine.validate
+    real = trainer.validate
     monkeypatch.setattr(
-        engine, "validate", lambda *a: dataclasses.replace(real(*a), loss=float("nan"))
+        trainer, "validate", lambda *a: dataclasses.replace(real(*a), loss=float("nan"))
     )
     with pytest.raises(Reported, match="the validation loss is nan before step 7") as error:
         train_here(small_data, tmp_path)

@@ -17,8 +17,8 @@ from one_process import train_here
 from small_disk import fill, small_disk
 
 from pipeline.system.failure import Reported, first_cause, record_first_cause
-from pipeline.train import trainer as engine
 from pipeline.train.checkpoint import CheckpointFolder, SaveError, read_verified
+from pipeline.train.trainer import Trainer
 
 ROOM_BYTES = 100_000  # for words, not for a checkpoint of about 0.6 MB
 EVERY_STEP = "--run.checkpoint_every_steps=1"
@@ -34,13 +34,13 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 def at_steps(monkeypatch: pytest.MonkeyPatch, what: dict[int, Callable[[], object]]) -> None:
     """Something happens right before some of the real steps."""
-    real = engine.train_step
+    real = Trainer.train_step
 
-    def step(job, *rest):
-        what.get(job.progress.step, lambda: None)()
-        return real(job, *rest)
+    def step(self, *rest):
+        what.get(self.state.step, lambda: None)()
+        return real(self, *rest)
 
-    monkeypatch.setattr(engine, "train_step", step)
+    monkeypatch.setattr(Trainer, "train_step", step)
 
 
 def told(run: Path) -> str:
@@ -78,16 +78,16 @@ def test_when_the_last_save_finds_no_room_all_ranks_end_with_the_cause_and_go_on
     script = (
         "import os, shutil, sys\n"
         "from pathlib import Path\n"
-        "from pipeline import engine\n"
+        "from pipeline.train.trainer import Trainer\n"
         "from pipeline.system.failure import run_command\n"
-        "from pipeline.train import main\n"
-        "real, disk = engine.train_step, Path(sys.argv[1])\n"
-        "def step(job, *rest):\n"
-        "    if job.progress.step == 3 and job.world.rank == 0:\n"
+        "from pipeline.train.__main__ import main\n"
+        "real, disk = Trainer.train_step, Path(sys.argv[1])\n"
+        "def step(self, *rest):\n"
+        "    if self.state.step == 3 and self.world.rank == 0:\n"
         f"        room = shutil.disk_usage(disk).free - {ROOM_BYTES}\n"
         "        (disk / 'filler').write_bytes(bytes(room))\n"
-        "    return real(job, *rest)\n"
-        "engine.train_step = step\n"
+        "    return real(self, *rest)\n"
+        "Trainer.train_step = step\n"
         "run_command(main, sys.argv[2:])\n"
     )
     settings = (EVERY_STEP, "--schedule.epochs=1", "--schedule.drop_epochs=[]")

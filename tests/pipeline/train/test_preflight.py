@@ -11,7 +11,8 @@ from one_process import config_of, train_here
 from pipeline.data.dali import DecodeSettings
 from pipeline.data.index.manifest import open_manifest
 from pipeline.system.failure import Reported, TrainingError
-from pipeline.train.preflight import decode_largest, labels_look_permuted
+from pipeline.train.preflight import decode_largest
+from pipeline.train.validation import labels_look_permuted
 
 CPU = DecodeSettings("cpu", torch.device("cpu"), threads=1, prefetch=1)
 

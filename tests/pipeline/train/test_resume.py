@@ -30,8 +30,7 @@ from pipeline.data.index.manifest import open_manifest
 from pipeline.ranks.places import Share
 from pipeline.ranks.stop import StopSignal
 from pipeline.ranks.world import World
-from pipeline.train import state as snapshot
-from pipeline.train.job import Job
+from pipeline.train.trainer import Trainer
 
 KILLED = -9
 
@@ -192,14 +191,14 @@ def test_a_checkpoint_carries_the_loss_scale(small_data, tmp_path):
     train_set = open_manifest(small_data, "train")
     val_set = open_manifest(small_data, "val", classes=train_set.classes)
 
-    def make() -> Job:
+    def make() -> Trainer:
         decode = choose_decoding(config, torch.device("cpu"), Share(cores=1, gpu=0))
-        return Job(config, World(), decode, train_set, val_set, StopSignal())
+        return Trainer(config, World(), decode, train_set, val_set, StopSignal())
 
     job, other = make(), make()
-    state = job.precision.state_dict()
+    state = job.state.precision.state_dict()
     state |= {"steps": 9, "skipped_steps": 3, "skipped_in_a_row": 1}
     state["scaler"] |= {"scale": 512.0, "_growth_tracker": 7}
-    job.precision.load_state_dict(state)
-    snapshot.restore(other, snapshot.take(job))
-    assert other.precision.state_dict() == state
+    job.state.precision.load_state_dict(state)
+    other.state.restore(job.content(), World())
+    assert other.state.precision.state_dict() == state

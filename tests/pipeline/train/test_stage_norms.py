@@ -7,7 +7,7 @@ import torch
 
 from pipeline.config import ModelConfig
 from pipeline.model.network import build_network
-from pipeline.train.optimizer import norm_names, norms
+from pipeline.train.optimizer import named_norms, norms
 from pipeline.train.state import spread
 
 
@@ -21,10 +21,10 @@ from pipeline.train.state import spread
 def test_norms_are_of_each_stage_and_of_the_whole(settings, stages):
     model = build_network(ModelConfig(**settings), 10, "reference")
     model(torch.randn(4, 3, 32, 32)).square().mean().backward()
-    names = norm_names(model)
+    found = named_norms(model, norms(model))
+    names = list(found)
     assert names[0] == "gradient_norm"
     assert names[1:] == [f"{kind}_norm_{s}" for kind in ("gradient", "weight") for s in stages]
-    found = dict(zip(names, norms(model).tolist(), strict=True))
     of_stages = [found[f"gradient_norm_{stage}"] for stage in stages]
     assert math.hypot(*of_stages) == pytest.approx(found["gradient_norm"], rel=1e-5)
     weights = torch.cat([p.detach().flatten() for p in model.fc.parameters()])

@@ -19,7 +19,7 @@ from pipeline.system.console import time_left
 SHOW = """
 import sys
 sys.stdout = sys.stderr  # the terminal of this test
-from pipeline.train.monitor import log, start_logging
+from pipeline.system.console import log, start_logging
 from pipeline.system.console import Progress
 start_logging(0)
 progress = Progress(1000, 0)
@@ -89,7 +89,7 @@ def test_elsewhere_lines_are_plain(monkeypatch):
 OUTLIVE = """
 import sys
 from pathlib import Path
-from pipeline.train.monitor import log_to_file, log, start_logging
+from pipeline.system.console import log_to_file, log, start_logging
 from pipeline.system.console import Progress
 start_logging(0)
 log_to_file(Path(sys.argv[1]))
