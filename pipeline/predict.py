@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser
-
-from pipeline.config import Config, require
-from pipeline.config.reading import add_overrides, can_hold, checkpoint_exists, parse, refuse_stored
+from pipeline.config import Config, names_for, require
+from pipeline.config.reading import can_hold, checkpoint_exists, command_parser, parse_overrides
 from pipeline.system.failure import run_command
+from pipeline.system.files import write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,28 +30,20 @@ DESCRIPTION = (
     "Prints the most probable classes of images, seen as in validation: the centre. Settings come "
     "from the checkpoint; those listed here can be changed."
 )
-SETTINGS = (
-    "data.root", "data.local_batch_size", "data.image_size", "data.val_resize", "data.decode",
-    "data.threads", "data.output", "model.norm", "optim.amp", "run.device", "run.threads",
-)  # fmt: skip
 _TOP = 5
 
 
 def main(argv: list[str]) -> None:
     """Parses and checks, then loads what is heavy and runs."""
-    parser = ArgumentParser(
-        prog="python -m pipeline.predict", description=DESCRIPTION, exit_on_error=False
-    )
+    parser = command_parser("pipeline.predict", DESCRIPTION)
     parser.add_argument("images", nargs="*", type=str, metavar="IMAGE", help="image files")
     for name, what in (
         ("--checkpoint", "file of a training run (.pt)"),
         ("--json", "also write the result to this file"),
     ):
         parser.add_argument(name, type=str, metavar="FILE", help=what)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    add_overrides(parser, SETTINGS)
-    refuse_stored(argv, SETTINGS)
-    options = parse(parser, {}, argv)
+    origin = "the checkpoint; --help lists what can change"
+    options = parse_overrides(parser, argv, "predict", origin)
     require(
         options.checkpoint is not None,
         "--checkpoint is missing; give the path of a .pt file of a run",
@@ -71,7 +62,7 @@ def main(argv: list[str]) -> None:
             print(f"  {guess['probability']:7.2%}  {guess['name']}")
     if options.json is not None:
         result = {"checkpoint": options.checkpoint, "predictions": found}
-        Path(options.json).write_text(json.dumps(result) + "\n", encoding="utf-8")
+        write_text(Path(options.json), json.dumps(result) + "\n")
 
 
 def predict(path: Path, paths: Sequence[Path], options: Any) -> list[dict[str, Any]]:
@@ -87,7 +78,7 @@ def predict(path: Path, paths: Sequence[Path], options: Any) -> list[dict[str, A
     from pipeline.train import checkpoint
 
     trained = checkpoint.read(path)
-    config = trained.configured(options, SETTINGS)
+    config = trained.configured(options, names_for("predict"))
     images = GivenImages(paths)
     share = own_share(World())
     set_threads(config, share)
@@ -128,16 +119,15 @@ def _open(config: Config, images: GivenImages, decode: DecodeSettings) -> Loader
 
     from pipeline.data.crops import CenterCrop
     from pipeline.data.dali import Loader
-    from pipeline.data.stream import CentreStream
+    from pipeline.data.stream import ValStream
 
     data = config.data
     resize = data.image_size if data.dataset == "cifar-10" else data.val_resize
     batch = min(data.local_batch_size, len(images))
     count = -(-len(images) // batch)
     chunks = (np.arange(i * batch, (i + 1) * batch) for i in range(count))
-    return Loader(
-        CentreStream(images, CenterCrop(data.image_size, resize)), chunks, count, batch, decode
-    )
+    stream = ValStream(images, CenterCrop(data.image_size, resize))
+    return Loader(stream, chunks, count, batch, decode)
 
 
 def _probabilities(model: Any, loader: Loader, config: Config, count: int) -> Tensor:

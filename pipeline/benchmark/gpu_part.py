@@ -63,21 +63,18 @@ PARTS: dict[str, Callable[[float, Save], Result]] = {
 def main(argv: list[str]) -> int:
     """Runs one part; `MISSING` after a line that names the package."""
     name, path, seconds = argv
+
+    def save(so_far: Result) -> None:
+        write_json(Path(path), so_far.to_json({}))
+
     try:
-        result = PARTS[name](float(seconds), lambda so_far: _write(Path(path), so_far))
+        result = PARTS[name](float(seconds), save)
     except ImportError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return MISSING
-    _write(Path(path), result)
+    save(result)
     print(result.text())
     return 0
-
-
-def _write(path: Path, result: Result) -> None:
-    """All at once, as this process may be ended at any time."""
-    new = path.with_suffix(".new")
-    write_json(new, result.to_json({}))
-    new.replace(path)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.benchmark.telling import Tell
+from pipeline.system.files import write_text
 from pipeline.system.text import counted
 
 
@@ -137,7 +138,7 @@ class Result:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes `content` as an indented file. OSError if it cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def machine() -> dict[str, Any]:

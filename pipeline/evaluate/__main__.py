@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser
-
 from pipeline.config import Config, require
-from pipeline.config.reading import add_overrides, can_hold, checkpoint_exists, parse, refuse_stored
+from pipeline.config.reading import can_hold, checkpoint_exists, command_parser, parse_overrides
 from pipeline.evaluate.protocol import (
     PAPER_SCALES,
     ViewProtocol,
@@ -42,13 +40,6 @@ DESCRIPTION = (
     "Tests a checkpoint, or several as an ensemble, on one process or under horovodrun. Settings "
     "come from the checkpoint; those listed here can be changed."
 )
-SETTINGS = (
-    "data.root", "data.cache_dir", "data.local_batch_size", "data.image_size", "data.val_resize",
-    "data.decode", "data.threads", "data.prefetch_batches", "data.output",
-    "data.hw_decoder_load", "data.preallocate", "data.device_padding_bytes",
-    "data.host_padding_bytes", "data.bad_images", "model.norm", "optim.amp", "run.device",
-    "run.threads",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,9 +72,7 @@ def main(argv: list[str]) -> None:
 
 def parse_options(argv: list[str]) -> Any:
     """The parsed command line; paths are checked. Raises `ConfigError`."""
-    parser = ArgumentParser(
-        prog="python -m pipeline.evaluate", description=DESCRIPTION, exit_on_error=False
-    )
+    parser = command_parser("pipeline.evaluate", DESCRIPTION)
     parser.add_argument(
         "--checkpoint", type=str, nargs="+", metavar="FILE", help="file of a training run (.pt); "
         "several: an ensemble, whose scores are averaged",
@@ -115,10 +104,8 @@ def parse_options(argv: list[str]) -> Any:
         ("--confusion", "write the confusion matrix to this CSV file"),
     ):
         parser.add_argument(name, type=str, metavar="FILE", help=what)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    add_overrides(parser, SETTINGS)
-    refuse_stored(argv, SETTINGS)
-    options = parse(parser, {}, argv)
+    origin = "the checkpoint; --help lists what can change"
+    options = parse_overrides(parser, argv, "evaluate", origin)
     require(
         options.checkpoint is not None,
         "--checkpoint is missing; give the path of a .pt file of a run",
@@ -137,7 +124,7 @@ def evaluate(request: Request) -> tuple[dict[str, Any], Tally, ImageSet] | None:
     Returns the result as JSON holds it, the counts by class and the images on rank 0, else None.
     """
     from pipeline.evaluate.result import TestedImages, describe
-    from pipeline.ranks.connect import connect
+    from pipeline.ranks import connect
     from pipeline.ranks.places import choose_device, own_share, set_threads
     from pipeline.system.console import log, start_logging
 
@@ -178,7 +165,7 @@ def _members(request: Request, world: World) -> list[Member]:
     read = world.on_rank0(lambda: [checkpoint.read(path) for path in request.checkpoints])
 
     def checked() -> list[Member]:
-        members = [ensemble.make_member(one, request.settings, SETTINGS) for one in read]
+        members = [ensemble.make_member(one, request.settings) for one in read]
         ensemble.require_alike(members)
         if not request.test_images:
             ensemble.require_unseen(members)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config import Config, ConfigError, require
+from pipeline.config import Config, ConfigError, names_for, require, settings
 from pipeline.config.effect import settings_of, without_effect
 from pipeline.data.dali import Batch
 from pipeline.data.normalisation import Normalisation
@@ -23,9 +23,6 @@ from pipeline.ranks.world import World
 from pipeline.train.checkpoint import Trained
 from pipeline.train.precision import Precision
 from pipeline.train.validation import Scored, logits_of
-
-# Settings that are about the test and not about the training.
-_OF_THE_TEST = ("data.image_size", "data.val_resize", "data.local_batch_size")
 
 Network = Callable[[Tensor], Tensor]
 """Maps images (B, 3, H, W), channels-last, to logits (B, classes) float32."""
@@ -49,9 +46,12 @@ class Member:
         return self.trained.path
 
 
-def make_member(trained: Trained, options: Any, names: Sequence[str]) -> Member:
-    """A member whose settings `names` are those that the command line `options` gave, if it did."""
-    of_machine = [name for name in names if name not in _OF_THE_TEST]
+def make_member(trained: Trained, options: Any) -> Member:
+    """A member with the settings that the command line `options` gave in place of its own."""
+    names = names_for("evaluate")
+    # The local batch is one too: a training of another size normalised over other images.
+    of_test = {name for name, said in settings().items() if said.of_view}
+    of_machine = [name for name in names if name not in of_test | {"data.local_batch_size"}]
     return Member(
         trained, trained.configured(options, names), trained.configured(options, of_machine)
     )
@@ -66,8 +66,8 @@ def require_alike(members: Sequence[Member]) -> None:
         _same(first, other, f"{len(mine)} classes", f"{len(theirs)} classes")
         for label, (one, another) in enumerate(zip(mine, theirs, strict=True)):
             _same(first, other, f"{one} as class {label}", f"{another} as class {label}")
-        seen = ("data.image_size", "data.val_resize", "data.dataset")
-        for name in (name for name in seen if name not in idle):
+        seen = [name for name, said in settings().items() if said.of_view and name not in idle]
+        for name in [*seen, "data.dataset"]:
             one, another = first.config.get(name), other.config.get(name)
             _same(first, other, f"{name}={one}", f"{name}={another}")
         normal, others = first.trained.normalisation, other.trained.normalisation

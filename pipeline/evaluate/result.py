@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.config import names_for, names_of
 from pipeline.config.effect import settings_of, without_effect
 from pipeline.data.dali import Batch
 from pipeline.data.images import UNREADABLE_LABEL, ImageSet
 from pipeline.evaluate.members import Member
 from pipeline.evaluate.protocol import PAPER_SCALES, ViewProtocol
+from pipeline.system.files import write_text
 from pipeline.system.machine import versions
 from pipeline.train.metrics import Validation, among_five, predicted_classes
 
@@ -28,11 +31,6 @@ SCORES = (
     "the score map is averaged before the softmax; a single view of a single checkpoint is ranked "
     "by its logits; loss is minus the logarithm of the mean probability"
 )
-
-
-_COUNTED = ("data.image_size", "data.val_resize", "data.output", "optim.amp")
-"""Settings that an evaluation can change and that its numbers depend on. They are those among them
-that `snapshot.fingerprint` holds a training to; what is left is how and where it runs."""
 
 
 class Tally:
@@ -141,15 +139,19 @@ def describe(
 
 def changed(members: Sequence[Member], protocol: ViewProtocol) -> dict[str, Any]:
     """The settings, with their values, by which the numbers can differ from those with the settings
-    of the training: as `part.name`, where any of the members was trained with another value."""
+    of the training: as `part.name`, where any of the members was trained with another value.
+
+    The numbers depend on what a checkpoint is held to; all else is how and where it runs.
+    """
     config = members[0].config
+    held = set(names_of("identity", "kept"))
     idle = set(without_effect(settings_of(config)))
     if protocol.fully_convolutional:
         idle.add("data.val_resize")
     return {
         name: config.get(name)
-        for name in _COUNTED
-        if name not in idle
+        for name in names_for("evaluate")
+        if name in held - idle
         and any(m.config.get(name) != m.trained.config.get(name) for m in members)
     }
 
@@ -178,7 +180,7 @@ def file_name(result: dict[str, Any]) -> str:
 
 def write(path: Path, result: dict[str, Any]) -> None:
     """Writes `result` as one line."""
-    path.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(result) + "\n")
 
 
 def write_per_class(path: Path, counts: Tally, val_set: ImageSet, words: dict[str, str]) -> None:
@@ -212,5 +214,6 @@ def write_confusion(path: Path, counts: Tally, classes: Sequence[str]) -> None:
 
 
 def _write(path: Path, rows: Sequence[Sequence[object]]) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(rows)
+    table = io.StringIO(newline="")
+    csv.writer(table).writerows(rows)
+    write_text(path, table.getvalue())

@@ -10,17 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
-from pipeline.config import ConfigError, require
+from pipeline.config import ConfigError, names_for, require
 from pipeline.config.reading import (
-    add_overrides,
     can_hold,
     checkpoint_exists,
+    command_parser,
     overrides,
-    parse,
+    parse_overrides,
     read_yaml,
-    stored_option,
 )
 from pipeline.system.failure import run_command
 
@@ -30,7 +27,6 @@ DESCRIPTION = (
     ".safetensors; .pth, torchvision's state_dict with a .json beside it; .onnx, checked with "
     "onnxruntime; .pt, a checkpoint."
 )
-SETTINGS = ("data.root", "data.cache_dir")
 _WRITTEN = (".safetensors", ".pth", ".onnx")
 _READ = (".safetensors", ".pth")
 PACKAGES = {
@@ -42,9 +38,7 @@ PACKAGES = {
 
 def main(argv: list[str]) -> None:
     """Parses and checks, then loads what is heavy and runs."""
-    parser = ArgumentParser(
-        prog="python -m pipeline.export", description=DESCRIPTION, exit_on_error=False
-    )
+    parser = command_parser("pipeline.export", DESCRIPTION)
     parser.add_argument("--checkpoint", type=str, help="file of a training run (.pt) to be written")
     parser.add_argument("--weights", type=str, help="file to be read (.pth, .safetensors)")
     parser.add_argument("--config", type=str, help="with --weights: YAML file of their settings")
@@ -53,11 +47,9 @@ def main(argv: list[str]) -> None:
         "those in a .safetensors file of this program, or of the data in data.root",
     )  # fmt: skip
     parser.add_argument("--out", type=str, help="file to write")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    add_overrides(parser, SETTINGS)
-    name = stored_option(argv, ("config", *SETTINGS))
-    require(name is None, f"--{name} comes from the checkpoint, or with --weights from --config")
-    options = parse(parser, {}, argv)
+    options = parse_overrides(
+        parser, argv, "export", "the checkpoint, or with --weights from --config"
+    )
     require(
         (options.checkpoint is None) != (options.weights is None),
         "give either --checkpoint, a .pt file of a run to be written for other programs, or "
@@ -74,7 +66,7 @@ def main(argv: list[str]) -> None:
 
 
 def _check_export(options: Any) -> None:
-    for name in ("config", "classes", *SETTINGS):
+    for name in ("config", "classes", *names_for("export")):
         require(
             options[name] is None,
             f"--{name} goes with --weights; with --checkpoint it comes from the checkpoint",
@@ -148,7 +140,7 @@ def import_weights(options: Any) -> None:
     from pipeline.model.network import network_name
     from pipeline.train.checkpoint import write_atomically
 
-    config = overrides(options, SETTINGS, {"data": {}} | read_yaml(Path(options.config)))
+    config = overrides(options, names_for("export"), {"data": {}} | read_yaml(Path(options.config)))
     class_list = None if options.classes is None else Path(options.classes)
     content = checkpoint_of(Path(options.weights), config, class_list)
     write_atomically(Path(options.out), content)

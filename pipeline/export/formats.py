@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipeline.config import Config
 from pipeline.export.description import Description, from_text
 from pipeline.model.network import network_name, shortcut_of
-from pipeline.system.files import replacing
+from pipeline.system.files import replacing, write_text
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,7 @@ def write_torchvision(
         name: value if name in ("name", "trainyard") else json.loads(value)
         for name, value in description.text().items()
     }
-    with replacing(beside) as partial:
-        partial.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+    write_text(beside, json.dumps(text, indent=1) + "\n")
     return beside
 
 

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pipeline.model.backends import Backend
-    from pipeline.model.resnet import CifarResNet, ResNet, Shortcut
+    from pipeline.model.resnet import ResNet, Shortcut
 
 
 _OWN_SHORTCUT: dict[Family, Shortcut] = {"imagenet": "B", "cifar": "A"}
 
 
-def build_network(config: ModelConfig, classes: int, norm: Backend) -> ResNet | CifarResNet:
+def build_network(config: ModelConfig, classes: int, norm: Backend) -> ResNet:
     """Builds the network, channels-last, its initial weights drawn from torch's seed.
 
     It maps images (N, 3, H, W), channels-last, to logits (N, classes); `features` gives what its

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.config import settings
 from pipeline.model.network import Network
 from pipeline.report.pages import Block, Heading, Paragraph, Table
 from pipeline.report.runs import Run
@@ -220,7 +221,7 @@ def degradation_blocks(by_data: dict[str, list[Run]]) -> list[Block]:
 def _unequal(compared: Sequence[Outcome]) -> list[str]:
     """A sentence that names the settings, beside the network's, which the runs do not share."""
     runs = [run for outcome in compared for run in outcome.runs]
-    network = {"model.depth", "model.residual", "model.shortcut", "model.variant"}
+    network = {name for name, said in settings().items() if said.of_network}
     names = sorted({name for run in runs for name in run.recipe} - network)
     differing = [name for name in names if len({run.recipe.get(name) for run in runs}) > 1]
     return [f"These runs differ in {', '.join(differing)} as well."] if differing else []

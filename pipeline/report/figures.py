@@ -18,6 +18,7 @@ from pipeline.model.network import Network
 from pipeline.report import curves
 from pipeline.report.curves import Curve
 from pipeline.report.runs import Run
+from pipeline.system.files import replacing
 
 # The colours of Okabe and Ito, which colour-blind readers can tell apart, without yellow and
 # light blue, too pale for a line on white. By depth: the same in every plot and report.
@@ -238,4 +239,5 @@ def _iterations(axis: Axes) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    with replacing(path) as new:
+        figure.savefig(new, dpi=150, metadata={"Software": None})

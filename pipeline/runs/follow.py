@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from pipeline.runs.state import RunReader, RunState
 from pipeline.runs.tail import NewLines
-from pipeline.system.console import Progress, train_line
+from pipeline.system.console import say
 from pipeline.system.failure import ExitCode
-from pipeline.train.verdict import Figures, of_training
+from pipeline.train.monitor.progress import Progress, train_line
+from pipeline.train.verdict import kind_of, seen
 
 _LOOK_SEC = 0.5
 _WORD_SEC = 5.0
@@ -146,11 +145,10 @@ class LiveScreen(Screen):
         self._shown: Mapping[str, Any] = {}
 
     def say(self, line: str) -> None:
-        tqdm.write(line)
-        sys.stdout.flush()
+        say(line)
 
     def warn(self, word: str) -> None:
-        tqdm.write(f"warning: {word}", file=sys.stderr)
+        say(f"warning: {word}", sys.stderr)
 
     def show(self, run: RunState) -> None:
         metrics, batch = run.latest, run.settings.get("data.global_batch_size")
@@ -159,10 +157,9 @@ class LiveScreen(Screen):
         if run.total_steps is None or batch is None:
             return
         try:
-            position = int(metrics["position"])
-            limit = of_training(Figures(), metrics, ranks=None).kind
+            position, limit = int(metrics["position"]), kind_of(seen(metrics))
             self._bar = self._bar or Progress(run.total_steps * batch, position)
-            self._bar.advance(position)
+            self._bar.move(position)
             self._bar.train(metrics, limit)
             self._shown = metrics
         except (KeyError, TypeError, ValueError, ZeroDivisionError):

@@ -27,6 +27,7 @@ from pipeline.config.reading import overrides
 from pipeline.data.normalisation import Normalisation
 from pipeline.model.network import make_model
 from pipeline.system.failure import TrainingError
+from pipeline.system.files import remove_partials, replacing
 
 log = logging.getLogger("trainyard")
 
@@ -53,23 +54,18 @@ class SaveError(TrainingError):
 def write_atomically(path: Path, content: Mapping[str, Any]) -> None:
     """Writes `content` so that `path` holds either the old file or the whole new one.
 
-    Temporary file in the same folder, fsync, rename, fsync of the folder. Raises `OSError`, and
-    leaves no part of a file behind, when the disk does not take it.
+    Raises `OSError`, and leaves no part of a file behind, when the disk does not take it.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with open(partial, "wb") as file:
+        with replacing(path) as partial, open(partial, "wb") as file:
             torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+    except OSError:
+        raise
     except Exception as error:
-        partial.unlink(missing_ok=True)  # its room may be needed for a word on the cause
         refused = _refusal(error)
-        if refused is None or refused is error:
+        if refused is None:
             raise
         raise OSError(refused.errno, refused.strerror, str(path)) from error
-    _sync_folder(path.parent)
 
 
 def _refusal(error: BaseException | None) -> OSError | None:
@@ -78,14 +74,6 @@ def _refusal(error: BaseException | None) -> OSError | None:
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_verified(path: Path) -> dict[str, Any]:
@@ -221,8 +209,7 @@ class CheckpointFolder:
         path = self.path(step)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for cut in self.folder.glob(".*.partial"):  # what a save that was killed has left
-                cut.unlink()
+            remove_partials(self.folder)  # of a save that was killed: the folder has one writer
             write_atomically(path, {"format": FORMAT, **content})
         except OSError as error:
             raise self._not_written(path, content, error) from error
@@ -269,18 +256,11 @@ class CheckpointFolder:
 
     def link_best(self, path: Path) -> None:
         """Makes `best.pt` another name of the checkpoint `path`."""
-        partial = self.folder / ".best.pt.partial"
-        partial.unlink(missing_ok=True)
-        try:
-            os.link(path, partial)
-        except OSError:  # a file system without hard links
+        with replacing(self.best) as partial:
             try:
+                os.link(path, partial)
+            except OSError:  # a file system without hard links
                 partial.write_bytes(path.read_bytes())
-            except OSError:
-                partial.unlink(missing_ok=True)
-                raise
-        os.replace(partial, self.best)
-        _sync_folder(self.folder)
 
     def latest(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest whole checkpoint and its path; None when there is none at all.

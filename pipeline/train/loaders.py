@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.config import Config, DataConfig
 from pipeline.data.batches import Partition, split_global_batch, validation_chunks
 from pipeline.data.dali import Batch, DecodeSettings, Loader
-from pipeline.data.exclusion import Found, locate, too_many
+from pipeline.data.exclusion import Found, too_many
 from pipeline.data.images import BadImage, ImageSet
 from pipeline.data.stream import TrainStream, ValStream, train_planner, val_planner
 from pipeline.ranks.world import World
@@ -65,7 +65,7 @@ class Loaders:
         if self._config.data.bad_images != "exclude":
             return None
         positions = self.partition.positions(step, micro)
-        found = None if error is None else locate(error, self.stream, positions)
+        found = None if error is None else self.stream.locate(error, positions)
         everyone = self._world.gather_objects((found, error is not None and found is None))
         if any(hopeless for _, hopeless in everyone):
             return None
@@ -109,7 +109,7 @@ class ValidationLoader:
                     yield batch
                 return
             except BadImage as error:
-                found = locate(error, self._stream, self._positions(done))
+                found = self._stream.locate(error, self._positions(done))
                 if found is None or self._most is None:
                     raise
             self.found.append(found)

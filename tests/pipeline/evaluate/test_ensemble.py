@@ -11,7 +11,7 @@ import torch
 
 from pipeline.config import Config, ConfigError, DataConfig, ModelConfig
 from pipeline.data.normalisation import IMAGENET
-from pipeline.evaluate.__main__ import SETTINGS, parse_options
+from pipeline.evaluate.__main__ import parse_options
 from pipeline.evaluate.members import (
     Member,
     make_member,
@@ -31,7 +31,7 @@ def member(name: str, *options: str, data: DataConfig | None = None, **content: 
         {"w": torch.ones(2)}, step=7, world_size=1, fingerprint={}, excluded={},
     )  # fmt: skip
     given = parse_options(["--checkpoint", __file__, *options])
-    return make_member(dataclasses.replace(stored, **content), given, SETTINGS)
+    return make_member(dataclasses.replace(stored, **content), given)
 
 
 def refused(other: Member, *parts: str) -> None:

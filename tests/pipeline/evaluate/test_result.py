@@ -10,7 +10,7 @@ import torch
 
 from pipeline.config import Config, DataConfig, ModelConfig
 from pipeline.data.normalisation import IMAGENET
-from pipeline.evaluate.__main__ import SETTINGS, parse_options
+from pipeline.evaluate.__main__ import parse_options
 from pipeline.evaluate.members import Member, make_member
 from pipeline.evaluate.protocol import PAPER_SCALES, ViewProtocol
 from pipeline.evaluate.result import changed, file_name
@@ -29,7 +29,7 @@ def member(*options: str, data: DataConfig | None = None) -> Member:
     weights = {"w": torch.ones(2)}
     trained = Trained(Path("a.pt"), config, ["cat", "dog"], IMAGENET, weights, 7, 1, {}, {})
     given = parse_options(["--checkpoint", __file__, *options])
-    return make_member(trained, given, SETTINGS)
+    return make_member(trained, given)
 
 
 @pytest.mark.parametrize(
