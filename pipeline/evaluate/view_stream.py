@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.config import Config
 from pipeline.data.crops import Plan, Planner, WholeImage, whole_boxes
-from pipeline.data.dali import DecodeSettings, Loader
+from pipeline.data.dali import DecodeSettings
 from pipeline.data.images import ImageSet
 from pipeline.data.stream import ValStream
 from pipeline.evaluate.protocol import ViewProtocol
@@ -123,9 +123,4 @@ def _open_view_loader(
         chunk, view = divmod(number, len(views))
         return chunks[mine[chunk]] + view * len(val_set)
 
-    def open_from(done: int) -> Loader:
-        left = (positions(number) for number in range(done, total))
-        return Loader(stream, left, total - done, largest, decode)
-
-    most = config.data.max_excluded if config.data.bad_images == "exclude" else None
-    return ValidationLoader(stream, open_from, positions, most)
+    return ValidationLoader(stream, positions, total, largest, decode, config.data)
