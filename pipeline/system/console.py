@@ -38,6 +38,8 @@ class _ConsoleHandler(logging.Handler):
     """Information to stdout, the rest to stderr; leaves a progress bar whole."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "on_bar", False):
+            return
         stream = sys.stdout if record.levelno < logging.WARNING else sys.stderr
         line = self.format(record)
         if record.levelno >= logging.WARNING and in_colour(stream):
@@ -81,9 +83,9 @@ def start_logging(rank: int) -> None:
     logging.raiseExceptions = False  # a full disk under log.txt must not end the training
 
 
-def log_to_file(run_dir: Path) -> None:
-    """Adds `log.txt` of the run to where rank 0 writes."""
-    handler = logging.FileHandler(run_dir / "log.txt", encoding="utf-8")
+def log_to_file(path: Path) -> None:
+    """Adds the file `path` to where this rank writes."""
+    handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(_LineFormatter())
     log.addHandler(handler)
 
@@ -137,7 +139,7 @@ class Progress:
     """Shows a run of `total_images` that stands at `position`.
 
     Speed and time left are those of the metrics, whose clock does not jump, not the bar's own. A
-    terminal that goes away takes the bar with it; the lines that it kept out of the log go there.
+    terminal that goes away takes the bar with it; its lines go to the console again.
     """
 
     def __init__(self, total_images: int, position: int) -> None:
@@ -151,8 +153,9 @@ class Progress:
 
     def train(self, metrics: Mapping[str, Any], verdict: str) -> None:
         """Shows a line of training metrics and what limits the training."""
-        if not self._is_shown():
-            log.info("%s", train_line(metrics))
+        is_shown = self._is_shown()
+        log.info("%s", train_line(metrics), extra={"on_bar": is_shown})
+        if not is_shown:
             return
         shown = counted_from_one(metrics)
         left = time_left((self._total_images - metrics["position"]) / metrics["images_per_sec"])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,13 +17,13 @@ from typing import Any
 import torch
 
 from pipeline.system.failure import TrainingError
+from pipeline.train.folder import best_checkpoint, checkpoint_path, checkpoint_steps
 
 log = logging.getLogger("trainyard")
 
 FORMAT = 1
 """Version of a checkpoint's content; raised when a reader of the old one would go wrong."""
 
-_NAME = re.compile(r"step-(\d{9})\.pt")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -117,19 +116,16 @@ class CheckpointFolder:
 
     def path(self, step: int) -> Path:
         """Where the checkpoint before step `step` lies."""
-        return self.folder / f"step-{step:09d}.pt"
+        return checkpoint_path(self.folder, step)
 
     @property
     def best(self) -> Path:
         """Where the checkpoint of the best validation lies."""
-        return self.folder / "best.pt"
+        return best_checkpoint(self.folder)
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints there are, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        found = (_NAME.fullmatch(entry.name) for entry in self.folder.iterdir())
-        return sorted(int(match.group(1)) for match in found if match)
+        return checkpoint_steps(self.folder)
 
     def save(self, step: int, content: Mapping[str, Any], best: bool = False) -> Path:
         """Writes the checkpoint before step `step`, then removes all but the newest `keep`.
@@ -187,7 +183,7 @@ class CheckpointFolder:
 
     def link_best(self, path: Path) -> None:
         """Makes `best.pt` another name of the checkpoint `path`."""
-        partial = self.folder / ".best.pt.partial"
+        partial = self.best.with_name(f".{self.best.name}.partial")
         partial.unlink(missing_ok=True)
         try:
             os.link(path, partial)

@@ -28,6 +28,7 @@ from pipeline.system.machine import versions
 from pipeline.train.checkpoint import CheckpointFolder
 from pipeline.train.excluding import recover
 from pipeline.train.feed import Feed
+from pipeline.train.folder import RunFolder
 from pipeline.train.loaders import ValidationLoader, open_val_loader
 from pipeline.train.metrics import TrainWindow, Validation
 from pipeline.train.monitor.monitor import Monitor
@@ -95,7 +96,7 @@ class Job:
         self.phases = Phases(world.heartbeat, device)
         self.window = TrainWindow(config.run.log_every_steps * self.accumulation, device)
         self.checkpoints = CheckpointFolder(
-            config.run.path / "checkpoints", config.run.keep_checkpoints
+            RunFolder(config.run.path).checkpoints, config.run.keep_checkpoints
         )
         self.progress = Progress()
         self.warmup_hits = torch.zeros(1, dtype=torch.int64, device=device)  # since restored

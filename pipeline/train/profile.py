@@ -17,6 +17,7 @@ import torch
 
 from pipeline.config.run import profiled_steps
 from pipeline.system.failure import PeerLost
+from pipeline.train.folder import RunFolder
 
 if TYPE_CHECKING:
     from pipeline.train.job import Job
@@ -153,7 +154,7 @@ def open_profile(job: Job) -> Profile:
 
 
 def _free_stem(job: Job, steps: range) -> Path:
-    folder = job.config.run.path / "profile"
+    folder = RunFolder(job.config.run.path).profile
     folder.mkdir(exist_ok=True)
     name, number = f"steps-{steps[0]}-{steps[-1]}", 1
     stem = folder / name

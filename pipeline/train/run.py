@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,16 @@ from pipeline.ranks.places import choose_device, own_share, set_threads
 from pipeline.ranks.stop import StopSignal
 from pipeline.ranks.watchdog import watched
 from pipeline.system.console import start_logging
-from pipeline.system.files import Room
+from pipeline.system.files import Room, replacing
 from pipeline.system.machine import versions
 from pipeline.system.text import counted
 from pipeline.train import state as snapshot
 from pipeline.train import trainer as engine
 from pipeline.train.checkpoint import read_verified, require_same_run
 from pipeline.train.excluding import exclude_listed
-from pipeline.train.folder import first_cause_kept, locked
+from pipeline.train.folder import RunFolder
 from pipeline.train.job import Job
-from pipeline.train.monitor.metrics_file import read_metrics
+from pipeline.train.lock import first_cause_kept, locked, tell_hang
 from pipeline.train.monitor.monitor import RunMonitor
 from pipeline.train.monitor.showing import verdict
 from pipeline.train.preflight import decode_largest_of_both, require_complete
@@ -47,7 +48,7 @@ def run(config: Config) -> None:
         world.require_same(_facts(config))
         share = own_share(world)
         set_threads(config, share)
-        with locked(config.run.path, world) as run_dir, first_cause_kept(run_dir, world):
+        with locked(config.run.path, world) as folder, first_cause_kept(folder, world):
             train_set, val_set = open_data(config, world)
             world.together(lambda: require_complete(config.data, train_set, val_set))
             device = world.together(lambda: choose_device(config.run.device, share.gpu))
@@ -61,18 +62,22 @@ def run(config: Config) -> None:
             resume(job)
             exclude_listed(job)
             world.together(lambda: decode_largest_of_both(job))
-            if job.finished and world.on_rank0(lambda: _is_summed_up(run_dir)):
-                log.info("the run in %s is finished: %s", run_dir, _reached(job))
+            if job.finished and world.on_rank0(lambda: bool(folder.last("done"))):
+                log.info("the run in %s is finished: %s", folder.path, _reached(job))
                 return
             job.profile = open_profile(job)
-            world.on_rank0(lambda: _open_files(job))
+            world.on_rank0(lambda: _open_files(job, folder))
             limit_sec = config.run.step_timeout_sec
-            with contextlib.closing(job.monitor), watched(run_dir, world, limit_sec):
+            tell = partial(tell_hang, folder, world.rank)
+            with (
+                contextlib.closing(job.monitor),
+                watched(folder.stacks, world, limit_sec, tell),
+            ):
                 if not job.finished:
                     with job.profile:
                         engine.fit(job)
                 world.heartbeat.beat("end")
-                _sum_up(job)
+                _sum_up(job, folder)
             world.barrier()
 
 
@@ -92,9 +97,9 @@ def resume(job: Job) -> None:
 def _find_checkpoint(job: Job) -> dict[str, Any] | None:
     """What `--resume` points to, checked to belong to this run; None for a new run."""
     choice, folder = job.config.resume, job.config.run.path
-    origin = folder / "origin.txt"  # what a run that began with another's checkpoint began with
+    origin = RunFolder(folder).origin
     started_from = origin.read_text(encoding="utf-8") if origin.exists() else None
-    holds_run = bool(job.checkpoints.steps()) or (folder / "metrics.jsonl").exists()
+    holds_run = bool(job.checkpoints.steps()) or RunFolder(folder).metrics.exists()
     if choice == "none":
         if holds_run:
             raise ValueError(
@@ -141,26 +146,26 @@ def _mend_best(job: Job, content: dict[str, Any]) -> None:
             )  # fmt: skip
 
 
-def _open_files(job: Job) -> None:
-    """On rank 0: the files of the run, and what a person wants to know at the start."""
-    config, run_dir = job.config, job.config.run.path
+def _open_files(job: Job, folder: RunFolder) -> None:
+    """On rank 0: the files of the run, and what is to be known of its start."""
+    config = job.config
     header = "".join(f"# {name}: {value}\n" for name, value in job.versions.items())
-    partial = run_dir / ".config.yaml.partial"  # who looks at the run must not see half of it
-    partial.write_text(header + config.to_yaml(), encoding="utf-8")
-    partial.replace(run_dir / "config.yaml")
+    with replacing(folder.config) as new:  # who looks at the run must not see half of it
+        new.write_text(header + config.to_yaml(), encoding="utf-8")
     total_images = job.total_steps * config.data.global_batch_size
     job.monitor = RunMonitor(
-        run_dir, config, job.position, len(job.progress.history), total_images,
-        Room(run_dir, snapshot.size_bytes(job)),
+        folder, config, job.position, len(job.progress.history), total_images,
+        Room(folder.path, snapshot.size_bytes(job)),
     )  # fmt: skip
+    job.monitor.start(_start(job))
     ranks = counted(job.world.size, "rank")
     decoding = f"JPEG decoding on the {job.decode.decoder.upper()}"
     if job.decode.decoder == "none":
         decoding = "images that need no decoding"
     log.info(
         "run %s: %s on %s (%s), %s, %s",
-        run_dir, network_name(config.model), ranks, job.decode.device, f"AMP {config.optim.amp}",
-        decoding,
+        folder.path, network_name(config.model), ranks, job.decode.device,
+        f"AMP {config.optim.amp}", decoding,
     )  # fmt: skip
     log.info(
         "data: %d train and %d val images, %d classes, hash %s",
@@ -177,6 +182,26 @@ def _open_files(job: Job) -> None:
     log.info("schedule: %s", job.schedule.describe(config.data.global_batch_size))
     order = order_digest(config.run.seed, job.epoch, len(job.train_set))
     log.info("order of epoch %d: %s", job.epoch, order)
+
+
+def _start(job: Job) -> dict[str, Any]:
+    """What readers of the run are told of this start, in its `start` event."""
+    return {
+        "step": job.progress.step,
+        "position": job.position,
+        "total_steps": job.total_steps,
+        "ranks": job.world.size,
+        "global_batch_size": job.config.data.global_batch_size,
+        "micro_batch_size": job.partition.micro_batch_size,
+        "accumulation": job.accumulation,
+        "train_images": len(job.train_set),
+        "val_images": len(job.val_set),
+        "classes": len(job.train_set.classes),
+        "network": network_name(job.config.model),
+        "device": str(job.decode.device),
+        "decoder": job.decode.decoder,
+        "versions": job.versions,
+    }
 
 
 def _reached(job: Job) -> str:
@@ -197,15 +222,9 @@ def against_expectation(top1: float, expected: float) -> str:
     )
 
 
-def _is_summed_up(run_dir: Path) -> bool:
-    """Whether the run's last line is there; a kill after the last save may have prevented it."""
-    lines = read_metrics(run_dir / "metrics.jsonl")
-    return bool(lines) and lines[-1]["event"] == "done"
-
-
-def _sum_up(job: Job) -> None:
+def _sum_up(job: Job, folder: RunFolder) -> None:
     """The run's last line of metrics, and the closing words for a person."""
-    last, run_dir = job.progress.history[-1], job.config.run.path
+    last = job.progress.history[-1]
     job.monitor.done(
         {
             "step": job.progress.step,
@@ -218,7 +237,7 @@ def _sum_up(job: Job) -> None:
     )
     if job.world.rank != 0:
         return
-    train = [line for line in read_metrics(run_dir / "metrics.jsonl") if line["event"] == "train"]
+    train = [line for line in folder.lines() if line["event"] == "train"]
     log.info("finished: %s", _reached(job))
     expected = job.config.run.expect_top1
     if expected is not None:
@@ -233,5 +252,6 @@ def _sum_up(job: Job) -> None:
         )  # fmt: skip
         log.info("limited by: %s", verdict(job, median))
     log.info(
-        "the run lies in %s; look at it with: tensorboard --logdir %s", run_dir, run_dir.parent
-    )
+        "the run lies in %s; look at it with: tensorboard --logdir %s",
+        folder.path, folder.path.parent,
+    )  # fmt: skip

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from pipeline.data.dali import Batch
 from pipeline.model.norm import swapped_statistics
-from pipeline.system.failure import Stopped, TrainingError, record_stop
+from pipeline.system.failure import Stopped, TrainingError
 from pipeline.train import optimizer as stage_norms
 from pipeline.train import pace, warmup
 from pipeline.train import state as snapshot
 from pipeline.train.excluding import agree_on_validation
 from pipeline.train.feed import Feed
+from pipeline.train.folder import RunFolder
 from pipeline.train.job import Job
 from pipeline.train.monitor.showing import show_images, show_validation, verdict
 from pipeline.train.optimizer import set_lr
@@ -73,7 +74,7 @@ def stop(job: Job, by: str) -> NoReturn:
     """Collective. Leaves on all ranks together, with a word on why and where; raises `Stopped`."""
     step = job.progress.step
     log.info("stopped before step %d by %s; start again to go on", step, by)
-    job.world.on_rank0(lambda: record_stop(job.config.run.path, by, step))
+    job.world.on_rank0(lambda: RunFolder(job.config.run.path).record_stop(by, step))
     job.world.barrier()
     raise Stopped
 

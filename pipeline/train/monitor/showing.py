@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.data.classes import class_words
 from pipeline.data.crops import Plan
 from pipeline.data.dali import Batch, gpu_count
+from pipeline.train.folder import RunFolder
 from pipeline.train.monitor.pictures import caption
 from pipeline.train.validation import Inspection
 from pipeline.train.verdict import Figures, Verdict, judge
@@ -111,6 +112,6 @@ def verdict(job: Job, line: Mapping[str, Any]) -> Verdict:
             model_threads=0 if on_gpu else torch.get_num_threads(),
             gpu=on_gpu and gpu_count() > 0,
             compression=job.config.optim.gradient_compression,
-            config=str(job.config.run.path / "config.yaml"),
+            config=str(RunFolder(job.config.run.path).config),
         )
     )
