@@ -86,71 +86,46 @@ class Stop:
             return cls(None, None)
 
 
+class _Inside:
+    """The path of this name in a run's folder."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: RunFolder, owner: type[RunFolder]) -> Path:
+        return run.path / self._name
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of one run, whether or not anything is in it."""
 
     path: Path
 
-    @property
-    def config(self) -> Path:
-        """The resolved configuration; versions and commit as comments, for people."""
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object a line: `start`, `train`, `val` and `done` events."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def log(self) -> Path:
-        """What rank 0 said, for people."""
-        return self.path / "log.txt"
-
-    @property
-    def lock(self) -> Path:
-        """Held while a job trains the run; names the job."""
-        return self.path / "lock"
-
-    @property
-    def failure(self) -> Path:
-        """The first cause of a failure, in the line that people saw, and whose it is."""
-        return self.path / "failure.txt"
-
-    @property
-    def stop(self) -> Path:
-        """Which signal stopped the run, and before which step."""
-        return self.path / "stopped.txt"
-
-    @property
-    def origin(self) -> Path:
-        """The checkpoint of another run with which this one began."""
-        return self.path / "origin.txt"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def tensorboard(self) -> Path:
-        """The folder of TensorBoard's event files."""
-        return self.path / "tensorboard"
-
-    @property
-    def profile(self) -> Path:
-        """The folder of traces."""
-        return self.path / "profile"
-
-    @property
-    def stacks(self) -> Path:
-        """The folder in which the ranks of a job that hangs report."""
-        return self.path / "stacks"
-
-    @property
-    def nccl(self) -> Path:
-        """The folder of NCCL's logs, by host and process."""
-        return self.path / "nccl"
+    config = _Inside("config.yaml")
+    """The resolved configuration; versions and commit as comments, for people."""
+    metrics = _Inside("metrics.jsonl")
+    """One JSON object a line: `start`, `train`, `val` and `done` events."""
+    log = _Inside("log.txt")
+    """What rank 0 said, for people."""
+    lock = _Inside("lock")
+    """Held while a job trains the run; names the job."""
+    failure = _Inside("failure.txt")
+    """The first cause of a failure, in the line that people saw, and whose it is."""
+    stop = _Inside("stopped.txt")
+    """Which signal stopped the run, and before which step."""
+    origin = _Inside("origin.txt")
+    """The checkpoint of another run with which this one began."""
+    checkpoints = _Inside("checkpoints")
+    """The folder of checkpoints."""
+    tensorboard = _Inside("tensorboard")
+    """The folder of TensorBoard's event files."""
+    profile = _Inside("profile")
+    """The folder of traces."""
+    stacks = _Inside("stacks")
+    """The folder in which the ranks of a job that hangs report."""
+    nccl = _Inside("nccl")
+    """The folder of NCCL's logs, by host and process."""
 
     @property
     def evaluations(self) -> list[Path]:

@@ -247,7 +247,7 @@ def test_a_fresh_checkout_is_told_how_to_get_a_run(tmp_path):
 
 def test_help_answers_before_anything_heavy_is_loaded():
     probe = (
-        "import sys, pipeline.runs as r\n"
+        "import sys, pipeline.runs.__main__ as r\n"
         "try: r.main(['--help'])\n"
         "except SystemExit: print([m for m in ('torch', 'numpy', 'horovod') if m in sys.modules])"
     )

@@ -35,7 +35,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 def at_steps(monkeypatch: pytest.MonkeyPatch, what: dict[int, Callable[[], object]]) -> None:
     """Something happens right before some of the real steps."""
-    real = engine.train_step
+    real = trainer.train_step
 
     def step(job, *rest):
         what.get(job.progress.step, lambda: None)()
@@ -79,16 +79,16 @@ def test_when_the_last_save_finds_no_room_all_ranks_end_with_the_cause_and_go_on
     script = (
         "import os, shutil, sys\n"
         "from pathlib import Path\n"
-        "from pipeline import engine\n"
+        "from pipeline.train import trainer\n"
         "from pipeline.system.failure import run_command\n"
-        "from pipeline.train import main\n"
-        "real, disk = engine.train_step, Path(sys.argv[1])\n"
+        "from pipeline.train.__main__ import main\n"
+        "real, disk = trainer.train_step, Path(sys.argv[1])\n"
         "def step(job, *rest):\n"
         "    if job.progress.step == 3 and job.world.rank == 0:\n"
         f"        room = shutil.disk_usage(disk).free - {ROOM_BYTES}\n"
         "        (disk / 'filler').write_bytes(bytes(room))\n"
         "    return real(job, *rest)\n"
-        "engine.train_step = step\n"
+        "trainer.train_step = step\n"
         "run_command(main, sys.argv[2:])\n"
     )
     settings = (EVERY_STEP, "--schedule.epochs=1", "--schedule.drop_epochs=[]")

@@ -55,7 +55,7 @@ def test_a_picture_that_cannot_be_drawn_costs_a_warning_and_not_the_run(small_da
         "import sys, pipeline.train.monitor.showing as s\n"
         "def broken(*_): raise ValueError('no such colour')\n"
         "s._pixels = broken\n"
-        "from pipeline.train import main; main(sys.argv[1:])"
+        "from pipeline.train.__main__ import main; main(sys.argv[1:])"
     )
     options = [*jobs.small_settings(small_data, tmp_path), "--schedule.epochs=1",
                "--schedule.drop_epochs=[]"]  # fmt: skip

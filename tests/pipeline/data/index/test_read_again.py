@@ -41,7 +41,7 @@ TRAIN_AND_TELL_OF_SCANS = """
 import sys
 from pipeline.data import manifest
 from pipeline.system.failure import launched_rank, run_command
-from pipeline.train import main
+from pipeline.train.__main__ import main
 
 def scan(tree, real=manifest.scan):
     print(f"rank {launched_rank()} scans {tree.directory}", flush=True)
