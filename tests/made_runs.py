@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from pipeline.config import Config
+from pipeline.train.folder import Holder
 
 CIFAR = {
     "data.dataset": "cifar-10", "data.root": "data/cifar-10", "data.train_crop": "padded",
@@ -41,13 +42,25 @@ class RunMaker:
         for key, value in settings.items():
             part, _, rest = key.partition(".")
             tree[part][rest] = value
-        header = "# torch: 2.13.0\n# commit: abc1234\n"
-        (folder / "config.yaml").write_text(header + yaml.safe_dump(tree))
+        (folder / "config.yaml").write_text(yaml.safe_dump(tree))
         sizes = {"steps": 4000, "epoch": 391, "val": 10_000, **size}
         batch = tree["data"]["global_batch_size"]
-        lines = list(events(last, finished, batch, **sizes))
+        lines = [start(), *events(last, finished, batch, **sizes)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         return folder
+
+
+def start(**facts: Any) -> dict[str, Any]:
+    """The line of a start that says no more than the versions and `facts`."""
+    versions = {"torch": "2.13.0", "commit": "abc1234"}
+    return {
+        "event": "start", "step": 0, "position": 0, "time": TIME, "versions": versions, **facts
+    }  # fmt: skip
+
+
+def held_by(host: str, process: int = 1, slurm_job: str | None = None) -> str:
+    """What the lock of a run on `host` says."""
+    return Holder(process, host, slurm_job, "2026-11-21 10:00:22").as_json
 
 
 def events(last: float, finished: bool, batch: int, steps: int, epoch: int, val: int) -> Any:

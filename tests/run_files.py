@@ -70,9 +70,14 @@ def state_differences(run: Path, other: Path) -> list[str]:
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without what depends on time."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in TIME_FIELDS} for line in lines]
+    """The lines of metrics.jsonl without what depends on time or on the number of starts."""
+    text = (run / "metrics.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    return [
+        {name: value for name, value in line.items() if name not in TIME_FIELDS}
+        for line in lines
+        if line["event"] != "start"
+    ]
 
 
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:

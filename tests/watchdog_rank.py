@@ -10,10 +10,13 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from pipeline.ranks.heartbeat import Heartbeat, Peer
 from pipeline.ranks.watchdog import Watchdog
+from pipeline.train.folder import RunFolder
+from pipeline.train.lock import tell_hang
 
 LIMIT_SEC = 1.0
 
@@ -76,7 +79,9 @@ def main() -> None:
     """Meets the others, then does its part under a watchdog."""
     folder, rank, doings = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(",")
     heartbeat = Heartbeat()
-    watchdog = Watchdog(folder, met(folder, rank, len(doings)), rank, heartbeat, LIMIT_SEC)
+    run, peers = RunFolder(folder), met(folder, rank, len(doings))
+    tell = partial(tell_hang, run, rank)
+    watchdog = Watchdog(run.stacks, peers, rank, heartbeat, LIMIT_SEC, tell)
     if rank == 0:
         watchdog.make_folder()
         (folder / "made").touch()

@@ -22,6 +22,7 @@ from launch.slurm.options import Program
 from launch.slurm.srun import one_per_node, one_per_node_environment, srun
 from pipeline.config import ConfigError
 from pipeline.system.text import counted
+from pipeline.train.folder import RunFolder
 
 _PATIENCE_SEC = 120.0
 _NCCL_PATIENCE_SEC = 900.0
@@ -102,7 +103,7 @@ def nccl_logging(run_dir: Path, env: Mapping[str, str]) -> dict[str, str]:
     if "NCCL_DEBUG" in env or "NCCL_DEBUG_FILE" in env:
         say("NCCL_DEBUG is set, so NCCL's transport is not looked at")
         return {}
-    folder = run_dir / "nccl"
+    folder = RunFolder(run_dir).nccl
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.log"):
         old.unlink()
@@ -115,7 +116,8 @@ def watch_nccl(run_dir: Path, nodes: int, nap_sec: float = 10.0) -> threading.Th
     def look() -> None:
         end = time.monotonic() + _NCCL_PATIENCE_SEC
         while time.monotonic() < end:
-            logs = [log.read_text(errors="replace") for log in (run_dir / "nccl").glob("*.log")]
+            found = RunFolder(run_dir).nccl.glob("*.log")
+            logs = [log.read_text(errors="replace") for log in found]
             if nccl_transport("\n".join(logs)) is not None:
                 _say_unless_ok(transport_check("\n".join(logs), nodes))
                 return

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
 import signal
 import sys
 import time
@@ -12,11 +12,11 @@ from pathlib import Path
 from launch.slurm import say
 from launch.slurm.allocation import Allocation, output_of
 from pipeline.config import ConfigError
-from pipeline.system.failure import ExitCode, first_cause, say_error
+from pipeline.system.failure import ExitCode, say_error
+from pipeline.train.folder import RunFolder, Stop, checkpoint_steps
 
 # A network file system may go on denying a file that another node has written.
 _PATIENCE_SEC = 5.0
-_FILES = ("failure.txt", "stopped.txt")
 
 
 def exit_code(code: int) -> int:
@@ -32,9 +32,10 @@ class End:
     """
 
     def __init__(self, run_dir: Path | None, allocation: Allocation, requeue: bool) -> None:
-        self._run_dir, self._job = run_dir, allocation.job
+        self._run = None if run_dir is None else RunFolder(run_dir)
+        self._job = allocation.job
         self._restarts, self._may_requeue = allocation.restarts, requeue
-        self._before = {name: self._read(name) for name in _FILES}
+        self._before = self._words()
         self._step_before = self._newest_step()
 
     def told(self, code: int, received: signal.Signals | None) -> int:
@@ -44,23 +45,23 @@ class End:
         """
         if code == 0:
             return ExitCode.FINISHED
-        found = self._wait_for_files() if self._run_dir is not None else {}
-        if "failure.txt" in found and self._run_dir is not None:
-            if found["failure.txt"]:
-                print(found["failure.txt"], file=sys.stderr, flush=True, end="")
+        run, found = self._run, self._wait_for_words()
+        if run is not None and run.failure in found:
+            if found[run.failure]:
+                print(found[run.failure], file=sys.stderr, flush=True, end="")
             else:
-                say_error(first_cause(self._run_dir) or "")
+                say_error(run.first_cause() or "")
             return exit_code(code)
-        if "stopped.txt" in found:  # a full disk has room for its name only
-            by = found["stopped.txt"].split(" ")[0]
+        if run is not None and run.stop in found:  # a full disk has room for its name only
+            by = Stop.read(found[run.stop]).signal
             return self._stopped(by or (received.name if received is not None else ""))
         if received is not None:  # it reached ranks that could not listen yet
             return self.early(received)
-        if code == ExitCode.WRONG_INPUT or self._run_dir is None:
+        if code == ExitCode.WRONG_INPUT or run is None:
             say(f"srun ended with code {code}; the cause stands above")
             return exit_code(code)
         say_error(
-            f"srun ended with code {code} and the ranks left no cause in {self._run_dir}; see the "
+            f"srun ended with code {code} and the ranks left no cause in {run.path}; see the "
             f"lines above, and sacct -j {self._job} for a signal, lack of memory or a lost node"
         )
         return ExitCode.FAILED
@@ -85,31 +86,29 @@ class End:
 
     def _newest_step(self) -> int:
         """Step of the newest checkpoint, by its name; -1 without any."""
-        names = self._run_dir.glob("checkpoints/step-*.pt") if self._run_dir else ()
-        found = (re.fullmatch(r"step-(\d+)\.pt", path.name) for path in names)
-        return max((int(match[1]) for match in found if match), default=-1)
+        steps = [] if self._run is None else checkpoint_steps(self._run.checkpoints)
+        return max(steps, default=-1)
 
-    def _wait_for_files(self) -> dict[str, str]:
-        """What the ranks have written, by name; waits a moment for the first of them."""
+    def _wait_for_words(self) -> dict[Path, str]:
+        """What the ranks have written of their end, by file; waits a moment for the first."""
         end = time.monotonic() + _PATIENCE_SEC
-        while True:
-            if self._run_dir is not None and self._run_dir.is_dir():
-                os.listdir(self._run_dir)  # makes NFS look again
-            now = {name: self._read(name) for name in _FILES}
-            new = {k: v[1] for k, v in now.items() if v is not None and v != self._before[k]}
+        while self._run is not None:
+            if self._run.path.is_dir():
+                os.listdir(self._run.path)  # makes NFS look again
+            now = self._words().items()
+            new = {path: word[1] for path, word in now if word != self._before.get(path)}
             if new or time.monotonic() > end:
                 return new
             time.sleep(0.5)
+        return {}
 
-    def _read(self, name: str) -> tuple[int, str] | None:
-        """When the file was written and what it says, if it is there."""
-        if self._run_dir is None:
-            return None
-        path = self._run_dir / name
-        try:
-            return path.stat().st_mtime_ns, path.read_text(encoding="utf-8")
-        except OSError:
-            return None
+    def _words(self) -> dict[Path, tuple[int, str]]:
+        """When each file on the end was written and what it says, of those there are."""
+        found = {}
+        for path in (self._run.failure, self._run.stop) if self._run is not None else ():
+            with contextlib.suppress(OSError):
+                found[path] = path.stat().st_mtime_ns, path.read_text(encoding="utf-8")
+        return found
 
 
 def requeue(job: str) -> None:

@@ -17,7 +17,8 @@ from launch.slurm.allocation import Node, nodes_from_json
 from launch.slurm.binding import bind_near_gpu
 from pipeline.config import ConfigError, require
 from pipeline.ranks.rendezvous import slot_environment, slots_of
-from pipeline.system.failure import ExitCode, record_first_cause, say_error
+from pipeline.system.failure import ExitCode, say_error
+from pipeline.train.folder import RunFolder
 
 NODES = "TRAINYARD_NODES"
 INTERFACE = "TRAINYARD_INTERFACE"
@@ -76,7 +77,8 @@ def _refuse(message: str) -> int:
     """Says on each node once what is wrong there, and notes it in the folder of the run."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all when the first rank has left
     if os.environ["SLURM_LOCALID"] == "0":
-        record_first_cause(Path(os.environ[RUN_DIR]) if RUN_DIR in os.environ else None, message)
+        if RUN_DIR in os.environ:
+            RunFolder(Path(os.environ[RUN_DIR])).record_first_cause(message)
         say_error(message)
     time.sleep(2.0)  # so that ranks of other nodes come as far as this, too
     return ExitCode.WRONG_INPUT

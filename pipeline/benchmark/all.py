@@ -50,6 +50,7 @@ from pipeline.ranks.places import own_share
 from pipeline.ranks.world import World
 from pipeline.system.failure import TrainingError
 from pipeline.system.text import counted
+from pipeline.train.folder import RunFolder
 from pipeline.train.monitor.monitor import RunMonitor
 from pipeline.train.trainer import Trainer
 from pipeline.train.verdict import Figures, judge
@@ -244,7 +245,7 @@ def _monitored(job: Trainer) -> Iterator[None]:
     """Lets `job` write its metrics, as part of a step."""
     job.config.run.path.mkdir(parents=True)
     images = job.course.total_steps * job.config.data.global_batch_size
-    job.monitor = RunMonitor(job.config.run.path, job.config, 0, 0, images)
+    job.monitor = RunMonitor(RunFolder(job.config.run.path), job.config, 0, 0, images)
     with contextlib.closing(job.monitor):
         yield
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
 
@@ -16,6 +16,9 @@ from pipeline.benchmark.checks import chosen, within
 from pipeline.config import Config, names_for
 from pipeline.config.errors import at_least_one, require
 from pipeline.config.reading import CONFIGS, add_overrides, overrides, read_yaml
+
+if TYPE_CHECKING:
+    from pipeline.train.folder import RunFolder
 
 LINK_RANKS = 2
 """Ranks on this machine between which the link is measured."""
@@ -103,17 +106,16 @@ def read_settings(parsed: Any, kind: Configured) -> dict[str, Any]:
     return found
 
 
-def _stored_run(path: Path) -> Path | None:
-    """The folder of the run whose resolved settings `path` holds; None: it holds no run's."""
-    from pipeline.train.folder import holds_run
+def _stored_run(path: Path) -> RunFolder | None:
+    """The run whose resolved settings `path` holds; None: it holds no run's."""
+    from pipeline.train.folder import run_of
 
-    return path.parent if path.name == "config.yaml" and holds_run(path.parent) else None
+    run = run_of(path)
+    return run if run is not None and run.config == path.absolute() and run.has_trained else None
 
 
-def _ranks(config: Config, stored: Path | None) -> int:
-    from pipeline.train.folder import read_ranks
-
-    found = None if stored is None else read_ranks(stored)
+def _ranks(config: Config, stored: RunFolder | None) -> int:
+    found: int | None = None if stored is None else stored.last("start").get("ranks")
     if found is not None:
         return found
     return 1 if config.data.global_batch_size <= config.data.local_batch_size else LINK_RANKS

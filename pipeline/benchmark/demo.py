@@ -15,7 +15,7 @@ from pipeline.benchmark.options import DemoOptions
 from pipeline.benchmark.result import Result, Spread
 from pipeline.prepare.drawn.demo import draw_demo
 from pipeline.system.failure import TrainingError
-from pipeline.train.monitor.metrics_file import read_metrics
+from pipeline.train.folder import RunFolder, find_runs
 
 _CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
 _AIM_SEC = 300.0
@@ -69,8 +69,8 @@ def _train(options: DemoOptions, data: Path, seed: int) -> dict[str, float]:
             last = "\n".join(done.stdout.splitlines()[-_LAST_LINES:])
             print(last, file=sys.stderr)
             raise TrainingError(f"the run of seed {seed} failed; its last lines stand above")
-        (metrics,) = Path(folder).glob("*/metrics.jsonl")
-        return {"wall_sec": seconds, **summary(read_metrics(metrics))}
+        (run,) = find_runs(Path(folder))
+        return {"wall_sec": seconds, **summary(RunFolder(run).lines())}
 
 
 def summary(lines: list[dict[str, Any]]) -> dict[str, float]:

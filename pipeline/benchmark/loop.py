@@ -30,6 +30,7 @@ from pipeline.config import Config
 from pipeline.data.dali import Batch, Loader
 from pipeline.ranks.world import World
 from pipeline.train.feed import Feed
+from pipeline.train.folder import RunFolder
 from pipeline.train.monitor.monitor import RunMonitor
 from pipeline.train.optimizer import build_optimizer
 from pipeline.train.phases import Phase, Phases
@@ -77,7 +78,7 @@ def _monitored_job(config: Config, device: torch.device, folder: Path) -> Traine
     job = resident_job(config, World(), device, folder)
     config.run.path.mkdir(parents=True)
     images = job.course.total_steps * config.data.global_batch_size
-    job.monitor = RunMonitor(config.run.path, config, 0, 0, images)
+    job.monitor = RunMonitor(RunFolder(config.run.path), config, 0, 0, images)
     return job
 
 

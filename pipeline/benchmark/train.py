@@ -18,7 +18,7 @@ from pipeline.benchmark.photos import make_photos
 from pipeline.benchmark.result import Result, Spread
 from pipeline.data.index.manifest import open_manifest
 from pipeline.system.failure import TrainingError
-from pipeline.train.monitor.metrics_file import read_metrics
+from pipeline.train.folder import RunFolder, find_runs
 
 _ROOT = Path(__file__).resolve().parents[2]
 _WARM_UP_LINES = 2  # kernels are tuned and compiled, the page cache and the queues fill
@@ -129,8 +129,8 @@ def _train(launch: list[str], chosen: dict[str, Any], runs: Path) -> list[dict[s
         cause = re.search(r"error: (.*)", done.stdout)
         reason = cause[1] if cause else "its last lines stand above"
         raise TrainingError(f"the run of ResNet-{chosen['model.depth']} failed: {reason}")
-    (metrics,) = runs.glob("*/metrics.jsonl")
-    lines = [line for line in read_metrics(metrics) if line["event"] == "train"]
+    (run,) = find_runs(runs)
+    lines = [line for line in RunFolder(run).lines() if line["event"] == "train"]
     return lines[_WARM_UP_LINES:]
 
 

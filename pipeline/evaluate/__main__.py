@@ -267,8 +267,9 @@ def write_results(options: Any, result: dict[str, Any], tally: Tally, val_set: I
     """On rank 0: the files that were asked for, and the result beside the first one's run."""
     from pipeline.data.classes import class_words
     from pipeline.evaluate import result as tables
-    from pipeline.evaluate.result import file_name, run_folder, write
+    from pipeline.evaluate.result import file_name, write
     from pipeline.system.console import log
+    from pipeline.train.folder import run_of
 
     if options.json is not None:
         write(Path(options.json), result)
@@ -277,12 +278,12 @@ def write_results(options: Any, result: dict[str, Any], tally: Tally, val_set: I
         tables.write_per_class(Path(options.per_class), tally, val_set, words)
     if options.confusion is not None:
         tables.write_confusion(Path(options.confusion), tally, val_set.classes)
-    run = run_folder(Path(options.checkpoint[0]))
+    run = run_of(Path(options.checkpoint[0]))
     if run is not None:
         try:
-            write(run / file_name(result), result)
+            write(run.path / file_name(result), result)
         except OSError as error:  # the run may be somebody else's; the result has been said
-            log.warning("warning: the result is not kept in %s: %s", run, error.strerror)
+            log.warning("warning: the result is not kept in %s: %s", run.path, error.strerror)
 
 
 if __name__ == "__main__":

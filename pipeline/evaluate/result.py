@@ -24,6 +24,7 @@ from pipeline.evaluate.members import Member
 from pipeline.evaluate.protocol import PAPER_SCALES, ViewProtocol
 from pipeline.system.files import write_text
 from pipeline.system.machine import versions
+from pipeline.train.folder import EVALUATION, run_of
 from pipeline.train.metrics import Validation, among_five, predicted_classes
 
 SCORES = (
@@ -95,7 +96,7 @@ def describe(
     """The result as JSON holds it: what was tested, how, and the exact counts. Beside the data hash
     of the images stands that of those that the training validated on."""
     first = members[0]
-    run = run_folder(first.path)
+    run = run_of(first.path)
     data = first.config.data
     return {
         "protocol": protocol.name,
@@ -108,7 +109,7 @@ def describe(
         "changed": changed(members, protocol),
         "weights": [member.trained.digest for member in members],
         "checkpoint": str(first.path),
-        "run": run.name if run else None,
+        "run": run.path.name if run else None,
         "step": first.trained.step,
         "config": {
             "model": dataclasses.asdict(first.config.model),
@@ -156,17 +157,10 @@ def changed(members: Sequence[Member], protocol: ViewProtocol) -> dict[str, Any]
     }
 
 
-def run_folder(checkpoint: Path) -> Path | None:
-    """The run of a checkpoint `<run>/checkpoints/<name>.pt`; None if it lies elsewhere."""
-    folder = checkpoint.absolute().parent
-    inside = folder.name == "checkpoints" and (folder.parent / "config.yaml").is_file()
-    return folder.parent if inside else None
-
-
 def file_name(result: dict[str, Any]) -> str:
     """`evaluate-<protocol>.json`; what differs from the plain protocol, with the settings of the
     training on its data, is part of the name. The checkpoint is not: see `step` and `weights`."""
-    words = ["evaluate", result["protocol"]]
+    words = [result["protocol"]]
     if result["scales"] and tuple(result["scales"]) != PAPER_SCALES:
         words += [str(scale) for scale in result["scales"]]
     words += ["mirror"] if result["mirror"] else []
@@ -175,7 +169,7 @@ def file_name(result: dict[str, Any]) -> str:
     words += ["test-images"] if result["test_images"] else []
     words += [f"{name.partition('.')[2]}-{value}" for name, value in result["changed"].items()]
     words += [f"data-{result['data_hash'][:8]}"] if result["other_data"] else []
-    return "-".join(words) + ".json"
+    return EVALUATION.format("-".join(words))
 
 
 def write(path: Path, result: dict[str, Any]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 _DIED = (
@@ -60,11 +61,18 @@ class Beat:
     def __str__(self) -> str:
         return f"phase {self.phase} of step {self.step} for {self.age_sec:.0f} s"
 
-    def line(self) -> str:
-        """The second line of a report."""
-        doing = "waiting for the other ranks" if self.waiting else "at work"
-        place = f"phase {self.phase} of step {self.step} for {self.age_sec:.1f} s"
-        return f"{place}, {doing}; the main thread's stack is the last\n"
+    @property
+    def as_json(self) -> str:
+        """One line of a report."""
+        return json.dumps(asdict(self)) + "\n"
+
+    @classmethod
+    def read(cls, line: str) -> Beat | None:
+        """The one in a line of a report; None if the line is not whole, or of something else."""
+        try:
+            return cls(**json.loads(line))
+        except (ValueError, TypeError):
+            return None
 
 
 class Heartbeat:

@@ -11,26 +11,23 @@ import contextlib
 import faulthandler
 import math
 import os
-import re
-import shutil
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.ranks.heartbeat import Beat, Heartbeat, Peer
-from pipeline.system.failure import ExitCode, record_first_cause, say_error
+from pipeline.system.failure import ExitCode
 
 if TYPE_CHECKING:
     from pipeline.ranks.world import World
 
 
 _NAMED = 3  # laggards that the sentence describes; the reports have the rest
-_LINE = re.compile(r"^phase (\S+) of step (\d+) for ([\d.]+) s, (at work|waiting)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -59,12 +56,9 @@ def read_report(folder: Path, peer: Peer) -> Report:
         text = report_path(folder, peer.rank).read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
-    found = _LINE.search(text)
-    beat = None
-    if found:
-        phase, step, age_sec, doing = found.groups()
-        beat = Beat(phase, int(step), float(age_sec), doing == "waiting")
-    return Report(peer, beat, "hread 0x" in text)  # "Thread 0x..." and "Current thread 0x..."
+    lines = (line for line in text.splitlines(keepends=True) if line.startswith("{"))
+    has_stacks = "hread 0x" in text  # "Thread 0x..." and "Current thread 0x..."
+    return Report(peer, Beat.read(next(lines, "")), has_stacks)
 
 
 def find_laggards(reports: Sequence[Report], limit_sec: float) -> list[Report]:
@@ -124,19 +118,13 @@ _ALARM_SEC, _ALARM_ALONE_SEC = 30.0, 5.0
 _DUMP_SEC = 0.5  # the C timer needs some milliseconds to write what it has begun
 
 
-def stacks_folder(run_dir: Path) -> Path:
-    """Where the reports of a hang lie."""
-    return run_dir / "stacks"
-
-
-def forget_stacks(run_dir: Path) -> None:
-    """Removes the reports of an earlier start of this run."""
-    shutil.rmtree(stacks_folder(run_dir), ignore_errors=True)
-
-
 @contextlib.contextmanager
-def watched(run_dir: Path, world: World, limit_sec: float | None) -> Iterator[None]:
-    """Collective. Watches over the body on every rank; None: not at all.
+def watched(
+    folder: Path, world: World, limit_sec: float | None, tell: Callable[[str], object]
+) -> Iterator[None]:
+    """Collective. Watches over the body on every rank; `limit_sec` None: not at all.
+
+    The ranks report in `folder`; `tell` says why a job that hangs ends, before its rank leaves.
 
     The files through which ranks talk are there before any rank needs them: a network file system
     shows other hosts what is in a known file at once, but a new file up to a minute late.
@@ -144,7 +132,7 @@ def watched(run_dir: Path, world: World, limit_sec: float | None) -> Iterator[No
     if limit_sec is None:
         yield
         return
-    watchdog = Watchdog(run_dir, world.peers, world.rank, world.heartbeat, limit_sec)
+    watchdog = Watchdog(folder, world.peers, world.rank, world.heartbeat, limit_sec, tell)
     world.on_rank0(watchdog.make_folder)
     world.together(watchdog.open_report)
     world.heartbeat.beat("start")
@@ -156,13 +144,13 @@ def watched(run_dir: Path, world: World, limit_sec: float | None) -> Iterator[No
 
 
 class Watchdog:
-    """Watches one rank. `peers` are all ranks of the job, by rank; they share `run_dir`."""
+    """Watches one rank. `peers` are all ranks of the job, by rank; they share `folder`."""
 
     def __init__(
-        self, run_dir: Path, peers: Sequence[Peer], rank: int, heartbeat: Heartbeat,
-        limit_sec: float,
+        self, folder: Path, peers: Sequence[Peer], rank: int, heartbeat: Heartbeat,
+        limit_sec: float, tell: Callable[[str], object],
     ) -> None:  # fmt: skip
-        self._run_dir, self._folder = run_dir, stacks_folder(run_dir)
+        self._folder, self._tell = folder, tell
         self._asked_file = self._folder / "asked"  # not empty: every rank is to report
         self._peers, self._rank = list(peers), rank
         self._heartbeat, self._limit_sec = heartbeat, limit_sec
@@ -184,7 +172,8 @@ class Watchdog:
         """For every rank, before any `start`: the report, so far with the rank's name only."""
         path = report_path(self._folder, self._rank)
         self._report = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
-        os.write(self._report, f"{self._peers[self._rank]}\n".encode())
+        head = f"{self._peers[self._rank]}; the main thread's stack is the last\n"
+        os.write(self._report, head.encode())
         os.fsync(self._report)
 
     def start(self) -> None:
@@ -237,8 +226,7 @@ class Watchdog:
             speaker = min(r.peer.rank for r in reports if r.beat is not None)
             if self._rank != speaker:
                 time.sleep(_SPEECH_SEC)
-            if record_first_cause(self._run_dir, message):  # else the cause is told already
-                self._say(message)
+            self._tell(message)
         except Exception:
             traceback.print_exc()
         finally:
@@ -246,7 +234,7 @@ class Watchdog:
 
     def _write_report(self, beat: Beat) -> None:
         faulthandler.cancel_dump_traceback_later()
-        os.write(self._report, beat.line().encode())
+        os.write(self._report, beat.as_json.encode())
         faulthandler.dump_traceback(file=self._report, all_threads=True)
         os.fsync(self._report)
         with open(self._asked_file, "ab") as file:
@@ -260,11 +248,3 @@ class Watchdog:
                 time.sleep(_DUMP_SEC)
                 return reports
             time.sleep(0.2)
-
-    def _say(self, message: str) -> None:
-        if self._rank != 0:  # whose log.txt this is; it may be the one that hangs
-            from pipeline.system.console import log_to_file
-
-            with contextlib.suppress(OSError):
-                log_to_file(self._run_dir)
-        say_error(message)

@@ -13,14 +13,8 @@ from pipeline.config import names_of
 from pipeline.config.effect import without_effect
 from pipeline.model.network import Network, network_of
 from pipeline.report.evaluations import Evaluation, read_evaluation, validation_in_training
-from pipeline.train.folder import (
-    HOLDS,
-    holds_run,
-    read_lines,
-    read_settings,
-    read_versions,
-    why_no_run,
-)
+from pipeline.train import folder as run_folder
+from pipeline.train.folder import HOLDS, RunFolder, last
 
 _IMAGES = {"imagenet-1k": (1_281_167, 50_000), "cifar-10": (50_000, 10_000)}
 """Training images, and those that the stated errors count (of CIFAR-10: the test images)."""
@@ -48,7 +42,7 @@ class Run:
         return network_of(part)
 
     def events(self, event: str) -> list[dict[str, Any]]:
-        """The lines of one kind: train, val or done."""
+        """The lines of one kind: start, train, val or done."""
         return [line for line in self.lines if line.get("event") == event]
 
     @property
@@ -142,7 +136,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 def find_runs(below: Path) -> list[Path]:
     """The folders below `below` that hold a run. Raises ValueError if there is none."""
-    found = sorted(path.parent for path in below.rglob("config.yaml") if holds_run(path.parent))
+    found = [run for run in run_folder.find_runs(below) if RunFolder(run).has_trained]
     if not found:
         raise ValueError(
             f"there is no run below {below}/ ({HOLDS}); train one, as with make train, or give the "
@@ -156,13 +150,9 @@ def read_run(folder: Path) -> Run:
 
     Raises ValueError naming the folder if it holds no run, or a file in it that cannot be read.
     """
-    if not holds_run(folder):
-        raise ValueError(why_no_run(folder))
-    settings = read_settings(folder)
-    return Run(
-        folder,
-        settings,
-        read_versions(folder),
-        read_lines(folder),
-        [read_evaluation(path) for path in sorted(folder.glob("evaluate-*.json"))],
-    )
+    run = RunFolder(folder)
+    if not run.has_trained:
+        raise ValueError(run.why_no_run())
+    lines = run.lines()
+    evaluated = [read_evaluation(path) for path in run.evaluations]
+    return Run(folder, run.settings(), last(lines, "start").get("versions", {}), lines, evaluated)

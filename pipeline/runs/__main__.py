@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
 
 
 def _show(follow: str | None, runs: list[str], as_json: bool) -> None:
-    from pipeline.runs.naming import find_run
+    from pipeline.runs.listing import find_run
 
     if follow is not None:
         if len(runs) > 1:
@@ -79,7 +79,7 @@ def _listed(name: str | None = None) -> Path:
 
     Without any run the folder of all need not be there.
     """
-    from pipeline.runs.naming import find_run
+    from pipeline.runs.listing import find_run
 
     if name is None or Path(name).is_dir():
         return RUNS if name is None else Path(name)
@@ -88,7 +88,6 @@ def _listed(name: str | None = None) -> Path:
 
 def _list(below: Path, as_json: bool) -> None:
     from pipeline.runs import listing
-    from pipeline.runs.naming import TRAIN
 
     found = listing.list_runs(below)
     if as_json:
@@ -97,17 +96,18 @@ def _list(below: Path, as_json: bool) -> None:
     if found.runs or found.skipped:
         print(listing.describe(found, below))
     if not found.runs:
-        print(f"no run below {below}/" if below.exists() else f"no run yet below {below}/: {TRAIN}")
+        below_it = f"below {below}/"
+        print(f"no run {below_it}" if below.exists() else f"no run yet {below_it}: {listing.TRAIN}")
 
 
 def _compare(folders: list[Path], as_json: bool) -> None:
-    from pipeline.runs.differences import describe, differences
+    from pipeline.runs.listing import describe_differences, differences
 
     found = differences(folders)
     if as_json:
         print(json.dumps({"runs": [str(folder) for folder in folders], "settings": found}))
     else:
-        print(describe(folders, found))
+        print(describe_differences(folders, found))
 
 
 def _follow(folder: Path, as_json: bool) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import sys
 import time
 from collections.abc import Mapping
@@ -14,7 +12,8 @@ from pipeline.runs.state import RunReader, RunState
 from pipeline.runs.tail import NewLines
 from pipeline.system.console import say
 from pipeline.system.failure import ExitCode
-from pipeline.train.monitor.progress import Progress, train_line
+from pipeline.train.folder import RunFolder
+from pipeline.train.monitor.progress import Progress
 from pipeline.train.verdict import kind_of, seen
 
 _LOOK_SEC = 0.5
@@ -24,63 +23,31 @@ _LINES_BEFORE = 10
 
 _ENDS = ("finished", "stopped", "failed")
 _CODES = {"finished": ExitCode.FINISHED, "stopped": ExitCode.STOPPED}
-_TRAINED = re.compile(r"\bepoch \d+ step \d+ loss\b.*")
 
 
 class PlainLines:
-    """A run as lines for people: its log.txt, and those lines of training that a progress bar
-    has kept out of it."""
+    """A run as lines for people, from its log."""
 
     def __init__(self, folder: Path) -> None:
-        self._log, self._metrics = NewLines(folder / "log.txt"), NewLines(folder / "metrics.jsonl")
-        self._waiting: list[str] = []
-        # By their text, as a later start may take the same steps again.
-        self._logged: set[str] = set()
-        self._metrics()  # those of the past are in the log, or were on another screen
+        self.new = NewLines(RunFolder(folder).log)
+        """What has come since the last call."""
 
     def past(self) -> list[str]:
         """The last lines that were there before."""
-        return self._logged_now()[-_LINES_BEFORE:]
-
-    def new(self) -> list[str]:
-        """What has come since. A line of metrics waits for one call: the log has it after that."""
-        metrics = self._metrics()
-        log = self._logged_now()
-        unlogged = [text for line in self._waiting if (text := self._plain(line))]
-        self._waiting = metrics
-        return unlogged + log
-
-    def _logged_now(self) -> list[str]:
-        """The log's new lines; those of training need no line of metrics any more."""
-        log = self._log()
-        self._logged.update(found[0] for line in log if (found := _TRAINED.search(line)))
-        return log
-
-    def _plain(self, line: str) -> str | None:
-        try:
-            metrics = json.loads(line)
-            if metrics["event"] != "train" or (text := train_line(metrics)) in self._logged:
-                return None
-            stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(metrics["time"]))
-            return f"{stamp} {text}"
-        except (ValueError, KeyError, TypeError):
-            return None  # cut, or of another version: not worth the follower's life
+        return self.new()[-_LINES_BEFORE:]
 
 
 class MetricsLines:
     """A run as its lines of metrics, as they stand in the file."""
 
     def __init__(self, folder: Path) -> None:
-        self._metrics = NewLines(folder / "metrics.jsonl")
+        self.new = NewLines(RunFolder(folder).metrics)
+        """What has come since the last call."""
 
     def past(self) -> list[str]:
         """None: whoever wants them reads the file."""
-        self._metrics()
+        self.new()
         return []
-
-    def new(self) -> list[str]:
-        """What has come since."""
-        return self._metrics()
 
 
 def follow(
@@ -111,9 +78,8 @@ def follow(
         if run.state in _ENDS or (given_up is not None and now >= given_up):
             break
         time.sleep(_LOOK_SEC)
-    for _ in range(2):  # the last line of metrics waits for one call
-        for line in source.new():
-            screen.say(line)
+    for line in source.new():
+        screen.say(line)
     failed_later = run.state == "finished" and bool(run.note)
     return run, ExitCode.FAILED if failed_later else _CODES.get(run.state, ExitCode.FAILED)
 

@@ -1,16 +1,24 @@
-"""All runs below a folder, and what keeps the other folders from being one."""
+"""The runs below a folder, which of them a person means, and in what they differ."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.runs.differences import distinctions, in_short
-from pipeline.runs.state import RunState, duration, is_run, read_state
+from pipeline.config import ConfigError, names_of, settings
+from pipeline.config.effect import without_effect
+from pipeline.config.help import shown
+from pipeline.runs.state import RunState, duration, read_state
 from pipeline.system.text import table
+from pipeline.train.folder import RunFolder, find_runs, search, unreadable
+
+TRAIN = "make train trains the demo, python -m pipeline.train any other"
+"""What to do where there is no run yet."""
+
+_NAMED = 8  # runs in an answer to a name that none has
 
 
 @dataclass
@@ -24,54 +32,18 @@ class Listing:
 def list_runs(below: Path) -> Listing:
     """The runs below `below`, or the one that it is; none below what is no folder."""
     listing = Listing()
-    for folder, reason in _search(below) if below.is_dir() else ():
+    for folder, reason in search(below):
         if not reason:
             try:
                 listing.runs.append(read_state(folder))
                 continue
             except OSError as error:
-                reason = _unreadable(error)
+                reason = unreadable(error)
             except ValueError as error:
                 reason = str(error)
         listing.skipped.append((folder, reason))
     listing.runs.sort(key=lambda run: (run.last_sign or 0.0, run.folder))
     return listing
-
-
-def run_folders(below: Path) -> list[Path]:
-    """The folders of the runs below `below`, in order, not looked into; none if it is no folder."""
-    return [folder for folder, reason in _search(below) if not reason] if below.is_dir() else []
-
-
-def _unreadable(error: OSError) -> str:
-    name = f" of {Path(error.filename).name}" if error.filename else ""
-    return f"cannot be read ({error.strerror}{name})"
-
-
-def _search(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Runs, with an empty reason, and the topmost folders without any, with the reason."""
-    try:
-        if is_run(folder):
-            yield folder, ""
-            return
-        with os.scandir(folder) as entries:
-            inner = sorted(Path(e.path) for e in entries if e.is_dir() and e.name[0] != ".")
-    except OSError as error:
-        yield folder, _unreadable(error)
-        return
-    for child in inner:
-        try:
-            found = [] if child.is_symlink() and not is_run(child) else list(_search(child))
-        except OSError as error:  # a link into somebody else's folder
-            yield child, _unreadable(error)
-            continue
-        if any(not reason or reason != _NO_RUN for _, reason in found):
-            yield from found
-        else:
-            yield child, _NO_RUN
-
-
-_NO_RUN = "is no run: it has no config.yaml and no lock"
 
 
 def as_json(listing: Listing) -> dict[str, Any]:
@@ -128,3 +100,133 @@ def _epoch(run: RunState) -> str:
         return f"{run.epoch:g}"
     digits = 1 if run.epochs >= 1 else 2
     return f"{run.epoch:.{digits}f}/{round(run.epochs, digits):g}"
+
+
+_PARTS = ("optim", "schedule", "model", "data", "run")
+_SHOWN = 4  # differences in a column
+
+
+def distinctions(runs: Sequence[RunState]) -> list[dict[str, Any]]:
+    """For each run its settings, by `part.name`, that are not the same in all runs of its network,
+    what people ask for first in front. Settings without effect in a run do not count there.
+
+    A run that is the only one of its network has none, nor one whose configuration is not there.
+    """
+    by_network: dict[str | None, list[int]] = {}
+    for number, run in enumerate(runs):
+        if run.settings:
+            by_network.setdefault(run.network, []).append(number)
+    found: list[dict[str, Any]] = [{} for _ in runs]
+    for members in by_network.values():
+        counting = [_counting(runs[number]) for number in members]
+        names = dict.fromkeys(name for own in counting for name in own)
+        for name in sorted(names, key=_place):
+            if any(own.get(name) != counting[0].get(name) for own in counting):
+                for number, own in zip(members, counting, strict=True):
+                    if name in own:
+                        found[number][name] = own[name]
+    return found
+
+
+def _counting(run: RunState) -> dict[str, Any]:
+    try:
+        idle = set(without_effect(run.settings))
+    except (KeyError, TypeError):  # of another version
+        idle = set()
+    # The name stands beside them, and what is of a start is not of the run.
+    own = {name for name in names_of("place") if name.startswith("run.")}
+    left_out = idle | own | set(names_of("start"))
+    return {name: value for name, value in run.settings.items() if name not in left_out}
+
+
+def _place(name: str) -> tuple[int, int, str]:
+    part, said = name.partition(".")[0], settings().get(name)
+    return (
+        (said.asked if said else None) or len(settings()),
+        _PARTS.index(part) if part in _PARTS else len(_PARTS),
+        name,
+    )
+
+
+def in_short(differing: dict[str, Any]) -> str:
+    """The first few for a column: `base_lr=0.1 seed=1`."""
+    parts = [f"{name.rpartition('.')[2]}={shown(value)}" for name, value in differing.items()]
+    if len(parts) > _SHOWN:
+        parts[_SHOWN:] = [f"and {len(parts) - _SHOWN} more"]
+    return " ".join(parts) or "-"
+
+
+def differences(folders: Sequence[Path]) -> dict[str, list[Any]]:
+    """The settings in which the runs differ, by `part.name`, each with its value in every run;
+    versions of packages and the commit as `versions.<name>`, None where a run does not say.
+
+    Raises ValueError for a folder that is no run or has no configuration.
+    """
+    known = [_facts(folder) for folder in folders]
+    names = dict.fromkeys(name for facts in known for name in facts if name != "run.name")
+    values = {name: [facts.get(name) for facts in known] for name in names}
+    return {name: found for name, found in values.items() if any(v != found[0] for v in found)}
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    run = RunFolder(folder)
+    if not run.config.is_file():
+        if run.is_run:
+            raise ValueError(
+                f"the run {folder} has no config.yaml: it did not come as far as its first step; "
+                "start it again, or leave it out"
+            )
+        raise ValueError(run.why_no_run())
+    versions = run.last("start").get("versions", {})
+    return run.settings() | {f"versions.{name}": value for name, value in versions.items()}
+
+
+def describe_differences(folders: Sequence[Path], found: dict[str, list[Any]]) -> str:
+    """The differences for people: one line a setting, one column a run."""
+    if not found:
+        return "the runs have the same settings"
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+    rows = [(name, *map(_shown, values)) for name, values in found.items()]
+    return table(("setting", *names), rows)
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def find_run(name: str, below: Path) -> Path:
+    """The run of this name below `below`, or the one in the folder of this path.
+
+    Raises ConfigError that says where was looked and which runs there are.
+    """
+    folders = (below / name, Path(name))
+    for folder in folders:
+        try:
+            if RunFolder(folder).is_run:
+                return folder
+        except OSError as error:
+            raise ConfigError(
+                f"{folder} cannot be read: {error.strerror}; give a run of yours"
+            ) from error
+    there = next((folder for folder in folders if folder.exists()), None)
+    if there is not None and not find_runs(there):
+        raise ConfigError(RunFolder(there).why_no_run())
+    if "/" in name and there is None and Path(name).parent.is_dir():
+        name, below = Path(name).name, Path(name).parent
+    raise ConfigError(_no_such_run(name, there or below))
+
+
+def _no_such_run(name: str, below: Path) -> str:
+    if not below.is_dir():
+        what = "is a file" if below.exists() else "does not exist"
+        return (
+            f"there is no run {name}: {below}/ {what}; give the folder that holds the runs, or "
+            f"train one: {TRAIN}"
+        )
+    known = [str(folder.relative_to(below)) for folder in find_runs(below)]
+    if not known:
+        return f"there is no run {name} below {below}/, nor any other; train one: {TRAIN}"
+    more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
+    return f"there is no run {name} below {below}/; there are: {', '.join(known[:_NAMED])}{more}"

@@ -8,58 +8,25 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
-import socket
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 
-_WORD = re.compile(
-    r"process (?P<pid>\d+) on (?P<host>[^\s,]+)(, Slurm job (?P<job>[^\s,]+))?"
-    r"(, since (?P<since>[\d: -]+))?"
-)
+from pipeline.train.folder import Holder, RunFolder
+
 _FLOCK = "hhqqi"  # struct flock of 64-bit Linux: type, whence, start, length, process
 
 
-@dataclass(frozen=True)
-class Holder:
-    """The job that has the run's lock, or had it last. `since` is its host's local time."""
-
-    process: int
-    host: str
-    slurm_job: str | None
-    since: str | None
-
-    @property
-    def is_here(self) -> bool:
-        """Whether it runs, or ran, on this host."""
-        return self.host == socket.gethostname()
-
-
-def last_holder(folder: Path) -> Holder | None:
-    """Who wrote its name into the run's lock last; None if nobody did, or it cannot be read."""
-    try:
-        text = (folder / "lock").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    found = _WORD.match(text)
-    if found is None:
-        return None
-    since = found["since"]
-    return Holder(int(found["pid"]), found["host"], found["job"], since.strip() if since else None)
-
-
-def is_locked(folder: Path) -> bool:
+def is_locked(run: RunFolder) -> bool:
     """Whether a lock on the run is seen from this host.
 
     Sees every lock of this host and, where the file system's server tells (NFS), those of others;
     on Lustre the locks of other hosts stay unseen.
     """
     try:
-        about = (folder / "lock").stat()
+        about = run.lock.stat()
     except OSError:
         return False
-    return _in_table(about, last_holder(folder)) or _server_says(folder / "lock")
+    return _in_table(about, run.holder()) or _server_says(run.lock)
 
 
 def _in_table(about: os.stat_result, holder: Holder | None) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import re
 import statistics
 import time
 from collections import deque
@@ -13,18 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.model.network import network_of
-from pipeline.runs.lock_holder import Holder, is_locked, last_holder
+from pipeline.runs.lock_holder import is_locked
 from pipeline.runs.tail import Tail
-from pipeline.system.failure import first_cause
-from pipeline.train.folder import read_settings
+from pipeline.train.folder import Holder, RunFolder
 
 State = Literal["running", "silent", "finished", "stopped", "failed", "interrupted"]
 """silent: on a host whose locks are not seen here, and it has written nothing for longer than
 run.step_timeout_sec. It may be dead; or it validates, which may take any time and writes nothing on
 the way. interrupted: it ended without a word, for it ran on this host and its lock is free."""
-
-_SIGNS = ("metrics.jsonl", "log.txt", "checkpoints", "lock")
-"""What a run that makes progress writes to; of a folder the time of the newest file in it."""
 
 _SILENT_SEC = 600.0
 """A run with no step_timeout_sec on a host whose locks are not seen counts as running so long."""
@@ -32,17 +28,15 @@ _SILENT_SEC = 600.0
 _SPEEDS = 5
 """Lines of training whose median is a run's speed: one alone may have met a busy machine."""
 
-_STEPS = re.compile(rb" batch: .* steps \d+ to (\d+)$")
-_IMAGES = re.compile(rb" data: (\d+) train and ")
-
 
 @dataclass(frozen=True)
 class RunState:
     """One run as it stands.
 
     `step` is the number of steps done, of `total_steps`; `epoch` the passes over the training
-    images, of `epochs` (of a run whose length is set in steps and whose log is gone: whole passes,
-    and None); top-1 is a fraction; `last_sign` is in seconds since 1970. Else None means not known.
+    images, of `epochs` (of a run whose length is set in steps and whose start is not known: whole
+    passes, and None); top-1 is a fraction; `last_sign` is in seconds since 1970. Else None means
+    not known.
     `note` says what the state does not: the signal, the first cause of a failure.
     `images_per_sec` is the median of the last lines of training, `latest` the very last of them;
     `settings` are all by `part.name`, none of a run that did not come as far.
@@ -83,11 +77,6 @@ class RunState:
         }  # fmt: skip
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a run has begun in `folder`, however far it came: it holds config.yaml or lock."""
-    return (folder / "config.yaml").is_file() or (folder / "lock").is_file()
-
-
 def read_state(folder: Path) -> RunState:
     """The run in `folder` as it stands now. Raises ValueError or OSError if it cannot be read."""
     return RunReader(folder).read()
@@ -97,29 +86,26 @@ class RunReader:
     """How one run stands, looked at again and again; a look reads only what is new."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._metrics, self._log = Tail(folder / "metrics.jsonl"), Tail(folder / "log.txt")
-        self._so_far = _SoFar()
-        self._said = _Said()
+        self._run = RunFolder(folder)
+        self._metrics, self._so_far = Tail(self._run.metrics), _SoFar()
         self._settings: tuple[tuple[int, ...], dict[str, Any]] = ((), {})
 
     def read(self) -> RunState:
         """As it stands now. Raises ValueError or OSError if it cannot be read."""
-        folder = self._folder
+        run = self._run
         # Before the metrics: a run that ends in between then counts as running, not as interrupted.
-        holder, locked = last_holder(folder), is_locked(folder)
+        holder, locked = run.holder(), is_locked(run)
         settings = self._settings_now(locked)
         so_far = self._metrics_now()
-        sign = last_sign(folder)
+        sign = last_sign(run)
         limit_sec = settings.get("run.step_timeout_sec") or _SILENT_SEC
         if locked:
             state, note = _running(so_far)
         else:
-            state, note = _ended(folder, so_far) or _without_word(holder, sign, limit_sec)
-        self._read_log()
+            state, note = _ended(run, so_far) or _without_word(holder, sign, limit_sec)
         total, (epoch, epochs) = self._total_steps(settings), self._epochs(settings)
         return RunState(
-            folder=folder,
+            folder=run.path,
             state=state,
             note=note,
             network=_network(settings),
@@ -138,13 +124,13 @@ class RunReader:
     def _settings_now(self, locked: bool) -> dict[str, Any]:
         """None of a run that did not come as far, or that is just writing them."""
         try:
-            about = (self._folder / "config.yaml").stat()
+            about = self._run.config.stat()
         except FileNotFoundError:
             return {}
         version = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
         if self._settings[0] != version:
             try:
-                self._settings = (version, read_settings(self._folder))
+                self._settings = (version, self._run.settings())
             except ValueError:
                 if locked:
                     return {}
@@ -159,36 +145,19 @@ class RunReader:
             self._so_far.add(line)
         return self._so_far
 
-    def _read_log(self) -> None:
-        anew, lines = self._log.read()
-        if anew:
-            self._said = _Said()
-        for line in lines:
-            if found := _STEPS.search(line):
-                self._said.total_steps = int(found[1])
-            elif found := _IMAGES.search(line):
-                self._said.train_images = int(found[1])
-
     def _total_steps(self, settings: dict[str, Any]) -> int | None:
-        """Length of the run: as set, or as its last start has said, since it hangs on the data."""
+        """Length of the run: as set, or as its last start found it from the data."""
         set_to = settings.get("schedule.steps")
-        return self._said.total_steps if set_to is None else int(set_to)
+        return self._so_far.start.get("total_steps") if set_to is None else int(set_to)
 
     def _epochs(self, settings: dict[str, Any]) -> tuple[float | None, float | None]:
         """Passes over the training images done, and all of them."""
         step, total = self._so_far.step, self._total_steps(settings)
         epochs, batch = settings.get("schedule.epochs"), settings.get("data.global_batch_size")
-        if epochs is None and total and batch and self._said.train_images:
-            epochs = total * batch / self._said.train_images
+        images = self._so_far.start.get("train_images")
+        if epochs is None and total and batch and images:
+            epochs = total * batch / images
         return (step / total * epochs if total and epochs else self._so_far.epoch), epochs
-
-
-@dataclass
-class _Said:
-    """What the last start has said in the log of its data and length."""
-
-    total_steps: int | None = None
-    train_images: int | None = None
 
 
 @dataclass
@@ -200,6 +169,7 @@ class _SoFar:
     step: int = 0
     epoch: float | None = None
     best_top1: float | None = None
+    start: dict[str, Any] = field(default_factory=dict)
     latest: dict[str, Any] = field(default_factory=dict)
     speeds: deque[float] = field(default_factory=lambda: deque(maxlen=_SPEEDS))
 
@@ -211,8 +181,11 @@ class _SoFar:
             return
         if not isinstance(metrics, dict):
             return
-        self.any = True
         event, step, epoch, top1 = map(metrics.get, ("event", "step", "epoch", "top1"))
+        if event == "start":
+            self.start = metrics
+        else:
+            self.any = True
         self.done = self.done or event == "done"
         if isinstance(step, int):
             self.step = max(self.step, step)
@@ -230,16 +203,17 @@ def _running(so_far: _SoFar) -> tuple[State, str]:
     return "running", "" if so_far.any else "starting"
 
 
-def _ended(folder: Path, so_far: _SoFar) -> tuple[State, str] | None:
+def _ended(run: RunFolder, so_far: _SoFar) -> tuple[State, str] | None:
     """What a run that is not locked has said of its end; None: nothing. A start removes what the
     end before it left, so that a word on the end is of the last start."""
-    failure = first_cause(folder)
+    failure, stop = run.first_cause(), run.stopped()
     if so_far.done:
         return "finished", f"a later start failed: {failure}" if failure else ""
     if failure:
         return "failed", failure
-    stopped = _first_line(folder / "stopped.txt")
-    return ("stopped", f"by {stopped}") if stopped else None
+    if stop is None:
+        return None
+    return "stopped", "" if stop.signal is None else f"by {stop.signal} before step {stop.step}"
 
 
 def _without_word(holder: Holder | None, sign: float | None, limit_sec: float) -> tuple[State, str]:
@@ -252,14 +226,13 @@ def _without_word(holder: Holder | None, sign: float | None, limit_sec: float) -
     return "silent", f"no sign for {duration(age_sec)}; its host {holder.host} is not this one"
 
 
-def last_sign(folder: Path) -> float | None:
+def last_sign(run: RunFolder) -> float | None:
     """When the run last wrote anything, in seconds since 1970; None if it never did."""
     found = []
-    for name in _SIGNS:
-        try:
-            found.append((folder / name).stat().st_mtime)
-        except OSError:
-            continue
+    # What a run that makes progress writes to; of a folder the time of the newest file in it.
+    for path in (run.metrics, run.log, run.checkpoints, run.lock):
+        with contextlib.suppress(OSError):
+            found.append(path.stat().st_mtime)
     return max(found, default=None)
 
 
@@ -269,14 +242,6 @@ def duration(seconds: float) -> str:
         if seconds >= size:
             return f"{int(seconds / size)} {unit}"
     return f"{int(seconds)} s"
-
-
-def _first_line(path: Path) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.readline().strip()
-    except FileNotFoundError:
-        return ""
 
 
 def _network(settings: dict[str, Any]) -> str | None:

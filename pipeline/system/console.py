@@ -50,6 +50,8 @@ class ConsoleHandler(logging.Handler):
         self._stream = stream
 
     def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "on_bar", False):
+            return
         of_level = sys.stdout if record.levelno < logging.WARNING else sys.stderr
         stream = self._stream or of_level
         line = self.format(record)
@@ -91,9 +93,9 @@ def start_logging(rank: int) -> None:
     logging.raiseExceptions = False  # a full disk under log.txt must not end the training
 
 
-def log_to_file(run_dir: Path) -> None:
-    """Adds `log.txt` of the run to where rank 0 writes."""
-    handler = logging.FileHandler(run_dir / "log.txt", encoding="utf-8")
+def log_to_file(path: Path) -> None:
+    """Adds the file `path` to where this rank writes."""
+    handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(_LineFormatter())
     log.addHandler(handler)
 

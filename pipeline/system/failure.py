@@ -5,17 +5,14 @@ Imports nothing heavy, so that a wrong setting is answered before torch is loade
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from enum import IntEnum
-from pathlib import Path
 from typing import NoReturn
 
 log = logging.getLogger("trainyard")
@@ -77,48 +74,6 @@ def say_error(message: str) -> None:
             print(f"error: {sentence}", file=sys.stderr, flush=True)
     except OSError:
         pass  # The launcher may have closed the pipe already; failure.txt still has the cause.
-
-
-def record_first_cause(run_dir: Path | None, message: str) -> bool:
-    """Writes `failure.txt` unless a rank has done so already; True when this call wrote it."""
-    if run_dir is None or not run_dir.is_dir():
-        return True
-    text = f"error: {' '.join(message.split())}\nrank {launched_rank()} on {socket.gethostname()}\n"
-    try:
-        with open(run_dir / "failure.txt", "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        return False
-    except OSError:
-        pass  # A full or vanished disk must not hide the cause, which is printed next.
-    return True
-
-
-def first_cause(run_dir: Path) -> str | None:
-    """The cause in a run's `failure.txt`, or None if it did not fail.
-
-    A file without words is a failure too: the disk had room for its name only.
-    """
-    try:
-        with open(run_dir / "failure.txt", encoding="utf-8", errors="replace") as file:
-            line = file.readline().strip()
-    except FileNotFoundError:
-        return None
-    return line.removeprefix("error: ") or (
-        "the disk was too full for the cause, which stands on the console of the job"
-    )
-
-
-def record_stop(run_dir: Path, by: str, step: int) -> None:
-    """Writes `stopped.txt`: which signal stopped the run, and before which step."""
-    with contextlib.suppress(OSError):  # a full disk: the checkpoint is written, and that counts
-        (run_dir / "stopped.txt").write_text(f"{by} before step {step}\n", encoding="utf-8")
-
-
-def forget_last_end(run_dir: Path) -> None:
-    """Removes what an earlier start of this run left about its end."""
-    for name in ("failure.txt", "stopped.txt"):
-        (run_dir / name).unlink(missing_ok=True)
 
 
 def run_command(main: Callable[[list[str]], object], argv: list[str]) -> NoReturn:

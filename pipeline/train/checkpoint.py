@@ -11,7 +11,6 @@ import errno
 import hashlib
 import logging
 import os
-import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,13 +27,13 @@ from pipeline.data.normalisation import Normalisation
 from pipeline.model.network import make_model
 from pipeline.system.failure import TrainingError
 from pipeline.system.files import remove_partials, replacing
+from pipeline.train.folder import best_checkpoint, checkpoint_path, checkpoint_steps
 
 log = logging.getLogger("trainyard")
 
 FORMAT = 1
 """Version of a checkpoint's content; raised when a reader of the old one would go wrong."""
 
-_NAME = re.compile(r"step-(\d{9})\.pt")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -187,19 +186,16 @@ class CheckpointFolder:
 
     def path(self, step: int) -> Path:
         """Where the checkpoint before step `step` lies."""
-        return self.folder / f"step-{step:09d}.pt"
+        return checkpoint_path(self.folder, step)
 
     @property
     def best(self) -> Path:
         """Where the checkpoint of the best validation lies."""
-        return self.folder / "best.pt"
+        return best_checkpoint(self.folder)
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints there are, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        found = (_NAME.fullmatch(entry.name) for entry in self.folder.iterdir())
-        return sorted(int(match.group(1)) for match in found if match)
+        return checkpoint_steps(self.folder)
 
     def save(self, step: int, content: Mapping[str, Any], best: bool = False) -> Path:
         """Writes the checkpoint before step `step`, then removes all but the newest `keep`.

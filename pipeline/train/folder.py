@@ -1,171 +1,316 @@
-"""A run's folder: what lies in it, its lock, and the first cause of a failure."""
+"""A run's folder: the names of its files, what is in them, and which folders are runs.
+
+The one contract of those who write such a folder and those who read it. Imports nothing heavy, as
+commands that only look answer at once.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pipeline.config import Config
-from pipeline.ranks.watchdog import forget_stacks
-from pipeline.ranks.world import World
-from pipeline.system import files
-from pipeline.system.console import log_to_file
-from pipeline.system.failure import (
-    FellWithPeer,
-    PeerLost,
-    Reported,
-    Stopped,
-    TrainingError,
-    forget_last_end,
-    record_first_cause,
-)
+from pipeline.system.failure import launched_rank
 from pipeline.train.monitor.metrics_file import read_metrics
 
 HOLDS = "a run's folder holds config.yaml and metrics.jsonl"
-_MARKS = ("config.yaml", "metrics.jsonl")
-_RANKS = re.compile(r" batch: \d+ = ([\d,]+) ranks? x ")
+NO_RUN = "is no run: it has no config.yaml and no lock"
+EVALUATION = "evaluate-{}.json"
+"""A result of `pipeline.evaluate`; the words in it say what was evaluated."""
+
+_CHECKPOINT = re.compile(r"step-(\d{9})\.pt")
 
 
-def holds_run(folder: Path) -> bool:
-    """Whether `folder` is that of a run which has come as far as training."""
-    return all((folder / name).is_file() for name in _MARKS)
+@dataclass(frozen=True)
+class Holder:
+    """The job that has a run's lock, or had it last. `since` is its host's local time."""
 
+    process: int
+    host: str
+    slurm_job: str | None
+    since: str | None
 
-def why_no_run(folder: Path) -> str:
-    """What is wrong with a `folder` that `holds_run` denies, in one sentence."""
-    if not folder.exists():
-        return f"{folder} is no run: there is no such folder; {HOLDS}"
-    if not folder.is_dir():
-        return f"{folder} is no run but a file; give the run's folder: {HOLDS}"
-    inner = sorted({p.parent for p in folder.glob("*/config.yaml") if holds_run(p.parent)})
-    if inner:
-        return f"{folder} is no run but holds {len(inner)} of them; give {folder}/*/"
-    names = [name for name in _MARKS if not (folder / name).is_file()]
-    return f"{folder} is no run: it has no {' and no '.join(names)}; {HOLDS}"
+    @classmethod
+    def here(cls) -> Holder:
+        """This process, from now on."""
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        return cls(os.getpid(), socket.gethostname(), os.environ.get("SLURM_JOB_ID"), since)
 
-
-def read_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics, none if there are none yet; a line that a kill has cut is left
-    out with a warning."""
-    lines = read_metrics(folder / "metrics.jsonl", warn=True)
-    return [line for line in lines if isinstance(line, dict)]
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
-    """Every setting by `part.name`; what the run's version did not know has its default.
-
-    Raises ValueError naming the file if config.yaml is none.
-    """
-    text = _text(folder)
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(
-            f"{folder}/config.yaml is not YAML ({' '.join(str(error).split())}); start the run "
-            "again, which writes it anew, or leave the run out"
-        ) from error
-    defaults = yaml.safe_load(Config().to_yaml())
-    if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict):
-        raise ValueError(f"{folder}/config.yaml holds no resolved settings; {HOLDS}")
-    settings: dict[str, Any] = {}
-    for part in {**defaults, **tree}:
-        values: dict[str, Any] = {}
-        for source in (defaults.get(part), tree.get(part)):
-            values |= source if isinstance(source, dict) else {"": source}
-        settings |= {f"{part}.{name}".rstrip("."): value for name, value in values.items()}
-    return settings
-
-
-def read_versions(folder: Path) -> dict[str, str]:
-    """The comments at the head of a run's config.yaml: `# torch: 2.13.0`."""
-    found = {}
-    for line in _text(folder).splitlines():
-        if not line.startswith("# "):
-            break
-        name, _, value = line[2:].partition(": ")
-        found[name] = value
-    return found
-
-
-def read_ranks(folder: Path) -> int | None:
-    """The number of ranks at a run's last start, as its log has it; None: it is not there."""
-    try:
-        text = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    said = _RANKS.findall(text)
-    return int(said[-1].replace(",", "")) if said else None
-
-
-def _text(folder: Path) -> str:
-    return (folder / "config.yaml").read_text(encoding="utf-8", errors="replace")
-
-
-@contextlib.contextmanager
-def locked(folder: Path, world: World) -> Iterator[Path]:
-    """Collective. Makes the run's folder and holds it until the job ends."""
-    held = contextlib.ExitStack()
-
-    def take() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "lock"
+    @classmethod
+    def read(cls, text: str) -> Holder | None:
+        """The one that a lock file names; None if it names nobody."""
         try:
-            lock = held.enter_context(files.locked(path, wait=False))
-        except BlockingIOError as error:
-            holder = path.read_text(encoding="utf-8", errors="replace").strip() or "another job"
+            return cls(**json.loads(text))
+        except (ValueError, TypeError):
+            return None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs, or ran, on this host."""
+        return self.host == socket.gethostname()
+
+    @property
+    def as_json(self) -> str:
+        """One line, as the lock file holds it."""
+        return json.dumps(asdict(self)) + "\n"
+
+    def __str__(self) -> str:
+        job = f", Slurm job {self.slurm_job}" if self.slurm_job else ""
+        return f"process {self.process} on {self.host}{job}, since {self.since}"
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A run's end by a signal, before step `step`. Both None: the disk had no room for the word."""
+
+    signal: str | None
+    step: int | None
+
+    @classmethod
+    def read(cls, text: str) -> Stop:
+        """The one that `stopped.txt` tells of."""
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError):
+            return cls(None, None)
+
+
+class _Inside:
+    """The path of this name in a run's folder."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: RunFolder, owner: type[RunFolder]) -> Path:
+        return run.path / self._name
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run, whether or not anything is in it."""
+
+    path: Path
+
+    config = _Inside("config.yaml")
+    """The resolved configuration; versions and commit as comments, for people."""
+    metrics = _Inside("metrics.jsonl")
+    """One JSON object a line: `start`, `train`, `val` and `done` events."""
+    log = _Inside("log.txt")
+    """What rank 0 said, for people."""
+    lock = _Inside("lock")
+    """Held while a job trains the run; names the job."""
+    failure = _Inside("failure.txt")
+    """The first cause of a failure, in the line that people saw, and whose it is."""
+    stop = _Inside("stopped.txt")
+    """Which signal stopped the run, and before which step."""
+    origin = _Inside("origin.txt")
+    """The checkpoint of another run with which this one began."""
+    checkpoints = _Inside("checkpoints")
+    """The folder of checkpoints."""
+    tensorboard = _Inside("tensorboard")
+    """The folder of TensorBoard's event files."""
+    profile = _Inside("profile")
+    """The folder of traces."""
+    stacks = _Inside("stacks")
+    """The folder in which the ranks of a job that hangs report."""
+    nccl = _Inside("nccl")
+    """The folder of NCCL's logs, by host and process."""
+
+    @property
+    def evaluations(self) -> list[Path]:
+        """The results of `pipeline.evaluate`, by name."""
+        return sorted(self.path.glob(EVALUATION.format("*")))
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a run has begun here, however far it came: it holds config.yaml or lock."""
+        return self.config.is_file() or self.lock.is_file()
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether it is that of a run which has come as far as training."""
+        return self.config.is_file() and self.metrics.is_file()
+
+    def why_no_run(self) -> str:
+        """What is wrong with a folder that has not `has_trained`, in one sentence."""
+        folder = self.path
+        if not folder.exists():
+            return f"{folder} is no run: there is no such folder; {HOLDS}"
+        if not folder.is_dir():
+            return f"{folder} is no run but a file; give the run's folder: {HOLDS}"
+        inner = [entry for entry in folder.iterdir() if RunFolder(entry).has_trained]
+        if inner:
+            return f"{folder} is no run but holds {len(inner)} of them; give {folder}/*/"
+        names = [path.name for path in (self.config, self.metrics) if not path.is_file()]
+        return f"{folder} is no run: it has no {' and no '.join(names)}; {HOLDS}"
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines of the run's metrics, none if there are none yet; a line that a kill has cut
+        is left out with a warning."""
+        return read_metrics(self.metrics, warn=True)
+
+    def last(self, event: str) -> Mapping[str, Any]:
+        """The last line of metrics of one kind; empty if there is none."""
+        return last(read_metrics(self.metrics), event)
+
+    def settings(self) -> dict[str, Any]:
+        """Every setting by `part.name`; what the run's version did not know has its default.
+
+        Raises ValueError naming the file if config.yaml is none.
+        """
+        text = self.config.read_text(encoding="utf-8", errors="replace")
+        try:
+            tree = yaml.safe_load(text)
+        except yaml.YAMLError as error:
             raise ValueError(
-                f"the run in {folder} is in use by {holder}; wait for it or choose another run.name"
+                f"{self.config} is not YAML ({' '.join(str(error).split())}); start the run "
+                "again, which writes it anew, or leave the run out"
             ) from error
-        except OSError as error:
-            if error.filename is not None:  # the file, not its lock
-                raise
-            raise ValueError(
-                f"the run in {folder} cannot be locked: {error.strerror}; its file system has no "
-                "locks (Lustre: mount it with -o flock), so set run.dir to another one"
-            ) from error
-        job_id = os.environ.get("SLURM_JOB_ID")
-        said = (
-            f"process {os.getpid()} on {socket.gethostname()}"
-            + (f", Slurm job {job_id}" if job_id else "")
-            + time.strftime(", since %Y-%m-%d %H:%M:%S\n")
+        defaults = yaml.safe_load(Config().to_yaml())
+        if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict):
+            raise ValueError(f"{self.config} holds no resolved settings; {HOLDS}")
+        settings: dict[str, Any] = {}
+        for part in {**defaults, **tree}:
+            values: dict[str, Any] = {}
+            for source in (defaults.get(part), tree.get(part)):
+                values |= source if isinstance(source, dict) else {"": source}
+            settings |= {f"{part}.{name}".rstrip("."): value for name, value in values.items()}
+        return settings
+
+    def holder(self) -> Holder | None:
+        """Who wrote its name into the lock last; None if nobody did, or it cannot be read."""
+        try:
+            return Holder.read(self.lock.read_text(encoding="utf-8", errors="replace"))
+        except OSError:
+            return None
+
+    def record_first_cause(self, message: str) -> bool:
+        """Writes the cause of a failure unless a rank has done so already; True when this call
+        wrote it, or when there is no folder to write it into."""
+        if not self.path.is_dir():
+            return True
+        cause, host = " ".join(message.split()), socket.gethostname()
+        try:
+            with open(self.failure, "x", encoding="utf-8") as file:
+                file.write(f"error: {cause}\nrank {launched_rank()} on {host}\n")
+        except FileExistsError:
+            return False
+        except OSError:
+            pass  # A full or vanished disk must not hide the cause, which is printed next.
+        return True
+
+    def first_cause(self) -> str | None:
+        """The cause of the run's failure, or None if it did not fail.
+
+        A file without words is a failure too: the disk had room for its name only.
+        """
+        try:
+            with open(self.failure, encoding="utf-8", errors="replace") as file:
+                line = file.readline().strip()
+        except FileNotFoundError:
+            return None
+        return line.removeprefix("error: ") or (
+            "the disk was too full for the cause, which stands on the console of the job"
         )
-        os.ftruncate(lock, 0)
-        os.write(lock, said.encode())
 
-    with held:
-        world.on_rank0(take)
-        yield folder
+    def record_stop(self, by: str, step: int) -> None:
+        """Writes which signal stopped the run, and before which step."""
+        word = json.dumps({"signal": by, "step": step})
+        with contextlib.suppress(OSError):  # a full disk: the checkpoint is written, that counts
+            self.stop.write_text(word + "\n", encoding="utf-8")
+
+    def stopped(self) -> Stop | None:
+        """How a signal stopped the run; None if none did."""
+        try:
+            return Stop.read(self.stop.read_text(encoding="utf-8", errors="replace"))
+        except FileNotFoundError:
+            return None
+
+    def forget_last_end(self) -> None:
+        """Removes what an earlier start of this run left about its end."""
+        self.failure.unlink(missing_ok=True)
+        self.stop.unlink(missing_ok=True)
+        shutil.rmtree(self.stacks, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def first_cause_kept(run_dir: Path, world: World) -> Iterator[None]:
-    """Keeps the first cause of a failure in the run's `failure.txt`."""
-    if world.rank == 0:
-        forget_last_end(run_dir)
-        forget_stacks(run_dir)
-        log_to_file(run_dir)
-        world.on_failure = lambda message: record_first_cause(run_dir, message)
+def last(lines: Sequence[Mapping[str, Any]], event: str) -> Mapping[str, Any]:
+    """The last of `lines` of metrics that is of one kind; empty if there is none."""
+    return next((line for line in reversed(lines) if line.get("event") == event), {})
+
+
+def checkpoint_path(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint before step `step` lies."""
+    return checkpoints / f"step-{step:09d}.pt"
+
+
+def best_checkpoint(checkpoints: Path) -> Path:
+    """Where the checkpoint of the best validation lies."""
+    return checkpoints / "best.pt"
+
+
+def checkpoint_steps(checkpoints: Path) -> list[int]:
+    """Steps of the checkpoints there are, oldest first."""
+    if not checkpoints.is_dir():
+        return []
+    found = (_CHECKPOINT.fullmatch(entry.name) for entry in checkpoints.iterdir())
+    return sorted(int(match.group(1)) for match in found if match)
+
+
+def run_of(file: Path) -> RunFolder | None:
+    """The run whose checkpoint, or whose configuration, `file` is; None if it is no run's."""
+    place = file.absolute().parent
+    for run in (RunFolder(place.parent), RunFolder(place)):
+        if place == run.checkpoints or file.absolute() == run.config:
+            return run if run.config.is_file() else None
+    return None
+
+
+def find_runs(below: Path) -> list[Path]:
+    """The folders of the runs below `below`, in order, not looked into; none if it is no folder."""
+    return [folder for folder, reason in search(below) if not reason]
+
+
+def search(below: Path) -> Iterator[tuple[Path, str]]:
+    """Runs, with an empty reason, and the topmost folders without any, with the reason; nothing
+    below what is no folder."""
+    return _search(below) if below.is_dir() else iter(())
+
+
+def unreadable(error: OSError) -> str:
+    """Why a run cannot be read, as the end of a sentence about it."""
+    name = f" of {Path(error.filename).name}" if error.filename else ""
+    return f"cannot be read ({error.strerror}{name})"
+
+
+def _search(folder: Path) -> Iterator[tuple[Path, str]]:
     try:
-        yield
-    except (Stopped, Reported, KeyboardInterrupt):
-        raise  # what was reported is recorded already, before any rank left
-    except PeerLost as error:
-        if not record_first_cause(run_dir, str(error)):
-            raise FellWithPeer(
-                f"rank {world.rank} ends because another rank failed; {run_dir}/failure.txt has "
-                "the cause"
-            ) from error
-        raise
-    except Exception as error:
-        known = isinstance(error, TrainingError | ValueError)
-        cause = str(error) if known else f"{type(error).__name__}: {error}"
-        record_first_cause(run_dir, f"rank {world.rank}: {cause}")
-        raise
+        if RunFolder(folder).is_run:
+            yield folder, ""
+            return
+        with os.scandir(folder) as entries:
+            inner = sorted(Path(e.path) for e in entries if e.is_dir() and e.name[0] != ".")
+    except OSError as error:
+        yield folder, unreadable(error)
+        return
+    for child in inner:
+        try:
+            closed = child.is_symlink() and not RunFolder(child).is_run
+            found = [] if closed else list(_search(child))
+        except OSError as error:  # a link into somebody else's folder
+            yield child, unreadable(error)
+            continue
+        if any(not reason or reason != NO_RUN for _, reason in found):
+            yield from found
+        else:
+            yield child, NO_RUN

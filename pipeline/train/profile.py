@@ -20,6 +20,7 @@ from pipeline.config.run import profiled_steps
 from pipeline.ranks.world import World
 from pipeline.system.failure import PeerLost
 from pipeline.system.files import replacing
+from pipeline.train.folder import RunFolder
 from pipeline.train.metrics import TrainWindow
 from pipeline.train.phases import Phases
 
@@ -153,7 +154,7 @@ def open_profile(
             asked, begin,
         )  # fmt: skip
         return Profile()
-    stem = world.on_rank0(lambda: _free_stem(config.run.path / "profile", steps))
+    stem = world.on_rank0(lambda: _free_stem(RunFolder(config.run.path).profile, steps))
     return StepProfile(steps, begin, stem, world, phases, window, device)
 
 

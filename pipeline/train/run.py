@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ from pipeline.system.files import Room, replacing, write_text
 from pipeline.system.machine import versions
 from pipeline.system.text import counted
 from pipeline.train.checkpoint import CheckpointFolder, read_verified, require_same_run
-from pipeline.train.folder import first_cause_kept, locked
-from pipeline.train.monitor.metrics_file import read_metrics
+from pipeline.train.folder import RunFolder
+from pipeline.train.lock import first_cause_kept, locked, tell_hang
 from pipeline.train.monitor.monitor import RunMonitor
 from pipeline.train.monitor.showing import Showing
 from pipeline.train.preflight import decode_largest, require_complete
@@ -50,7 +51,7 @@ def run(config: Config) -> None:
         world.require_same(_facts(config))
         share = own_share(world)
         set_threads(config, share)
-        with locked(config.run.path, world) as run_dir, first_cause_kept(run_dir, world):
+        with locked(config.run.path, world) as folder, first_cause_kept(folder, world):
             train_set, val_set = open_data(config, world)
             world.together(lambda: require_complete(config.data, train_set, val_set))
             device = world.together(lambda: choose_device(config.run.device, share.gpu))
@@ -65,22 +66,26 @@ def run(config: Config) -> None:
             resume(trainer)
             _exclude_listed(trainer)
             world.together(lambda: _decode_largest(trainer))
-            if trainer.finished and world.on_rank0(lambda: _is_summed_up(run_dir)):
-                log.info("the run in %s is finished: %s", run_dir, _reached(trainer.state))
+            if trainer.finished and world.on_rank0(lambda: bool(folder.last("done"))):
+                log.info("the run in %s is finished: %s", folder.path, _reached(trainer.state))
                 return
             trainer.profile = open_profile(
                 config, trainer.state.step, trainer.course.total_steps, world, trainer.phases,
                 trainer.state.window, device,
             )  # fmt: skip
             trainer.figures = _known_figures(config, decode, share.cores)
-            world.on_rank0(lambda: _open_files(trainer))
+            world.on_rank0(lambda: _open_files(trainer, folder))
             limit_sec = config.run.step_timeout_sec
-            with contextlib.closing(trainer.monitor), watched(run_dir, world, limit_sec):
+            tell = partial(tell_hang, folder, world.rank)
+            with (
+                contextlib.closing(trainer.monitor),
+                watched(folder.stacks, world, limit_sec, tell),
+            ):
                 if not trainer.finished:
                     with trainer.profile:
                         trainer.fit()
                 world.heartbeat.beat("end")
-                _sum_up(trainer)
+                _sum_up(trainer, folder)
             world.barrier()
 
 
@@ -140,7 +145,7 @@ def _known_figures(config: Config, decode: DecodeSettings, cores: int) -> Figure
         model_threads=0 if on_gpu else torch.get_num_threads(),
         gpu=on_gpu and gpu_count() > 0,
         compression=config.optim.gradient_compression,
-        config=str(config.run.path / "config.yaml"),
+        config=str(RunFolder(config.run.path).config),
     )
 
 
@@ -150,9 +155,9 @@ def _find_checkpoint(
     """What `--resume` points to, checked to belong to the run with these `facts` (its fingerprint);
     None for a new run."""
     choice, folder = config.resume, config.run.path
-    origin = folder / "origin.txt"  # what a run that began with another's checkpoint began with
+    origin = RunFolder(folder).origin
     started_from = origin.read_text(encoding="utf-8") if origin.exists() else None
-    holds_run = bool(checkpoints.steps()) or (folder / "metrics.jsonl").exists()
+    holds_run = bool(checkpoints.steps()) or RunFolder(folder).metrics.exists()
     if choice == "none":
         if holds_run:
             raise ValueError(
@@ -199,17 +204,18 @@ def _link_best(checkpoints: CheckpointFolder, content: dict[str, Any]) -> None:
             )  # fmt: skip
 
 
-def _open_files(trainer: Trainer) -> None:
-    """On rank 0: the files of the run, and what a person wants to know at the start."""
-    config, state, run_dir = trainer.config, trainer.state, trainer.config.run.path
+def _open_files(trainer: Trainer, folder: RunFolder) -> None:
+    """On rank 0: the files of the run, and what is to be known of its start."""
+    config, state = trainer.config, trainer.state
     header = "".join(f"# {name}: {value}\n" for name, value in versions().items())
-    with replacing(run_dir / "config.yaml") as new:  # who looks at the run must not see half of it
+    with replacing(folder.config) as new:  # who looks at the run must not see half of it
         new.write_text(header + config.to_yaml(), encoding="utf-8")
     total_images = trainer.course.position(trainer.course.total_steps)
     trainer.monitor = RunMonitor(
-        run_dir, config, trainer.position, len(state.history), total_images,
-        Room(run_dir, state.size_bytes(trainer.world.size)),
+        folder, config, trainer.position, len(state.history), total_images,
+        Room(folder.path, state.size_bytes(trainer.world.size)),
     )  # fmt: skip
+    trainer.monitor.start(_start(trainer))
     trainer.showing = Showing(
         trainer.monitor, trainer.decode, trainer.loaders.stream, trainer.val_set.classes,
         Path(config.data.root),
@@ -220,7 +226,7 @@ def _open_files(trainer: Trainer) -> None:
         decoding = "images that need no decoding"
     log.info(
         "run %s: %s on %s (%s), %s, %s",
-        run_dir, network_name(config.model), ranks, trainer.decode.device,
+        folder.path, network_name(config.model), ranks, trainer.decode.device,
         f"AMP {config.optim.amp}", decoding,
     )  # fmt: skip
     log.info(
@@ -241,6 +247,27 @@ def _open_files(trainer: Trainer) -> None:
     log.info("order of epoch %d: %s", trainer.epoch, order)
 
 
+def _start(trainer: Trainer) -> dict[str, Any]:
+    """What readers of the run are told of this start, in its `start` event."""
+    loaders = trainer.loaders
+    return {
+        "step": trainer.state.step,
+        "position": trainer.position,
+        "total_steps": trainer.course.total_steps,
+        "ranks": trainer.world.size,
+        "global_batch_size": trainer.config.data.global_batch_size,
+        "micro_batch_size": loaders.partition.micro_batch_size,
+        "accumulation": loaders.accumulation,
+        "train_images": len(trainer.train_set),
+        "val_images": len(trainer.val_set),
+        "classes": len(trainer.train_set.classes),
+        "network": network_name(trainer.config.model),
+        "device": str(trainer.decode.device),
+        "decoder": trainer.decode.decoder,
+        "versions": versions(),
+    }
+
+
 def _reached(state: TrainState) -> str:
     if not state.history:
         return "no validation"
@@ -258,15 +285,9 @@ def against_expectation(top1: float, expected: float) -> str:
     )
 
 
-def _is_summed_up(run_dir: Path) -> bool:
-    """Whether the run's last line is there; a kill after the last save may have prevented it."""
-    lines = read_metrics(run_dir / "metrics.jsonl")
-    return bool(lines) and lines[-1]["event"] == "done"
-
-
-def _sum_up(trainer: Trainer) -> None:
+def _sum_up(trainer: Trainer, folder: RunFolder) -> None:
     """The run's last line of metrics, and the closing words for a person."""
-    state, run_dir = trainer.state, trainer.config.run.path
+    state = trainer.state
     last = state.history[-1]
     trainer.monitor.done(
         {
@@ -280,7 +301,7 @@ def _sum_up(trainer: Trainer) -> None:
     )
     if trainer.world.rank != 0:
         return
-    train = [line for line in read_metrics(run_dir / "metrics.jsonl") if line["event"] == "train"]
+    train = [line for line in folder.lines() if line["event"] == "train"]
     log.info("finished: %s", _reached(state))
     expected = trainer.config.run.expect_top1
     if expected is not None:
@@ -295,5 +316,6 @@ def _sum_up(trainer: Trainer) -> None:
         )  # fmt: skip
         log.info("limited by: %s", judge(seen(median, trainer.world.size, trainer.figures)))
     log.info(
-        "the run lies in %s; look at it with: tensorboard --logdir %s", run_dir, run_dir.parent
-    )
+        "the run lies in %s; look at it with: tensorboard --logdir %s",
+        folder.path, folder.path.parent,
+    )  # fmt: skip

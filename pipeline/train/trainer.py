@@ -20,12 +20,13 @@ from pipeline.data.images import ImageSet
 from pipeline.model.norm import swapped_statistics
 from pipeline.ranks.stop import StopSignal
 from pipeline.ranks.world import World
-from pipeline.system.failure import Stopped, record_stop
+from pipeline.system.failure import Stopped
 from pipeline.system.machine import versions
 from pipeline.train import pace
 from pipeline.train.checkpoint import CheckpointFolder
 from pipeline.train.excluding import Excluded
 from pipeline.train.feed import Feed
+from pipeline.train.folder import RunFolder
 from pipeline.train.loaders import Loaders
 from pipeline.train.monitor.monitor import Monitor
 from pipeline.train.monitor.showing import Showing
@@ -64,7 +65,7 @@ class Trainer:
         )
         self.averager = world.average_gradients(self.state.model, config.optim.gradient_compression)
         self.phases = Phases(world.heartbeat, decode.device)
-        folder = config.run.path / "checkpoints"
+        folder = RunFolder(config.run.path).checkpoints
         self.checkpoints = CheckpointFolder(folder, config.run.keep_checkpoints)
         self.monitor = Monitor()
         self.showing: Showing | None = None
@@ -292,7 +293,7 @@ class Trainer:
         `Stopped`."""
         step = self.state.step
         log.info("stopped before step %d by %s; start again to go on", step, by)
-        self.world.on_rank0(lambda: record_stop(self.config.run.path, by, step))
+        self.world.on_rank0(lambda: RunFolder(self.config.run.path).record_stop(by, step))
         self.world.barrier()
         raise Stopped
 

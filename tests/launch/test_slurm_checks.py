@@ -11,6 +11,7 @@ from launch.slurm.checks import examine, nccl_logging, watch_nccl
 from launch.slurm.end import End
 from launch.slurm.options import split
 from pipeline.config import ConfigError
+from pipeline.train.folder import RunFolder
 
 ONCE = Allocation("7", (Node("node1", "10.0.0.1", 1, 0),), None, restarts=0)
 AGAIN = Allocation("7", ONCE.nodes, None, restarts=1)
@@ -92,7 +93,7 @@ def test_a_failure_without_room_for_a_word_is_one_and_is_not_requeued(tmp_path, 
 
 def test_sigterm_never_requeues(tmp_path, scontrol):
     end = End(tmp_path, ONCE, requeue=True)
-    (tmp_path / "stopped.txt").write_text("SIGTERM before step 5\n")
+    RunFolder(tmp_path).record_stop("SIGTERM", 5)
     assert end.told(75, signal.SIGUSR1) == 75
     assert not scontrol.exists()
 
@@ -100,7 +101,7 @@ def test_sigterm_never_requeues(tmp_path, scontrol):
 @pytest.mark.parametrize("allowed", [True, False])
 def test_sigusr1_requeues_if_that_is_allowed(tmp_path, scontrol, allowed):
     end = End(tmp_path, ONCE, requeue=allowed)
-    (tmp_path / "stopped.txt").write_text("SIGUSR1 before step 5\n")
+    RunFolder(tmp_path).record_stop("SIGUSR1", 5)
     assert end.told(75, None) == 75
     assert scontrol.exists() == allowed
 
@@ -122,7 +123,7 @@ def test_a_start_that_made_steps_is_requeued_again(tmp_path, scontrol):
     (tmp_path / "checkpoints" / "step-000000003.pt").touch()
     end = End(tmp_path, AGAIN, requeue=True)
     (tmp_path / "checkpoints" / "step-000000005.pt").touch()
-    (tmp_path / "stopped.txt").write_text("SIGUSR1 before step 5\n")
+    RunFolder(tmp_path).record_stop("SIGUSR1", 5)
     assert end.told(75, None) == 75
     assert scontrol.read_text() == "requeue 7\n"
 

@@ -12,6 +12,8 @@ import slurm_cluster
 from jobs import wait_for
 from run_files import metrics, newest_checkpoint
 
+from pipeline.train.folder import RunFolder, Stop
+
 pytestmark = pytest.mark.slurm
 
 
@@ -56,7 +58,7 @@ def test_a_warning_before_the_limit_saves_and_requeues(limited):
     assert job["Restarts"] == "1"
     assert "is requeued and will go on" in log
     last = newest_checkpoint(run)["step"]
-    assert (run / "stopped.txt").read_text() == f"SIGUSR1 before step {last}\n"
+    assert RunFolder(run).stopped() == Stop("SIGUSR1", last)
     lines = metrics(run)  # none on a busy machine, where the warning may come before step 0
     assert (lines[-1]["step"] if lines else 0) == last
 
@@ -66,7 +68,7 @@ def test_the_limit_itself_leaves_a_checkpoint_and_no_requeue(limited):
     assert job["Restarts"] == "0"
     assert "DUE TO TIME LIMIT" in log
     last = newest_checkpoint(run)["step"]
-    assert (run / "stopped.txt").read_text() == f"SIGTERM before step {last}\n"
+    assert RunFolder(run).stopped() == Stop("SIGTERM", last)
     assert metrics(run)[-1]["step"] == last and "requeued" not in log
 
 

@@ -253,5 +253,7 @@ def test_a_bad_file_met_while_training_is_named_and_ends_both_ranks(small_data, 
     assert line == (run / "failure.txt").read_text().splitlines()[0]
     path, content = CheckpointFolder(run / "checkpoints", 3).latest()
     assert (path.name, content["step"], content["position"]) == ("step-000000003.pt", 3, 24)
-    assert [metrics["step"] for metrics in read_metrics(run / "metrics.jsonl")] == [3]
+    assert [(m["event"], m["step"]) for m in read_metrics(run / "metrics.jsonl")][1:] == [
+        ("train", 3)
+    ]
     shutil.rmtree(run)

@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
-from itertools import accumulate, islice
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pipeline.config import Config, settings
 from pipeline.system.files import PatientFile, Room
 from pipeline.train.monitor.pages import STACKED, layout_summary, stacked_tag
 
+_DRAWN = ("train", "val")
 _NOT_DRAWN = ("event", "time", "step", "position", "images")  # axes and labels, not curves
 _LABELS = {None: "null", True: "true", False: "false"}
 _COMPARED_METRICS = ("val/best_top1", "val/top1", "val/top5", "val/loss", "train/images_per_sec")
@@ -30,12 +31,7 @@ class Board:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        position: int,
-        kept: Sequence[Mapping[str, Any]],
-        room: Room,
-        run_id: str,
+        self, folder: Path, position: int, kept: Sequence[Mapping[str, Any]], room: Room
     ) -> None:
         lost = not event_files(folder)
         # The session's start takes back `position` itself too, where this must stay.
@@ -44,7 +40,7 @@ class Board:
         pictures = list(_val_pictures(folder, position)) if validated else []
         self.is_new = position == 0 or lost
         """Whether nothing of the run's beginning is there: it starts, with a checkpoint perhaps."""
-        self._file = EventFile(folder, position, room, run_id)
+        self._file = EventFile(folder, position, room)
         self._pages_due = lost or not any(metrics["event"] == "train" for metrics in kept)
         for metrics in again:
             self.draw(metrics)
@@ -68,7 +64,7 @@ class Board:
         """A line of metrics.jsonl as one event: its numbers, and what charts need beside them."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        if metrics["event"] == "done":
+        if metrics["event"] not in _DRAWN:
             return
         if self._pages_due and metrics["event"] == "train":
             self._pages_due = False
@@ -145,7 +141,6 @@ def _val_pictures(folder: Path, position: int) -> Iterator[Any]:
 
 
 _PREFIX = "events.out.tfevents"
-_RUN = "run "
 
 
 def event_files(folder: Path) -> list[Path]:
@@ -153,24 +148,10 @@ def event_files(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{_PREFIX}.*"))
 
 
-def run_of(path: Path) -> str | None:
-    """The id of the run that an event file is of; None if it has none, as files of others and of
-    earlier versions do."""
-    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-    from tensorboard.compat.proto.event_pb2 import Event
-
-    for record in islice(RawEventFileLoader(str(path)).Load(), 2):
-        said = str(Event.FromString(record).session_log.msg)
-        if said.startswith(_RUN):
-            return said.removeprefix(_RUN)
-    return None
-
-
 class EventFile:
-    """A new event file of the run `run_id`, from which on nothing that `folder` has at `purge_step`
-    or later counts."""
+    """A new event file, from which on nothing that `folder` has at `purge_step` or later counts."""
 
-    def __init__(self, folder: Path, purge_step: int, room: Room, run_id: str) -> None:
+    def __init__(self, folder: Path, purge_step: int, room: Room) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -181,7 +162,7 @@ class EventFile:
         self._file = PatientFile(folder / name, room)
         now = time.time()
         self._write(Event(wall_time=now, file_version="brain.Event:2"))
-        start = SessionLog(status=SessionLog.START, msg=_RUN + run_id)
+        start = SessionLog(status=SessionLog.START)
         self._write(Event(wall_time=now, step=purge_step, session_log=start))
 
     def add(self, summary: Any, position: int, wall_time: float | None = None) -> None:

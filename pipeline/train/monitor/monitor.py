@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,8 @@ import numpy as np
 from pipeline.config import Config
 from pipeline.system.console import log
 from pipeline.system.files import Room
-from pipeline.train.monitor.board import Board
-from pipeline.train.monitor.identity import own_id
+from pipeline.train.folder import RunFolder
+from pipeline.train.monitor.board import Board, event_files
 from pipeline.train.monitor.metrics_file import MetricsFile
 from pipeline.train.monitor.progress import Progress, counted_from_one
 
@@ -28,6 +27,9 @@ class Monitor:
 
     def val(self, metrics: Metrics) -> None:
         """One validation's result."""
+
+    def start(self, facts: Mapping[str, Any]) -> None:
+        """What this start of the run trains, on what and how far; with step and position."""
 
     def done(self, metrics: Metrics) -> None:
         """The run's last line."""
@@ -57,18 +59,22 @@ class RunMonitor(Monitor):
 
     `position` is where the run goes on: what was written beyond it by an earlier start is taken
     back, so that no step appears twice. `validations` is how many the checkpoint knows of.
-    Raises `ValueError` if the run's folder has TensorBoard files of another run.
     """
 
     def __init__(
-        self, run_dir: Path, config: Config, position: int, validations: int, total_images: int,
+        self, run: RunFolder, config: Config, position: int, validations: int, total_images: int,
         room: Room | None = None,
     ) -> None:  # fmt: skip
-        room = room or Room(run_dir)
-        path, folder = run_dir / "metrics.jsonl", run_dir / "tensorboard"
-        run_id = own_id(run_dir, folder, path, position)
+        room = room or Room(run.path)
+        path, folder = run.metrics, run.tensorboard
+        if event_files(folder) and not path.exists():
+            log.warning(
+                "warning: %s is missing in %s and begins anew at %d images seen: reports lack what "
+                "came before, and TensorBoard keeps its curves",
+                path.name, run.path, position,
+            )  # fmt: skip
         self._file = MetricsFile(path, position, validations, room)
-        self._board = Board(folder, position, self._file.kept, room, run_id)
+        self._board = Board(folder, position, self._file.kept, room)
         if self._board.is_new:
             self._board.describe(config)
         self._progress = Progress(total_images, position)
@@ -84,6 +90,9 @@ class RunMonitor(Monitor):
             "({images} images)"
         )
         log.info("%s", line.format(**counted_from_one(metrics)))
+
+    def start(self, facts: Mapping[str, Any]) -> None:
+        self._write("start", facts)
 
     def done(self, metrics: Metrics) -> None:
         self._write("done", metrics)
@@ -116,7 +125,7 @@ class RunMonitor(Monitor):
         self._board.close()
         self._file.close()
 
-    def _write(self, event: str, metrics: Metrics) -> None:
+    def _write(self, event: str, metrics: Mapping[str, Any]) -> None:
         stamped: dict[str, Any] = {"event": event, **metrics, "time": time.time()}
         self._file.write(stamped)
         self._board.draw(stamped)

@@ -27,7 +27,7 @@ class Progress(Bar):
     """Shows a run of `total_images` that stands at `position`.
 
     Speed and time left are those of the metrics, whose clock does not jump, not the bar's own. What
-    a bar keeps out of the log goes there once its terminal is gone.
+    a bar keeps off the console goes there again once its terminal is gone.
     """
 
     def __init__(self, total_images: int, position: int) -> None:
@@ -36,8 +36,9 @@ class Progress(Bar):
 
     def train(self, metrics: Mapping[str, Any], verdict: str) -> None:
         """Shows a line of training metrics and what limits the training."""
-        if not self.shown:
-            log.info("%s", train_line(metrics))
+        is_shown = self.shown
+        log.info("%s", train_line(metrics), extra={"on_bar": is_shown})
+        if not is_shown:
             return
         shown = counted_from_one(metrics)
         left = time_left((self._total_images - metrics["position"]) / metrics["images_per_sec"])

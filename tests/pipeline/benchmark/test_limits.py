@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import jobs
+import made_runs
 import pytest
 import torch
 from terminal import on_terminal
@@ -101,12 +102,9 @@ def stored(tmp_path, small_data):
     folder = tmp_path / "runs" / "two"
     folder.mkdir(parents=True)
     settings = f"data: {{root: {small_data}, global_batch_size: 8, local_batch_size: 4}}\n"
-    (folder / "config.yaml").write_text(f"# torch: 2.13.0\n{settings}")
-    (folder / "metrics.jsonl").write_text("")
-    (folder / "log.txt").write_text(
-        "2026-01-31 10:00:00 batch: 8 = 2 ranks x 4 images x 1 accumulated; steps 0 to 7\n"
-        "2026-01-31 10:01:00 batch: 8 = 1 rank x 4 images x 2 accumulated; steps 3 to 7\n"
-    )
+    (folder / "config.yaml").write_text(settings)
+    starts = [json.dumps(made_runs.start(ranks=ranks)) for ranks in (2, 1)]
+    (folder / "metrics.jsonl").write_text("\n".join(starts) + "\n")
     return folder / "config.yaml"
 
 
@@ -118,7 +116,7 @@ def test_the_data_and_ranks_of_a_stored_run_are_taken(stored, small_data, few_th
     assert images in result.text().splitlines()
     _, options, _ = parse(["all", f"--config={stored}"])
     assert (options.made, options.ranks) == (False, 1)
-    (stored.parent / "log.txt").unlink()  # as many as the batch is for
+    (stored.parent / "metrics.jsonl").write_text("")  # as many as the batch is for
     assert parse(["all", f"--config={stored}"])[1].ranks == 2
     (stored.parent / "metrics.jsonl").unlink()  # any other YAML
     assert parse(["all", f"--config={stored}"])[1].made

@@ -16,7 +16,8 @@ import pytest
 from run_files import checkpoint_steps, newest_checkpoint
 
 from pipeline.ranks.world import World
-from pipeline.train.folder import first_cause_kept
+from pipeline.train.folder import RunFolder
+from pipeline.train.lock import first_cause_kept
 
 AT_ONCE = 3  # jobs side by side: most of their time they wait
 FAILED = 1
@@ -140,5 +141,5 @@ def test_the_next_start_forgets_how_the_last_one_ended(tmp_path):
     (tmp_path / "stacks").mkdir()
     for name in ("failure.txt", "stacks/rank-1.txt"):
         (tmp_path / name).write_text("old")
-    with first_cause_kept(tmp_path, World()):
+    with first_cause_kept(RunFolder(tmp_path), World()):
         assert [file.name for file in tmp_path.iterdir()] == ["log.txt"]

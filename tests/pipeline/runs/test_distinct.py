@@ -4,8 +4,7 @@ import pytest
 from made_runs import CIFAR, RunMaker
 
 from pipeline.config import ConfigError
-from pipeline.runs.listing import as_json, describe, list_runs
-from pipeline.runs.naming import find_run
+from pipeline.runs.listing import as_json, describe, find_run, list_runs
 
 
 @pytest.fixture
@@ -48,16 +47,13 @@ def test_a_name_that_no_run_has_is_answered_by_those_there_are(make_run, tmp_pat
         make_run(name, CIFAR, steps=50)
     assert find_run("deep/resnet-152", tmp_path) == tmp_path / "deep" / "resnet-152"
     assert find_run(str(tmp_path / "resnet-50"), tmp_path) == tmp_path / "resnet-50"
-    for name, nearest in [("resnet-5", "did you mean resnet-50? There"), ("vgg", "there")]:
-        message = (
-            f"there is no run {name} below {tmp_path}/; {nearest} are: deep/resnet-152, resnet-50"
-        )
-        with pytest.raises(ConfigError) as error:
-            find_run(name, tmp_path)
-        assert str(error.value) == message
+    with pytest.raises(ConfigError) as error:
+        find_run("vgg", tmp_path)
+    there_are = "there are: deep/resnet-152, resnet-50"
+    assert str(error.value) == f"there is no run vgg below {tmp_path}/; {there_are}"
     with pytest.raises(ConfigError, match=rf"no run deep below {tmp_path}/deep/; .*resnet-152"):
         find_run("deep", tmp_path)
-    with pytest.raises(ConfigError, match=rf"no run resnet-5 below {tmp_path}/; did you mean"):
+    with pytest.raises(ConfigError, match=rf"no run resnet-5 below {tmp_path}/; there are: "):
         find_run(f"{tmp_path}/resnet-5", tmp_path / "deep")
 
 

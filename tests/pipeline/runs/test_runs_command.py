@@ -224,7 +224,7 @@ def test_a_wrong_command_is_answered_in_one_line(tmp_path):
         ([tmp_path / "file"], "file is no run but a file; give the run's folder"),
         ([run, tmp_path / "none"], "there is no run none below "),
         ([run, tmp_path / "young"], "young has no config.yaml: it did not come as far"),
-        (["--follow", tmp_path / "rum"], "; did you mean run? There are: run, young"),
+        (["--follow", tmp_path / "rum"], "; there are: run, young"),
         ([run, run, "--follow", "run"], "--follow run is given with 2 folders; give the one"),
         (["--folow=a"], "did you mean --follow?"),
     ]:

@@ -6,10 +6,11 @@ import socket
 import time
 
 import pytest
-from made_runs import CIFAR, RunMaker
+from made_runs import CIFAR, RunMaker, held_by, start
 
 from pipeline.runs.listing import describe, list_runs
 from pipeline.runs.state import read_state
+from pipeline.train.folder import RunFolder
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def make_run(tmp_path):
 
 
 def elsewhere(folder, age_sec):
-    (folder / "lock").write_text("process 1 on elsewhere, Slurm job 7, since 2026-11-21 10:00:22\n")
+    (folder / "lock").write_text(held_by("elsewhere", slurm_job="7"))
     for path in folder.iterdir():
         os.utime(path, (time.time() - age_sec,) * 2)
     return folder
@@ -33,7 +34,7 @@ def test_a_run_on_another_host_runs_as_long_as_it_gives_signs_of_life(make_run):
     silent = read_state(elsewhere(folder, 700))
     assert silent.state == "silent"
     assert silent.note == "no sign for 11 min; its host elsewhere is not this one"
-    (folder / "stopped.txt").write_text("SIGUSR1 before step 401\n")
+    RunFolder(folder).record_stop("SIGUSR1", 401)
     stopped = read_state(elsewhere(folder, 60))
     assert (stopped.state, stopped.note) == ("stopped", "by SIGUSR1 before step 401")
 
@@ -45,7 +46,7 @@ def test_a_longer_step_timeout_keeps_a_silent_run_alive(make_run):
 
 def test_a_run_of_this_host_whose_lock_is_free_is_interrupted_however_young(make_run):
     folder = make_run("a", CIFAR, steps=400, finished=False)
-    (folder / "lock").write_text(f"process 1 on {socket.gethostname()}\n")
+    (folder / "lock").write_text(held_by(socket.gethostname()))
     found = read_state(folder)
     assert (found.state, found.note) == ("interrupted", "it left no word of its end")
     (folder / "lock").write_text("")
@@ -64,7 +65,7 @@ def test_a_finished_run_whose_next_start_failed_is_still_finished(make_run):
 
 
 def test_a_start_that_failed_before_its_configuration_was_written_is_told(tmp_path):
-    (tmp_path / "lock").write_text("process 1 on elsewhere\n")
+    (tmp_path / "lock").write_text(held_by("elsewhere"))
     (tmp_path / "failure.txt").write_text("error: no images\nrank 0 on here\n")
     run = read_state(tmp_path)
     assert (run.state, run.note, run.network, run.step) == ("failed", "no images", None, 0)
@@ -77,8 +78,9 @@ def test_the_length_is_what_is_set_or_what_the_last_start_said(make_run):
     assert (run.step, run.total_steps, run.epoch, run.epochs) == (800, 64000, 2, None)
     folder = make_run("epochs", CIFAR | {"schedule.epochs": 10.0}, steps=800)
     assert read_state(folder).total_steps is None
-    said = "2026-11-21 10:00:26 batch: 128 = 2 ranks x 32 images x 2 accumulated; steps {}\n"
-    (folder / "log.txt").write_text(said.format("0 to 1000") + said.format("800 to 1600"))
+    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        for total_steps in (1000, 1600):
+            file.write(json.dumps(start(total_steps=total_steps)) + "\n")
     run = read_state(folder)
     assert (run.total_steps, run.epoch, run.epochs) == (1600, 5.0, 10.0)
 
@@ -93,10 +95,8 @@ def test_metrics_of_another_make_do_not_end_the_look(make_run):
 def test_a_run_counted_in_steps_is_as_many_epochs_as_its_data_make_of_it(make_run):
     in_steps = CIFAR | {"schedule.epochs": None, "schedule.steps": 800}
     folder = make_run("short", in_steps, steps=800)
-    (folder / "log.txt").write_text(
-        "10:00 data: 204800 train and 10 val images, 10 classes, hash 0123\n"
-        "10:00 batch: 128 = 1 rank x 128 images x 1 accumulated; steps 0 to 800\n"
-    )
+    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(start(train_images=204_800)) + "\n")
     run = read_state(folder)
     assert (run.epoch, run.epochs) == (0.5, 0.5)
     assert "0.50/0.5 " in describe(list_runs(folder), folder)

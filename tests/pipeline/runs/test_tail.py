@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from made_runs import CIFAR, RunMaker
+from made_runs import CIFAR, RunMaker, start
 
 from pipeline.runs.state import RunReader, read_state
 from pipeline.runs.tail import NewLines, Tail
@@ -67,7 +67,7 @@ def test_a_file_written_anew_in_place_and_longer_is_told_by_its_bytes(tmp_path):
 @pytest.fixture
 def long_run(tmp_path):
     folder = RunMaker(tmp_path)("long", CIFAR, steps=50_000, finished=False)
-    append(folder / "log.txt", "10:00 batch: 128 = 2 ranks x 64 images; steps 0 to 64000")
+    append(folder / "metrics.jsonl", json.dumps(start(total_steps=64_000)))
     return folder
 
 
@@ -90,7 +90,7 @@ def test_a_look_reads_what_is_new_and_not_the_whole_files(long_run):
 
 def test_looks_at_a_growing_run_say_what_one_look_would(long_run):
     reader = RunReader(long_run)
-    path, log = long_run / "metrics.jsonl", long_run / "log.txt"
+    path = long_run / "metrics.jsonl"
     assert reader.read() == read_state(long_run)
     assert (reader.read().step, reader.read().total_steps) == (50_000, 64_000)
     whole = path.read_bytes()
@@ -98,7 +98,7 @@ def test_looks_at_a_growing_run_say_what_one_look_would(long_run):
     assert reader.read() == read_state(long_run)
     assert 20_000 < reader.read().step < 30_000
     append(path, "", json.dumps({"event": "val", "step": 30_000, "epoch": 76, "top1": 0.97}))
-    append(log, "11:00 batch: 128 = 1 ranks x 64 images x 2 accumulated; steps 25000 to 30000")
+    append(path, json.dumps(start(step=25_000, total_steps=30_000)))
     (long_run / "config.yaml").write_text(
         (long_run / "config.yaml").read_text().replace("epochs: 90.0", "epochs: 80.0")
     )

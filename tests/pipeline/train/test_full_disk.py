@@ -16,8 +16,9 @@ import torch
 from one_process import train_here
 from small_disk import fill, small_disk
 
-from pipeline.system.failure import Reported, first_cause, record_first_cause
+from pipeline.system.failure import Reported
 from pipeline.train.checkpoint import CheckpointFolder, SaveError, read_verified
+from pipeline.train.folder import RunFolder
 from pipeline.train.trainer import Trainer
 
 ROOM_BYTES = 100_000  # for words, not for a checkpoint of about 0.6 MB
@@ -69,7 +70,7 @@ def test_a_disk_that_was_full_for_a_while_costs_checkpoints_not_the_run(
     assert read_verified(folder.best)["step"] == 7
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["event"] == "done"
-    assert first_cause(run) is None
+    assert RunFolder(run).first_cause() is None
 
 
 def test_when_the_last_save_finds_no_room_all_ranks_end_with_the_cause_and_go_on_later(
@@ -79,7 +80,7 @@ def test_when_the_last_save_finds_no_room_all_ranks_end_with_the_cause_and_go_on
         "import os, shutil, sys\n"
         "from pathlib import Path\n"
         "from pipeline.train.trainer import Trainer\n"
-        "from pipeline.system.failure import run_command\n"
+        "from pipeline.system.failure import Reported
         "from pipeline.train.__main__ import main\n"
         "real, disk = Trainer.train_step, Path(sys.argv[1])\n"
         "def step(self, *rest):\n"
@@ -103,14 +104,14 @@ def test_when_the_last_save_finds_no_room_all_ranks_end_with_the_cause_and_go_on
         error,
     )
     assert "Traceback" not in ended.text
-    assert f"error: {first_cause(run)}" == error
+    assert f"error: {RunFolder(run).first_cause()}" == error
     assert not list((run / "checkpoints").glob(".*"))
     assert CheckpointFolder(run / "checkpoints", keep=3).latest()[1]["step"] == 3
     (disk / "filler").unlink()
     train_here(small_data, disk, EVERY_STEP, "--data.local_batch_size=4")
     assert "resuming from" in told(run)
     assert CheckpointFolder(run / "checkpoints", keep=3).latest()[1]["step"] == 7
-    assert first_cause(run) is None
+    assert RunFolder(run).first_cause() is None
 
 
 def test_a_stop_without_room_is_a_failure(small_data, disk, monkeypatch):
@@ -122,7 +123,7 @@ def test_a_stop_without_room_is_a_failure(small_data, disk, monkeypatch):
     with pytest.raises(Reported, match=r"step-000000004\.pt .*No space left") as caught:
         train_here(small_data, disk, EVERY_STEP)
     assert caught.value.code == 1
-    assert "No space left on device" in (first_cause(disk / "test") or "")
+    assert "No space left on device" in (RunFolder(disk / "test").first_cause() or "")
     assert not (disk / "test" / "stopped.txt").exists()
 
 
@@ -149,14 +150,14 @@ def test_without_a_checkpoint_to_fall_back_on_a_run_does_not_wait(disk, caplog):
 
 def test_a_failure_without_room_for_a_word_is_still_one(disk):
     fill(disk)
-    assert record_first_cause(disk, "the loss is nan")
+    assert RunFolder(disk).record_first_cause("the loss is nan")
     assert (disk / "failure.txt").stat().st_size == 0
-    assert "too full for the cause" in (first_cause(disk) or "")
+    assert "too full for the cause" in (RunFolder(disk).first_cause() or "")
     (disk / "filler").unlink()
     (disk / "failure.txt").unlink()
-    assert first_cause(disk) is None
-    record_first_cause(disk, "the loss is nan")
-    assert first_cause(disk) == "the loss is nan"
+    assert RunFolder(disk).first_cause() is None
+    RunFolder(disk).record_first_cause("the loss is nan")
+    assert RunFolder(disk).first_cause() == "the loss is nan"
 
 
 def test_a_best_that_cannot_be_copied_leaves_the_checkpoint_and_prunes_the_old(

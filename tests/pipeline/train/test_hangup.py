@@ -14,6 +14,7 @@ from jobs import SABOTEUR, resumable, wait_for
 from run_files import checkpoint_steps, metrics, newest_checkpoint
 
 from pipeline.ranks.stop import GO_ON, STOP_SIGNALS, StopSignal
+from pipeline.train.folder import RunFolder, Stop
 
 STOPPED = 75
 
@@ -69,6 +70,6 @@ def test_closing_the_terminal_saves_and_leaves_with_the_code_of_a_stop(small_dat
     last = checkpoint_steps(run)[-1]
     assert 0 < last < 19
     assert newest_checkpoint(run)["step"] == last
-    assert (run / "stopped.txt").read_text() == f"SIGHUP before step {last}\n"
+    assert RunFolder(run).stopped() == Stop("SIGHUP", last)
     assert not (run / "failure.txt").exists()
     assert f"stopped before step {last} by SIGHUP; start again" in (run / "log.txt").read_text()

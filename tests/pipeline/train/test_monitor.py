@@ -14,6 +14,7 @@ from run_files import TIME_FIELDS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.config.reading import load_config
+from pipeline.train.folder import RunFolder
 from pipeline.train.monitor.board import curves
 from pipeline.train.monitor.metrics_file import read_metrics
 from pipeline.train.monitor.monitor import RunMonitor
@@ -63,7 +64,6 @@ def scalars(run: Path) -> dict[tuple[str, int], list[float]]:
 
 def test_a_run_has_its_files(run):
     names = {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "log.txt", "lock"}
-    names |= {"run_id.txt"}
     assert {path.name for path in run.iterdir()} == names
 
 
@@ -76,7 +76,7 @@ def test_the_stored_configuration_reads_back_equal_and_says_what_it_ran_on(small
 
 
 def test_metrics_have_their_lines_in_order(run):
-    lines = read_metrics(run / "metrics.jsonl")
+    _, *lines = read_metrics(run / "metrics.jsonl")
     assert [(line["event"], line["step"], line["epoch"]) for line in lines] == [
         ("train", 3, 0), ("val", 5, 0), ("train", 6, 1), ("train", 9, 1), ("train", 10, 1),
         ("val", 10, 1), ("done", 10, 1),
@@ -85,8 +85,24 @@ def test_metrics_have_their_lines_in_order(run):
     assert sorted(line["time"] for line in lines) == [line["time"] for line in lines]
 
 
+def test_each_start_says_what_it_trains_on_what_and_how_far(run, resumed):
+    first = RunFolder(run).last("start")
+    assert {name: first[name] for name in first.keys() - {"versions", "time"}} == {
+        "event": "start", "step": 0, "position": 0, "total_steps": 10, "ranks": 1,
+        "global_batch_size": 10, "micro_batch_size": 10, "accumulation": 1, "train_images": 50,
+        "val_images": 30, "classes": 10, "network": "CIFAR ResNet-8 A", "device": "cpu",
+        "decoder": "cpu",
+    }  # fmt: skip
+    assert {"python", "torch", "numpy", "commit"} <= first["versions"].keys()
+    lines = RunFolder(resumed).lines()
+    assert [line["event"] for line in lines].count("start") == 2
+    again = RunFolder(resumed).last("start")
+    assert again["step"] > 0
+    assert again | {"step": 0, "position": 0, "time": 0} == first | {"time": 0}
+
+
 def test_metrics_have_their_fields_in_their_ranges(run):
-    lines = read_metrics(run / "metrics.jsonl")
+    _, *lines = read_metrics(run / "metrics.jsonl")
     always = {"event", "step", "position", "epoch", "top1", "top5", "time"}
     stages = ("stem", "layer1", "layer2", "layer3", "fc")
     norms = {f"{kind}_norm_{stage}" for kind in ("gradient", "weight") for stage in stages}
@@ -124,7 +140,7 @@ def test_metrics_have_their_fields_in_their_ranges(run):
 
 def assert_the_board_holds_the_metrics(run: Path) -> None:
     """Each scalar of metrics.jsonl stands in TensorBoard once, at its position, and no other."""
-    lines = [line for line in read_metrics(run / "metrics.jsonl") if line["event"] != "done"]
+    lines = [m for m in read_metrics(run / "metrics.jsonl") if m["event"] in ("train", "val")]
     wanted = {
         (f"{line['event']}/{name}", line["position"]): [pytest.approx(value, rel=1e-6)]
         for line in lines
@@ -177,7 +193,7 @@ def test_the_log_is_plain_lines_with_their_time(run):
 
 def test_after_a_resume_no_step_appears_twice_and_none_is_missing(run, resumed):
     def timeless(folder: Path) -> list[dict]:
-        lines = read_metrics(folder / "metrics.jsonl")
+        lines = [m for m in read_metrics(folder / "metrics.jsonl") if m["event"] != "start"]
         return [{k: v for k, v in line.items() if k not in TIME_FIELDS} for line in lines]
 
     assert timeless(resumed) == timeless(run)
@@ -222,13 +238,13 @@ def test_cut_lines_are_named_in_one_warning_of_a_start(small_data, run, tmp_path
 )
 def test_lines_beyond_the_checkpoint_are_taken_back(tmp_path, position, validations, kept):
     config = config_of(tmp_path, tmp_path)
-    first = RunMonitor(tmp_path, config, 0, 0, 60)
+    first = RunMonitor(RunFolder(tmp_path), config, 0, 0, 60)
     first.train(made_line("train", 30))
     first.val(made_line("val", 50))
     first.train(made_line("train", 60))
     first.done(made_line("val", 60))
     first.close()
-    again = RunMonitor(tmp_path, config, position, validations, 100)
+    again = RunMonitor(RunFolder(tmp_path), config, position, validations, 100)
     again.train(made_line("train", 90))
     again.close()
     lines = read_metrics(tmp_path / "metrics.jsonl")
@@ -242,9 +258,9 @@ def test_pages_come_with_the_first_line_wherever_the_run_begins(tmp_path, stoppe
     """A start that a stop ends before its first line leaves none; another's checkpoint, nothing."""
     config = config_of(tmp_path, tmp_path)
     if stopped_before:
-        RunMonitor(tmp_path, config, 0, 0, 100).close()
+        RunMonitor(RunFolder(tmp_path), config, 0, 0, 100).close()
     for position in (20, 40):
-        monitor = RunMonitor(tmp_path, config, position, 0, 100)
+        monitor = RunMonitor(RunFolder(tmp_path), config, position, 0, 100)
         monitor.train(made_line("train", position + 10))
         monitor.close()
     tensors = board(tmp_path).Tags()["tensors"]
@@ -254,7 +270,7 @@ def test_pages_come_with_the_first_line_wherever_the_run_begins(tmp_path, stoppe
 
 
 def test_metrics_refuse_what_json_has_not(tmp_path):
-    monitor = RunMonitor(tmp_path, config_of(tmp_path, tmp_path), 0, 0, 60)
+    monitor = RunMonitor(RunFolder(tmp_path), config_of(tmp_path, tmp_path), 0, 0, 60)
     monitor.train(made_line("train", 10, gradient_norm=None))
     with pytest.raises(ValueError, match="not JSON compliant"):
         monitor.train(made_line("train", 20, loss=math.nan))

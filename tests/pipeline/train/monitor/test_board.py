@@ -7,6 +7,7 @@ from one_process import config_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from pipeline.train.folder import RunFolder
 from pipeline.train.monitor.board import curves
 from pipeline.train.monitor.monitor import RunMonitor
 from pipeline.train.monitor.pages import STACKED, layout
@@ -17,7 +18,7 @@ def compared(runs, name, *options):
     config = config_of(runs, runs, *options)
     folder = runs / name
     folder.mkdir()
-    RunMonitor(folder, config, 0, 0, 100).close()
+    RunMonitor(RunFolder(folder), config, 0, 0, 100).close()
     board = EventAccumulator(str(folder / "tensorboard")).Reload()
 
     def content(tag):

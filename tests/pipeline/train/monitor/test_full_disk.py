@@ -13,6 +13,7 @@ from small_disk import fill, small_disk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.system.files import PatientFile, Room
+from pipeline.train.folder import RunFolder
 from pipeline.train.monitor.metrics_file import read_metrics
 from pipeline.train.monitor.monitor import RunMonitor
 
@@ -30,7 +31,7 @@ def losses(run: Path) -> list[tuple[int, float]]:
 
 
 def test_metrics_and_curves_wait_for_room_with_one_warning(disk, caplog):
-    monitor = RunMonitor(disk, config_of(disk, disk), 0, 0, 1000)
+    monitor = RunMonitor(RunFolder(disk), config_of(disk, disk), 0, 0, 1000)
     monitor.train(line("train", 10, loss=1.0))
     filler = fill(disk)
     with caplog.at_level(logging.WARNING, logger="trainyard"):

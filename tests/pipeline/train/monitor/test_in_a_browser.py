@@ -14,6 +14,7 @@ from browser import NAMES, Page, find_browser, open_browser
 from made_lines import line
 from one_process import config_of, train_here
 
+from pipeline.train.folder import RunFolder
 from pipeline.train.monitor.monitor import RunMonitor
 from pipeline.train.monitor.pages import STACKED, stacked_tag
 
@@ -46,7 +47,7 @@ def begin_another(small_data: Path, runs: Path) -> None:
         small_data, runs, *OPTIONS, "--run.name=other", "--optim.base_lr=0.037", "--run.seed=77"
     )
     config.run.path.mkdir()
-    monitor = RunMonitor(config.run.path, config, 0, 0, 150)
+    monitor = RunMonitor(RunFolder(config.run.path), config, 0, 0, 150)
     monitor.train(line("train", 20))
     monitor.val(line("val", 50, best_top1=0.5))
     monitor.close()

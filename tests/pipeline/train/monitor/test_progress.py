@@ -92,7 +92,7 @@ from pathlib import Path
 from pipeline.system.console import log, log_to_file, start_logging
 from pipeline.train.monitor.progress import Progress
 start_logging(0)
-log_to_file(Path(sys.argv[1]))
+log_to_file(Path(sys.argv[1]) / "log.txt")
 progress = Progress(1000, 0)
 line = {"epoch": 3, "step": 5, "position": 400, "loss": 1.2345, "top1": 0.5, "lr": 0.1,
         "images_per_sec": 10.0, "data_wait_share": 0.25}
@@ -123,7 +123,8 @@ def test_a_terminal_that_goes_away_ends_neither_the_run_nor_the_logs_lines(tmp_p
     assert "Traceback" not in trouble
     said = [line[20:] for line in (tmp_path / "log.txt").read_text().splitlines()]
     rest = "loss 1.2345 top1 50.00% lr 0.1 10 img/s data wait 25.0%"
-    assert said == [f"epoch 4 step 10 {rest}", "validated", f"epoch 4 step 15 {rest}"]
+    steps = [f"epoch 4 step {step} {rest}" for step in (5, 10, 15)]
+    assert said == [*steps[:2], "validated", steps[2]]
 
 
 @pytest.mark.parametrize(

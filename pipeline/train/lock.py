@@ -1,0 +1,84 @@
+"""A job's hold on its run's folder: the lock, and the first cause should it fail."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.ranks.world import World
+from pipeline.system import files
+from pipeline.system.console import log_to_file
+from pipeline.system.failure import (
+    FellWithPeer,
+    PeerLost,
+    Reported,
+    Stopped,
+    TrainingError,
+    say_error,
+)
+from pipeline.train.folder import Holder, RunFolder
+
+
+@contextlib.contextmanager
+def locked(folder: Path, world: World) -> Iterator[RunFolder]:
+    """Collective. Makes the run's folder and holds it until the job ends."""
+    run, held = RunFolder(folder), contextlib.ExitStack()
+
+    def take() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = held.enter_context(files.locked(run.lock, wait=False))
+        except BlockingIOError as error:
+            raise ValueError(
+                f"the run in {folder} is in use by {run.holder() or 'another job'}; wait for it or "
+                "choose another run.name"
+            ) from error
+        except OSError as error:
+            if error.filename is not None:  # the file, not its lock
+                raise
+            raise ValueError(
+                f"the run in {folder} cannot be locked: {error.strerror}; its file system has no "
+                "locks (Lustre: mount it with -o flock), so set run.dir to another one"
+            ) from error
+        os.ftruncate(lock, 0)
+        os.write(lock, Holder.here().as_json.encode())
+
+    with held:
+        world.on_rank0(take)
+        yield run
+
+
+@contextlib.contextmanager
+def first_cause_kept(run: RunFolder, world: World) -> Iterator[None]:
+    """Keeps the first cause of a failure in the run's folder."""
+    if world.rank == 0:
+        run.forget_last_end()
+        log_to_file(run.log)
+        world.on_failure = run.record_first_cause
+    try:
+        yield
+    except (Stopped, Reported, KeyboardInterrupt):
+        raise  # what was reported is recorded already, before any rank left
+    except PeerLost as error:
+        if not run.record_first_cause(str(error)):
+            raise FellWithPeer(
+                f"rank {world.rank} ends because another rank failed; {run.failure} has the cause"
+            ) from error
+        raise
+    except Exception as error:
+        known = isinstance(error, TrainingError | ValueError)
+        cause = str(error) if known else f"{type(error).__name__}: {error}"
+        run.record_first_cause(f"rank {world.rank}: {cause}")
+        raise
+
+
+def tell_hang(run: RunFolder, rank: int, cause: str) -> None:
+    """Records why a job that hangs ends, and says it unless another rank did."""
+    if not run.record_first_cause(cause):
+        return
+    if rank != 0:  # whose log.txt this is; it may be the one that hangs
+        with contextlib.suppress(OSError):
+            log_to_file(run.log)
+    say_error(cause)

@@ -1,0 +1,128 @@
+"""A run's folder: its file names stand in one place, and what is written there is read back."""
+
+import ast
+import json
+import re
+
+import jobs
+from made_runs import CIFAR, RunMaker
+
+from pipeline.train.folder import Holder, RunFolder, Stop, find_runs, run_of
+
+CONTRACT = "pipeline/train/folder.py"
+FILES = re.compile(
+    r"^[*/.]*(config\.yaml|metrics\.jsonl|log\.txt|failure\.txt|stopped\.txt|origin\.txt|best\.pt"
+    r"|step-.*|evaluate-.*|lock|checkpoints|tensorboard|profile|stacks|nccl)(\.partial)?$"
+)
+OTHERS = {
+    ("pipeline/prepare/files.py", "lock"): "of a folder of data",
+    ("launch/horovod_build.py", "lock"): "of a folder of builds",
+    ("launch/horovod_build.py", "nccl"): "of the libraries to link against",
+}
+
+
+def joined_names(path):
+    """Every text that becomes part of a path: an operand of `/`, and what a glob looks for."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        parts = []
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+            parts = [node.left, node.right]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            looks_for_names = node.func.attr in ("glob", "rglob", "with_name", "joinpath")
+            parts = node.args if looks_for_names else []
+        for part in parts:
+            if isinstance(part, ast.JoinedStr):
+                part = part.values[0]
+            if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                yield from ((node.lineno, name) for name in part.value.split("/"))
+
+
+def whole_names(path):
+    """Every text that is a file's name and nothing else, wherever it stands."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value:
+            yield node.lineno, node.value
+
+
+def test_no_other_module_names_a_file_of_a_run():
+    wrong = []
+    for top in ("pipeline", "launch"):
+        for path in sorted((jobs.REPOSITORY / top).rglob("*.py")):
+            place = str(path.relative_to(jobs.REPOSITORY))
+            if place != CONTRACT:
+                wrong += [
+                    f"{place}:{line}: {name}"
+                    for line, name in sorted({*joined_names(path), *whole_names(path)})
+                    if FILES.match(name) and (place, name) not in OTHERS
+                ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_holder_of_a_lock_is_read_back(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path)
+    assert run.holder() is None
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    here = Holder.here()
+    run.lock.write_text(here.as_json)
+    assert run.holder() == here
+    assert here.is_here
+    assert f"process {here.process} on {here.host}, Slurm job 77, since 20" in str(here)
+    for text in ("", "{", "[]", "another job", '{"process": 1}'):
+        run.lock.write_text(text)
+        assert run.holder() is None
+
+
+def test_a_stop_is_read_back_also_from_a_disk_that_had_no_room_for_it(tmp_path):
+    run = RunFolder(tmp_path)
+    assert run.stopped() is None
+    run.record_stop("SIGTERM", 401)
+    assert json.loads(run.stop.read_text()) == {"signal": "SIGTERM", "step": 401}
+    assert run.stopped() == Stop("SIGTERM", 401)
+    run.stop.write_text("")
+    assert run.stopped() == Stop(None, None)
+
+
+def test_what_a_start_said_is_that_of_the_last_one(tmp_path):
+    run = RunFolder(RunMaker(tmp_path)("a", CIFAR, steps=400))
+    assert run.last("start")["versions"] == {"torch": "2.13.0", "commit": "abc1234"}
+    with open(run.metrics, "a", encoding="utf-8") as file:
+        file.write(json.dumps({"event": "start", "ranks": 8}) + '\n{"ranks": 9}\n{"event": "sta')
+    assert run.last("start")["ranks"] == 8
+    assert run.last("of no kind") == {}
+
+
+def test_a_run_is_known_by_its_checkpoints_and_its_configuration(tmp_path):
+    run = RunFolder(RunMaker(tmp_path)("a", CIFAR, steps=400))
+    for file in (run.checkpoints / "best.pt", run.config):
+        assert run_of(file) == run
+    assert run_of(tmp_path / "checkpoints" / "best.pt") is None
+    assert run_of(run.path / "other.yaml") is None
+
+
+def test_runs_are_found_below_folders_and_not_inside_runs(tmp_path):
+    make = RunMaker(tmp_path)
+    outer, deep = make("a", CIFAR, steps=400), make("group/b", CIFAR, steps=400)
+    make("a/inside", CIFAR, steps=400)
+    make(".hidden/c", CIFAR, steps=400)
+    (tmp_path / "young").mkdir()
+    (tmp_path / "young" / "lock").touch()
+    assert find_runs(tmp_path) == [outer, deep, tmp_path / "young"]
+    assert find_runs(tmp_path / "nowhere") == []
+
+
+def test_the_first_cause_stays(tmp_path):
+    run = RunFolder(tmp_path)
+    assert run.record_first_cause("the loss is nan")
+    assert not run.record_first_cause("a rank is gone")
+    assert run.first_cause() == "the loss is nan"
+    run.forget_last_end()
+    assert run.first_cause() is None
+    assert RunFolder(tmp_path / "nowhere").record_first_cause("no folder to write it into")
+
+
+def test_looking_at_runs_needs_neither_torch_nor_numpy():
+    probe = (
+        "import sys, pipeline.runs.listing, pipeline.runs.state\n"
+        "print([name for name in ('torch', 'numpy', 'nvidia.dali') if name in sys.modules])"
+    )
+    assert jobs.run(["-c", probe]).text == "[]\n"
