@@ -80,7 +80,7 @@ def test_when_the_last_save_finds_no_room_all_ranks_end_with_the_cause_and_go_on
         "import os, shutil, sys\n"
         "from pathlib import Path\n"
         "from pipeline.train.trainer import Trainer\n"
-        "from pipeline.system.failure import Reported
+        "from pipeline.system.failure import run_command\n"
         "from pipeline.train.__main__ import main\n"
         "real, disk = Trainer.train_step, Path(sys.argv[1])\n"
         "def step(self, *rest):\n"
