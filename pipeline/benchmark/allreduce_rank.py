@@ -12,7 +12,7 @@ import torch
 
 from pipeline.benchmark.crew import serve
 from pipeline.benchmark.rank_options import Dtype
-from pipeline.ranks.connect import connect
+from pipeline.ranks import connect
 from pipeline.ranks.world import World
 
 DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}

@@ -120,7 +120,7 @@ class Feeding:
     def _input(self, positions: np.ndarray) -> tuple[Any, ...]:
         selection, images = self._stream.select(positions), self._stream.manifest
         encoded = [read_patiently(images, int(image)) for image in selection.images]
-        return graph_inputs(selection, encoded, images, self._settings.normalisation)
+        return graph_inputs(selection, encoded, images, self._settings)
 
 
 def loader_shares(spreads: dict[str, Spread]) -> dict[str, Spread]:

@@ -18,13 +18,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from pipeline.benchmark.bare_decode import MISSING, BareDecode, can_run
-from pipeline.benchmark.checks import wrong
 from pipeline.benchmark.options import CONTAINERS, Container, Crop, LoaderOptions
 from pipeline.benchmark.packing import pack
 from pipeline.benchmark.photos import make_photos
 from pipeline.benchmark.pillow_loader import PhotoDataset, use_one_thread
 from pipeline.benchmark.result import Result, Spread, interleave, ratio
-from pipeline.config import Config, DataConfig
+from pipeline.config import Config, ConfigError, DataConfig
 from pipeline.data.dali import DecodeSettings, Loader
 from pipeline.data.dali.settings import choose_decoding
 from pipeline.data.index.manifest import Manifest, open_manifest
@@ -278,5 +277,7 @@ def _device(decode: str) -> torch.device:
     if decode != "gpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise wrong("--decode=gpu needs an NVIDIA GPU and PyTorch sees none; use --decode=cpu")
+        raise ConfigError(
+            "--decode=gpu needs an NVIDIA GPU and PyTorch sees none; use --decode=cpu"
+        )
     return torch.device("cuda", torch.cuda.current_device())

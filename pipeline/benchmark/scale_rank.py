@@ -28,8 +28,8 @@ from pipeline.benchmark.resident import (
 from pipeline.data.dali import Batch, Loader
 from pipeline.data.dali.settings import choose_decoding
 from pipeline.data.index.manifest import open_manifest
+from pipeline.ranks import connect
 from pipeline.ranks.averaging import GradientAverager
-from pipeline.ranks.connect import connect
 from pipeline.ranks.places import Share
 from pipeline.ranks.stop import StopSignal
 from pipeline.ranks.world import World

@@ -13,17 +13,15 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data.crops import Plan
+from pipeline.data.crops import Plan, whole_boxes
 from pipeline.data.dali import DecodeSettings, graph_inputs, make_pipeline
 from pipeline.data.index.manifest import Manifest
-from pipeline.data.normalisation import IMAGENET
 from pipeline.data.stream import Selection
 
 _SIDE = 8  # the resize has to read every pixel and costs little more
@@ -49,7 +47,8 @@ class Decoder:
 
     def __init__(self, manifest: Manifest, threads: int) -> None:
         """Nothing is built yet."""
-        self._manifest, self._threads = manifest, threads
+        self._manifest = manifest
+        self._settings = DecodeSettings("cpu", torch.device("cpu"), threads, prefetch=1)
         self._inputs: Any = None
         self._pipes: dict[int, Any] = {}
         self._stack = contextlib.ExitStack()
@@ -60,12 +59,7 @@ class Decoder:
         self._said = self._stack.enter_context(_stderr_of_c())
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Gives stderr back and frees DALI's memory."""
         self._pipes.clear()
         self._stack.close()
@@ -102,7 +96,7 @@ class Decoder:
     def _decode(self, images: Sequence[int], encoded: Sequence[NDArray[np.uint8]]) -> Verdict:
         assert self._said is not None, "the decoder is not open"
         self._inputs = graph_inputs(
-            _whole(self._manifest, np.array(images)), list(encoded), self._manifest, IMAGENET
+            _whole(self._manifest, np.array(images)), list(encoded), self._manifest, self._settings
         )
         self._said.seek(0)
         self._said.truncate()
@@ -124,8 +118,7 @@ class Decoder:
 
     def _pipe(self, size: int) -> Any:
         if size not in self._pipes:
-            settings = DecodeSettings("cpu", torch.device("cpu"), self._threads, prefetch=1)
-            pipe = make_pipeline(lambda: self._inputs, size, settings)
+            pipe = make_pipeline(lambda: self._inputs, size, self._settings)
             pipe.build()
             self._pipes[size] = pipe
         return self._pipes[size]
@@ -133,8 +126,7 @@ class Decoder:
 
 def _whole(manifest: Manifest, images: NDArray[np.int64]) -> Selection:
     count = len(images)
-    boxes = np.zeros((count, 4), dtype=np.float32)
-    boxes[:, 2], boxes[:, 3] = manifest.heights[images], manifest.widths[images]
+    boxes = whole_boxes(manifest.heights[images], manifest.widths[images])
     offsets = np.zeros((count, 3), dtype=np.float32)
     plan = Plan(boxes, np.zeros(count, dtype=np.int32), offsets, (_SIDE, _SIDE))
     return Selection(images, images, np.zeros(count, dtype=np.int64), plan)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 import numpy as np
 
-from pipeline.config import Config
+from pipeline.config import Config, DataConfig
 from pipeline.data.batches import Partition, split_global_batch, validation_chunks
 from pipeline.data.dali import Batch, DecodeSettings, Loader
-from pipeline.data.exclusion import Found, Placed, locate, too_many
+from pipeline.data.exclusion import Found, too_many
 from pipeline.data.images import BadImage, ImageSet
 from pipeline.data.stream import TrainStream, ValStream, train_planner, val_planner
 from pipeline.ranks.world import World
@@ -66,7 +65,7 @@ class Loaders:
         if self._config.data.bad_images != "exclude":
             return None
         positions = self.partition.positions(step, micro)
-        found = None if error is None else locate(error, self.stream, positions)
+        found = None if error is None else self.stream.locate(error, positions)
         everyone = self._world.gather_objects((found, error is not None and found is None))
         if any(hopeless for _, hopeless in everyone):
             return None
@@ -77,20 +76,26 @@ class Loaders:
 
 
 class ValidationLoader:
-    """This rank's batches of a validation, past at most `most` bad files; None: past none.
+    """This rank's batches of a validation, past at most data.max_excluded bad files if
+    data.bad_images says so.
 
-    `open_from(chunk)` makes the loader of the chunks from `chunk` on, (B,) positions each given by
-    `positions(chunk)`. What is passed over is added to `stream.excluded` and listed in `found`.
+    Batch n of `count` holds `positions(n)`, (B,) int64 with B at most `batch_size`. What is passed
+    over is added to `stream.excluded` and listed in `found`.
     """
 
     def __init__(
-        self, stream: ValStreamLike, open_from: Callable[[int], Loader],
-        positions: Callable[[int], np.ndarray], most: int | None,
+        self, stream: ValStream, positions: Callable[[int], np.ndarray], count: int,
+        batch_size: int, decode: DecodeSettings, data: DataConfig,
     ) -> None:  # fmt: skip
-        self._stream, self._open_from, self._positions = stream, open_from, positions
-        self._most = most
-        self._loader = open_from(0)
+        self._stream, self._positions, self._count = stream, positions, count
+        self._batch_size, self._decode = batch_size, decode
+        self._most = data.max_excluded if data.bad_images == "exclude" else None
+        self._loader = self._open_from(0)
         self.found: list[Found] = []
+
+    def _open_from(self, done: int) -> Loader:
+        left = (self._positions(number) for number in range(done, self._count))
+        return Loader(self._stream, left, self._count - done, self._batch_size, self._decode)
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -104,7 +109,7 @@ class ValidationLoader:
                     yield batch
                 return
             except BadImage as error:
-                found = locate(error, self._stream, self._positions(done))
+                found = self._stream.locate(error, self._positions(done))
                 if found is None or self._most is None:
                     raise
             self.found.append(found)
@@ -119,12 +124,6 @@ class ValidationLoader:
         self._loader.close()
 
 
-class ValStreamLike(Placed, Protocol):
-    """A validation stream, which can leave images out."""
-
-    excluded: frozenset[int]
-
-
 def open_val_loader(
     config: Config, val_set: ImageSet, world: World, decode: DecodeSettings,
     excluded: frozenset[int] = frozenset(),
@@ -136,12 +135,7 @@ def open_val_loader(
     decode = decode.for_shape((config.data.image_size, config.data.image_size))
     stream.excluded = excluded
 
-    def positions(done: int) -> np.ndarray:
-        return np.arange(chunks[done] * batch, (chunks[done] + 1) * batch, dtype=np.int64)
+    def positions(number: int) -> np.ndarray:
+        return np.arange(chunks[number] * batch, (chunks[number] + 1) * batch, dtype=np.int64)
 
-    def open_from(done: int) -> Loader:
-        left = (positions(number) for number in range(done, len(chunks)))
-        return Loader(stream, left, len(chunks) - done, batch, decode)
-
-    most = config.data.max_excluded if config.data.bad_images == "exclude" else None
-    return ValidationLoader(stream, open_from, positions, most)
+    return ValidationLoader(stream, positions, len(chunks), batch, decode, config.data)

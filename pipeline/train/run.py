@@ -20,7 +20,7 @@ from pipeline.data.order import order_digest
 from pipeline.data.statistics import normalisation_of
 from pipeline.model.network import network_name
 from pipeline.model.norm import norm_layers
-from pipeline.ranks.connect import connect
+from pipeline.ranks import connect
 from pipeline.ranks.places import choose_device, own_share, set_threads
 from pipeline.ranks.stop import StopSignal
 from pipeline.ranks.watchdog import watched
@@ -37,7 +37,7 @@ from pipeline.train.preflight import decode_largest, require_complete
 from pipeline.train.profile import open_profile
 from pipeline.train.state import TrainState, compared
 from pipeline.train.trainer import Trainer
-from pipeline.train.verdict import Figures, of_training
+from pipeline.train.verdict import Figures, judge, seen
 
 log = logging.getLogger("trainyard")
 
@@ -293,7 +293,7 @@ def _sum_up(trainer: Trainer) -> None:
             "speed: %.0f img/s (median), data wait %.1f%% of the step",
             median["images_per_sec"], 100 * median["data_wait_share"],
         )  # fmt: skip
-        log.info("limited by: %s", of_training(trainer.figures, median, trainer.world.size))
+        log.info("limited by: %s", judge(seen(median, trainer.world.size, trainer.figures)))
     log.info(
         "the run lies in %s; look at it with: tensorboard --logdir %s", run_dir, run_dir.parent
     )

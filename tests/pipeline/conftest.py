@@ -1,4 +1,4 @@
-"""The run that every interrupted one must equal."""
+"""The run that every interrupted one must equal, and a process of one thread."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jobs
 import pytest
+import torch
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +19,12 @@ def uninterrupted(small_data: Path, tmp_path_factory: pytest.TempPathFactory) ->
     assert ranks.codes == [0, 0], ranks.text
     yield runs / "test"
     shutil.rmtree(runs)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small tensors: more threads would only crowd the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,4 +1,8 @@
-"""DALI's graph for JPEGs: read, decode, resize, mirror, normalise."""
+"""DALI's graphs and their inputs.
+
+Encoded images are decoded, resized, mirrored and normalised here; what is pixels already goes to
+`pixels`.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,9 @@ import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn, types
 
-from pipeline.data.crops import Plan
+from pipeline.data.dali import pixels
 from pipeline.data.dali.settings import DecodeSettings, new_pipeline, output_arguments
 from pipeline.data.images import ImageSet
-from pipeline.data.normalisation import Normalisation
 from pipeline.data.stream import Selection
 
 
@@ -29,20 +32,19 @@ def make_decoding_pipeline(source: Any, batch_size: int, settings: DecodeSetting
 
 
 def graph_inputs(
-    selection: Selection,
-    encoded: list[np.ndarray],
-    manifest: ImageSet,
-    normalisation: Normalisation,
+    selection: Selection, encoded: list[np.ndarray], manifest: ImageSet, settings: DecodeSettings
 ) -> tuple[Any, ...]:
     """The graph's inputs for one batch, in the order of `make_pipeline`'s source.
 
     The decoder gets the integer box around the planned one plus a margin of
     ceil(max(1, box / output)) pixels, so that the antialiasing filter sees its neighbours; the
     fractional box goes to the resize, relative to the decoded part, and is at least 1 px.
-    Where `normalisation` has a mean image, the means hold the colour offset alone.
+    Where there is a mean image, the means hold the colour offset alone.
     """
-    plan: Plan = selection.plan
-    require_shape(plan, normalisation)
+    plan, normalisation = selection.plan, settings.normalisation
+    settings.require_shape(plan.shape)
+    if settings.decoder == "none":
+        return pixels.graph_inputs(selection, encoded)
     mean = normalisation.mean if normalisation.image is None else np.float32(0)
     sizes = np.stack([manifest.heights[selection.images], manifest.widths[selection.images]], 1)
     start, extent = plan.boxes[:, :2].astype(np.float64), plan.boxes[:, 2:].astype(np.float64)
@@ -64,14 +66,6 @@ def graph_inputs(
     )
 
 
-def require_shape(plan: Plan, normalisation: Normalisation) -> None:
-    """The loader's settings must fit its views; a wrong mean would go unnoticed."""
-    image = normalisation.image
-    assert image is None or image.shape[:2] == plan.shape, (
-        f"a mean image of {image.shape} for views of {plan.shape}; see DecodeSettings.for_shape"
-    )
-
-
 def make_pipeline(source: Any, batch_size: int, settings: DecodeSettings) -> Pipeline:
     """The graph, not yet built; `source()` gives the tuple of `graph_inputs` for each batch.
 
@@ -79,6 +73,8 @@ def make_pipeline(source: Any, batch_size: int, settings: DecodeSettings) -> Pip
     pixels are not normalised, each image's mean (B, 3) float32 on the host. With `settings.device`
     a CPU, a graph of the GPU decoder can be serialised and checked, not run.
     """
+    if settings.decoder == "none":
+        return pixels.make_pipeline(source, batch_size, settings)
     assert settings.normalisation.image is None or settings.output != "uint8", (
         "pixels that are not normalised yet are mirrored already, and a mean image comes before"
     )

@@ -16,7 +16,6 @@ from nvidia.dali import Pipeline
 from torch.utils.dlpack import from_dlpack
 
 from pipeline.data.dali import graph
-from pipeline.data.dali import pixels as pixel_graph
 from pipeline.data.dali.settings import DecodeSettings
 from pipeline.data.images import BadImage, ImageSet
 from pipeline.data.stream import ImageStream, Selection
@@ -70,10 +69,6 @@ class Loader:
         self._ahead: deque[Future[_Prepared]] = deque()
         self._in_dali: deque[_Prepared] = deque()
         self._failure: Exception | None = None
-        self._make_pipeline, self._graph_inputs = graph.make_pipeline, graph.graph_inputs
-        if settings.decoder == "none":
-            self._make_pipeline = pixel_graph.make_pipeline
-            self._graph_inputs = pixel_graph.graph_inputs
         self._pipe = self._build(self._hand_over, batch_size, settings)
         for _ in range(settings.prefetch + 1):
             self._prepare_next()
@@ -123,7 +118,7 @@ class Loader:
         self.__dict__.pop("_pipe", None)
 
     def _build(self, source: Any, batch_size: int, settings: DecodeSettings) -> Pipeline:
-        pipe = self._make_pipeline(source, batch_size, settings)
+        pipe = graph.make_pipeline(source, batch_size, settings)
         try:
             pipe.build()
         except RuntimeError as error:
@@ -147,8 +142,7 @@ class Loader:
         # One task per reader, not per file: 25 us of Python each would add up at 8,000 files/s.
         shares = np.array_split(selection.images, min(_READERS, len(selection.images)))
         encoded = [one for share in self._readers.map(self._read, shares) for one in share]
-        normalisation = self._settings.normalisation
-        inputs = self._graph_inputs(selection, encoded, self._stream.manifest, normalisation)
+        inputs = graph.graph_inputs(selection, encoded, self._stream.manifest, self._settings)
         return _Prepared(selection, inputs)
 
     def _read(self, images: np.ndarray) -> list[np.ndarray]:

@@ -12,30 +12,20 @@ from typing import Any
 import numpy as np
 from nvidia.dali import Pipeline, fn, types
 
-from pipeline.data.dali.graph import require_shape
 from pipeline.data.dali.settings import DecodeSettings, new_pipeline, output_arguments
-from pipeline.data.images import ImageSet
-from pipeline.data.normalisation import Normalisation
 from pipeline.data.stream import Selection
 
 
-def graph_inputs(
-    selection: Selection,
-    encoded: list[np.ndarray],
-    manifest: ImageSet,
-    normalisation: Normalisation,
-) -> tuple[Any, ...]:
-    """The graph's inputs for one batch, in the order of `make_pipeline`'s source.
+def graph_inputs(selection: Selection, images: list[np.ndarray]) -> tuple[Any, ...]:
+    """As `graph.graph_inputs`, of `images` (H, W, 3) uint8 each.
 
-    `encoded` are (H, W, 3) uint8 each, what `manifest` reads; boxes are whole pixels and may lie
-    outside the image.
+    Boxes are whole pixels and may lie outside the image.
     """
     plan = selection.plan
-    require_shape(plan, normalisation)
     assert not plan.offsets.any(), "this graph adds no colour offset"
     assert (plan.boxes[:, 2:] == plan.shape).all(), "this graph does not resize"
     return (
-        np.stack(encoded),
+        np.stack(images),
         plan.boxes[:, :2].astype(np.int32),
         plan.boxes[:, 2:].astype(np.int32),
         plan.flips.astype(np.int32),
@@ -44,10 +34,7 @@ def graph_inputs(
 
 
 def make_pipeline(source: Any, batch_size: int, settings: DecodeSettings) -> Pipeline:
-    """The graph, not yet built; `source()` gives the tuple of `graph_inputs` for each batch.
-
-    Gives images (B, H, W, 3), float32 or float16, and labels (B,) int64.
-    """
+    """As `graph.make_pipeline`: images (B, H, W, 3), float32 or float16, and labels (B,) int64."""
     assert settings.output != "uint8", "the zeros of the padding are zeros after the mean"
     pipe = new_pipeline(batch_size, settings)
     with pipe:

@@ -60,6 +60,14 @@ class DecodeSettings:
         normalisation = self.normalisation.for_shape(shape)
         return dataclasses.replace(self, normalisation=normalisation)
 
+    def require_shape(self, shape: tuple[int, int]) -> None:
+        """Asserts that the normalisation fits views of this shape; a wrong mean would go
+        unnoticed."""
+        image = self.normalisation.image
+        assert image is None or image.shape[:2] == shape, (
+            f"a mean image of {image.shape} for views of {shape}; see DecodeSettings.for_shape"
+        )
+
 
 def gpu_count() -> int:
     """GPUs that DALI can use here; 0 without a driver."""

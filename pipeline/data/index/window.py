@@ -17,8 +17,6 @@ IMAGE_EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 RECORDIO_LIST = ".lst"
 """Suffix of the file of names that may lie beside a .rec file."""
 
-_Found = TypeVar("_Found")
-
 _ENDINGS = tuple(extension.encode() for extension in IMAGE_EXTENSIONS)
 
 # One page: a header, and the first bytes of the image behind it, in one read.
@@ -30,6 +28,8 @@ _COMPRESSED = {
     b"\x28\xb5\x2f\xfd": "Zstandard",
     b"\x04\x22\x4d\x18": "LZ4",
 }
+
+_Found = TypeVar("_Found")
 
 
 class BadContainer(ValueError):
@@ -108,6 +108,32 @@ class Window:
                 cure = "unpack that, images do not get smaller by it"
                 raise self.bad(0, f"begins {kind}, which cannot be read by byte range", cure)
 
+    def check_against_index(self, index: Path, offset_column: int) -> None:
+        """Raise BadContainer if the index, if there is one, has a record behind the file's end.
+
+        index: lines of numbers with blanks between, in `offset_column` where a record begins. One
+        that is no such file is warned of and not used. OSError if it cannot be read.
+        """
+        if not index.exists():
+            return
+        offsets = []
+        for number, line in enumerate(index.read_bytes().splitlines(), start=1):
+            parts = line.split()
+            if not (len(parts) == 2 and parts[0].isdigit() and parts[1].isdigit()):
+                log.warning(
+                    "the index %s is not used: its line %d is not two numbers", index, number
+                )
+                return
+            offsets.append(int(parts[offset_column]))
+        beyond = [offset for offset in offsets if offset >= self.length]
+        if beyond:
+            reason = (
+                f"the file ends, but {index} has {len(beyond)} of its {len(offsets)} records from "
+                f"there on: it is cut off"
+            )
+            cure = f"copy it anew from its source, or remove {index.name} if it is another file's"
+            raise self.bad(self.length, reason, cure)
+
 
 class _PatientWindow(Window):
     """One that tries again, as to walk a large container from its begin would cost much more."""
@@ -150,28 +176,3 @@ def reading(path: Path, read: Callable[[], _Found]) -> _Found:
 def is_image(name: bytes) -> bool:
     """Tell an image by its name."""
     return name.lower().endswith(_ENDINGS)
-
-
-def check_against_index(window: Window, index: Path, offset_column: int) -> None:
-    """Raise BadContainer if the index, if there is one, has a record where the container has ended.
-
-    index: lines of numbers with blanks between, in `offset_column` where a record begins. One that
-    is no such file is warned of and not used. OSError if it cannot be read.
-    """
-    if not index.exists():
-        return
-    offsets = []
-    for number, line in enumerate(index.read_bytes().splitlines(), start=1):
-        parts = line.split()
-        if not (len(parts) == 2 and parts[0].isdigit() and parts[1].isdigit()):
-            log.warning("the index %s is not used: its line %d is not two numbers", index, number)
-            return
-        offsets.append(int(parts[offset_column]))
-    beyond = [offset for offset in offsets if offset >= window.length]
-    if beyond:
-        reason = (
-            f"the file ends, but {index} has {len(beyond)} of its {len(offsets)} records from "
-            f"there on: it is cut off"
-        )
-        cure = f"copy it anew from its source, or remove {index.name} if it is another file's"
-        raise window.bad(window.length, reason, cure)

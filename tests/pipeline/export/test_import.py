@@ -21,13 +21,7 @@ from pipeline.export.importing import checkpoint_of, read_class_list
 from pipeline.system.failure import Reported
 from pipeline.train.checkpoint import read_verified
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def exported(folder: Path, suffix: str, model: ModelConfig, **more: object) -> Path:

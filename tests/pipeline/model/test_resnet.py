@@ -1,19 +1,28 @@
-"""ResNets against the paper's table 1, torchvision's names and counts, and the layout contract."""
+"""Networks against the paper's table 1 and, of CIFAR, section 4.2, torchvision's names and
+counts, and the layout contract."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.model.norm import BatchNormAct
-from pipeline.model.resnet import Shortcut, Variant, resnet
+from pipeline.model.norm import BatchNormAct, ends
+from pipeline.model.resnet import ResNet, Shortcut, Variant, ZeroPadding, cifar_resnet, resnet
 
 DEPTHS = [18, 34, 50, 101, 152]
+CIFAR_DEPTHS = [20, 32, 44, 56, 110, 1202]
 
 
 def on_meta(depth: int, variant: Variant = "v1.5", shortcut: Shortcut | None = "B") -> nn.Module:
     with torch.device("meta"):
         return resnet(depth, 1000, variant, shortcut=shortcut)
+
+
+def cifar_on_meta(depth: int, shortcut: Shortcut | None = "A") -> nn.Module:
+    with torch.device("meta"):
+        return cifar_resnet(depth, 10, shortcut=shortcut)
 
 
 def images(count: int, size: int) -> Tensor:
@@ -50,6 +59,20 @@ def test_parameter_count_of_other_shortcuts(
     assert sum(p.numel() for p in on_meta(depth, "v1", shortcut).parameters()) == count
 
 
+# Table 6 of the paper, and the sum over layers for 6n + 2 of them.
+@pytest.mark.parametrize(
+    ("depth", "paper"),
+    [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7), (1202, 19.4)],
+)
+def test_parameter_count_of_cifar_networks_is_the_papers(depth: int, paper: float) -> None:
+    n = (depth - 2) // 6
+    stages = 2 * n * 16**2 + 16 * 32 + (2 * n - 1) * 32**2 + 32 * 64 + (2 * n - 1) * 64**2
+    norms = 2 * (16 + 2 * n * (16 + 32 + 64))
+    count = sum(p.numel() for p in cifar_on_meta(depth).parameters())
+    assert count == 9 * (3 * 16 + stages) + norms + 64 * 10 + 10
+    assert round(count / 1e6, 2 if paper < 1 else 1) == paper
+
+
 # The paper's table 1, rounded to 0.1e9, and what our networks come to exactly. The paper counts 18
 # and 34 with option A, and gives 3.6e9 for the plain 34 too; each of B's three projections has
 # 6,422,528.
@@ -79,6 +102,17 @@ def test_multiply_adds_at_224(
     assert exact == pytest.approx(paper, rel=0.03 if variant == "v1" else 0.001)
 
 
+# Convolutions of a stage cost alike, but the first of the second and third: half.
+@pytest.mark.parametrize("depth", [20, 56])
+@pytest.mark.parametrize("shortcut", ["A", None])
+def test_multiply_adds_of_cifar_networks_at_32(depth: int, shortcut: Shortcut | None) -> None:
+    n, each = (depth - 2) // 6, 9 * 16**2 * 32**2
+    with FlopCounterMode(display=False) as counter:
+        cifar_on_meta(depth, shortcut)(torch.empty(1, 3, 32, 32, device="meta"))
+    stem, classifier = 9 * 3 * 16 * 32**2, 640
+    assert counter.get_total_flops() == 2 * (stem + (6 * n - 1) * each + classifier)
+
+
 @pytest.mark.parametrize(("depth", "shortcut"), [(18, "B"), (50, "B"), (18, "A")])
 def test_a_seed_gives_the_weights_it_always_gave(depth: int, shortcut: Shortcut) -> None:
     torch.manual_seed(7)
@@ -97,33 +131,52 @@ def test_a_seed_gives_the_weights_it_always_gave(depth: int, shortcut: Shortcut)
             assert torch.equal(weight, wanted), name
 
 
+def shapes_of(model: nn.Module, side: int) -> dict[str, tuple[int, ...]]:
+    """The output of each child of `model` for two images, and of the whole under ""."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, child in [*model.named_children(), ("", model)]:
+        child.register_forward_hook(
+            lambda _, __, out, name=name: shapes.update({name: tuple(ends(out)[0].shape)})
+        )
+    model(torch.empty(2, 3, side, side, device="meta"))
+    return shapes
+
+
 @pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize("variant", ["v1", "v1.5"])
 def test_shapes_of_every_stage(depth: int, variant: Variant) -> None:
-    model = on_meta(depth, variant)
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name in ("conv1", "maxpool", "layer1", "layer2", "layer3", "layer4"):
-        model.get_submodule(name).register_forward_hook(
-            lambda _, __, out, name=name: shapes.update({name: tuple(out.shape)})
-        )
-    logits = model(torch.empty(2, 3, 224, 224, device="meta"))
     wide = 1 if depth < 50 else 4
-    assert logits.shape == (2, 1000)
-    assert shapes == {
+    assert shapes_of(on_meta(depth, variant), 224) == {
         "conv1": (2, 64, 112, 112),
+        "bn1": (2, 64, 112, 112),
         "maxpool": (2, 64, 56, 56),
         "layer1": (2, 64 * wide, 56, 56),
         "layer2": (2, 128 * wide, 28, 28),
         "layer3": (2, 256 * wide, 14, 14),
         "layer4": (2, 512 * wide, 7, 7),
+        "fc": (2, 1000),
+        "": (2, 1000),
     }
 
 
-@pytest.mark.parametrize("depth", DEPTHS)
+def test_shapes_of_every_stage_of_a_cifar_network() -> None:
+    assert shapes_of(cifar_on_meta(20), 32) == {
+        "conv1": (2, 16, 32, 32),
+        "bn1": (2, 16, 32, 32),
+        "layer1": (2, 16, 32, 32),
+        "layer2": (2, 32, 16, 16),
+        "layer3": (2, 64, 8, 8),
+        "fc": (2, 10),
+        "": (2, 10),
+    }
+
+
+@pytest.mark.parametrize("depth", DEPTHS + CIFAR_DEPTHS)
 def test_depth_is_the_number_of_weight_layers_on_the_longest_path(depth: int) -> None:
+    model = on_meta(depth) if depth in DEPTHS else cifar_on_meta(depth)
     layers = [
         name
-        for name, module in on_meta(depth).named_modules()
+        for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear) and "downsample" not in name
     ]
     assert len(layers) == depth
@@ -156,6 +209,24 @@ def test_unknown_depth_lists_those_that_exist() -> None:
         resnet(50, 10, shortcut=None)
 
 
+@pytest.mark.parametrize("depth", [2, 7, 21, -4])
+def test_unknown_depth_of_a_cifar_network_says_which_exist(depth: int) -> None:
+    with pytest.raises(ValueError, match=rf"depth={depth} does not .* 6n \+ 2: 8, 14, 20, "):
+        cifar_resnet(depth, 10)
+
+
+def goes_forward_and_backward(model: ResNet, side: int) -> None:
+    """Gradients come channels-last, which the smallest sides show as well as any."""
+    logits = model(images(2, side))
+    assert logits.shape == (2, 10) and logits.isfinite().all()
+    logits.square().sum().backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all(), name
+        assert p.ndim < 4 or p.grad.permute(0, 2, 3, 1).is_contiguous(), name
+    with torch.no_grad():
+        assert model.eval()(images(1, side + 1)).shape == (1, 10)
+
+
 @pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize("shortcut", ["A", "B", "C", None])
 def test_every_depth_and_shortcut_goes_forward_and_backward(
@@ -164,13 +235,24 @@ def test_every_depth_and_shortcut_goes_forward_and_backward(
     if shortcut is None and depth > 34:
         return  # the paper has none
     torch.manual_seed(0)
-    model = resnet(depth, 10, shortcut=shortcut)
-    logits = model(images(2, 32))
-    assert logits.shape == (2, 10) and logits.isfinite().all()
-    logits.square().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    with torch.no_grad():
-        assert model.eval()(images(1, 33)).shape == (1, 10)
+    goes_forward_and_backward(resnet(depth, 10, shortcut=shortcut), 32)
+
+
+@pytest.mark.parametrize("depth", [20, 32, 44, 56, 110])
+@pytest.mark.parametrize("shortcut", ["A", "B", "C", None])
+def test_every_depth_and_shortcut_of_cifar_goes_forward_and_backward(
+    depth: int, shortcut: Shortcut | None
+) -> None:
+    model = cifar_resnet(depth, 10, shortcut=shortcut)
+    goes_forward_and_backward(model, 8)
+    modules = list(model.modules())
+    assert sum(isinstance(m, ZeroPadding) for m in modules) == (2 if shortcut == "A" else 0)
+    projections = sum(isinstance(m, BatchNormAct) and not m.relu for m in modules)
+    assert projections == {"A": 0, "B": 2, "C": (depth - 2) // 2, None: 0}[shortcut]
+
+
+def test_1202_layers_go_forward_and_backward() -> None:
+    goes_forward_and_backward(cifar_resnet(1202, 10), 8)
 
 
 @pytest.mark.parametrize("depth", [18, 50])
@@ -261,17 +343,23 @@ def test_weights_stay_channels_last_through_load_and_dtype_change() -> None:
     assert all(p.permute(0, 2, 3, 1).is_contiguous() for p in weights)
 
 
-def test_resnet18_trains_at_64_px() -> None:
+@pytest.mark.parametrize(
+    ("build", "side", "lr", "steps"),
+    [
+        (lambda: resnet(18, 10), 64, 0.05, 6),
+        (lambda: cifar_resnet(8, 10), 32, 0.1, 30),
+        (lambda: cifar_resnet(8, 10, shortcut=None), 32, 0.1, 30),
+    ],
+)
+def test_a_network_learns(build: Callable[[], ResNet], side: int, lr: float, steps: int) -> None:
     torch.manual_seed(0)
-    model = resnet(18, 10)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    labels = torch.arange(8) % 10
+    model = build()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     losses = []
-    for _ in range(6):
-        loss = nn.functional.cross_entropy(model(images(8, 64)), labels)
+    for _ in range(steps):
+        loss = nn.functional.cross_entropy(model(images(8, side)), torch.arange(8) % 10)
         optimizer.zero_grad()
         loss.backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] / 2
