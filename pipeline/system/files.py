@@ -115,12 +115,13 @@ def locked(path: Path, wait: bool = True) -> Iterator[int]:
 
 
 def patiently(
-    read: Callable[[], _Found], kind: type[_Error], words: Callable[[_Error], str]
+    read: Callable[[], _Found], kind: type[_Error], words: Callable[[_Error, float], str]
 ) -> _Found:
     """Returns `read()`, tried again when the file system refuses: servers fail over, mounts hiccup.
 
     That is an `OSError`, or an error raised from one, of this `kind`; others are raised at once,
-    and so is what the last try raises. Each time `words` of the error are logged.
+    and so is what the last try raises. Each time `words` of the error, and of the seconds until the
+    next try, are logged.
     """
     for nap_sec in READ_AGAIN_SEC:
         try:
@@ -128,7 +129,7 @@ def patiently(
         except kind as error:
             if not isinstance(error, OSError) and not isinstance(error.__cause__, OSError):
                 raise
-            files_log.warning("%s again in %g s", words(error), nap_sec)
+            files_log.warning("%s", words(error, nap_sec))
             time.sleep(nap_sec)
     return read()
 

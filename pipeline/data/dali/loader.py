@@ -193,7 +193,9 @@ class Loader:
 def read_patiently(manifest: ImageSet, image: int) -> np.ndarray:
     """`manifest.read`; a file that is read but cannot be used is not read again."""
     return patiently(
-        lambda: manifest.read(image), BadImage, lambda error: f"warning: {error}; it is read"
+        lambda: manifest.read(image),
+        BadImage,
+        lambda error, nap_sec: f"warning: {error}; it is read again in {nap_sec:g} s",
     )
 
 

@@ -164,7 +164,13 @@ def opened(path: Path) -> Iterator[Window]:
 
 def reading(path: Path, read: Callable[[], _Found]) -> _Found:
     """Return `read()`, which is a try to read from `path`, patiently; OSError in the end."""
-    return patiently(read, OSError, lambda error: f"{path} cannot be read: {error.strerror}; tried")
+    return patiently(
+        read,
+        OSError,
+        lambda error, nap_sec: (
+            f"{path} cannot be read: {error.strerror}; tried again in {nap_sec:g} s"
+        ),
+    )
 
 
 def is_image(name: bytes) -> bool:

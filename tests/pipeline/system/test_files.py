@@ -149,6 +149,10 @@ def test_what_cannot_be_locked_is_told_from_what_cannot_be_opened(tmp_path, monk
     assert caught.value.filename is None
 
 
+def words(error: Exception, nap_sec: float) -> str:
+    return f"{getattr(error, 'strerror', error)}; again in {nap_sec:g} s"
+
+
 class BadThing(ValueError):
     """What a reader makes of an error."""
 
@@ -163,13 +167,13 @@ def test_what_the_file_system_refuses_is_tried_again(monkeypatch, caplog):
         return "content"
 
     with caplog.at_level(logging.WARNING, logger="trainyard"):
-        assert patiently(read, OSError, lambda error: f"{error.strerror}; tried") == "content"
+        assert patiently(read, OSError, words) == "content"
     assert caplog.messages == [
-        "Stale file handle; tried again in 0 s", "Input/output error; tried again in 0 s",
+        "Stale file handle; again in 0 s", "Input/output error; again in 0 s",
     ]  # fmt: skip
     faults += [refused(errno.EIO) for _ in range(3)]
     with pytest.raises(OSError, match="Input/output error"):
-        patiently(read, OSError, str)
+        patiently(read, OSError, words)
     assert not faults
 
 
@@ -183,9 +187,9 @@ def test_only_what_the_file_system_refuses_is_tried_again(monkeypatch, caplog):
 
     for cause, wanted in ((None, 1), (ValueError(), 1), (refused(errno.EIO), 2)):
         with pytest.raises(BadThing):
-            patiently(lambda cause=cause: read(cause), BadThing, str)
+            patiently(lambda cause=cause: read(cause), BadThing, words)
         assert len(tries) == wanted
         tries.clear()
     with pytest.raises(BadThing):
-        patiently(lambda: read(refused(errno.EIO)), OSError, str)
+        patiently(lambda: read(refused(errno.EIO)), OSError, words)
     assert len(tries) == 1
