@@ -20,6 +20,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from PIL import Image
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from pipeline.data.index.manifest import Manifest
+
 MAGIC = struct.pack("<I", 0xCED7230A)
 
 Images = Sequence[tuple[str, str, bytes]]
@@ -228,3 +230,9 @@ def listed_recordio(split: Path, images: Images) -> None:
 
 NAMED: list[Callable[[Path, Images], None]] = [packed, webdataset, tfrecord, listed_recordio]
 WRITERS = [*NAMED[:3], recordio]
+
+
+def contents(manifest: Manifest) -> list[tuple[str, bytes]]:
+    """Class and bytes of every image, in order."""
+    labels = [manifest.classes[label] for label in manifest.labels]
+    return [(label, manifest.read(i).tobytes()) for i, label in enumerate(labels)]

@@ -11,6 +11,7 @@ from container_writers import (
     MAGIC,
     NAMED,
     WRITERS,
+    contents,
     draw_images,
     image_record,
     packed,
@@ -25,19 +26,9 @@ from container_writers import (
 
 from pipeline.data.crops import RandomResizedCrop
 from pipeline.data.images import BadImage
-from pipeline.data.index.manifest import Manifest, cached_manifest, open_manifest
+from pipeline.data.index.manifest import cached_manifest, open_manifest
 from pipeline.data.stream import TrainStream
 from pipeline.prepare.index import index
-
-
-@pytest.fixture(autouse=True)
-def user_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user cache"))
-
-
-def contents(manifest: Manifest) -> list[tuple[str, bytes]]:
-    labels = [manifest.classes[label] for label in manifest.labels]
-    return [(label, manifest.read(i).tobytes()) for i, label in enumerate(labels)]
 
 
 @pytest.mark.parametrize("write", NAMED)

@@ -25,11 +25,6 @@ from container_writers import (
 from pipeline.data.index.manifest import open_manifest
 
 
-@pytest.fixture(autouse=True)
-def user_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user cache"))
-
-
 def tar_with_ends(path: Path) -> list[int]:
     """A tar of 5 images in one class; where each member begins, and where the end mark does."""
     write_tar(path, [(f"a/{i}.jpg", content) for i, (_, _, content) in enumerate(draw_images(5))])

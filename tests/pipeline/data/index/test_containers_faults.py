@@ -18,6 +18,7 @@ import pytest
 import torch
 from container_writers import (
     WRITERS,
+    contents,
     draw_images,
     packed,
     recordio,
@@ -30,23 +31,13 @@ from pipeline.data.index import recordio as records
 from pipeline.data.index import tar
 from pipeline.data.index import tfrecord as tfrecords
 from pipeline.data.index import window as common
-from pipeline.data.index.manifest import Manifest, open_manifest
+from pipeline.data.index.manifest import open_manifest
 from pipeline.data.index.open_files import ContainerFiles
 from pipeline.data.index.window import opened
 from pipeline.data.stream import ValStream
 from pipeline.system import files
 
 WALKS = dict(zip(WRITERS, (tar.walk, tar.walk, tfrecords.walk, records.walk), strict=True))
-
-
-@pytest.fixture(autouse=True)
-def user_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user cache"))
-
-
-def contents(manifest: Manifest) -> list[tuple[str, bytes]]:
-    labels = [manifest.classes[label] for label in manifest.labels]
-    return [(label, manifest.read(i).tobytes()) for i, label in enumerate(labels)]
 
 
 @pytest.mark.parametrize("write", WRITERS)

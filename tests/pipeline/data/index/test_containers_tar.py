@@ -19,11 +19,6 @@ LONG_CLASS, LONG_NAME = "ü" * 100, "n" * 200 + ".JPEG"
 IMAGE = draw_images(1)[0][2]
 
 
-@pytest.fixture(autouse=True)
-def user_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user cache"))
-
-
 def entries_of(path: Path) -> list[Entry]:
     with opened(path) as window:
         return tar.walk(window)

@@ -15,8 +15,7 @@ from pipeline.prepare.options import IndexOptions
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user cache"))
+def root(tmp_path):
     for split in ("train", "val"):
         write_folders(tmp_path / "data" / split, draw_images(4))
     return tmp_path / "data"

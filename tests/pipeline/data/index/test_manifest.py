@@ -23,13 +23,6 @@ def add_image(path: Path, width: int = 12, height: int = 8, kind: str = "jpeg") 
     Image.new("RGB", (width, height), (width % 256, height % 256, 90)).save(path, kind)
 
 
-@pytest.fixture(autouse=True)
-def user_cache(tmp_path, monkeypatch):
-    """A user cache of the test's own: the real one must not be written to."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user cache"))
-    return tmp_path / "user cache" / "trainyard" / "manifests"
-
-
 @pytest.fixture
 def root(tmp_path):
     """Three classes, five images, names that sort differently by bytes than by locale."""

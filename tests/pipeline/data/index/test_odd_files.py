@@ -15,11 +15,6 @@ from pipeline.prepare.imagenet import imagenet
 from pipeline.prepare.options import StageOptions
 
 
-@pytest.fixture(autouse=True)
-def user_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user cache"))
-
-
 def test_archives_of_imagenet_may_be_symbolic_links(tmp_path):
     paths = small_archives().write(tmp_path / "far away ö")
     links = {}

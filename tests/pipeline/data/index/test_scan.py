@@ -38,11 +38,6 @@ KINDS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def user_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user cache"))
-
-
 def jpeg(mode: str = "RGB", **options) -> bytes:
     encoded = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 255, (300, 201, 3), dtype=np.uint8)
