@@ -45,14 +45,18 @@ class Job:
     def ranks_on(self, node: Facts) -> int | None:
         return None if self.ranks is None else self.ranks.get(node["node"])
 
-    def where(self, problem: Callable[[Facts], str | None]) -> str:
-        """`problem` of each node that has one, as "node3: text"; "" if there is none.
+    def where(
+        self,
+        problem: Callable[[Facts], str | None],
+        when: Callable[[Facts], object] = lambda _: True,
+    ) -> str:
+        """`problem` of each node that has one and `when` holds for, as "node3: text"; else "".
 
         Equal texts share one mention; the only node of a job is not named, nor are all of them.
         """
         by_text: dict[str, list[str]] = {}
         for node in self.nodes:
-            text = problem(node)
+            text = problem(node) if when(node) else None
             if text:
                 by_text.setdefault(text, []).append(node["node"])
         if not self.several_nodes:

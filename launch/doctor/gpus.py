@@ -78,7 +78,7 @@ def gpus(job: Job) -> Check:
     asked = job.nodes[0]["asked"]["device"]
     if asked == "cpu":
         return Check("GPUs", "ok", "not used, run.device=cpu")
-    idle = job.where(lambda node: _why_no_gpu(node) if node["device"] == "cpu" else None)
+    idle = job.where(_why_no_gpu, when=lambda node: node["device"] == "cpu")
     if idle and asked == "cuda":
         cure = "Ask for GPUs (sbatch --gpus-per-node=8), or set run.device=cpu."
         return Check("GPUs", "fail", idle, _cure_no_gpu(job) or cure)
@@ -93,17 +93,15 @@ def gpus(job: Job) -> Check:
 
 def _gpus_in_use(job: Job) -> Check:
     blind = job.where(
-        lambda n: f"DALI sees none of {len(n['gpus'])} GPUs" if n["dali_gpus"] == 0 else None
+        lambda n: f"DALI sees none of {len(n['gpus'])} GPUs",
+        when=lambda n: n["dali_gpus"] == 0,
     )
     if blind:
         cure = "Take a newer driver, or the DALI wheel for its CUDA version (nvidia-dali-cuda120)."
         return Check("GPUs", "warn", f"JPEGs are decoded on the CPU: {blind}", cure)
     few = job.where(
-        lambda n: (
-            f"{job.ranks_on(n)} ranks but {n['torch_gpus']} GPUs"
-            if (job.ranks_on(n) or 0) > n["torch_gpus"]
-            else None
-        )
+        lambda n: f"{job.ranks_on(n)} ranks but {n['torch_gpus']} GPUs",
+        when=lambda n: (job.ranks_on(n) or 0) > n["torch_gpus"],
     )
     if few:
         return Check("GPUs", "fail", few, "Start at most one rank per GPU on each node.")

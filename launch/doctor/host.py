@@ -37,15 +37,12 @@ def shared_memory(job: Job) -> Check | None:
     """/dev/shm is large enough for NCCL and the ranks of one node to talk."""
     free = [node["shm"]["free_bytes"] for node in job.nodes]
     if any(room is None for room in free):
-        found = job.where(lambda n: "not there" if n["shm"]["free_bytes"] is None else None)
+        found = job.where(lambda _: "not there", when=lambda n: n["shm"]["free_bytes"] is None)
         return Check("/dev/shm", "warn", found, "Mount a tmpfs on /dev/shm.")
     if min(free) < _GIB:
         found = job.where(
-            lambda n: (
-                f"{size(n['shm']['free_bytes'])} of {size(n['shm']['total_bytes'])} free"
-                if n["shm"]["free_bytes"] < _GIB
-                else None
-            )
+            lambda n: f"{size(n['shm']['free_bytes'])} of {size(n['shm']['total_bytes'])} free",
+            when=lambda n: n["shm"]["free_bytes"] < _GIB,
         )
         cure = "Start the container with --shm-size=8g or --ipc=host, and delete what fills it."
         return Check("/dev/shm", "warn", found, cure)
@@ -55,11 +52,8 @@ def shared_memory(job: Job) -> Check | None:
 def cores(job: Job) -> Check:
     """Every rank has at least a core of its own."""
     starved = job.where(
-        lambda n: (
-            f"{job.ranks_on(n)} ranks may use {n['usable_cores']} of {n['cores']} cores"
-            if (job.ranks_on(n) or 1) > n["usable_cores"]
-            else None
-        )
+        lambda n: f"{job.ranks_on(n)} ranks may use {n['usable_cores']} of {n['cores']} cores",
+        when=lambda n: (job.ranks_on(n) or 1) > n["usable_cores"],
     )
     if starved:
         return Check("cores", "warn", starved, "Ask for more with --cpus-per-task.")
@@ -73,21 +67,15 @@ def limits(job: Job) -> Check:
     total = sum((job.ranks or {}).values())
     needed = max(_FEWEST_OPEN_FILES, 4 * total)
     short = job.where(
-        lambda n: (
-            f"{n['limits']['open_files']} open files"
-            if n["limits"]["open_files"] is not None and n["limits"]["open_files"] < needed
-            else None
-        )
+        lambda n: f"{n['limits']['open_files']} open files",
+        when=lambda n: n["limits"]["open_files"] is not None and n["limits"]["open_files"] < needed,
     )
     if short:
         cure = f"Raise the limit with ulimit -n {needed} in the job's script."
         return Check("limits", "warn", short, cure)
     pinned = job.where(
-        lambda n: (
-            f"{size(n['limits']['locked_bytes'])} of locked memory with InfiniBand"
-            if n["infiniband"] and n["limits"]["locked_bytes"] is not None
-            else None
-        )
+        lambda n: f"{size(n['limits']['locked_bytes'])} of locked memory with InfiniBand",
+        when=lambda n: n["infiniband"] and n["limits"]["locked_bytes"] is not None,
     )
     if pinned and job.several_nodes:
         cure = "Set LimitMEMLOCK=infinity for slurmd, or NCCL may fall back from InfiniBand."

@@ -120,20 +120,16 @@ def network(job: Job) -> Check | None:
         return Check("network", "fail", wrong, cure)
     cure = "Mend its address in Slurm (NodeAddr) or /etc/hosts, or give --launch.interface=NAME."
     homeless = job.where(
-        lambda n: (
-            f"no interface holds the node's address {n['address']}"
-            if n["interface"] is None and "HOROVOD_GLOO_IFACE" not in n["wanted_interfaces"]
-            else None
-        )
+        lambda n: f"no interface holds the node's address {n['address']}",
+        when=lambda n: (
+            n["interface"] is None and "HOROVOD_GLOO_IFACE" not in n["wanted_interfaces"]
+        ),
     )
     if homeless:
         return Check("network", "fail" if job.several_nodes else "warn", homeless, cure)
     alone = job.where(
-        lambda n: (
-            f"its address is {n['address']}, which no other node reaches"
-            if n["address"].startswith("127.")
-            else None
-        )
+        lambda n: f"its address is {n['address']}, which no other node reaches",
+        when=lambda n: n["address"].startswith("127."),
     )
     if alone and len({node["host"] for node in job.nodes}) > 1:
         return Check("network", "fail", alone, cure)

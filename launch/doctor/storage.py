@@ -172,11 +172,8 @@ def run_directory(job: Job) -> Check | None:
         return Check("run directory", "fail", closed, "Set run.dir to a folder you can write to.")
     shared = f"Set run.dir to a folder on a shared file system; {path} is another one on each node."
     blind = job.where(
-        lambda n: (
-            f"{path} on {n['run_dir']['file_system']} is not the folder of the first node"
-            if n["run_dir"]["sees_token"] is False
-            else None
-        )
+        lambda n: f"{path} on {n['run_dir']['file_system']} is not the folder of the first node",
+        when=lambda n: n["run_dir"]["sees_token"] is False,
     )
     if blind:
         return Check("run directory", "fail", blind, shared)
