@@ -6,13 +6,13 @@ against PyTorch >= 2.1, which wants C++17; its sdist gets the edits that Horovod
 master branch has too.
 
 A wheel is kept once per user, under `${XDG_CACHE_HOME:-~/.cache}/trainyard/wheels`, in a folder
-named by all that it depends on. Standard library only, but for torch, which decides what is built.
+named by all that it depends on. Standard library only (so is `pipeline.system.files`), but for
+torch, which decides what is built.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import importlib.util
 import os
@@ -22,10 +22,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from pipeline.system.files import locked
 
 HOROVOD = "0.28.1"
 # The edits below are known to fit this sdist, and it is run unread: no other is taken.
@@ -143,7 +144,8 @@ def wheel(target: Target) -> Path:
     """
     folder = cache_dir(os.environ) / target.key
     folder.mkdir(parents=True, exist_ok=True)
-    with _one_builder(folder):
+    # Two set-ups of a user at the same time build once: the second waits and finds the wheel.
+    with locked(folder / "lock"):
         built = sorted(folder.glob("horovod-*.whl"))
         if built:
             return built[0]
@@ -155,14 +157,6 @@ def wheel(target: Target) -> Path:
             apply_edits(source, CXX17_EDITS + (() if target.nccl else NO_CUDA_EDITS))
             made = _compiled(source, target, folder / "build.log")
             return made.replace(folder / made.name)
-
-
-@contextmanager
-def _one_builder(folder: Path) -> Iterator[None]:
-    """Two set-ups of a user at the same time build once: the second waits and finds the wheel."""
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _unpacked_sdist(scratch: Path) -> Path:

@@ -12,18 +12,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-from jsonargparse import ArgumentParser
-
-from pipeline.config import Config, ConfigError, require, setting_names
-from pipeline.config.reading import add_overrides, can_hold, checkpoint_exists, overrides, parse
+from pipeline.config import Config, names_for, require
+from pipeline.config.reading import can_hold, checkpoint_exists, command_parser, parse_overrides
 from pipeline.system.failure import run_command
+from pipeline.system.files import write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.data.dali import DecodeSettings, Loader
     from pipeline.data.images import GivenImages
+    from pipeline.data.normalisation import Normalisation
     from pipeline.ranks.places import Share
 
 
@@ -31,32 +30,20 @@ DESCRIPTION = (
     "Prints the most probable classes of images, seen as in validation: the centre. Settings come "
     "from the checkpoint; those listed here can be changed."
 )
-SETTINGS = (
-    "data.root", "data.local_batch_size", "data.image_size", "data.val_resize", "data.decode",
-    "data.threads", "data.output", "model.norm", "optim.amp", "run.device", "run.threads",
-)  # fmt: skip
 _TOP = 5
 
 
 def main(argv: list[str]) -> None:
     """Parses and checks, then loads what is heavy and runs."""
-    parser = ArgumentParser(
-        prog="python -m pipeline.predict", description=DESCRIPTION, exit_on_error=False
-    )
+    parser = command_parser("pipeline.predict", DESCRIPTION)
     parser.add_argument("images", nargs="*", type=str, metavar="IMAGE", help="image files")
     for name, what in (
         ("--checkpoint", "file of a training run (.pt)"),
         ("--json", "also write the result to this file"),
     ):
         parser.add_argument(name, type=str, metavar="FILE", help=what)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    add_overrides(parser, SETTINGS)
-    for argument in argv:
-        name = argument.partition("=")[0].lstrip("-")
-        known = ("config", *setting_names())
-        if argument.startswith("--") and name in known and name not in SETTINGS:
-            raise ConfigError(f"--{name} comes from the checkpoint; --help lists what can change")
-    options = parse(parser, {}, argv)
+    origin = "the checkpoint; --help lists what can change"
+    options = parse_overrides(parser, argv, "predict", origin)
     require(
         options.checkpoint is not None,
         "--checkpoint is missing; give the path of a .pt file of a run",
@@ -75,11 +62,12 @@ def main(argv: list[str]) -> None:
             print(f"  {guess['probability']:7.2%}  {guess['name']}")
     if options.json is not None:
         result = {"checkpoint": options.checkpoint, "predictions": found}
-        Path(options.json).write_text(json.dumps(result) + "\n", encoding="utf-8")
+        write_text(Path(options.json), json.dumps(result) + "\n")
 
 
-def predict(checkpoint: Path, paths: Sequence[Path], options: Any) -> list[dict[str, Any]]:
-    """The most probable classes of each image, at most 5, by falling probability.
+def predict(path: Path, paths: Sequence[Path], options: Any) -> list[dict[str, Any]]:
+    """The most probable classes of each image by the checkpoint `path`, at most 5, by falling
+    probability.
 
     `options` is the parsed command line. Raises `ValueError` for an image that cannot be used.
     """
@@ -87,32 +75,29 @@ def predict(checkpoint: Path, paths: Sequence[Path], options: Any) -> list[dict[
     from pipeline.data.images import GivenImages
     from pipeline.ranks.places import own_share, set_threads
     from pipeline.ranks.world import World
-    from pipeline.train.checkpoint import read_verified
-    from pipeline.train.state import make_model
+    from pipeline.train import checkpoint
 
-    content = read_verified(checkpoint)
-    config = overrides(options, SETTINGS, yaml.safe_load(content["config"]))
+    trained = checkpoint.read(path)
+    config = trained.configured(options, names_for("predict"))
     images = GivenImages(paths)
     share = own_share(World())
     set_threads(config, share)
-    decode = _decoding(config, content, images, share)
-    model = make_model(config, len(content["classes"]), decode.device)
-    model.load_state_dict(content["model"])
+    decode = _decoding(config, trained.normalisation, images, share)
+    model = trained.build(decode.device, config)
     with contextlib.closing(_open(config, images, decode)) as loader:
-        probabilities = _probabilities(model.eval(), loader, config, len(images))
+        probabilities = _probabilities(model, loader, config, len(images))
     words = class_words(Path(config.data.root))
     return [
-        {"image": str(path), "top": _top(row, content["classes"], words)}
-        for path, row in zip(paths, probabilities, strict=True)
+        {"image": str(image), "top": _top(row, trained.classes, words)}
+        for image, row in zip(paths, probabilities, strict=True)
     ]
 
 
 def _decoding(
-    config: Config, content: Mapping[str, Any], images: GivenImages, share: Share
+    config: Config, normalisation: Normalisation, images: GivenImages, share: Share
 ) -> DecodeSettings:
     """Files are decoded, whatever the data set of the training was made of."""
     from pipeline.data.dali.settings import choose_decoding
-    from pipeline.export.description import stored_normalisation
     from pipeline.ranks.places import choose_device
 
     files = dataclasses.replace(
@@ -123,7 +108,7 @@ def _decoding(
         choose_device(config.run.device, share.gpu),
         share,
         (images,),
-        stored_normalisation(content),
+        normalisation,
     )
     return decode.for_shape((config.data.image_size, config.data.image_size))
 
@@ -134,16 +119,15 @@ def _open(config: Config, images: GivenImages, decode: DecodeSettings) -> Loader
 
     from pipeline.data.crops import CenterCrop
     from pipeline.data.dali import Loader
-    from pipeline.data.stream import CentreStream
+    from pipeline.data.stream import ValStream
 
     data = config.data
     resize = data.image_size if data.dataset == "cifar-10" else data.val_resize
     batch = min(data.local_batch_size, len(images))
     count = -(-len(images) // batch)
     chunks = (np.arange(i * batch, (i + 1) * batch) for i in range(count))
-    return Loader(
-        CentreStream(images, CenterCrop(data.image_size, resize)), chunks, count, batch, decode
-    )
+    stream = ValStream(images, CenterCrop(data.image_size, resize))
+    return Loader(stream, chunks, count, batch, decode)
 
 
 def _probabilities(model: Any, loader: Loader, config: Config, count: int) -> Tensor:
@@ -151,13 +135,13 @@ def _probabilities(model: Any, loader: Loader, config: Config, count: int) -> Te
     import torch
 
     from pipeline.train.precision import Precision
+    from pipeline.train.validation import logits_of
 
     rows = []
     with torch.no_grad():
         for batch in loader:
-            with Precision(config.optim.amp, batch.images.device).autocast():
-                logits = model(batch.images).float()
-            rows.append(logits.softmax(1).cpu())  # host sync
+            precision = Precision(config.optim.amp, batch.images.device)
+            rows.append(logits_of(model, precision, batch.images).softmax(1).cpu())  # host sync
     return torch.cat(rows)[:count]
 
 

@@ -19,7 +19,7 @@ from pipeline.data.crops import CenterCrop
 from pipeline.data.dali import DecodeSettings, Loader
 from pipeline.data.index.manifest import Manifest, open_manifest
 from pipeline.data.stream import ValStream
-from pipeline.ranks.connect import connect
+from pipeline.ranks import connect
 from pipeline.ranks.world import World
 from pipeline.system.failure import run_command
 from pipeline.train.loaders import open_val_loader

@@ -69,10 +69,14 @@ def events(last: float, finished: bool, batch: int, steps: int, epoch: int, val:
 
 
 def write_evaluation(run: Path, name: str, **changed: Any) -> None:
-    """A result of pipeline.evaluate on ImageNet-1k with ten crops, but for what is `changed`."""
+    """A result of pipeline.evaluate with ten crops, but for what is `changed`; `data`
+    are settings other than the run's."""
+    stored = yaml.safe_load((run / "config.yaml").read_text())["data"]
+    names = ("root", "dataset", "image_size", "val_resize")
     result = {
         "protocol": "10-crop", "mirror": False, "scales": [], "ensemble": ["best.pt"],
-        "bn_images": None, "test_images": False, "step": 3910, "images": 50_000, "top1": 0.75,
-        "top5": 0.92, "date": "2026-11-20T10:00:00+00:00",
+        "bn_images": None, "test_images": False, "changed": {}, "other_data": False, "step": 3910,
+        "images": 50_000, "top1": 0.75, "top5": 0.92, "date": "2026-11-20T10:00:00+00:00",
+        "config": {"data": {name: stored[name] for name in names} | changed.pop("data", {})},
     }  # fmt: skip
     (run / f"evaluate-{name}.json").write_text(json.dumps(result | changed))

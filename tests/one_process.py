@@ -24,7 +24,7 @@ def config_of(data: Path, runs: Path, *options: str) -> Config:
         *small_settings(data, runs), "--schedule.epochs=1", "--schedule.drop_epochs=[]",
         "--data.local_batch_size=8", *options,
     ]  # fmt: skip
-    return load_config(argv, "python -m pipeline.train", "")
+    return load_config(argv)
 
 
 def train_here(data: Path, runs: Path, *options: str) -> Path:

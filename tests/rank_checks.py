@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pipeline.model.norm import BatchNormAct
 from pipeline.model.resnet import resnet
-from pipeline.ranks.connect import connect
+from pipeline.ranks import connect
 from pipeline.ranks.world import World
 from pipeline.system.failure import ExitCode, Reported, TrainingError, run_command
 from pipeline.train.optimizer import build_optimizer

@@ -17,8 +17,8 @@ kernel's out-of-memory killer:
 from __future__ import annotations
 
 import os
+import re
 import signal
-import stat
 import sys
 import time
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def die() -> None:
 
 def die_with_half(descriptor: int) -> None:
     """Ends this process when half of an open file has reached the disk."""
-    os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+    os.truncate(f"/proc/self/fd/{descriptor}", os.fstat(descriptor).st_size // 2)
     die()
 
 
@@ -103,18 +103,17 @@ def install_elsewhere(what: str, count: int) -> None:
     """Builds in a fault that comes when something is done for the `count`-th time."""
     from pipeline.data import stream
     from pipeline.ranks import averaging
-    from pipeline.train import checkpoint, trainer
+    from pipeline.train import trainer
 
     if what == "kill-save":
         # The content is on its way to the disk, the name is not there yet.
         real_sync, of_file = os.fsync, at_count(os.fsync, count, die_with_half)
 
         def sync(descriptor: int) -> None:
-            in_folder = "/checkpoints/" in os.readlink(f"/proc/self/fd/{descriptor}")
-            is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
-            (of_file if is_file and in_folder else real_sync)(descriptor)
+            path = os.readlink(f"/proc/self/fd/{descriptor}")
+            (of_file if re.search(r"/checkpoints/.*-step-", path) else real_sync)(descriptor)
 
-        checkpoint.os.fsync = sync
+        os.fsync = sync
     elif what == "kill-validate":
         trainer.validate = at_count(trainer.validate, count, lambda *_: die())
     elif what == "kill-average":

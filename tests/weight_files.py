@@ -25,7 +25,7 @@ def write_checkpoint(
     model: ModelConfig = CIFAR_8,
     data: DataConfig = SMALL,
     classes: Sequence[str] = CLASSES,
-    normalisation: Normalisation | None = None,
+    normalisation: Normalisation = IMAGENET,
     amp: Literal["off", "bf16"] = "off",
 ) -> Path:
     """A checkpoint of random weights whose running statistics have moved from where they start."""
@@ -39,10 +39,12 @@ def write_checkpoint(
         "format": FORMAT,
         "fingerprint": {},
         "step": 7,
+        "world_size": 1,
+        "excluded": {"train": [], "val": []},
         "model": network.state_dict(),
         "classes": list(classes),
         "config": config.to_yaml(),
-        "normalisation": None if normalisation is None else normalisation.state(),
+        "normalisation": normalisation.state(),
     }
     write_atomically(path, content)
     return path

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.doctor.judge import Check, judge
-from launch.doctor.node import Facts, facts
-from pipeline.config import ConfigError
+from launch.doctor.check import Check, Facts
+from launch.doctor.judge import facts, judge
+from pipeline.config import ConfigError, names_for
 from pipeline.config.reading import load_config
 from pipeline.system.failure import ExitCode, Reported, run_command
 
@@ -26,9 +26,6 @@ MARKER = "trainyard-node"
 # srun passes a line of more than 1024 bytes on in several messages, and another node's may come
 # between them: with Slurm 22.05, 224 of 2400 lines of 5000 bytes were broken, none of 900.
 _LINE_BYTES = 900
-_SHORT_FORMS = {
-    "data_root": "data.root", "device": "run.device", "norm": "model.norm", "amp": "optim.amp",
-}  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
@@ -73,23 +70,29 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--collect", action="store_true", help="judge the nodes whose facts come on stdin"
     )
     parser.add_argument("--run-dir", type=Path, metavar="D", help="folder of the run")
-    for name, setting in _SHORT_FORMS.items():
-        option = f"--{name.replace('_', '-')}"
-        parser.add_argument(option, metavar="X", help=f"short for --{setting}")
+    for setting in names_for("doctor"):
+        parser.add_argument(
+            f"--{_short(setting)}", dest=setting, metavar="X", help=f"short for --{setting}"
+        )
     end = argv.index("--") if "--" in argv else len(argv)
     options, settings = parser.parse_known_args(argv[:end])
     settings += argv[end + 1 :]
-    for name, setting in _SHORT_FORMS.items():
-        if getattr(options, name) is not None:
-            settings.append(f"--{setting}={getattr(options, name)}")
+    for setting in names_for("doctor"):
+        if getattr(options, setting) is not None:
+            settings.append(f"--{setting}={getattr(options, setting)}")
     if options.collect and (options.node or settings or options.run_dir):
         raise ConfigError("--collect reads what the nodes found: give the settings to --node")
     return options, settings
 
 
+def _short(setting: str) -> str:
+    """data-root of data.root, as a root could be that of anything; of others the last part."""
+    return setting.replace(".", "-") if setting.startswith("data.") else setting.split(".")[1]
+
+
 def _own_facts(options: argparse.Namespace, settings: list[str]) -> Facts:
     """Without a configuration only the machine is looked at: no data, no run directory."""
-    config = load_config(settings, "python -m launch.doctor", "")
+    config = load_config(settings)
     named = {argument.partition("=")[0] for argument in settings}
     a_run = "--config" in named
     data = config.data if a_run or "--data.root" in named else None

@@ -1,10 +1,60 @@
-"""Checks of the GPUs and their driver."""
+"""The GPUs of a node and their driver."""
 
 from __future__ import annotations
 
-from launch.doctor.judge import Check, Facts, Job, size
+import shutil
+import subprocess
+from typing import Any
+
+from launch.doctor.check import Check, Facts, Job, size
 
 _BUSY_BYTES = 1 << 30
+_QUERY = "index,name,uuid,memory.total,memory.used,driver_version"
+
+
+def gpu_facts() -> Facts:
+    """What the driver says of its GPUs."""
+    gpus, driver, problem = read_gpus()
+    return {"gpus": gpus, "driver": driver, "gpu_problem": problem}
+
+
+def read_gpus() -> tuple[list[dict[str, Any]], str | None, str | None]:
+    """The GPUs that nvidia-smi shows, the driver's version, and why there are none or None.
+
+    A machine without nvidia-smi has no GPUs, no driver and no problem.
+    """
+    if shutil.which("nvidia-smi") is None:
+        return [], None, None
+    argv = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=8)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return [], None, f"nvidia-smi gave no answer ({type(error).__name__})"
+    if done.returncode != 0:
+        said = " ".join((done.stdout + done.stderr).split())[:200]
+        return [], None, f"nvidia-smi failed with code {done.returncode}: {said}"
+    try:
+        return *parse_gpus(done.stdout), None
+    except ValueError:
+        said = " ".join(done.stdout.split())[:200]
+        return [], None, f"what nvidia-smi says cannot be read: {said}"
+
+
+def parse_gpus(text: str) -> tuple[list[dict[str, Any]], str | None]:
+    """GPUs and driver version from nvidia-smi's lines of comma-separated values."""
+    gpus, driver = [], None
+    for line in text.strip().splitlines():
+        index, name, uuid, total, used, driver = (part.strip() for part in line.split(","))
+        gpus.append(
+            {"index": int(index), "name": name, "uuid": uuid}
+            | {"memory_bytes": _mebibytes(total), "used_bytes": _mebibytes(used)}
+        )
+    return gpus, driver
+
+
+def _mebibytes(text: str) -> int | None:
+    # "[N/A]" where GPU and host share their memory, and on a GPU cut into MIG slices.
+    return int(text) << 20 if text.isdigit() else None
 
 
 def driver(job: Job) -> Check | None:
@@ -20,14 +70,14 @@ def driver(job: Job) -> Check | None:
     if odd:
         cure = "Ask the administrator for one driver, or choose nodes that have the same."
         return Check("driver", "warn", odd, cure)
-    return Check("driver", "ok", str(job.nodes[0]["driver"]), "")
+    return Check("driver", "ok", str(job.nodes[0]["driver"]))
 
 
 def gpus(job: Job) -> Check:
     """Every rank gets a GPU that PyTorch and DALI can use, or all nodes train on CPUs."""
     asked = job.nodes[0]["asked"]["device"]
     if asked == "cpu":
-        return Check("GPUs", "ok", "not used, run.device=cpu", "")
+        return Check("GPUs", "ok", "not used, run.device=cpu")
     idle = job.where(lambda node: _why_no_gpu(node) if node["device"] == "cpu" else None)
     if idle and asked == "cuda":
         cure = "Ask for GPUs (sbatch --gpus-per-node=8), or set run.device=cpu."
@@ -67,7 +117,7 @@ def _gpus_in_use(job: Job) -> Check:
         cure = "See that no two ranks get one GPU: these nodes are parts of one machine."
         return Check("GPUs", "warn", "nodes show the same GPUs (UUID)", cure)
     total = sum(node["torch_gpus"] for node in job.nodes)
-    return Check("GPUs", "ok", f"{total} ({_models(job.nodes[0])})", "")
+    return Check("GPUs", "ok", f"{total} ({_models(job.nodes[0])})")
 
 
 def _models(node: Facts) -> str:

@@ -1,12 +1,36 @@
-"""Checks of each node's system: network, shared memory, cores and limits."""
+"""The system of a node: shared memory, cores and limits."""
 
 from __future__ import annotations
 
-from launch.doctor.judge import Check, Facts, Job, few, size
-from launch.doctor.network import matches
+import os
+import resource
+from pathlib import Path
+
+from launch.doctor.check import Check, Facts, Job, size
+from launch.doctor.storage import space
+from pipeline.system.machine import available_cores
 
 _GIB = 1 << 30
 _FEWEST_OPEN_FILES = 1024
+
+
+def host_facts() -> Facts:
+    """Sizes in bytes, None for unlimited."""
+    return {
+        "shm": space(Path("/dev/shm")),
+        "limits": {
+            "open_files": _limit(resource.RLIMIT_NOFILE),
+            "locked_bytes": _limit(resource.RLIMIT_MEMLOCK),
+        },
+        "cores": os.cpu_count(),
+        "usable_cores": available_cores(),
+    }
+
+
+def _limit(which: int) -> int | None:
+    """The soft limit, None for unlimited."""
+    soft = resource.getrlimit(which)[0]
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def shared_memory(job: Job) -> Check | None:
@@ -25,7 +49,7 @@ def shared_memory(job: Job) -> Check | None:
         )
         cure = "Start the container with --shm-size=8g or --ipc=host, and delete what fills it."
         return Check("/dev/shm", "warn", found, cure)
-    return Check("/dev/shm", "ok", f"{size(min(free))} free", "")
+    return Check("/dev/shm", "ok", f"{size(min(free))} free")
 
 
 def cores(job: Job) -> Check:
@@ -41,7 +65,7 @@ def cores(job: Job) -> Check:
         return Check("cores", "warn", starved, "Ask for more with --cpus-per-task.")
     node = job.nodes[0]
     odd = job.odd_ones(lambda n: n["usable_cores"])
-    return Check("cores", "ok", odd or f"{node['usable_cores']} of {node['cores']} to use", "")
+    return Check("cores", "ok", odd or f"{node['usable_cores']} of {node['cores']} to use")
 
 
 def limits(job: Job) -> Check:
@@ -69,45 +93,7 @@ def limits(job: Job) -> Check:
         cure = "Set LimitMEMLOCK=infinity for slurmd, or NCCL may fall back from InfiniBand."
         return Check("limits", "warn", pinned, cure)
     files = job.nodes[0]["limits"]["open_files"]
-    return Check("limits", "ok", f"{'unlimited' if files is None else files} open files", "")
+    return Check("limits", "ok", f"{'unlimited' if files is None else files} open files")
 
 
-def network(job: Job) -> Check | None:
-    """An interface of each node holds its address, and those that the environment names exist."""
-    if not any(node["interfaces"] for node in job.nodes):
-        return None  # psutil, which lists them, comes with Horovod: its check tells
-    wrong = job.where(_wrong_interface)
-    if wrong:
-        seen = ", ".join(sorted({name for node in job.nodes for name in node["interfaces"]}))
-        cure = f"Name one that is there ({seen}), or unset the variable."
-        return Check("network", "fail", wrong, cure)
-    cure = "Mend its address in Slurm (NodeAddr) or /etc/hosts, or give --launch.interface=NAME."
-    homeless = job.where(
-        lambda n: (
-            f"no interface holds the node's address {n['address']}"
-            if n["interface"] is None and "HOROVOD_GLOO_IFACE" not in n["wanted_interfaces"]
-            else None
-        )
-    )
-    if homeless:
-        return Check("network", "fail" if job.several_nodes else "warn", homeless, cure)
-    alone = job.where(
-        lambda n: (
-            f"its address is {n['address']}, which no other node reaches"
-            if n["address"].startswith("127.")
-            else None
-        )
-    )
-    if alone and len({node["host"] for node in job.nodes}) > 1:
-        return Check("network", "fail", alone, cure)
-    return Check("network", "ok", few([f"{n['interface']} {n['address']}" for n in job.nodes]), "")
-
-
-def _wrong_interface(node: Facts) -> str | None:
-    for variable, wanted in node["wanted_interfaces"].items():
-        if not any(matches(name, wanted, variable) for name in node["interfaces"]):
-            return f"{variable}={wanted}, and there is no such interface"
-    return None
-
-
-HOST_CHECKS = (network, shared_memory, cores, limits)
+HOST_CHECKS = (shared_memory, cores, limits)

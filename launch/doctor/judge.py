@@ -1,89 +1,51 @@
-"""The verdict over the facts of all nodes of a job: one check after the other."""
+"""What a node is, and the verdict over all nodes of a job: one topic after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
 
-Facts = dict[str, Any]
-Status = Literal["ok", "warn", "fail"]
+from launch.doctor.check import Check, Facts, Job, few
+from launch.doctor.gpus import GPU_CHECKS, gpu_facts
+from launch.doctor.host import HOST_CHECKS, host_facts
+from launch.doctor.network import NETWORK_CHECKS, network_facts
+from launch.doctor.software import SOFTWARE_CHECKS, software_facts
+from launch.doctor.storage import STORAGE_CHECKS, storage_facts
+from pipeline.config import DataConfig
 
-_NAMES_SHOWN = 3
+_CHECKS = (*SOFTWARE_CHECKS, *GPU_CHECKS, *STORAGE_CHECKS, *NETWORK_CHECKS, *HOST_CHECKS)
 
 
-@dataclass(frozen=True)
-class Check:
-    """One line of the table. `found` is what was seen; `cure` one sentence, empty if all is well.
+def facts(
+    run_dir: Path | None,
+    data: DataConfig | None,
+    device: Literal["auto", "cpu", "cuda"],
+    norm: str,
+    amp: str,
+) -> Facts:
+    """What this node is: a dictionary that JSON can hold, sizes in bytes, times in seconds.
 
-    "fail": the job would not start, not end well or not be right; "warn": it would be slow or
-    fragile.
+    `run_dir` and `data` are those of the run, None to leave them out; the others are the settings
+    run.device, model.norm and optim.amp. Takes 2 to 5 s, and changes nothing: one temporary file
+    comes and goes in the run directory. What goes wrong on the way is a fact too, so that one
+    missing thing does not hide the others.
     """
-
-    name: str
-    status: Status
-    found: str
-    cure: str
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is judged: the facts of each node, and how many ranks each is to run where known."""
-
-    nodes: Sequence[Facts]
-    ranks: Mapping[str, int] | None
-
-    @property
-    def several_nodes(self) -> bool:
-        return len(self.nodes) > 1
-
-    @property
-    def several_ranks(self) -> bool:
-        """Whether more than one rank is certain."""
-        return self.several_nodes or (self.ranks is not None and sum(self.ranks.values()) > 1)
-
-    def ranks_on(self, node: Facts) -> int | None:
-        return None if self.ranks is None else self.ranks.get(node["node"])
-
-    def where(self, problem: Callable[[Facts], str | None]) -> str:
-        """`problem` of each node that has one, as "node3: text"; "" if there is none.
-
-        Equal texts share one mention; the only node of a job is not named, nor are all of them.
-        """
-        by_text: dict[str, list[str]] = {}
-        for node in self.nodes:
-            text = problem(node)
-            if text:
-                by_text.setdefault(text, []).append(node["node"])
-        if not self.several_nodes:
-            return next(iter(by_text), "")
-        if len(by_text) == 1 and len(next(iter(by_text.values()))) == len(self.nodes):
-            return f"all nodes: {next(iter(by_text))}"
-        return "; ".join(f"{few(names)}: {text}" for text, names in by_text.items())
-
-    def odd_ones(self, value: Callable[[Facts], Any]) -> str:
-        """ "" if `value` is the same on all nodes, else who has another one than most."""
-        values = [value(node) for node in self.nodes]
-        if all(other == values[0] for other in values):
-            return ""
-        common = max(values, key=values.count)
-        odd = self.where(lambda node: f"{value(node)}" if value(node) != common else None)
-        return f"{odd} (the others have {common})"
-
-
-def few(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"
-
-
-def size(count: int | None) -> str:
-    """Bytes for a person: 1.5 GiB."""
-    if count is None:
-        return "unknown"
-    if count >= 1 << 30:
-        return f"{count / (1 << 30):.1f} GiB"
-    return f"{count / (1 << 20):.0f} MiB" if count >= 1 << 20 else f"{count / 1024:.0f} KiB"
+    started_sec, clock_sec = time.monotonic(), time.time()
+    host = socket.gethostname()
+    gpus = gpu_facts()
+    found: Facts = {
+        "node": os.environ.get("SLURMD_NODENAME") or host,
+        "host": host,
+        "asked": {"device": device, "norm": norm, "amp": amp},
+        "clock_sec": clock_sec,
+    }
+    found |= gpus | storage_facts(run_dir, data) | network_facts() | host_facts()
+    found |= software_facts(device, norm, amp, len(gpus["gpus"]))
+    return found | {"took_sec": round(time.monotonic() - started_sec, 2)}
 
 
 def judge(nodes: Sequence[Facts], ranks: Mapping[str, int] | None = None) -> list[Check]:
@@ -92,17 +54,11 @@ def judge(nodes: Sequence[Facts], ranks: Mapping[str, int] | None = None) -> lis
     `ranks` is how many ranks each node is to run, by node name, where a launcher knows it: then
     GPUs and cores are counted against it and nodes that did not answer are named.
     """
-    from launch.doctor.gpus import GPU_CHECKS
-    from launch.doctor.host import HOST_CHECKS
-    from launch.doctor.software_checks import SOFTWARE_CHECKS
-    from launch.doctor.storage import STORAGE_CHECKS
-
     job = Job(nodes, ranks)
     first = _answers(job)
     if not nodes:
         return [first]
-    every = (*SOFTWARE_CHECKS, *GPU_CHECKS, *STORAGE_CHECKS, *HOST_CHECKS)
-    found = [check(job) for check in every]
+    found = [check(job) for check in _CHECKS]
     return [first, *(check for check in found if check is not None)]
 
 
@@ -114,4 +70,4 @@ def _answers(job: Job) -> Check:
         cure = "Look at what the check printed there, and leave broken nodes out with --exclude."
         return Check("nodes", "fail", found, cure)
     slowest = max(float(node["took_sec"]) for node in job.nodes)
-    return Check("nodes", "ok", f"{len(names)} ({few(names)}), checked in {slowest:.1f} s", "")
+    return Check("nodes", "ok", f"{len(names)} ({few(names)}), checked in {slowest:.1f} s")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from launch.doctor.judge import Check
+from launch.doctor.check import Check
 
 _CONNECTION = re.compile(r"NCCL INFO (?:Channel|Ring|Tree) .*->.* via (.+?)\s*$", re.MULTILINE)
 _NETWORK = re.compile(r"NCCL INFO Using network (.+?)\s*$", re.MULTILINE)
@@ -50,7 +50,7 @@ def transport_check(log_text: str, nodes: int) -> Check:
             "Give the job the cluster's InfiniBand, RoCE or EFA devices and NCCL plugin, and see "
             "that NCCL_IB_DISABLE is not 1 and locked memory is unlimited (ulimit -l).",
         )
-    return Check(name, "ok", transport, "")
+    return Check(name, "ok", transport)
 
 
 def _chosen_networks(log_text: str) -> set[str]:

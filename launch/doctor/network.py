@@ -1,4 +1,4 @@
-"""The network of one node: its interfaces, its own address, and which interface holds that."""
+"""The network of a node: its interfaces, its own address, and which interface holds that."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+from launch.doctor.check import Check, Facts, Job, few
 
 # What a user may have set for Horovod and NCCL.
 _INTERFACE_VARIABLES = ("HOROVOD_GLOO_IFACE", "NCCL_SOCKET_IFNAME")
 
 
-def network_facts() -> dict[str, Any]:
+def network_facts() -> Facts:
     """Interfaces with their IPv4 and IPv6 addresses, the node's address, InfiniBand devices.
 
     `wanted_interfaces` holds the variables by which the environment names interfaces.
@@ -106,3 +107,44 @@ def _default_route_address() -> str | None:
             return str(probe.getsockname()[0])
         except OSError:
             return None
+
+
+def network(job: Job) -> Check | None:
+    """An interface of each node holds its address, and those that the environment names exist."""
+    if not any(node["interfaces"] for node in job.nodes):
+        return None  # psutil, which lists them, comes with Horovod: its check tells
+    wrong = job.where(_wrong_interface)
+    if wrong:
+        seen = ", ".join(sorted({name for node in job.nodes for name in node["interfaces"]}))
+        cure = f"Name one that is there ({seen}), or unset the variable."
+        return Check("network", "fail", wrong, cure)
+    cure = "Mend its address in Slurm (NodeAddr) or /etc/hosts, or give --launch.interface=NAME."
+    homeless = job.where(
+        lambda n: (
+            f"no interface holds the node's address {n['address']}"
+            if n["interface"] is None and "HOROVOD_GLOO_IFACE" not in n["wanted_interfaces"]
+            else None
+        )
+    )
+    if homeless:
+        return Check("network", "fail" if job.several_nodes else "warn", homeless, cure)
+    alone = job.where(
+        lambda n: (
+            f"its address is {n['address']}, which no other node reaches"
+            if n["address"].startswith("127.")
+            else None
+        )
+    )
+    if alone and len({node["host"] for node in job.nodes}) > 1:
+        return Check("network", "fail", alone, cure)
+    return Check("network", "ok", few([f"{n['interface']} {n['address']}" for n in job.nodes]))
+
+
+def _wrong_interface(node: Facts) -> str | None:
+    for variable, wanted in node["wanted_interfaces"].items():
+        if not any(matches(name, wanted, variable) for name in node["interfaces"]):
+            return f"{variable}={wanted}, and there is no such interface"
+    return None
+
+
+NETWORK_CHECKS = (network,)

@@ -1,39 +1,39 @@
-"""Which software one node runs: versions, what Horovod was built with, which apex, which norm.
+"""The software of a node: versions, what Horovod was built with, which apex, which norm layers.
 
-Every problem is a fact, never an exception: one broken package must not hide the others.
+In the facts every problem is one of them, never an exception: one broken package must not hide
+the others.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import platform
-from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
+
+from launch.doctor.check import Check, Facts, Job
+from pipeline.system.machine import DALI, version_of
 
 _CODE = Path(__file__).resolve().parent.parent.parent
-_DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
+_REBUILD = "with HOROVOD_GPU_OPERATIONS=NCCL python -m launch.horovod_build --install"
 
 
-def software_facts(
-    device: Literal["auto", "cpu", "cuda"], norm: str, amp: str, gpus: int
-) -> dict[str, Any]:
+def software_facts(device: Literal["auto", "cpu", "cuda"], norm: str, amp: str, gpus: int) -> Facts:
     """Versions (null: not there), GPUs as PyTorch and DALI see them, Horovod, apex, norm layers.
 
     `gpus` is how many the driver shows; DALI is only loaded when there are any. Imports torch and
     Horovod, which takes 2 to 3 s.
     """
-    found: dict[str, Any] = {
+    found: Facts = {
         "versions": {
             "python": platform.python_version(),
-            "torch": _version("torch"),
+            "torch": version_of("torch"),
             "torch CUDA": None,
             "NCCL": None,
-            "DALI": " ".join(f"{v} ({n})" for n in _DALI if (v := _version(n))) or None,
-            "Horovod": _version("horovod"),
-            "numpy": _version("numpy"),
+            "DALI": " ".join(f"{v} ({n})" for n in DALI if (v := version_of(n))) or None,
+            "Horovod": version_of("horovod"),
+            "numpy": version_of("numpy"),
             "trainyard": code_digest(_CODE),
         },
         "horovod": _horovod(),
@@ -62,36 +62,22 @@ def code_digest(root: Path) -> str:
     return sha.hexdigest()[:12]
 
 
-def _ask_torch(found: dict[str, Any], device: str, amp: str) -> None:
+def _ask_torch(found: Facts, device: str, amp: str) -> None:
     import torch
 
-    from pipeline.model.backends import Amp, problems
+    from pipeline.model.backends import Amp, apex_package, problems
 
     found["versions"]["torch CUDA"] = torch.version.cuda
     if torch.version.cuda is not None:
         found["versions"]["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
         found["torch_gpus"] = torch.cuda.device_count()
     found["device"] = "cuda" if device != "cpu" and found["torch_gpus"] else "cpu"
-    found["apex"] = apex_identity()
+    found["apex"] = apex_package()[0]
     on = torch.device("cuda", 0) if found["device"] == "cuda" else torch.device("cpu")
     found["norm_problems"] = problems(on, cast(Amp, amp))
 
 
-def apex_identity() -> str:
-    """Whose package answers to the name apex here, and whether it can normalise."""
-    from pipeline.model.backends import missing_package
-
-    found = importlib.util.find_spec("apex")
-    if found is None:
-        return "none"
-    if missing_package("apex") is None:
-        return "NVIDIA's with bnp"
-    folders = [Path(place) for place in found.submodule_search_locations or []]
-    ours = any((folder / "contrib").is_dir() for folder in folders)
-    return "NVIDIA's without bnp" if ours else "the unrelated one"
-
-
-def _horovod() -> dict[str, Any]:
+def _horovod() -> Facts:
     """What Horovod was built with; `problem` says why it cannot be used, or is null."""
     try:
         import horovod.torch as hvd
@@ -110,12 +96,92 @@ def _dali_gpus() -> int | None:
         return None
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def versions(job: Job) -> Check:
+    """Packages and code are there and the same on all nodes."""
+    mine = job.nodes[0]["versions"]
+    names = list(dict.fromkeys(name for node in job.nodes for name in node["versions"]))
+    missing = job.where(
+        lambda node: ", ".join(n for n in ("torch", "DALI", "numpy") if not node["versions"].get(n))
+    )
+    if missing:
+        cure = "Make the environment there with make train, or start the job from a shared one."
+        return Check("versions", "fail", f"not installed: {missing}", cure)
+    odd = {name: job.odd_ones(lambda node, n=name: node["versions"].get(n)) for name in names}  # type: ignore[misc]
+    told = "; ".join(f"{name}: {who}" for name, who in odd.items() if who)
+    if told:
+        cure = "Use one environment and one checkout on all nodes, best on a shared file system."
+        return Check("versions", "fail", told, cure)
+    return Check("versions", "ok", ", ".join(f"{n} {v}" for n, v in mine.items() if v))
+
+
+def torch_works(job: Job) -> Check | None:
+    """PyTorch can be imported."""
+    broken = job.where(lambda node: node["torch_problem"])
+    cure = "Install PyTorch anew there (make train does), in the version of the other nodes."
+    return Check("PyTorch", "fail", broken, cure) if broken else None
+
+
+def horovod(job: Job) -> Check:
+    """Horovod is there for several ranks, with Gloo to find each other and NCCL for GPUs."""
+    broken = job.where(lambda node: node["horovod"]["problem"])
+    if broken:
+        cure = "Build it with python -m launch.horovod_build --install; one rank alone needs none."
+        return Check("Horovod", "fail" if job.several_ranks else "warn", broken, cure)
+    no_gloo = job.where(lambda node: None if node["horovod"]["gloo"] else "built without Gloo")
+    if no_gloo:
+        cure = (
+            "Ranks find each other over Gloo: python -m launch.horovod_build --install builds it."
+        )
+        return Check("Horovod", "fail" if job.several_ranks else "warn", no_gloo, cure)
+    no_nccl = job.where(_lacks_nccl)
+    if no_nccl:
+        cure = f"Build it anew on a machine with nvcc and NCCL's headers, {_REBUILD}."
+        return Check("Horovod", "fail" if job.several_ranks else "warn", no_nccl, cure)
+    built = [n for n in ("nccl", "gloo") if all(node["horovod"][n] for node in job.nodes)]
+    return Check("Horovod", "ok", f"built with {' and '.join(built)}")
+
+
+def _lacks_nccl(node: Facts) -> str | None:
+    # One GPU and one node need no collective, but several ranks may come.
+    if node["device"] == "cuda" and not node["horovod"]["nccl"]:
+        return "built without NCCL, so that gradients of GPUs would go through the CPU"
+    return None
+
+
+def norm(job: Job) -> Check | None:
+    """The norm layer that was asked for can run on every node."""
+    asked = job.nodes[0]["asked"]["norm"]
+    problem = job.where(lambda node: node["norm_problems"].get(asked))
+    if problem:
+        cure = "Mend that, or set model.norm=auto, which takes what works."
+        return Check("norm layer", "fail", f"model.norm={asked} cannot run: {problem}", cure)
+    able = [
+        name
+        for name in ("reference", "triton", "apex")
+        if all(name in n["norm_problems"] and not n["norm_problems"][name] for n in job.nodes)
+    ]
+    if not able:  # PyTorch is not there, which its own check tells
+        return None
+    return Check("norm layer", "ok", f"model.norm={asked}; {', '.join(able)} can run")
+
+
+def apex(job: Job) -> Check | None:
+    """The package apex is NVIDIA's, if the norm layer needs it."""
+    if any(node["apex"] is None for node in job.nodes):
+        return None
+    needed = job.nodes[0]["asked"]["norm"] == "apex"
+    wrong = job.where(lambda node: node["apex"] if node["apex"] != "NVIDIA's with bnp" else None)
+    if wrong and needed:
+        cure = (
+            "Uninstall any other apex and build https://github.com/NVIDIA/apex from source with "
+            "APEX_CPP_EXT=1 APEX_CUDA_EXT=1 APEX_BNP=1, or set model.norm=auto."
+        )
+        return Check("apex", "fail", wrong, cure)
+    return Check("apex", "ok", f"{wrong or job.nodes[0]['apex']}{'' if needed else ', not used'}")
+
+
+SOFTWARE_CHECKS = (versions, torch_works, horovod, norm, apex)

@@ -1,13 +1,164 @@
-"""Checks of what nodes share: the run directory, its space and clock, and the data."""
+"""What nodes share: the run directory, its space and clock, and the data."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import secrets
+import shutil
 import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
 
-from launch.doctor.judge import Check, Facts, Job, size
+from launch.doctor.check import Check, Facts, Job, size
+from pipeline.config import DataConfig
 
+# The launcher writes a token into the run directory; a node that sees the file shares the folder.
+TOKEN_VARIABLE = "TRAINYARD_TOKEN"
+# A file made on another node may take a moment to show on a network file system.
+_TOKEN_PATIENCE_SEC = 3.0
+_NOTHING: Facts = {"problem": None, "cure": "", "classes": 0, "images": None, "digest": None}
 _GIB = 1 << 30
 _LOCAL_FILE_SYSTEMS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay")
+
+
+def storage_facts(run_dir: Path | None, data: DataConfig | None) -> Facts:
+    """The folder of the run and the data, None for what is left out; sizes in bytes."""
+    return {
+        "run_dir": None if run_dir is None else _run_dir_facts(run_dir),
+        "data": None if data is None else _data_facts(data),
+    }
+
+
+@contextlib.contextmanager
+def token_in(run_dir: Path) -> Iterator[str]:
+    """A mark in the run directory, which must exist, for the nodes' environment as
+    `TOKEN_VARIABLE`; gone at the end.
+
+    Its name is new each time, as file servers' clients remember missing files by name.
+    """
+    token = secrets.token_hex(8)
+    _token_path(run_dir, token).touch()
+    try:
+        yield token
+    finally:
+        _token_path(run_dir, token).unlink(missing_ok=True)
+
+
+def _token_path(run_dir: Path, token: str) -> Path:
+    return run_dir / f".doctor-{token}"
+
+
+def _run_dir_facts(run_dir: Path) -> Facts:
+    """A run directory that does not exist yet is judged by the folder it will be made in."""
+    place = run_dir.absolute()
+    # os.path.exists, as Path.exists raises for a folder that must not be looked into.
+    while not os.path.exists(place):
+        place = place.parent
+    token = os.environ.get(TOKEN_VARIABLE)
+    found = {"path": str(run_dir), "exists": place == run_dir.absolute(), "problem": None}
+    found |= {"sees_token": _sees_token(run_dir, token) if token else None}
+    found |= {"file_system": _file_system(place), "clock_offset_sec": None} | space(place)
+    try:
+        with tempfile.NamedTemporaryFile(dir=place, prefix=".doctor-") as file:
+            file.write(b"x")
+            file.flush()
+            os.fsync(file.fileno())
+            now = time.time()
+            offset = os.stat(file.name).st_mtime - now
+            found["clock_offset_sec"] = round(offset, 3)
+    except OSError as error:
+        found["problem"] = f"{place} cannot be written ({error.strerror})"
+    return found
+
+
+def _sees_token(run_dir: Path, token: str) -> bool:
+    end = time.monotonic() + _TOKEN_PATIENCE_SEC
+    while not (seen := os.path.exists(_token_path(run_dir, token))) and time.monotonic() < end:
+        time.sleep(0.1)
+    return seen
+
+
+def _file_system(place: Path) -> str:
+    """Type and source of the file system that holds `place`, as `nfs4 server:/home`."""
+    best, named = "", "unknown"
+    real = str(place.resolve())
+    try:
+        lines = Path("/proc/self/mounts").read_text(errors="replace").splitlines()
+    except OSError:
+        return named
+    for line in lines:
+        source, where, kind = line.split(" ")[:3]
+        where = where.encode().decode("unicode_escape")  # spaces stand there as \040
+        inside = real == where or real.startswith(where.rstrip("/") + "/")
+        if inside and len(where) >= len(best):
+            best, named = where, f"{kind} {source}"
+    return named
+
+
+def _data_facts(config: DataConfig) -> Facts:
+    from pipeline.data.index.arrow_file import cache_places
+
+    root = Path(config.root)
+    if config.dataset == "cifar-10":
+        return {"path": str(root)} | _archive_facts(root, config.held_out) | {"cache": None}
+    cache_dir = None if config.cache_dir is None else Path(config.cache_dir)
+    cache = cache_places(root, "train", cache_dir)[0].parent
+    while not os.path.exists(cache):
+        cache = cache.parent
+    return {
+        "path": str(root),
+        "train": _split_facts(root, "train", cache_dir),
+        "val": _split_facts(root, "val", cache_dir),
+        "cache": {"path": str(cache)} | space(cache),
+    }
+
+
+def _archive_facts(root: Path, held_out: int | None) -> Facts:
+    """The two splits of CIFAR-10's archive, which is read as a job would read it."""
+    from pipeline.data.cifar import open_cifar
+
+    try:
+        splits = open_cifar(root, held_out)
+    except (OSError, ValueError) as error:
+        problem, _, cure = str(error).partition("; ")
+        return dict.fromkeys(("train", "val"), _NOTHING | {"problem": problem, "cure": cure})
+    return {
+        images.split: _NOTHING
+        | {"classes": len(images.classes), "images": len(images), "digest": images.digest}
+        for images in splits
+    }
+
+
+def _split_facts(root: Path, split: Literal["train", "val"], cache_dir: Path | None) -> Facts:
+    """Class folders and, where a manifest is up to date, the data hash. Never reads the images.
+
+    Containers have no class folders and count 0.
+    """
+    from pipeline.data.index.manifest import cached_manifest
+    from pipeline.data.index.survey import survey
+
+    try:
+        classes = len(survey(root, split).classes)
+        manifest = cached_manifest(root, split, cache_dir)
+    except (OSError, ValueError) as error:
+        problem, _, cure = str(error).partition("; ")
+        return _NOTHING | {"problem": problem, "cure": cure}
+    if manifest is None:
+        return _NOTHING | {"classes": classes}
+    known = {"images": len(manifest), "digest": manifest.digest}
+    return _NOTHING | {"classes": classes} | known
+
+
+def space(place: Path) -> Facts:
+    try:
+        usage = shutil.disk_usage(place)
+    except OSError:
+        return {"total_bytes": None, "free_bytes": None}
+    return {"total_bytes": usage.total, "free_bytes": usage.free}
 
 
 def run_directory(job: Job) -> Check | None:
@@ -35,7 +186,7 @@ def run_directory(job: Job) -> Check | None:
         found = f"{path} is on {run_dir['file_system']}, which looks local"
         return Check("run directory", "warn", found, "Set run.dir to a shared file system.")
     seen = ", the same on all nodes" if job.several_nodes and not unproved else ""
-    return Check("run directory", "ok", f"{path} on {run_dir['file_system']}{seen}", "")
+    return Check("run directory", "ok", f"{path} on {run_dir['file_system']}{seen}")
 
 
 def free_space(job: Job) -> Check | None:
@@ -51,7 +202,7 @@ def free_space(job: Job) -> Check | None:
     if cramped:
         cure = "Make room there, or set data.cache_dir to a folder on a larger disk."
         return Check("free space", "warn", cramped, cure)
-    return Check("free space", "ok", f"{size(least)} for the run", "")
+    return Check("free space", "ok", f"{size(least)} for the run")
 
 
 def _free(node: Facts) -> int:
@@ -82,7 +233,7 @@ def data(job: Job) -> Check | None:
         if odd:
             cure = "Copy the data anew from one place, or point data.root at one shared folder."
             return Check("data", "fail", f"{split}: {odd}", cure)
-    return Check("data", "ok", "; ".join(_seen(job, split) for split in ("train", "val")), "")
+    return Check("data", "ok", "; ".join(_seen(job, split) for split in ("train", "val")))
 
 
 def _cure_of_missing(job: Job, split: str) -> str:
@@ -128,7 +279,7 @@ def clock(job: Job) -> Check | None:
     if spread > 60:
         found = f"nodes began this check {spread:.0f} s apart by their own clocks"
         return Check("clock", "warn", found, cure)
-    return Check("clock", "ok", f"within {max(skew, 0.01):.2f} s", "") if known else None
+    return Check("clock", "ok", f"within {max(skew, 0.01):.2f} s") if known else None
 
 
 def _ahead_sec(node: Facts) -> float | None:

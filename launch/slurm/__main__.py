@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 
+from launch.slurm import say
 from launch.slurm.allocation import Allocation, require_rank_per_gpu, this_allocation
 from launch.slurm.checks import examine, nccl_logging, watch_nccl
 from launch.slurm.end import End, exit_code
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> int:
     relay = Relay()
     options, program = split(argv)
     allocation = this_allocation(os.environ)
-    _say(
+    say(
         f"job {allocation.job}"
         + (f", restart {allocation.restarts}" if allocation.restarts else "")
         + f": {counted(allocation.ranks, 'rank')} on "
@@ -120,10 +121,6 @@ class Relay:
         # scancel from here is no way: it tries again and again while the job ends, and then hits
         # the job's next start.
         self._ranks.send_signal(number if number == signal.SIGUSR1 else signal.SIGUSR2)
-
-
-def _say(line: str) -> None:
-    print(f"launch: {line}", flush=True)
 
 
 def _run(argv: list[str]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 from launch.doctor.network import resolve
 from pipeline.config import ConfigError, require
+from pipeline.system.text import counted
 
 Run = Callable[..., str]
 """Runs a command and gives its output."""
@@ -153,9 +154,9 @@ def require_rank_per_gpu(allocation: Allocation) -> None:
     for node in allocation.nodes:
         require(
             node.gpus in (0, node.ranks),
-            f"{node.name} has {node.gpus} GPUs in this job and {node.ranks} rank"
-            f"{'s' if node.ranks > 1 else ''}; submit with one rank for each GPU, such as "
-            f"--ntasks-per-node={node.gpus}, or ask for as many GPUs as ranks",
+            f"{node.name} has {node.gpus} GPUs in this job and {counted(node.ranks, 'rank')}; "
+            f"submit with one rank for each GPU, such as --ntasks-per-node={node.gpus}, or ask for "
+            "as many GPUs as ranks",
         )
     with_gpus = {node.name: bool(node.gpus) for node in allocation.nodes}
     lacking = [name for name, has in with_gpus.items() if not has]

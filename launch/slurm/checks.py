@@ -12,9 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from launch.doctor.__main__ import parse_node_lines, table
-from launch.doctor.judge import Check, judge
+from launch.doctor.check import Check
+from launch.doctor.judge import judge
 from launch.doctor.nccl import nccl_transport, transport_check
-from launch.doctor.node import TOKEN_VARIABLE, remove_token, write_token
+from launch.doctor.storage import TOKEN_VARIABLE, token_in
+from launch.slurm import say
 from launch.slurm.allocation import Allocation
 from launch.slurm.options import Program
 from launch.slurm.srun import one_per_node, one_per_node_environment, srun
@@ -42,7 +44,7 @@ def examine(allocation: Allocation, program: Program, interface: str | None) -> 
                 "cures (--launch.doctor=false starts without the check)"
             )
     passed, nodes = counted(len(checks), "check"), counted(len(ranks), "node")
-    print(f"launch: {passed} passed on {nodes}", flush=True)
+    say(f"{passed} passed on {nodes}")
 
 
 @contextlib.contextmanager
@@ -65,39 +67,40 @@ def _ask_nodes(allocation: Allocation, program: Program, interface: str | None) 
     env = one_per_node_environment(os.environ)
     if interface is not None:
         env["HOROVOD_GLOO_IFACE"] = interface
-    token = None
-    if program.run_dir is not None:
-        token = _new_token(program.run_dir)
-        env[TOKEN_VARIABLE] = token
-    try:
-        done = subprocess.run(
-            command, env=env, stdout=subprocess.PIPE, text=True, timeout=_PATIENCE_SEC, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ConfigError(
-            f"the check of the nodes had no end after {_PATIENCE_SEC:.0f} s: a file system or a "
-            "GPU driver hangs on one of them"
-        ) from error
-    finally:
-        if token is not None and program.run_dir is not None:
-            remove_token(program.run_dir, token)
+    with _token(program.run_dir) as token:
+        try:
+            done = subprocess.run(
+                command, env=env | token, stdout=subprocess.PIPE, text=True, timeout=_PATIENCE_SEC
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ConfigError(
+                f"the check of the nodes had no end after {_PATIENCE_SEC:.0f} s: a file system or "
+                "a GPU driver hangs on one of them"
+            ) from error
     return done.stdout
 
 
-def _new_token(run_dir: Path) -> str:
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        return write_token(run_dir)
-    except OSError as error:
-        raise ConfigError(
-            f"the folder of the run, {run_dir}, cannot be written ({error.strerror}); set run.dir"
-        ) from error
+@contextlib.contextmanager
+def _token(run_dir: Path | None) -> Iterator[dict[str, str]]:
+    """The variable by which a node proves that it shares the run's folder; none without one."""
+    with contextlib.ExitStack() as stack:
+        found = {}
+        if run_dir is not None:
+            try:
+                run_dir.mkdir(parents=True, exist_ok=True)
+                found[TOKEN_VARIABLE] = stack.enter_context(token_in(run_dir))
+            except OSError as error:
+                raise ConfigError(
+                    f"the folder of the run, {run_dir}, cannot be written ({error.strerror}); "
+                    "set run.dir"
+                ) from error
+        yield found
 
 
 def nccl_logging(run_dir: Path, env: Mapping[str, str]) -> dict[str, str]:
     """What makes NCCL write its log into the run's folder; nothing if the user has it elsewhere."""
     if "NCCL_DEBUG" in env or "NCCL_DEBUG_FILE" in env:
-        print("launch: NCCL_DEBUG is set, so NCCL's transport is not looked at", flush=True)
+        say("NCCL_DEBUG is set, so NCCL's transport is not looked at")
         return {}
     folder = run_dir / "nccl"
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from launch.slurm import say
 from launch.slurm.allocation import Allocation, output_of
 from pipeline.config import ConfigError
 from pipeline.system.failure import ExitCode, first_cause, say_error
@@ -56,7 +57,7 @@ class End:
         if received is not None:  # it reached ranks that could not listen yet
             return self.early(received)
         if code == ExitCode.WRONG_INPUT or self._run_dir is None:
-            _say(f"srun ended with code {code}; the cause stands above")
+            say(f"srun ended with code {code}; the cause stands above")
             return exit_code(code)
         say_error(
             f"srun ended with code {code} and the ranks left no cause in {self._run_dir}; see the "
@@ -66,17 +67,17 @@ class End:
 
     def early(self, received: signal.Signals) -> int:
         """What to do about a signal that came before the ranks were under way; the exit code."""
-        _say(f"{received.name} came before the first step")
+        say(f"{received.name} came before the first step")
         return self._stopped(received.name)
 
     def _stopped(self, by: str) -> int:
         if by != "SIGUSR1" or not self._may_requeue:
-            _say("stopped; start it again to go on from its checkpoint, unless Slurm does")
+            say("stopped; start it again to go on from its checkpoint, unless Slurm does")
         elif self._newest_step() > self._step_before or self._restarts == 0:
             requeue(self._job)
         else:
             # Else a limit that is too short for a start would keep nodes busy for ever.
-            _say(
+            say(
                 "stopped, and not requeued, since this start did not make a step; give the job "
                 "more --time than its start and the warning (--signal) take"
             )
@@ -116,10 +117,6 @@ def requeue(job: str) -> None:
     try:
         output_of("scontrol", "requeue", job)
     except ConfigError as error:
-        _say(f"stopped with a checkpoint, but not requeued ({error}); submit it again to go on")
+        say(f"stopped with a checkpoint, but not requeued ({error}); submit it again to go on")
     else:
-        _say(f"stopped with a checkpoint; job {job} is requeued and will go on")
-
-
-def _say(line: str) -> None:
-    print(f"launch: {line}", flush=True)
+        say(f"stopped with a checkpoint; job {job} is requeued and will go on")

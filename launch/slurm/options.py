@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config, ConfigError, require
+from pipeline.config import Config, ConfigError, names_for, require
 from pipeline.config.reading import load_config
 
 _PREFIX = "--launch."
@@ -19,9 +19,6 @@ _COMMANDS = {
     "evaluate": "pipeline.evaluate",
     "prepare": "pipeline.prepare",
 }
-
-# Settings that commands other than train take too, and the doctor looks at.
-_EXAMINED = ("data.root", "run.device", "model.norm", "optim.amp")
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class Program:
         """The options that say where data and run lie and what the ranks need, for the doctor."""
         if self.config is not None:
             return list(self.options)
-        found = {name: self._given(name) for name in _EXAMINED}
+        found = {name: self._given(name) for name in names_for("doctor")}
         return [f"--{name}={value}" for name, value in found.items() if value is not None]
 
     def _given(self, setting: str) -> str | None:
@@ -117,7 +114,7 @@ def split(argv: Sequence[str]) -> tuple[LaunchOptions, Program]:
         f"launch.slurm runs {', '.join(_COMMANDS)}, not {rest[0] if rest else 'nothing'}",
     )
     module, options = _COMMANDS[rest[0]], tuple(rest[1:])
-    config = load_config(options, f"python -m {module}", "") if rest[0] == "train" else None
+    config = load_config(options, module) if rest[0] == "train" else None
     launch = LaunchOptions(**own)
     require(
         launch.stage is None or config is not None,

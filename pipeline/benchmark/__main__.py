@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import sys
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, set_parsing_settings
-
 from pipeline.benchmark.configured import CONFIGURED, NOT_OPTIONS, add_settings, read_settings
 from pipeline.benchmark.options import OPTIONS
 from pipeline.config import ConfigError
-from pipeline.config.reading import can_hold, take_name
+from pipeline.config.reading import add_options, can_hold, command_parser, read_options, take_name
 from pipeline.config.reading import parse as parse_settings
 from pipeline.system.failure import launched_size, run_command
 
-_PROG = "python -m pipeline.benchmark"
 _KINDS: dict[str, type] = {**OPTIONS, **CONFIGURED}
 
 
@@ -27,30 +23,18 @@ def parse(argv: list[str]) -> tuple[str, Any, Path | None]:
     Raises `ConfigError` for an unknown name or option, with the nearest right one; `--help` prints
     and exits.
     """
-    name = take_name(argv, _KINDS, "benchmark", _overview())
+    about = f"NAME [--json FILE] [options]\n\n{__doc__}"
+    name = take_name(argv, _KINDS, "benchmark", "pipeline.benchmark", about)
     kind, configured = _KINDS[name], CONFIGURED.get(name)
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=f"{_PROG} {name}", description=kind.__doc__, exit_on_error=False)
-    parser.add_class_arguments(kind, as_group=False, skip=NOT_OPTIONS if configured else None)
+    parser = command_parser(f"pipeline.benchmark {name}", kind.__doc__ or "")
+    add_options(parser, kind, "_", skip=NOT_OPTIONS if configured else ())
     if configured:
         add_settings(parser, configured)
     parser.add_argument("--json", metavar="FILE", help="also write the whole result here")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parsed = parse_settings(parser, {}, argv[1:])
     found = read_settings(parsed, configured) if configured else {}
-    for one in dataclasses.fields(kind):
-        found.setdefault(one.name, getattr(parsed, one.name, None))
-    options = kind(**found)
+    options: Any = read_options(parsed, parser, kind, "_", **found)
     return name, options, None if parsed.json is None else Path(parsed.json)
-
-
-def _overview() -> str:
-    lines = [f"  {name:<10}{kind.__doc__}" for name, kind in _KINDS.items()]
-    return (
-        f"usage: {_PROG} NAME [--json FILE] [options]\n\n{__doc__}\n\n"
-        + "\n".join(lines)
-        + f"\n\n{_PROG} NAME --help lists the options of one."
-    )
 
 
 def main(argv: list[str]) -> None:

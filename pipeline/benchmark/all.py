@@ -37,8 +37,7 @@ from pipeline.benchmark.predict import gradient_schedule
 from pipeline.benchmark.rank_options import AllreduceOptions, Dtype
 from pipeline.benchmark.result import Result, Show, interleave, ratio, status_line
 from pipeline.benchmark.scaling_model import Cost, mean_exposed_sec
-from pipeline.data.cifar import open_cifar
-from pipeline.data.cifar.images import CifarImages, Places
+from pipeline.data.cifar import CifarImages, Places, open_cifar
 from pipeline.data.dali import DecodeSettings, gpu_count
 from pipeline.data.dali.settings import choose_decoding
 from pipeline.data.images import ImageSet

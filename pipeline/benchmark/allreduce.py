@@ -24,7 +24,7 @@ from pipeline.benchmark.processes import Processes, pick_kind, serve, start
 from pipeline.benchmark.rank_options import AllreduceOptions, Dtype
 from pipeline.benchmark.result import Result, Spread, interleave, ratio
 from pipeline.benchmark.scaling_model import bus_share, fit_line
-from pipeline.ranks.connect import connect
+from pipeline.ranks import connect
 from pipeline.ranks.world import World
 
 _LARGEST = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}

@@ -12,23 +12,14 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from pipeline.benchmark.checks import at_least_one, chosen, within, wrong
-from pipeline.config import Config
+from pipeline.benchmark.checks import chosen, within
+from pipeline.config import Config, names_for
+from pipeline.config.errors import at_least_one, require
 from pipeline.config.reading import CONFIGS, add_overrides, overrides, read_yaml
 
 LINK_RANKS = 2
 """Ranks on this machine between which the link is measured."""
 PARTS = ("loader", "model", "step", "allreduce", "norm")
-_MODEL = (
-    "data.local_batch_size", "data.image_size", "model.family", "model.residual", "model.depth",
-    "model.shortcut", "model.variant", "model.zero_init_last_norm", "model.norm", "model.compile",
-    "optim.amp", "run.device", "run.threads",
-)  # fmt: skip
-_LOADER = (
-    "data.root", "data.train_crop", "data.area", "data.short_side", "data.color_std", "data.decode",
-    "data.threads", "data.prefetch_batches", "data.output", "data.hw_decoder_load",
-    "optim.gradient_compression",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,9 +34,8 @@ class ModelOptions:
     """What is measured, for one rank."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "rounds")
-        if not self.round_sec > 0:
-            raise wrong(f"--round_sec={self.round_sec:g} must be above 0")
+        at_least_one(self, "--", "rounds")
+        require(self.round_sec > 0, f"--round_sec={self.round_sec:g} must be above 0")
 
     @property
     def images(self) -> int:
@@ -74,7 +64,7 @@ class AllOptions(ModelOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one(self, "files")
+        at_least_one(self, "--", "files")
         within(self, "parts", PARTS)
 
     @property
@@ -129,5 +119,6 @@ def _ranks(config: Config, stored: Path | None) -> int:
     return 1 if config.data.global_batch_size <= config.data.local_batch_size else LINK_RANKS
 
 
-def _settings(kind: Configured) -> tuple[str, ...]:
-    return _MODEL + _LOADER if kind is AllOptions else _MODEL
+def _settings(kind: Configured) -> list[str]:
+    of_all = names_for("benchmark all") if kind is AllOptions else []
+    return names_for("benchmark") + of_all

@@ -15,7 +15,6 @@ from typing import Literal
 import torch
 from torch.utils.data import DataLoader
 
-from pipeline.benchmark.checks import wrong
 from pipeline.benchmark.loader_references import (
     MISSING,
     BareDecode,
@@ -27,7 +26,7 @@ from pipeline.benchmark.options import CONTAINERS, Container, Crop, LoaderOption
 from pipeline.benchmark.passes import LoaderPasses, middle_speed
 from pipeline.benchmark.photos import make_photos, pack
 from pipeline.benchmark.result import Result, Spread, interleave, ratio
-from pipeline.config import Config, DataConfig
+from pipeline.config import Config, ConfigError, DataConfig
 from pipeline.data.dali import DecodeSettings, available_cores, gpu_count
 from pipeline.data.dali.settings import choose_decoding, decoder_memory
 from pipeline.data.index.manifest import Manifest, open_manifest
@@ -286,5 +285,7 @@ def _device(decode: str) -> torch.device:
     if decode != "gpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise wrong("--decode=gpu needs an NVIDIA GPU and PyTorch sees none; use --decode=cpu")
+        raise ConfigError(
+            "--decode=gpu needs an NVIDIA GPU and PyTorch sees none; use --decode=cpu"
+        )
     return torch.device("cuda", torch.cuda.current_device())

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from pipeline.benchmark import device as devices
 from pipeline.benchmark.network import NormCase
-from pipeline.model.backends import Backend
-from pipeline.model.norm import BatchNormAct, ends
+from pipeline.model.backends import Backend, make_norm
+from pipeline.model.norm import ends
 
 _MOST_SETS = 32
 _L2_TIMES = 4  # as much memory is gone through between two uses of a tensor
@@ -31,11 +31,9 @@ class Layer:
         """Draws everything, and on a GPU captures both passes. RuntimeError: it cannot."""
         self._device, self._forked = device, case.forked
         with device:
-            self._norm = BatchNormAct(case.channels, backend=backend)
+            self._norm = make_norm(backend, case.channels)
             self._beside = (
-                BatchNormAct(case.channels, relu=False, backend=backend)
-                if case.kind == "projection"
-                else None
+                make_norm(backend, case.channels, relu=False) if case.kind == "projection" else None
             )
             shape = (images, case.channels, case.side, case.side)
             added = case.kind != "plain"

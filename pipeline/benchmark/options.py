@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from pipeline.benchmark.checks import at_least_one, chosen, numbers, whole_numbers, within, wrong
+from pipeline.benchmark.checks import chosen, numbers, whole_numbers, within
 from pipeline.benchmark.rank_options import AllreduceOptions, PredictOptions, ScaleOptions
+from pipeline.config.errors import at_least_one, require
 
 Amp = Literal["fp16", "bf16"]
 Side = Literal["eager", "triton", "apex", "compile"]
@@ -49,7 +50,7 @@ class LoaderOptions:
     """Side of the crop in pixels."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "files", "rounds", "images", "batch", "size")
+        at_least_one(self, "--", "files", "rounds", "images", "batch", "size")
         whole_numbers(self, "threads", 1)
         within(self, "containers", CONTAINERS)
         within(self, "crops", CROPS)
@@ -96,10 +97,12 @@ class TrainOptions:
     """Steps from one line of metrics to the next."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "files", "classes", "batch", "size", "rounds", "steps")
+        at_least_one(self, "--", "files", "classes", "batch", "size", "rounds", "steps")
         within(self, "depths", ("18", "34", "50", "101", "152"))
-        if self.classes > self.files:
-            raise wrong(f"--classes={self.classes} must not be more than --files={self.files}")
+        require(
+            self.classes <= self.files,
+            f"--classes={self.classes} must not be more than --files={self.files}",
+        )
 
     @property
     def depth_numbers(self) -> list[int]:
@@ -127,7 +130,7 @@ class NormOptions:
     """No shape is begun after this many seconds; null: all are measured."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "batch", "pixels", "rounds")
+        at_least_one(self, "--", "batch", "pixels", "rounds")
         within(self, "depths", ("50", "101", "152"))
         within(self, "amps", AMPS)
 
@@ -182,8 +185,8 @@ class StepOptions:
     """Table: no row is begun after this many seconds; null: all are measured."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "rounds", "steps", "images", "size", "threads")
-        at_least_one(self, "batch", "pixels", "table_rounds", "table_steps")
+        at_least_one(self, "--", "rounds", "steps", "images", "size", "threads")
+        at_least_one(self, "--", "batch", "pixels", "table_rounds", "table_steps")
         within(self, "depths", ("18", "34", "50", "101", "152"))
         within(self, "amps", AMPS)
         within(self, "sides", SIDES)
@@ -218,7 +221,7 @@ class ManifestOptions:
     """Rows of synthetic manifests whose cost per image is compared, with commas between."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "images", "batch", "rounds")
+        at_least_one(self, "--", "images", "batch", "rounds")
         whole_numbers(self, "rows", self.batch)
 
     @property
@@ -239,12 +242,11 @@ class DemoOptions:
     """Horovod ranks."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "ranks")
-        parts = self.seeds.split(",")
-        if not all(part.strip().isdecimal() for part in parts):
-            raise wrong(
-                f"--seeds={self.seeds} must be whole numbers with commas between, such as 0,1,2"
-            )
+        at_least_one(self, "--", "ranks")
+        require(
+            all(part.strip().isdecimal() for part in self.seeds.split(",")),
+            f"--seeds={self.seeds} must be whole numbers with commas between, such as 0,1,2",
+        )
 
     @property
     def seed_numbers(self) -> list[int]:

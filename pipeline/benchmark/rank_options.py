@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from pipeline.benchmark.checks import at_least_one, chosen, numbers, whole_numbers, within, wrong
+from pipeline.benchmark.checks import chosen, numbers, whole_numbers, within
+from pipeline.config.errors import at_least_one, require
 
 Dtype = Literal["fp32", "fp16"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
@@ -29,15 +30,16 @@ class AllreduceOptions:
     """Rounds of each size and dtype, in turn."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "rounds")
+        at_least_one(self, "--", "rounds")
         within(self, "dtypes", DTYPES)
-        if self.ranks < 2:
-            raise wrong(f"--ranks={self.ranks} must be at least 2: one rank sends nothing")
+        require(self.ranks >= 2, f"--ranks={self.ranks} must be at least 2: one rank sends nothing")
         if self.sizes is not None:
             whole_numbers(self, "sizes", 4)
-            odd = [part for part in self.sizes.split(",") if int(part) % 4]
-            if odd:
-                raise wrong(f"--sizes={self.sizes}: {odd[0]} must be a multiple of 4 bytes")
+            for size in self.sizes.split(","):
+                require(
+                    int(size) % 4 == 0,
+                    f"--sizes={self.sizes}: {size} must be a multiple of 4 bytes",
+                )
 
     @property
     def size_numbers(self) -> list[int] | None:
@@ -73,14 +75,14 @@ class ScaleOptions:
     nothing waits for data."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "rounds", "steps", "images", "size")
+        at_least_one(self, "--", "rounds", "steps", "images", "size")
         whole_numbers(self, "ranks", 1)
         for count in self.rank_numbers:
-            if self.images % count:
-                raise wrong(
-                    f"--images={self.images} must be a multiple of each of --ranks={self.ranks}: "
-                    "in strong scaling they share one step's images"
-                )
+            require(
+                self.images % count == 0,
+                f"--images={self.images} must be a multiple of each of --ranks={self.ranks}: "
+                "in strong scaling they share one step's images",
+            )
 
     @property
     def rank_numbers(self) -> list[int]:
@@ -126,25 +128,27 @@ class PredictOptions:
     """Time of each further tensor in one communication, in microseconds; null: as measured."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "gpus_per_node")
+        at_least_one(self, "--", "gpus_per_node")
         whole_numbers(self, "gpus", 1)
         whole_numbers(self, "link_gbit", 1)
-        if not 0 < self.link_efficiency <= 1:
-            raise wrong(f"--link_efficiency={self.link_efficiency:g} must be above 0 and at most 1")
+        require(
+            0 < self.link_efficiency <= 1,
+            f"--link_efficiency={self.link_efficiency:g} must be above 0 and at most 1",
+        )
         for name in ("step_ms", "node_gbyte"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise wrong(f"--{name}={value:g} must be above 0")
+            if value is not None:
+                require(value > 0, f"--{name}={value:g} must be above 0")
         for name in ("link_us", "node_us", "jitter_ms", "latency_ms", "tensor_us"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise wrong(f"--{name}={value:g} must not be below 0")
+            if value is not None:
+                require(value >= 0, f"--{name}={value:g} must not be below 0")
         for count in self.gpu_numbers:
-            if count > self.gpus_per_node and count % self.gpus_per_node:
-                raise wrong(
-                    f"--gpus={self.gpus}: {count} must be whole nodes of "
-                    f"--gpus_per_node={self.gpus_per_node}"
-                )
+            require(
+                count <= self.gpus_per_node or count % self.gpus_per_node == 0,
+                f"--gpus={self.gpus}: {count} must be whole nodes of "
+                f"--gpus_per_node={self.gpus_per_node}",
+            )
 
     @property
     def gpu_numbers(self) -> list[int]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.system.files import write_text
 from pipeline.system.text import counted
 
 Show = Callable[[str], None]
@@ -161,7 +162,7 @@ Save = Callable[[Result], None]
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes `content` as an indented file. OSError if it cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def machine() -> dict[str, Any]:

@@ -34,7 +34,7 @@ from pipeline.benchmark.resident import (
     training_from_files,
 )
 from pipeline.benchmark.result import Result, Spread, interleave, ratio
-from pipeline.ranks.connect import connect
+from pipeline.ranks import connect
 from pipeline.ranks.local import LocalRanks
 from pipeline.ranks.world import World
 

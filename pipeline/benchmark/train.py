@@ -59,7 +59,7 @@ def launcher(device: str) -> tuple[list[str], str]:
     """What a run is started by, and in words."""
     if importlib.util.find_spec("horovod") is None:
         return [], "one process without Horovod, which is not installed"
-    script = "from pipeline.ranks.world import nccl_built; print(nccl_built())"
+    script = "from pipeline.ranks.horovod import nccl_built; print(nccl_built())"
     asked = subprocess.run(
         [sys.executable, "-c", script], cwd=_ROOT, capture_output=True, text=True, check=True
     )

@@ -6,19 +6,20 @@ How it is read from YAML and the command line stands in `pipeline/config/reading
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, cast
-
-import yaml
 
 from pipeline.config.data import DataConfig
 from pipeline.config.errors import ConfigError, require
 from pipeline.config.run import RunConfig, profiled_steps
+from pipeline.config.setting import Command, Kind, Setting, said_by, setting
 from pipeline.config.training import ModelConfig, OptimConfig, ScheduleConfig
 
 __all__ = [
     "Config", "ConfigError", "DataConfig", "ModelConfig", "OptimConfig", "RunConfig",
-    "ScheduleConfig", "require", "setting_names",
+    "ScheduleConfig", "names_for", "names_of", "require", "setting_names", "settings",
 ]  # fmt: skip
 
 
@@ -31,10 +32,10 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run: RunConfig = field(default_factory=RunConfig)
-    resume: str = "auto"
+    resume: str = setting("auto", "start")
     """auto: go on where the run of this name stands; none: refuse a folder that holds a run; or
     the path of a checkpoint."""
-    profile: str | None = None
+    profile: str | None = setting(None, "start")
     """Steps to trace into <run>/profile/: 5 for so many soon after the start, or 20-25, first and
     last counted from 0; null: none."""
 
@@ -49,6 +50,8 @@ class Config:
 
     def to_yaml(self) -> str:
         """The resolved configuration; `--config` reads it back to an equal object."""
+        import yaml  # only now: a machine that shall only measure a GPU may not have it
+
         return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False)
 
     def get(self, name: str) -> Any:
@@ -64,13 +67,30 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
-def setting_names() -> list[str]:
-    """Every setting as `part.name`, in order."""
-    names = []
+@cache
+def settings() -> Mapping[str, Setting]:
+    """What each setting says of itself, by `part.name`, in order."""
+    found = {}
     for part in dataclasses.fields(Config):
         inner = part.default_factory
         if inner is dataclasses.MISSING:
-            names.append(part.name)
+            found[part.name] = said_by(part)
         else:
-            names += [f"{part.name}.{f.name}" for f in dataclasses.fields(cast(Any, inner))]
-    return names
+            fields = dataclasses.fields(cast(Any, inner))
+            found |= {f"{part.name}.{field.name}": said_by(field) for field in fields}
+    return found
+
+
+def setting_names() -> list[str]:
+    """Every setting as `part.name`, in order."""
+    return list(settings())
+
+
+def names_of(*kinds: Kind) -> list[str]:
+    """The settings of these kinds as `part.name`, in order."""
+    return [name for name, said in settings().items() if said.kind in kinds]
+
+
+def names_for(command: Command) -> list[str]:
+    """The settings that a command besides training lets change, as `part.name`, in order."""
+    return [name for name, said in settings().items() if command in said.commands]

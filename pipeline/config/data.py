@@ -5,84 +5,94 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.config.errors import require
+from pipeline.config.errors import at_least_one, require
+from pipeline.config.setting import setting
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Which images, in which batches, cut how, decoded where."""
 
-    root: str = "data/imagenet"
+    root: str = setting(
+        "data/imagenet",
+        "place",
+        ("evaluate", "predict", "export", "benchmark all", "doctor"),
+        in_table=True,
+    )
     """Folder that holds train/<class>/<image> and val/<class>/<image>, or as data.dataset says."""
-    dataset: Literal["imagenet-1k", "cifar-10"] | None = None
+    dataset: Literal["imagenet-1k", "cifar-10"] | None = setting(None, "recipe")
     """imagenet-1k: refuse to start unless all its classes and images are there; cifar-10: root
     holds its binary or Python archive, or what is in it; null: any tree of images."""
-    held_out: int | None = None
+    held_out: int | None = setting(None, "identity")
     """cifar-10: this many training images, the last of each class, are the validation set (5000 in
     the paper); null: the test images are."""
-    cache_dir: str | None = None
+    cache_dir: str | None = setting(None, "place", ("evaluate", "export"))
     """Folder of the manifests; null: beside the data, or the user's cache if that is read-only."""
-    global_batch_size: int = 256
+    global_batch_size: int = setting(256, "identity", asked=5)
     """Images per optimizer step over all ranks; fixed for the life of a run."""
-    local_batch_size: int = 256
+    local_batch_size: int = setting(256, "execution", ("evaluate", "predict", "benchmark"))
     """The most images a rank takes at once; more per step are accumulated."""
-    image_size: int = 224
+    image_size: int = setting(224, "identity", ("evaluate", "predict", "benchmark"), of_view=True)
     """Side of the square crop in pixels, in training and validation."""
-    train_crop: Literal["random_resized_crop", "scale_jitter", "padded"] = "random_resized_crop"
+    train_crop: Literal["random_resized_crop", "scale_jitter", "padded"] = setting(
+        "random_resized_crop", "identity", ("benchmark all",)
+    )
     """Training crop: Inception's random area, the paper's random shorter side, or, for cifar-10, a
     crop of the image's own size out of the image padded with zeros."""
-    area: tuple[float, float] = (0.08, 1.0)
+    area: tuple[float, float] = setting((0.08, 1.0), "identity", ("benchmark all",))
     """random_resized_crop: least and greatest share of the image's area."""
-    short_side: tuple[int, int] = (256, 480)
+    short_side: tuple[int, int] = setting((256, 480), "identity", ("benchmark all",))
     """scale_jitter: least and greatest shorter side in pixels before the crop."""
-    padding: int = 4
+    padding: int = setting(4, "identity")
     """padded: pixels added on each side of the image, after the mean is subtracted."""
-    flip: bool = True
+    flip: bool = setting(True, "identity")
     """Mirror half of the training images."""
-    color_std: float | None = None
+    color_std: float | None = setting(None, "identity", ("benchmark all",))
     """Standard deviation of AlexNet's colour offset along the principal components of the training
     pixels (0.1 in the paper); null: none."""
-    mean: Literal["imagenet", "channel", "pixel"] = "imagenet"
+    mean: Literal["imagenet", "channel", "pixel"] = setting("imagenet", "identity")
     """What is subtracted from pixels: ImageNet's published means (with its deviations and principal
     components), this training set's means, or its mean image (as in the paper); the last two come
     with this set's deviations, by which pixels are divided, and principal components, and are
     computed by `prepare mean`, for cifar-10 at the start."""
-    val_resize: int = 256
+    val_resize: int = setting(256, "identity", ("evaluate", "predict"), of_view=True)
     """Shorter side in pixels before the centre crop of validation."""
-    decode: Literal["auto", "cpu", "gpu"] = "auto"
+    decode: Literal["auto", "cpu", "gpu"] = setting(
+        "auto", "execution", ("evaluate", "predict", "benchmark all")
+    )
     """Where JPEGs are decoded; auto: on the GPU when the run has one. Nothing is to be decoded in
     cifar-10, whose batches are made on the CPU."""
-    threads: int | None = None
+    threads: int | None = setting(None, "execution", ("evaluate", "predict", "benchmark all"))
     """DALI's CPU threads per rank; null: this rank's share of the cores, at most 8 where the GPU
     decodes."""
-    prefetch_batches: int | None = None
+    prefetch_batches: int | None = setting(None, "execution", ("evaluate", "benchmark all"))
     """Decoded batches that wait ahead of the model; null: 2, or 3 where the GPU decodes."""
-    output: Literal["float32", "float16", "uint8"] = "float32"
+    output: Literal["float32", "float16", "uint8"] = setting(
+        "float32", "kept", ("evaluate", "predict", "benchmark all")
+    )
     """What the decoder hands to the model's device: float32; float16, half the bytes, which the
     model takes as it is and so needs optim.amp; uint8, a quarter, made float32 on the device."""
-    hw_decoder_load: float = 0.65
+    hw_decoder_load: float = setting(0.65, "execution", ("evaluate", "benchmark all"))
     """GPU decoding: share (0..1) of the JPEGs for the GPU's JPEG engine, where it has one; H100 and
     H200 record runs used 0.99."""
-    preallocate: tuple[int, int] | None = None
+    preallocate: tuple[int, int] | None = setting(None, "execution", ("evaluate",))
     """GPU decoding: width and height in pixels for which decoders set memory aside at the start;
     null: those of the largest images of the data."""
-    device_padding_bytes: int | None = None
+    device_padding_bytes: int | None = setting(None, "execution", ("evaluate",))
     """GPU decoding: device memory in bytes set aside for each thread; null: 6 for each pixel of the
     largest image, at least 16 MiB."""
-    host_padding_bytes: int | None = None
+    host_padding_bytes: int | None = setting(None, "execution", ("evaluate",))
     """GPU decoding: each of the two host buffers of a thread, in bytes; null: 4 for each pixel of
     the largest image, at least 8 MiB."""
-    bad_images: Literal["fail", "exclude"] = "fail"
+    bad_images: Literal["fail", "exclude"] = setting("fail", "execution", ("evaluate",))
     """What a file that cannot be decoded does: end the run, or be left out from there on."""
-    max_excluded: int = 100
+    max_excluded: int = setting(100, "execution")
     """More excluded images than this end the run."""
-    exclude: str | None = None
+    exclude: str | None = setting(None, "execution")
     """Exclusion list of `prepare verify`; its images are left out from this start on."""
 
     def __post_init__(self) -> None:
-        for name in ("global_batch_size", "local_batch_size", "image_size"):
-            value = getattr(self, name)
-            require(value >= 1, f"data.{name}={value} must be at least 1")
+        at_least_one(self, "data.", "global_batch_size", "local_batch_size", "image_size")
         require(
             self.threads is None or self.threads >= 1,
             f"data.threads={self.threads} must be at least 1, or null for this rank's share",

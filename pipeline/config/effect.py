@@ -29,7 +29,7 @@ def without_effect(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """The settings that change nothing of what is trained, each with those that make it so.
 
     `settings` are all of a configuration by `part.name`. What makes a setting idle is never free to
-    change during a run, so that it is idle for the whole of it (`snapshot.fingerprint`).
+    change during a run, so that it is idle for the whole of it (`train.state.fingerprint`).
     """
     crop, rule = settings["data.train_crop"], settings["schedule.rule"]
     idle: dict[str, tuple[str, ...]] = {}

@@ -1,5 +1,7 @@
 """Reads a configuration: defaults, then a YAML file, then the command line, all names checked.
 
+Every command makes its parser and reads its options by what stands here.
+
 The only module that reads YAML. It imports nothing heavy, so that `--help` and a wrong setting
 answer at once.
 """
@@ -10,17 +12,20 @@ import dataclasses
 import difflib
 import re
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import yaml
 from docstring_parser import parse_from_object
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from pipeline.config import Config, setting_names
+from pipeline.config import Config, names_for, setting_names
 from pipeline.config.errors import ConfigError, require
 from pipeline.config.help import PlainHelp
+from pipeline.config.setting import Command
+
+T = TypeVar("T")
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DEFAULT_CONFIG = CONFIGS / "resnet50.yaml"
@@ -113,9 +118,29 @@ def _configs_like(path: Path) -> str:
     return f"{', '.join(near)} and others" if near else ", ".join(found)
 
 
-def add_settings(parser: ArgumentParser) -> None:
-    """Gives `parser` one option for each setting."""
+def command_parser(command: str, description: str) -> ArgumentParser:
+    """The parser of `python -m <command>`, to which the command adds its options."""
+    return ArgumentParser(prog=f"python -m {command}", description=description, exit_on_error=False)
+
+
+def new_parser(command: str, description: str) -> ArgumentParser:
+    """A parser with every setting as an option; a command adds its own."""
+    # The docstrings under the fields are the help.
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = command_parser(command, description)
     parser.add_class_arguments(Config, as_group=False)
+    _add_debug(parser)
+    return parser
+
+
+def _add_debug(parser: ArgumentParser) -> None:
+    """`run_command` looks for it on the command line itself; here it gets its help."""
+    if "--debug" not in _options(parser):
+        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _options(parser: ArgumentParser) -> list[str]:
+    return [option for action in parser._actions for option in action.option_strings]
 
 
 def add_overrides(parser: ArgumentParser, names: Sequence[str]) -> None:
@@ -131,10 +156,20 @@ def add_overrides(parser: ArgumentParser, names: Sequence[str]) -> None:
         )
 
 
-def field_docs(kind: type) -> dict[str, str]:
-    """What stands below each field of a dataclass, on one line, by the field's name."""
-    params = parse_from_object(kind).params
-    return {field.arg_name: " ".join((field.description or "").split()) for field in params}
+def parse_overrides(
+    parser: ArgumentParser, argv: Sequence[str], command: Command, origin: str
+) -> Any:
+    """What the command line gives to a command that has its settings from a checkpoint or file, and
+    lets some of them change. Raises `ConfigError`, with the `origin` of settings, for others."""
+    _add_debug(parser)
+    add_overrides(parser, names_for(command))
+    changeable = _options(parser)
+    for argument in argv:
+        option = argument.partition("=")[0]
+        known = option.removeprefix("--") in ("config", *setting_names())
+        if option.startswith("--") and known and option not in changeable:
+            raise ConfigError(f"{option} comes from {origin}")
+    return parse(parser, {}, argv)
 
 
 def overrides(parsed: Any, names: Sequence[str], base: dict[str, Any]) -> Config:
@@ -144,43 +179,113 @@ def overrides(parsed: Any, names: Sequence[str], base: dict[str, Any]) -> Config
         part, _, rest = name.partition(".")
         if parsed[name] is not None:
             tree[part][rest] = parsed[name]
+    return config_of(tree)
+
+
+def config_of(tree: dict[str, Any]) -> Config:
+    """The configuration of settings by part and name, as a YAML holds them."""
     return to_config(parse(new_parser("", ""), tree, []))
 
 
-def new_parser(prog: str, description: str) -> ArgumentParser:
-    """A parser with every setting as an option; a command adds its own."""
-    # The docstrings under the fields above are the help.
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
-    add_settings(parser)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser
+def to_config(parsed: Any) -> Config:
+    """The `Config` in a parser's result."""
+    return Config(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(Config)})
 
 
-def check_names(parser: ArgumentParser, argv: Sequence[str]) -> None:
-    """Raises `ConfigError` with the nearest name for an option that `parser` does not have."""
-    known = [s for action in parser._actions for s in action.option_strings if s.startswith("--")]
-    for argument in argv:
-        name = argument.partition("=")[0]
-        if name.startswith("--") and name not in known:
-            raise _unknown(name, "command line", known)
+def field_docs(kind: type) -> dict[str, str]:
+    """What stands below each field of a dataclass and those it extends, on one line, by name."""
+    owners = [one for one in reversed(kind.__mro__) if dataclasses.is_dataclass(one)]
+    params = [param for one in owners for param in parse_from_object(one).params]
+    return {field.arg_name: " ".join((field.description or "").split()) for field in params}
 
 
-def take_name(argv: Sequence[str], known: Collection[str], kind: str, overview: str) -> str:
-    """The first argument, which is to be one of the names `known` of a `kind` of thing.
+def add_options(
+    parser: ArgumentParser, kind: type, joint: Literal["-", "_"], skip: Collection[str] = ()
+) -> None:
+    """Gives `parser` an option for each field of the dataclass `kind` but those in `skip`.
 
-    Raises `ConfigError` with the nearest for another; `--help` prints `overview` and exits.
+    Words of a name stand apart by `joint`; what stands below the field is the help.
+    """
+    docs, types = field_docs(kind), get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if field.name in skip:
+            continue
+        option, text = _option(field, joint), docs[field.name]
+        if types[field.name] is bool:
+            parser.add_argument(option, action="store_true", help=text)
+            continue
+        parser.add_argument(
+            option,
+            type=types[field.name] | None if _is_required(field) else types[field.name],
+            default=None if _is_required(field) else field.default,
+            help=f"{text} (required)" if _is_required(field) else text,
+        )
+
+
+def read_options(
+    parsed: Any, parser: ArgumentParser, kind: type[T], joint: Literal["-", "_"], **known: Any
+) -> T:
+    """A `kind` of what `add_options` found on the command line, and of `known` fields.
+
+    Raises `ConfigError` for a field without a default that is not given.
+    """
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.name not in known:
+            value = known[field.name] = parsed[field.name.rstrip("_")]
+            require(
+                value is not None or not _is_required(field),
+                f"{_option(field, joint)} is missing; see {parser.prog} --help",
+            )
+    return kind(**known)
+
+
+def _option(field: dataclasses.Field[Any], joint: str) -> str:
+    return "--" + field.name.rstrip("_").replace("_", joint)
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is field.default_factory is dataclasses.MISSING
+
+
+def take_name(
+    argv: Sequence[str], kinds: Mapping[str, type], what: str, command: str, about: str
+) -> str:
+    """The first argument, which is to be one of the names in `kinds` of a `what`.
+
+    Raises `ConfigError` with the nearest for another; `--help` lists them, below what the command
+    is `about` (its usage and purpose), and exits.
     """
     name = argv[0] if argv else ""
     if name in ("-h", "--help"):
-        print(overview)
+        lines = "\n".join(f"  {name:<10}{kind.__doc__}" for name, kind in kinds.items())
+        print(f"usage: python -m {command} {about}\n\n{lines}\n")
+        print(f"python -m {command} NAME --help lists the options of one.")
         sys.exit(0)
-    if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"there are: {', '.join(known)}"
-        what = f"there is no {kind} {name}" if name else f"the name of a {kind} is missing"
-        raise ConfigError(f"{what}; {hint}")
+    if name not in kinds:
+        nearest = difflib.get_close_matches(name, kinds, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"there are: {', '.join(kinds)}"
+        wrong = f"there is no {what} {name}" if name else f"the name of a {what} is missing"
+        raise ConfigError(f"{wrong}; {hint}")
     return name
+
+
+def stored_option(argv: Sequence[str], changeable: Sequence[str]) -> str | None:
+    """The name of the first option in `argv`, among --config and all settings, which is none of
+    those `changeable`; None if there is none."""
+    for argument in argv:
+        name = argument.partition("=")[0].removeprefix("--")
+        known = argument.startswith("--") and name in ("config", *setting_names())
+        if known and name not in changeable:
+            return name
+    return None
+
+
+def refuse_stored(argv: Sequence[str], changeable: Sequence[str]) -> None:
+    """Raises `ConfigError` for an option that sets what a checkpoint has stored, unless it is one
+    of the settings `changeable`."""
+    name = stored_option(argv, changeable)
+    if name is not None:
+        raise ConfigError(f"--{name} comes from the checkpoint; --help lists what can change")
 
 
 def checkpoint_exists(setting: str, path: str) -> None:
@@ -199,9 +304,15 @@ def can_hold(setting: str, path: str) -> None:
 def parse(parser: ArgumentParser, base: dict[str, Any], argv: Sequence[str]) -> Any:
     """Defaults, then `base` (a YAML's settings), then the command line `argv`.
 
-    Returns the parser's namespace, the parts as dataclasses. Raises `ConfigError`.
+    Returns the parser's namespace, the parts as dataclasses. Raises `ConfigError`, with the nearest
+    name for an option that `parser` does not have.
     """
-    check_names(parser, argv)
+    _add_debug(parser)
+    known = [option for option in _options(parser) if option.startswith("--")]
+    for argument in argv:
+        name = argument.partition("=")[0]
+        if name.startswith("--") and name not in known:
+            raise _unknown(name, "command line", known)
     parser.formatter_class = PlainHelp
     try:
         defaults = parser.get_defaults()
@@ -230,21 +341,18 @@ def _one_sentence(message: str, parser: ArgumentParser) -> str:
         types = none["types"].replace("NoneType", "null")
         text = f"{text[: none.start()]}{none['value']} is none of {types}"
         text += "; a tuple is a list in brackets, such as [30,60]" if "tuple" in types else ""
-    known = {option for action in parser._actions for option in action.option_strings}
+    known = _options(parser)
     file = text.partition("unrecognized arguments: ")[2]
     meant = [o for suffix, o in _OPTION_OF if o in known and file.endswith(suffix)]
     return text + "".join(f"; did you mean {option} {file}?" for option in meant)
 
 
-def to_config(parsed: Any) -> Config:
-    """The `Config` in a parser's result."""
-    return Config(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(Config)})
-
-
-def load_config(argv: Sequence[str], prog: str, description: str) -> Config:
-    """The configuration of `pipeline.train`: `--config FILE` (default configs/resnet50.yaml), then
+def load_config(
+    argv: Sequence[str], command: str = "pipeline.train", description: str = ""
+) -> Config:
+    """The configuration of a training: `--config FILE` (default configs/resnet50.yaml), then
     the options of the command line. Raises `ConfigError`; `--help` prints and exits."""
-    parser = new_parser(prog, description)
+    parser = new_parser(command, description)
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings")
     path, rest = _take_config(argv)
     base = read_yaml(path)

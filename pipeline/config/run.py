@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.config.errors import require
+from pipeline.config.errors import at_least_one, require
+from pipeline.config.setting import setting
 
 MOST_STEPS = 100
 """A trace takes in the order of a megabyte a step, and a browser has to open it."""
@@ -68,29 +69,31 @@ def profiled_steps(text: str) -> ProfiledSteps:
 class RunConfig:
     """Where a run lies, what it writes when, and what it runs on."""
 
-    name: str = "resnet50"
+    name: str = setting("resnet50", "place")
     """Name of the run; it lies in <dir>/<name>/."""
-    dir: str = "runs"
+    dir: str = setting("runs", "place")
     """Folder of all runs."""
-    seed: int = 0
+    seed: int = setting(0, "kept", asked=2)
     """Seed of the initial weights, the data order and every augmentation."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto", "execution", ("evaluate", "predict", "benchmark", "doctor")
+    )
     """What the model runs on; auto: a GPU per rank where there is one."""
-    threads: int | None = None
+    threads: int | None = setting(None, "execution", ("evaluate", "predict", "benchmark"))
     """PyTorch's CPU threads per rank; null: this rank's share of the cores."""
-    log_every_steps: int = 50
+    log_every_steps: int = setting(50, "execution")
     """Steps between two lines of training metrics."""
-    checkpoint_every_steps: int | None = None
+    checkpoint_every_steps: int | None = setting(None, "execution")
     """Steps between checkpoints inside an epoch; null: none by steps."""
-    checkpoint_every_sec: float | None = 900.0
+    checkpoint_every_sec: float | None = setting(900.0, "execution")
     """Seconds between checkpoints inside an epoch; null: none by time."""
-    keep_checkpoints: int = 3
+    keep_checkpoints: int = setting(3, "execution")
     """How many of the newest checkpoints stay, besides the best."""
-    step_timeout_sec: float | None = 600.0
+    step_timeout_sec: float | None = setting(600.0, "execution")
     """Seconds without progress on a rank after which the job ends and names who holds it up; null:
     it waits for ever."""
 
-    expect_top1: float | None = None
+    expect_top1: float | None = setting(None, "execution")
     """Top-1 in [0, 1] that earlier runs of this configuration have reached, which the end of a run
     is held against; null: none is known."""
 
@@ -105,9 +108,7 @@ class RunConfig:
             require(
                 value is None or value > 0, f"run.{name}={value} must be greater than 0, or null"
             )
-        for name in ("log_every_steps", "keep_checkpoints"):
-            value = getattr(self, name)
-            require(value >= 1, f"run.{name}={value} must be at least 1")
+        at_least_one(self, "run.", "log_every_steps", "keep_checkpoints")
         expected = self.expect_top1
         require(
             expected is None or 0 <= expected <= 1,

@@ -6,33 +6,45 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.config.errors import require
+from pipeline.config.errors import at_least_one, require
+from pipeline.config.setting import setting
+
+Family = Literal["imagenet", "cifar"]
+
+
+def has_bottlenecks(family: Family, depth: int) -> bool:
+    """Whether blocks are of three layers, for which alone v1 and v1.5 differ."""
+    return family == "imagenet" and depth >= 50
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Which network."""
 
-    family: Literal["imagenet", "cifar"] = "imagenet"
+    family: Family = setting("imagenet", "identity", ("benchmark",), of_network=True)
     """imagenet: 7x7 stem, four stages (table 1 of the paper); cifar: 3x3 stem, three stages of
     16, 32 and 64 channels (section 4.2)."""
-    residual: bool = True
+    residual: bool = setting(True, "identity", ("benchmark",), of_network=True)
     """Whether blocks have shortcuts; false: the paper's plain networks."""
-    depth: int = 50
+    depth: int = setting(50, "identity", ("benchmark",), of_network=True)
     """Layers: 18, 34, 50, 101 or 152 (plain: 18 or 34); cifar: 6n+2, such as 20, 32, 44, 56, 110
     or 1202."""
-    shortcut: Literal["A", "B", "C"] | None = None
+    shortcut: Literal["A", "B", "C"] | None = setting(
+        None, "identity", ("benchmark",), of_network=True
+    )
     """A: zero-padding, no parameters; B: projection where the shape changes; C: projection
     everywhere; null: B, for cifar A."""
-    variant: Literal["v1", "v1.5"] = "v1.5"
+    variant: Literal["v1", "v1.5"] = setting("v1.5", "identity", ("benchmark",), of_network=True)
     """Where a bottleneck halves the resolution: v1 (the paper): first 1x1; v1.5: the 3x3."""
-    zero_init_last_norm: bool = True
+    zero_init_last_norm: bool = setting(True, "identity", ("benchmark",))
     """Start each block's last BN at scale 0, so that a block begins as the identity (Goyal et al.
     2017); the paper starts at 1."""
-    norm: Literal["auto", "reference", "triton", "apex"] = "auto"
+    norm: Literal["auto", "reference", "triton", "apex"] = setting(
+        "auto", "execution", ("evaluate", "predict", "benchmark", "doctor")
+    )
     """What computes BN + addition + ReLU: PyTorch's operators (reference), our Triton kernels, or
     NVIDIA's apex (fp16); auto: Triton on a GPU, else the reference."""
-    compile: bool = False
+    compile: bool = setting(False, "execution", ("benchmark",))
     """Run the model through torch.compile."""
 
     def __post_init__(self) -> None:
@@ -71,19 +83,21 @@ class ModelConfig:
 class OptimConfig:
     """SGD, the loss and the arithmetic."""
 
-    base_lr: float = 0.1
+    base_lr: float = setting(0.1, "identity", asked=1)
     """Learning rate per global batch of 256; the peak in force is base_lr * global batch / 256."""
-    momentum: float = 0.9
+    momentum: float = setting(0.9, "identity", in_table=True)
     """Momentum, in PyTorch's convention."""
-    weight_decay: float = 1e-4
+    weight_decay: float = setting(1e-4, "identity", in_table=True)
     """L2 penalty."""
-    decay_norm_and_bias: bool = False
+    decay_norm_and_bias: bool = setting(False, "identity")
     """Decay BN scales, BN shifts and biases too, as the paper does."""
-    label_smoothing: float = 0.0
+    label_smoothing: float = setting(0.0, "identity", in_table=True)
     """Probability mass spread evenly over all classes."""
-    amp: Literal["off", "bf16", "fp16"] = "bf16"
+    amp: Literal["off", "bf16", "fp16"] = setting(
+        "bf16", "identity", ("evaluate", "predict", "benchmark", "doctor"), in_table=True
+    )
     """Arithmetic of the forward and backward pass; fp16 scales the loss."""
-    gradient_compression: Literal["none", "fp16"] = "none"
+    gradient_compression: Literal["none", "fp16"] = setting("none", "identity", ("benchmark all",))
     """What gradients travel as between ranks; none: fp32."""
 
     def __post_init__(self) -> None:
@@ -103,31 +117,31 @@ class OptimConfig:
 class ScheduleConfig:
     """How long to train, and when the learning rate falls."""
 
-    epochs: float | None = 90.0
+    epochs: float | None = setting(90.0, "recipe", asked=3)
     """Length of the run in passes over the training images; null: steps has it."""
-    steps: int | None = None
+    steps: int | None = setting(None, "recipe", asked=4)
     """Length of the run in optimizer steps, with epochs=null (the paper: 600,000; CIFAR-10:
     64,000); null: epochs has it."""
-    warmup_epochs: float = 5.0
+    warmup_epochs: float = setting(5.0, "identity", in_table=True)
     """Length of the linear rise to the peak learning rate; 0: none."""
-    warmup_start_factor: float = 0.1
+    warmup_start_factor: float = setting(0.1, "identity")
     """Share of the peak learning rate at the first step of the warm-up."""
-    warmup_until_error: float | None = None
+    warmup_until_error: float | None = setting(None, "identity")
     """A constant warm-up at warmup_start_factor of the peak that ends when the training error of a
     window of 100 steps falls below this fraction (0.8 for the paper's 110 layers on CIFAR-10);
     null: the warm-up is warmup_epochs."""
-    rule: Literal["steps", "plateau"] = "steps"
+    rule: Literal["steps", "plateau"] = setting("steps", "identity", in_table=True)
     """Drop by 10 at given epochs, or when the validation error stops falling (the paper)."""
-    drop_epochs: tuple[float, ...] | None = (30.0, 60.0, 80.0)
+    drop_epochs: tuple[float, ...] | None = setting((30.0, 60.0, 80.0), "identity")
     """steps: where the learning rate is divided by 10; null: drop_steps has it."""
-    drop_steps: tuple[int, ...] | None = None
+    drop_steps: tuple[int, ...] | None = setting(None, "identity")
     """steps: the same in optimizer steps, with drop_epochs=null (CIFAR-10: 32,000 and 48,000);
     null: drop_epochs has it."""
-    patience: int = 5
+    patience: int = setting(5, "identity")
     """plateau: validations without improvement before a drop."""
-    min_improvement: float = 0.001
+    min_improvement: float = setting(0.001, "identity")
     """plateau: least fall of the top-1 error (a fraction) that counts as improvement."""
-    max_drops: int = 3
+    max_drops: int = setting(3, "identity")
     """plateau: the most drops."""
 
     def __post_init__(self) -> None:
@@ -150,7 +164,7 @@ class ScheduleConfig:
         )
 
     def _check_warmup(self) -> None:
-        # How many epochs schedule.steps are is known once the images are counted: train/job.py.
+        # How many epochs schedule.steps are is known once the images are counted.
         require(
             0 <= self.warmup_epochs < (math.inf if self.epochs is None else self.epochs),
             f"schedule.warmup_epochs={self.warmup_epochs} must be at least 0"
@@ -197,7 +211,7 @@ class ScheduleConfig:
                 rising and all(drop > 0 for drop in drops),
                 f"schedule.{name}={list(drops)} must be positive and rising",
             )
-        require(self.patience >= 1, f"schedule.patience={self.patience} must be at least 1")
+        at_least_one(self, "schedule.", "patience")
         require(
             self.min_improvement >= 0,
             f"schedule.min_improvement={self.min_improvement} must be at least 0",
@@ -210,11 +224,3 @@ def _shown(value: float | tuple[float, ...] | None) -> str:
     if isinstance(value, tuple):
         return str(list(value))
     return "null" if value is None else str(value)
-
-
-Family = Literal["imagenet", "cifar"]
-
-
-def has_bottlenecks(family: Family, depth: int) -> bool:
-    """Whether blocks are of three layers, for which alone v1 and v1.5 differ."""
-    return family == "imagenet" and depth >= 50

@@ -11,12 +11,12 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.images import BadImage, ImageSet
+from pipeline.data.images import ImageSet
+from pipeline.data.order import GlobalOrder
 
 
 class Exclusions:
@@ -72,21 +72,27 @@ class Exclusions:
         since = self._since.get(image)
         return since is not None and (position >= since or (image, position) in self._failed)
 
-    def places(self, images: NDArray[np.int64], positions: NDArray[np.int64]) -> list[int]:
-        """Where in a batch, images and positions (B,) int64, an excluded image stands."""
-        candidates = np.flatnonzero(np.isin(images, self._images))
-        return [int(i) for i in candidates if self.holds(int(images[i]), int(positions[i]))]
+    def images(self, order: GlobalOrder, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The images at `positions` of `order`, both (B,) int64.
 
-    def replacement(self, order: NDArray[np.int32], place: int, position: int) -> int:
-        """The image that `position`, entry `place` of an epoch's `order` (N,), takes instead.
-
-        Raises ValueError if no image is left.
+        A position whose image is excluded has the next one of its epoch that is not. Raises
+        ValueError if no image is left.
         """
-        for step in range(1, len(order)):
-            image = int(order[(place + step) % len(order)])
+        images = order.images(positions)
+        for i in np.flatnonzero(np.isin(images, self._images)):
+            position = int(positions[i])
+            if self.holds(int(images[i]), position):
+                images[i] = self._replacement(order, position)
+        return images
+
+    def _replacement(self, order: GlobalOrder, position: int) -> int:
+        epoch, place = divmod(position, order.num_images)
+        permutation = order.permutation(epoch)
+        for step in range(1, order.num_images):
+            image = int(permutation[(place + step) % order.num_images])
             if not self.holds(image, position):
                 return image
-        raise ValueError(f"all {len(order)} training images are excluded; see the data set")
+        raise ValueError(f"all {order.num_images} training images are excluded; see the data set")
 
 
 @dataclass(frozen=True)
@@ -96,30 +102,6 @@ class Found:
     image: int
     position: int
     error: str
-
-
-class Placed(Protocol):
-    """Which image stands at each position."""
-
-    manifest: ImageSet
-
-    def images(self, positions: np.ndarray) -> np.ndarray:
-        """Both (B,) int64."""
-        ...
-
-
-def locate(error: Exception, stream: Placed, positions: np.ndarray) -> Found | None:
-    """The image that made the batch at `positions` (B,) fail with `error`.
-
-    None if nothing is to be excluded: a file that could not be read or was changed after the scan
-    is as good as ever once it is put back.
-    """
-    if not isinstance(error, BadImage) or error.changed:
-        return None
-    for position, image in zip(positions, stream.images(positions), strict=True):
-        if stream.manifest.path(int(image)) == error.path:
-            return Found(int(image), int(position), str(error))
-    return None
 
 
 def read_list(path: Path, split: str, manifest: ImageSet) -> list[int]:

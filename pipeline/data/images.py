@@ -20,6 +20,68 @@ UNREADABLE_LABEL = -2
 """Label of an excluded validation image, shown as another one: counts as wrong, has no loss."""
 
 
+class BadImage(ValueError):
+    """An image that cannot be used: `path`, and the `reason` in words.
+
+    `path` is as `Manifest.path` gives it. `changed` says that it is not what was scanned, so that
+    putting that one back mends the data set; an image that was bad already is part of the data
+    hash.
+    """
+
+    def __init__(self, path: Path, reason: str, changed: bool = False) -> None:
+        """Keep all; they are the arguments too, so the error survives pickling."""
+        super().__init__(path, reason, changed)
+        self.path = path
+        self.reason = reason
+        self.changed = changed
+
+    def __str__(self) -> str:
+        """Name the file and the reason."""
+        return f"the image {self.path} cannot be used: {self.reason}"
+
+
+class ImageSet(Protocol):
+    """N images with labels, in an order that every rank sees alike.
+
+    split: which part. classes: names; labels index it. digest: the data hash, hex digits. labels
+    (N,) int32; widths and heights (N,) int32 pixels, 0 for a file without a readable header.
+    """
+
+    @property
+    def split(self) -> Split:
+        """Which part of the data set."""
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes."""
+
+    @property
+    def digest(self) -> str:
+        """The data hash: the same for the same images, labels and class names."""
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """(N,)."""
+
+    @property
+    def widths(self) -> NDArray[np.int32]:
+        """(N,) pixels."""
+
+    @property
+    def heights(self) -> NDArray[np.int32]:
+        """(N,) pixels."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def path(self, index: int) -> Path:
+        """Where image `index` lies, for a message."""
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """What the decoder takes: the whole encoded file (bytes,), or where nothing is encoded the
+        pixels (H, W, 3). Raises `BadImage`; may be called by several threads at once."""
+
+
 class GivenImages:
     """An `ImageSet` of files without known classes, in the order given.
 
@@ -70,65 +132,3 @@ def _size(path: Path) -> tuple[int, int]:
 
 def _unreadable(path: Path, error: OSError) -> BadImage:
     return BadImage(path, f"it cannot be read: {error.strerror}")
-
-
-class ImageSet(Protocol):
-    """N images with labels, in an order that every rank sees alike.
-
-    split: which part. classes: names; labels index it. digest: the data hash, hex digits. labels
-    (N,) int32; widths and heights (N,) int32 pixels, 0 for a file without a readable header.
-    """
-
-    @property
-    def split(self) -> Split:
-        """Which part of the data set."""
-
-    @property
-    def classes(self) -> list[str]:
-        """Names of the classes."""
-
-    @property
-    def digest(self) -> str:
-        """The data hash: the same for the same images, labels and class names."""
-
-    @property
-    def labels(self) -> NDArray[np.int32]:
-        """(N,)."""
-
-    @property
-    def widths(self) -> NDArray[np.int32]:
-        """(N,) pixels."""
-
-    @property
-    def heights(self) -> NDArray[np.int32]:
-        """(N,) pixels."""
-
-    def __len__(self) -> int:
-        """Number of images."""
-
-    def path(self, index: int) -> Path:
-        """Where image `index` lies, for a message."""
-
-    def read(self, index: int) -> NDArray[np.uint8]:
-        """What the decoder takes: the whole encoded file (bytes,), or where nothing is encoded the
-        pixels (H, W, 3). Raises `BadImage`; may be called by several threads at once."""
-
-
-class BadImage(ValueError):
-    """An image that cannot be used: `path`, and the `reason` in words.
-
-    `path` is as `Manifest.path` gives it. `changed` says that it is not what was scanned, so that
-    putting that one back mends the data set; an image that was bad already is part of the data
-    hash.
-    """
-
-    def __init__(self, path: Path, reason: str, changed: bool = False) -> None:
-        """Keep all; they are the arguments too, so the error survives pickling."""
-        super().__init__(path, reason, changed)
-        self.path = path
-        self.reason = reason
-        self.changed = changed
-
-    def __str__(self) -> str:
-        """Name the file and the reason."""
-        return f"the image {self.path} cannot be used: {self.reason}"

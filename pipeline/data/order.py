@@ -17,10 +17,8 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.exclusion import Exclusions
-
 # Part of a checkpoint's fingerprint. Raise it with any change to the words below or to how
-# augment.py spends them: the same seed then means other images or other crops.
+# crops.py spends them: the same seed then means other images or other crops.
 SCHEME_VERSION = 1
 
 _WORDS_PER_BLOCK = 4  # Philox4x64 yields four words for each value of its counter
@@ -99,27 +97,20 @@ class GlobalOrder:
         self._permutations: dict[int, Future[NDArray[np.int32]]] = {}
         self._background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="epoch-order")
 
-    def images(
-        self, positions: NDArray[np.int64], exclusions: Exclusions | None = None
-    ) -> NDArray[np.int64]:
+    def images(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the image indices at `positions`, both (B,) int64; positions may span epochs.
 
-        A position whose image is excluded has the next one of its epoch that is not. An error met
-        while a permutation was made in the background is raised here.
+        An error met while a permutation was made in the background is raised here.
         """
         epochs, places = np.divmod(positions, self.num_images)
         images = np.empty(len(positions), dtype=np.int64)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
-            images[chosen] = self._permutation(int(epoch))[places[chosen]]
-        if exclusions is None:
-            return images
-        for i in exclusions.places(images, positions):
-            order = self._permutation(int(epochs[i]))
-            images[i] = exclusions.replacement(order, int(places[i]), int(positions[i]))
+            images[chosen] = self.permutation(int(epoch))[places[chosen]]
         return images
 
-    def _permutation(self, epoch: int) -> NDArray[np.int32]:
+    def permutation(self, epoch: int) -> NDArray[np.int32]:
+        """Return the order of an epoch, (num_images,) int32, and have the next one made."""
         with self._lock:
             for wanted in (epoch, epoch + 1):
                 if wanted not in self._permutations:

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import shlex
 import zipfile
 from pathlib import Path
@@ -23,6 +22,7 @@ from pipeline.data.cifar import CifarImages
 from pipeline.data.images import ImageSet
 from pipeline.data.index.arrow_file import cache_places
 from pipeline.data.normalisation import IMAGENET, Normalisation, color_axes
+from pipeline.system.files import replacing
 
 log = logging.getLogger("trainyard")
 
@@ -120,7 +120,7 @@ def prepare_command(config: DataConfig) -> str:
 
 
 def save(place: Path, normalisation: Normalisation, images: int, facts: dict[str, Any]) -> None:
-    """Write the file, whole or not at all; OSError if that fails.
+    """Writes the file, whole or not at all; OSError if that fails.
 
     `images` are how many of the training set were looked at, `facts` what the file belongs to.
     """
@@ -128,18 +128,11 @@ def save(place: Path, normalisation: Normalisation, images: int, facts: dict[str
     assert image is not None, "the statistics of a data set have a mean image"
     header = json.dumps({"version": _VERSION, "images": images, **facts})
     place.parent.mkdir(parents=True, exist_ok=True)
-    partial = place.with_name(f".{place.name}.{os.getpid()}")
-    try:
-        with open(partial, "xb") as file:
-            np.savez(
-                file, header=np.array(header), mean=normalisation.mean, std=normalisation.std,
-                image=image, color_axes=normalisation.color_axes,
-            )  # fmt: skip
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, place)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(place) as new:
+        np.savez(
+            new, header=np.array(header), mean=normalisation.mean, std=normalisation.std,
+            image=image, color_axes=normalisation.color_axes,
+        )  # fmt: skip
 
 
 def facts_of(config: DataConfig, digest: str) -> dict[str, Any]:

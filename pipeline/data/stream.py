@@ -5,8 +5,10 @@ Everything downstream (DALI, world size, restarts) only executes what is decided
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol, cast
+from functools import partial
+from typing import cast
 
 import numpy as np
 
@@ -20,8 +22,8 @@ from pipeline.data.crops import (
     ScaleJitter,
     Untouched,
 )
-from pipeline.data.exclusion import Exclusions
-from pipeline.data.images import PADDING_LABEL, UNREADABLE_LABEL, BadImage, GivenImages, ImageSet
+from pipeline.data.exclusion import Exclusions, Found
+from pipeline.data.images import PADDING_LABEL, UNREADABLE_LABEL, BadImage, ImageSet
 from pipeline.data.normalisation import IMAGENET, Normalisation
 from pipeline.data.order import GlobalOrder, Stream, random_words
 
@@ -39,75 +41,81 @@ class Selection:
     plan: Plan
 
 
-class ImageStream(Protocol):
-    """Maps positions to what must be decoded."""
+class ImageStream(ABC):
+    """What stands at each position of `manifest`, cut as `planner` says."""
 
-    manifest: ImageSet
+    def __init__(self, manifest: ImageSet, planner: Planner) -> None:
+        self.manifest = manifest
+        self.planner = planner
+
+    @abstractmethod
+    def images(self, positions: np.ndarray) -> np.ndarray:
+        """The images at `positions`, both (B,) int64, as things stand."""
 
     def select(self, positions: np.ndarray) -> Selection:
         """The selection at `positions`, (B,) int64. Raises `BadImage` for one without a size."""
-        ...
+        images = self.images(positions)
+        known = (self.manifest.heights[images] > 0) & (self.manifest.widths[images] > 0)
+        if not known.all():
+            # Reading gives the precise reason: empty, unreadable or not an image.
+            image = int(images[np.argmin(known)])
+            self.manifest.read(image)
+            raise BadImage(self.manifest.path(image), "no image header")
+        labels, plan = self._labels(positions, images), self._plan(positions, images)
+        return Selection(positions, images, labels, plan)
+
+    def locate(self, error: Exception, positions: np.ndarray) -> Found | None:
+        """The image that made the batch at `positions` (B,) fail with `error`.
+
+        None if nothing is to be excluded: a file that could not be read or was changed after the
+        scan is as good as ever once it is put back.
+        """
+        if not isinstance(error, BadImage) or error.changed:
+            return None
+        for position, image in zip(positions, self.images(positions), strict=True):
+            if self.manifest.path(int(image)) == error.path:
+                return Found(int(image), int(position), str(error))
+        return None
+
+    def _labels(self, positions: np.ndarray, images: np.ndarray) -> np.ndarray:
+        return np.asarray(self.manifest.labels[images], dtype=np.int64)
+
+    def _words(self, positions: np.ndarray) -> np.ndarray | None:
+        """The planner's random words (B, words_per_position), where it takes any."""
+        return None
+
+    def _plan(self, positions: np.ndarray, images: np.ndarray) -> Plan:
+        heights, widths = self.manifest.heights[images], self.manifest.widths[images]
+        return self.planner.plan(heights, widths, self._words(positions))
 
 
-def train_planner(config: DataConfig, normalisation: Normalisation = IMAGENET) -> Planner:
-    """The training crop that the configuration asks for; `normalisation` has the colour axes."""
-    if config.train_crop == "padded":
-        return PaddedCrop(config.image_size, config.padding, config.flip)
-    if config.train_crop == "scale_jitter":
-        return ScaleJitter(
-            config.image_size, config.short_side, config.flip, config.color_std, normalisation
-        )
-    return RandomResizedCrop(
-        config.image_size,
-        area=config.area,
-        flip=config.flip,
-        color_std=config.color_std,
-        normalisation=normalisation,
-    )
+class TrainStream(ImageStream):
+    """Shuffled epochs without end, whose boundaries positions cross freely.
 
-
-def val_planner(config: DataConfig) -> Planner:
-    """The view of validation: the image's centre, or for cifar-10 the whole image."""
-    if config.dataset == "cifar-10":
-        return Untouched(config.image_size)
-    return CenterCrop(config.image_size, config.val_resize)
-
-
-class TrainStream:
-    """Shuffled epochs without end; positions cross epoch boundaries freely."""
+    The positions of a selection must be consecutive and rising, as every chunk's are.
+    """
 
     def __init__(self, manifest: ImageSet, planner: Planner, seed: int):
-        self.manifest = manifest
-        self.planner = planner
+        super().__init__(manifest, planner)
         self.seed = seed
         self.order = GlobalOrder(len(manifest), seed)
         self.exclusions = Exclusions()
 
     def images(self, positions: np.ndarray) -> np.ndarray:
         """The images at `positions`, both (B,) int64, as things stand."""
-        return cast(np.ndarray, self.order.images(positions, self.exclusions))
+        return cast(np.ndarray, self.exclusions.images(self.order, positions))
 
-    def select(self, positions: np.ndarray) -> Selection:
-        """Positions must be consecutive and rising, as every chunk is."""
-        images = self.images(positions)
-        heights, widths = _sizes(self.manifest, images)
-        words = random_words(
-            self.seed,
-            Stream.AUGMENT,
-            int(positions[0]),
-            len(positions),
-            self.planner.words_per_position,
-        )
-        labels = np.asarray(self.manifest.labels[images], dtype=np.int64)
-        return Selection(positions, images, labels, self.planner.plan(heights, widths, words))
+    def _words(self, positions: np.ndarray) -> np.ndarray:
+        first, count = int(positions[0]), len(positions)
+        words = self.planner.words_per_position
+        return cast(np.ndarray, random_words(self.seed, Stream.AUGMENT, first, count, words))
 
 
-class ValStream:
+class ValStream(ImageStream):
     """Position p is image p; positions past the end repeat the last image under label -1."""
 
     def __init__(self, manifest: ImageSet, planner: Planner):
-        self.manifest = manifest
-        self.planner = planner
+        super().__init__(manifest, planner)
         self.excluded: frozenset[int] = frozenset()
 
     def images(self, positions: np.ndarray) -> np.ndarray:
@@ -121,39 +129,32 @@ class ValStream:
             raise ValueError(f"all {count} validation images are excluded; see the data set")
         return images
 
-    def select(self, positions: np.ndarray) -> Selection:
-        """Positions in [0, N) are images; those from N on are padding."""
-        images = self.images(positions)
-        heights, widths = _sizes(self.manifest, images)
-        labels = self.manifest.labels[images].astype(np.int64)
+    def _labels(self, positions: np.ndarray, images: np.ndarray) -> np.ndarray:
+        labels = super()._labels(positions, images)
         labels[images != np.minimum(positions, len(self.manifest) - 1)] = UNREADABLE_LABEL
         labels[positions >= len(self.manifest)] = PADDING_LABEL
-        words = np.empty((len(positions), 0), dtype=np.uint64)
-        return Selection(positions, images, labels, self.planner.plan(heights, widths, words))
+        return labels
 
 
-def _sizes(manifest: ImageSet, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    heights, widths = manifest.heights[images], manifest.widths[images]
-    unknown = np.flatnonzero((heights == 0) | (widths == 0))
-    if len(unknown):
-        # Reading gives the precise reason: empty, unreadable or not an image.
-        image = int(images[unknown[0]])
-        manifest.read(image)
-        raise BadImage(manifest.path(image), "no image header")
-    return heights, widths
+def train_planner(config: DataConfig, normalisation: Normalisation = IMAGENET) -> Planner:
+    """The training crop that the configuration asks for; `normalisation` has the colour axes."""
+    if config.train_crop == "padded":
+        return PaddedCrop(config.image_size, config.padding, flip=config.flip)
+    crop = (
+        partial(ScaleJitter, short_side=config.short_side)
+        if config.train_crop == "scale_jitter"
+        else partial(RandomResizedCrop, area=config.area)
+    )
+    return crop(
+        config.image_size,
+        flip=config.flip,
+        color_std=config.color_std,
+        normalisation=normalisation,
+    )
 
 
-class CentreStream:
-    """The validation view of given images; positions are their numbers."""
-
-    def __init__(self, images: GivenImages, planner: CenterCrop) -> None:
-        self.manifest: ImageSet = images
-        self._planner = planner
-
-    def select(self, positions: np.ndarray) -> Selection:
-        """Positions from the number of images on repeat the last one."""
-        images = np.minimum(positions, len(self.manifest) - 1)
-        heights, widths = self.manifest.heights[images], self.manifest.widths[images]
-        words = np.empty((len(positions), 0), dtype=np.uint64)
-        labels = self.manifest.labels[images].astype(np.int64)
-        return Selection(positions, images, labels, self._planner.plan(heights, widths, words))
+def val_planner(config: DataConfig) -> Planner:
+    """The view of validation: the image's centre, or for cifar-10 the whole image."""
+    if config.dataset == "cifar-10":
+        return Untouched(config.image_size)
+    return CenterCrop(config.image_size, config.val_resize)

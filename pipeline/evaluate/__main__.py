@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser
-
-from pipeline.config import Config, ConfigError, require, setting_names
-from pipeline.config.reading import add_overrides, can_hold, checkpoint_exists, parse
+from pipeline.config import Config, require
+from pipeline.config.reading import can_hold, checkpoint_exists, command_parser, parse_overrides
 from pipeline.evaluate.protocol import (
     PAPER_SCALES,
     ViewProtocol,
@@ -30,24 +28,18 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.data.images import ImageSet
-    from pipeline.evaluate.counting import Counts, Network
-    from pipeline.evaluate.members import Member
+    from pipeline.evaluate.members import Member, Network
+    from pipeline.evaluate.result import Tally
     from pipeline.ranks.places import Share
     from pipeline.ranks.world import World
     from pipeline.train.loaders import ValidationLoader
+    from pipeline.train.metrics import Validation
 
 
 DESCRIPTION = (
     "Tests a checkpoint, or several as an ensemble, on one process or under horovodrun. Settings "
     "come from the checkpoint; those listed here can be changed."
 )
-SETTINGS = (
-    "data.root", "data.cache_dir", "data.local_batch_size", "data.image_size", "data.val_resize",
-    "data.decode", "data.threads", "data.prefetch_batches", "data.output",
-    "data.hw_decoder_load", "data.preallocate", "data.device_padding_bytes",
-    "data.host_padding_bytes", "data.bad_images", "model.norm", "optim.amp", "run.device",
-    "run.threads",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,15 +66,13 @@ def main(argv: list[str]) -> None:
     )
     finished = evaluate(request)
     if finished is not None:
-        result, counts, val_set = finished
-        write_results(options, result, counts, val_set)
+        result, tally, val_set = finished
+        write_results(options, result, tally, val_set)
 
 
 def parse_options(argv: list[str]) -> Any:
     """The parsed command line; paths are checked. Raises `ConfigError`."""
-    parser = ArgumentParser(
-        prog="python -m pipeline.evaluate", description=DESCRIPTION, exit_on_error=False
-    )
+    parser = command_parser("pipeline.evaluate", DESCRIPTION)
     parser.add_argument(
         "--checkpoint", type=str, nargs="+", metavar="FILE", help="file of a training run (.pt); "
         "several: an ensemble, whose scores are averaged",
@@ -114,13 +104,8 @@ def parse_options(argv: list[str]) -> Any:
         ("--confusion", "write the confusion matrix to this CSV file"),
     ):
         parser.add_argument(name, type=str, metavar="FILE", help=what)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    add_overrides(parser, SETTINGS)
-    for argument in argv:
-        name = argument.partition("=")[0].lstrip("-")
-        if name in ("config", *setting_names()) and name not in SETTINGS:
-            raise ConfigError(f"--{name} comes from the checkpoint; --help lists what can change")
-    options = parse(parser, {}, argv)
+    origin = "the checkpoint; --help lists what can change"
+    options = parse_overrides(parser, argv, "evaluate", origin)
     require(
         options.checkpoint is not None,
         "--checkpoint is missing; give the path of a .pt file of a run",
@@ -133,13 +118,13 @@ def parse_options(argv: list[str]) -> Any:
     return options
 
 
-def evaluate(request: Request) -> tuple[dict[str, Any], Counts, ImageSet] | None:
+def evaluate(request: Request) -> tuple[dict[str, Any], Tally, ImageSet] | None:
     """Collective. Counts the images that the networks get right.
 
-    Returns the result as JSON holds it, the counts and the images on rank 0, None elsewhere.
+    Returns the result as JSON holds it, the counts by class and the images on rank 0, else None.
     """
     from pipeline.evaluate.result import TestedImages, describe
-    from pipeline.ranks.connect import connect
+    from pipeline.ranks import connect
     from pipeline.ranks.places import choose_device, own_share, set_threads
     from pipeline.system.console import log, start_logging
 
@@ -154,11 +139,10 @@ def evaluate(request: Request) -> tuple[dict[str, Any], Counts, ImageSet] | None
         members = [
             _with_true_averages(one, request, train_set, world, share, device) for one in members
         ]
-    counts = _count(members, request, val_set, world, share, device)
-    totals = counts.validation
+    totals, tally = _count(members, request, val_set, world, share, device)
     log.info(
         "%s at step %d, %s: top-1 %.4f (%d of %d), top-5 %.4f (%d), loss %.4f",
-        ", ".join(str(path) for path in request.checkpoints), members[0].content["step"],
+        ", ".join(str(path) for path in request.checkpoints), members[0].trained.step,
         request.protocol.name, totals.top1, totals.top1_correct, totals.images, totals.top5,
         totals.top5_correct, totals.loss,
     )  # fmt: skip
@@ -167,21 +151,21 @@ def evaluate(request: Request) -> tuple[dict[str, Any], Counts, ImageSet] | None
     if world.rank != 0:
         return None
     images = TestedImages(val_set.digest, request.test_images, is_other)
-    result = describe(members, request.protocol, counts, request.bn_images, images)
-    return result, counts, val_set
+    result = describe(
+        members, request.protocol, totals, tally.unreadable, request.bn_images, images
+    )
+    return result, tally, val_set
 
 
 def _members(request: Request, world: World) -> list[Member]:
     """Collective. The checkpoints, found to fit each other and the protocol."""
     from pipeline.evaluate import members as ensemble
+    from pipeline.train import checkpoint
 
-    contents = world.on_rank0(lambda: ensemble.read_kept(request.checkpoints))
+    read = world.on_rank0(lambda: [checkpoint.read(path) for path in request.checkpoints])
 
     def checked() -> list[Member]:
-        members = [
-            ensemble.make_member(path, content, request.settings, SETTINGS)
-            for path, content in zip(request.checkpoints, contents, strict=True)
-        ]
+        members = [ensemble.make_member(one, request.settings) for one in read]
         ensemble.require_alike(members)
         if not request.test_images:
             ensemble.require_unseen(members)
@@ -201,10 +185,10 @@ def _open_data(request: Request, member: Member, world: World) -> tuple[ImageSet
     if request.test_images:
         config = world.together(lambda: with_test_images(member.config))
     if request.bn_images is None:
-        return open_val_data(config, world, member.classes), None
+        return open_val_data(config, world, member.trained.classes), None
     train_set, val_set = open_data(member.config, world)
     if request.test_images:
-        val_set = open_val_data(config, world, member.classes)
+        val_set = open_val_data(config, world, member.trained.classes)
     return val_set, train_set
 
 
@@ -216,49 +200,52 @@ def _is_other_data(request: Request, member: Member, val_set: ImageSet, world: W
     """
     from pipeline.data.opening import open_val_data
 
-    wanted = member.content["fingerprint"].get("data hash of val")
+    wanted = member.trained.fingerprint.get("data hash of val")
     if wanted is None:
         return False
-    found = open_val_data(member.config, world, member.classes) if request.test_images else val_set
-    return bool(found.digest != wanted)
+    if request.test_images:
+        val_set = open_val_data(member.config, world, member.trained.classes)
+    return bool(val_set.digest != wanted)
 
 
 def _count(
     members: Sequence[Member], request: Request, val_set: ImageSet, world: World, share: Share,
     device: torch.device,
-) -> Counts:  # fmt: skip
+) -> tuple[Validation, Tally]:  # fmt: skip
     """Collective. Runs the networks over the images, and says which could not be read."""
     from pipeline.data.dali.settings import choose_decoding
-    from pipeline.evaluate import counting
     from pipeline.evaluate import members as ensemble
+    from pipeline.evaluate.result import Tally
     from pipeline.evaluate.view_stream import open_loader
     from pipeline.system.console import log
+    from pipeline.train.validation import count
 
     config, protocol, excluded = members[0].config, request.protocol, _excluded(members, val_set)
 
     def opened() -> tuple[list[Network], ValidationLoader]:
-        decode = choose_decoding(config, device, share, (val_set,), members[0].normalisation)
+        decode = choose_decoding(
+            config, device, share, (val_set,), members[0].trained.normalisation
+        )
         networks = [ensemble.build(member, device, protocol) for member in members]
         return networks, open_loader(config, val_set, world, decode, protocol, excluded)
 
     networks, loader = world.together(opened)
-    tally = counting.Tally(len(val_set.classes), device)
+    tally = Tally(len(val_set.classes), device)
     with contextlib.closing(loader):
-        counts = counting.count(
-            networks, loader, len(protocol.views(config)), world, tally, len(val_set)
-        )
+        scored = ensemble.scored(networks, loader, len(protocol.views(config)), world)
+        totals = count(scored, world, len(val_set), "the evaluation", tally)
         passed_over = world.gather_objects(loader.found)
     for found in (found for theirs in passed_over for found in theirs):
         log.warning("warning: %s; it counts as wrong", found.error)
-    return counts
+    return totals, tally
 
 
 def _excluded(members: Sequence[Member], val_set: ImageSet) -> frozenset[int]:
     """The validation images that the runs found unreadable, if they validated on `val_set`."""
     found: set[int] = set()
-    for content in (member.content for member in members):
-        if content["fingerprint"].get("data hash of val") == val_set.digest:  # else other images
-            found |= set(content.get("excluded", {}).get("val", ()))
+    for trained in (member.trained for member in members):
+        if trained.fingerprint.get("data hash of val") == val_set.digest:  # else other images
+            found |= set(trained.excluded["val"])
     return frozenset(found)
 
 
@@ -271,11 +258,12 @@ def _with_true_averages(
 
     images = len(train_set) if request.bn_images == "all" else request.bn_images
     assert isinstance(images, int)
-    state = recompute(member, train_set, images, world, share, device)
-    return dataclasses.replace(member, content=member.content | {"model": state})
+    weights = recompute(member, train_set, images, world, share, device)
+    trained = dataclasses.replace(member.trained, weights=weights)
+    return dataclasses.replace(member, trained=trained)
 
 
-def write_results(options: Any, result: dict[str, Any], counts: Counts, val_set: ImageSet) -> None:
+def write_results(options: Any, result: dict[str, Any], tally: Tally, val_set: ImageSet) -> None:
     """On rank 0: the files that were asked for, and the result beside the first one's run."""
     from pipeline.data.classes import class_words
     from pipeline.evaluate import result as tables
@@ -286,9 +274,9 @@ def write_results(options: Any, result: dict[str, Any], counts: Counts, val_set:
         write(Path(options.json), result)
     if options.per_class is not None:
         words = class_words(Path(result["config"]["data"]["root"]))
-        tables.write_per_class(Path(options.per_class), counts, val_set, words)
+        tables.write_per_class(Path(options.per_class), tally, val_set, words)
     if options.confusion is not None:
-        tables.write_confusion(Path(options.confusion), counts, val_set.classes)
+        tables.write_confusion(Path(options.confusion), tally, val_set.classes)
     run = run_folder(Path(options.checkpoint[0]))
     if run is not None:
         try:

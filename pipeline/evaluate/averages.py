@@ -13,7 +13,6 @@ BatchNorm", section 3, PreciseBN). Weights do not change.
 
 from __future__ import annotations
 
-import dataclasses
 from contextlib import closing
 from typing import Any
 
@@ -33,7 +32,6 @@ from pipeline.model.norm import norm_layers, running_statistics
 from pipeline.ranks.places import Share
 from pipeline.ranks.world import World
 from pipeline.train.precision import Precision
-from pipeline.train.state import make_model
 
 _BLOCKS = 64
 """Chunks are summed in this many blocks, each by one rank. More ranks than blocks gain nothing; a
@@ -50,9 +48,9 @@ def recompute(
     Raises `Reported` on every rank if `train_set` is not what it was trained on, or one met a bad
     file.
     """
-    config = member.trained
+    config = member.as_trained
     model, stream, decode = world.together(lambda: _opened(member, train_set, share, device))
-    size = chunk_size(config, member.content["world_size"], member.config.data.local_batch_size)
+    size = chunk_size(config, member.trained.world_size, member.config.data.local_batch_size)
     precision = Precision(config.optim.amp, device)
     set_true_averages(model, stream, statistics_chunks(images, size), precision, decode, world)
     # Nothing else: the counts of batches are this rank's, and not those of the training.
@@ -61,36 +59,33 @@ def recompute(
         for name, value in model.state_dict().items()
         if name.endswith(("running_mean", "running_var"))
     }
-    state: dict[str, Tensor] = member.content["model"] | statistics
-    return state
+    return member.trained.weights | statistics
 
 
 def _opened(
     member: Member, train_set: ImageSet, share: Share, device: torch.device
 ) -> tuple[nn.Module, TrainStream, DecodeSettings]:
     """The network, the training crops it saw, and how they are decoded. Raises `ConfigError`."""
-    config, normalisation = member.trained, member.normalisation
-    trained_on = member.content["fingerprint"].get("data hash of train")  # None: imported weights
+    config, trained = member.as_trained, member.trained
+    trained_on = trained.fingerprint.get("data hash of train")  # None: imported weights
     require(
         trained_on in (None, train_set.digest),
-        f"--bn-images needs the images that {member.path} was trained on: their data hash is "
+        f"--bn-images needs the images that {trained.path} was trained on: their data hash is "
         f"{str(trained_on)[:16]}, that of {config.data.root} is {train_set.digest[:16]}; set "
         "data.root",
     )
     require(
-        list(train_set.classes) == member.classes,
-        f"--bn-images needs training images of the {len(member.classes)} classes of {member.path}; "
-        f"those of {config.data.root} are {len(train_set.classes)} others; set data.root",
+        list(train_set.classes) == trained.classes,
+        f"--bn-images needs training images of the {len(trained.classes)} classes of "
+        f"{trained.path}; those of {config.data.root} are {len(train_set.classes)} others; set "
+        "data.root",
     )
     # A fused backend would not call the norm layers of projections one by one.
-    reference = dataclasses.replace(
-        config, model=dataclasses.replace(config.model, norm="reference")
-    )
-    model = make_model(reference, len(member.classes), device)
-    model.load_state_dict(member.content["model"])
-    stream = TrainStream(train_set, train_planner(config.data, normalisation), config.run.seed)
-    stream.exclusions = Exclusions(member.content.get("excluded", {}).get("train", ()))
-    decode = choose_decoding(config, device, share, (train_set,), normalisation)
+    model = trained.build(device)
+    planner = train_planner(config.data, trained.normalisation)
+    stream = TrainStream(train_set, planner, config.run.seed)
+    stream.exclusions = Exclusions(trained.excluded["train"])
+    decode = choose_decoding(config, device, share, (train_set,), trained.normalisation)
     side = config.data.image_size
     return model, stream, decode.for_shape((side, side))
 

@@ -1,89 +1,59 @@
-"""The networks to be tested: read from checkpoints, compared, built."""
+"""The networks to be tested: read from checkpoints, compared, built, their scores averaged."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from pipeline.config import Config, ConfigError, require
+from pipeline.config import Config, ConfigError, names_for, require, settings
 from pipeline.config.effect import settings_of, without_effect
-from pipeline.config.reading import overrides
-from pipeline.data.normalisation import IMAGENET, Normalisation
-from pipeline.evaluate.counting import Network
+from pipeline.data.dali import Batch
+from pipeline.data.normalisation import Normalisation
 from pipeline.evaluate.protocol import ViewProtocol, pool_window
 from pipeline.evaluate.views import FullyConvolutional
-from pipeline.train.checkpoint import read_verified
+from pipeline.ranks.world import World
+from pipeline.train.checkpoint import Trained
 from pipeline.train.precision import Precision
-from pipeline.train.state import make_model
+from pipeline.train.validation import Scored, logits_of
 
-# What an evaluation needs of a checkpoint: not the velocity, nor every rank's own statistics.
-_KEPT = (
-    "model", "config", "classes", "fingerprint", "excluded", "step", "world_size", "normalisation",
-)  # fmt: skip
-
-# Settings that are about the test and not about the training.
-_OF_THE_TEST = ("data.image_size", "data.val_resize", "data.local_batch_size")
+Network = Callable[[Tensor], Tensor]
+"""Maps images (B, 3, H, W), channels-last, to logits (B, classes) float32."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """A checkpoint, the settings to test it with, and those it was trained with.
+    """A network, the settings to test it with, and those it was trained with.
 
-    `trained` differs from what the checkpoint stores only in where the data lie and what this
+    `as_trained` differs from what the checkpoint stores only in where the data lie and what this
     machine is.
     """
 
-    path: Path
-    content: dict[str, Any]
+    trained: Trained
     config: Config
-    trained: Config
-
-    @cached_property
-    def stored(self) -> Config:
-        """The settings of the training as the checkpoint has them."""
-        return overrides({}, (), yaml.safe_load(self.content["config"]))
+    as_trained: Config
 
     @property
-    def classes(self) -> list[str]:
-        """Names of the classes, by label."""
-        return list(self.content["classes"])
-
-    @property
-    def weights(self) -> str:
-        """16 hex digits over parameters and buffers: which network it is."""
-        summary = hashlib.sha256()
-        for name, tensor in self.content["model"].items():
-            summary.update(name.encode() + tensor.contiguous().numpy().tobytes())
-        return summary.hexdigest()[:16]
-
-    @property
-    def normalisation(self) -> Normalisation:
-        """What its training subtracted from pixels and divided them by."""
-        state = self.content.get("normalisation")
-        return IMAGENET if state is None else Normalisation.from_state(state)
+    def path(self) -> Path:
+        """Of its checkpoint."""
+        return self.trained.path
 
 
-def read_kept(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """What is needed of each checkpoint. Raises `ValueError` for one that is damaged or missing."""
-    contents = (read_verified(path) for path in paths)
-    return [{name: one[name] for name in _KEPT if name in one} for one in contents]
-
-
-def make_member(path: Path, content: dict[str, Any], options: Any, names: Sequence[str]) -> Member:
-    """A member whose settings `names` are those that the command line `options` gave, if it did."""
-    stored = yaml.safe_load(content["config"])
-    of_machine = [name for name in names if name not in _OF_THE_TEST]
+def make_member(trained: Trained, options: Any) -> Member:
+    """A member with the settings that the command line `options` gave in place of its own."""
+    names = names_for("evaluate")
+    # The local batch is one too: a training of another size normalised over other images.
+    of_test = {name for name, said in settings().items() if said.of_view}
+    of_machine = [name for name in names if name not in of_test | {"data.local_batch_size"}]
     return Member(
-        path, content, overrides(options, names, stored), overrides(options, of_machine, stored)
+        trained, trained.configured(options, names), trained.configured(options, of_machine)
     )
 
 
@@ -92,16 +62,17 @@ def require_alike(members: Sequence[Member]) -> None:
     first = members[0]
     idle = without_effect(settings_of(first.config))
     for other in members[1:]:
-        mine, theirs = first.classes, other.classes
+        mine, theirs = first.trained.classes, other.trained.classes
         _same(first, other, f"{len(mine)} classes", f"{len(theirs)} classes")
         for label, (one, another) in enumerate(zip(mine, theirs, strict=True)):
             _same(first, other, f"{one} as class {label}", f"{another} as class {label}")
-        seen = ("data.image_size", "data.val_resize", "data.dataset")
-        for name in (name for name in seen if name not in idle):
+        seen = [name for name, said in settings().items() if said.of_view and name not in idle]
+        for name in [*seen, "data.dataset"]:
             one, another = first.config.get(name), other.config.get(name)
             _same(first, other, f"{name}={one}", f"{name}={another}")
-        if first.normalisation.digest != other.normalisation.digest:
-            _same(first, other, _words(first.normalisation), _words(other.normalisation))
+        normal, others = first.trained.normalisation, other.trained.normalisation
+        if normal.digest != others.digest:
+            _same(first, other, _words(normal), _words(others))
 
 
 def require_unseen(members: Sequence[Member]) -> None:
@@ -138,11 +109,37 @@ def _words(normalisation: Normalisation) -> str:
 
 def build(member: Member, device: torch.device, protocol: ViewProtocol) -> Network:
     """The network with its weights, in eval mode, for the views of `protocol`."""
-    model: nn.Module = make_model(member.config, len(member.classes), device)
-    model.load_state_dict(member.content["model"])
+    model: nn.Module = member.trained.build(device, member.config)
     if protocol.fully_convolutional:
-        model = FullyConvolutional(model, pool_window(member.config))
-    return Network(model.eval(), Precision(member.config.optim.amp, device))
+        model = FullyConvolutional(model, pool_window(member.config)).eval()
+    return partial(logits_of, model, Precision(member.config.optim.amp, device))
+
+
+def scored(
+    networks: Sequence[Network], loader: Iterable[Batch], views: int, world: World
+) -> Iterator[Scored]:
+    """This rank's images with their scores, for `validation.count`.
+
+    `loader` gives each chunk of images `views` times in a row, once for each view. An image's score
+    is the mean over views and networks of softmax probabilities, in float64. A single view of a
+    single network is ranked by its logits, which is what training's validation does.
+    """
+    summed: Tensor | None = None
+    for number, batch in enumerate(loader):
+        world.heartbeat.beat("evaluate")
+        logits = [network(batch.images) for network in networks]
+        if views * len(networks) == 1:
+            yield batch, logits[0], F.log_softmax(logits[0], dim=1)
+            continue
+        for one in logits:
+            probabilities = one.double().softmax(dim=1)
+            summed = probabilities if summed is None else summed + probabilities
+        if (number + 1) % views == 0:
+            assert summed is not None
+            mean = summed / (views * len(networks))
+            # The labels of the last view: an image may have turned out to be unreadable by then.
+            yield batch, mean, mean.log()
+            summed = None
 
 
 def with_test_images(config: Config) -> Config:

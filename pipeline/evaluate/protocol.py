@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.config import Config, ConfigError, require
 
 if TYPE_CHECKING:
-    from pipeline.evaluate.views import View
+    from pipeline.data.crops import Planner
 
 
 NAMES = ("1-crop", "10-crop", "multi-scale")
@@ -41,9 +41,10 @@ class ViewProtocol:
         """Whether views are whole images, of any shape."""
         return self.name == "multi-scale"
 
-    def views(self, config: Config) -> tuple[View, ...]:
+    def views(self, config: Config) -> tuple[Planner, ...]:
         """The views, in the order in which they are drawn."""
-        from pipeline.evaluate.views import Crop, WholeImage, ten_crops
+        from pipeline.data.crops import Crop, WholeImage
+        from pipeline.evaluate.views import ten_crops
 
         size, resize = config.data.image_size, config.data.val_resize
         if self.name == "1-crop":

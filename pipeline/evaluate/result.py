@@ -1,9 +1,10 @@
-"""The files that an evaluation writes: scores as JSON, tables by class."""
+"""What an evaluation counts by class, and the files it writes: scores as JSON, tables by class."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from pipeline.config import names_for, names_of
 from pipeline.config.effect import settings_of, without_effect
-from pipeline.data.images import ImageSet
-from pipeline.evaluate.counting import Counts
+from pipeline.data.dali import Batch
+from pipeline.data.images import UNREADABLE_LABEL, ImageSet
 from pipeline.evaluate.members import Member
 from pipeline.evaluate.protocol import PAPER_SCALES, ViewProtocol
+from pipeline.system.files import write_text
 from pipeline.system.machine import versions
+from pipeline.train.metrics import Validation, among_five, predicted_classes
 
 SCORES = (
     "mean of softmax probabilities over views and checkpoints; within a view of the whole image "
@@ -27,9 +33,46 @@ SCORES = (
 )
 
 
-_COUNTED = ("data.image_size", "data.val_resize", "data.output", "optim.amp")
-"""Settings that an evaluation can change and that its numbers depend on. They are those among them
-that `snapshot.fingerprint` holds a training to; what is left is how and where it runs."""
+class Tally:
+    """Counts by class, as an observer of `validation.count`; after it they are of all ranks.
+
+    confusion: (classes, classes) int64 on the CPU, images of the row's class that were taken for
+    the column's. top5: (classes,) int64, images of each class among whose five best it is.
+    unreadable: images that count as wrong unseen; they are not in `confusion`.
+    """
+
+    confusion: Tensor
+    top5: Tensor
+    unreadable: int
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        self._classes = classes
+        # Pairs of (label, predicted), padding, unreadable images; then top-5, and what has none.
+        self._pairs = torch.zeros(classes**2 + 2, dtype=torch.int64, device=device)
+        self._top5 = torch.zeros(classes + 1, dtype=torch.int64, device=device)
+
+    def add(self, batch: Batch, scores: Tensor) -> None:
+        """Takes in images by their `scores` (B, classes), the greatest best."""
+        classes, labels = self._classes, batch.labels
+        predicted = predicted_classes(scores)
+        pair = (labels * classes + predicted).masked_fill(labels < 0, classes**2)
+        pair = pair.masked_fill(labels == UNREADABLE_LABEL, classes**2 + 1)
+        self._pairs.index_add_(0, pair, torch.ones_like(pair))
+        five = among_five(scores, predicted, labels)
+        self._top5.index_add_(0, labels.masked_fill(labels < 0, classes), five.long())
+
+    def counts(self) -> Tensor:
+        """This rank's, (classes**2 + 1 + classes,) int64 on the CPU. A host sync."""
+        classes = self._classes
+        pairs, unreadable = self._pairs[: classes**2], self._pairs[-1:]
+        return torch.cat([pairs, unreadable, self._top5[:classes]]).cpu()
+
+    def take_in(self, everyone: Tensor) -> None:
+        """Takes in `counts` summed over ranks."""
+        pairs = self._classes**2
+        self.confusion = everyone[:pairs].view(self._classes, self._classes)
+        self.unreadable = int(everyone[pairs])
+        self.top5 = everyone[pairs + 1 :]
 
 
 @dataclass(frozen=True)
@@ -46,12 +89,12 @@ class TestedImages:
 
 
 def describe(
-    members: Sequence[Member], protocol: ViewProtocol, counts: Counts, bn_images: int | str | None,
-    images: TestedImages,
+    members: Sequence[Member], protocol: ViewProtocol, totals: Validation, unreadable: int,
+    bn_images: int | str | None, images: TestedImages,
 ) -> dict[str, Any]:  # fmt: skip
     """The result as JSON holds it: what was tested, how, and the exact counts. Beside the data hash
     of the images stands that of those that the training validated on."""
-    first, totals = members[0], counts.validation
+    first = members[0]
     run = run_folder(first.path)
     data = first.config.data
     return {
@@ -63,10 +106,10 @@ def describe(
         "bn_images": bn_images,
         "test_images": images.test_images,
         "changed": changed(members, protocol),
-        "weights": [member.weights for member in members],
+        "weights": [member.trained.digest for member in members],
         "checkpoint": str(first.path),
         "run": run.name if run else None,
-        "step": first.content["step"],
+        "step": first.trained.step,
         "config": {
             "model": dataclasses.asdict(first.config.model),
             "amp": first.config.optim.amp,
@@ -80,9 +123,9 @@ def describe(
         },
         "data_hash": images.data_hash,
         "other_data": images.other,
-        "training_data_hash": first.content["fingerprint"].get("data hash of val"),
+        "training_data_hash": first.trained.fingerprint.get("data hash of val"),
         "images": totals.images,
-        "unreadable": counts.unreadable,
+        "unreadable": unreadable,
         "top1": totals.top1,
         "top5": totals.top5,
         "top1_correct": totals.top1_correct,
@@ -96,15 +139,20 @@ def describe(
 
 def changed(members: Sequence[Member], protocol: ViewProtocol) -> dict[str, Any]:
     """The settings, with their values, by which the numbers can differ from those with the settings
-    of the training: as `part.name`, where any of the members was trained with another value."""
+    of the training: as `part.name`, where any of the members was trained with another value.
+
+    The numbers depend on what a checkpoint is held to; all else is how and where it runs.
+    """
     config = members[0].config
+    held = set(names_of("identity", "kept"))
     idle = set(without_effect(settings_of(config)))
     if protocol.fully_convolutional:
         idle.add("data.val_resize")
     return {
         name: config.get(name)
-        for name in _COUNTED
-        if name not in idle and any(m.config.get(name) != m.stored.get(name) for m in members)
+        for name in names_for("evaluate")
+        if name in held - idle
+        and any(m.config.get(name) != m.trained.config.get(name) for m in members)
     }
 
 
@@ -132,10 +180,10 @@ def file_name(result: dict[str, Any]) -> str:
 
 def write(path: Path, result: dict[str, Any]) -> None:
     """Writes `result` as one line."""
-    path.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(result) + "\n")
 
 
-def write_per_class(path: Path, counts: Counts, val_set: ImageSet, words: dict[str, str]) -> None:
+def write_per_class(path: Path, counts: Tally, val_set: ImageSet, words: dict[str, str]) -> None:
     """One row for each class: name, words, images, integers and shares of top-1 and top-5.
 
     Images that cannot be read are among a class's images, and wrong. Shares are empty for a class
@@ -144,17 +192,17 @@ def write_per_class(path: Path, counts: Counts, val_set: ImageSet, words: dict[s
     classes = val_set.classes
     images = np.bincount(np.asarray(val_set.labels), minlength=len(classes)).tolist()
     right = counts.confusion.diagonal().tolist()
-    among_five = counts.top5.tolist()
+    in_five = counts.top5.tolist()
     rows: list[Sequence[object]] = [
         ("class", "words", "images", "top1_correct", "top5_correct", "top1", "top5")
     ]
-    for name, total, top1, top5 in zip(classes, images, right, among_five, strict=True):
+    for name, total, top1, top5 in zip(classes, images, right, in_five, strict=True):
         shares = (top1 / total, top5 / total) if total else ("", "")
         rows.append((name, words.get(name, ""), total, top1, top5, *shares))
     _write(path, rows)
 
 
-def write_confusion(path: Path, counts: Counts, classes: Sequence[str]) -> None:
+def write_confusion(path: Path, counts: Tally, classes: Sequence[str]) -> None:
     """Rows are true classes, columns what the images were taken for.
 
     Images that cannot be read are in no column.
@@ -166,5 +214,6 @@ def write_confusion(path: Path, counts: Counts, classes: Sequence[str]) -> None:
 
 
 def _write(path: Path, rows: Sequence[Sequence[object]]) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(rows)
+    table = io.StringIO(newline="")
+    csv.writer(table).writerows(rows)
+    write_text(path, table.getvalue())

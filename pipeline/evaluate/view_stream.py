@@ -11,12 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.config import Config
-from pipeline.data.crops import CenterCrop
+from pipeline.data.crops import Plan, Planner, WholeImage, whole_boxes
 from pipeline.data.dali import DecodeSettings, Loader
-from pipeline.data.images import UNREADABLE_LABEL, ImageSet
-from pipeline.data.stream import Selection, ValStream
+from pipeline.data.images import ImageSet
+from pipeline.data.stream import ValStream
 from pipeline.evaluate.protocol import ViewProtocol
-from pipeline.evaluate.views import View, WholeImage, whole_boxes
 from pipeline.ranks.world import World
 from pipeline.train.loaders import ValidationLoader, open_val_loader
 
@@ -28,28 +27,25 @@ class ViewStream(ValStream):
     one size in source pixels. The stand-in of an excluded image is squeezed into its shape.
     """
 
-    def __init__(self, manifest: ImageSet, views: Sequence[View]) -> None:
-        super().__init__(manifest, CenterCrop())  # whose plans are not asked for
+    def __init__(self, manifest: ImageSet, views: Sequence[Planner]) -> None:
+        super().__init__(manifest, views[0])
         self.views = views
 
     def images(self, positions: np.ndarray) -> np.ndarray:
         """The images at `positions`, both (B,) int64: their own, or the next that can be read."""
         return super().images(positions % len(self.manifest))
 
-    def select(self, positions: np.ndarray) -> Selection:
-        """The selection at `positions`, (B,) int64. Raises `BadImage` for one without a size."""
+    def _labels(self, positions: np.ndarray, images: np.ndarray) -> np.ndarray:
+        return super()._labels(positions % len(self.manifest), images)
+
+    def _plan(self, positions: np.ndarray, images: np.ndarray) -> Plan:
         manifest = self.manifest
         view, own = int(positions[0]) // len(manifest), positions % len(manifest)
-        images = self.images(positions)
-        for image in images[manifest.widths[images] == 0]:
-            manifest.read(int(image))  # gives the precise reason: empty, unreadable, not an image
-        replaced = images != own
         plan = self.views[view].plan(manifest.heights[own], manifest.widths[own])
+        replaced = images != own
         shown = images[replaced]
         plan.boxes[replaced] = whole_boxes(manifest.heights[shown], manifest.widths[shown])
-        labels = np.asarray(manifest.labels[own], dtype=np.int64)
-        labels[replaced] = UNREADABLE_LABEL
-        return Selection(positions, images, labels, plan)
+        return plan
 
 
 def crop_chunks(images: int, batch_size: int) -> list[np.ndarray]:

@@ -10,15 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
-from pipeline.config import ConfigError, require, setting_names
+from pipeline.config import ConfigError, names_for, require
 from pipeline.config.reading import (
-    add_overrides,
     can_hold,
     checkpoint_exists,
+    command_parser,
     overrides,
-    parse,
+    parse_overrides,
     read_yaml,
 )
 from pipeline.system.failure import run_command
@@ -29,7 +27,6 @@ DESCRIPTION = (
     ".safetensors; .pth, torchvision's state_dict with a .json beside it; .onnx, checked with "
     "onnxruntime; .pt, a checkpoint."
 )
-SETTINGS = ("data.root", "data.cache_dir")
 _WRITTEN = (".safetensors", ".pth", ".onnx")
 _READ = (".safetensors", ".pth")
 PACKAGES = {
@@ -41,9 +38,7 @@ PACKAGES = {
 
 def main(argv: list[str]) -> None:
     """Parses and checks, then loads what is heavy and runs."""
-    parser = ArgumentParser(
-        prog="python -m pipeline.export", description=DESCRIPTION, exit_on_error=False
-    )
+    parser = command_parser("pipeline.export", DESCRIPTION)
     parser.add_argument("--checkpoint", type=str, help="file of a training run (.pt) to be written")
     parser.add_argument("--weights", type=str, help="file to be read (.pth, .safetensors)")
     parser.add_argument("--config", type=str, help="with --weights: YAML file of their settings")
@@ -52,15 +47,9 @@ def main(argv: list[str]) -> None:
         "those in a .safetensors file of this program, or of the data in data.root",
     )  # fmt: skip
     parser.add_argument("--out", type=str, help="file to write")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    add_overrides(parser, SETTINGS)
-    for argument in argv:
-        name = argument.partition("=")[0].lstrip("-")
-        if name in setting_names() and name not in SETTINGS:
-            raise ConfigError(
-                f"--{name} comes from the checkpoint, or with --weights from --config"
-            )
-    options = parse(parser, {}, argv)
+    options = parse_overrides(
+        parser, argv, "export", "the checkpoint, or with --weights from --config"
+    )
     require(
         (options.checkpoint is None) != (options.weights is None),
         "give either --checkpoint, a .pt file of a run to be written for other programs, or "
@@ -77,7 +66,7 @@ def main(argv: list[str]) -> None:
 
 
 def _check_export(options: Any) -> None:
-    for name in ("config", "classes", *SETTINGS):
+    for name in ("config", "classes", *names_for("export")):
         require(
             options[name] is None,
             f"--{name} goes with --weights; with --checkpoint it comes from the checkpoint",
@@ -116,25 +105,29 @@ def _check_suffix(option: str, path: str, known: tuple[str, ...]) -> None:
         )
 
 
-def export(checkpoint: Path, out: Path) -> None:
-    """Writes the network of `checkpoint` in the format of `out`'s suffix; says what and where."""
-    from pipeline.export.formats import load_network, write_safetensors, write_torchvision
-    from pipeline.export.onnx_file import write_onnx
-    from pipeline.train.checkpoint import read_verified
+def export(path: Path, out: Path) -> None:
+    """Writes the network of checkpoint `path` in the format of `out`'s suffix; says what, where."""
+    import torch
 
-    content = read_verified(checkpoint)
-    model, config, description = load_network(content)
+    from pipeline.export.description import describe
+    from pipeline.export.formats import write_safetensors, write_torchvision
+    from pipeline.export.onnx_file import write_onnx
+    from pipeline.train import checkpoint
+
+    trained = checkpoint.read(path)
+    model = trained.build(torch.device("cpu"))
+    description = describe(trained.config, trained.classes, trained.normalisation)
     notes = []
     if out.suffix == ".onnx":
         notes.append(str(write_onnx(out, model, description)))
     elif out.suffix == ".safetensors":
         write_safetensors(out, model, description)
     else:
-        beside = write_torchvision(out, model, config, description)
+        beside = write_torchvision(out, model, trained.config, description)
         notes.append(f"classes and preprocessing are in {beside}")
     count = sum(parameter.numel() for parameter in model.parameters())
     print(
-        f"{out}: {description.name} of step {content['step']}, {len(description.classes)} classes, "
+        f"{out}: {description.name} of step {trained.step}, {len(trained.classes)} classes, "
         f"{count:,} parameters, {out.stat().st_size / 1e6:.1f} MB"
     )
     for note in notes:
@@ -147,7 +140,7 @@ def import_weights(options: Any) -> None:
     from pipeline.model.network import network_name
     from pipeline.train.checkpoint import write_atomically
 
-    config = overrides(options, SETTINGS, {"data": {}} | read_yaml(Path(options.config)))
+    config = overrides(options, names_for("export"), {"data": {}} | read_yaml(Path(options.config)))
     class_list = None if options.classes is None else Path(options.classes)
     content = checkpoint_of(Path(options.weights), config, class_list)
     write_atomically(Path(options.out), content)

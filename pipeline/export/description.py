@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import DataConfig, ModelConfig
-from pipeline.data.normalisation import IMAGENET, Normalisation
+from pipeline.config import Config
+from pipeline.data.normalisation import Normalisation
 from pipeline.model.network import network_facts, network_name
 
 _FORMAT = "1"
@@ -53,10 +53,9 @@ class Description:
         }
 
 
-def describe(
-    model: ModelConfig, data: DataConfig, classes: list[str], normalisation: Normalisation
-) -> Description:
+def describe(config: Config, classes: list[str], normalisation: Normalisation) -> Description:
     """The description of the network that these settings give."""
+    model, data = config.model, config.data
     resize = data.image_size if data.dataset == "cifar-10" else data.val_resize
     return Description(
         network_facts(model), network_name(model), classes, data.image_size, resize, normalisation
@@ -88,9 +87,3 @@ def from_text(text: Mapping[str, str], image: Any | None) -> Description | None:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"its metadata is damaged ({type(error).__name__}: {error})") from error
-
-
-def stored_normalisation(content: Mapping[str, Any]) -> Normalisation:
-    """What a checkpoint's network expects to be subtracted from pixels and divided by."""
-    state = content.get("normalisation")
-    return IMAGENET if state is None else Normalisation.from_state(state)

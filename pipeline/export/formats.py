@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from pipeline.config import Config
-from pipeline.config.reading import overrides
-from pipeline.export.description import Description, describe, from_text, stored_normalisation
-from pipeline.model.network import build_network, network_name, shortcut_of
-from pipeline.system.files import replacing
+from pipeline.export.description import Description, from_text
+from pipeline.model.network import network_name, shortcut_of
+from pipeline.system.files import replacing, write_text
 
 
 @dataclass(frozen=True)
@@ -110,19 +106,6 @@ MEAN_IMAGE = "preprocessing.mean_image"
 """
 
 
-def load_network(content: Mapping[str, Any]) -> tuple[nn.Module, Config, Description]:
-    """The network of a checkpoint on the CPU, in evaluation mode and fp32, with its settings.
-
-    `content` is what `checkpoint.read_verified` gives.
-    """
-    config = overrides({}, (), yaml.safe_load(content["config"]))
-    classes = list(content["classes"])
-    model = build_network(config.model, len(classes), "reference")
-    model.load_state_dict(content["model"])
-    normalisation = stored_normalisation(content)
-    return model.eval(), config, describe(config.model, config.data, classes, normalisation)
-
-
 def write_safetensors(path: Path, model: nn.Module, description: Description) -> None:
     """Row-major tensors by name; the description is the file's metadata."""
     from safetensors.torch import save
@@ -152,8 +135,7 @@ def write_torchvision(
         name: value if name in ("name", "trainyard") else json.loads(value)
         for name, value in description.text().items()
     }
-    with replacing(beside) as partial:
-        partial.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+    write_text(beside, json.dumps(text, indent=1) + "\n")
     return beside
 
 

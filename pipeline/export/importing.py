@@ -109,7 +109,7 @@ def _normalisation(path: Path, config: Config, weights: Weights) -> Normalisatio
 
 def _require_same(path: Path, found: Description, config: Config, classes: list[str]) -> None:
     """Raises `ValueError` naming what the file says otherwise than the settings."""
-    wanted = describe(config.model, config.data, classes, found.normalisation)
+    wanted = describe(config, classes, found.normalisation)
     pairs = [(f"model.{name}", found.network.get(name), v) for name, v in wanted.network.items()]
     pairs += [
         ("data.image_size", found.image_size, wanted.image_size),

@@ -1,18 +1,21 @@
 """Which arithmetic can normalise here: PyTorch's own, our Triton kernels, or NVIDIA's apex.
 
 All three compute the same layer from the same state_dict; `pipeline.model.norm` holds it. This
-module names what stands in the way of one, before a run begins.
+module makes layers with the one that is asked for, and names what stands in its way before a run
+begins.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
+
+from pipeline.model.kernels.layer import ApexNorm, interpreting, with_triton
+from pipeline.model.norm import BatchNormAct
 
 Backend = Literal["reference", "triton", "apex"]
 Choice = Literal["auto", "reference", "triton", "apex"]
@@ -46,6 +49,24 @@ def choose_backend(choice: Choice, device: torch.device, amp: Amp) -> Backend:
     return choice
 
 
+def make_norm(backend: Backend, channels: int, relu: bool = True, **settings: Any) -> BatchNormAct:
+    """A norm layer that `backend` computes; the other arguments are those of `BatchNormAct`.
+
+    "reference" runs anywhere, "triton" where its kernels do, "apex" within the limits of
+    `ApexNorm`; `choose_backend` finds one that runs. Raises `ValueError` if the backend is not
+    installed, or cannot compute this layer.
+    """
+    missing = missing_package(backend)
+    if missing:
+        raise ValueError(f"the norm backend {backend} cannot run here: {missing}")
+    norm = BatchNormAct(channels, relu, **settings)
+    if backend == "triton":
+        norm.compute = with_triton
+    elif backend == "apex":
+        norm.compute = ApexNorm(norm)
+    return norm
+
+
 def problems(device: torch.device, amp: Amp) -> dict[Backend, str | None]:
     """For each backend why it cannot run on `device` and what to do about it, or None if it can."""
     return {backend: problem_of(backend, device, amp) for backend in get_args(Backend)}
@@ -56,11 +77,6 @@ def problem_of(backend: Backend, device: torch.device, amp: Amp) -> str | None:
     if backend == "triton":
         return triton_problem(device)
     return apex_problem(device, amp) if backend == "apex" else None
-
-
-def interpreting() -> bool:
-    """Whether Triton interprets its kernels on the CPU, as it does in tests."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def triton_problem(device: torch.device) -> str | None:
@@ -84,10 +100,8 @@ def triton_problem(device: torch.device) -> str | None:
 
 
 def _run_kernels(device: torch.device) -> None:
-    from pipeline.model.norm import BatchNormAct
-
     x = torch.randn(2, 16, 4, 4, device=device, requires_grad=True)
-    BatchNormAct(16, backend="triton").to(device)(x).sum().backward()
+    make_norm("triton", 16).to(device)(x).sum().backward()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -111,32 +125,31 @@ def apex_problem(device: torch.device, amp: Amp) -> str | None:
 
 def missing_package(backend: Backend) -> str | None:
     """What has to be installed before `backend` can be built, or None."""
-    if backend == "reference":
-        return None
-    found = importlib.util.find_spec(backend)
+    if backend == "triton" and importlib.util.find_spec("triton") is None:
+        return "Triton is not installed, run pip install triton"
+    return apex_package()[1] if backend == "apex" else None
+
+
+def apex_package() -> tuple[str, str | None]:
+    """Whose package answers to the name apex here, and what has to be done to normalise with it,
+    or None if it can."""
+    build = (
+        "build it from https://github.com/NVIDIA/apex with APEX_CPP_EXT=1 APEX_CUDA_EXT=1 "
+        "APEX_BNP=1"
+    )
+    found = importlib.util.find_spec("apex")
     if found is None:
-        return _HOW_TO_GET[backend]
-    if backend == "triton":
-        return None
+        return "none", f"NVIDIA's apex is not installed, {build}"
     # PyPI's package of that name is a toolkit for web pages, and importing it may well fail.
     folders = [Path(place) for place in found.submodule_search_locations or []]
     if not any((folder / "contrib").is_dir() for folder in folders):
         where = ", ".join(map(str, folders)) or str(found.origin)
-        return (
+        return "the unrelated one", (
             f"the package apex in {where} is not NVIDIA's but the unrelated one of that name on "
             "PyPI, uninstall it and build NVIDIA's from source with its bnp extension"
         )
     try:
         importlib.import_module("apex.contrib.groupbn.batch_norm")
     except (ImportError, OSError) as error:
-        return f"apex is without its bnp extension ({error}), {_BUILD_APEX}"
-    return None
-
-
-_BUILD_APEX = (
-    "build it from https://github.com/NVIDIA/apex with APEX_CPP_EXT=1 APEX_CUDA_EXT=1 APEX_BNP=1"
-)
-_HOW_TO_GET = {
-    "triton": "Triton is not installed, run pip install triton",
-    "apex": f"NVIDIA's apex is not installed, {_BUILD_APEX}",
-}
+        return "NVIDIA's without bnp", f"apex is without its bnp extension ({error}), {build}"
+    return "NVIDIA's with bnp", None

@@ -1,19 +1,19 @@
 """Batch normalisation (+ addition) (+ ReLU) as one layer, and its running statistics.
 
-Every normalisation of every network is a `BatchNormAct`. What computes it is its backend; the
-parameters, buffers and results are those of `nn.BatchNorm2d` with any of them.
+Every normalisation of every network is a `BatchNormAct`. What computes it is handed to it
+(`pipeline.model.backends` picks); parameters, buffers and results are those of `nn.BatchNorm2d`
+with any arithmetic.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from pipeline.model.backends import Backend, missing_package
 
 _NO_STATISTICS = "a norm layer without running statistics"
 
@@ -21,14 +21,26 @@ Fork = tuple[Tensor, Tensor]
 """Two views of one activation, for the two branches of the block that follows."""
 
 
+class Arithmetic(Protocol):
+    """What computes `BatchNormAct.forward` for the layer `norm`; the other arguments are its."""
+
+    def __call__(
+        self, norm: BatchNormAct, x: Tensor, residual: Tensor | None,
+        residual_norm: BatchNormAct | None, fork: bool,
+    ) -> Tensor | Fork: ...  # fmt: skip
+
+
 class BatchNormAct(nn.BatchNorm2d):
     """`relu(batch_norm(x) + residual)`; parameters, buffers and numerics of `nn.BatchNorm2d`.
 
-    Its state_dict is interchangeable with that of `nn.BatchNorm2d(channels)`, whatever the backend.
+    Its state_dict is interchangeable with that of `nn.BatchNorm2d(channels)`, whatever computes it.
     """
 
+    compute: Arithmetic
+    """PyTorch's operators unless another arithmetic takes their place; not in the state_dict."""
+
     def __init__(
-        self, channels: int, relu: bool = True, backend: Backend = "reference", *,
+        self, channels: int, relu: bool = True, *,
         eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
     ) -> None:  # fmt: skip
         """Makes the layer with scale 1 and shift 0.
@@ -36,26 +48,13 @@ class BatchNormAct(nn.BatchNorm2d):
         Args:
             channels: C.
             relu: whether ReLU follows.
-            backend: "reference": PyTorch's operators, anywhere. "triton": our kernels; fp16, bf16
-                or fp32 activations on a GPU. "apex": see `fused_norm.ApexNorm`.
-                `backends.choose_backend` finds one that runs.
             eps: added to the variance.
             momentum: weight of a batch in the running statistics; None: their plain mean.
             affine: whether there are a learnt scale and shift.
-
-        Raises:
-            ValueError: the backend is not installed, or cannot compute this layer.
         """
         super().__init__(channels, eps, momentum, affine)
         self.relu = relu
-        self.backend = backend
-        missing = missing_package(backend)
-        if missing:
-            raise ValueError(f"the norm backend {backend} cannot run here: {missing}")
-        if backend == "apex":
-            from pipeline.model.kernels.layer import ApexNorm
-
-            self._apex = ApexNorm(self)  # no module: it must not enter the state_dict
+        self.compute = reference
 
     def forward(  # type: ignore[override]  # more arguments than nn.BatchNorm2d
         self,
@@ -69,8 +68,8 @@ class BatchNormAct(nn.BatchNorm2d):
         Args:
             x: (N, C, H, W), any floating dtype, channels-last; the parameters stay fp32.
             residual: shape, dtype and layout of `x`; added before the ReLU. It is not changed.
-            residual_norm: a layer for `residual` to go through first. Where the backend computes
-                both at once, this layer's forward is not called, and its hooks are not.
+            residual_norm: a layer for `residual` to go through first. Where both are computed at
+                once, this layer's forward is not called, and its hooks are not.
             fork: allow the result to be a `Fork`, whose two gradients the backward pass adds
                 without a pass of its own. `ends` unpacks either.
 
@@ -78,18 +77,10 @@ class BatchNormAct(nn.BatchNorm2d):
             A new tensor of the shape, dtype and layout of `x`, or two views of one.
 
         Raises:
-            ValueError: `x` has not 4 dimensions, or one value per channel in training mode; the
-                backend cannot compute these activations.
+            ValueError: `x` has not 4 dimensions, or one value per channel in training mode; these
+                activations cannot be computed here.
         """
-        if self.backend == "triton" and x.numel() > 0:
-            from pipeline.model.kernels.layer import with_triton
-
-            return with_triton(self, x, residual, residual_norm, fork)
-        if residual is not None and residual_norm is not None:
-            residual = residual_norm(residual)
-        if self.backend == "apex":
-            return self._apex(self, x, residual)
-        return reference(self, x, residual)
+        return self.compute(self, x, residual, residual_norm, fork)
 
     def count_batch(self) -> float:
         """Counts a training batch; its weight in the running statistics. As torch counts."""
@@ -100,13 +91,23 @@ class BatchNormAct(nn.BatchNorm2d):
         return self.momentum
 
 
-def reference(norm: BatchNormAct, x: Tensor, residual: Tensor | None) -> Tensor:
-    """The layer's arithmetic in PyTorch's own operators; what every other backend must equal."""
+def reference(
+    norm: BatchNormAct, x: Tensor, residual: Tensor | None, residual_norm: BatchNormAct | None,
+    fork: bool,
+) -> Tensor:  # fmt: skip
+    """The arithmetic in PyTorch's own operators; what every other one must equal. No forks."""
+    del fork
+    residual = normalised(residual, residual_norm)
     y = nn.BatchNorm2d.forward(norm, x)
     # In place: no backward pass reads the output of batch_norm, and this saves two activations.
     if residual is not None:
         y = y.add_(residual)
     return F.relu(y, inplace=True) if norm.relu else y
+
+
+def normalised(residual: Tensor | None, norm: BatchNormAct | None) -> Tensor | None:
+    """`residual` after the layer that it goes through first, if there are both."""
+    return residual if residual is None or norm is None else norm(residual)
 
 
 def ends(x: Tensor | Fork) -> Fork:

@@ -1,4 +1,8 @@
-"""The ResNet paper's plain and residual networks, with their initial weights."""
+"""The ResNet paper's plain and residual networks, with their initial weights.
+
+From the bottom up: convolutions and shortcuts, the two blocks, a stage of blocks, the network, and
+the two families of it: ImageNet's (table 1) and CIFAR's (section 4.2).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.model.backends import Backend
+from pipeline.model.backends import Backend, make_norm
 from pipeline.model.norm import BatchNormAct, Fork, ends
 
 Variant = Literal["v1", "v1.5"]
@@ -32,52 +36,9 @@ class BlockStyle:
     in its 3x3. Basic blocks are the same in both."""
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; the stride is on the first (figure 5, left)."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int, style: BlockStyle) -> None:
-        super().__init__()
-        self.conv1 = convolution(in_channels, out_channels, 3, stride)
-        self.bn1 = BatchNormAct(out_channels, backend=style.norm)
-        self.conv2 = convolution(out_channels, out_channels, 3)
-        self.bn2 = BatchNormAct(out_channels, backend=style.norm)
-        self.residual = style.shortcut is not None
-        self.downsample = shape_change(in_channels, out_channels, stride, style)
-
-    def forward(self, x: Tensor | Fork) -> Tensor | Fork:
-        """(N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride)."""
-        x, skip = ends(x)
-        y = self.conv2(self.bn1(self.conv1(x)))
-        if not self.residual:
-            return self.bn2(y)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
-        return add_shortcut(self.bn2, y, skip, self.downsample)
-
-
-class Bottleneck(nn.Module):
-    """1x1 down to a quarter of the channels, 3x3, 1x1 up, and a shortcut (figure 5, right)."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int, style: BlockStyle) -> None:
-        super().__init__()
-        assert style.shortcut is not None, "the paper has no plain network of bottlenecks"
-        width = out_channels // 4
-        stride_1x1, stride_3x3 = {"v1": (stride, 1), "v1.5": (1, stride)}[style.variant]
-        self.conv1 = convolution(in_channels, width, 1, stride_1x1)
-        self.bn1 = BatchNormAct(width, backend=style.norm)
-        self.conv2 = convolution(width, width, 3, stride_3x3)
-        self.bn2 = BatchNormAct(width, backend=style.norm)
-        self.conv3 = convolution(width, out_channels, 1)
-        self.bn3 = BatchNormAct(out_channels, backend=style.norm)
-        self.downsample = shape_change(in_channels, out_channels, stride, style)
-
-    def forward(self, x: Tensor | Fork) -> Tensor | Fork:
-        """(N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride)."""
-        x, skip = ends(x)
-        y = self.conv3(self.bn2(self.conv2(self.bn1(self.conv1(x)))))
-        return add_shortcut(self.bn3, y, skip, self.downsample)
-
-
-BlockFactory = Callable[[int, int, int, BlockStyle], BasicBlock | Bottleneck]
-"""(in_channels, out_channels, stride, style) -> a block."""
+def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """A convolution that keeps H and W but for its stride. No bias: the BN that follows has one."""
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
 
 
 class ZeroPadding(nn.Module):
@@ -112,7 +73,7 @@ def shape_change(
         return ZeroPadding(in_channels, out_channels, stride)
     return nn.Sequential(
         convolution(in_channels, out_channels, 1, stride),
-        BatchNormAct(out_channels, relu=False, backend=style.norm),
+        make_norm(style.norm, out_channels, relu=False),
     )
 
 
@@ -128,6 +89,54 @@ def add_shortcut(
         return norm(y, project(skip), residual_norm, fork=True)  # type: ignore[no-any-return]
     residual = skip if change is None else change(skip)
     return norm(y, residual, fork=True)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut; the stride is on the first (figure 5, left)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, style: BlockStyle) -> None:
+        super().__init__()
+        self.conv1 = convolution(in_channels, out_channels, 3, stride)
+        self.bn1 = make_norm(style.norm, out_channels)
+        self.conv2 = convolution(out_channels, out_channels, 3)
+        self.bn2 = make_norm(style.norm, out_channels)
+        self.residual = style.shortcut is not None
+        self.downsample = shape_change(in_channels, out_channels, stride, style)
+
+    def forward(self, x: Tensor | Fork) -> Tensor | Fork:
+        """(N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride)."""
+        x, skip = ends(x)
+        y = self.conv2(self.bn1(self.conv1(x)))
+        if not self.residual:
+            return self.bn2(y)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return add_shortcut(self.bn2, y, skip, self.downsample)
+
+
+class Bottleneck(nn.Module):
+    """1x1 down to a quarter of the channels, 3x3, 1x1 up, and a shortcut (figure 5, right)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, style: BlockStyle) -> None:
+        super().__init__()
+        assert style.shortcut is not None, "the paper has no plain network of bottlenecks"
+        width = out_channels // 4
+        stride_1x1, stride_3x3 = {"v1": (stride, 1), "v1.5": (1, stride)}[style.variant]
+        self.conv1 = convolution(in_channels, width, 1, stride_1x1)
+        self.bn1 = make_norm(style.norm, width)
+        self.conv2 = convolution(width, width, 3, stride_3x3)
+        self.bn2 = make_norm(style.norm, width)
+        self.conv3 = convolution(width, out_channels, 1)
+        self.bn3 = make_norm(style.norm, out_channels)
+        self.downsample = shape_change(in_channels, out_channels, stride, style)
+
+    def forward(self, x: Tensor | Fork) -> Tensor | Fork:
+        """(N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride)."""
+        x, skip = ends(x)
+        y = self.conv3(self.bn2(self.conv2(self.bn1(self.conv1(x)))))
+        return add_shortcut(self.bn3, y, skip, self.downsample)
+
+
+BlockFactory = Callable[[int, int, int, BlockStyle], BasicBlock | Bottleneck]
+"""(in_channels, out_channels, stride, style) -> a block."""
 
 
 def stage(
@@ -149,8 +158,47 @@ def global_average(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
 
 
-def initialize(model: nn.Module, zero_init_last_norm: bool) -> None:
-    """Draws the weights of `model` from torch's global generator, in the order of its modules.
+class ResNet(nn.Module):
+    """Stem, stages of blocks, global average pool, linear layer; not yet initialised.
+
+    The first stage has the channels of the stem, times 4 in bottlenecks; each later one doubles
+    them and halves H and W.
+    """
+
+    def __init__(
+        self, stem: nn.Conv2d, pool: nn.Module | None, block: BlockFactory, blocks: Sequence[int],
+        num_classes: int, style: BlockStyle,
+    ) -> None:  # fmt: skip
+        """`pool` follows the stem, `blocks` is how many there are in each stage."""
+        super().__init__()
+        channels = stem.out_channels
+        self.conv1 = stem
+        self.bn1 = make_norm(style.norm, channels)
+        self.maxpool = pool
+        self._stages = [f"layer{number}" for number in range(1, len(blocks) + 1)]
+        widths = [channels * (4 if block is Bottleneck else 1) << n for n in range(len(blocks))]
+        for name, count, width in zip(self._stages, blocks, widths, strict=True):
+            stride = 1 if name == "layer1" else 2
+            self.add_module(name, stage(block, count, (channels, width), stride, style))
+            channels = width
+        self.fc = nn.Linear(channels, num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W), channels-last -> what the last stage makes of them."""
+        x = self.bn1(self.conv1(images))
+        x = x if self.maxpool is None else self.maxpool(x)
+        for name in self._stages:
+            x = getattr(self, name)(x)
+        return ends(x)[0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W), channels-last -> logits (N, num_classes)."""
+        return self.fc(global_average(self.features(images)))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+
+def _initialized(model: ResNet, zero_init_last_norm: bool) -> ResNet:
+    """Draws the weights of `model` from torch's global generator, in the order of its modules, and
+    lays them out channels-last; gives `model`.
 
     Convolutions: N(0, 2 / fan_out), the backward case of He et al. 2015 ("Delving Deep into
     Rectifiers", equation 14), as in the authors' later implementations. Linear: N(0, 0.01^2),
@@ -167,78 +215,14 @@ def initialize(model: nn.Module, zero_init_last_norm: bool) -> None:
             nn.init.zeros_(module.bn2.weight)
         elif isinstance(module, Bottleneck) and zero_init_last_norm:
             nn.init.zeros_(module.bn3.weight)
-
-
-def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """A convolution that keeps H and W but for its stride. No bias: the BN that follows has one."""
-    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
-
-
-_CHANNELS = (16, 32, 64)
-
-
-def cifar_resnet(
-    depth: int,
-    num_classes: int,
-    zero_init_last_norm: bool = False,
-    norm: Backend = "reference",
-    shortcut: Shortcut | None = "A",
-) -> CifarResNet:
-    """Builds a CIFAR network, channels-last, initialised from torch's seed.
-
-    The network maps images (N, 3, H, W), channels-last, to logits (N, num_classes). H and W are
-    free (32 in the paper); the last stage has a quarter of them, rounded up.
-
-    Args:
-        depth: 6n + 2 for a whole n >= 1; the paper has 20, 32, 44, 56, 110 and 1202.
-        num_classes: width of the last layer.
-        zero_init_last_norm: start the last BN of each block at scale 0; False: 1, as in the paper.
-        norm: what computes the norm layers, as `backends.choose_backend` gives it.
-        shortcut: see `BlockStyle`; the paper has A. None: the plain network.
-
-    Raises:
-        ValueError: no such network exists, or `norm` is not installed.
-    """
-    blocks, rest = divmod(depth - 2, 6)
-    if rest or blocks < 1:
-        raise ValueError(
-            f"model.depth={depth} does not exist for model.family=cifar; those that do are 6n + 2: "
-            "8, 14, 20, 26, 32, ..."
-        )
-    model = CifarResNet(blocks, num_classes, BlockStyle(shortcut, norm))
-    initialize(model, zero_init_last_norm)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch
-    return model
-
-
-class CifarResNet(nn.Module):
-    """3x3 stem, three stages of `blocks` blocks, global average pool, linear layer; not yet
-    initialised."""
-
-    def __init__(self, blocks: int, num_classes: int, style: BlockStyle) -> None:
-        super().__init__()
-        w1, w2, w3 = _CHANNELS
-        self.conv1 = convolution(3, w1, 3)
-        self.bn1 = BatchNormAct(w1, backend=style.norm)
-        self.layer1 = stage(BasicBlock, blocks, (w1, w1), 1, style)
-        self.layer2 = stage(BasicBlock, blocks, (w1, w2), 2, style)
-        self.layer3 = stage(BasicBlock, blocks, (w2, w3), 2, style)
-        self.fc = nn.Linear(w3, num_classes)
-
-    def features(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W), channels-last -> the last stage's (N, 64, H / 4, W / 4)."""
-        x = self.bn1(self.conv1(images))
-        return ends(self.layer3(self.layer2(self.layer1(x))))[0]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W), channels-last -> logits (N, num_classes)."""
-        return self.fc(global_average(self.features(images)))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+    # A 1x1 weight is in both layouts at once. Its NHWC view is contiguous whatever strides its
+    # dimensions of size 1 have, and the fused optimizers do not compare those either.
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]  # missing in torch
 
 
 # Depth -> blocks in each of the four stages (table 1).
 _BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 _BOTTLENECK = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-_STEM_CHANNELS = 64
 
 
 def resnet(
@@ -274,37 +258,30 @@ def resnet(
         kind = " as a plain network" if plain else ""
         raise ValueError(f"model.depth={depth} does not exist{kind}; those that do: {depths}")
     block: BlockFactory = BasicBlock if depth in _BASIC else Bottleneck
-    model = ResNet(block, sizes[depth], num_classes, BlockStyle(shortcut, norm, variant))
-    initialize(model, zero_init_last_norm)
-    # A 1x1 weight is in both layouts at once. Its NHWC view is contiguous whatever strides its
-    # dimensions of size 1 have, and the fused optimizers do not compare those either.
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch
-    return model
+    stem, pool = convolution(3, 64, 7, stride=2), nn.MaxPool2d(3, stride=2, padding=1)
+    style = BlockStyle(shortcut, norm, variant)
+    model = ResNet(stem, pool, block, sizes[depth], num_classes, style)
+    return _initialized(model, zero_init_last_norm)
 
 
-class ResNet(nn.Module):
-    """Stem, four stages of blocks, global average pool, linear layer; not yet initialised."""
+def cifar_resnet(
+    depth: int,
+    num_classes: int,
+    zero_init_last_norm: bool = False,
+    norm: Backend = "reference",
+    shortcut: Shortcut | None = "A",
+) -> ResNet:
+    """Builds a CIFAR network as `resnet` does: no pool, three stages of 16, 32 and 64 channels.
 
-    def __init__(
-        self, block: BlockFactory, blocks: Sequence[int], num_classes: int, style: BlockStyle
-    ) -> None:
-        super().__init__()
-        expansion = 1 if block is BasicBlock else 4
-        w1, w2, w3, w4 = (expansion * channels for channels in (64, 128, 256, 512))
-        self.conv1 = convolution(3, _STEM_CHANNELS, 7, stride=2)
-        self.bn1 = BatchNormAct(_STEM_CHANNELS, backend=style.norm)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = stage(block, blocks[0], (_STEM_CHANNELS, w1), 1, style)
-        self.layer2 = stage(block, blocks[1], (w1, w2), 2, style)
-        self.layer3 = stage(block, blocks[2], (w2, w3), 2, style)
-        self.layer4 = stage(block, blocks[3], (w3, w4), 2, style)
-        self.fc = nn.Linear(w4, num_classes)
-
-    def features(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W), channels-last -> the last stage's (N, C, H / 32, W / 32)."""
-        x = self.maxpool(self.bn1(self.conv1(images)))
-        return ends(self.layer4(self.layer3(self.layer2(self.layer1(x)))))[0]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W), channels-last -> logits (N, num_classes)."""
-        return self.fc(global_average(self.features(images)))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+    H and W are free (32 in the paper); the last stage has a quarter of them, rounded up. `depth` is
+    6n + 2 for a whole n >= 1: the paper has 20, 32, 44, 56, 110 and 1202, with option A.
+    """
+    blocks, rest = divmod(depth - 2, 6)
+    if rest or blocks < 1:
+        raise ValueError(
+            f"model.depth={depth} does not exist for model.family=cifar; those that do are 6n + 2: "
+            "8, 14, 20, 26, 32, ..."
+        )
+    stem, style = convolution(3, 16, 3), BlockStyle(shortcut, norm)
+    model = ResNet(stem, None, BasicBlock, [blocks] * 3, num_classes, style)
+    return _initialized(model, zero_init_last_norm)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import itertools
 import json
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.config import ConfigError, require
+from pipeline.system.files import locked, remove_partials, replacing
 
 HIDDEN = ".trainyard"
 """Folder of what this program keeps beside the images; scans pass over it."""
@@ -26,19 +26,12 @@ T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, scratch: Path) -> Iterator[Path]:
-    """A place in `scratch` to write; the file takes the name `path` when the block ends well.
-
-    `scratch` is on the same file system and has one writer per thread name, so what a kill left
-    there is overwritten by the next call and never adds up.
-    """
-    partial = scratch / f"partial-{threading.current_thread().name}"
+def whole_file(path: Path, scratch: Path | None = None, durable: bool = True) -> Iterator[Path]:
+    """Does as `replacing`, but what goes wrong is told by `write_error`."""
     try:
-        yield partial
-        os.replace(partial, path)
+        with replacing(path, scratch, durable) as partial:
+            yield partial
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise write_error(path, error) from error
 
 
@@ -55,14 +48,8 @@ def write_error(path: Path, error: OSError) -> ConfigError:
 
 def write_json(path: Path, value: object) -> None:
     """Writes a small file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise write_error(path, error) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as new:
+        new.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
@@ -80,22 +67,18 @@ def only_writer(folder: Path) -> Iterator[Path]:
     Waits while another process on this machine holds it.
     """
     hidden = folder / HIDDEN
-    try:
-        hidden.mkdir(parents=True, exist_ok=True)
-        lock = os.open(hidden / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise write_error(hidden, error) from error
-    try:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"another process is writing to {folder}: waiting for it", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        for leftover in hidden.glob("partial-*"):  # of a call that was killed
-            leftover.unlink()
+            hidden.mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(locked(hidden / "lock", wait=False))
+            except BlockingIOError:
+                print(f"another process is writing to {folder}: waiting for it", flush=True)
+                held.enter_context(locked(hidden / "lock"))
+        except OSError as error:
+            raise write_error(hidden, error) from error
+        remove_partials(hidden)  # of a call that was killed
         yield hidden
-    finally:
-        os.close(lock)
 
 
 def require_room(folder: Path, needed_bytes: int) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.config import DataConfig, require
-from pipeline.config.reading import new_parser, parse, read_yaml, to_config
+from pipeline.config.errors import at_least_one
+from pipeline.config.reading import config_of, read_yaml
 
 Layout = Literal["folders", "shards"]
 
@@ -65,8 +66,7 @@ class ImagenetOptions:
     """Threads that read and write."""
 
     def __post_init__(self) -> None:
-        _at_least_one("shard-mb", self.shard_mb)
-        _at_least_one("workers", self.workers)
+        at_least_one(self, "--", "shard-mb", "workers")
         for option, path in (
             ("train-tar", self.train_tar),
             ("val-tar", self.val_tar),
@@ -105,7 +105,7 @@ class StageOptions:
     """Folder of the source's manifests, as given to index; null: where index puts them."""
 
     def __post_init__(self) -> None:
-        _at_least_one("workers", self.workers)
+        at_least_one(self, "--", "workers")
         require(self.from_.is_dir(), f"--from {self.from_} is not a folder; give a data set's")
         source, target = self.from_.resolve(), self.to.resolve()
         require(
@@ -159,7 +159,7 @@ class ParityOptions:
     """Folder of the manifests, as given to index; null: where index puts them."""
 
     def __post_init__(self) -> None:
-        _at_least_one("images", self.images)
+        at_least_one(self, "--", "images")
         require(self.root.is_dir(), f"--root {self.root} is not a folder; give a data set's")
 
 
@@ -190,7 +190,7 @@ class MeanOptions:
         require(self.root.is_dir(), f"--root {self.root} is not a folder; give a data set's")
         require(self.workers >= 0, f"--workers={self.workers} must be 0 or more")
         if self.images is not None:
-            _at_least_one("images", self.images)
+            at_least_one(self, "--", "images")
         require(
             self.data.dataset != "cifar-10",
             f"--config {self.config} is for cifar-10, whose means a training computes itself in a "
@@ -201,7 +201,7 @@ class MeanOptions:
     def data(self) -> DataConfig:
         """The data settings of the training that the means are for."""
         tree = {} if self.config is None else read_yaml(self.config)
-        config = to_config(parse(new_parser("", ""), tree, [])).data
+        config = config_of(tree).data
         given = {
             name: getattr(self, name)
             for name in ("train_crop", "image_size", "area", "short_side")
@@ -223,7 +223,3 @@ OPTIONS = {
     "parity": ParityOptions,
     "mean": MeanOptions,
 }
-
-
-def _at_least_one(option: str, value: int) -> None:
-    require(value >= 1, f"--{option}={value} must be at least 1")

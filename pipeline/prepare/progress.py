@@ -5,53 +5,29 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from types import TracebackType
 
-from tqdm import tqdm
-
-_EVERY_SEC = 10.0
+from pipeline.system.console import Bar
 
 
-class Progress:
+class Progress(Bar):
     """Counts files and bytes towards known totals; `add` may be called from any thread."""
 
     def __init__(self, what: str, files: int, total_bytes: int) -> None:
         """`what` begins every line; the totals are of what is left to do."""
+        super().__init__(total_bytes, what, unit="B", stream=sys.stderr)
         self._what = what
         self._files, self._bytes = files, total_bytes
         self._files_done = self._bytes_done = 0
         self._lock = threading.Lock()
-        self._started = self._shown = time.monotonic()
-        self._bar = (
-            tqdm(total=total_bytes, desc=what, unit="B", unit_scale=True, leave=False)
-            if sys.stderr.isatty()
-            else None
-        )
-
-    def __enter__(self) -> Progress:
-        """Shows itself until the block ends."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Takes the bar away."""
-        if self._bar is not None:
-            self._bar.close()
+        self._started = time.monotonic()
 
     def add(self, files: int, done_bytes: int) -> None:
         """So much more is done."""
         with self._lock:
             self._files_done += files
             self._bytes_done += done_bytes
-            if self._bar is not None:
-                self._bar.update(done_bytes)
-                self._bar.set_postfix_str(f"{self._files_done}/{self._files} files", refresh=False)
-            elif time.monotonic() - self._shown > _EVERY_SEC:
-                self._shown = time.monotonic()
+            self.move(self._bytes_done, f"{self._files_done}/{self._files} files")
+            if self.line_due():
                 print(self._line(), file=sys.stderr, flush=True)
 
     def _line(self) -> str:

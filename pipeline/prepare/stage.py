@@ -190,7 +190,7 @@ def _is_there(path: Path, file: _File) -> bool:
 
 def _copy_file(source: Path, target: Path, scratch: Path) -> None:
     """Copies bytes and time; the copy has its name only when its size is the source's."""
-    with whole_file(target, scratch) as partial:
+    with whole_file(target, scratch, durable=False) as partial:  # they may be a million
         try:
             status = os.stat(source)
             with open(source, "rb") as reader:

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from pipeline.config import require
 from pipeline.data.images import BadImage
+from pipeline.data.index.headers import jpeg_header, size_of_bytes
 from pipeline.data.index.manifest import Manifest, open_manifest
 from pipeline.data.index.survey import Split
-from pipeline.prepare.files import write_error, write_json
+from pipeline.prepare.files import whole_file, write_error, write_json
 from pipeline.prepare.options import VerifyOptions
 from pipeline.prepare.progress import Progress
 
@@ -30,10 +31,8 @@ if TYPE_CHECKING:
 NO_END = "has no end marker"
 """The reason of a JPEG whose header is right; adding the marker mends it if nothing else lacks."""
 
-_END = b"\xff\xd9"
-_SCAN, _END_MARKER = 0xDA, 0xD9
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # those are tables and extensions
-_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
+_SCAN, _END = b"\xff\xda", b"\xff\xd9"
+_CHUNK = 32  # images that one thread reads in a task; a chunk more than threads is in memory
 
 
 def find_flaw(content: NDArray[np.uint8], width: int, height: int) -> str | None:
@@ -42,61 +41,41 @@ def find_flaw(content: NDArray[np.uint8], width: int, height: int) -> str | None
     width, height: pixels as the manifest recorded them. Kinds go by the first bytes, as decoders
     do, whatever the file's name.
     """
-    start = content[:4].tobytes()
-    if start.startswith(b"\xff\xd8"):
-        return _jpeg_flaw(content, width, height)
-    if start == b"\x89PNG" and content.tobytes().rfind(b"IEND") < 0:
+    found = content.tobytes()
+    size = size_of_bytes(found)
+    if size == (0, 0):
+        return "has no readable header"
+    if size != (width, height):
+        return f"is {size[0]} x {size[1]} by its header, the manifest recorded {width} x {height}"
+    if found.startswith(b"\xff\xd8"):
+        return _jpeg_flaw(found)
+    if found.startswith(b"\x89PNG") and found.rfind(b"IEND") < 0:
         return "is a PNG file that is cut off"
     recorded = 0
-    if start == b"RIFF":
-        recorded = int.from_bytes(content[4:8].tobytes(), "little") + 8
-    elif start.startswith(b"BM"):
-        recorded = int.from_bytes(content[2:6].tobytes(), "little")
-    if recorded > len(content):
-        return f"has {len(content)} bytes, its header says {recorded}: it is cut off"
+    if found.startswith(b"RIFF"):
+        recorded = int.from_bytes(found[4:8], "little") + 8
+    elif found.startswith(b"BM"):
+        recorded = int.from_bytes(found[2:6], "little")
+    if recorded > len(found):
+        return f"has {len(found)} bytes, its header says {recorded}: it is cut off"
     return None
+
+
+def _jpeg_flaw(found: bytes) -> str | None:
+    """Return what is wrong behind the frame header: no scan, or none that ends."""
+    header = jpeg_header(found)
+    # Pillow, which has read an odd header, does not say where it ended.
+    scan = found.find(_SCAN) if header is None else header[1]
+    if scan < 0:
+        return "is cut off in its header"
+    # The end mark of a thumbnail in the header comes before the scan, and other bytes may follow.
+    return None if found.rfind(_END, scan) >= 0 else NO_END
 
 
 def with_end(content: NDArray[np.uint8]) -> bytes:
     """Return a JPEG without end marker with one, whose first half may be there."""
     found = content.tobytes()
     return found + (_END[1:] if found.endswith(_END[:1]) else _END)
-
-
-def _jpeg_flaw(content: NDArray[np.uint8], width: int, height: int) -> str | None:
-    data, at, frame = content.data, 2, False
-    length = len(data)
-    while True:
-        if at + 4 > length:
-            return "is cut off in its header"
-        if data[at] != 0xFF:
-            return f"has no marker where one is due, at byte {at}"
-        marker = data[at + 1]
-        if marker == 0xFF or marker in _WITHOUT_LENGTH:
-            at += 1 if marker == 0xFF else 2  # fill bytes may come before a marker
-            continue
-        if marker == _END_MARKER:
-            return "ends before its image data"
-        if marker in _FRAMES:
-            if at + 10 > length:
-                return "is cut off in its header"
-            frame = True
-            rows, columns = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
-            if (columns, rows) != (width, height):
-                return f"is {columns} x {rows} by its header, the manifest recorded " + (
-                    f"{width} x {height}"
-                )
-        if marker == _SCAN:
-            break
-        at += 2 + (data[at + 2] << 8 | data[at + 3])
-    if not frame:
-        return "has no frame header"
-    if data[length - 2] == 0xFF and data[length - 1] == _END_MARKER:
-        return None
-    return None if content.tobytes().rfind(_END, at) >= 0 else NO_END
-
-
-_CHUNK = 32  # images that one thread reads in a task; a chunk more than threads is in memory
 
 
 @dataclass(frozen=True)
@@ -265,25 +244,17 @@ def _mended(
     place = options.repair / manifest.split / source.relative_to(manifest.directory)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        partial = place.with_name(f".{place.name}.{os.getpid()}")
-        partial.write_bytes(mended)
-        os.replace(partial, place)
     except OSError as error:
         raise write_error(place, error) from error
+    with whole_file(place) as new:
+        new.write_bytes(mended)
     return dataclasses.replace(finding, reason=f"{NO_END}, nothing else", repaired=str(place))
 
 
 def _write_report(path: Path, found: list[Finding]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            for finding in found:
-                file.write(json.dumps(dataclasses.asdict(finding)) + "\n")
-        os.replace(partial, path)
-    except OSError as error:
-        raise write_error(path, error) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as new, open(new, "w", encoding="utf-8") as file:
+        for finding in found:
+            file.write(json.dumps(dataclasses.asdict(finding)) + "\n")
 
 
 def _excluded(manifests: dict[Split, Manifest], found: list[Finding]) -> dict[str, object]:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.ranks.averaging import Compression, GradientAverager, OverlappedAverager
-from pipeline.ranks.check_in import check_in
 from pipeline.ranks.heartbeat import Peer
+from pipeline.ranks.rendezvous import check_in
 from pipeline.ranks.world import T, World
 from pipeline.system.failure import PeerLost
 

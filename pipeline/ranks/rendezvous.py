@@ -1,15 +1,32 @@
-"""Where the ranks of a job find each other: Horovod's key-value server, on one address only.
+"""Where the ranks of a job find each other, and how all meet there before Horovod starts.
 
-Horovod's own start lets it listen on every interface of the machine. It has no secret: whoever
-reaches it can read and change where ranks connect to, so that it should be seen by the job's nodes
-and nobody else.
+The rendezvous is Horovod's key-value server over HTTP, on one address only: Horovod's own start
+lets it listen on every interface of the machine. It has no secret: whoever reaches it can read and
+change where ranks connect to, so that it should be seen by the job's nodes and nobody else.
+
+When a rank never comes, Horovod 0.28.1 aborts the others after 30 s without saying who is missing.
+So each rank first puts its name there. Rank 0 looks for the others and they for its word, so that n
+ranks ask n times, not n squared.
 """
 
 from __future__ import annotations
 
+import http.client
+import os
 import threading
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from pipeline.ranks.heartbeat import Peer
+from pipeline.system.failure import FellWithPeer, TrainingError
+
+T = TypeVar("T")
+
+_DEFAULT_SEC = 120  # importing torch from a cold network file system takes a minute
+_SCOPE = "trainyard"  # Horovod's own are global, local_* and cross_*
+_ALL = "all"
+_WORD_SEC = 2.0  # how much later than rank 0 the others give up, so that its word comes first
 
 
 class Rendezvous:
@@ -61,3 +78,138 @@ def slot_environment(slot: Any) -> dict[str, str]:
 
     found: dict[str, str] = create_slot_env_vars(slot)
     return found
+
+
+def check_in() -> None:
+    """Collective. Returns when every rank of the job has come here.
+
+    Raises `TrainingError` naming who has not after HOROVOD_START_TIMEOUT seconds (default 120) on
+    the lowest rank there is, and `FellWithPeer` on the others. Does nothing without a rendezvous,
+    as under mpirun.
+    """
+    address = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_ADDR")
+    port = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_PORT")
+    rank, size = int(os.environ.get("HOROVOD_RANK", "0")), int(os.environ.get("HOROVOD_SIZE", "1"))
+    if address is None or port is None or size == 1:
+        return
+    limit_sec = start_timeout_sec()
+    store = _Store(address, int(port))
+    if rank == 0:
+        missing = _gather(store, rank, size, limit_sec)
+        store.put("word", " ".join(map(str, missing)) or _ALL)
+    else:
+        missing = _hear(store, rank, size, limit_sec)
+    if missing:
+        _give_up(rank, size, missing, limit_sec)
+
+
+def start_timeout_sec() -> int:
+    """How long ranks wait for each other to start. Raises `ValueError` for a bad setting."""
+    value = os.environ.get("HOROVOD_START_TIMEOUT", str(_DEFAULT_SEC))
+    if not value.isascii() or not value.isdigit() or int(value) == 0:
+        raise ValueError(f"HOROVOD_START_TIMEOUT={value} must be a whole number of seconds above 0")
+    return int(value)
+
+
+class _Store:
+    """The launcher's key-value store."""
+
+    def __init__(self, address: str, port: int) -> None:
+        self._address, self._port = address, port
+
+    def __str__(self) -> str:
+        return f"{self._address}:{self._port}"
+
+    def put(self, key: str, value: str) -> bool:
+        """Stores `value`; raises `OSError` if the store cannot be reached."""
+        self._ask("PUT", key, value.encode())
+        return True
+
+    def get(self, key: str) -> str | None:
+        """What is stored; None if nothing is."""
+        return self._ask("GET", key, None)
+
+    def _ask(self, method: str, key: str, body: bytes | None) -> str | None:
+        connection = http.client.HTTPConnection(self._address, self._port, timeout=10)
+        try:
+            connection.request(method, f"/{_SCOPE}/{key}", body)
+            answer = connection.getresponse()
+            content = answer.read().decode()
+        except http.client.HTTPException as error:
+            raise OSError(f"{type(error).__name__}: {error}") from error
+        finally:
+            connection.close()
+        return content if answer.status == 200 else None
+
+
+def _patiently(store: _Store, end: float, look: Callable[[], T | None]) -> T | None:
+    """What `look` returns as soon as that is not None; None once `end` has come.
+
+    Raises `TrainingError` if the store could still not be reached then.
+    """
+    nap_sec = 0.02
+    while True:
+        failed: OSError | None = None
+        try:
+            found = look()
+            if found is not None:
+                return found
+        except OSError as error:
+            failed = error
+        if time.monotonic() >= end:
+            if failed is not None:
+                raise TrainingError(
+                    f"the launcher's rendezvous at {store} cannot be reached ({failed}); see that "
+                    "the launcher still runs and that its host and port are open to this one"
+                ) from failed
+            return None
+        time.sleep(nap_sec)
+        nap_sec = min(0.5, 1.5 * nap_sec)
+
+
+def _announce(store: _Store, rank: int, end: float) -> None:
+    _patiently(store, end, lambda: store.put(_key(rank), str(Peer.here(rank))))
+
+
+def _key(rank: int) -> str:
+    return f"rank-{rank}"
+
+
+def _gather(store: _Store, rank: int, size: int, limit_sec: float) -> list[int]:
+    """The ranks that have not come within the limit."""
+    end = time.monotonic() + limit_sec
+    _announce(store, rank, end)
+    missing = [other for other in range(size) if other != rank]
+
+    def all_here() -> bool | None:
+        while missing and store.get(_key(missing[0])) is not None:
+            missing.pop(0)
+        return None if missing else True
+
+    if _patiently(store, end, all_here):
+        return []
+    return [other for other in missing if store.get(_key(other)) is None]
+
+
+def _hear(store: _Store, rank: int, size: int, limit_sec: float) -> list[int]:
+    """The missing ranks in rank 0's word; by own look if rank 0 does not come."""
+    end = time.monotonic() + limit_sec + _WORD_SEC
+    _announce(store, rank, end)
+    word = _patiently(store, end, lambda: store.get("word"))
+    if word is None and store.get(_key(0)) is not None:  # it came later, and counts from then
+        word = _patiently(store, end + limit_sec, lambda: store.get("word"))
+    if word is None:
+        others = (r for r in range(size) if r != rank)
+        return [r for r in others if r == 0 or store.get(_key(r)) is None]
+    return [] if word == _ALL else [int(r) for r in word.split()]
+
+
+def _give_up(rank: int, size: int, missing: Sequence[int], limit_sec: float) -> None:
+    who = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
+    if rank == min(set(range(size)) - set(missing)):
+        raise TrainingError(
+            f"{who} of {size} did not start within {limit_sec:g} s; see what the launcher and that "
+            "node say, or allow more time with HOROVOD_START_TIMEOUT (in seconds)"
+        )
+    time.sleep(3.0)  # the first rank to leave makes the launcher end the others
+    raise FellWithPeer(f"rank {rank} ends because {who} did not start")

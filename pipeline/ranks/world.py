@@ -1,7 +1,7 @@
-"""Ranks and what they tell each other. The only module that imports Horovod.
+"""What ranks tell each other.
 
-`World` is one process alone; `HorovodWorld` is the same interface over Horovod. Nothing else asks
-which of the two it has.
+`World` is one process alone; `horovod.HorovodWorld` is the same interface over Horovod. Nothing
+else asks which of the two it has.
 """
 
 from __future__ import annotations

@@ -10,10 +10,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
 from pipeline.config import ConfigError, require
-from pipeline.config.reading import parse
+from pipeline.config.reading import command_parser, parse
 from pipeline.system.failure import run_command
 from pipeline.system.text import counted
 
@@ -27,9 +25,7 @@ DESCRIPTION = (
 
 def main(argv: list[str]) -> None:
     """Parses and checks, then reads, draws and writes."""
-    parser = ArgumentParser(
-        prog="python -m pipeline.report", description=DESCRIPTION, exit_on_error=False
-    )
+    parser = command_parser("pipeline.report", DESCRIPTION)
     parser.add_argument(
         "runs",
         nargs="*",
@@ -41,7 +37,6 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--out", metavar="DIR", type=str, default=str(RUNS / "report"), help="folder to write to"
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parse(parser, {}, argv)
     out = Path(options.out)
     require(

@@ -1,7 +1,4 @@
-"""What the runs say about the paper's question: does a deeper net train worse?
-
-The words are computed from the runs; where the effect was not seen they say so.
-"""
+"""What the runs say about the paper's question: does a deeper net train worse?"""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.config import settings
 from pipeline.model.network import Network
 from pipeline.report.pages import Block, Heading, Paragraph, Table
 from pipeline.report.runs import Run
@@ -84,11 +82,9 @@ class Outcome:
 
     @property
     def text(self) -> str:
-        """The training error for a sentence."""
+        """The training error and where it lies."""
         low, high = self.interval
-        number = len(self.training)
-        runs = "one run, by counting" if number == 1 else f"{number} runs:"
-        return f"{self.mean:.2f}% ({runs} {low:.2f} to {high:.2f})"
+        return f"{self.mean:.2f} ({low:.2f} to {high:.2f})"
 
 
 @dataclass(frozen=True)
@@ -115,52 +111,29 @@ class Change:
         return self.points > 0 and not self.overlaps
 
     @property
-    def sentence(self) -> str:
-        """Both errors and what they say."""
-        shallow, deep = self.shallow.network.label, self.deep.network.label
-        if self.points == 0:
-            said = "the two train alike"
-        elif self.overlaps:
-            way = "higher" if self.points > 0 else "lower"
-            said = (
-                f"the deeper net's mean is {abs(self.points):.2f} points {way}, but the ranges "
-                "overlap: no difference is shown"
-            )
-        else:
-            way = "worse" if self.points > 0 else "better"
-            said = f"the deeper net trains {way}, by {abs(self.points):.2f} points"
+    def row(self) -> tuple[str, ...]:
+        """Of the table of changes."""
+        trains = "worse" if self.points > 0 else "better"
         return (
-            f"Final training error of {shallow}: {self.shallow.text}; of {deep}: {self.deep.text}: "
-            f"{said}."
+            self.shallow.network.label,
+            self.shallow.text,
+            self.deep.network.label,
+            self.deep.text,
+            f"{self.points:+.2f}",
+            "no difference shown" if self.overlaps else trains,
         )
+
+
+_HEAD = ("shallower", "training error, %", "deeper", "training error, %", "points", "it trains")
 
 
 def verdict(plain: Change, residual: Change) -> str:
-    """Whether the paper's effect was seen, in one to three sentences."""
-    fewest = min(len(o.runs) for c in (plain, residual) for o in (c.shallow, c.deep))
-    caution = (
-        "" if fewest > 1 else " At least one of the four has a single run, so that the spread "
-        "between seeds is not known."
-    )  # fmt: skip
-    if plain.worse and not residual.worse:
-        does_not = "is not shown to" if residual.points > 0 else "does not"
-        return (
-            "The degradation was seen: the deeper plain net trains worse than the shallower one, "
-            f"the deeper residual net {does_not}." + caution
-        )
-    if plain.worse:
-        less = "less" if residual.points < plain.points else "no less"
-        return (
-            "The paper's effect was seen only in part: the deeper plain net trains worse, but so "
-            f"does the deeper residual net, by {less} ({residual.points:.2f} against "
-            f"{plain.points:.2f} points)." + caution
-        )
-    why = (
-        "the ranges of the plain nets overlap"
-        if plain.points > 0
-        else "the deeper plain net does not train worse than the shallower one"
-    )
-    return f"The degradation was not seen: {why}." + caution
+    """Whether the paper's effect was seen."""
+    if not plain.worse:
+        return "the degradation was not seen"
+    if residual.worse:
+        return "the degradation was seen only in part, as the deeper residual net trains worse too"
+    return "the degradation was seen"
 
 
 def outcomes(runs: Sequence[Run]) -> list[Outcome]:
@@ -205,14 +178,16 @@ def changes(found: Sequence[Outcome]) -> list[tuple[Change, Change]]:
 
 
 def degradation_blocks(by_data: dict[str, list[Run]]) -> list[Block]:
-    """The section: for the runs on each data set the pairs, in words, and the numbers."""
+    """The section: for the runs on each data set the pairs of depths, and the numbers."""
     blocks: list[Block] = [
         Heading("Degradation"),
         Paragraph(
             "The paper's question: does a deeper plain net train worse than a shallower one, where "
             "a residual net does not? Training error here is over the augmented images of the last "
             f"{LAST_SHARE:.0%} of a run's iterations, top-1, while the weights still moved; only "
-            "finished runs count."
+            "finished runs count. In brackets the range over runs, or of a single run two standard "
+            "deviations of counting so many images; where two ranges overlap no difference is "
+            "shown."
         ),
     ]
     seen = False
@@ -224,15 +199,11 @@ def degradation_blocks(by_data: dict[str, list[Run]]) -> list[Block]:
         seen = True
         blocks.append(Heading(f"On {data}", 3))
         for plain, residual in pairs:
+            depths = f"{residual.shallow.network.depth} and {residual.deep.network.depth} layers"
             compared = [o for c in (plain, residual) for o in (c.shallow, c.deep)]
-            text = [
-                f"{residual.shallow.network.depth} and {residual.deep.network.depth} layers.",
-                verdict(plain, residual),
-                plain.sentence,
-                residual.sentence,
-                *_unequal(compared),
-            ]
-            blocks.append(Paragraph(" ".join(text)))
+            sentences = [f"{depths}: {verdict(plain, residual)}.", *_unequal(compared)]
+            blocks.append(Paragraph(" ".join(sentences)))
+            blocks.append(Table(_HEAD, [plain.row, residual.row], (1, 3, 4)))
         blocks.append(_numbers(found))
         unfinished = [run.name for run in runs if not run.finished]
         if unfinished:
@@ -250,7 +221,7 @@ def degradation_blocks(by_data: dict[str, list[Run]]) -> list[Block]:
 def _unequal(compared: Sequence[Outcome]) -> list[str]:
     """A sentence that names the settings, beside the network's, which the runs do not share."""
     runs = [run for outcome in compared for run in outcome.runs]
-    network = {"model.depth", "model.residual", "model.shortcut", "model.variant"}
+    network = {name for name, said in settings().items() if said.of_network}
     names = sorted({name for run in runs for name in run.recipe} - network)
     differing = [name for name in names if len({run.recipe.get(name) for run in runs}) > 1]
     return [f"These runs differ in {', '.join(differing)} as well."] if differing else []

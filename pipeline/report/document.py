@@ -13,7 +13,6 @@ from pipeline.report.degradation import degradation_blocks
 from pipeline.report.figures import Panel, Styles
 from pipeline.report.pages import Block, Heading, Paragraph, Picture, Table, write_pages
 from pipeline.report.runs import Run, date
-from pipeline.report.styles import styles
 from pipeline.report.tables import comparison_blocks
 from pipeline.system.machine import versions
 from pipeline.system.text import counted
@@ -32,7 +31,7 @@ def write_report(out: Path, runs: Sequence[Run]) -> None:
     What an earlier report left there is replaced."""
     for old in out.glob("curves-*.png"):
         old.unlink()
-    drawn = styles({run.network for run in runs})
+    drawn = figures.styles_of({run.network for run in runs})
     by_data: dict[str, list[Run]] = {}
     for run in runs:
         by_data.setdefault(run.data_label, []).append(run)

@@ -49,15 +49,14 @@ class Evaluation:
         return self.protocol == "1-crop" and not special
 
 
-def read_evaluation(path: Path, settings: dict[str, Any]) -> Evaluation:
-    """The result in a file of `pipeline.evaluate`; what it does not say is as in the run's
-    `settings`. Raises ValueError, naming the file, if it is none."""
+def read_evaluation(path: Path) -> Evaluation:
+    """The result in a file of `pipeline.evaluate`. Raises ValueError, naming the file, if it is
+    none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        members = content.get("ensemble")
-        data = _data(settings) | content.get("config", {}).get("data", {})
-        when = content.get("date")
-        is_other = _is_other_data(content)
+        data, is_other = content["config"]["data"], content["other_data"]
+        of_crop = () if content["scales"] else ("data.image_size", "data.val_resize")
+        changed = {n: value for n, value in content["changed"].items() if n not in of_crop}
         return Evaluation(
             content["protocol"],
             int(content["step"]),
@@ -66,13 +65,13 @@ def read_evaluation(path: Path, settings: dict[str, Any]) -> Evaluation:
             100 * (1 - content["top5"]),
             None if is_other else data["dataset"],
             (data["image_size"], data["val_resize"]),
-            None if when is None else datetime.fromisoformat(when).timestamp(),
-            mirror=bool(content.get("mirror")),
-            scales=tuple(content.get("scales") or ()),
-            bn_images=str(content.get("bn_images") or ""),
-            ensemble=len(members) if members else 1,
-            changed=_changed(content, settings),
-            other_root=str(data.get("root")) if is_other else "",
+            datetime.fromisoformat(content["date"]).timestamp(),
+            mirror=content["mirror"],
+            scales=tuple(content["scales"]),
+            bn_images=str(content["bn_images"] or ""),
+            ensemble=len(content["ensemble"]),
+            changed=tuple(f"{name}={value}" for name, value in changed.items()),
+            other_root=data["root"] if is_other else "",
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
@@ -82,43 +81,16 @@ def read_evaluation(path: Path, settings: dict[str, Any]) -> Evaluation:
         ) from error
 
 
-def _is_other_data(content: dict[str, Any]) -> bool:
-    """Whether a result is of other images than those of the training's validation: as many as
-    ImageNet's are in variants of it, too. Not known, and so False, of results without hashes."""
-    if "other_data" in content:
-        return bool(content["other_data"])
-    found, wanted = content.get("data_hash"), content.get("training_data_hash")
-    return not content.get("test_images") and None not in (found, wanted) and found != wanted
-
-
-def _changed(content: dict[str, Any], settings: dict[str, Any]) -> tuple[str, ...]:
-    """What was not as in the training, apart from the crop, whose sides an `Evaluation` has.
-
-    Results from before they said so themselves say the arithmetic, of one network.
-    """
-    amp = content.get("config", {}).get("amp", settings["optim.amp"])
-    alone = len(content.get("ensemble") or ()) < 2
-    known = {"optim.amp": amp} if alone and amp != settings["optim.amp"] else {}
-    found = content.get("changed", known)
-    of_crop = () if content.get("scales") else ("data.image_size", "data.val_resize")
-    return tuple(f"{name}={value}" for name, value in found.items() if name not in of_crop)
-
-
 def validation_in_training(line: dict[str, Any], settings: dict[str, Any]) -> Evaluation:
     """The result that a `val` event of a run's metrics holds."""
-    data = _data(settings)
     return Evaluation(
         "1-crop",
         int(line["step"]),
         int(line["images"]),
         100 * (1 - line["top1"]),
         100 * (1 - line["top5"]),
-        data["dataset"],
-        (data["image_size"], data["val_resize"]),
+        settings["data.dataset"],
+        (settings["data.image_size"], settings["data.val_resize"]),
         line.get("time"),
         in_training=True,
     )
-
-
-def _data(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: settings[f"data.{name}"] for name in ("dataset", "image_size", "val_resize")}

@@ -9,6 +9,8 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.system.files import write_text
+
 # Without anything from outside: the page must open on a node without a network, and in a mail.
 _STYLE = """
 :root { color-scheme: light dark; --text: #1c1e21; --soft: #5b6168; --line: #d9dce0;
@@ -85,8 +87,8 @@ Block = Heading | Paragraph | Table | Picture
 
 def write_pages(folder: Path, blocks: Sequence[Block]) -> None:
     """Writes index.html, which holds its pictures, and report.md, which shows them, to `folder`."""
-    (folder / "index.html").write_text(to_html(blocks, folder), encoding="utf-8")
-    (folder / "report.md").write_text(to_markdown(blocks), encoding="utf-8")
+    write_text(folder / "index.html", to_html(blocks, folder))
+    write_text(folder / "report.md", to_markdown(blocks))
 
 
 def to_html(blocks: Sequence[Block], folder: Path) -> str:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import names_of
 from pipeline.config.effect import without_effect
 from pipeline.model.network import Network, network_of
 from pipeline.report.evaluations import Evaluation, read_evaluation, validation_in_training
@@ -23,14 +24,6 @@ from pipeline.train.folder import (
 
 _IMAGES = {"imagenet-1k": (1_281_167, 50_000), "cifar-10": (50_000, 10_000)}
 """Training images, and those that the stated errors count (of CIFAR-10: the test images)."""
-
-_FREE = {
-    "data.root", "data.cache_dir", "data.local_batch_size", "data.decode", "data.threads",
-    "data.prefetch_batches", "data.output", "data.hw_decoder_load", "data.preallocate",
-    "data.device_padding_bytes", "data.host_padding_bytes", "data.bad_images",
-    "data.max_excluded", "data.exclude", "model.norm", "model.compile", "resume", "profile",
-}  # fmt: skip
-"""Settings that make no other experiment, like all of `run`."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +103,8 @@ class Run:
     @cached_property
     def recipe(self) -> dict[str, str]:
         """The settings that make the experiment: runs that have them alike differ in their seed."""
-        idle = without_effect(self.settings)
-        return {
-            name: str(value)
-            for name, value in self.settings.items()
-            if not name.startswith("run.") and name not in _FREE and name not in idle
-        }
+        counting = set(names_of("identity", "recipe")) - set(without_effect(self.settings))
+        return {name: str(value) for name, value in self.settings.items() if name in counting}
 
     def is_whole(self, evaluation: Evaluation) -> bool:
         """Whether a result counts what the stated errors of its data set count."""
@@ -175,5 +164,5 @@ def read_run(folder: Path) -> Run:
         settings,
         read_versions(folder),
         read_lines(folder),
-        [read_evaluation(path, settings) for path in sorted(folder.glob("evaluate-*.json"))],
+        [read_evaluation(path) for path in sorted(folder.glob("evaluate-*.json"))],
     )

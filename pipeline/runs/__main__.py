@@ -12,10 +12,8 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
 from pipeline.config import ConfigError
-from pipeline.config.reading import parse
+from pipeline.config.reading import command_parser, parse
 from pipeline.system.failure import TrainingError, run_command
 
 RUNS = Path("runs")
@@ -28,9 +26,7 @@ DESCRIPTION = (
 
 def main(argv: list[str]) -> None:
     """Parses and checks, then looks and prints."""
-    parser = ArgumentParser(
-        prog="python -m pipeline.runs", description=DESCRIPTION, exit_on_error=False
-    )
+    parser = command_parser("pipeline.runs", DESCRIPTION)
     parser.add_argument(
         "runs",
         nargs="*",
@@ -51,7 +47,6 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print JSON; with --follow, its lines of metrics"
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parse(parser, {}, argv)
     # A cut last line is nothing to warn of here: a live run may be writing it right now.
     logging.getLogger("trainyard").setLevel(logging.ERROR)

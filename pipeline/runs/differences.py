@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import names_of, settings
 from pipeline.config.effect import without_effect
 from pipeline.config.help import shown
 from pipeline.runs.state import RunState, is_run
@@ -53,9 +54,6 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-_LEFT_OUT = ("run.name", "run.dir", "base", "config", "resume", "profile")
-"""The name stands beside them; the others are of a start, not of a run."""
-_FIRST = ("optim.base_lr", "run.seed", "schedule.epochs", "schedule.steps")
 _PARTS = ("optim", "schedule", "model", "data", "run")
 _MOST = 4
 
@@ -87,17 +85,16 @@ def _counting(run: RunState) -> dict[str, Any]:
         idle = set(without_effect(run.settings))
     except (KeyError, TypeError):  # of another version
         idle = set()
-    return {
-        name: value
-        for name, value in run.settings.items()
-        if name not in idle and name not in _LEFT_OUT
-    }
+    # The name stands beside them, and what is of a start is not of the run.
+    own = {name for name in names_of("place") if name.startswith("run.")}
+    left_out = idle | own | set(names_of("start"))
+    return {name: value for name, value in run.settings.items() if name not in left_out}
 
 
 def _place(name: str) -> tuple[int, int, str]:
-    part = name.partition(".")[0]
+    part, said = name.partition(".")[0], settings().get(name)
     return (
-        _FIRST.index(name) if name in _FIRST else len(_FIRST),
+        (said.asked if said else None) or len(settings()),
         _PARTS.index(part) if part in _PARTS else len(_PARTS),
         name,
     )

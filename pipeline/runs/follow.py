@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from pipeline.runs.state import RunReader, RunState
 from pipeline.runs.tail import NewLines
-from pipeline.system.console import Progress, train_line
+from pipeline.system.console import say
 from pipeline.system.failure import ExitCode
-from pipeline.train.verdict import Figures, kind_of
+from pipeline.train.monitor.progress import Progress, train_line
+from pipeline.train.verdict import kind_of, seen
 
 _LOOK_SEC = 0.5
 _WORD_SEC = 5.0
@@ -146,11 +145,10 @@ class LiveScreen(Screen):
         self._shown: Mapping[str, Any] = {}
 
     def say(self, line: str) -> None:
-        tqdm.write(line)
-        sys.stdout.flush()
+        say(line)
 
     def warn(self, word: str) -> None:
-        tqdm.write(f"warning: {word}", file=sys.stderr)
+        say(f"warning: {word}", sys.stderr)
 
     def show(self, run: RunState) -> None:
         metrics, batch = run.latest, run.settings.get("data.global_batch_size")
@@ -159,9 +157,9 @@ class LiveScreen(Screen):
         if run.total_steps is None or batch is None:
             return
         try:
-            position, limit = int(metrics["position"]), verdict(metrics)
+            position, limit = int(metrics["position"]), kind_of(seen(metrics))
             self._bar = self._bar or Progress(run.total_steps * batch, position)
-            self._bar.advance(position)
+            self._bar.move(position)
             self._bar.train(metrics, limit)
             self._shown = metrics
         except (KeyError, TypeError, ValueError, ZeroDivisionError):
@@ -176,13 +174,3 @@ class LiveScreen(Screen):
 def screen_for_stdout() -> Screen:
     """The screen that fits what this process writes to."""
     return LiveScreen() if sys.stdout.isatty() else Screen()
-
-
-def verdict(metrics: Mapping[str, Any]) -> str:
-    """What limits a training by a line of its metrics, in the run's own word for it: it hangs on
-    the shares of the step that wait. Raises KeyError for a line without them."""
-    waits = Figures(
-        data_wait_share=metrics["data_wait_share"],
-        exposed_communication_share=metrics["communication_share"],
-    )
-    return kind_of(waits)

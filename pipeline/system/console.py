@@ -1,4 +1,4 @@
-"""Lines for people, on the console and in log.txt, and a progress bar."""
+"""Lines for people, on the console and in log.txt, and the progress bar that may stand below."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -25,6 +25,13 @@ def in_colour(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
+def say(line: str, stream: TextIO | None = None) -> None:
+    """Writes a line to `stream`, by default stdout, above the bar that may stand there."""
+    stream = stream or sys.stdout
+    tqdm.write(line, file=stream)
+    stream.flush()
+
+
 class _LineFormatter(logging.Formatter):
     """Time and message; a line of error stands bare, so that it starts with `error:`."""
 
@@ -34,19 +41,22 @@ class _LineFormatter(logging.Formatter):
         return f"{self.formatTime(record, '%Y-%m-%d %H:%M:%S')} {record.getMessage()}"
 
 
-class _ConsoleHandler(logging.Handler):
-    """Information to stdout, the rest to stderr; leaves a progress bar whole."""
+class ConsoleHandler(logging.Handler):
+    """Information to stdout and the rest to stderr, or all to one stream; leaves a progress bar
+    whole."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__()
+        self._stream = stream
 
     def emit(self, record: logging.LogRecord) -> None:
-        stream = sys.stdout if record.levelno < logging.WARNING else sys.stderr
+        of_level = sys.stdout if record.levelno < logging.WARNING else sys.stderr
+        stream = self._stream or of_level
         line = self.format(record)
         if record.levelno >= logging.WARNING and in_colour(stream):
             line = f"{_RED if record.levelno >= logging.ERROR else _YELLOW}{line}{_PLAIN}"
-        try:
-            tqdm.write(line, file=stream)
-            stream.flush()
-        except OSError:
-            pass  # A launcher that is ending has closed the pipe; log.txt still gets the line.
+        with contextlib.suppress(OSError):
+            say(line, stream)  # a launcher that ends has closed the pipe; log.txt gets the line
 
 
 class _OtherRankFormatter(logging.Formatter):
@@ -70,7 +80,7 @@ def start_logging(rank: int) -> None:
     """
     for handler in list(log.handlers):
         log.removeHandler(handler)
-    handler = _ConsoleHandler()
+    handler = ConsoleHandler()
     if rank != 0:
         handler.setFormatter(_OtherRankFormatter(rank))
     log.addHandler(handler)
@@ -88,26 +98,100 @@ def log_to_file(run_dir: Path) -> None:
     log.addHandler(handler)
 
 
+LINE_SEC = 10.0
+"""How often a job's log may have a line in the place of a bar."""
+
 _DRAW_SEC = 0.2
-_BAR = "{desc}{percentage:3.0f}%|{bar}| {words}"
+_WORDS_ONLY = "{desc}{percentage:3.0f}%|{bar}| {words}"
 _LEAST_BAR = 10  # cells
-_TRAIN_LINE = (
-    "epoch {epoch} step {step} loss {loss:.4f} top1 {top1:.2%} lr {lr:.5g} "
-    "{images_per_sec:.0f} img/s data wait {data_wait_share:.1%}"
-)
+
+_Bar = TypeVar("_Bar", bound="Bar")
 
 
-def train_line(metrics: Mapping[str, Any]) -> str:
-    """A line of training metrics for people. Raises `KeyError` if it is none."""
-    return _TRAIN_LINE.format(**counted_from_one(metrics))
+class Bar:
+    """How far `total` is, drawn on a terminal in the last line, below what is said meanwhile.
+
+    Elsewhere, or without `wanted`, nothing is drawn: `shown` is false, and `line_due` says when a
+    line of plain words may take its place. A terminal that goes away takes the bar with it, and
+    whatever it does raises nothing. A context manager, which takes the bar away at its end.
+
+    `what` stands in front of the bar, `words` behind it. With a `unit`, "B" for bytes as kB, MB and
+    so on, there stand also how much is done, the time and the speed.
+    """
+
+    def __init__(
+        self, total: int, what: str = "", position: int = 0, *, unit: str = "",
+        stream: TextIO | None = None, wanted: bool = True,
+    ) -> None:  # fmt: skip
+        self._stream = stream or sys.stdout
+        self._drawn_at, self._line_at = 0.0, time.monotonic()
+        self._drawing = _Drawing(
+            total=total, initial=position, desc=what, file=self._stream, leave=False,
+            disable=not (wanted and self._stream.isatty()), dynamic_ncols=True,
+            unit=unit, unit_scale=unit == "B", bar_format=None if unit else _WORDS_ONLY,
+            colour="green" if in_colour(self._stream) else None,
+        )  # fmt: skip
+
+    def __enter__(self: _Bar) -> _Bar:
+        """Is there already."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """As `close`."""
+        self.close()
+
+    @property
+    def shown(self) -> bool:
+        """Whether there is a bar and its terminal; of one that was closed the kernel says that it
+        is none. tqdm itself goes on as if its writes succeeded (4.70)."""
+        if not self._drawing.disable and not self._stream.isatty():
+            self._drawing.disable = True
+        return not self._drawing.disable
+
+    @property
+    def interval_sec(self) -> float:
+        """How often there is something to show."""
+        return LINE_SEC if self._drawing.disable else _DRAW_SEC
+
+    def move(self, position: int, *words: str) -> None:
+        """So much is done; draws it if the last time is a moment ago. Without `words` what stands
+        behind the bar stays."""
+        if self._drawing.disable:
+            return
+        self._drawing.n = position
+        if words:
+            self._drawing.words = tuple(enumerate(words))
+        if time.monotonic() - self._drawn_at >= _DRAW_SEC:
+            self._draw()
+
+    def tell(self, what: str, words: Sequence[tuple[int, str]]) -> None:
+        """Draws now, with other words around the bar: those behind it each with its rank, as the
+        highest goes first where they leave no room for a bar."""
+        self._drawing.set_description_str(what, refresh=False)
+        self._drawing.words = tuple(words)
+        self._draw()
+
+    def line_due(self) -> bool:
+        """Whether a line should tell how far this is: nothing is drawn, and it is a while ago."""
+        now = time.monotonic()
+        if not self._drawing.disable or now - self._line_at <= LINE_SEC:
+            return False
+        self._line_at = now
+        return True
+
+    def close(self) -> None:
+        """Takes the bar away: what was said stands above it."""
+        with contextlib.suppress(OSError):
+            self._drawing.close()
+
+    def _draw(self) -> None:
+        if self.shown:
+            self._drawn_at = time.monotonic()
+            with contextlib.suppress(OSError):  # what is shown may not end what is done
+                self._drawing.refresh()
 
 
-def counted_from_one(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of metrics whose epoch is as people count them, so that the last of 4 is epoch 4."""
-    return {**metrics, "epoch": metrics["epoch"] + 1}
-
-
-class _Bar(tqdm):  # type: ignore[misc]
+class _Drawing(tqdm):  # type: ignore[misc]
     """tqdm's bar with words behind it, which are left out one by one where they leave no bar.
 
     Its own postfix begins with a comma, and is cut at its end.
@@ -122,7 +206,8 @@ class _Bar(tqdm):  # type: ignore[misc]
         known: dict[str, Any] = super().format_dict
         room = known["ncols"] or 1000
         room -= len(f"{known['prefix'] or ''}100%|| ") + _LEAST_BAR
-        return {**known, "words": _fitting(self.words, room)}
+        fitting = _fitting(self.words, room)
+        return {**known, "words": fitting, "postfix": fitting}
 
 
 def _fitting(words: Sequence[tuple[int, str]], columns: int) -> str:
@@ -131,75 +216,3 @@ def _fitting(words: Sequence[tuple[int, str]], columns: int) -> str:
     while len(text := " ".join(word for _, word in left)) > columns and len(left) > 1:
         left.remove(max(left))
     return text
-
-
-class Progress:
-    """Shows a run of `total_images` that stands at `position`.
-
-    Speed and time left are those of the metrics, whose clock does not jump, not the bar's own. A
-    terminal that goes away takes the bar with it; the lines that it kept out of the log go there.
-    """
-
-    def __init__(self, total_images: int, position: int) -> None:
-        self._total_images = total_images
-        self._drawn_at = 0.0
-        self._bar = _Bar(
-            total=total_images, initial=position, disable=not sys.stdout.isatty(),
-            file=sys.stdout, dynamic_ncols=True, bar_format=_BAR, leave=False,
-            colour="green" if in_colour(sys.stdout) else None,
-        )  # fmt: skip
-
-    def train(self, metrics: Mapping[str, Any], verdict: str) -> None:
-        """Shows a line of training metrics and what limits the training."""
-        if not self._is_shown():
-            log.info("%s", train_line(metrics))
-            return
-        shown = counted_from_one(metrics)
-        left = time_left((self._total_images - metrics["position"]) / metrics["images_per_sec"])
-        self._bar.set_description_str("epoch {epoch} ".format(**shown), refresh=False)
-        words = (
-            (2, "loss {loss:.3f}".format(**shown)),
-            (4, "top1 {top1:.2%}".format(**shown)),
-            (3, "{images_per_sec:.0f} img/s".format(**shown)),
-            (0, f"{left} left"),
-            (1, verdict),
-        )
-        self._bar.words = tuple(ranked for ranked in words if ranked[1])
-        self._draw()
-
-    def advance(self, position: int) -> None:
-        """Moves the bar."""
-        if self._bar.disable:
-            return
-        self._bar.n = position
-        now = time.monotonic()
-        if now - self._drawn_at >= _DRAW_SEC:
-            self._drawn_at = now
-            self._draw()
-
-    def close(self) -> None:
-        """Takes the bar away: what was said stands above it, and a run that ended has no time
-        left."""
-        with contextlib.suppress(OSError):
-            self._bar.close()
-
-    def _is_shown(self) -> bool:
-        """Whether there is a bar and its terminal; of one that was closed the kernel says that it
-        is none. tqdm itself goes on as if its writes succeeded (4.70)."""
-        if not self._bar.disable and not sys.stdout.isatty():
-            self._bar.disable = True
-        return not self._bar.disable
-
-    def _draw(self) -> None:
-        with contextlib.suppress(OSError):  # rank 0 alone has a bar: it may not end the run
-            self._bar.refresh()
-
-
-def time_left(seconds: float) -> str:
-    """As a person says it: "3:07" minutes, "1:02:03" hours, "2 d 4 h"."""
-    minutes, sec = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    return f"{hours}:{minutes:02d}:{sec:02d}" if hours else f"{minutes}:{sec:02d}"

@@ -1,15 +1,136 @@
-"""Files of a run that may wait: a full disk stops neither the training nor its checkpoints."""
+"""Files: written whole or not at all, locked by one process, read again after a hiccup, and those
+of a run that survive a full disk.
+
+Imports the standard library only: `launch.horovod_build` needs it before anything is installed.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import logging
 import os
-from collections.abc import Iterator
+import secrets
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 log = logging.getLogger("trainyard")
+files_log = logging.getLogger("trainyard.files")  # a rank's own, so each rank's are shown
+
+READ_AGAIN_SEC = (0.1, 0.5, 2.0)
+"""Naps before a refused read is tried again."""
+
+_PARTIAL = ".partial-"
+_STALE_SEC = 3600.0  # nothing is written to for so long and still goes on
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)  # of file systems that do not have it
+
+_Found = TypeVar("_Found")
+_Error = TypeVar("_Error", bound=Exception)
+
+
+@contextmanager
+def replacing(path: Path, scratch: Path | None = None, durable: bool = True) -> Iterator[Path]:
+    """Gives a new path to write to; that file takes the place of `path` if the body ends well, and
+    goes if not. So `path` holds the old file or the whole new one, whoever else writes it too.
+
+    The path lies beside `path`, from where what a killed process left an hour ago is removed, or in
+    `scratch`, a folder of the same file system whose owner does so by `remove_partials`. `durable`:
+    the content and then the name are on the disk at the end, which a million small files cannot
+    wait for. Raises the `OSError` of the system, with the name of `path` for that of the new file.
+    """
+    if scratch is None:
+        remove_partials(path.parent, _STALE_SEC)
+    # The end of the name, as some writers go by the suffix: it may already be as long as can be.
+    partial = (scratch or path.parent) / f"{_PARTIAL}{secrets.token_hex(4)}-{path.name[-32:]}"
+    try:
+        yield partial
+        if durable:
+            _sync(partial)
+        os.replace(partial, path)
+        if durable:
+            _sync_folder(path.parent)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(partial)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):  # the cause counts; its room may be needed to tell it
+            partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file as `replacing` does, but through a link and into a device as they stand: a user
+    may ask for /dev/stdout. Raises `OSError`."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        path.write_text(text, encoding="utf-8")
+        return
+    with replacing(path) as new:
+        new.write_text(text, encoding="utf-8")
+
+
+def remove_partials(folder: Path, older_than_sec: float = 0.0) -> None:
+    """Removes from `folder` what writers that were killed have left, of that age."""
+    for left in folder.glob(f"{_PARTIAL}*"):
+        try:
+            if not older_than_sec or time.time() - left.stat().st_mtime > older_than_sec:
+                left.unlink()
+        except OSError:  # another process's, which is done by now, or another user's
+            log.debug("%s is not removed", left, exc_info=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    try:
+        _sync(folder)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[int]:
+    """Holds the lock of a file, made if need be, until the body ends or the process does; gives the
+    file's open descriptor.
+
+    Without `wait` raises `BlockingIOError` if another process holds it; `OSError` if it cannot be
+    opened or, then without a filename, if its file system has no locks.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def patiently(
+    read: Callable[[], _Found], kind: type[_Error], words: Callable[[_Error], str]
+) -> _Found:
+    """Returns `read()`, tried again when the file system refuses: servers fail over, mounts hiccup.
+
+    That is an `OSError`, or an error raised from one, of this `kind`; others are raised at once,
+    and so is what the last try raises. Each time `words` of the error are logged.
+    """
+    for nap_sec in READ_AGAIN_SEC:
+        try:
+            return read()
+        except kind as error:
+            if not isinstance(error, OSError) and not isinstance(error.__cause__, OSError):
+                raise
+            files_log.warning("%s again in %g s", words(error), nap_sec)
+            time.sleep(nap_sec)
+    return read()
 
 
 class Room:
@@ -82,14 +203,3 @@ class PatientFile:
             os.close(self._file)
         except OSError as error:  # NFS says only here that the disk is full
             self._room.refused(self._path, error)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Gives the path of a file to write; it takes the place of `path` if the body ends well."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

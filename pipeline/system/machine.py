@@ -1,4 +1,4 @@
-"""What this rank runs on: device, decoder, threads, and the versions of everything."""
+"""What a process runs on: its cores, and the versions of everything."""
 
 from __future__ import annotations
 
@@ -9,19 +9,27 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-import torch
+DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
+"""DALI's packages, one for each CUDA."""
 
 
 @functools.cache
 def versions() -> dict[str, str]:
     """What the numbers of a run depend on besides its configuration."""
+    import torch
+
     found = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    for name in ("horovod", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+    packages = {name: version_of(name) for name in ("horovod", *DALI, "numpy")}
+    found |= {name: version for name, version in packages.items() if version is not None}
     return found | {"commit": _commit()}
+
+
+def version_of(package: str) -> str | None:
+    """The version that is installed, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _commit() -> str:

@@ -13,7 +13,7 @@ DESCRIPTION = "Trains a ResNet on JPEG files, on one process or under horovodrun
 
 def main(argv: list[str]) -> None:
     """Parses and checks, then loads what is heavy and runs."""
-    config = load_config(argv, "python -m pipeline.train", DESCRIPTION)
+    config = load_config(argv, description=DESCRIPTION)
     _check_batch(config)
     if config.resume not in ("auto", "none"):
         checkpoint_exists("--resume is neither auto nor none, and the checkpoint", config.resume)

@@ -6,18 +6,28 @@ A checkpoint is what `torch.save` writes: a zip file whose records carry a CRC-3
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import hashlib
 import logging
 import os
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from torch import Tensor, nn
 
+from pipeline.config import Config
+from pipeline.config.reading import overrides
+from pipeline.data.normalisation import Normalisation
+from pipeline.model.network import make_model
 from pipeline.system.failure import TrainingError
+from pipeline.system.files import remove_partials, replacing
 
 log = logging.getLogger("trainyard")
 
@@ -44,23 +54,18 @@ class SaveError(TrainingError):
 def write_atomically(path: Path, content: Mapping[str, Any]) -> None:
     """Writes `content` so that `path` holds either the old file or the whole new one.
 
-    Temporary file in the same folder, fsync, rename, fsync of the folder. Raises `OSError`, and
-    leaves no part of a file behind, when the disk does not take it.
+    Raises `OSError`, and leaves no part of a file behind, when the disk does not take it.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with open(partial, "wb") as file:
+        with replacing(path) as partial, open(partial, "wb") as file:
             torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+    except OSError:
+        raise
     except Exception as error:
-        partial.unlink(missing_ok=True)  # its room may be needed for a word on the cause
         refused = _refusal(error)
-        if refused is None or refused is error:
+        if refused is None:
             raise
         raise OSError(refused.errno, refused.strerror, str(path)) from error
-    _sync_folder(path.parent)
 
 
 def _refusal(error: BaseException | None) -> OSError | None:
@@ -69,14 +74,6 @@ def _refusal(error: BaseException | None) -> OSError | None:
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_verified(path: Path) -> dict[str, Any]:
@@ -105,6 +102,79 @@ def read_verified(path: Path) -> dict[str, Any]:
             "it was not written by this program or by another version of it"
         )
     return content
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint says of its network, without what only the training itself needs.
+
+    config: the settings of the training; those that its version did not know have their defaults.
+    classes: names by label.
+    normalisation: what the network expects pixels to be normalised by.
+    weights: parameters and buffers by name, on the CPU; BN's statistics are the mean over ranks.
+    step, world_size: where the training stood, and on how many ranks; 0 and 1 for imported weights.
+    fingerprint: the facts that make it this run; imported weights name their file alone.
+    excluded: of the sets train and val, the images that the run went on without.
+    """
+
+    path: Path
+    config: Config
+    classes: list[str]
+    normalisation: Normalisation
+    weights: dict[str, Tensor]
+    step: int
+    world_size: int
+    fingerprint: Mapping[str, Any]
+    excluded: Mapping[str, Any]
+
+    def configured(self, given: Any, names: Sequence[str]) -> Config:
+        """The settings, those of `names` in their place that the parsed command line gave.
+
+        Raises `ConfigError` where they do not go together.
+        """
+        return overrides(given, names, yaml.safe_load(self.config.to_yaml()))
+
+    def build(self, device: torch.device, config: Config | None = None) -> nn.Module:
+        """The network with its weights on `device`, in eval mode.
+
+        Args:
+            device: where it is to lie.
+            config: its settings model.norm and optim.amp say what computes the norm layers; None:
+                the reference, which runs everywhere.
+
+        Raises:
+            ValueError: the norm layers that `config` asks for cannot run on `device`.
+        """
+        if config is None:
+            reference = dataclasses.replace(self.config.model, norm="reference")
+            config = dataclasses.replace(self.config, model=reference)
+        model = make_model(config, len(self.classes), device)
+        model.load_state_dict(self.weights)
+        return model.eval()
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits over the weights: which network it is."""
+        summary = hashlib.sha256()
+        for name, tensor in self.weights.items():
+            summary.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        return summary.hexdigest()[:16]
+
+
+def read(path: Path) -> Trained:
+    """The network that the checkpoint `path` holds. Raises as `read_verified` does."""
+    content = read_verified(path)
+    return Trained(
+        path,
+        overrides({}, (), yaml.safe_load(content["config"])),
+        list(content["classes"]),
+        Normalisation.from_state(content["normalisation"]),
+        content["model"],
+        content["step"],
+        content["world_size"],
+        content["fingerprint"],
+        content["excluded"],
+    )
 
 
 class CheckpointFolder:
@@ -139,8 +209,7 @@ class CheckpointFolder:
         path = self.path(step)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for cut in self.folder.glob(".*.partial"):  # what a save that was killed has left
-                cut.unlink()
+            remove_partials(self.folder)  # of a save that was killed: the folder has one writer
             write_atomically(path, {"format": FORMAT, **content})
         except OSError as error:
             raise self._not_written(path, content, error) from error
@@ -187,18 +256,11 @@ class CheckpointFolder:
 
     def link_best(self, path: Path) -> None:
         """Makes `best.pt` another name of the checkpoint `path`."""
-        partial = self.folder / ".best.pt.partial"
-        partial.unlink(missing_ok=True)
-        try:
-            os.link(path, partial)
-        except OSError:  # a file system without hard links
+        with replacing(self.best) as partial:
             try:
+                os.link(path, partial)
+            except OSError:  # a file system without hard links
                 partial.write_bytes(path.read_bytes())
-            except OSError:
-                partial.unlink(missing_ok=True)
-                raise
-        os.replace(partial, self.best)
-        _sync_folder(self.folder)
 
     def latest(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest whole checkpoint and its path; None when there is none at all.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import socket
@@ -17,6 +16,7 @@ import yaml
 from pipeline.config import Config
 from pipeline.ranks.watchdog import forget_stacks
 from pipeline.ranks.world import World
+from pipeline.system import files
 from pipeline.system.console import log_to_file
 from pipeline.system.failure import (
     FellWithPeer,
@@ -112,40 +112,37 @@ def _text(folder: Path) -> str:
 @contextlib.contextmanager
 def locked(folder: Path, world: World) -> Iterator[Path]:
     """Collective. Makes the run's folder and holds it until the job ends."""
-    held: list[Any] = []
+    held = contextlib.ExitStack()
 
     def take() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / "lock", "a+", encoding="utf-8")  # noqa: SIM115  (held till the end)
+        path = folder / "lock"
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = held.enter_context(files.locked(path, wait=False))
         except BlockingIOError as error:
-            file.seek(0)
+            holder = path.read_text(encoding="utf-8", errors="replace").strip() or "another job"
             raise ValueError(
-                f"the run in {folder} is in use by {file.read().strip() or 'another job'}; wait "
-                "for it or choose another run.name"
+                f"the run in {folder} is in use by {holder}; wait for it or choose another run.name"
             ) from error
         except OSError as error:
+            if error.filename is not None:  # the file, not its lock
+                raise
             raise ValueError(
                 f"the run in {folder} cannot be locked: {error.strerror}; its file system has no "
                 "locks (Lustre: mount it with -o flock), so set run.dir to another one"
             ) from error
-        file.truncate(0)
         job_id = os.environ.get("SLURM_JOB_ID")
-        file.write(
+        said = (
             f"process {os.getpid()} on {socket.gethostname()}"
             + (f", Slurm job {job_id}" if job_id else "")
             + time.strftime(", since %Y-%m-%d %H:%M:%S\n")
         )
-        file.flush()
-        held.append(file)
+        os.ftruncate(lock, 0)
+        os.write(lock, said.encode())
 
-    world.on_rank0(take)
-    try:
+    with held:
+        world.on_rank0(take)
         yield folder
-    finally:
-        for file in held:
-            file.close()
 
 
 @contextlib.contextmanager

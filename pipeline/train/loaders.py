@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 import numpy as np
 
 from pipeline.config import Config
 from pipeline.data.batches import Partition, split_global_batch, validation_chunks
 from pipeline.data.dali import Batch, DecodeSettings, Loader
-from pipeline.data.exclusion import Found, Placed, locate, too_many
+from pipeline.data.exclusion import Found, too_many
 from pipeline.data.images import BadImage, ImageSet
 from pipeline.data.stream import TrainStream, ValStream, train_planner, val_planner
 from pipeline.ranks.world import World
@@ -66,7 +65,7 @@ class Loaders:
         if self._config.data.bad_images != "exclude":
             return None
         positions = self.partition.positions(step, micro)
-        found = None if error is None else locate(error, self.stream, positions)
+        found = None if error is None else self.stream.locate(error, positions)
         everyone = self._world.gather_objects((found, error is not None and found is None))
         if any(hopeless for _, hopeless in everyone):
             return None
@@ -84,7 +83,7 @@ class ValidationLoader:
     """
 
     def __init__(
-        self, stream: ValStreamLike, open_from: Callable[[int], Loader],
+        self, stream: ValStream, open_from: Callable[[int], Loader],
         positions: Callable[[int], np.ndarray], most: int | None,
     ) -> None:  # fmt: skip
         self._stream, self._open_from, self._positions = stream, open_from, positions
@@ -104,7 +103,7 @@ class ValidationLoader:
                     yield batch
                 return
             except BadImage as error:
-                found = locate(error, self._stream, self._positions(done))
+                found = self._stream.locate(error, self._positions(done))
                 if found is None or self._most is None:
                     raise
             self.found.append(found)
@@ -117,12 +116,6 @@ class ValidationLoader:
     def close(self) -> None:
         """Ends the loader's threads."""
         self._loader.close()
-
-
-class ValStreamLike(Placed, Protocol):
-    """A validation stream, which can leave images out."""
-
-    excluded: frozenset[int]
 
 
 def open_val_loader(

@@ -9,10 +9,9 @@ from contextlib import closing
 import numpy as np
 
 from pipeline.config import DataConfig
-from pipeline.data.crops import Planner
 from pipeline.data.dali import DecodeSettings, Loader
 from pipeline.data.images import BadImage, ImageSet
-from pipeline.data.stream import Selection, val_planner
+from pipeline.data.stream import ValStream, val_planner
 from pipeline.system.failure import TrainingError
 
 log = logging.getLogger("trainyard")
@@ -55,7 +54,7 @@ def decode_largest(
     candidates = candidates[np.argsort(-pixels[candidates], kind="stable")]
     order = [int(i) for i in candidates if int(i) not in without]
     batch = min(config.local_batch_size, len(order))
-    stream = _Given(manifest, val_planner(config))
+    stream = ValStream(manifest, val_planner(config))
     decode = decode.for_shape((config.image_size, config.image_size))
     for _ in range(_TRIES):
         largest = np.array(order[:batch], dtype=np.int64)
@@ -73,19 +72,3 @@ def decode_largest(
             ) from error
         else:
             return
-
-
-class _Given:
-    """A stream whose positions are image numbers."""
-
-    def __init__(self, manifest: ImageSet, planner: Planner) -> None:
-        self.manifest = manifest
-        self._planner = planner
-
-    def select(self, positions: np.ndarray) -> Selection:
-        """The centre of each image; one without a size is taken as the smallest there is."""
-        heights = np.maximum(self.manifest.heights[positions], 1)
-        widths = np.maximum(self.manifest.widths[positions], 1)
-        words = np.empty((len(positions), 0), dtype=np.uint64)
-        labels = np.asarray(self.manifest.labels[positions], dtype=np.int64)
-        return Selection(positions, positions, labels, self._planner.plan(heights, widths, words))

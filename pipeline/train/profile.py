@@ -19,6 +19,7 @@ from pipeline.config import Config
 from pipeline.config.run import profiled_steps
 from pipeline.ranks.world import World
 from pipeline.system.failure import PeerLost
+from pipeline.system.files import replacing
 from pipeline.train.metrics import TrainWindow
 from pipeline.train.phases import Phases
 
@@ -103,13 +104,11 @@ class StepProfile(Profile):
         self._phases.annotate(False)
         self._profiler.stop_trace()
         self._world.stop_timeline()
-        partial = self._trace.with_name(f".partial-{self._trace.name}")
         try:
-            self._profiler.export_chrome_trace(str(partial))
-            os.replace(partial, self._trace)
+            with replacing(self._trace) as partial:
+                self._profiler.export_chrome_trace(str(partial))
         except (OSError, RuntimeError) as error:
             files_log.warning("warning: the trace %s cannot be written (%s)", self._trace, error)
-            partial.unlink(missing_ok=True)
         self._window.pause(time.perf_counter() - started)
         if not self._trace.exists():
             return

@@ -20,12 +20,12 @@ from pipeline.data.order import order_digest
 from pipeline.data.statistics import normalisation_of
 from pipeline.model.network import network_name
 from pipeline.model.norm import norm_layers
-from pipeline.ranks.connect import connect
+from pipeline.ranks import connect
 from pipeline.ranks.places import choose_device, own_share, set_threads
 from pipeline.ranks.stop import StopSignal
 from pipeline.ranks.watchdog import watched
 from pipeline.system.console import start_logging
-from pipeline.system.files import Room
+from pipeline.system.files import Room, replacing, write_text
 from pipeline.system.machine import versions
 from pipeline.system.text import counted
 from pipeline.train.checkpoint import CheckpointFolder, read_verified, require_same_run
@@ -37,7 +37,7 @@ from pipeline.train.preflight import decode_largest, require_complete
 from pipeline.train.profile import open_profile
 from pipeline.train.state import TrainState, compared
 from pipeline.train.trainer import Trainer
-from pipeline.train.verdict import Figures, of_training
+from pipeline.train.verdict import Figures, judge, seen
 
 log = logging.getLogger("trainyard")
 
@@ -176,7 +176,7 @@ def _find_checkpoint(
     require_same_run(path, content["fingerprint"], wanted)
     if not holds_run:
         # From here on the run stands on its own, and the same command goes on with it.
-        origin.write_text(str(path.resolve()), encoding="utf-8")
+        write_text(origin, str(path.resolve()))
         checkpoints.save(content["step"], content)
     log.info("resuming from %s at step %d", path, content["step"])
     checkpoints.forget_after(content["step"])
@@ -203,9 +203,8 @@ def _open_files(trainer: Trainer) -> None:
     """On rank 0: the files of the run, and what a person wants to know at the start."""
     config, state, run_dir = trainer.config, trainer.state, trainer.config.run.path
     header = "".join(f"# {name}: {value}\n" for name, value in versions().items())
-    partial = run_dir / ".config.yaml.partial"  # who looks at the run must not see half of it
-    partial.write_text(header + config.to_yaml(), encoding="utf-8")
-    partial.replace(run_dir / "config.yaml")
+    with replacing(run_dir / "config.yaml") as new:  # who looks at the run must not see half of it
+        new.write_text(header + config.to_yaml(), encoding="utf-8")
     total_images = trainer.course.position(trainer.course.total_steps)
     trainer.monitor = RunMonitor(
         run_dir, config, trainer.position, len(state.history), total_images,
@@ -294,7 +293,7 @@ def _sum_up(trainer: Trainer) -> None:
             "speed: %.0f img/s (median), data wait %.1f%% of the step",
             median["images_per_sec"], 100 * median["data_wait_share"],
         )  # fmt: skip
-        log.info("limited by: %s", of_training(trainer.figures, median, trainer.world.size))
+        log.info("limited by: %s", judge(seen(median, trainer.world.size, trainer.figures)))
     log.info(
         "the run lies in %s; look at it with: tensorboard --logdir %s", run_dir, run_dir.parent
     )

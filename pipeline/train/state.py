@@ -9,12 +9,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import Config
+from pipeline.config import Config, names_of
 from pipeline.config.effect import settings_of, without_effect
 from pipeline.data.normalisation import IMAGENET, Normalisation
 from pipeline.data.order import SCHEME_VERSION
-from pipeline.model.backends import choose_backend
-from pipeline.model.network import build_network, network_facts
+from pipeline.model.network import make_model, network_facts
 from pipeline.model.norm import running_statistics, swapped_statistics
 from pipeline.ranks.world import World
 from pipeline.system.failure import TrainingError
@@ -32,32 +31,16 @@ def fingerprint(
     """The facts that must be the same for a checkpoint to belong to a run, as far as they have an
     effect in it (`compared`).
 
-    Free to change: world size, local batch, threads, where decoding runs, what becomes of bad
-    images (those already excluded are in the checkpoint), how norm layers and the
-    model are executed (model.norm, model.compile), paths, intervals, and the number of epochs or
-    steps.
+    They are the settings of the kinds `identity` and `kept`; all others are free to change.
     """
-    facts: dict[str, Any] = {"random_scheme": SCHEME_VERSION, "run.seed": config.run.seed}
+    facts: dict[str, Any] = {"random_scheme": SCHEME_VERSION}
     facts |= {f"data hash of {split}": digest for split, digest in data_hashes.items()}
     facts["means and deviations"] = normalisation.digest
+    for name in names_of("identity", "kept"):
+        value = config.get(name)
+        facts[name] = list(value) if isinstance(value, tuple) else value
     # A plain network has the parameters of a residual one with shortcuts A.
-    facts |= {f"model.{name}": value for name, value in network_facts(config.model).items()}
-    fixed = {
-        "data": (
-            "global_batch_size", "image_size", "train_crop", "area", "short_side", "flip",
-            "padding", "color_std", "mean", "held_out", "val_resize", "output",
-        ),
-        "model": ("variant", "zero_init_last_norm"),
-        "optim": tuple(f.name for f in dataclasses.fields(config.optim)),
-        "schedule": tuple(
-            f.name for f in dataclasses.fields(config.schedule) if f.name not in ("epochs", "steps")
-        ),
-    }  # fmt: skip
-    for part, names in fixed.items():
-        for name in names:
-            value = getattr(getattr(config, part), name)
-            facts[f"{part}.{name}"] = list(value) if isinstance(value, tuple) else value
-    return facts
+    return facts | {f"model.{name}": value for name, value in network_facts(config.model).items()}
 
 
 def compared(facts: dict[str, Any], config: Config) -> dict[str, Any]:
@@ -199,16 +182,6 @@ class TrainState:
             for name, parameter in self.model.named_parameters()
             if self.optimizer.state.get(parameter, {}).get("momentum_buffer") is not None
         }
-
-
-def make_model(config: Config, classes: int, device: torch.device) -> nn.Module:
-    """The network with its initial weights, drawn on the CPU so that every device starts alike.
-
-    Raises `ValueError` if the norm backend that was asked for cannot run on `device`.
-    """
-    norm = choose_backend(config.model.norm, device, config.optim.amp)
-    torch.manual_seed(config.run.seed)
-    return build_network(config.model, classes, norm).to(device)
 
 
 def _unflatten(flat: Tensor, like: list[Tensor]) -> list[Tensor]:

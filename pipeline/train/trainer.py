@@ -36,7 +36,7 @@ from pipeline.train.profile import Profile
 from pipeline.train.schedule import History, make_schedule, run_length
 from pipeline.train.state import TrainState, fingerprint, require_finite
 from pipeline.train.validation import Inspection, require_learning, validate
-from pipeline.train.verdict import Figures, of_training
+from pipeline.train.verdict import Figures, judge, seen
 
 log = logging.getLogger("trainyard")
 
@@ -276,7 +276,7 @@ class Trainer:
                 "skipped_steps": state.precision.skipped_steps,
                 "excluded": len(state.excluded.train),
             }
-            limit = of_training(self.figures, line, self.world.size)
+            limit = judge(seen(line, self.world.size, self.figures))
             self.monitor.train(line, limit.kind)
         state.window.restart()
         self.phases.restart()

@@ -1,10 +1,14 @@
-"""What a validation shows beside its counts: which classes fail, and the most certain mistakes."""
+"""Exact validation: every image counts once, on any number of ranks.
+
+Beside the counts an `Inspection` shows which classes fail, and the most certain mistakes.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -100,54 +104,94 @@ class Inspection:
         }
 
 
-@torch.no_grad()  # not inference_mode: Horovod cannot resize a tensor made in it
+Scored = tuple[Batch, Tensor, Tensor]
+"""A batch, its scores (B, classes), the greatest best, and its log-probabilities (B, classes)."""
+
+
+class Observer(Protocol):
+    """Looks at the batches that a rank counts, and is handed the sum over ranks."""
+
+    def add(self, batch: Batch, scores: Tensor) -> None:
+        """Takes in a batch and its scores (B, classes), without a host sync."""
+
+    def counts(self) -> Tensor:
+        """This rank's counts, (n,) int64 on the CPU, n alike on all ranks. A host sync."""
+
+    def take_in(self, everyone: Tensor) -> None:
+        """Takes in `counts` summed over ranks."""
+
+
 def validate(
     model: nn.Module, loader: Iterable[Batch], precision: Precision, world: World, images: int,
     inspection: Inspection | None = None,
 ) -> Validation:  # fmt: skip
-    """Collective. Counts over this rank's chunks, summed once as integers over ranks.
+    """Collective. Counts what `model`, in eval mode, makes of this rank's batches; see `count`."""
 
-    `model` is in eval mode. Padding (label -1) counts nowhere; an image that cannot be read (label
-    -2) counts as wrong and has no part in the mean loss. `inspection` gets to see every batch, and
-    its counts are summed with these. Raises `Reported` on every rank if
-    a rank met a bad file, or if the images counted are not exactly `images`.
+    def scored() -> Iterator[Scored]:
+        for batch in loader:
+            world.heartbeat.beat("validation")
+            logits = logits_of(model, precision, batch.images)
+            yield batch, logits, F.log_softmax(logits, dim=1)
+
+    return count(scored(), world, images, "validation", inspection)
+
+
+def logits_of(model: nn.Module, precision: Precision, images: Tensor) -> Tensor:
+    """Images (B, 3, H, W), channels-last -> logits (B, classes) float32."""
+    if precision.mode == "off":
+        images = images.float()  # another network of an ensemble may want float16
+    with precision.autocast():
+        logits: Tensor = model(images)
+    return logits.float()
+
+
+@torch.no_grad()  # not inference_mode: Horovod cannot resize a tensor made in it
+def count(
+    scored: Iterable[Scored], world: World, images: int, during: str,
+    observer: Observer | None = None,
+) -> Validation:  # fmt: skip
+    """Collective. Counts over this rank's batches, summed once as integers over ranks.
+
+    Padding (label -1) counts nowhere; an image that cannot be read (label -2) counts as wrong and
+    has no part in the mean loss. `observer` gets to see every batch, and its counts are summed with
+    these. `during` says in errors what counts.
+
+    Raises `Reported` on every rank if a rank met a bad file, or if the images counted are not
+    exactly `images`.
     """
     counts: Tensor | None = None
     loss: Tensor | None = None
     error: Exception | None = None
     try:
-        for batch in loader:
-            world.heartbeat.beat("validation")
-            with precision.autocast():
-                logits = model(batch.images).float()
+        for batch, scores, log_probabilities in scored:
+            if observer is not None:
+                observer.add(batch, scores)
             real = (batch.labels != PADDING_LABEL).sum().unsqueeze(0)
             unreadable = (batch.labels == UNREADABLE_LABEL).sum().unsqueeze(0)
-            if inspection is not None:
-                inspection.add(batch, logits)
-            batch_counts = torch.cat([correct_counts(logits, batch.labels), real, unreadable])
+            batch_counts = torch.cat([correct_counts(scores, batch.labels), real, unreadable])
             with_loss = batch.labels.masked_fill(batch.labels < 0, PADDING_LABEL)
-            batch_loss = F.cross_entropy(
-                logits, with_loss, ignore_index=PADDING_LABEL, reduction="sum"
+            batch_loss = F.nll_loss(
+                log_probabilities, with_loss, ignore_index=PADDING_LABEL, reduction="sum"
             ).double()
             counts = batch_counts if counts is None else counts + batch_counts
             loss = batch_loss if loss is None else loss + batch_loss
     except Exception as caught:  # whatever it is, the other ranks must hear of it
-        where = f"(met in validation by rank {world.rank})"
+        where = f"(met in {during} by rank {world.rank})"
         kind = ValueError if isinstance(caught, ValueError) else TrainingError
         error = kind(f"{caught} {where}")
     world.raise_together(error)
     mine = torch.zeros(4, dtype=torch.int64) if counts is None else counts.cpu()  # host sync
     my_loss = torch.zeros((), dtype=torch.float64) if loss is None else loss.cpu()
-    if inspection is not None:
-        mine = torch.cat([mine, inspection.counts()])
+    if observer is not None:
+        mine = torch.cat([mine, observer.counts()])
     everyone = world.sum(mine)
     top1, top5, seen, unreadable_images = everyone[:4].tolist()
-    if inspection is not None:
-        inspection.take_in(everyone[4:])
+    if observer is not None:
+        observer.take_in(everyone[4:])
     total_loss = float(world.sum(my_loss.unsqueeze(0)))
     if seen != images:
         world.raise_together(
-            TrainingError(f"validation counted {seen} images, the data set has {images}")
+            TrainingError(f"{during} counted {seen} images, the data set has {images}")
         )
     return Validation(images, top1, top5, total_loss / max(1, images - unreadable_images))
 

@@ -116,6 +116,22 @@ class Figures:
         return self.loader / self.consumed
 
 
+def seen(
+    line: Mapping[str, Any], ranks: int | None = None, known: Figures | None = None
+) -> Figures:
+    """What a line of training metrics says, or the medians of several, beside what is `known`.
+
+    `ranks` is the number of ranks of the training; None: not known. Raises KeyError for a line
+    without its shares.
+    """
+    return dataclasses.replace(
+        known or Figures(),
+        reached=line["images_per_sec"] / ranks if ranks else None,
+        data_wait_share=line["data_wait_share"],
+        exposed_communication_share=None if ranks == 1 else line["communication_share"],
+    )
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What limits, and the line that says so with its reasons and what would help."""
@@ -126,19 +142,6 @@ class Verdict:
 
     def __str__(self) -> str:
         return self.text
-
-
-def of_training(known: Figures, line: Mapping[str, Any], ranks: int) -> Verdict:
-    """The verdict on a training of `ranks` ranks by a line of its metrics, or the medians of
-    several, and what is `known` beside."""
-    return judge(
-        dataclasses.replace(
-            known,
-            reached=line["images_per_sec"] / ranks,
-            data_wait_share=line["data_wait_share"],
-            exposed_communication_share=line["communication_share"] if ranks > 1 else None,
-        )
-    )
 
 
 def judge(figures: Figures) -> Verdict:

@@ -88,15 +88,12 @@ def test_physical_cores_are_read_from_the_kernel(tmp_path):
     assert physical_cores({0, 2, 5}, tmp_path) == {0: 0, 2: 0, 5: 5}
 
 
-def test_gpus_and_their_buses_are_read_from_nvidia_smi(tmp_path, monkeypatch):
-    fake = tmp_path / "nvidia-smi"
-    fake.write_text("#!/bin/sh\necho '0, GPU-a, 00000000:1B:00.0'\necho '1, GPU-b, 0000:3D:00.0'\n")
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
+def test_gpus_and_their_buses_are_read_from_nvidia_smi(install):
+    install("nvidia-smi", "echo '0, GPU-a, 00000000:1B:00.0'\necho '1, GPU-b, 0000:3D:00.0'")
     assert bus_ids()["GPU-b"] == bus_ids()["1"] == "0000:3D:00.0"
 
 
-def test_a_rank_is_bound_near_the_gpu_it_sees(tmp_path, monkeypatch):
+def test_a_rank_is_bound_near_the_gpu_it_sees(tmp_path, install):
     """In a process of its own, with this machine's cores as if they hung on two GPUs' sockets."""
     devices = tmp_path / "devices"
     cores = sorted(os.sched_getaffinity(0))
@@ -104,9 +101,7 @@ def test_a_rank_is_bound_near_the_gpu_it_sees(tmp_path, monkeypatch):
     for bus, near in (("0000:1b:00.0", half), ("0000:3d:00.0", cores)):
         (devices / bus).mkdir(parents=True)
         (devices / bus / "local_cpulist").write_text(",".join(map(str, near)))
-    smi = tmp_path / "nvidia-smi"
-    smi.write_text("#!/bin/sh\necho '0, GPU-a, 0000:1B:00.0'\necho '1, GPU-b, 0000:3D:00.0'\n")
-    smi.chmod(0o755)
+    install("nvidia-smi", "echo '0, GPU-a, 0000:1B:00.0'\necho '1, GPU-b, 0000:3D:00.0'")
     code = (
         "import launch.slurm.binding as b, os, pathlib, sys\n"
         "b.PCI_DEVICES = pathlib.Path(sys.argv[1])\n"
@@ -114,7 +109,6 @@ def test_a_rank_is_bound_near_the_gpu_it_sees(tmp_path, monkeypatch):
         "print(*sorted(os.sched_getaffinity(0)))\n"
     )
     env = environment(HOROVOD_LOCAL_RANK="0", HOROVOD_LOCAL_SIZE="1", CUDA_VISIBLE_DEVICES="0")
-    env["PATH"] = f"{tmp_path}:{env['PATH']}"
     done = subprocess.run(
         [sys.executable, "-c", code, devices],
         cwd=REPOSITORY, env=env, capture_output=True, text=True, check=True,

@@ -2,7 +2,6 @@
 
 import json
 import os
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -11,17 +10,12 @@ import pytest
 from jobs import copy_data
 
 from launch.doctor.__main__ import node_lines, parse_node_lines, table
-from launch.doctor.judge import Check, judge
+from launch.doctor.check import Check
+from launch.doctor.gpus import parse_gpus, read_gpus
+from launch.doctor.judge import facts, judge
 from launch.doctor.network import interface_of, matches, node_address, read_interfaces
-from launch.doctor.node import (
-    TOKEN_VARIABLE,
-    facts,
-    parse_gpus,
-    read_gpus,
-    remove_token,
-    write_token,
-)
 from launch.doctor.software import code_digest
+from launch.doctor.storage import TOKEN_VARIABLE, token_in
 from pipeline.config import DataConfig
 from pipeline.data.index.manifest import open_manifest
 from pipeline.prepare.drawn.mini import draw_mini
@@ -40,19 +34,6 @@ def doctor(*argv: str, stdin: str = "", **env: str) -> subprocess.CompletedProce
         cwd=REPOSITORY, env=clean | {"OMP_NUM_THREADS": "1"} | env,
         input=stdin, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-
-
-@pytest.fixture
-def nvidia_smi(tmp_path, monkeypatch):
-    """Puts a program of that name, made of these shell lines, before all others."""
-
-    def install(body: str) -> None:
-        program = tmp_path / "nvidia-smi"
-        program.write_text(f"#!/bin/sh\n{body}\n")
-        program.chmod(program.stat().st_mode | stat.S_IXUSR)
-        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-
-    return install
 
 
 def test_facts_are_json_and_tell_what_this_machine_is(tmp_path):
@@ -82,15 +63,14 @@ def test_a_run_directory_below_a_file_is_a_problem(tmp_path):
 
 def test_only_a_node_that_sees_the_token_shares_the_run_directory(tmp_path, monkeypatch):
     (tmp_path / "shared").mkdir()
-    token = write_token(tmp_path / "shared")
-    monkeypatch.setenv(TOKEN_VARIABLE, token)
-    assert facts(tmp_path / "shared", None, "cpu", "auto", "bf16")["run_dir"]["sees_token"]
-    other = facts(tmp_path / "other", None, "cpu", "auto", "bf16")
+    with token_in(tmp_path / "shared") as token:
+        monkeypatch.setenv(TOKEN_VARIABLE, token)
+        assert facts(tmp_path / "shared", None, "cpu", "auto", "bf16")["run_dir"]["sees_token"]
+        other = facts(tmp_path / "other", None, "cpu", "auto", "bf16")
     assert other["run_dir"]["sees_token"] is False
     found = {check.name: check for check in judge([other])}["run directory"]
     assert found.status == "fail" and "is not the folder of the first node" in found.found
     assert "shared file system" in found.cure
-    remove_token(tmp_path / "shared", token)
     assert list((tmp_path / "shared").iterdir()) == []
 
 
@@ -117,8 +97,8 @@ def test_the_archive_of_cifar_10_is_looked_into(tmp_path):
     assert done.returncode == 2 and "\nfail  data" in done.stdout, done.stdout
 
 
-def test_gpus_are_read_from_nvidia_smi(nvidia_smi):
-    nvidia_smi(f"cat <<'END'\n{SMI_LINES}END")
+def test_gpus_are_read_from_nvidia_smi(install):
+    install("nvidia-smi", f"cat <<'END'\n{SMI_LINES}END")
     gpus, driver, problem = read_gpus()
     assert (driver, problem) == ("570.86.15", None)
     assert gpus[1] == {
@@ -131,16 +111,18 @@ def test_memory_that_nvidia_smi_does_not_know_is_unknown():
     assert parse_gpus("0, GB10, GPU-1, [N/A], [N/A], 580.1\n")[0][0]["memory_bytes"] is None
 
 
-def test_a_broken_driver_is_told_in_its_own_words(nvidia_smi):
-    nvidia_smi("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18")
+def test_a_broken_driver_is_told_in_its_own_words(install):
+    install(
+        "nvidia-smi", "echo 'NVML: Driver/library version mismatch'; exit 18"
+    )
     node = facts(None, None, "auto", "auto", "bf16")
     check = {check.name: check for check in judge([node])}["driver"]
     assert check.status == "fail" and "Driver/library version mismatch" in check.found
 
 
 @pytest.mark.parametrize("text", ["no comma here", "a, b, c, d, e, f"])
-def test_lines_that_nvidia_smi_never_wrote_are_a_problem_not_a_crash(nvidia_smi, text):
-    nvidia_smi(f"echo '{text}'")
+def test_lines_that_nvidia_smi_never_wrote_are_a_problem_not_a_crash(install, text):
+    install("nvidia-smi", f"echo '{text}'")
     gpus, driver, problem = read_gpus()
     assert (gpus, driver) == ([], None) and "cannot be read" in problem
 

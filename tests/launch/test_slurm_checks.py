@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 
 import pytest
@@ -19,13 +18,9 @@ LINE = "node1:1:2 [0] NCCL INFO Channel 00/0 : 0[0] -> 8[0] [send] via NET/{}\n"
 
 
 @pytest.fixture
-def srun(tmp_path, monkeypatch):
+def srun(tmp_path, install):
     """A srun on whose nodes nothing answers."""
-    (tmp_path / "bin").mkdir()
-    program = tmp_path / "bin" / "srun"
-    program.write_text(f"#!/bin/sh\nls -A {tmp_path}/runs/a > {tmp_path}/seen\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    install("srun", f"ls -A {tmp_path}/runs/a > {tmp_path}/seen")
     return tmp_path / "seen"
 
 
@@ -66,13 +61,9 @@ def test_nodes_that_talk_over_a_plain_socket_are_warned_of(tmp_path, capsys, tra
 
 
 @pytest.fixture
-def scontrol(tmp_path, monkeypatch):
+def scontrol(tmp_path, install):
     """A scontrol that notes what it is asked."""
-    (tmp_path / "bin").mkdir()
-    program = tmp_path / "bin" / "scontrol"
-    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    install("scontrol", f'echo "$@" >> {tmp_path}/asked')
     return tmp_path / "asked"
 
 

@@ -18,7 +18,7 @@ sys.path[:0] = PATHS
 os.environ["PYTHONPATH"] = os.pathsep.join(PATHS)
 from launch.slurm.allocation import require_rank_per_gpu, this_allocation
 from pipeline.ranks.rendezvous import Rendezvous
-from launch.slurm import Relay
+from launch.slurm.__main__ import Relay
 from launch.slurm.srun import layout, one_per_node, one_per_node_environment, srun
 from launch.slurm.rank import NODES
 allocation = this_allocation(os.environ)
@@ -123,11 +123,6 @@ def test_an_interface_that_does_not_exist_is_refused_with_those_that_do(
     log = failed(slurm, small_data, tmp_path, options=options)
     assert "error: --launch.interface=ib9 does not exist on node" in log
     assert "there are: lo" in log
-
-
-def test_a_mistyped_setting_is_refused_before_anything_starts(slurm, small_data, tmp_path):
-    log = failed(slurm, small_data, tmp_path, options=("--data.global_batch=16",))
-    assert "no setting --data.global_batch; did you mean --data.global_batch_size" in log
 
 
 def test_missing_data_are_found_by_the_checks_before_the_job(slurm, small_data, tmp_path):

@@ -18,8 +18,7 @@ from pipeline.data.dali import DecodeSettings, Loader
 from pipeline.data.images import BadImage
 from pipeline.data.index.manifest import open_manifest
 from pipeline.data.stream import ValStream
-from pipeline.export.formats import load_network
-from pipeline.train.checkpoint import read_verified
+from pipeline.train.checkpoint import read
 
 CPU = torch.device("cpu")
 
@@ -60,7 +59,7 @@ def test_images_are_seen_as_in_validation(small_data, tmp_path):
     stream = ValStream(val_set, CenterCrop(32, 36))
     with closing(Loader(stream, [np.arange(7)], 1, 7, settings)) as loader:
         images = next(loader).images
-    model, _, _ = load_network(read_verified(path))
+    model = read(path).build(CPU)
     with torch.no_grad():
         wanted = model(images).softmax(1)
     found = predicted(tmp_path, f"--checkpoint={path}", *[str(val_set.path(i)) for i in range(7)])
@@ -105,8 +104,8 @@ def test_a_network_of_cifar_takes_image_files(photo, tmp_path):
     pixels = np.asarray(Image.open(photo).resize((32, 32)))
     Image.fromarray(pixels).save(small)
     found = predicted(tmp_path, f"--checkpoint={path}", str(small), str(photo))
-    model, _, description = load_network(read_verified(path))
-    normal = description.normalisation
+    trained = read(path)
+    model, normal = trained.build(CPU), trained.normalisation
     images = torch.from_numpy((pixels - normal.mean) / normal.std).permute(2, 0, 1)[None]
     with torch.no_grad():  # 32 x 32 pixels are taken as they are
         wanted = model(images.contiguous(memory_format=torch.channels_last)).softmax(1)[0]

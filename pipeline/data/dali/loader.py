@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import re
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,11 +20,9 @@ from pipeline.data.dali import pixels as pixel_graph
 from pipeline.data.dali.settings import DecodeSettings
 from pipeline.data.images import BadImage, ImageSet
 from pipeline.data.stream import ImageStream, Selection
-
-log = logging.getLogger("trainyard.files")  # a rank's own, so each rank's are shown
+from pipeline.system.files import patiently
 
 _OUT_OF_MEMORY = re.compile(r"bad_alloc|out of memory|failed to allocate", re.IGNORECASE)
-_READ_AGAIN_SEC = (0.1, 0.5, 2.0)  # naps before a refused read is tried again
 _READERS = 8  # file reads in flight; they wait on the disk or the network, not on a core
 
 
@@ -201,19 +197,10 @@ class Loader:
 
 
 def read_patiently(manifest: ImageSet, image: int) -> np.ndarray:
-    """`manifest.read`, tried again when the file system refuses: servers fail over, mounts hiccup.
-
-    A file that is read but cannot be used is not read again.
-    """
-    for nap_sec in _READ_AGAIN_SEC:
-        try:
-            return manifest.read(image)
-        except BadImage as error:
-            if not isinstance(error.__cause__, OSError):
-                raise
-            log.warning("warning: %s; it is read again in %g s", error, nap_sec)
-            time.sleep(nap_sec)
-    return manifest.read(image)
+    """`manifest.read`; a file that is read but cannot be used is not read again."""
+    return patiently(
+        lambda: manifest.read(image), BadImage, lambda error: f"warning: {error}; it is read"
+    )
 
 
 def _last_reason(error: Exception) -> str:

@@ -6,9 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import re
-import threading
-import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.index.scan import Rows
 from pipeline.data.index.survey import Split, Tree, name_few
+from pipeline.system.files import replacing
 
 log = logging.getLogger("trainyard")
 
@@ -31,7 +29,6 @@ _COLUMNS = {
     "width": pa.int32(),
     "height": pa.int32(),
 }
-_STALE_SEC = 3600.0  # nothing writes a manifest for so long
 # Class folders have no need of these.
 _PLACE_COLUMNS = {"container": pa.int32(), "offset": pa.int64()}
 
@@ -39,10 +36,8 @@ _PLACE_COLUMNS = {"container": pa.int32(), "offset": pa.int64()}
 def write_manifest(path: Path, rows: Rows, stamp: str = "") -> None:
     """Write rows as an Arrow IPC file, whole or not at all; OSError if that fails.
 
-    `stamp` tells which state of the images' folder the rows describe. What a killed call left
-    beside it is removed.
+    `stamp` tells which state of the images' folder the rows describe.
     """
-    _remove_stale(path)
     columns = dict(_COLUMNS)
     arrays = [
         pa.array(rows.files, type=_COLUMNS["file"]),
@@ -61,28 +56,12 @@ def write_manifest(path: Path, rows: Rows, stamp: str = "") -> None:
         metadata[b"gaps"] = json.dumps(list(rows.places.gaps.items())).encode()
     metadata[b"checksum"] = b"%d" % _checksum(arrays, metadata)
     batch = pa.record_batch(arrays, schema=pa.schema(columns.items(), metadata=metadata))
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
-    try:
-        # One record batch, so that every column is one piece of the map.
-        with open(partial, "xb") as file:
-            with pa.ipc.new_file(file, batch.schema) as writer:
-                writer.write_batch(batch)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _remove_stale(path: Path) -> None:
-    partial = re.compile(re.escape(f".{path.name}.") + r"\d+-\d+")
-    for place in path.parent.iterdir():
-        if partial.fullmatch(place.name):
-            try:
-                if time.time() - place.stat().st_mtime > _STALE_SEC:
-                    place.unlink()
-            except OSError:  # another rank's, which is done by now, or another user's
-                log.debug("%s is not removed", place, exc_info=True)
+    with (
+        replacing(path) as new,
+        open(new, "wb") as file,
+        pa.ipc.new_file(file, batch.schema) as writer,
+    ):
+        writer.write_batch(batch)  # the only one, so that every column is one piece of the map
 
 
 def load_table(path: Path) -> pa.Table:

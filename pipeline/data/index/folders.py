@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from pipeline.data.index.headers import image_size
-from pipeline.data.index.window import BadContainer, Entry, Window, is_image, patiently
+from pipeline.data.index.window import BadContainer, Entry, Window, is_image, reading
 
 
 def walk(folder: Path) -> list[Entry]:
@@ -22,7 +22,7 @@ def walk(folder: Path) -> list[Entry]:
     """
     place = os.fsencode(folder)
     try:
-        names = patiently(folder, lambda: _list(place))
+        names = reading(folder, lambda: _list(place))
     except OSError as error:
         raise BadContainer(
             f"the class folder {folder} cannot be read: {error.strerror}; "
@@ -49,7 +49,7 @@ def _measure(folder: Path, path: bytes) -> tuple[int, int, int]:
         pass  # or cut off meanwhile; only now is the path made, which costs time
     image = Path(os.fsdecode(path))
     try:
-        return patiently(image, lambda: _read_size(image, path))
+        return reading(image, lambda: _read_size(image, path))
     except OSError as error:
         raise BadContainer(
             f"the image {image} cannot be read: {error.strerror}; {_cure(error)}"

@@ -40,24 +40,27 @@ def image_size(window: Window, offset: int, length: int) -> tuple[int, int]:
     be read, BadContainer if it is cut off meanwhile.
     """
     start = window.read(offset, min(length, _START_BYTES))
-    size = _jpeg_size(start)
-    if size is None:
-        content = _Range(window, offset, length)
-        size = _plugin_size(start, content)
-        if content.failure is not None:  # says nothing about the header
-            raise content.failure
+    jpeg = jpeg_header(start)
+    if jpeg is not None:
+        return jpeg[0]
+    content = _Range(window, offset, length)
+    size = _plugin_size(start, content)
+    if content.failure is not None:  # says nothing about the header
+        raise content.failure
     return size
 
 
 def size_of_bytes(content: bytes) -> tuple[int, int]:
     """Return the same for an image in memory."""
-    return _jpeg_size(content) or _plugin_size(content, io.BytesIO(content))
+    jpeg = jpeg_header(content)
+    return _plugin_size(content, io.BytesIO(content)) if jpeg is None else jpeg[0]
 
 
-def _jpeg_size(start: bytes) -> tuple[int, int] | None:
-    """Return the size if all segments up to the scan are there and plain; else Pillow decides.
+def jpeg_header(start: bytes) -> tuple[tuple[int, int], int] | None:
+    """Return a JPEG's size and the offset of its first scan.
 
-    ITU-T T.81, annex B. 2 us where Pillow, which parses the tables too, takes 15.
+    None unless all segments up to the scan are there and plain; then Pillow decides. ITU-T T.81,
+    annex B. 2 us where Pillow, which parses the tables too, takes 15.
     """
     if start[:2] != b"\xff\xd8":
         return None
@@ -65,7 +68,7 @@ def _jpeg_size(start: bytes) -> tuple[int, int] | None:
     while at + 9 < len(start) and start[at] == 0xFF:
         marker, following = start[at + 1], at + 2 + (start[at + 2] << 8 | start[at + 3])
         if marker == _START_OF_SCAN:
-            return size if following <= len(start) else None
+            return (size, at) if size is not None and following <= len(start) else None
         if marker in _START_OF_FRAME:
             height, width = start[at + 5] << 8 | start[at + 6], start[at + 7] << 8 | start[at + 8]
             plain = start[at + 4] == 8 and start[at + 9] in (1, 3, 4) and height and width

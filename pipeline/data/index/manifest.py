@@ -28,7 +28,7 @@ from pipeline.data.index.arrow_file import (
     warn_if_fewer,
     write_manifest,
 )
-from pipeline.data.index.open_files import GAP_BYTES, ContainerFiles, without_gaps
+from pipeline.data.index.open_files import ContainedImages
 from pipeline.data.index.scan import scan
 from pipeline.data.index.survey import Split, name_few, survey
 
@@ -70,7 +70,9 @@ class Manifest:
         self.lengths: NDArray[np.int64] = column(table, "length").to_numpy()
         self.widths: NDArray[np.int32] = column(table, "width").to_numpy()
         self.heights: NDArray[np.int32] = column(table, "height").to_numpy()
-        self._containers = _Containers(table, self._prefix) if b"containers" in metadata else None
+        self._containers = (
+            ContainedImages(table, self._prefix) if b"containers" in metadata else None
+        )
         if self.classes != own_classes:
             noun = "class folder(s)" if self._containers is None else "class(es)"
             label_map = _label_map(own_classes, self.classes, f"{directory} has", noun)
@@ -126,30 +128,6 @@ class Manifest:
             while done < length and (count := file.readinto(content[done:].data)):
                 done += count
         return content[:done]
-
-
-class _Containers:
-    """Where the images of a manifest lie in containers, and reading them from there."""
-
-    def __init__(self, table: pa.Table, prefix: bytes) -> None:
-        metadata = table.schema.metadata
-        self._paths = [prefix + os.fsencode(name) for name in json.loads(metadata[b"containers"])]
-        self._gaps: dict[int, list[int]] = dict(json.loads(metadata[b"gaps"]))
-        self._numbers: NDArray[np.int32] = column(table, "container").to_numpy()
-        self._offsets: NDArray[np.int64] = column(table, "offset").to_numpy()
-        self._open = ContainerFiles(self._paths)
-
-    def describe(self, index: int, file: bytes) -> bytes:
-        place = self._paths[self._numbers[index]], file, self._offsets[index]
-        return b"%b:%b at byte %d" % place
-
-    def read(self, index: int, length: int) -> NDArray[np.uint8]:
-        """Return the image's `length` bytes, fewer where the container ends; OSError."""
-        gaps = self._gaps.get(index, ())
-        offset = int(self._offsets[index])
-        raw = length + GAP_BYTES * len(gaps)
-        content = self._open.read(int(self._numbers[index]), offset, raw)
-        return without_gaps(content, gaps) if gaps else content
 
 
 def open_manifest(

@@ -1,7 +1,8 @@
-"""Container files that are open for reading, and where their images lie in them."""
+"""Where images lie in containers, and reading them from files that stay open."""
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import threading
@@ -9,9 +10,38 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.data.index.arrow_file import column
+from pipeline.data.index.recordio import GAP_BYTES, without_gaps
+
 _MOST_OPEN = 4096
+
+
+class ContainedImages:
+    """Where the images of a manifest lie in containers, and reading them from there."""
+
+    def __init__(self, table: pa.Table, prefix: bytes) -> None:
+        metadata = table.schema.metadata
+        self._paths = [prefix + os.fsencode(name) for name in json.loads(metadata[b"containers"])]
+        self._gaps: dict[int, list[int]] = dict(json.loads(metadata[b"gaps"]))
+        self._numbers: NDArray[np.int32] = column(table, "container").to_numpy()
+        self._offsets: NDArray[np.int64] = column(table, "offset").to_numpy()
+        self._open = ContainerFiles(self._paths)
+
+    def describe(self, index: int, file: bytes) -> bytes:
+        """Say where an image lies, `file` being its class and name."""
+        place = self._paths[self._numbers[index]], file, self._offsets[index]
+        return b"%b:%b at byte %d" % place
+
+    def read(self, index: int, length: int) -> NDArray[np.uint8]:
+        """Return the image's `length` bytes, fewer where the container ends; OSError."""
+        gaps = self._gaps.get(index, ())
+        offset = int(self._offsets[index])
+        raw = length + GAP_BYTES * len(gaps)
+        content = self._open.read(int(self._numbers[index]), offset, raw)
+        return without_gaps(content, gaps) if gaps else content
 
 
 class ContainerFiles:
@@ -67,14 +97,3 @@ class _OpenFile:
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
             os.close(self.descriptor)
-
-
-GAP_BYTES = 4
-
-
-def without_gaps(content: NDArray[np.uint8], gaps: Sequence[int]) -> NDArray[np.uint8]:
-    """Return `content` without the 4 bytes at each of the `gaps`, counted before any is taken."""
-    own = np.ones(len(content), dtype=bool)
-    for gap in gaps:
-        own[gap : gap + GAP_BYTES] = False
-    return content[own]

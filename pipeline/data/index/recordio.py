@@ -21,16 +21,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.data.index.headers import image_size, size_of_bytes
-from pipeline.data.index.open_files import GAP_BYTES, without_gaps
 from pipeline.data.index.window import (
     RECORDIO_LIST,
     BadContainer,
     Entry,
     Window,
-    check_against_index,
 )
+
+GAP_BYTES = 4  # the length word between two parts of a record
 
 _MAGIC = 0xCED7230A
 _HEAD = struct.Struct("<II")
@@ -60,7 +61,7 @@ def walk(window: Window) -> list[Entry]:
         entries.append(entry)
         ids.append(number)
         offset = end + -end % 4
-    check_against_index(window, window.path.with_suffix(".idx"), offset_column=1)
+    window.check_against_index(window.path.with_suffix(".idx"), offset_column=1)
     list_path = window.path.with_suffix(RECORDIO_LIST)
     return _named(window, list_path, entries, ids) if list_path.exists() else entries
 
@@ -116,6 +117,14 @@ def _entry(window: Window, name: bytes, begin: int, end: int, gaps: list[int]) -
     else:
         size = image_size(window, image, length)
     return Entry(int(label), name, image, length, *size, inside), number
+
+
+def without_gaps(content: NDArray[np.uint8], gaps: Sequence[int]) -> NDArray[np.uint8]:
+    """Return `content` without the 4 bytes at each of the `gaps`, counted before any is taken."""
+    own = np.ones(len(content), dtype=bool)
+    for gap in gaps:
+        own[gap : gap + GAP_BYTES] = False
+    return content[own]
 
 
 def _named(

@@ -17,7 +17,7 @@ import struct
 from collections.abc import Iterator
 
 from pipeline.data.index.headers import image_size
-from pipeline.data.index.window import Entry, Window, check_against_index
+from pipeline.data.index.window import Entry, Window
 
 # TF-slim: labels count from 1. TensorFlow Datasets: from 0.
 _IMAGE = (b"image/encoded", b"image")
@@ -62,7 +62,7 @@ def walk(window: Window) -> list[Entry]:
         entries.append(_entry(window, len(entries), begin, begin + length))
         offset = begin + length + _TRAILER_BYTES
     path = window.path
-    check_against_index(window, path.with_name(f"{path.name}.idx"), offset_column=0)
+    window.check_against_index(path.with_name(f"{path.name}.idx"), offset_column=0)
     return entries
 
 

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-log = logging.getLogger("trainyard.files")  # a rank's own, so each rank's are shown
+from pipeline.system.files import patiently
+
+log = logging.getLogger("trainyard")
 
 IMAGE_EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 RECORDIO_LIST = ".lst"
 """Suffix of the file of names that may lie beside a .rec file."""
 
-_Found = TypeVar("_Found")
-
 _ENDINGS = tuple(extension.encode() for extension in IMAGE_EXTENSIONS)
 
 # One page: a header, and the first bytes of the image behind it, in one read.
 _READ_BYTES = 4096
-_READ_AGAIN_SEC = (0.1, 0.5, 2.0)  # naps before what was refused is tried again
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -30,6 +28,8 @@ _COMPRESSED = {
     b"\x28\xb5\x2f\xfd": "Zstandard",
     b"\x04\x22\x4d\x18": "LZ4",
 }
+
+_Found = TypeVar("_Found")
 
 
 class BadContainer(ValueError):
@@ -108,12 +108,38 @@ class Window:
                 cure = "unpack that, images do not get smaller by it"
                 raise self.bad(0, f"begins {kind}, which cannot be read by byte range", cure)
 
+    def check_against_index(self, index: Path, offset_column: int) -> None:
+        """Raise BadContainer if the index, if there is one, has a record behind the file's end.
+
+        index: lines of numbers with blanks between, in `offset_column` where a record begins. One
+        that is no such file is warned of and not used. OSError if it cannot be read.
+        """
+        if not index.exists():
+            return
+        offsets = []
+        for number, line in enumerate(index.read_bytes().splitlines(), start=1):
+            parts = line.split()
+            if not (len(parts) == 2 and parts[0].isdigit() and parts[1].isdigit()):
+                log.warning(
+                    "the index %s is not used: its line %d is not two numbers", index, number
+                )
+                return
+            offsets.append(int(parts[offset_column]))
+        beyond = [offset for offset in offsets if offset >= self.length]
+        if beyond:
+            reason = (
+                f"the file ends, but {index} has {len(beyond)} of its {len(offsets)} records from "
+                f"there on: it is cut off"
+            )
+            cure = f"copy it anew from its source, or remove {index.name} if it is another file's"
+            raise self.bad(self.length, reason, cure)
+
 
 class _PatientWindow(Window):
     """One that tries again, as to walk a large container from its begin would cost much more."""
 
     def _pread(self, count: int, offset: int) -> bytes:
-        return patiently(self.path, lambda: super(_PatientWindow, self)._pread(count, offset))
+        return reading(self.path, lambda: super(_PatientWindow, self)._pread(count, offset))
 
 
 @contextmanager
@@ -121,7 +147,7 @@ def opened(path: Path) -> Iterator[Window]:
     """Open a container; BadContainer for whatever the file system goes on to refuse."""
     descriptor = -1
     try:
-        descriptor = patiently(path, lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        descriptor = reading(path, lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         # Read-ahead would fetch the images too, a hundred times what the walk needs.
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         yield _PatientWindow(path, descriptor, os.fstat(descriptor).st_size)
@@ -136,45 +162,11 @@ def opened(path: Path) -> Iterator[Window]:
             os.close(descriptor)
 
 
-def patiently(path: Path, act: Callable[[], _Found]) -> _Found:
-    """Return `act()`, tried again when it raises OSError: servers fail over, mounts hiccup."""
-    for nap_sec in _READ_AGAIN_SEC:
-        try:
-            return act()
-        except OSError as error:
-            log.warning("%s cannot be read: %s; tried again in %g s", path, error.strerror, nap_sec)
-            time.sleep(nap_sec)
-    return act()
+def reading(path: Path, read: Callable[[], _Found]) -> _Found:
+    """Return `read()`, which is a try to read from `path`, patiently; OSError in the end."""
+    return patiently(read, OSError, lambda error: f"{path} cannot be read: {error.strerror}; tried")
 
 
 def is_image(name: bytes) -> bool:
     """Tell an image by its name."""
     return name.lower().endswith(_ENDINGS)
-
-
-log = logging.getLogger("trainyard")
-
-
-def check_against_index(window: Window, index: Path, offset_column: int) -> None:
-    """Raise BadContainer if the index, if there is one, has a record where the container has ended.
-
-    index: lines of numbers with blanks between, in `offset_column` where a record begins. One that
-    is no such file is warned of and not used. OSError if it cannot be read.
-    """
-    if not index.exists():
-        return
-    offsets = []
-    for number, line in enumerate(index.read_bytes().splitlines(), start=1):
-        parts = line.split()
-        if not (len(parts) == 2 and parts[0].isdigit() and parts[1].isdigit()):
-            log.warning("the index %s is not used: its line %d is not two numbers", index, number)
-            return
-        offsets.append(int(parts[offset_column]))
-    beyond = [offset for offset in offsets if offset >= window.length]
-    if beyond:
-        reason = (
-            f"the file ends, but {index} has {len(beyond)} of its {len(offsets)} records from "
-            f"there on: it is cut off"
-        )
-        cure = f"copy it anew from its source, or remove {index.name} if it is another file's"
-        raise window.bad(window.length, reason, cure)

@@ -1,41 +1,45 @@
-"""`BatchNormAct` on the backends that compute it in one go: our Triton kernels, and apex."""
+"""What computes a `BatchNormAct` in one go: our Triton kernels, and apex."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.model.backends import interpreting
-
-if TYPE_CHECKING:
-    from pipeline.model.norm import BatchNormAct, Fork
-
+from pipeline.model.norm import BatchNormAct, Fork, normalised, reference
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def interpreting() -> bool:
+    """Whether Triton interprets its kernels on the CPU, as it does in tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def with_triton(
     norm: BatchNormAct, x: Tensor, residual: Tensor | None, residual_norm: BatchNormAct | None,
     fork: bool,
 ) -> Tensor | Fork:  # fmt: skip
-    """`BatchNormAct.forward` in our kernels; `pipeline.model.kernels.ops` has the operators.
+    """`norm.Arithmetic` in our kernels: fp16, bf16 or fp32 activations on a GPU.
 
-    A residual's norm is computed in the same passes where it can be: it has no ReLU, the same
-    backend and the same mode.
+    `pipeline.model.kernels.ops` has the operators. A residual's norm is computed in the same passes
+    where it can be: it has no ReLU, the same arithmetic and the same mode.
     """
     from pipeline.model.kernels.ops import BatchNormActFunction
 
+    if x.numel() == 0:
+        return reference(norm, x, residual, residual_norm, fork)
     _check(norm, x)
     norms = [norm]
     if residual is not None:
         if residual_norm is not None and _computed_with(residual_norm, norm):
             _check(residual_norm, residual)
             norms.append(residual_norm)
-        elif residual_norm is not None:
-            residual = residual_norm(residual)
+        else:
+            residual = normalised(residual, residual_norm)
         assert residual is not None
         if residual.shape != x.shape:
             raise ValueError(f"a residual of {tuple(residual.shape)} beside {tuple(x.shape)}")
@@ -58,7 +62,7 @@ def with_triton(
 
 
 def _computed_with(residual_norm: BatchNormAct, norm: BatchNormAct) -> bool:
-    same = (residual_norm.backend, residual_norm.training) == (norm.backend, norm.training)
+    same = (residual_norm.compute, residual_norm.training) == (norm.compute, norm.training)
     return same and not residual_norm.relu
 
 
@@ -113,8 +117,13 @@ class ApexNorm:
             )
         self._op: Any = BatchNorm2d_NHWC(norm.num_features, fuse_relu=norm.relu, bn_group=1)
 
-    def __call__(self, norm: BatchNormAct, x: Tensor, residual: Tensor | None) -> Tensor:
-        """`BatchNormAct.forward`. Raises `ValueError` for activations it cannot take."""
+    def __call__(
+        self, norm: BatchNormAct, x: Tensor, residual: Tensor | None,
+        residual_norm: BatchNormAct | None, fork: bool,
+    ) -> Tensor:  # fmt: skip
+        """`norm.Arithmetic`, without forks. Raises `ValueError` for activations it cannot take."""
+        del fork
+        residual = normalised(residual, residual_norm)
         op, scratch = self._op, self._op.minibatch_mean.device
         if x.dtype != torch.float16 or x.device != scratch:
             raise ValueError(

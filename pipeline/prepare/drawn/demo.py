@@ -7,17 +7,15 @@ import multiprocessing
 import os
 import signal
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.prepare.drawn.image_set import draw_once
+from pipeline.data.index.survey import Split
+from pipeline.prepare.drawn.image_set import draw_once, say_drawn
 from pipeline.prepare.drawn.shapes import CLASSES, draw_image
 from pipeline.prepare.options import DemoOptions
-
-Split = Literal["train", "val"]
 
 _GENERATOR_VERSION = 1  # raise it when the same seed no longer gives the same images
 # Shares of the rare kinds. In ImageNet they are rarer still; here a few thousand files must hold
@@ -34,34 +32,23 @@ def draw_demo(
 ) -> bool:
     """Draws `out/train/<class>/<name>.JPEG` and `out/val/<class>/<name>.JPEG`, all or nothing.
 
-    The set grows in a hidden folder beside `out` and takes its name when complete, so `out` never
-    holds half a set; what a killed drawing left behind is removed by the next one.
+    The images are spread evenly over the ten classes; every seed gives others. `processes` draw at
+    once, None meaning one for each core this process may use, without effect on the images.
 
-    Args:
-        out: Folder of the set; absent or empty, or a set drawn before.
-        seed: Of the whole set; every seed gives other images.
-        train_images: Number of training images, spread evenly over the ten classes.
-        val_images: Number of validation images, likewise.
-        processes: How many draw at once; None means one for each core this process may use. No
-            effect on the images.
-
-    Returns:
-        True when the set was drawn, False when `out` already held exactly this set.
-
-    Raises:
-        ValueError: A number is out of range, or `out` holds another set or anything else.
-        RuntimeError: A drawing process failed; its own error stands on stderr.
+    Returns False when `out` already held exactly this set. ValueError if a number is out of range,
+    or `out` holds another set or anything else; RuntimeError if a drawing process failed, whose
+    own error stands on stderr.
     """
-    parameters = _checked_parameters(seed, train_images, val_images)
-    if processes is None:
-        processes = len(os.sched_getaffinity(0))
-    if processes < 1:
-        raise ValueError(f"processes is {processes}, but at least 1 is needed to draw the demo set")
+    workers = len(os.sched_getaffinity(0)) if processes is None else processes
+    if workers < 1:
+        raise ValueError(f"processes is {workers}, but at least 1 is needed to draw the demo set")
     counts: dict[Split, int] = {"train": train_images, "val": val_images}
-    workers = processes
-    return draw_once(
-        out, "demo", parameters, lambda folder: _draw_all(folder, seed, counts, workers)
-    )
+
+    def draw(folder: Path) -> None:
+        _draw_all(folder, seed, counts, workers)
+
+    numbers = {"train": train_images, "val": val_images}
+    return draw_once(out, "demo", _GENERATOR_VERSION, seed, numbers, draw)
 
 
 def demo_image(seed: int, split: Split, index: int) -> NDArray[np.uint8]:
@@ -92,23 +79,6 @@ def _generator(seed: int, split: Split, index: int, purpose: str) -> np.random.G
     # Pixels and file draw from separate streams: a change of one leaves the other as it was.
     key = [seed, ("train", "val").index(split), index, ("pixels", "file").index(purpose)]
     return np.random.default_rng(key)
-
-
-def _checked_parameters(seed: int, train_images: int, val_images: int) -> dict[str, int]:
-    if seed < 0:
-        raise ValueError(f"seed is {seed}, but the demo set needs a seed of 0 or more")
-    for name, count in (("train_images", train_images), ("val_images", val_images)):
-        if count < len(CLASSES):
-            raise ValueError(
-                f"{name} is {count}, but the demo set needs at least {len(CLASSES)}: "
-                "one image for each class"
-            )
-    return {
-        "generator_version": _GENERATOR_VERSION,
-        "seed": seed,
-        "train_images": train_images,
-        "val_images": val_images,
-    }
 
 
 def _draw_all(drawing: Path, seed: int, counts: dict[Split, int], processes: int) -> None:
@@ -164,7 +134,4 @@ def _draw_share(
 def run(options: DemoOptions) -> None:
     """Draws the set unless it is there; ValueError where `out` holds anything else."""
     drawn = draw_demo(options.out, options.seed, options.train, options.val)
-    print(
-        f"{options.train} train and {options.val} val images "
-        f"{'drawn in' if drawn else 'are in'} {options.out}"
-    )
+    say_drawn(options.out, {"train": options.train, "val": options.val}, drawn)

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from pipeline.prepare.drawn.shapes import CLASSES
+from pipeline.system.files import locked
+
+_LOCK = ".lock"
+
 
 def draw_once(
-    out: Path, kind: str, parameters: Mapping[str, int], draw: Callable[[Path], None]
-) -> bool:
-    """Lets `draw` fill a folder that becomes `out` when complete; `<kind>.json` keeps `parameters`.
+    out: Path, kind: str, version: int, seed: int, counts: Mapping[str, int],
+    draw: Callable[[Path], None],
+) -> bool:  # fmt: skip
+    """Lets `draw` fill a folder that becomes `out` when complete; `<kind>.json` says what it holds:
+    the `version` of the generator, the seed, and the images of each part by `counts`.
 
     The set grows in a hidden folder beside `out`; what a killed drawing left behind is removed by
     the next one. Returns False when `out` already held exactly this set. ValueError if it holds
-    another one or anything else.
+    another one or anything else, or a number is out of range.
     """
+    if seed < 0:
+        raise ValueError(f"--seed={seed} must be 0 or more")
+    for part, count in counts.items():
+        if count < len(CLASSES):
+            raise ValueError(
+                f"--{part}={count} must be at least {len(CLASSES)}: one image for each class"
+            )
+    parameters = {"generator_version": version, "seed": seed}
+    parameters |= {f"{part}_images": count for part, count in counts.items()}
     out = out.resolve()  # a link to another disk stays: the set is drawn beside its target
     if _holds_set(out, kind, parameters):
         return False
@@ -37,6 +51,12 @@ def draw_once(
                 return False
             raise
     return True
+
+
+def say_drawn(out: Path, counts: Mapping[str, int], drawn: bool) -> None:
+    """Prints where the images lie, and whether they were `drawn` now."""
+    parts = " and ".join(f"{count} {part}" for part, count in counts.items())
+    print(f"{parts} images {'drawn in' if drawn else 'are in'} {out}")
 
 
 def _holds_set(out: Path, kind: str, parameters: Mapping[str, int]) -> bool:
@@ -73,22 +93,12 @@ def _scratch_folder(out: Path) -> Iterator[Path]:
     """A fresh folder beside `out`, locked while in use, removed at the end as are leftovers."""
     prefix, suffix = f".{out.name}.", ".drawing"
     for leftover in out.parent.glob(f"{prefix}*{suffix}"):
-        with contextlib.suppress(OSError), _locked(leftover):  # locked by another: still drawing
+        # One that is locked is still being drawn by another.
+        with contextlib.suppress(OSError), locked(leftover / _LOCK, wait=False):
             shutil.rmtree(leftover)
     scratch = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=out.parent))
     try:
-        with _locked(scratch):
+        with locked(scratch / _LOCK, wait=False):
             yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock, which falls with the process; BlockingIOError: another holds it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pipeline.prepare.drawn.image_set import draw_once
+from pipeline.prepare.drawn.image_set import draw_once, say_drawn
 from pipeline.prepare.drawn.shapes import CLASSES, outline
 from pipeline.prepare.options import MiniOptions
 
@@ -31,19 +31,6 @@ def draw_mini(
     Returns False when `out` already held exactly this set. ValueError if a number is out of range,
     or `out` holds another set or anything else.
     """
-    if seed < 0:
-        raise ValueError(f"--seed={seed} must be 0 or more")
-    for option, count in (("train", train_images), ("test", test_images)):
-        if count < len(CLASSES):
-            raise ValueError(
-                f"--{option}={count} must be at least {len(CLASSES)}: one image for each class"
-            )
-    parameters = {
-        "generator_version": _GENERATOR_VERSION,
-        "seed": seed,
-        "train_images": train_images,
-        "test_images": test_images,
-    }
 
     def draw(folder: Path) -> None:
         batches = folder / _FOLDER
@@ -55,7 +42,8 @@ def draw_mini(
         names = "".join(f"{name}\n" for name in CLASSES)
         (batches / "batches.meta.txt").write_text(names, encoding="utf-8")
 
-    return draw_once(out, "mini", parameters, draw)
+    counts = {"train": train_images, "test": test_images}
+    return draw_once(out, "mini", _GENERATOR_VERSION, seed, counts, draw)
 
 
 def _write(path: Path, seed: int, part: int, indices: NDArray[np.int64]) -> None:
@@ -131,7 +119,4 @@ def _colour_of(rng: np.random.Generator, label: int) -> tuple[int, int, int]:
 def run(options: MiniOptions) -> None:
     """Draws the set unless it is there; ValueError where `out` holds anything else."""
     drawn = draw_mini(options.out, options.seed, options.train, options.test)
-    print(
-        f"{options.train} train and {options.test} test images "
-        f"{'drawn in' if drawn else 'are in'} {options.out}"
-    )
+    say_drawn(options.out, {"train": options.train, "test": options.test}, drawn)

@@ -131,25 +131,25 @@ def _write_folder(folder: Path, block: Block, scratch: Path) -> None:
             if there.get(image.name) == image.length:
                 continue
             content = read_bytes(descriptor, image, block.archive)
-            with whole_file(folder / image.name, scratch) as partial:
+            # They are more than a million: one sync at the end is for all of them.
+            with whole_file(folder / image.name, scratch, durable=False) as partial:
                 partial.write_bytes(content)
 
 
 def _write_shard(path: Path, shares: Sequence[Share], scratch: Path) -> None:
     """Plain tar without times or owners: the same archives give the same bytes."""
-    with whole_file(path, scratch) as partial, open(partial, "wb") as file:
-        # GNU: names of any length and any bytes.
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as shard:
-            for share in shares:
-                with _reading(share.block.archive) as descriptor:
-                    for image in share.images():
-                        content = read_bytes(descriptor, image, share.block.archive)
-                        member = tarfile.TarInfo(f"{share.block.wnid}/{image.name}")
-                        member.size = len(content)
-                        shard.addfile(member, io.BytesIO(content))
-                        shard.members.clear()  # type: ignore[attr-defined]
-        file.flush()
-        os.fsync(file.fileno())
+    with (
+        whole_file(path, scratch) as partial,
+        tarfile.open(partial, "w", format=tarfile.GNU_FORMAT) as shard,  # names of any bytes
+    ):
+        for share in shares:
+            with _reading(share.block.archive) as descriptor:
+                for image in share.images():
+                    content = read_bytes(descriptor, image, share.block.archive)
+                    member = tarfile.TarInfo(f"{share.block.wnid}/{image.name}")
+                    member.size = len(content)
+                    shard.addfile(member, io.BytesIO(content))
+                    shard.members.clear()  # type: ignore[attr-defined]
 
 
 @contextmanager

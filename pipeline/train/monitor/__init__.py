@@ -1,4 +1,4 @@
-"""What people look at: console and log.txt (logs, progress), metrics.jsonl (metrics_file), and
+"""What people look at: console and log.txt (progress), metrics.jsonl (metrics_file), and
 TensorBoard (board, layout, pictures, event_file, identity), written by rank 0 through one `Monitor`
 (run_monitor).
 

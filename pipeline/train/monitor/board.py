@@ -13,15 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import Config
+from pipeline.config import Config, settings
 from pipeline.system.files import PatientFile, Room
 from pipeline.train.monitor.pages import STACKED, layout_summary, stacked_tag
 
 _NOT_DRAWN = ("event", "time", "step", "position", "images")  # axes and labels, not curves
-_COMPARED_FIRST = (
-    "data.global_batch_size", "model.network", "optim.base_lr", "run.seed",
-)  # fmt: skip
-"""With the length, the columns that the table of hyperparameters begins with: it ticks five."""
 _LABELS = {None: "null", True: "true", False: "false"}
 _COMPARED_METRICS = ("val/best_top1", "val/top1", "val/top5", "val/loss", "train/images_per_sec")
 
@@ -62,8 +58,9 @@ class Board:
         words = text("config", f"```yaml\n{config.to_yaml()}```")  # type: ignore[no-untyped-call]
         values = compared_settings(config)
         tables = hparams(values, dict.fromkeys(_COMPARED_METRICS))  # type: ignore[no-untyped-call]
-        length = "schedule.steps" if config.schedule.epochs is None else "schedule.epochs"
-        _put_first(tables[0], (*_COMPARED_FIRST, length))
+        # Of the length one is null. The table ticks the five columns that it begins with.
+        asked = [n for n, said in settings().items() if said.asked and config.get(n) is not None]
+        _put_first(tables[0], ("model.network", *asked))
         for summary in (words, *tables):
             self._file.add(summary, 0)
 
@@ -99,14 +96,10 @@ def compared_settings(config: Config) -> dict[str, int | float | str]:
     """
     from pipeline.model.network import network_name
 
-    names = (
-        "data.global_batch_size", "data.root", "model.depth", "model.family", "model.residual",
-        "model.shortcut", "model.variant", "optim.amp", "optim.base_lr", "optim.label_smoothing",
-        "optim.momentum", "optim.weight_decay", "run.seed", "schedule.epochs", "schedule.rule",
-        "schedule.steps", "schedule.warmup_epochs",
-    )  # fmt: skip
     found: dict[str, int | float | str] = {"model.network": network_name(config.model)}
-    for name in names:
+    for name, said in settings().items():
+        if not (said.in_table or said.asked or said.of_network):
+            continue
         value = config.get(name)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         found[name] = value if is_number else _LABELS.get(value, str(value))

@@ -6,10 +6,10 @@ A folder that is copied whole keeps its id, whatever its new path or the data's.
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 from pathlib import Path
 
+from pipeline.system.files import replacing
 from pipeline.train.monitor.board import event_files, run_of
 
 log = logging.getLogger("trainyard")
@@ -58,10 +58,7 @@ def _read(run_dir: Path) -> str | None:
 
 
 def _make(run_dir: Path) -> str:
-    made, partial = secrets.token_hex(8), run_dir / f".{_NAME}.partial"
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(f"{made}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, run_dir / _NAME)
+    made = secrets.token_hex(8)
+    with replacing(run_dir / _NAME) as new:
+        new.write_text(f"{made}\n", encoding="utf-8")
     return made

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.system.files import PatientFile, Room
+from pipeline.system.files import PatientFile, Room, replacing
 
 log = logging.getLogger("trainyard")
 
@@ -70,7 +69,6 @@ def _keep_lines(path: Path, position: int, validations: int) -> list[dict[str, A
             kept.append(metrics)
     text = "".join(json.dumps(metrics) + "\n" for metrics in kept)
     if path.exists() and path.read_bytes() != text.encode():
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        with replacing(path) as new:
+            new.write_text(text, encoding="utf-8")
     return kept

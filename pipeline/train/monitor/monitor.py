@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import Config
-from pipeline.system.console import Progress, counted_from_one, log
+from pipeline.system.console import log
 from pipeline.system.files import Room
 from pipeline.train.monitor.board import Board
 from pipeline.train.monitor.identity import own_id
 from pipeline.train.monitor.metrics_file import MetricsFile
+from pipeline.train.monitor.progress import Progress, counted_from_one
 
 Metrics = Mapping[str, int | float | None]
 
@@ -108,7 +109,7 @@ class RunMonitor(Monitor):
         self._board.picture("val/classes", class_bars(names, hits, images), position)
 
     def advance(self, position: int) -> None:
-        self._progress.advance(position)
+        self._progress.move(position)
 
     def close(self) -> None:
         self._progress.close()

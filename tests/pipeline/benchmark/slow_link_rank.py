@@ -20,7 +20,7 @@ class SlowLinkWorld(HorovodWorld):
 
 
 if __name__ == "__main__":
-    from pipeline.ranks import connect
+    from pipeline.ranks import horovod
 
-    connect.HorovodWorld = SlowLinkWorld
+    horovod.HorovodWorld = SlowLinkWorld
     main(sys.argv[1:])

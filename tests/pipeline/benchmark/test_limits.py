@@ -20,7 +20,7 @@ from pipeline.benchmark.processes import start
 from pipeline.benchmark.result import Spread
 from pipeline.config import ConfigError
 from pipeline.data.index.manifest import Manifest
-from pipeline.model.resnet import CifarResNet
+from pipeline.model.resnet import ResNet
 
 DELAY_SEC = 0.15
 TINY = (
@@ -65,7 +65,7 @@ def test_a_slowed_loader_is_input_bound_and_its_reading_named(monkeypatch, few_t
 
 
 def test_a_slowed_model_is_model_bound(monkeypatch, few_threads):
-    slowed(monkeypatch, CifarResNet, "forward", 0.5)
+    slowed(monkeypatch, ResNet, "forward", 0.5)
     result = measured("--parts=loader,model")
     assert result.figures["limit"]["kind"] == "model-bound"
     assert result.ratio_value("forward_of_step") > 0.5

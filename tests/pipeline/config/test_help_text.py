@@ -21,6 +21,7 @@ COMMANDS = [
 def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
     """On one line, as where lines break is the terminal's affair."""
     module, *name = command.split()
+    module += "" if module == "predict" else ".__main__"
     with pytest.raises(SystemExit) as end:
         jobs.command_module(f"pipeline.{module}").main([*name, "--help"])
     assert end.value.code in (0, None)

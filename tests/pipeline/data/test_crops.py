@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipeline.data.crops import CenterCrop, RandomResizedCrop, ScaleJitter
 from pipeline.data.order import SCHEME_VERSION, Stream, random_words, uniform
-from pipeline.prepare.pillow import execute
+from pipeline.prepare.parity import execute
 
 PLANNERS = [
     RandomResizedCrop(color_std=0.1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.evaluate.counting import Network, Tally, count
+from pipeline.evaluate.members import Network, scored
+from pipeline.evaluate.result import Tally
 from pipeline.ranks.world import World
 from pipeline.system.failure import ExitCode, Reported
-from pipeline.train.metrics import correct_counts
+from pipeline.train.metrics import Validation, correct_counts
 from pipeline.train.precision import Precision
+from pipeline.train.validation import count, logits_of
 
 CPU = torch.device("cpu")
 CLASSES = 7
@@ -22,7 +25,7 @@ CLASSES = 7
 def network(seed: int) -> Network:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, CLASSES)).eval()
-    return Network(model, Precision("off", CPU))
+    return partial(logits_of, model, Precision("off", CPU))
 
 
 def batches(views: int, images: int = 20, chunk: int = 6):
@@ -36,21 +39,25 @@ def batches(views: int, images: int = 20, chunk: int = 6):
             yield SimpleNamespace(images=pixels, labels=own, positions=None)
 
 
-def counted(networks, loader, views: int, images: int = 20):
-    return count(networks, loader, views, World(), Tally(CLASSES, CPU), images)
+def counted(
+    networks, loader, views: int, images: int = 20, classes: int = CLASSES
+) -> tuple[Validation, Tally]:
+    tally = Tally(classes, CPU)
+    found = scored(networks, loader, views, World())
+    return count(found, World(), images, "the evaluation", tally), tally
 
 
 @pytest.mark.parametrize(("views", "checkpoints"), [(1, 1), (4, 1), (1, 3), (4, 3)])
 def test_probabilities_are_averaged_over_views_and_networks(views, checkpoints):
     networks = [network(seed) for seed in range(checkpoints)]
-    result = counted(networks, batches(views), views)
+    totals, tally = counted(networks, batches(views), views)
     confusion, top5, losses = np.zeros((CLASSES, CLASSES), int), np.zeros(CLASSES, int), []
     given = list(batches(views))
     for start in range(0, len(given), views):
         mean = 0.0
         for batch in given[start : start + views]:
             for one in networks:
-                logits = one.logits(batch.images).detach().double().numpy()
+                logits = one(batch.images).detach().double().numpy()
                 powers = np.exp(logits - logits.max(1, keepdims=True))
                 mean = mean + powers / powers.sum(1, keepdims=True) / (views * checkpoints)
         for label, scores in zip(batch.labels.tolist(), mean, strict=True):
@@ -58,10 +65,9 @@ def test_probabilities_are_averaged_over_views_and_networks(views, checkpoints):
             confusion[label, ranked[0]] += 1
             top5[label] += label in ranked[:5]
             losses.append(-np.log(scores[label]))
-    assert result.confusion.tolist() == confusion.tolist()
-    assert result.top5.tolist() == top5.tolist()
-    assert result.loss == pytest.approx(np.mean(losses), rel=1e-6)
-    totals = result.validation
+    assert tally.confusion.tolist() == confusion.tolist()
+    assert tally.top5.tolist() == top5.tolist()
+    assert totals.loss == pytest.approx(np.mean(losses), rel=1e-6)
     assert (totals.images, totals.top1_correct) == (20, int(np.trace(confusion)))
     assert 0 < totals.top1_correct < totals.top5_correct == top5.sum() < 20
 
@@ -78,29 +84,31 @@ def test_the_mean_of_probabilities_is_not_the_mean_of_logits():
     loader = [SimpleNamespace(images=view, labels=torch.tensor([0])) for view in logits]
     mean = logits.double().softmax(2).mean(0)
     assert (int(mean.argmax()), int(logits.mean(0).argmax())) == (1, 0)
-    result = count([Network(Said(), Precision("off", CPU))], loader, 4, World(), Tally(3, CPU), 1)
-    assert result.confusion[0].tolist() == [0, 1, 0]
-    assert result.loss == pytest.approx(-mean[0, 0].log().item())
+    said = partial(logits_of, Said(), Precision("off", CPU))
+    totals, tally = counted([said], loader, 4, images=1, classes=3)
+    assert tally.confusion[0].tolist() == [0, 1, 0]
+    assert totals.loss == pytest.approx(-mean[0, 0].log().item())
 
 
 def test_padding_counts_nowhere_and_an_unreadable_image_as_wrong():
     labels = torch.tensor([3, -1, -2, 0, -1])
     scores = torch.randn(5, CLASSES)
     scores[0, 3] = scores[3, 0] = 9.0
-    tally = Tally(CLASSES, CPU)
-    tally.add(scores, labels, torch.tensor(0.5))
-    result = tally.total(World(), 3)
-    assert result.validation.top1_correct == correct_counts(scores, labels)[0] == 2
-    assert result.validation.top5_correct == correct_counts(scores, labels)[1] == 2
-    assert (result.images, result.unreadable, int(result.confusion.sum())) == (3, 1, 2)
-    assert result.loss == 0.25
+    shown = SimpleNamespace(images=scores, labels=labels)
+    totals, tally = counted([partial(logits_of, Said(), Precision("off", CPU))], [shown], 1, 3)
+    assert totals.top1_correct == correct_counts(scores, labels)[0] == 2
+    assert totals.top5_correct == correct_counts(scores, labels)[1] == 2
+    assert (totals.images, tally.unreadable, int(tally.confusion.sum())) == (3, 1, 2)
+    log_probabilities = scores.log_softmax(1)
+    mean = -(log_probabilities[0, 3] + log_probabilities[3, 0]) / 2
+    assert totals.loss == pytest.approx(float(mean))
 
 
 def test_an_image_that_turns_out_unreadable_in_a_later_view_counts_as_wrong():
     first, *others = list(batches(3, images=4, chunk=4))
     later = SimpleNamespace(images=first.images, labels=torch.tensor([-2, *first.labels[1:]]))
-    result = counted([network(0)], [first, others[0], later], 3, images=4)
-    assert (result.images, result.unreadable, int(result.confusion.sum())) == (4, 1, 3)
+    totals, tally = counted([network(0)], [first, others[0], later], 3, images=4)
+    assert (totals.images, tally.unreadable, int(tally.confusion.sum())) == (4, 1, 3)
 
 
 @pytest.mark.parametrize("images", [19, 21])

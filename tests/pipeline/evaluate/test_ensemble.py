@@ -11,7 +11,7 @@ import torch
 
 from pipeline.config import Config, ConfigError, DataConfig, ModelConfig
 from pipeline.data.normalisation import IMAGENET
-from pipeline.evaluate.__main__ import SETTINGS, parse_options
+from pipeline.evaluate.__main__ import parse_options
 from pipeline.evaluate.members import (
     Member,
     make_member,
@@ -19,19 +19,19 @@ from pipeline.evaluate.members import (
     require_unseen,
     with_test_images,
 )
+from pipeline.train.checkpoint import Trained
 
 MODEL = ModelConfig(depth=18)
 
 
 def member(name: str, *options: str, data: DataConfig | None = None, **content: object) -> Member:
     """A member as its checkpoint `name` gives it; the file itself is not needed."""
-    stored = {
-        "config": Config(data or DataConfig(), MODEL).to_yaml(),
-        "classes": ["cat", "dog"],
-        "model": {"w": torch.ones(2)},
-    }
+    stored = Trained(
+        Path(name), Config(data or DataConfig(), MODEL), ["cat", "dog"], IMAGENET,
+        {"w": torch.ones(2)}, step=7, world_size=1, fingerprint={}, excluded={},
+    )  # fmt: skip
     given = parse_options(["--checkpoint", __file__, *options])
-    return make_member(Path(name), stored | content, given, SETTINGS)
+    return make_member(dataclasses.replace(stored, **content), given)
 
 
 def refused(other: Member, *parts: str) -> None:
@@ -42,7 +42,7 @@ def refused(other: Member, *parts: str) -> None:
 
 
 def test_checkpoints_of_different_depth_may_be_averaged():
-    deep = Config(model=ModelConfig(depth=101)).to_yaml()
+    deep = Config(model=ModelConfig(depth=101))
     require_alike([member("a.pt"), member("b.pt", config=deep)])
 
 
@@ -74,11 +74,11 @@ def test_a_setting_of_the_command_line_makes_views_alike():
 def test_checkpoints_of_different_normalisation_are_refused():
     other = dataclasses.replace(IMAGENET, mean=np.array([125.3, 123, 113.9], np.float32))
     refused(
-        member("b.pt", normalisation=other.state()),
+        member("b.pt", normalisation=other),
         "pixels normalised by [125.30, 123.00, 113.90] / [58.40, 57.12, 57.38]",
         "pixels normalised by [123.68, 116.28, 103.53] / [58.40, 57.12, 57.38]",
     )
-    require_alike([member("a.pt"), member("b.pt", normalisation=IMAGENET.state())])
+    require_alike([member("a.pt"), member("b.pt", normalisation=IMAGENET)])
 
 
 def test_images_that_a_member_was_trained_on_are_no_test_of_the_ensemble():
@@ -99,13 +99,13 @@ def test_images_that_a_member_was_trained_on_are_no_test_of_the_ensemble():
 def test_what_the_network_was_trained_with_stays_known():
     found = member("a.pt", "--data.image_size=256", "--data.local_batch_size=2", "--data.root=/x")
     assert (found.config.data.image_size, found.config.data.local_batch_size) == (256, 2)
-    assert (found.trained.data.image_size, found.trained.data.local_batch_size) == (224, 256)
-    assert found.trained.data.root == found.config.data.root == "/x"
+    assert (found.as_trained.data.image_size, found.as_trained.data.local_batch_size) == (224, 256)
+    assert found.as_trained.data.root == found.config.data.root == "/x"
 
 
 def test_weights_are_named_by_a_digest():
-    same, other = member("b.pt"), member("c.pt", model={"w": torch.zeros(2)})
-    assert member("a.pt").weights == same.weights != other.weights
+    same, other = member("b.pt").trained, member("c.pt", weights={"w": torch.zeros(2)}).trained
+    assert member("a.pt").trained.digest == same.digest != other.digest
 
 
 def test_test_images_take_the_place_of_held_out_ones_alone():

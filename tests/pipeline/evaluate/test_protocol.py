@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.config import Config, ConfigError, DataConfig, ModelConfig
+from pipeline.data.crops import Crop, WholeImage
 from pipeline.evaluate.protocol import (
     PAPER_SCALES,
     ViewProtocol,
@@ -13,7 +14,6 @@ from pipeline.evaluate.protocol import (
     pool_window,
     smallest_scale,
 )
-from pipeline.evaluate.views import Crop, WholeImage
 
 
 def test_the_paper_averages_over_five_scales():

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from pipeline.config import Config, DataConfig, ModelConfig
-from pipeline.evaluate.__main__ import SETTINGS, parse_options
+from pipeline.data.normalisation import IMAGENET
+from pipeline.evaluate.__main__ import parse_options
 from pipeline.evaluate.members import Member, make_member
 from pipeline.evaluate.protocol import PAPER_SCALES, ViewProtocol
 from pipeline.evaluate.result import changed, file_name
+from pipeline.train.checkpoint import Trained
 
 ONE_CROP, MULTI = ViewProtocol(), ViewProtocol("multi-scale", PAPER_SCALES)
 CIFAR = DataConfig(dataset="cifar-10", train_crop="padded", image_size=32)
@@ -24,9 +26,10 @@ PLAIN: dict[str, Any] = {
 
 def member(*options: str, data: DataConfig | None = None) -> Member:
     config = Config(data or DataConfig(), ModelConfig(depth=18))
-    content = {"config": config.to_yaml(), "classes": ["cat", "dog"], "model": {"w": torch.ones(2)}}
+    weights = {"w": torch.ones(2)}
+    trained = Trained(Path("a.pt"), config, ["cat", "dog"], IMAGENET, weights, 7, 1, {}, {})
     given = parse_options(["--checkpoint", __file__, *options])
-    return make_member(Path("a.pt"), content, given, SETTINGS)
+    return make_member(trained, given)
 
 
 @pytest.mark.parametrize(

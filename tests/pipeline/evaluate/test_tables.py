@@ -8,18 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from pipeline.evaluate.counting import Counts
-from pipeline.evaluate.result import write_confusion, write_per_class
+from pipeline.evaluate.result import Tally, write_confusion, write_per_class
 
 CLASSES = ["n01", "n02", "a, b"]
 # Five images; one more of class n02 could not be read, and "a, b" has none.
-COUNTS = Counts(
-    images=6,
-    confusion=torch.tensor([[2, 1, 0], [0, 1, 1], [0, 0, 0]]),
-    top5=torch.tensor([3, 2, 0]),
-    unreadable=1,
-    loss=1.0,
-)
+COUNTS = Tally(3, torch.device("cpu"))
+COUNTS.take_in(torch.tensor([*(2, 1, 0), *(0, 1, 1), *(0, 0, 0), 1, *(3, 2, 0)]))
 
 
 @dataclass

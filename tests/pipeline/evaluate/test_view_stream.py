@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from pipeline.config import Config, DataConfig
+from pipeline.data.crops import WholeImage
 from pipeline.data.dali import DecodeSettings
 from pipeline.data.index.manifest import open_manifest
 from pipeline.data.normalisation import IMAGENET
 from pipeline.evaluate.protocol import ViewProtocol
 from pipeline.evaluate.view_stream import ViewStream, open_loader, own_chunks, size_chunks
-from pipeline.evaluate.views import WholeImage
-from pipeline.prepare.pillow import execute, inside
+from pipeline.prepare.parity import execute, inside
 from pipeline.ranks.world import World
 
 DECODE = DecodeSettings("cpu", torch.device("cpu"), threads=1)

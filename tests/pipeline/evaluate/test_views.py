@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.crops import CenterCrop
-from pipeline.evaluate.views import PLACES, Crop, WholeImage, ten_crops
-from pipeline.prepare.pillow import execute
+from pipeline.data.crops import PLACES, CenterCrop, Crop, WholeImage
+from pipeline.evaluate.views import ten_crops
+from pipeline.prepare.parity import execute
 
 SIZE, RESIZE = 224, 256
 
@@ -55,8 +55,7 @@ def test_ten_crops_are_slices_of_the_resized_image_and_their_mirrors(size):
 
 def test_the_centre_is_the_view_of_validation():
     heights, widths = sides(smooth_image(500, 375), smooth_image(97, 131))
-    words = np.empty((2, 0), dtype=np.uint64)
-    expected = CenterCrop(SIZE, RESIZE).plan(heights, widths, words)
+    expected = CenterCrop(SIZE, RESIZE).plan(heights, widths)
     found = Crop(SIZE, RESIZE).plan(heights, widths)
     assert np.array_equal(found.boxes, expected.boxes)
     assert (found.shape, found.flips.tolist()) == (expected.shape, [0, 0])

@@ -14,15 +14,16 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from weight_files import CIFAR_8, CLASSES, RESNET_18, SMALL, with_image, write_checkpoint
 
-from pipeline.config import ConfigError, DataConfig, ModelConfig
+from pipeline.config import Config, ConfigError, ModelConfig
 from pipeline.data.normalisation import IMAGENET
 from pipeline.export import __main__ as export
 from pipeline.export.__main__ import require_packages
 from pipeline.export.description import describe
-from pipeline.export.formats import load_network
 from pipeline.export.onnx_file import Agreement, write_onnx
 from pipeline.system.files import replacing
-from pipeline.train.checkpoint import read_verified
+from pipeline.train.checkpoint import read, read_verified
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -85,13 +86,17 @@ def test_torchvisions_file_has_its_names_and_json_beside_it(resnet18, tmp_path, 
 @pytest.mark.parametrize(
     ("model", "normalisation", "message"),
     [
-        (CIFAR_8, None, "torchvision has no CIFAR ResNet-8 A, only .* export to .safetensors or"),
-        (ModelConfig(depth=18, shortcut="A"), None, "torchvision has no ResNet-18 A, "),
-        (ModelConfig(depth=18, shortcut="C"), None, "torchvision has no ResNet-18 C, "),
-        (ModelConfig(depth=50, variant="v1"), None, "torchvision has no ResNet-50 v1, "),
+        (
+            CIFAR_8,
+            IMAGENET,
+            "torchvision has no CIFAR ResNet-8 A, only .* export to .safetensors or",
+        ),
+        (ModelConfig(depth=18, shortcut="A"), IMAGENET, "torchvision has no ResNet-18 A, "),
+        (ModelConfig(depth=18, shortcut="C"), IMAGENET, "torchvision has no ResNet-18 C, "),
+        (ModelConfig(depth=50, variant="v1"), IMAGENET, "torchvision has no ResNet-50 v1, "),
         (
             ModelConfig(depth=18, residual=False, zero_init_last_norm=False),
-            None,
+            IMAGENET,
             "torchvision has no plain-18, ",
         ),
         (RESNET_18, with_image(32), r"was trained with a mean image \(data.mean=pixel\); export"),
@@ -108,7 +113,7 @@ def test_onnx_computes_what_the_network_does_for_any_number_of_images(resnet18, 
     run(resnet18, tmp_path / "a.onnx")
     assert "largest difference between onnxruntime and PyTorch " in capsys.readouterr().out
     session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
-    model, _, _ = load_network(read_verified(resnet18))
+    model = read(resnet18).build(CPU)
     for count in (1, 5):
         images = torch.randn(count, 3, 32, 32)
         (found,) = session.run(["logits"], {"images": images.numpy()})
@@ -131,7 +136,7 @@ def test_onnx_takes_images_without_the_channel_means_where_there_is_a_mean_image
 
     session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
     (found,) = session.run(["logits"], {"images": normalised(normalisation.mean)})
-    model, _, _ = load_network(read_verified(checkpoint))
+    model = read(checkpoint).build(CPU)
     with torch.no_grad():
         wanted = model(torch.from_numpy(normalised(normalisation.image))).numpy()
         other = model(torch.from_numpy(normalised(normalisation.mean))).numpy()
@@ -147,7 +152,7 @@ class OtherOnPaper(nn.Module):
 
 
 def test_an_onnx_file_that_computes_something_else_is_not_written(tmp_path):
-    description = describe(CIFAR_8, SMALL, CLASSES, IMAGENET)
+    description = describe(Config(SMALL, CIFAR_8), CLASSES, IMAGENET)
     with pytest.raises(
         ValueError, match=r"a.onnx is not written, largest difference .* allowed .*; "
     ):
@@ -224,17 +229,6 @@ def test_a_wrong_call_is_answered_with_a_right_one(tmp_path, argv, message):
         ]
     with pytest.raises(ConfigError, match=message):
         export.main(argv)
-
-
-def test_an_old_checkpoint_without_newer_settings_is_still_read(tmp_path):
-    checkpoint = write_checkpoint(tmp_path / "a.pt", RESNET_18)
-    content = read_verified(checkpoint)
-    content["config"] = "model: {depth: 18, zero_init_last_norm: false}\ndata: {image_size: 32}\n"
-    del content["normalisation"]
-    model, config, description = load_network(content)
-    assert config.data == DataConfig(image_size=32)
-    assert description.name == "ResNet-18 B" and description.normalisation is IMAGENET
-    assert not model.training
 
 
 @pytest.mark.parametrize("settings", [[], ["--model.residual=false"]])

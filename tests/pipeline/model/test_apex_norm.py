@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.model.backends import make_norm
 from pipeline.model.norm import BatchNormAct
 
 STAND_IN = '''
@@ -56,7 +57,7 @@ def activations(seed: int) -> Tensor:
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("add", [True, False])
 def test_equals_the_reference(add: bool, train: bool) -> None:
-    layers = BatchNormAct(8, backend="apex", momentum=None), BatchNormAct(8, momentum=None)
+    layers = make_norm("apex", 8, momentum=None), BatchNormAct(8, momentum=None)
     results = []
     for layer in layers:
         layer.eps = 0.01
@@ -73,7 +74,7 @@ def test_equals_the_reference(add: bool, train: bool) -> None:
 
 
 def test_a_norm_of_the_residual_goes_first() -> None:
-    layer, inner = BatchNormAct(8, backend="apex"), BatchNormAct(8, relu=False, backend="apex")
+    layer, inner = make_norm("apex", 8), make_norm("apex", 8, relu=False)
     y = layer(activations(1), activations(2), inner)
     wanted = BatchNormAct(8)(activations(1), BatchNormAct(8, relu=False)(activations(2)))
     torch.testing.assert_close(y, wanted, rtol=4e-3, atol=4e-3)
@@ -82,14 +83,14 @@ def test_a_norm_of_the_residual_goes_first() -> None:
 
 def test_channels_come_in_multiples_of_4() -> None:
     with pytest.raises(ValueError, match="channels in multiples of 4, not 6"):
-        BatchNormAct(6, backend="apex")
+        make_norm("apex", 6)
 
 
 def test_what_apex_cannot_take_is_refused() -> None:
-    layer = BatchNormAct(8, backend="apex")
+    layer = make_norm("apex", 8)
     with pytest.raises(ValueError, match=r"not torch.float32 on cpu; set optim\.amp=fp16"):
         layer(activations(1).float())
     with pytest.raises(ValueError, match="adds only before a ReLU"):
-        BatchNormAct(8, relu=False, backend="apex")(activations(1), activations(2))
+        make_norm("apex", 8, relu=False)(activations(1), activations(2))
     with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
         layer(torch.ones(1, 8, 1, 1).half())

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from pipeline.config import Config, ModelConfig
-from pipeline.model.backends import choose_backend, problem_of, problems
-from pipeline.model.norm import BatchNormAct, norm_layers
-from pipeline.train.state import fingerprint, make_model
+from pipeline.model.backends import choose_backend, make_norm, problem_of, problems
+from pipeline.model.network import make_model
+from pipeline.model.norm import norm_layers, reference
+from pipeline.train.state import fingerprint
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
@@ -46,7 +47,7 @@ def test_auto_on_a_cpu_is_the_reference_and_says_so_once(caplog: pytest.LogCaptu
     with caplog.at_level(logging.INFO, logger="trainyard"):
         config = Config(model=ModelConfig(depth=18))
         model = make_model(config, classes=10, device=CPU)
-    assert {layer.backend for layer in norm_layers(model)} == {"reference"}
+    assert {layer.compute for layer in norm_layers(model)} == {reference}
     said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("norm layers")]
     assert said == ["norm layers: reference (there is no GPU in use)"]
 
@@ -75,7 +76,7 @@ def test_triton_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="Triton is not installed, run pip install triton"):
         choose_backend("triton", CUDA, "bf16")
     with pytest.raises(ValueError, match="backend triton cannot run here: Triton is not installed"):
-        BatchNormAct(8, backend="triton")
+        make_norm("triton", 8)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
@@ -86,7 +87,7 @@ def test_a_gpu_that_does_not_work_is_named_with_its_cause() -> None:
 
 def test_the_kernels_refuse_a_cpu_tensor() -> None:
     pytest.importorskip("triton")
-    layer = BatchNormAct(8, backend="triton")
+    layer = make_norm("triton", 8)
     with pytest.raises(ValueError, match=r"activations on a GPU, not on cpu; set run\.device=cuda"):
         layer(torch.ones(2, 8, 2, 2))
 

@@ -6,12 +6,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.model.norm import BatchNormAct
-from pipeline.model.resnet import CifarResNet, Shortcut, ZeroPadding, cifar_resnet
+from pipeline.model.resnet import ResNet, Shortcut, ZeroPadding, cifar_resnet
 
 DEPTHS = [20, 32, 44, 56, 110, 1202]
 
 
-def on_meta(depth: int, shortcut: Shortcut | None = "A") -> CifarResNet:
+def on_meta(depth: int, shortcut: Shortcut | None = "A") -> ResNet:
     with torch.device("meta"):
         return cifar_resnet(depth, 10, shortcut=shortcut)
 
@@ -85,7 +85,7 @@ def test_1202_layers_go_forward_and_backward() -> None:
     goes_forward_and_backward(cifar_resnet(1202, 10))
 
 
-def goes_forward_and_backward(model: CifarResNet) -> None:
+def goes_forward_and_backward(model: ResNet) -> None:
     logits = model(images(2, 8))
     assert logits.shape == (2, 10) and logits.isfinite().all()
     logits.square().sum().backward()

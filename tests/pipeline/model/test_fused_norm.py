@@ -11,7 +11,7 @@ import torch
 from norm_checks import error
 from torch import Tensor, nn
 
-from pipeline.model.backends import choose_backend
+from pipeline.model.backends import choose_backend, make_norm
 from pipeline.model.kernels.ops import batch_norm_act, batch_norm_act_backward
 from pipeline.model.norm import BatchNormAct, ends, running_statistics
 from pipeline.model.resnet import Shortcut, cifar_resnet, resnet
@@ -26,7 +26,7 @@ def activations(seed: int, dtype: torch.dtype = torch.float32, channels: int = C
 
 def pair(seed: int = 0, **settings: Any) -> tuple[BatchNormAct, BatchNormAct]:
     """Two equal layers, on the kernels and on the reference."""
-    fused = BatchNormAct(C, backend="triton", **settings)
+    fused = make_norm("triton", C, **settings)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in fused.parameters():
@@ -253,7 +253,7 @@ class Blocks(nn.Module):
         self.stem, self.main, self.side, self.last = (
             nn.Conv2d(3 if i == 0 else C, C, 1) for i in range(4)
         )
-        self.norms = nn.ModuleList(BatchNormAct(C, relu=i != 2, backend="triton") for i in range(4))
+        self.norms = nn.ModuleList(make_norm("triton", C, relu=i != 2) for i in range(4))
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.norms[0](self.stem(images))

@@ -15,9 +15,9 @@ pytest.importorskip("triton")
 
 from norm_checks import Case, error, in_float64, require_close, tensors, with_kernels
 
-from pipeline.model.backends import choose_backend, interpreting
+from pipeline.model.backends import choose_backend, interpreting, make_norm
 from pipeline.model.kernels import launch
-from pipeline.model.norm import BatchNormAct, running_statistics
+from pipeline.model.norm import running_statistics
 from pipeline.model.resnet import resnet
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(interpreting(), reason="kernels are interpreted")]
@@ -145,7 +145,7 @@ def test_compiled_it_equals_eager() -> None:
 
 
 def test_captured_in_a_cuda_graph() -> None:
-    layer, inner = (BatchNormAct(64, relu=relu, backend="triton").cuda() for relu in (True, False))
+    layer, inner = (make_norm("triton", 64, relu=relu).cuda() for relu in (True, False))
     x, z = (
         torch.randn(8, 64, 14, 14, device="cuda").contiguous(memory_format=torch.channels_last)
         for _ in range(2)

@@ -208,9 +208,9 @@ def test_an_empty_folder_or_a_link_to_one_is_filled(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [
-        ("seed", -1, "seed is -1, but"),
-        ("train_images", 9, "train_images is 9, but the demo set needs at least 10"),
-        ("val_images", 0, "val_images is 0, but the demo set needs at least 10"),
+        ("seed", -1, "--seed=-1 must be 0 or more"),
+        ("train_images", 9, "--train=9 must be at least 10"),
+        ("val_images", 0, "--val=0 must be at least 10"),
         ("processes", 0, "processes is 0, but at least 1"),
     ],
 )

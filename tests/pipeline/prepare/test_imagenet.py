@@ -165,7 +165,7 @@ def test_a_full_disk_is_said_and_the_next_call_goes_on(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert f"{WNIDS[0]}_1.JPEG does not fit (File too large): make room" in done.stderr
-    assert not list((tmp_path / "out").rglob("partial-*"))
+    assert not list((tmp_path / "out").rglob(".partial-*"))
     assert subprocess.run(command(paths, tmp_path / "out"), cwd=ROOT).returncode == 0
     assert expected(archives).items() <= contents(tmp_path / "out").items()
 

@@ -16,8 +16,15 @@ from pipeline.config import ConfigError
 from pipeline.data.crops import CenterCrop
 from pipeline.data.index.manifest import open_manifest
 from pipeline.prepare.options import ParityOptions
-from pipeline.prepare.parity import Difference, decoders_for, judge, run
-from pipeline.prepare.pillow import execute, inside, torchvision_center_crop
+from pipeline.prepare.parity import (
+    Difference,
+    decoders_for,
+    execute,
+    inside,
+    judge,
+    run,
+    torchvision_center_crop,
+)
 
 ROOT = Path(__file__).parents[3]
 

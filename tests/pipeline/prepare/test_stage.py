@@ -18,8 +18,9 @@ from terminal import on_terminal
 from pipeline.config import ConfigError, DataConfig
 from pipeline.data.index.manifest import cached_manifest, open_manifest
 from pipeline.data.statistics import normalisation_of
-from pipeline.prepare import files, mean, progress, stage
+from pipeline.prepare import files, mean, stage
 from pipeline.prepare.options import MeanOptions, StageOptions
+from pipeline.system import console
 
 ROOT = Path(__file__).parents[3]
 
@@ -144,7 +145,7 @@ def test_containers_are_staged_and_not_indexed_again(tmp_path):
 def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(
     source, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(progress, "_EVERY_SEC", -1.0)
+    monkeypatch.setattr(console, "LINE_SEC", -1.0)
     stage.run(StageOptions(source, tmp_path / "local", workers=1))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 84
@@ -166,7 +167,7 @@ def test_a_killed_copy_goes_on_and_keeps_what_it_had(source, tmp_path):
     data_hash = open_manifest(source, "train").digest
     open_manifest(source, "val")
     assert killed_at_file(32, *argv) == -signal.SIGKILL
-    kept = {p: p.stat().st_ino for p in local.rglob("*.JPEG")}
+    kept = {p: p.stat().st_ino for p in local.rglob("[!.]*.JPEG")}
     assert len(kept) == 31 - 3  # the others: the mark, demo.json, synset_words.txt
     stage.run(StageOptions(source, local))
     assert contents(local) == contents(source)

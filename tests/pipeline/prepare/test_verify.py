@@ -37,6 +37,13 @@ def damaged(content: bytes) -> bytes:
     return content[:middle] + b"\xff\xd3" * 20 + content[middle + 40 :]
 
 
+def with_thumbnail(content: bytes) -> bytes:
+    """A JPEG with another one, end mark and all, in a segment of its header."""
+    inner = encoded(size=(8, 8))
+    segment = b"\xff\xe1" + (2 + len(inner)).to_bytes(2, "big") + inner
+    return content[:2] + segment + content[2:]
+
+
 JPEG = encoded()
 GOOD = {
     "plain": JPEG,
@@ -48,6 +55,7 @@ GOOD = {
     "trailing zeros": JPEG + bytes(100),
     "trailing text": JPEG + b"text",
     "fill bytes": JPEG[:2] + b"\xff\xff" + JPEG[2:],
+    "thumbnail": with_thumbnail(JPEG),
     **{kind.lower(): encoded(kind) for kind in ("PNG", "BMP", "TIFF", "WEBP")},
 }
 BAD = {
@@ -55,6 +63,7 @@ BAD = {
     "half progressive": (GOOD["progressive"][:-500], "has no end marker"),
     "no end": (JPEG[:-2], "has no end marker"),
     "half the end": (JPEG[:-1], "has no end marker"),
+    "half with a thumbnail": (with_thumbnail(JPEG[:-600]), "has no end marker"),
     "header only": (JPEG[: JPEG.index(b"\xff\xda")], "is cut off in its header"),
     "no header": (JPEG[:30], "no image header"),
     "two marks": (JPEG[:2] + b"abc" + JPEG[2:], "no image header"),
@@ -174,6 +183,9 @@ def test_an_image_of_another_size_than_recorded_is_found(tmp_path):
     (root / "train/klasse ö/a.JPEG").write_bytes(other)
     (line,) = verified(root)
     assert line["reason"] == "is 60 x 48 by its header, the manifest recorded 60 x 40"
+    (root / "train/klasse ö/a.JPEG").write_bytes(b"<html>".ljust(len(JPEG)))
+    (line,) = verified(root)
+    assert line["reason"] == "has no readable header"
 
 
 def test_what_decodes_with_a_warning_is_suspect_in_full_mode_and_does_not_fail(tmp_path, capfd):

@@ -17,7 +17,7 @@ RANK_CHECKS = jobs.REPOSITORY / "tests" / "rank_checks.py"
 ALONE = """
 import sys
 import torch
-from pipeline.ranks.connect import connect
+from pipeline.ranks import connect
 from pipeline.system.failure import Reported
 import pipeline.train.run
 

@@ -46,7 +46,7 @@ def test_plain_against_residual_nets_are_drawn(four, out):
     text = (out / "report.md").read_text()
     assert set(re.findall(r"\]\((.*?\.png)\)", text)) == plots
     assert (out / "index.html").read_text().count("<img ") == 4
-    assert "The degradation was seen" in text
+    assert "the degradation was seen" in text
 
 
 def test_both_pages_say_when_and_from_what_they_were_made(four, out):

@@ -10,12 +10,8 @@ import sys
 from contextlib import contextmanager
 
 import jobs
-import pytest
 from made_runs import CIFAR, RunMaker
 from terminal import Terminal
-
-from pipeline.config import Config
-from pipeline.runs.follow import verdict
 
 # 1,000 steps of 128 images: 800 of them are done at position 102,400.
 STARTED = "2026-11-21 10:00:26 batch: 128 = 2 ranks x 64 images x 1 accumulated; steps 0 to 1000\n"
@@ -112,25 +108,3 @@ def test_a_line_of_another_version_is_passed_over_and_no_color_is_respected(tmp_
         screen.process.send_signal(signal.SIGINT)
         assert screen.wait() == 130
     assert GREEN not in screen.shown()
-
-
-@pytest.mark.parametrize(
-    ("data_wait", "communication", "word"),
-    [(0.01, 0.0, "model-bound"), (0.2, 0.02, "input-bound"), (0.01, 0.2, "communication-bound")],
-)
-def test_the_verdict_is_the_one_of_the_run_itself(data_wait, communication, word):
-    from types import SimpleNamespace
-
-    from pipeline.train.monitor import showing
-
-    line = TRAIN | {"data_wait_share": data_wait, "communication_share": communication}
-    for ranks in (1, 2):
-        job = SimpleNamespace(
-            world=SimpleNamespace(size=ranks), cores=2, config=Config(),
-            decode=SimpleNamespace(
-                device=SimpleNamespace(type="cpu"), decoder="cpu", threads=1
-            ),
-        )  # fmt: skip
-        if ranks == 1 and word == "communication-bound":
-            continue  # it waits for nobody
-        assert verdict(line) == showing.verdict(job, line).kind == word

@@ -93,7 +93,7 @@ def test_a_write_that_fails_before_the_rename_leaves_the_old_file(folder, monkey
         folder.save(5, content(5))
     assert folder.steps() == [4]
     assert folder.latest()[1]["step"] == 4
-    assert not list(folder.folder.glob(".*.partial"))
+    assert not list(folder.folder.glob(".partial-*"))
 
 
 def test_what_the_disk_refuses_for_other_reasons_than_room_is_no_waiting(folder, monkeypatch):
@@ -197,7 +197,7 @@ def test_when_none_is_whole_nothing_is_chosen_silently(folder):
 def test_without_checkpoints_there_is_no_latest(folder):
     assert folder.latest() is None
     folder.folder.mkdir()
-    (folder.folder / ".step-000000003.pt.partial").write_bytes(b"half")
+    (folder.folder / ".partial-0a1b2c3d-step-000000003.pt").write_bytes(b"half")
     (folder.folder / "step-3.pt").write_bytes(b"a name of another program")
     assert folder.steps() == []
     assert folder.latest() is None

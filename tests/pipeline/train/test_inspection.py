@@ -6,11 +6,11 @@ import torch
 from torch import tensor
 
 from pipeline.data.dali import Batch
-from pipeline.evaluate.counting import Tally
+from pipeline.evaluate.result import Tally
 from pipeline.ranks.world import World
 from pipeline.train.metrics import correct_counts, predicted_classes
 from pipeline.train.precision import Precision
-from pipeline.train.validation import Inspection, validate
+from pipeline.train.validation import Inspection, count, validate
 
 CPU = torch.device("cpu")
 
@@ -57,16 +57,15 @@ def test_hits_by_class_sum_up_to_the_top1_count_where_scores_are_equal():
     assert (scores.topk(5).indices[:, 0] != scores.argmax(1)).any()  # else this shows nothing
     labels = scores.argmax(1)
     labels[:8] = (labels[:8] + 1) % 50
-    images = torch.zeros(64, 1, 1, 1)
-    seen = Inspection(50, keep_mistakes=True)
-    seen.add(Batch(images, labels, np.arange(64)), scores)
-    tally = Tally(50, CPU)
-    tally.add(scores, labels, tensor(0.0))
+    batch = Batch(torch.zeros(64, 1, 1, 1), labels, np.arange(64))
+    seen, tally = Inspection(50, keep_mistakes=True), Tally(50, CPU)
+    for observer in (seen, tally):
+        counted = count([(batch, scores, scores)], World(), 64, "this test", observer)
     top1, top5 = correct_counts(scores, labels).tolist()
-    counted = tally.total(World(), 64)
-    assert seen.counts().view(2, 50).sum(1).tolist() == [top1, 64]
-    assert counted.confusion.diagonal().tolist() == seen.counts()[:50].tolist()
-    assert (counted.validation.top1_correct, counted.validation.top5_correct) == (top1, top5)
+    assert (counted.top1_correct, counted.top5_correct) == (top1, top5)
+    assert (int(seen.hits.sum()), int(seen.images.sum())) == (top1, 64)
+    assert tally.confusion.diagonal().tolist() == seen.hits.tolist()
+    assert int(tally.top5.sum()) == top5
     assert top1 == 56
 
 

@@ -86,7 +86,7 @@ class Run:
     def _ended(self, name: str, codes: list[int], text: str) -> None:
         failure = self.path / "failure.txt"
         cause = failure.read_text() if failure.exists() else None
-        cut = len(list((self.path / "checkpoints").glob(".*.partial")))
+        cut = len(list((self.path / "checkpoints").glob(".partial-*")))
         self.starts[name] = Start(codes, text, cause, time.time(), cut)
 
     @property

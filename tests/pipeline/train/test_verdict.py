@@ -9,7 +9,7 @@ import sys
 import jobs
 import pytest
 
-from pipeline.train.verdict import EXPOSED_LIMIT, Figures, judge, kind_of
+from pipeline.train.verdict import EXPOSED_LIMIT, Figures, judge, kind_of, seen
 
 NODE = Figures(
     loader=2900, model=3400, decode_share=0.71, read_share=0.1, decoder="cpu", threads=12,
@@ -142,6 +142,20 @@ def test_the_line_names_speeds_shares_and_computed_cures(figures, line):
 )
 def test_the_kind_changes_at_its_limits(figures, kind):
     assert kind_of(figures) == kind
+
+
+@pytest.mark.parametrize(
+    ("data_wait", "communication", "kind"),
+    [(0.01, 0.0, "model-bound"), (0.2, 0.02, "input-bound"), (0.01, 0.2, "communication-bound")],
+)
+def test_a_follower_of_a_run_judges_its_lines_as_the_run_itself(data_wait, communication, kind):
+    line = {
+        "images_per_sec": 100.0, "data_wait_share": data_wait, "communication_share": communication
+    }  # fmt: skip
+    run = seen(line, ranks=2, known=Figures(cores=2, threads=1, decoder="cpu"))
+    assert (run.reached, run.cores) == (50.0, 2)
+    assert kind_of(seen(line)) == judge(run).kind == kind
+    assert seen(line, ranks=1).exposed_communication_share is None  # it waits for nobody
 
 
 def test_no_more_threads_are_advised_than_there_are_cores():

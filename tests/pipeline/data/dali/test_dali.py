@@ -20,7 +20,7 @@ from pipeline.data.images import BadImage
 from pipeline.data.index.manifest import Manifest, open_manifest
 from pipeline.data.normalisation import IMAGENET
 from pipeline.data.stream import TrainStream, ValStream
-from pipeline.prepare.pillow import execute, inside
+from pipeline.prepare.parity import execute, inside
 
 CPU = torch.device("cpu")
 SIZES = [(500, 375), (375, 500), (640, 480), (97, 131), (33, 31), (64, 200), (17, 900), (900, 700)]

@@ -112,7 +112,7 @@ def config(**changes) -> DataConfig:
 
 def test_the_configuration_chooses_crop_view_and_graph(images, tmp_path):
     planner = train_planner(config(padding=2, flip=False))
-    assert planner == PaddedCrop(32, 2, False)
+    assert planner == PaddedCrop(32, 2, flip=False)
     assert val_planner(config()) == Untouched(32)
     whole = dataclasses.replace(config_of(tmp_path, tmp_path), data=config(threads=1))
     normal = of_pixels(images.pixels)

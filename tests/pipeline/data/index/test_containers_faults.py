@@ -34,6 +34,7 @@ from pipeline.data.index.manifest import Manifest, open_manifest
 from pipeline.data.index.open_files import ContainerFiles
 from pipeline.data.index.window import opened
 from pipeline.data.stream import ValStream
+from pipeline.system import files
 
 WALKS = dict(zip(WRITERS, (tar.walk, tar.walk, tfrecords.walk, records.walk), strict=True))
 
@@ -167,7 +168,7 @@ def unprivileged():
 
 @pytest.mark.parametrize("closed", ["split", "container", "class folder"])
 def test_what_may_not_be_read_is_an_error_that_says_so(unprivileged, closed, monkeypatch):
-    monkeypatch.setattr(common, "_READ_AGAIN_SEC", (0.0,))
+    monkeypatch.setattr(files, "READ_AGAIN_SEC", (0.0,))
     folder, drop_rights = unprivileged
     if closed == "class folder":
         write_folders(folder / "train", draw_images(3))
@@ -182,7 +183,7 @@ def test_what_may_not_be_read_is_an_error_that_says_so(unprivileged, closed, mon
 
 
 def test_an_image_that_may_not_be_read_ends_the_scan(unprivileged, monkeypatch):
-    monkeypatch.setattr(common, "_READ_AGAIN_SEC", (0.0,))
+    monkeypatch.setattr(files, "READ_AGAIN_SEC", (0.0,))
     folder, drop_rights = unprivileged
     write_folders(folder / "train", draw_images(3))
     path = next((folder / "train" / "a").iterdir())

@@ -41,7 +41,7 @@ def test_what_a_killed_call_left_is_removed_after_an_hour(root, tmp_path):
     cache = tmp_path / "cache"
     open_manifest(root, "train", cache)
     (kept,) = cache.iterdir()
-    old, new = cache / f".{kept.name}.123-456", cache / f".{kept.name}.123-789"
+    old, new = cache / f".partial-0a1b2c3d-{kept.name}", cache / f".partial-4e5f6a7b-{kept.name}"
     other = cache / f".{kept.name}.bak"
     for path in (old, new, other):
         path.write_bytes(b"half")

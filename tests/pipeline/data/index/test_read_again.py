@@ -10,7 +10,6 @@ import pytest
 from jobs import copy_data, small_settings, start
 
 from pipeline.data.dali import read_patiently
-from pipeline.data.exclusion import Exclusions
 from pipeline.data.images import BadImage
 from pipeline.data.index.manifest import open_manifest
 from pipeline.data.order import GlobalOrder
@@ -39,7 +38,7 @@ def test_a_file_that_stays_away_is_an_error_that_excludes_nothing(small_data, tm
 
 TRAIN_AND_TELL_OF_SCANS = """
 import sys
-from pipeline.data import manifest
+from pipeline.data.index import manifest
 from pipeline.system.failure import launched_rank, run_command
 from pipeline.train.__main__ import main
 
@@ -59,7 +58,7 @@ def test_a_read_again_names_its_rank_and_what_all_ranks_see_is_said_once(small_d
     manifest = open_manifest(data, "train")
     positions = [p for p in range(len(manifest)) if p % 8 >= 4]  # two ranks, micro-batches of 4
     pixels = manifest.widths.astype(int) * manifest.heights
-    images = GlobalOrder(len(manifest), seed=0).images(np.array(positions), Exclusions())
+    images = GlobalOrder(len(manifest), seed=0).images(np.array(positions))
     path = manifest.path(int(min(images, key=lambda image: pixels[image])))  # not in the preflight
     away = tmp_path / "away.JPEG"
     path.rename(away)

@@ -18,12 +18,12 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from terminal import on_terminal
 
-from pipeline.data.index import folders, scan_progress, tar
+from pipeline.data.index import folders, tar
 from pipeline.data.index import scan as scanning
-from pipeline.data.index import window as common
 from pipeline.data.index.headers import image_size, size_of_bytes
 from pipeline.data.index.manifest import open_manifest
 from pipeline.data.index.window import BadContainer, Window, opened
+from pipeline.system import console, files
 
 ROOT = Path(__file__).parents[4]
 KINDS = {
@@ -112,7 +112,7 @@ def test_a_scan_says_how_far_it_is(tmp_path, monkeypatch, caplog):
         time.sleep(0.3)
         return walk(place)
 
-    monkeypatch.setattr(scan_progress, "_LINE_SEC", 0.05)
+    monkeypatch.setattr(console, "LINE_SEC", 0.05)
     monkeypatch.setitem(scanning._WALKS, "tar", partial(slowly, tar.walk))
     monkeypatch.setattr(folders, "walk", partial(slowly, folders.walk))
     open_manifest(tmp_path, "train")
@@ -125,7 +125,7 @@ SCAN_ON_RANK = """
 import sys
 from pathlib import Path
 from pipeline.data.index.manifest import open_manifest
-from pipeline.train.monitor import start_logging
+from pipeline.system.console import start_logging
 start_logging(int(sys.argv[1]))
 open_manifest(Path(sys.argv[2]), "train")
 """
@@ -169,7 +169,7 @@ def test_a_file_that_comes_back_while_it_is_scanned_is_measured(tmp_path, caplog
 
 
 def test_a_link_to_nowhere_ends_the_scan_and_nothing_is_cached(tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "_READ_AGAIN_SEC", (0.0,))
+    monkeypatch.setattr(files, "READ_AGAIN_SEC", (0.0,))
     write_folders(tmp_path / "train", [("a", "1.jpg", jpeg())])
     link = tmp_path / "train" / "a" / "2.jpg"
     link.symlink_to("nowhere")
@@ -192,7 +192,7 @@ def test_a_read_of_a_container_that_fails_for_a_while_is_tried_again(tmp_path, m
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return pread(*where)
 
-    monkeypatch.setattr(common, "_READ_AGAIN_SEC", (0.0,) * 3)
+    monkeypatch.setattr(files, "READ_AGAIN_SEC", (0.0,) * 3)
     monkeypatch.setattr(os, "pread", passing_fault)
     manifest = open_manifest(tmp_path, "train")
     assert (manifest.widths.tolist(), failures) == ([201], [])

@@ -14,19 +14,19 @@ import pytest
 from jobs import PATIENCE_SEC, REPOSITORY
 from terminal import on_terminal
 
-from pipeline.system.console import time_left
+from pipeline.train.monitor.progress import time_left
 
 SHOW = """
 import sys
 sys.stdout = sys.stderr  # the terminal of this test
 from pipeline.system.console import log, start_logging
-from pipeline.system.console import Progress
+from pipeline.train.monitor.progress import Progress
 start_logging(0)
 progress = Progress(1000, 0)
 line = {"epoch": 3, "step": 5, "position": 400, "loss": 1.2345, "top1": 0.5, "lr": 0.1,
         "images_per_sec": 10.0, "data_wait_share": 0.25}
 progress.train(line, "input-bound")
-progress.advance(500)
+progress.move(500)
 log.warning("warning: of something")
 progress.close()
 """
@@ -89,8 +89,8 @@ def test_elsewhere_lines_are_plain(monkeypatch):
 OUTLIVE = """
 import sys
 from pathlib import Path
-from pipeline.system.console import log_to_file, log, start_logging
-from pipeline.system.console import Progress
+from pipeline.system.console import log, log_to_file, start_logging
+from pipeline.train.monitor.progress import Progress
 start_logging(0)
 log_to_file(Path(sys.argv[1]))
 progress = Progress(1000, 0)
@@ -98,7 +98,7 @@ line = {"epoch": 3, "step": 5, "position": 400, "loss": 1.2345, "top1": 0.5, "lr
         "images_per_sec": 10.0, "data_wait_share": 0.25}
 progress.train(line, "input-bound")
 sys.stdin.readline()  # meanwhile the terminal goes away
-progress.advance(500)
+progress.move(500)
 progress.train({**line, "step": 10}, "input-bound")
 log.info("validated")
 progress.train({**line, "step": 15}, "input-bound")

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import jobs
 import pytest
 
-from pipeline.ranks.check_in import start_timeout_sec
 from pipeline.ranks.local import start_ranks
+from pipeline.ranks.rendezvous import start_timeout_sec
 
 COME = (
-    "from pipeline.ranks.check_in import check_in; "
+    "from pipeline.ranks.rendezvous import check_in; "
     "from pipeline.system.failure import run_command; "
 )
 ENTER = COME + "run_command(lambda _: check_in(), [])"

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.cifar.archive import TEST, Archive, open_archive
-from pipeline.data.cifar.batches import SIDE, read_batch, read_classes
+from pipeline.data.cifar_archive import SIDE, Archive, open_archive, read_batch, read_classes
 from pipeline.data.index.survey import Split, name_few
 
 log = logging.getLogger("trainyard")
@@ -34,6 +33,7 @@ class Places:
     rows: NDArray[np.int32]
 
 
+@dataclass(eq=False)
 class CifarImages:
     """The images of one split; an `ImageSet`.
 
@@ -41,22 +41,16 @@ class CifarImages:
     and rows, whichever archive they come from, and so does the data hash.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        classes: list[str],
-        pixels: NDArray[np.uint8],
-        labels: NDArray[np.int32],
-        places: Places,
-    ) -> None:
-        """Wrap arrays over the same images."""
-        self.split: Split = split
-        self.classes = classes
-        self.pixels = pixels
-        self.labels = labels
-        self.heights: NDArray[np.int32] = np.full(len(labels), SIDE, dtype=np.int32)
+    split: Split
+    classes: list[str]
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int32]
+    places: Places
+
+    def __post_init__(self) -> None:
+        """All are squares of one size."""
+        self.heights: NDArray[np.int32] = np.full(len(self.labels), SIDE, dtype=np.int32)
         self.widths = self.heights
-        self._places = places
 
     @functools.cached_property
     def digest(self) -> str:
@@ -69,7 +63,7 @@ class CifarImages:
     @property
     def batch_sizes(self) -> list[int]:
         """The number of these images in each of the batch files."""
-        counts = np.bincount(self._places.rows[:, 0], minlength=len(self._places.files))
+        counts = np.bincount(self.places.rows[:, 0], minlength=len(self.places.files))
         return [int(count) for count in counts]
 
     def __len__(self) -> int:
@@ -78,8 +72,8 @@ class CifarImages:
 
     def path(self, index: int) -> Path:
         """Return `<archive>/<batch file>:<row>`."""
-        number, row = self._places.rows[index]
-        return Path(f"{self._places.files[number]}:{row}")
+        number, row = self.places.rows[index]
+        return Path(f"{self.places.files[number]}:{row}")
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """Return the pixels (32, 32, 3) of an image."""
@@ -87,7 +81,7 @@ class CifarImages:
 
     def part(self, split: Split, chosen: NDArray[np.bool_]) -> CifarImages:
         """Return the `chosen` (N,) of these images, in the same order, as a split."""
-        places = Places(self._places.files, self._places.rows[chosen])
+        places = Places(self.places.files, self.places.rows[chosen])
         return CifarImages(split, self.classes, self.pixels[chosen], self.labels[chosen], places)
 
 
@@ -110,10 +104,10 @@ def open_cifar(
             f"{archive.place} has the classes {name_few(own)}, the training had "
             f"{name_few(classes)}; set data.root to the data of the training"
         )
-    train = _read(archive, "train", archive.train, own)
+    train = _read(archive, "train", archive.train(), own)
     if _OFFICIAL_BATCH in train.batch_sizes:
-        archive.require_train(_OFFICIAL_BATCHES)
-    test = _read(archive, "val", [TEST[archive.form]], own)
+        archive.train(_OFFICIAL_BATCHES)
+    test = _read(archive, "val", [archive.form.test], own)
     if (len(train), len(test)) != (_TRAIN_IMAGES, _TEST_IMAGES):
         log.warning(
             "warning: %s has %d training and %d test images, CIFAR-10 itself %d and %d; if it is "

@@ -1,0 +1,86 @@
+"""What every check is made of: the facts of a job's nodes, and a line of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Facts = dict[str, Any]
+Status = Literal["ok", "warn", "fail"]
+
+_NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table. `found` is what was seen; `cure` one sentence, empty if all is well.
+
+    "fail": the job would not start, not end well or not be right; "warn": it would be slow or
+    fragile.
+    """
+
+    name: str
+    status: Status
+    found: str
+    cure: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is judged: the facts of each node, and how many ranks each is to run where known."""
+
+    nodes: Sequence[Facts]
+    ranks: Mapping[str, int] | None
+
+    @property
+    def several_nodes(self) -> bool:
+        return len(self.nodes) > 1
+
+    @property
+    def several_ranks(self) -> bool:
+        """Whether more than one rank is certain."""
+        return self.several_nodes or (self.ranks is not None and sum(self.ranks.values()) > 1)
+
+    def ranks_on(self, node: Facts) -> int | None:
+        return None if self.ranks is None else self.ranks.get(node["node"])
+
+    def where(self, problem: Callable[[Facts], str | None]) -> str:
+        """`problem` of each node that has one, as "node3: text"; "" if there is none.
+
+        Equal texts share one mention; the only node of a job is not named, nor are all of them.
+        """
+        by_text: dict[str, list[str]] = {}
+        for node in self.nodes:
+            text = problem(node)
+            if text:
+                by_text.setdefault(text, []).append(node["node"])
+        if not self.several_nodes:
+            return next(iter(by_text), "")
+        if len(by_text) == 1 and len(next(iter(by_text.values()))) == len(self.nodes):
+            return f"all nodes: {next(iter(by_text))}"
+        return "; ".join(f"{few(names)}: {text}" for text, names in by_text.items())
+
+    def odd_ones(self, value: Callable[[Facts], Any]) -> str:
+        """ "" if `value` is the same on all nodes, else who has another one than most."""
+        values = [value(node) for node in self.nodes]
+        if all(other == values[0] for other in values):
+            return ""
+        common = max(values, key=values.count)
+        odd = self.where(lambda node: f"{value(node)}" if value(node) != common else None)
+        return f"{odd} (the others have {common})"
+
+
+def few(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"
+
+
+def size(count: int | None) -> str:
+    """Bytes for a person: 1.5 GiB."""
+    if count is None:
+        return "unknown"
+    if count >= 1 << 30:
+        return f"{count / (1 << 30):.1f} GiB"
+    return f"{count / (1 << 20):.0f} MiB" if count >= 1 << 20 else f"{count / 1024:.0f} KiB"

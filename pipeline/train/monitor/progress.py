@@ -1,0 +1,61 @@
+"""How far a training is, for people: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.system.console import Bar, log
+
+_TRAIN_LINE = (
+    "epoch {epoch} step {step} loss {loss:.4f} top1 {top1:.2%} lr {lr:.5g} "
+    "{images_per_sec:.0f} img/s data wait {data_wait_share:.1%}"
+)
+
+
+def train_line(metrics: Mapping[str, Any]) -> str:
+    """A line of training metrics for people. Raises `KeyError` if it is none."""
+    return _TRAIN_LINE.format(**counted_from_one(metrics))
+
+
+def counted_from_one(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of metrics whose epoch is as people count them, so that the last of 4 is epoch 4."""
+    return {**metrics, "epoch": metrics["epoch"] + 1}
+
+
+class Progress(Bar):
+    """Shows a run of `total_images` that stands at `position`.
+
+    Speed and time left are those of the metrics, whose clock does not jump, not the bar's own. What
+    a bar keeps out of the log goes there once its terminal is gone.
+    """
+
+    def __init__(self, total_images: int, position: int) -> None:
+        super().__init__(total_images, position=position)
+        self._total_images = total_images
+
+    def train(self, metrics: Mapping[str, Any], verdict: str) -> None:
+        """Shows a line of training metrics and what limits the training."""
+        if not self.shown:
+            log.info("%s", train_line(metrics))
+            return
+        shown = counted_from_one(metrics)
+        left = time_left((self._total_images - metrics["position"]) / metrics["images_per_sec"])
+        words = (
+            (2, "loss {loss:.3f}".format(**shown)),
+            (4, "top1 {top1:.2%}".format(**shown)),
+            (3, "{images_per_sec:.0f} img/s".format(**shown)),
+            (0, f"{left} left"),
+            (1, verdict),
+        )
+        self.tell("epoch {epoch} ".format(**shown), [ranked for ranked in words if ranked[1]])
+
+
+def time_left(seconds: float) -> str:
+    """As a person says it: "3:07" minutes, "1:02:03" hours, "2 d 4 h"."""
+    minutes, sec = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours}:{minutes:02d}:{sec:02d}" if hours else f"{minutes}:{sec:02d}"
