@@ -7,11 +7,10 @@ model's measured backward pass; that it also slows the computing on CPUs is left
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -22,24 +21,22 @@ import torch
 from pipeline.benchmark import allreduce, norm
 from pipeline.benchmark import device as devices
 from pipeline.benchmark.configured import LINK_RANKS, AllOptions
-from pipeline.benchmark.feeding import Feeding, loader_shares
-from pipeline.benchmark.loop import program_loop
 from pipeline.benchmark.model import (
     PHASES,
     ModelStep,
     describe,
-    one_rank_job,
+    one_rank_training,
     rows,
     shares,
     speed_row,
 )
 from pipeline.benchmark.options import NormOptions
+from pipeline.benchmark.passes import LoaderParts, loader_shares
 from pipeline.benchmark.photos import make_photos
 from pipeline.benchmark.predict import gradient_schedule
 from pipeline.benchmark.rank_options import AllreduceOptions, Dtype
-from pipeline.benchmark.result import Result, interleave, ratio
+from pipeline.benchmark.result import Result, Show, interleave, ratio, status_line
 from pipeline.benchmark.scaling_model import Cost, mean_exposed_sec
-from pipeline.benchmark.telling import Tell, telling
 from pipeline.data.cifar import CifarImages, Places, open_cifar
 from pipeline.data.dali import DecodeSettings, gpu_count
 from pipeline.data.dali.settings import choose_decoding
@@ -50,9 +47,6 @@ from pipeline.ranks.places import own_share
 from pipeline.ranks.world import World
 from pipeline.system.failure import TrainingError
 from pipeline.system.text import counted
-from pipeline.train.folder import RunFolder
-from pipeline.train.monitor.monitor import RunMonitor
-from pipeline.train.trainer import Trainer
 from pipeline.train.verdict import Figures, judge
 
 _SIZES = "4096,1048576,16777216"  # bytes: latency, a large layer, a network
@@ -69,15 +63,15 @@ def run(options: AllOptions) -> Result:
     in the figure `not_run`. Raises `ValueError` for a device, decoder or data set that is not
     there.
     """
-    with telling() as tell:
+    with status_line() as show:
         with tempfile.TemporaryDirectory() as folder:
-            bench = _Bench(options, Path(folder), tell)
+            bench = _Bench(options, Path(folder), show)
             bench.measure()
         if "allreduce" in options.part_names:
-            tell(f"measuring: all-reduce between {LINK_RANKS} ranks")
+            show(f"measuring: all-reduce between {LINK_RANKS} ranks")
             bench.allreduce()
         if "norm" in options.part_names:
-            tell("")
+            show("")
             bench.norm()
     verdict = judge(bench.known)
     bench.result.figures["known"] = dataclasses.asdict(bench.known)
@@ -89,12 +83,12 @@ def run(options: AllOptions) -> Result:
 class _Bench:
     """One configuration on this machine; `result` and what is `known` grow part by part."""
 
-    def __init__(self, options: AllOptions, folder: Path, tell: Tell) -> None:
-        self._options, self._folder, self._tell = options, folder, tell
-        self._job = one_rank_job(options, folder)
-        device = self._job.decode.device
+    def __init__(self, options: AllOptions, folder: Path, show: Show) -> None:
+        self._options, self._folder, self._show = options, folder, show
+        self._training = one_rank_training(options, folder)
+        device = self._training.device
         self.result = Result("all", options.settings() | {"device": str(device)})
-        self.result.figures = describe(options, self._job) | {"not_run": {}}
+        self.result.figures = describe(options, self._training) | {"not_run": {}}
         self.result.table = [("", "img/s or ms", "quartiles", "share")]
         on_gpu = device.type == "cuda"
         self.known = Figures(
@@ -110,17 +104,21 @@ class _Bench:
         with ExitStack() as stack:
             sides: dict[str, Callable[[], float]] = {}
             if "loader" in options.part_names:
-                self._tell("measuring: loader, its images and first batches")
-                sides |= self._feeding().sides()
+                self._show("measuring: loader, its images and first batches")
+                sides |= self._loader().sides()
             step = None
             if {"model", "step"} & set(options.part_names):
-                self._tell("measuring: model, its first steps")
-                step = ModelStep(self._job, options.images, options.round_sec)
+                self._show("measuring: model, its first steps")
+                step = ModelStep(self._training, options.images, options.round_sec)
                 sides["model_images_per_sec"] = step.images_per_sec
             if step is not None and "step" in options.part_names:
-                stack.enter_context(_monitored(self._job))
-                sides["step_images_per_sec"] = _whole_step(self._job, step, options.images)
-            result.spreads = interleave(options.rounds, sides, self._tell)
+                stack.enter_context(self._training.monitored())
+                whole = devices.rate(
+                    self._training.device, options.images, step.steps, self._training.run
+                )
+                whole()  # the first line of metrics
+                sides["step_images_per_sec"] = whole
+            result.spreads = interleave(options.rounds, sides, self._show)
         if "loader" in options.part_names:
             self._conclude_loader()
         if step is not None:
@@ -132,7 +130,7 @@ class _Bench:
 
     def allreduce(self) -> None:
         """Two ranks of this machine, on the device of the model; the wait that it leaves."""
-        kind = cast(Literal["cpu", "cuda"], self._job.decode.device.type)
+        kind = cast(Literal["cpu", "cuda"], self._training.device.type)
         reason = _no_link(self._options) or _no_ranks(kind, self.known.cores or 1)
         if reason is None:
             options = AllreduceOptions(kind, LINK_RANKS, _SIZES, rounds=self._options.rounds)
@@ -151,7 +149,7 @@ class _Bench:
     def norm(self) -> None:
         """The norm layers of the network, where there are kernels for them."""
         config, not_run = self._options.config, self.result.figures["not_run"]
-        if self._job.decode.device.type != "cuda":
+        if self._training.device.type != "cuda":
             not_run["norm"] = "its kernels need an NVIDIA GPU"
         elif config.model.family != "imagenet" or config.model.depth < 50:
             not_run["norm"] = "it measures the shapes of ResNet-50, -101 and -152"
@@ -171,15 +169,15 @@ class _Bench:
             self.result.figures["norm"] = found.figures
             self.result.ratios |= {f"norm_{name}": share for name, share in found.ratios.items()}
 
-    def _feeding(self) -> Feeding:
-        options, config, device = self._options, self._options.config, self._job.decode.device
+    def _loader(self) -> LoaderParts:
+        options, config, device = self._options, self._options.config, self._training.device
         images = _images(options, self._folder)
         # A set's own mean would have to be computed first; it takes as long to subtract.
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, mean="imagenet"))
         settings = choose_decoding(config, device, own_share(World()), (images,))
         self.result.figures |= _described(images, settings, options)
         self._know(decoder=settings.decoder, threads=settings.threads)
-        return Feeding(images, config, settings, options.images, options.round_sec)
+        return LoaderParts(images, config, settings, options.images, options.round_sec)
 
     def _conclude_loader(self) -> None:
         result = self.result
@@ -212,7 +210,7 @@ class _Bench:
             for dtype, one in fit.items()
         }
         with torch.device("meta"):
-            classes = len(self._job.train_set.classes)
+            classes = len(self._training.trainer.train_set.classes)
             network = build_network(self._options.config.model, classes, "reference")
         pixels = self._options.config.data.image_size
         gradients = {d: gradient_schedule(network, pixels, size) for d, size in _BYTES.items()}
@@ -238,27 +236,6 @@ class _Bench:
 
     def _know(self, **more: Any) -> None:
         self.known = dataclasses.replace(self.known, **more)
-
-
-@contextlib.contextmanager
-def _monitored(job: Trainer) -> Iterator[None]:
-    """Lets `job` write its metrics, as part of a step."""
-    job.config.run.path.mkdir(parents=True)
-    images = job.course.total_steps * job.config.data.global_batch_size
-    job.monitor = RunMonitor(RunFolder(job.config.run.path), job.config, 0, 0, images)
-    with contextlib.closing(job.monitor):
-        yield
-
-
-def _whole_step(job: Trainer, step: ModelStep, images: int) -> Callable[[], float]:
-    """A round of the training's own loop, as many steps as one of `step`; warm."""
-    loop, device = program_loop(job, step.batches), job.decode.device
-
-    def images_per_sec() -> float:
-        return images * step.steps / devices.seconds(device, lambda: loop(step.steps))
-
-    images_per_sec()
-    return images_per_sec
 
 
 def _images(options: AllOptions, folder: Path) -> ImageSet:

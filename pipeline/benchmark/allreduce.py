@@ -4,25 +4,35 @@ Bandwidths are those of NCCL's tests (doc/PERFORMANCE.md of nccl-tests): algorit
 bytes / seconds, bus bandwidth that times 2 (n - 1) / n for n ranks, which is what each link of a
 ring carries and does not depend on n. Times are those of the whole call as training makes it, with
 Horovod's negotiation and its cycle; nccl-tests times the bare NCCL call.
+
+Each rank is this module too, started as `python -m pipeline.benchmark.allreduce DEVICE`, cpu or
+cuda: it times all-reduces each time the benchmark asks it to.
 """
 
 from __future__ import annotations
 
 import os
+import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Literal
 
-from pipeline.benchmark.crew import Crew, pick_kind, start
+import torch
+
+from pipeline.benchmark.processes import Processes, pick_kind, serve, start
 from pipeline.benchmark.rank_options import AllreduceOptions, Dtype
 from pipeline.benchmark.result import Result, Spread, interleave, ratio
 from pipeline.benchmark.scaling_model import bus_share, fit_line
+from pipeline.ranks import connect
+from pipeline.ranks.world import World
 
 _LARGEST = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
 _SMALLEST = 4 * 2**10
 _BURST = 64  # tensors in flight together: about the gradients of a ResNet-18
 _REPEATED_BYTES = {"cpu": 2**24, "cuda": 2**30}
 _REPEATS = (2, 20)
+_DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 def run(options: AllreduceOptions) -> Result:
@@ -33,15 +43,15 @@ def run(options: AllreduceOptions) -> Result:
     kind = pick_kind(options.device, options.ranks)
     sizes = options.size_numbers or default_sizes(kind)
     with ExitStack() as stack:
-        job = start("pipeline.benchmark.allreduce_rank", [kind], options.ranks)
-        crew = Crew([job])
-        stack.callback(crew.end)
+        job = start("pipeline.benchmark.allreduce", [kind], options.ranks)
+        processes = Processes([job])
+        stack.callback(processes.end)
         sides = {
-            _name(dtype, size): _round(crew, kind, dtype, size)
+            _name(dtype, size): _round(processes, kind, dtype, size)
             for size in sizes
             for dtype in options.dtype_names
         } | {
-            f"{dtype}_burst_sec": _round(crew, kind, dtype, sizes[0], _BURST)
+            f"{dtype}_burst_sec": _round(processes, kind, dtype, sizes[0], _BURST)
             for dtype in options.dtype_names
         }
         for warm_up in sides.values():
@@ -76,14 +86,14 @@ def _name(dtype: Dtype, size: int) -> str:
 
 
 def _round(
-    crew: Crew, kind: Literal["cpu", "cuda"], dtype: Dtype, size: int, tensors: int = 1
+    processes: Processes, kind: Literal["cpu", "cuda"], dtype: Dtype, size: int, tensors: int = 1
 ) -> Callable[[], float]:
     least, most = _REPEATS
     sent = _sent(dtype, size)
     repeats = max(least, min(most, _REPEATED_BYTES[kind] // (sent * tensors)))
 
     def measure() -> float:
-        answers = crew.ask(size=sent, dtype=dtype, tensors=tensors, repeats=repeats)
+        answers = processes.ask(size=sent, dtype=dtype, tensors=tensors, repeats=repeats)
         return float(max(answer["sec"] for answer in answers))
 
     return measure
@@ -140,3 +150,50 @@ def _table(rows: list[dict[str, Any]], spreads: dict[str, Spread]) -> list[tuple
             f"{row['algorithm_bytes_per_sec'] / 1e9:.3g}", f"{row['bus_bytes_per_sec'] / 1e9:.3g}",
         ))  # fmt: skip
     return table
+
+
+class Timer:
+    """Times the all-reduces of `world`, of tensors on `device`."""
+
+    def __init__(self, world: World, device: torch.device) -> None:
+        self._world, self._device = world, device
+
+    def measure(self, size: int, dtype: Dtype, tensors: int, repeats: int) -> dict[str, float]:
+        """Collective. Seconds until `tensors` of `size` bytes each are averaged.
+
+        They are in flight together. The mean of `repeats` times one after the other, without
+        waiting for the other ranks in between, as NCCL's own tests have it. One more goes first:
+        a size that is new needs memory.
+        """
+        kind = _DTYPES[dtype]
+        sent = [
+            torch.zeros(size // kind.itemsize, dtype=kind, device=self._device)
+            for _ in range(tensors)
+        ]
+        self._world.average_(sent)
+        self._finish()
+        self._world.barrier()
+        started = time.perf_counter()
+        for _ in range(repeats):
+            self._world.average_(sent)
+        self._finish()
+        return {"sec": (time.perf_counter() - started) / repeats}
+
+    def _finish(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def main(argv: list[str]) -> None:
+    """One rank: joins the others, then serves."""
+    world = connect()
+    torch.set_num_threads(1)
+    device = torch.device("cpu")
+    if argv[0] == "cuda":
+        device = torch.device("cuda", world.local_rank)
+        torch.cuda.set_device(device)
+    serve(Timer(world, device).measure)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

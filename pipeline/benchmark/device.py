@@ -14,6 +14,10 @@ from typing import Literal
 import torch
 
 Work = Callable[[], object]
+Loop = Callable[[int], object]
+"""Takes as many steps as it is told."""
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 _COPY_BYTES = {"cuda": 2**30, "cpu": 2**24}
 _COPIES = 4
@@ -53,6 +57,21 @@ def seconds(device: torch.device, work: Work) -> float:
     end.record()
     end.synchronize()
     return float(start.elapsed_time(end)) / 1e3
+
+
+def again(step: Work) -> Loop:
+    """The loop that is nothing but `step`."""
+
+    def loop(steps: int) -> None:
+        for _ in range(steps):
+            step()
+
+    return loop
+
+
+def rate(device: torch.device, images: int, steps: int, loop: Loop) -> Callable[[], float]:
+    """What measures a round of `loop`: images per second over `steps` steps of `images` each."""
+    return lambda: images * steps / seconds(device, lambda: loop(steps))
 
 
 def capture(work: Work, warm_up: int = 3) -> Callable[[], None]:

@@ -18,27 +18,141 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from pipeline.benchmark.options import LoaderOptions, NormOptions, StepOptions
+from pipeline.benchmark.result import Result, aligned, machine, write_json
 from pipeline.system.failure import TrainingError, run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Seconds until a part is ended, in the order they run; 470 in all.
-BUDGETS = {"tests": 130.0, "norm": 70.0, "memory": 25.0, "loader": 45.0, "step": 200.0}
+_MODULE = "pipeline.benchmark.gpu_check"
 _LAST_START = 0.75  # share of its budget after which a part begins nothing new
 _LAST_LINES = 15
-_NOT_STARTED, _NOTHING_SELECTED = 4, 5  # pytest's codes
 
 Status = Literal["done", "failed", "missing", "over time"]
+Write = Callable[[Mapping[str, Any]], None]
+"""Keeps a part's result, as far as it has come."""
+
+
+def _tests(_limit_sec: float, write: Write) -> None:
+    """The tests marked `gpu`, those also marked `slow` last; only their files are read, as others
+    need more packages."""
+    import pytest
+
+    options = ["-v", "-m", "gpu", "-p", "no:cacheprovider", "--color=no"]
+    code = pytest.main([*options, *gpu_test_files(ROOT / "tests")], [TestCounts(write)])
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        sys.exit(code)
+
+
+def _norm(limit_sec: float, write: Write) -> Result:
+    """Every shape, with few rounds."""
+    from pipeline.benchmark.norm import run
+
+    options = NormOptions(device="cuda", rounds=5, limit_sec=limit_sec)
+    return run(options, lambda so_far: write(so_far.to_json({})))
+
+
+def _memory(_limit_sec: float, write: Write) -> Result:
+    """ResNet-50 in fp16; compiling it would take longer than all others."""
+    from pipeline.benchmark.step import measure_memory
+
+    options = StepOptions(depths="50", amps="fp16", sides="eager,triton,apex")
+    return measure_memory(options, lambda so_far: write(so_far.to_json({})))
+
+
+def _loader(_limit_sec: float, _write: Write) -> Result:
+    """Files decoded on the GPU and on the CPU."""
+    from pipeline.benchmark.device import pick_device
+    from pipeline.benchmark.loader import measure_decoders
+
+    options = LoaderOptions(files=512, rounds=3, images=4096, batch=256)
+    return measure_decoders(options, pick_device("cuda"))
+
+
+def _step(limit_sec: float, write: Write) -> Result:
+    """The loop, then the table with few steps."""
+    from pipeline.benchmark.step import run
+
+    options = StepOptions(
+        device="cuda", parts="both", table_rounds=3, table_steps=5, rounds=5, limit_sec=limit_sec
+    )
+    return run(options, lambda so_far: write(so_far.to_json({})))
+
+
+class Part(NamedTuple):
+    """One entry: seconds until it is ended, and what runs, in a process of its own.
+
+    `run` gets the seconds after which it begins nothing new.
+    """
+
+    budget_sec: float
+    run: Callable[[float, Write], Result | None]
+
+
+PARTS = {
+    "tests": Part(130.0, _tests),
+    "norm": Part(70.0, _norm),
+    "memory": Part(25.0, _memory),
+    "loader": Part(45.0, _loader),
+    "step": Part(200.0, _step),
+}
+"""In the order they run."""
+
+
+class TestCounts:
+    """A plugin of pytest: writes how many tests passed, failed and were skipped after each."""
+
+    __test__ = False
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+        self._passed = self._skipped = 0
+        self._failed: list[str] = []
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        """Puts the slow ones last."""
+        items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Counts a test, which fails in its fixtures too."""
+        self._passed += report.passed and report.when == "call"
+        self._skipped += report.skipped
+        if report.failed:
+            self._failed.append(report.nodeid)
+        self._write({
+            "passed": self._passed,
+            "failed": len(self._failed),
+            "skipped": self._skipped,
+            "which_failed": self._failed,
+        })  # fmt: skip
+
+
+def gpu_test_files(folder: Path) -> list[str]:
+    """Paths of the test modules that mark anything `gpu`."""
+    modules = sorted(folder.rglob("test_*.py"))
+    return [str(path) for path in modules if "pytest.mark.gpu" in path.read_text(encoding="utf-8")]
+
+
+def run_here(part: str, path: str, limit_sec: str) -> None:
+    """Runs one part in this process, which may be ended at any time; its result goes to `path`."""
+
+    def write(so_far: Mapping[str, Any]) -> None:
+        write_json(Path(path), so_far)
+
+    result = PARTS[part].run(float(limit_sec), write)
+    if result is not None:
+        write(result.to_json({}))
+        print(result.text())
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a part ended: `reason` unless it is done, `figures` by name as far as it came."""
+    """How a part ended: `reason` unless it is done, `result` as far as it came."""
 
     part: str
     status: Status
@@ -57,15 +171,6 @@ class Outcome:
         }
 
 
-@dataclass(frozen=True)
-class Ended:
-    """A process that has ended, or was ended after its budget (`code` is None)."""
-
-    code: int | None
-    seconds: float
-    text: str
-
-
 def main(argv: list[str]) -> None:
     """Runs the parts one after the other, prints one table, writes one JSON.
 
@@ -76,15 +181,15 @@ def main(argv: list[str]) -> None:
     _require_gpu()
     outcomes = []
     for part in options.parts:
-        print(f"{part}: at most {BUDGETS[part]:.0f} s", flush=True)
-        outcomes.append(run_part(part, BUDGETS[part]))
+        budget_sec = PARTS[part].budget_sec
+        print(f"{part}: at most {budget_sec:.0f} s", flush=True)
+        outcomes.append(run_part(part, budget_sec))
     finish(outcomes, options.json)
 
 
 def finish(outcomes: Sequence[Outcome], path: Path | None) -> None:
     """Prints the table and writes the JSON; raises `TrainingError` if a part failed."""
     from pipeline.benchmark.device import versions
-    from pipeline.benchmark.result import aligned, machine, write_json
 
     here = machine()
     path = path or default_path(str(here["gpu"]), datetime.date.today())
@@ -110,18 +215,17 @@ def finish(outcomes: Sequence[Outcome], path: Path | None) -> None:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     # Not jsonargparse, which a machine that is only measured need not have.
-    parser = argparse.ArgumentParser("python -m pipeline.benchmark.gpu_check", description=__doc__)
-    parser.add_argument("--parts", default=",".join(BUDGETS), help="which, with commas between")
+    parser = argparse.ArgumentParser(f"python -m {_MODULE}", description=__doc__)
+    parser.add_argument("--parts", default=",".join(PARTS), help="which, with commas between")
     parser.add_argument("--json", type=Path, help="default: benchmarks/gpu_<GPU>_<date>.json")
     options = parser.parse_args(argv)
     chosen = options.parts.split(",")
-    unknown = [part for part in chosen if part not in BUDGETS]
+    unknown = [part for part in chosen if part not in PARTS]
     if unknown:
         raise ValueError(
-            f"--parts={options.parts}: there is no part {unknown[0]}; there are: "
-            f"{', '.join(BUDGETS)}"
+            f"--parts={options.parts}: there is no part {unknown[0]}; there are: {', '.join(PARTS)}"
         )
-    options.parts = [part for part in BUDGETS if part in chosen]
+    options.parts = [part for part in PARTS if part in chosen]
     if options.json is not None and not options.json.parent.is_dir():
         raise ValueError(f"--json {options.json}: the folder {options.json.parent} does not exist")
     return options
@@ -148,69 +252,30 @@ def default_path(gpu: str, day: datetime.date) -> Path:
 
 
 def run_part(part: str, budget_sec: float) -> Outcome:
-    """One part in a process of its own, ended after `budget_sec`."""
-    return run_tests(budget_sec) if part == "tests" else run_benchmark(part, budget_sec)
-
-
-def run_tests(budget_sec: float) -> Outcome:
-    """The tests marked `gpu`, those also marked `slow` last; only their files are read, as others
-    need more packages."""
-    if importlib.util.find_spec("pytest") is None:
-        return Outcome("tests", "missing", 0.0, "pytest is not installed")
-    files = gpu_test_files(ROOT / "tests")
-    left, text, codes = budget_sec, "", set()
-    for marks in ("gpu and not slow", "gpu and slow"):
-        command = ["-m", "pytest", "-v", "-m", marks, "-p", "no:cacheprovider", "--color=no"]
-        ended = run_limited([sys.executable, *command, *files], left)
-        left, text = max(1.0, left - ended.seconds), text + ended.text
-        codes.add(0 if ended.code == _NOTHING_SELECTED else ended.code)
-    counts = count_tests(text)
-    if codes == {_NOT_STARTED} and "No module named" in _last_line(text):
-        return Outcome("tests", "missing", budget_sec - left, _last_line(text), counts)
-    if counts["failed"] or not codes <= {0, None}:
-        _show(text)
-        return Outcome("tests", "failed", budget_sec - left, _last_line(text), counts)
-    if None in codes:
-        return Outcome("tests", "over time", budget_sec, f"ended after {budget_sec:g} s", counts)
-    return Outcome("tests", "done", budget_sec - left, "", counts)
-
-
-def gpu_test_files(folder: Path) -> list[str]:
-    """Paths of the test modules that mark anything `gpu`."""
-    modules = sorted(folder.rglob("test_*.py"))
-    return [str(path) for path in modules if "pytest.mark.gpu" in path.read_text(encoding="utf-8")]
-
-
-def count_tests(text: str) -> dict[str, Any]:
-    """How many tests passed, failed and were skipped, and which failed, in pytest -v's lines."""
-    ends = re.findall(r"^(\S.*?) (PASSED|FAILED|ERROR|SKIPPED)\b", text, re.MULTILINE)
-    failed = [name for name, how in ends if how in ("FAILED", "ERROR")]
-    return {
-        "passed": sum(how == "PASSED" for _, how in ends),
-        "failed": len(failed),
-        "skipped": sum(how == "SKIPPED" for _, how in ends),
-        "which_failed": failed,
-    }
-
-
-def run_benchmark(part: str, budget_sec: float) -> Outcome:
-    """A part of `gpu_part`; what it had found when it was ended is kept."""
-    from pipeline.benchmark.gpu_part import MISSING
-
+    """One part in a process of its own, ended after `budget_sec`; what it had found is kept."""
+    script = f"import sys; from {_MODULE} import run_here; run_here(*sys.argv[1:])"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result.json"
-        limit = str(_LAST_START * budget_sec)
-        command = [sys.executable, "-m", "pipeline.benchmark.gpu_part", part, str(path), limit]
+        command = [sys.executable, "-c", script, part, str(path), str(_LAST_START * budget_sec)]
         ended = run_limited(command, budget_sec)
         found = _read(path)
-    if ended.code == 0:
-        return Outcome(part, "done", ended.seconds, "", found)
-    if ended.code == MISSING:
-        return Outcome(part, "missing", ended.seconds, _last_line(ended.text), found)
+    last = _last_line(ended.text)
+    if ended.code not in (0, None) or (found or {}).get("failed"):
+        if "ModuleNotFoundError: " in last or "ImportError: " in last:
+            return Outcome(part, "missing", ended.seconds, last, found)
+        print("\n".join(ended.text.splitlines()[-_LAST_LINES:]), flush=True)
+        return Outcome(part, "failed", ended.seconds, last, found)
     if ended.code is None:
         return Outcome(part, "over time", ended.seconds, f"ended after {budget_sec:g} s", found)
-    _show(ended.text)
-    return Outcome(part, "failed", ended.seconds, _last_line(ended.text), found)
+    return Outcome(part, "done", ended.seconds, "", found)
+
+
+class Ended(NamedTuple):
+    """A process that has ended, or was ended after its budget (`code` is None)."""
+
+    code: int | None
+    seconds: float
+    text: str
 
 
 def run_limited(command: Sequence[str], budget_sec: float) -> Ended:
@@ -226,17 +291,12 @@ def run_limited(command: Sequence[str], budget_sec: float) -> Ended:
         try:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = process.wait(budget_sec)
-        finally:
-            _kill(process)
+        finally:  # of all its session, such as compilers it has started
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         output.seek(0)
         return Ended(code, time.monotonic() - started, output.read())
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Ends the process and all of its session, such as compilers it has started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -245,10 +305,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):  # not begun, or killed while it was written
         return None
     return found
-
-
-def _show(text: str) -> None:
-    print("\n".join(text.splitlines()[-_LAST_LINES:]), flush=True)
 
 
 def _last_line(text: str) -> str:

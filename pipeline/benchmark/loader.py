@@ -1,31 +1,34 @@
 """`benchmark loader`: JPEG files to training batches, against a PyTorch DataLoader with Pillow and
-against bare decoding with simplejpeg.
+against bare decoding with simplejpeg. Also decoding on the GPU against decoding on the CPU.
 
 The images are in the page cache: what is measured is reading them there, decoding and augmenting.
 """
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from pipeline.benchmark.bare_decode import MISSING, BareDecode, can_run
+from pipeline.benchmark.loader_references import (
+    MISSING,
+    BareDecode,
+    PhotoDataset,
+    can_run,
+    use_one_thread,
+)
 from pipeline.benchmark.options import CONTAINERS, Container, Crop, LoaderOptions
-from pipeline.benchmark.packing import pack
-from pipeline.benchmark.photos import make_photos
-from pipeline.benchmark.pillow_loader import PhotoDataset, use_one_thread
+from pipeline.benchmark.passes import LoaderPasses, middle_speed
+from pipeline.benchmark.photos import make_photos, pack
 from pipeline.benchmark.result import Result, Spread, interleave, ratio
 from pipeline.config import Config, ConfigError, DataConfig
-from pipeline.data.dali import DecodeSettings, Loader
-from pipeline.data.dali.settings import choose_decoding
+from pipeline.data.dali import DecodeSettings, available_cores, gpu_count
+from pipeline.data.dali.settings import choose_decoding, decoder_memory
 from pipeline.data.index.manifest import Manifest, open_manifest
 from pipeline.data.stream import TrainStream, train_planner
 from pipeline.ranks.places import Share
@@ -128,15 +131,14 @@ def _sides(
     for threads in options.thread_counts:
         for crop in options.crop_names:
             row = Row(None, crop, threads, "dataloader")
-            sides[row] = _Reference(manifests["folders"], options, row).measure
+            sides[row] = _reference(manifests["folders"], options, row)
         if can_run():
             bare = BareDecode(manifests["folders"], threads, options.images)
             sides[Row(None, None, threads, "simplejpeg")] = bare.measure
         else:
             result.figures["not_run"] = {"simplejpeg": MISSING}
     for row in rows(options):
-        assert row.container is not None, "a row of ours has a container"
-        sides[row] = _Ours(manifests[row.container], options, row).measure
+        sides[row] = _ours_of_row(options, manifests, row)
     return sides
 
 
@@ -175,88 +177,94 @@ def _table(spreads: dict[Row, Spread]) -> list[tuple[str, ...]]:
     return table
 
 
-class _Side:
-    """How both loaders are timed: between two batches of one pass, away from both its ends.
-
-    The batches before fill the queues; those after keep every worker busy until the clock stops,
-    and leave nothing running while another side is measured.
-    """
+class _Middle:
+    """What is timed of a pass: whole turns of the workers, which deliver in bursts, between two
+    edges in which every queue is full."""
 
     def __init__(self, options: LoaderOptions, workers: int) -> None:
-        self._batch = options.batch
-        self._edge = workers * _PREFETCH + 2
-        # Whole turns of the workers, which deliver in bursts.
-        turns = -(-options.images // (options.batch * workers))
-        self._timed = turns * workers
-        self.batches = self._timed + 2 * self._edge
-
-    def images_per_sec(self, pass_: Iterable[object], device: torch.device | None = None) -> float:
-        """Speed over the middle of one pass, which has `batches` batches; each counts when it is
-        there on `device`."""
-        arrived = []
-        for _ in pass_:
-            if device is not None and device.type == "cuda":
-                torch.cuda.current_stream().synchronize()
-            arrived.append(time.perf_counter())
-        assert len(arrived) == self.batches, f"{len(arrived)} of {self.batches} batches"
-        first = self._edge - 1
-        return self._timed * self._batch / (arrived[first + self._timed] - arrived[first])
+        self.edge = workers * _PREFETCH + 2
+        self.timed = -(-options.images // (options.batch * workers)) * workers
+        self.batches = self.timed + 2 * self.edge
 
 
-class _Ours(_Side):
-    """This project's `Loader`, as a training makes it."""
-
-    def __init__(self, manifest: Manifest, options: LoaderOptions, row: Row) -> None:
-        super().__init__(options, row.threads)
-        assert row.crop is not None, "a row of ours has a crop"
-        config = DataConfig(
-            image_size=options.size,
-            val_resize=options.size,
-            train_crop=row.crop,
-            short_side=_short_side(options.size),
-            decode=options.decode,
-            threads=row.threads,
-            prefetch_batches=_PREFETCH,
-        )
-        self._stream = TrainStream(manifest, train_planner(config), seed=0)
-        self._settings = _decoding(config, manifest)
-        self._position = 0
-
-    def measure(self) -> float:
-        """Images per second in one pass over the next positions."""
-        first = self._position
-        self._position += self.batches * self._batch
-        chunks = (
-            np.arange(start, start + self._batch, dtype=np.int64)
-            for start in range(first, self._position, self._batch)
-        )
-        loader = Loader(self._stream, chunks, self.batches, self._batch, self._settings)
-        with contextlib.closing(loader):
-            return self.images_per_sec(loader, self._settings.device)
+def _ours(
+    options: LoaderOptions, stream: TrainStream, settings: DecodeSettings, workers: int
+) -> Callable[[], float]:
+    """What measures a round of this project's `Loader`, as a training makes it."""
+    middle, passes = _Middle(options, workers), LoaderPasses(stream, settings, options.batch)
+    return lambda: passes.images_per_sec(middle.edge, middle.timed)
 
 
-class _Reference(_Side):
-    """The usual loader: workers that live on, each with one thread, and Pillow's transforms."""
+def _ours_of_row(
+    options: LoaderOptions, manifests: dict[Container, Manifest], row: Row
+) -> Callable[[], float]:
+    assert row.container is not None and row.crop is not None, "a row of ours has both"
+    config = DataConfig(
+        image_size=options.size,
+        val_resize=options.size,
+        train_crop=row.crop,
+        short_side=_short_side(options.size),
+        decode=options.decode,
+        threads=row.threads,
+        prefetch_batches=_PREFETCH,
+    )
+    manifest = manifests[row.container]
+    stream = TrainStream(manifest, train_planner(config), seed=0)
+    return _ours(options, stream, _decoding(config, manifest), row.threads)
 
-    def __init__(self, manifest: Manifest, options: LoaderOptions, row: Row) -> None:
-        super().__init__(options, row.threads)
-        assert row.crop is not None, "a DataLoader has a crop"
-        dataset = PhotoDataset(
-            manifest, options.size, self.batches * options.batch, row.crop,
-            _short_side(options.size),
-        )  # fmt: skip
-        self._loader = DataLoader(
-            dataset,
-            options.batch,
-            num_workers=row.threads,
-            prefetch_factor=_PREFETCH,
-            persistent_workers=True,
-            worker_init_fn=use_one_thread,
-        )
 
-    def measure(self) -> float:
-        """Images per second in one pass; the workers are those of the pass before."""
-        return self.images_per_sec(self._loader)
+def _reference(manifest: Manifest, options: LoaderOptions, row: Row) -> Callable[[], float]:
+    """What measures a round of the usual loader: workers that live on, each with one thread, and
+    Pillow's transforms."""
+    assert row.crop is not None, "a DataLoader has a crop"
+    middle = _Middle(options, row.threads)
+    dataset = PhotoDataset(
+        manifest, options.size, middle.batches * options.batch, row.crop,
+        _short_side(options.size),
+    )  # fmt: skip
+    loader = DataLoader(
+        dataset,
+        options.batch,
+        num_workers=row.threads,
+        prefetch_factor=_PREFETCH,
+        persistent_workers=True,
+        worker_init_fn=use_one_thread,
+    )
+    cpu = torch.device("cpu")
+    return lambda: middle_speed(loader, middle.edge, middle.timed, options.batch, cpu)
+
+
+def measure_decoders(options: LoaderOptions, device: torch.device) -> Result:
+    """Images per second that arrive on `device` with each decoder that can run, and their ratio.
+
+    JPEGs of ImageNet's usual size in the page cache; `options.threads` and `data` are not used:
+    the loader has the threads of all cores that this process may use.
+    """
+    threads = available_cores()
+    decoders: list[Literal["cpu", "gpu"]] = ["cpu"]
+    if device.type == "cuda" and gpu_count():
+        decoders.append("gpu")
+    result = Result("gpu_loader", {**vars(options), "device": str(device), "threads": threads})
+    with tempfile.TemporaryDirectory() as folder:
+        make_photos(Path(folder), options.files)
+        config = DataConfig(image_size=options.size, val_resize=options.size)
+        manifest = open_manifest(Path(folder), "train")
+        memory = decoder_memory(config, (manifest,))
+        stream = TrainStream(manifest, train_planner(config), seed=0)
+        sides = {}
+        for decoder in decoders:
+            settings = DecodeSettings(decoder, device, threads, _PREFETCH, memory=memory)
+            side = _ours(options, stream, settings, workers=2)
+            sides[f"{decoder}_decoder_images_per_sec"] = side
+        for measure in sides.values():  # what is done once: files, kernels, the decoder's memory
+            measure()
+        result.spreads = interleave(options.rounds, sides)
+    if len(decoders) == 2:
+        on_cpu, on_gpu = result.spreads.values()
+        result.ratios["gpu_decoder_vs_cpu_decoder"] = ratio(on_gpu, on_cpu)
+    else:
+        result.figures["not_run"] = {"gpu_decoder": "DALI sees no GPU"}
+    return result
 
 
 def _short_side(size: int) -> tuple[int, int]:

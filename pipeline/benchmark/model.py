@@ -1,105 +1,55 @@
 """`benchmark model`: what the model of a configuration reaches when nothing waits for data.
 
-A step of a training, without its loop: forward and loss, backward, optimizer, by the same parts.
-What the loop adds is `benchmark step`.
+The phases of the program's own steps that are the model's: forward and loss, backward, optimizer.
+What the loop adds around them is `benchmark step`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import tempfile
-import time
-from itertools import cycle, pairwise
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from pipeline.benchmark.configured import ModelOptions
-from pipeline.benchmark.resident import Workload, resident_batches, resident_job
+from pipeline.benchmark.resident import Training, resident_training
 from pipeline.benchmark.result import Result, Spread, interleave
 from pipeline.config import Config
 from pipeline.model.network import network_name
 from pipeline.ranks.places import choose_device, own_share, set_threads
 from pipeline.ranks.world import World
-from pipeline.train.trainer import Trainer
 
 PHASES = ("forward", "backward", "optimizer")
 _LR = 1e-3
 _IMAGENET_CLASSES, _CIFAR_CLASSES = 1000, 10
 
 
-class Stopwatch:
-    """Notes moments: of the GPU's own clock as it comes to them, without waiting for it; else of
-    the process."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._events: list[torch.cuda.Event] = []
-        self._moments: list[float] = []
-
-    def mark(self) -> None:
-        """Notes this moment."""
-        if self._device.type == "cuda":
-            self._events.append(torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]
-            self._events[-1].record()
-        else:
-            self._moments.append(time.perf_counter())
-
-    def seconds(self) -> list[float]:
-        """Between each two of the moments, which are forgotten. Waits for the last one."""
-        if self._events:
-            self._events[-1].synchronize()
-            found = [a.elapsed_time(b) / 1e3 for a, b in pairwise(self._events)]
-        else:
-            found = [b - a for a, b in pairwise(self._moments)]
-        self._events, self._moments = [], []
-        return found
-
-
 class ModelStep:
-    """Steps of a job's own model, optimizer and precision on images that lie in memory."""
+    """Rounds of a training's own steps, of which the phases of the model count."""
 
-    def __init__(self, job: Trainer, images: int, round_sec: float) -> None:
+    def __init__(self, training: Training, images: int, round_sec: float) -> None:
         """`images` in each step; a round takes `round_sec`. Takes a few steps."""
-        self._job, self._images = job, images
-        self._watch = Stopwatch(job.decode.device)
-        work = Workload(job.config.model.depth, job.config.data.image_size, images)
-        self.batches = resident_batches(work, job.decode.device)
-        self._next = cycle(self.batches)
-        self._rounds: dict[str, list[float]] = {phase: [] for phase in PHASES}
+        self._training, self._images = training, images
+        self._rounds: list[dict[str, float]] = []
         self.steps = 2
         self.images_per_sec()  # memory, algorithms, compilation
         step_sec = images / self.images_per_sec()
         self.steps = max(1, round(round_sec / step_sec))
-        self._rounds = {phase: [] for phase in PHASES}
+        self._rounds.clear()
 
     def images_per_sec(self) -> float:
         """One round; keeps the seconds per step of its phases too."""
-        job, watch = self._job, self._watch
-        job.state.model.train()
-        watch.mark()
-        for _ in range(self.steps):
-            batch = next(self._next)
-            with job.state.precision.autocast():
-                loss = F.cross_entropy(
-                    job.state.forward(batch.images), batch.labels,
-                    label_smoothing=job.config.optim.label_smoothing,
-                )  # fmt: skip
-            watch.mark()
-            job.state.precision.backward(loss)
-            watch.mark()
-            job.state.precision.step(job.state.optimizer)
-            job.state.optimizer.zero_grad(set_to_none=True)
-            watch.mark()
-        seconds = watch.seconds()
-        for place, phase in enumerate(PHASES):
-            self._rounds[phase].append(sum(seconds[place :: len(PHASES)]) / self.steps)
-        return self._images * self.steps / sum(seconds)
+        found = self._training.phase_seconds(self.steps)
+        self._rounds.append({phase: found[phase] / self.steps for phase in PHASES})
+        return self._images / sum(self._rounds[-1].values())
 
     def spreads(self) -> dict[str, Spread]:
         """Seconds of a step's phases, by round: forward with the loss, backward, optimizer."""
-        return {f"{phase}_sec": Spread(tuple(found)) for phase, found in self._rounds.items()}
+        return {
+            f"{phase}_sec": Spread(tuple(found[phase] for found in self._rounds))
+            for phase in PHASES
+        }
 
 
 def run(options: ModelOptions) -> Result:
@@ -108,19 +58,20 @@ def run(options: ModelOptions) -> Result:
     Raises `ValueError` for a device or a norm backend that is not there.
     """
     with tempfile.TemporaryDirectory() as folder:
-        job = one_rank_job(options, Path(folder))
-        step = ModelStep(job, options.images, options.round_sec)
+        training = one_rank_training(options, Path(folder))
+        step = ModelStep(training, options.images, options.round_sec)
         speeds = interleave(options.rounds, {"model_images_per_sec": step.images_per_sec})
-    result = Result("model", options.settings() | {"device": str(job.decode.device)})
-    result.figures = describe(options, job) | {"steps_per_round": step.steps}
+    result = Result("model", options.settings() | {"device": str(training.device)})
+    result.figures = describe(options, training) | {"steps_per_round": step.steps}
     result.spreads = speeds | step.spreads()
     result.ratios = shares(step)
     result.table = [("", "img/s or ms", "quartiles", "share"), *rows(result)]
     return result
 
 
-def one_rank_job(options: ModelOptions, folder: Path) -> Trainer:
-    """The configuration's job for one rank on this machine without its data; files in `folder`.
+def one_rank_training(options: ModelOptions, folder: Path) -> Training:
+    """The configuration's training for one rank on this machine without its data; files in
+    `folder`.
 
     A step of it has no more than one micro-batch, and it writes no checkpoints.
     """
@@ -138,15 +89,15 @@ def one_rank_job(options: ModelOptions, folder: Path) -> Trainer:
     alone = dataclasses.replace(config, data=data, run=run_)
     # Labels and pixels are noise: a rate that keeps every loss finite.
     alone = dataclasses.replace(alone, optim=dataclasses.replace(config.optim, base_lr=_LR))
-    return resident_job(alone, world, device, folder, _classes(config))
+    return resident_training(alone, world, device, folder, classes=_classes(config))
 
 
-def describe(options: ModelOptions, job: Trainer) -> dict[str, str | int]:
+def describe(options: ModelOptions, training: Training) -> dict[str, str | int]:
     """What was run, for the table's end and the JSON."""
     threads = torch.get_num_threads()
     place = (
-        str(job.decode.device)
-        if job.decode.device.type == "cuda"
+        str(training.device)
+        if training.device.type == "cuda"
         else f"{threads} thread{'s' if threads > 1 else ''}"
     )
     config = options.config

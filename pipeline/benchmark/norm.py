@@ -16,12 +16,8 @@ from pipeline.benchmark import device as devices
 from pipeline.benchmark.network import Design, NormCase, kernel_bytes, network, norm_bytes
 from pipeline.benchmark.norm_layer import Layer, kernel_seconds
 from pipeline.benchmark.options import Amp, NormOptions
-from pipeline.benchmark.result import Result, Spread, interleave, ratio
-from pipeline.benchmark.telling import Tell, telling
-from pipeline.benchmark.trainee import DTYPES
+from pipeline.benchmark.result import Result, Save, Show, Spread, interleave, ratio, status_line
 from pipeline.model.backends import Backend, problems
-
-Save = Callable[[Result], None]
 
 _HALF = 2  # bytes of an element
 _DESIGNS: dict[Backend, Design] = {"reference": "eager", "triton": "folded", "apex": "fused"}
@@ -81,11 +77,11 @@ def run(options: NormOptions, save: Save | None = None) -> Result:
     `worst_share_of_copy`, the least of a pass of our kernels over all shapes, and
     `worst_kernel_share_of_copy`, that of a kernel. `save` gets the result after each shape.
     """
-    with telling() as tell:
-        return _run(options, save, tell)
+    with status_line() as show:
+        return _run(options, save, show)
 
 
-def _run(options: NormOptions, save: Save | None, tell: Tell) -> Result:
+def _run(options: NormOptions, save: Save | None, show: Show) -> Result:
     device = devices.pick_device(options.device)
     counts = {depth: network(depth, options.pixels).norms for depth in options.depth_numbers}
     cases = sorted(
@@ -96,11 +92,11 @@ def _run(options: NormOptions, save: Save | None, tell: Tell) -> Result:
     copy = devices.Copy(device)
     started = time.monotonic()
     for amp in options.amp_names:
-        tell("")
+        show("")
         backends = _able(device, amp, result)
         measured: list[Measured] = []
         for number, case in enumerate(cases, 1):
-            tell(f"measuring: norm {amp}, shape {number} of {len(cases)}: {case}")
+            show(f"measuring: norm {amp}, shape {number} of {len(cases)}: {case}")
             if options.limit_sec is not None and time.monotonic() - started > options.limit_sec:
                 result.figures["not_run"][f"{case} {amp}"] = (
                     f"the time limit of {options.limit_sec:g} s was over before"
@@ -139,7 +135,7 @@ def measure(
             layers = {}
             for backend in backends:
                 try:
-                    layers[backend] = Layer(case, images, DTYPES[amp], backend, device)
+                    layers[backend] = Layer(case, images, devices.DTYPES[amp], backend, device)
                 except Exception as error:  # the other backends are measured
                     if devices.out_of_memory(error):
                         raise

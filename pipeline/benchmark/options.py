@@ -230,30 +230,6 @@ class ManifestOptions:
         return numbers(self.rows)
 
 
-@dataclass(frozen=True)
-class DemoOptions:
-    """configs/demo.yaml from start to end under horovodrun, once for each seed."""
-
-    seeds: str = "0,1,2,3,4"
-    """Seeds of the runs (run.seed), with commas between; the data set stays the same."""
-    data: str = "data/demo"
-    """Folder of the demo data set; drawn when it is not there."""
-    ranks: int = 2
-    """Horovod ranks."""
-
-    def __post_init__(self) -> None:
-        at_least_one(self, "--", "ranks")
-        require(
-            all(part.strip().isdecimal() for part in self.seeds.split(",")),
-            f"--seeds={self.seeds} must be whole numbers with commas between, such as 0,1,2",
-        )
-
-    @property
-    def seed_numbers(self) -> list[int]:
-        """The seeds, in order."""
-        return [int(part) for part in self.seeds.split(",")]
-
-
 OPTIONS = {
     "loader": LoaderOptions,
     "train": TrainOptions,
@@ -261,7 +237,6 @@ OPTIONS = {
     "step": StepOptions,
     "scale": ScaleOptions,
     "manifest": ManifestOptions,
-    "demo": DemoOptions,
     "allreduce": AllreduceOptions,
     "predict": PredictOptions,
 }

@@ -1,14 +1,22 @@
-"""Files like ImageNet's photographs, for measuring how fast they are read and decoded."""
+"""Files like ImageNet's photographs, for measuring how fast they are read and decoded, and the same
+images in each container that this project reads."""
 
 from __future__ import annotations
 
 import io
+import struct
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from PIL import Image
+
+from pipeline.benchmark.options import Container
+from pipeline.data.index.manifest import Manifest
 
 # (width, height, share). Most of ImageNet has its longer side at 500 pixels.
 _SIZES = ((500, 375, 0.62), (375, 500, 0.16), (500, 333, 0.16), (500, 400, 0.06))
@@ -18,6 +26,8 @@ _QUALITY = 90
 # here a file has 82 KB on average (standard deviation 15 KB).
 _EXPONENT = 1.2
 _CONTRAST = 38.5
+_RECORDIO_MAGIC = struct.pack("<I", 0xCED7230A)
+_LENGTH_DELIMITED = 2  # protobuf's wire type of strings and messages
 
 
 def make_photos(
@@ -63,3 +73,122 @@ def _noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     white = np.fft.rfft2(rng.standard_normal((height, width), dtype=np.float32))
     noise = np.fft.irfft2(white / frequency**_EXPONENT, s=(height, width))
     return np.asarray(noise / noise.std(), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One image: its class, the class's number, its file name and its encoded bytes."""
+
+    class_name: str
+    label: int
+    name: str
+    content: bytes
+
+
+def pack(manifest: Manifest, images: Iterable[int], container: Container, root: Path) -> None:
+    """Writes the train split of a data set: `images` of `manifest`, in one file of `container` or
+    in class folders. Raises `BadImage` for one that cannot be read."""
+    folder = root / "train"
+    folder.mkdir(parents=True)
+    names = manifest.classes
+    if container == "recordio":
+        names = sorted({names[int(manifest.labels[image])] for image in images}, key=str.encode)
+        (folder / "classes.txt").write_text("".join(f"{name}\n" for name in names))
+    numbers = {name: number for number, name in enumerate(names)}
+    _WRITERS[container](folder, _read(manifest, images, numbers))
+
+
+def _read(manifest: Manifest, images: Iterable[int], numbers: dict[str, int]) -> Iterator[Packed]:
+    for image in images:
+        class_name = manifest.classes[int(manifest.labels[image])]
+        content = manifest.read(image).tobytes()
+        yield Packed(class_name, numbers[class_name], f"{image:08d}.JPEG", content)
+
+
+def _folders(folder: Path, images: Iterable[Packed]) -> None:
+    for image in images:
+        (folder / image.class_name).mkdir(exist_ok=True)
+        (folder / image.class_name / image.name).write_bytes(image.content)
+
+
+def _tar(folder: Path, images: Iterable[Packed]) -> None:
+    with tarfile.open(folder / "shard-000000.tar", "w") as archive:
+        for image in images:
+            member = tarfile.TarInfo(f"{image.class_name}/{image.name}")
+            member.size = len(image.content)
+            archive.addfile(member, io.BytesIO(image.content))
+
+
+def _tfrecord(folder: Path, images: Iterable[Packed]) -> None:
+    # Only now: the other containers, and photographs alone, need no TensorBoard.
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    with open(folder / "train-00000-of-00001", "wb") as file:
+        writer = RecordWriter(file)  # TensorBoard's own files are TFRecords too
+        for image in images:
+            features = {
+                b"image/class/synset": image.class_name.encode(),
+                b"image/filename": image.name.encode(),
+                b"image/encoded": image.content,
+            }
+            writer.write(_example(features))
+        writer.flush()
+
+
+def _example(features: dict[bytes, bytes]) -> bytes:
+    """A tf.train.Example of byte features (tensorflow/core/example/feature.proto)."""
+    entries = [
+        # Features.feature is a map: messages of key (1) and Feature (2), which holds a BytesList.
+        _field(1, _field(1, key) + _field(2, _field(1, _field(1, value))))
+        for key, value in features.items()
+    ]
+    return _field(1, b"".join(entries))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    length, digits = len(content), bytearray()
+    while length >= 0x80:
+        digits.append(length & 0x7F | 0x80)
+        length >>= 7
+    digits.append(length)
+    return bytes([number << 3 | _LENGTH_DELIMITED]) + bytes(digits) + content
+
+
+def _recordio(folder: Path, images: Iterable[Packed]) -> None:
+    with open(folder / "train.rec", "wb") as file:
+        for number, image in enumerate(images):
+            header = struct.pack("<IfQQ", 0, image.label, number, 0)  # MXNet's IRHeader
+            file.write(_record(header + image.content))
+
+
+def _record(content: bytes) -> bytes:
+    """As dmlc's RecordIOWriter: cut where the magic number stands at a multiple of 4."""
+    parts: list[bytes] = []
+    begin = 0
+    place = content.find(_RECORDIO_MAGIC)
+    while place >= 0:
+        if place % 4 == 0:
+            parts.append(content[begin:place])
+            begin = place + 4
+        place = content.find(_RECORDIO_MAGIC, place + 1)
+    parts.append(content[begin:])
+    written = b"".join(
+        _RECORDIO_MAGIC + struct.pack("<I", _flag(number, parts) << 29 | len(part)) + part
+        for number, part in enumerate(parts)
+    )
+    return written + b"\0" * (-len(content) % 4)
+
+
+def _flag(number: int, parts: Sequence[bytes]) -> int:
+    """0: a whole record; 1, 2, 3: the first, a middle and the last part of one."""
+    if len(parts) == 1:
+        return 0
+    return 1 if number == 0 else 3 if number == len(parts) - 1 else 2
+
+
+_WRITERS: dict[Container, Callable[[Path, Iterable[Packed]], None]] = {
+    "folders": _folders,
+    "tar": _tar,
+    "tfrecord": _tfrecord,
+    "recordio": _recordio,
+}

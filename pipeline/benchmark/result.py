@@ -7,14 +7,34 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.benchmark.telling import Tell
 from pipeline.system.files import write_text
 from pipeline.system.text import counted
+
+Show = Callable[[str], None]
+"""Shows a text in the place of the one before; an empty one makes room for lines of others."""
+
+
+@contextmanager
+def status_line() -> Iterator[Show]:
+    """What a benchmark is at: a line at the end of stderr if that is a terminal, which is gone when
+    the body ends, however it does."""
+    shown = sys.stderr.isatty()
+
+    def show(text: str) -> None:
+        if shown:
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield show
+    finally:
+        show("")
 
 
 @dataclass(frozen=True)
@@ -43,19 +63,19 @@ class Spread:
 
 
 def interleave(
-    rounds: int, sides: Mapping[str, Callable[[], float]], tell: Tell | None = None
+    rounds: int, sides: Mapping[str, Callable[[], float]], show: Show | None = None
 ) -> dict[str, Spread]:
     """Runs the sides in turn, A, B, A, B, ..., so that a slow spell of the machine meets them all.
 
-    Each call of a side measures one round of it; `tell` gets to know which is next. Returns each
+    Each call of a side measures one round of it; `show` gets to know which is next. Returns each
     side's rounds, in order.
     """
     measured: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
         for name, measure in sides.items():
-            if tell is not None:
+            if show is not None:
                 side = name.removesuffix("_images_per_sec").replace("_", " ")
-                tell(f"measuring: {side}, round {number + 1} of {rounds}")
+                show(f"measuring: {side}, round {number + 1} of {rounds}")
             measured[name].append(measure())
     return {name: Spread(tuple(values)) for name, values in measured.items()}
 
@@ -133,6 +153,10 @@ class Result:
 
     def _words(self, name: str) -> list[str]:
         return [self.figures[name]] if name in self.figures else []
+
+
+Save = Callable[[Result], None]
+"""Gets a result as far as it has come."""
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

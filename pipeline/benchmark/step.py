@@ -1,24 +1,40 @@
-"""`benchmark step`: the training loop's own cost, and whole steps with each kind of norm layer."""
+"""`benchmark step`: the training loop's own cost (`loop`), and whole steps with each kind of norm
+layer, plain and as a CUDA graph, as one table; with them the memory that such a step takes.
+
+Ratios to eager are of neighbours in time at the same batch. Shares are of the roofline for fused
+norm layers (`network.roofline`), made of what a copy and a matrix product reach in the same run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
-from pipeline.benchmark import step_table
-from pipeline.benchmark.device import pick_device, reason
+import torch
+
+from pipeline.benchmark import device as devices
+from pipeline.benchmark.network import Design, Network, network, roofline
 from pipeline.benchmark.options import StepOptions
-from pipeline.benchmark.result import Result
+from pipeline.benchmark.plain import Setting, problem, train_setting
+from pipeline.benchmark.result import Result, Save, Spread, interleave, ratio
 
-Save = Callable[[Result], None]
+_DESIGNS: tuple[Design, ...] = ("eager", "fused", "folded")
+_SHARE_OF: Design = "fused"
+_HEAD = ("step", "batch", "img/s", "quartiles", "to eager", "of roofline")
+_NO_GPU = "CUDA graphs need an NVIDIA GPU"
 
 
 def run(options: StepOptions, save: Save | None = None) -> Result:
-    """The loop (`loop.measure`), then the table (`step_table.measure`), as `options.parts` says.
+    """The loop (`loop.measure`), then the table, as `options.parts` says.
 
     `save` gets the result so far whenever something was added to it. The loop needs what a training
     does, DALI for one; beside a table it is named where it cannot run.
     """
-    device = pick_device(options.device)
+    device = devices.pick_device(options.device)
     wants_table = options.parts in ("table", "both") or (
         options.parts == "auto" and device.type == "cuda"
     )
@@ -31,7 +47,217 @@ def run(options: StepOptions, save: Save | None = None) -> Result:
         except Exception as error:
             if not wants_table:
                 raise
-            result.figures["not_run"]["loop"] = reason(error)
+            result.figures["not_run"]["loop"] = devices.reason(error)
     if wants_table:
-        step_table.measure(options, device, result, save or (lambda _: None))
+        measure_table(options, device, result, save or (lambda _: None))
+    return result
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What this device reaches, measured."""
+
+    bytes_per_sec: float
+    flop_per_sec: dict[str, float]
+
+
+@dataclass
+class Comparison:
+    """What `compare` found of one side at one batch: speeds by "eager", "plain" and "graph"."""
+
+    images: int
+    images_per_sec: dict[str, Spread]
+    loss: float | None
+    not_run: dict[str, str] = field(default_factory=dict)
+
+
+def measure_table(options: StepOptions, device: torch.device, result: Result, save: Save) -> None:
+    """Adds the table to `result`, row by row, and calls `save` with each.
+
+    What cannot run is named with its reason in the table and in the figure `not_run`.
+    """
+    with _fastest_convolutions():
+        _measure(options, device, result, save)
+
+
+@contextlib.contextmanager
+def _fastest_convolutions() -> Iterator[None]:
+    """Lets cuDNN try its algorithms for each shape and keep the fastest."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def _measure(options: StepOptions, device: torch.device, result: Result, save: Save) -> None:
+    started = time.monotonic()
+    limits = measure_limits(device, options)
+    result.figures |= {"copy_gb_per_sec": limits.bytes_per_sec / 1e9, "networks": {}}
+    for amp, flops in limits.flop_per_sec.items():
+        result.figures[f"matrix_product_tflop_per_sec_{amp}"] = flops / 1e12
+    result.table = [_HEAD]
+    networks = {depth: network(depth, options.pixels) for depth in options.depth_numbers}
+    for setting in settings(options):
+        over = options.limit_sec is not None and time.monotonic() - started > options.limit_sec
+        reason = problem(setting.side, setting.amp, device)
+        if over:
+            reason = f"the time limit of {options.limit_sec:g} s was over before"
+        if reason is None:
+            try:
+                found = compare(setting, options, device)
+            except Exception as error:  # whatever it is, the other rows are measured
+                reason = devices.reason(error)
+        if setting.side == "compile":
+            torch.compiler.reset()  # the model would stay in memory
+        devices.release(device)
+        if reason is not None:
+            found = Comparison(options.batch, {}, None, {"plain": reason, "graph": reason})
+        add_rows(result, setting, found, networks[setting.depth], limits)
+        save(result)
+
+
+def settings(options: StepOptions) -> list[Setting]:
+    """What is measured, in order: compiling takes minutes, so every other side comes first."""
+    found = [
+        Setting(depth, amp, side, options.pixels)
+        for depth in options.depth_numbers
+        for amp in options.amp_names
+        for side in options.side_names
+    ]
+    return sorted(found, key=lambda setting: setting.side == "compile")
+
+
+def measure_limits(device: torch.device, options: StepOptions) -> Limits:
+    """The medians of copies and the best matrix products in each precision."""
+    copy = devices.Copy(device)
+    rounds = [copy.bytes_per_sec() for _ in range(options.table_rounds + 1)]
+    return Limits(
+        statistics.median(rounds[1:]),
+        {amp: devices.flop_per_sec(device, devices.DTYPES[amp]) for amp in options.amp_names},
+    )
+
+
+def compare(setting: Setting, options: StepOptions, device: torch.device) -> Comparison:
+    """One side against eager, at `options.batch` images or the next half of it that fits."""
+    images = options.batch
+    while True:
+        try:
+            return _compare(setting, images, options, device)
+        except Exception as error:
+            if not devices.out_of_memory(error) or images == 1:
+                raise
+        images //= 2
+        devices.release(device)
+
+
+def _compare(
+    setting: Setting, images: int, options: StepOptions, device: torch.device
+) -> Comparison:
+    """Rounds of eager, the side, and the side as a graph, in turn."""
+    side = train_setting(setting, images, device)
+    sides: dict[str, Callable[[], None]] = {"plain": side.step}
+    if setting.side != "eager":
+        eager = Setting(setting.depth, setting.amp, "eager", setting.pixels)
+        sides = {"eager": train_setting(eager, images, device).step, **sides}
+    not_run = {}
+    if device.type != "cuda":
+        not_run["graph"] = _NO_GPU
+    else:
+        try:
+            sides["graph"] = side.captured()
+        except Exception as error:
+            if devices.out_of_memory(error):
+                raise
+            not_run["graph"] = devices.reason(error)
+
+    rounds = {
+        name: devices.rate(device, images, options.table_steps, devices.again(step))
+        for name, step in sides.items()
+    }
+    for measure_once in rounds.values():
+        measure_once()
+    speeds = interleave(options.table_rounds, rounds)
+    loss = float(side.loss)
+    return Comparison(images, speeds, loss if math.isfinite(loss) else None, not_run)
+
+
+def add_rows(
+    result: Result, setting: Setting, found: Comparison, net: Network, limits: Limits
+) -> None:
+    """Adds a row for the plain steps and one for the graph, their numbers, and what did not run."""
+    speeds, flops = found.images_per_sec, limits.flop_per_sec[setting.amp]
+    bounds = {
+        design: roofline(net, design, found.images, limits.bytes_per_sec, flops)
+        for design in _DESIGNS
+    }
+    for kind in ("plain", "graph"):
+        label = setting.side if kind == "plain" else f"{setting.side}_graph"
+        name = f"{label}_{setting.network}"
+        if kind not in speeds:
+            result.figures["not_run"][name] = found.not_run[kind]
+            result.table.append((name, "", "not run", "", "", ""))
+            continue
+        speed = speeds[kind]
+        share = speed.median / bounds[_SHARE_OF]
+        result.spreads[f"{name}_images_per_sec"] = speed
+        result.ratios[f"{name}_of_roofline"] = share
+        base = speeds["eager"] if setting.side != "eager" else speeds["plain"]
+        to_eager = ratio(speed, base)
+        if speed is not base:
+            result.ratios[f"{label}_vs_eager_{setting.network}"] = to_eager
+        if kind == "graph":
+            # What is lost to launching kernels one by one.
+            result.ratios[f"{label}_vs_plain_{setting.network}"] = ratio(speed, speeds["plain"])
+        result.figures["networks"][name] = {
+            "batch": found.images,
+            "batch_asked": result.settings["batch"],
+            "loss": found.loss,
+            "roofline_images_per_sec": bounds,
+        }
+        low, _, high = speed.quartiles
+        result.table.append(
+            (
+                name,
+                str(found.images),
+                f"{speed.median:.4g}",
+                f"{low:.4g} .. {high:.4g}",
+                f"{to_eager.median:.3f}",
+                f"{share:.1%}",
+            )
+        )
+
+
+def measure_memory(options: StepOptions, save: Save | None = None) -> Result:
+    """Peak of what PyTorch's allocator gave out over three plain steps, in GB (10^9 bytes).
+
+    The figures `<side>_resnet<depth>_<amp>_peak_gb`, and the ratios of each side to eager. What
+    does not run, or not fit, is named in `not_run`. Raises `ValueError` without a GPU.
+    """
+    device = devices.pick_device("cuda")
+    result = Result("memory", {**vars(options), "device": str(device)}, figures={"not_run": {}})
+    for setting in settings(options):
+        reason = problem(setting.side, setting.amp, device)
+        if reason is None:
+            devices.release(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            try:
+                training = train_setting(setting, options.batch, device)
+            except Exception as error:  # the other sides are measured
+                reason = devices.reason(error)
+            else:
+                peak = torch.cuda.max_memory_allocated(device) / 1e9
+                result.figures[f"{setting.name}_peak_gb"] = peak
+                base = result.figures.get(f"eager_{setting.network}_peak_gb")
+                if base is not None and setting.side != "eager":
+                    name = f"{setting.side}_vs_eager_memory_{setting.network}"
+                    result.ratios[name] = peak / base
+                del training
+        if setting.side == "compile":
+            torch.compiler.reset()
+        if reason is not None:
+            result.figures["not_run"][setting.name] = reason
+        if save is not None:
+            save(result)
     return result

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from pipeline.benchmark.allreduce_rank import main
+from pipeline.benchmark.allreduce import main
 from pipeline.ranks.horovod import HorovodWorld
 
 

@@ -10,7 +10,6 @@ import pytest
 from terminal import on_terminal
 
 from pipeline.benchmark.__main__ import parse
-from pipeline.benchmark.demo import summary
 from pipeline.config import ConfigError
 
 
@@ -88,23 +87,6 @@ def test_manifest_opens_in_processes_of_its_own(tmp_path):
     assert found["raw"]["permutation_sec"]["median"] > 0
 
 
-def test_demo_sums_up_the_last_validation_and_the_middle_of_training():
-    lines = [
-        {"event": "train", "images_per_sec": 100.0, "data_wait_share": 0.5},
-        {"event": "val", "top1": 0.3, "top5": 0.6},
-        {"event": "train", "images_per_sec": 300.0, "data_wait_share": 0.01},
-        {"event": "train", "images_per_sec": 200.0, "data_wait_share": 0.02},
-        {"event": "val", "top1": 0.9, "top5": 1.0},
-        {"event": "done", "top1": 0.9},
-    ]
-    assert summary(lines) == {
-        "top1": 0.9,
-        "top5": 1.0,
-        "images_per_sec": 200.0,
-        "data_wait_share": 0.02,
-    }
-
-
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -121,19 +103,12 @@ def test_demo_sums_up_the_last_validation_and_the_middle_of_training():
             "--sides=eager,cudnn must be some of eager, triton, apex",
         ),
         (["norm", "--depths=50,18"], "--depths=50,18 must be some of 50, 101, 152 with commas"),
-        (["demo", "--seeds=0,x"], "--seeds=0,x must be whole numbers with commas between"),
     ],
 )
 def test_a_wrong_command_is_named_with_the_nearest_right_one(argv, message):
     with pytest.raises(ConfigError) as caught:
         parse(argv)
     assert message in str(caught.value)
-
-
-def test_seeds_are_read_in_order():
-    _, options, path = parse(["demo", "--seeds", "4,2", "--json", "x.json"])
-    assert options.seed_numbers == [4, 2]
-    assert path == Path("x.json")
 
 
 def test_help_and_wrong_names_load_nothing_heavy():

@@ -12,10 +12,8 @@ import jobs
 import pytest
 import torch
 
-from pipeline.benchmark import gpu_check, gpu_loader, gpu_part
-from pipeline.benchmark.gpu_check import Outcome
-from pipeline.benchmark.gpu_part import PARTS, Save
-from pipeline.benchmark.options import LoaderOptions
+from pipeline.benchmark import gpu_check
+from pipeline.benchmark.gpu_check import PARTS, Outcome, Part, TestCounts, Write
 from pipeline.benchmark.result import Result, aligned
 from pipeline.system.failure import TrainingError
 
@@ -45,9 +43,8 @@ def test_a_wrong_option_is_named(argv, message):
         gpu_check.main(argv)
 
 
-def test_all_parts_have_a_budget_and_together_less_than_8_minutes():
-    assert set(gpu_check.BUDGETS) == {"tests", *PARTS}
-    assert sum(gpu_check.BUDGETS.values()) <= 475
+def test_all_parts_together_have_less_than_8_minutes():
+    assert sum(part.budget_sec for part in PARTS.values()) <= 475
 
 
 def test_the_file_is_called_after_the_gpu_and_the_day():
@@ -94,7 +91,7 @@ def test_a_part_that_fails_is_named_with_its_last_line(capsys):
     assert found.reason == (
         "ValueError: --device=cuda needs an NVIDIA GPU and PyTorch sees none; use --device=cpu"
     )
-    assert "gpu_part.py" in capsys.readouterr().out  # the end of its traceback
+    assert "gpu_check.py" in capsys.readouterr().out  # the end of its traceback
 
 
 def test_the_tests_of_a_gpu_are_those_that_are_marked(tmp_path):
@@ -109,20 +106,24 @@ def test_the_tests_of_a_gpu_are_those_that_are_marked(tmp_path):
     assert __file__ not in ours
 
 
-def test_what_pytest_says_is_counted_as_far_as_it_came():
-    text = (
-        "collected 5 items\n\n"
-        "tests/a.py::test_one[fp16-a b] PASSED   [ 20%]\n"
-        "tests/a.py::test_two FAILED             [ 40%]\n"
-        "tests/a.py::test_three SKIPPED (no)     [ 60%]\n"
-        "tests/a.py::test_four ERROR             [ 80%]\n"
-        "tests/a.py::test_five "
+def test_tests_are_counted_as_far_as_they_came_the_slow_ones_last(tmp_path):
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    slow: long\n")
+    (tmp_path / "test_x.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.slow\ndef test_one(): raise KeyboardInterrupt\n"
+        "def test_two(): pass\n"
+        "def test_three(): assert False\n"
+        "def test_four(): pytest.skip('no')\n"
+        "def test_five(absent): pass\n"
     )
-    assert gpu_check.count_tests(text) == {
+    seen = []
+    options = ["-q", "-p", "no:cacheprovider", str(tmp_path)]
+    assert pytest.main(options, [TestCounts(seen.append)]) == pytest.ExitCode.INTERRUPTED
+    assert seen[-1] == {
         "passed": 1,
         "failed": 2,
         "skipped": 1,
-        "which_failed": ["tests/a.py::test_two", "tests/a.py::test_four"],
+        "which_failed": ["test_x.py::test_three", "test_x.py::test_five"],
     }
 
 
@@ -173,23 +174,15 @@ def test_one_json_holds_every_part_and_a_failed_one_is_an_error(tmp_path, capsys
 def test_a_part_writes_what_it_has_found_so_far(tmp_path, monkeypatch):
     path = tmp_path / "result.json"
 
-    def ended_early(limit_sec: float, save: Save) -> Result:
-        save(Result("norm", {}, {"first": limit_sec}))
+    def ended_early(limit_sec: float, write: Write) -> Result:
+        write(Result("norm", {}, {"first": limit_sec}).to_json({}))
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(PARTS, "norm", ended_early)
+    monkeypatch.setitem(PARTS, "norm", Part(10.0, ended_early))
     with pytest.raises(KeyboardInterrupt):
-        gpu_part.main(["norm", str(path), "7.5"])
+        gpu_check.run_here("norm", str(path), "7.5")
     assert json.loads(path.read_text())["ratios"] == {"first": 7.5}
-    monkeypatch.setitem(PARTS, "norm", lambda limit_sec, save: Result("norm", {}, {"all": 1.0}))
-    assert gpu_part.main(["norm", str(path), "7.5"]) == 0
+    monkeypatch.setitem(PARTS, "norm", Part(10.0, lambda *_: Result("norm", {}, {"all": 1.0})))
+    gpu_check.run_here("norm", str(path), "7.5")
     assert json.loads(path.read_text())["ratios"] == {"all": 1.0}
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_the_loaders_batches_are_counted_with_the_decoder_that_is_there():
-    options = LoaderOptions(files=12, rounds=2, images=8, batch=4, size=32)
-    found = gpu_loader.run(options, torch.device("cpu"))
-    assert list(found.spreads) == ["cpu_decoder_images_per_sec"]
-    assert len(found.spreads["cpu_decoder_images_per_sec"].rounds) == 2
-    assert found.figures["not_run"] == {"gpu_decoder": "DALI sees no GPU"}

@@ -16,8 +16,8 @@ from pipeline.benchmark import all as everything
 from pipeline.benchmark import allreduce, model
 from pipeline.benchmark.__main__ import parse
 from pipeline.benchmark.configured import AllOptions
-from pipeline.benchmark.crew import start
-from pipeline.benchmark.feeding import loader_shares
+from pipeline.benchmark.passes import loader_shares
+from pipeline.benchmark.processes import start
 from pipeline.benchmark.result import Spread
 from pipeline.config import ConfigError
 from pipeline.data.index.manifest import Manifest

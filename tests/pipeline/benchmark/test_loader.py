@@ -8,15 +8,14 @@ import json
 import jobs
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from pipeline.benchmark import bare_decode
 from pipeline.benchmark.__main__ import parse
-from pipeline.benchmark.loader import Row, rows
+from pipeline.benchmark.loader import Row, measure_decoders, rows
+from pipeline.benchmark.loader_references import MISSING, BareDecode, PhotoDataset, can_run
 from pipeline.benchmark.options import CONTAINERS, LoaderOptions
-from pipeline.benchmark.packing import pack
-from pipeline.benchmark.photos import make_photos
-from pipeline.benchmark.pillow_loader import PhotoDataset
+from pipeline.benchmark.photos import make_photos, pack
 from pipeline.config import ConfigError
 from pipeline.data.index.manifest import open_manifest
 
@@ -44,7 +43,7 @@ def test_the_table_has_every_container_crop_and_reference(tmp_path):
         assert ratios["loader_vs_decode"] > 0
     else:
         assert "loader_vs_decode" not in ratios
-        assert raw["not_run"] == {"simplejpeg": bare_decode.MISSING}
+        assert raw["not_run"] == {"simplejpeg": MISSING}
         assert "not installed" in ended.text
 
 
@@ -137,8 +136,6 @@ def test_wrong_options_are_refused(argv, message):
 
 
 def test_a_gpu_decoder_without_a_gpu_is_refused(tmp_path):
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     ended = jobs.run(["-m", "pipeline.benchmark", "loader", "--decode=gpu", "--files=4"])
@@ -146,14 +143,22 @@ def test_a_gpu_decoder_without_a_gpu_is_refused(tmp_path):
     assert "--decode=gpu needs an NVIDIA GPU" in ended.text
 
 
-@pytest.mark.skipif(not bare_decode.can_run(), reason="needs simplejpeg")
+@pytest.mark.skipif(not can_run(), reason="needs simplejpeg")
 def test_bare_decoding_counts_what_it_decodes(tmp_path):
     make_photos(tmp_path, 4)
     folder = tmp_path / "train" / "photo_000"
     Image.new("RGB", (9, 9)).save(folder / "png.JPEG", "PNG")
-    bare = bare_decode.BareDecode(open_manifest(tmp_path, "train"), threads=2, images=7)
+    bare = BareDecode(open_manifest(tmp_path, "train"), threads=2, images=7)
     assert bare.measure() > 0
     for file in folder.glob("photo*"):
         file.unlink()
     with pytest.raises(ValueError, match="decodes none of the images"):
-        bare_decode.BareDecode(open_manifest(tmp_path, "train"), threads=2, images=7)
+        BareDecode(open_manifest(tmp_path, "train"), threads=2, images=7)
+
+
+def test_the_batches_of_each_decoder_that_is_there_are_counted():
+    options = LoaderOptions(files=12, rounds=2, images=8, batch=4, size=32)
+    found = measure_decoders(options, torch.device("cpu"))
+    assert list(found.spreads) == ["cpu_decoder_images_per_sec"]
+    assert len(found.spreads["cpu_decoder_images_per_sec"].rounds) == 2
+    assert found.figures["not_run"] == {"gpu_decoder": "DALI sees no GPU"}

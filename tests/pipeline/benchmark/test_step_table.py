@@ -5,12 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.benchmark import step_table
+from pipeline.benchmark import step
 from pipeline.benchmark.network import network, roofline
 from pipeline.benchmark.options import StepOptions
+from pipeline.benchmark.plain import PlainTraining, Setting, train_setting
 from pipeline.benchmark.result import Result, Spread
-from pipeline.benchmark.step_table import Comparison, Limits, add_rows, compare, measure, settings
-from pipeline.benchmark.trainee import Setting, Trainee
+from pipeline.benchmark.step import (
+    Comparison,
+    Limits,
+    add_rows,
+    compare,
+    measure_table,
+    settings,
+)
 
 CPU = torch.device("cpu")
 TINY = StepOptions(
@@ -85,33 +92,31 @@ def test_eager_is_compared_with_itself_as_a_graph_only():
 
 
 def test_half_the_batch_is_taken_until_it_fits(monkeypatch):
-    class Small(Trainee):
-        def __init__(self, setting: Setting, images: int, device: torch.device) -> None:
-            if images > 2:
-                # As a failed capture reports it: from another error.
-                try:
-                    raise torch.OutOfMemoryError("CUDA out of memory")
-                except RuntimeError as error:
-                    raise RuntimeError("capture failed") from error
-            super().__init__(setting, images, device)
+    def small(setting: Setting, images: int, device: torch.device) -> PlainTraining:
+        if images > 2:
+            # As a failed capture reports it: from another error.
+            try:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            except RuntimeError as error:
+                raise RuntimeError("capture failed") from error
+        return train_setting(setting, images, device)
 
-    monkeypatch.setattr(step_table, "Trainee", Small)
+    monkeypatch.setattr(step, "train_setting", small)
     found = compare(EAGER, TINY, CPU)
     assert found.images == 2 and found.loss is not None
     assert found.not_run == {"graph": "CUDA graphs need an NVIDIA GPU"}
 
 
 def test_a_side_that_fails_is_named_and_the_others_are_measured(monkeypatch):
-    class Broken(Trainee):
-        def __init__(self, setting: Setting, images: int, device: torch.device) -> None:
-            if setting.side == "compile":
-                raise RuntimeError("no compiler\nmore")
-            super().__init__(setting, images, device)
+    def broken(setting: Setting, images: int, device: torch.device) -> PlainTraining:
+        if setting.side == "compile":
+            raise RuntimeError("no compiler\nmore")
+        return train_setting(setting, images, device)
 
-    monkeypatch.setattr(step_table, "Trainee", Broken)
+    monkeypatch.setattr(step, "train_setting", broken)
     result, saved = Result("step", {"batch": 4}, figures={"not_run": {}}), []
     options = StepOptions(**vars(TINY) | {"sides": "compile,eager,triton"})
-    measure(options, CPU, result, lambda so_far: saved.append(len(so_far.table)))
+    measure_table(options, CPU, result, lambda so_far: saved.append(len(so_far.table)))
     assert saved == [3, 5, 7]  # a head, and two rows for each side
     assert result.figures["not_run"]["compile_resnet18_bf16"] == "RuntimeError: no compiler"
     assert "NVIDIA GPU" in result.figures["not_run"]["triton_graph_resnet18_bf16"]
@@ -122,19 +127,19 @@ def test_a_side_that_fails_is_named_and_the_others_are_measured(monkeypatch):
 
 def test_after_the_time_limit_rows_are_named_not_measured():
     result = Result("step", {"batch": 4}, figures={"not_run": {}})
-    measure(StepOptions(**vars(TINY) | {"limit_sec": -1.0}), CPU, result, lambda _: None)
+    measure_table(StepOptions(**vars(TINY) | {"limit_sec": -1.0}), CPU, result, lambda _: None)
     assert "time limit of -1 s" in result.figures["not_run"]["eager_resnet18_bf16"]
     assert not result.spreads
 
 
 def test_a_step_moves_parameters_and_statistics_in_fp16_too():
     # Smaller ones leave two values per channel, whose gradients overflow.
-    trainee = Trainee(Setting(18, "fp16", "eager", 64), 2, CPU)
-    before = [tensor.clone() for tensor in trainee.model.state_dict().values()]
-    trainee.step()
-    after = trainee.model.state_dict().values()
+    training = train_setting(Setting(18, "fp16", "eager", 64), 2, CPU)
+    before = [tensor.clone() for tensor in training.model.state_dict().values()]
+    training.step()
+    after = training.model.state_dict().values()
     assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert trainee.loss.isfinite()
+    assert training.loss.isfinite()
 
 
 @pytest.mark.slow

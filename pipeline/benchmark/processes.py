@@ -1,6 +1,6 @@
-"""Processes that work when they are told to and answer in JSON: what benchmarks of ranks start.
+"""Processes that work when they are asked to and answer in JSON: what benchmarks of ranks start.
 
-Several crews live through a whole benchmark and are measured in turns. Whoever is not measured is
+Several groups live through a whole benchmark and are measured in turns. Whoever is not measured is
 stopped by SIGSTOP: Horovod's thread would go on exchanging messages every cycle and slow the
 others.
 """
@@ -21,7 +21,7 @@ from pipeline.ranks.local import LocalRanks, start_ranks
 from pipeline.system.failure import TrainingError
 
 
-class Crew:
+class Processes:
     """The processes of `jobs`, which run only while they are asked."""
 
     def __init__(self, jobs: Sequence[LocalRanks]) -> None:
@@ -65,7 +65,7 @@ def start(module: str, arguments: Sequence[str], ranks: int) -> LocalRanks:
 
 
 def serve(work: Callable[..., Mapping[str, Any]]) -> None:
-    """In a process of a crew: `work` gets each task by name and returns the answer."""
+    """In such a process: `work` gets each task by name and returns the answer."""
     for task in _tasks():
         print(json.dumps(work(**task)), flush=True)
 

@@ -1,8 +1,9 @@
-"""What the loader of a configuration gives one rank, and which part of its time goes where.
+"""Passes of the loader that are timed between two of their batches, away from both their ends.
 
-Three passes over the same images: the loader as a training has it; its graph with the files already
-in memory and the crops planned; of that graph only the decoding. Their times per image split the
-first one: decoding; the rest of the graph; reading, planning and handing over.
+Three passes over the same images say which part of the time of a configuration's loader goes where:
+the loader as a training has it; its graph with the files already in memory and the crops planned;
+of that graph only the decoding. Their times per image split the first one: decoding; the rest of
+the graph; reading, planning and handing over.
 """
 
 from __future__ import annotations
@@ -30,9 +31,55 @@ _FIRST_BATCHES = 4  # timed to see how long a batch takes
 Rate = Callable[[], float]
 
 
-class Feeding:
-    """The passes over one training set. Each measures img/s between two batches of a pass, away
-    from both its ends, and leaves nothing running."""
+def middle_speed(
+    batches: Iterable[object], first: int, timed: int, images: int, device: torch.device
+) -> float:
+    """Images per second of the `timed` batches after the `first` ones of a pass, whose batches have
+    `images` each and count when they are there on `device`.
+
+    Those before fill the queues, or are taken from full ones; those after keep every worker busy
+    until the clock stops. The pass is taken to its end, so that nothing is left running.
+    """
+    arrived = []
+    for _ in batches:
+        if device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+        arrived.append(time.perf_counter())
+    return timed * images / (arrived[first + timed - 1] - arrived[first - 1])
+
+
+class LoaderPasses:
+    """Passes of a training's `Loader`: each goes on in the stream where the last one ended."""
+
+    def __init__(self, stream: TrainStream, settings: DecodeSettings, images: int) -> None:
+        """`images` in a batch."""
+        self._stream, self._settings, self._images = stream, settings, images
+        self._position = 0
+
+    def chunks(self, batches: int) -> list[np.ndarray]:
+        """The next positions."""
+        first = self._position
+        self._position += batches * self._images
+        return [
+            np.arange(start, start + self._images, dtype=np.int64)
+            for start in range(first, self._position, self._images)
+        ]
+
+    def open(self, batches: int) -> contextlib.closing[Loader]:
+        """The next pass."""
+        chunks = iter(self.chunks(batches))
+        return contextlib.closing(
+            Loader(self._stream, chunks, batches, self._images, self._settings)
+        )
+
+    def images_per_sec(self, edge: int, timed: int) -> float:
+        """Of the middle of the next pass, which has `edge` batches before it and after it."""
+        with self.open(timed + 2 * edge) as loader:
+            return middle_speed(loader, edge, timed, self._images, self._settings.device)
+
+
+class LoaderParts:
+    """The three passes over one training set. Each leaves nothing running."""
 
     def __init__(
         self, images: ImageSet, config: Config, settings: DecodeSettings, batch: int,
@@ -44,10 +91,10 @@ class Feeding:
         self._settings, self._batch, self._round_sec = settings, batch, round_sec
         # At the start queues are full or filling, at the end planners have nothing to do any more.
         self._first, self._last = 2 * settings.prefetch + 1, settings.prefetch + 1
-        self._position = 0
+        self._passes = LoaderPasses(self._stream, settings, batch)
         self._inputs: list[tuple[Any, ...]] = []
         if settings.decoder != "none":
-            self._inputs = [self._input(chunk) for chunk in self._chunks(_KEPT)]
+            self._inputs = [self._input(chunk) for chunk in self._passes.chunks(_KEPT)]
         self._timed: dict[str, int] = {}
 
     def sides(self) -> dict[str, Rate]:
@@ -62,14 +109,7 @@ class Feeding:
 
     def whole(self) -> float:
         """Images per second of the loader."""
-
-        def open_loader(batches: int) -> contextlib.closing[Loader]:
-            chunks = self._chunks(batches)
-            return contextlib.closing(
-                Loader(self._stream, chunks, batches, self._batch, self._settings)
-            )
-
-        return self._measure("whole", open_loader)
+        return self._measure("whole", self._passes.open)
 
     def from_memory(self) -> float:
         """Images per second of the loader's graph alone."""
@@ -88,16 +128,12 @@ class Feeding:
     ) -> float:
         """The first time few batches, which say how many a round has."""
         timed = self._timed.get(name, _FIRST_BATCHES)
-        arrived = []
         with open_pass(self._first + timed + self._last) as batches:
-            for _ in batches:
-                if self._settings.device.type == "cuda":
-                    torch.cuda.current_stream().synchronize()
-                arrived.append(time.perf_counter())
-        seconds = arrived[self._first + timed - 1] - arrived[self._first - 1]
+            speed = middle_speed(batches, self._first, timed, self._batch, self._settings.device)
         if name not in self._timed:
-            self._timed[name] = max(_FIRST_BATCHES, round(self._round_sec * timed / seconds))
-        return timed * self._batch / seconds
+            wanted = round(self._round_sec * speed / self._batch)
+            self._timed[name] = max(_FIRST_BATCHES, wanted)
+        return speed
 
     @contextlib.contextmanager
     def _graph(
@@ -110,13 +146,6 @@ class Feeding:
         pipe.build()
         yield (pipe.run() for _ in range(batches))
 
-    def _chunks(self, batches: int) -> Iterator[np.ndarray]:
-        """The next positions."""
-        first = self._position
-        self._position += batches * self._batch
-        for start in range(first, self._position, self._batch):
-            yield np.arange(start, start + self._batch, dtype=np.int64)
-
     def _input(self, positions: np.ndarray) -> tuple[Any, ...]:
         selection, images = self._stream.select(positions), self._stream.manifest
         encoded = [read_patiently(images, int(image)) for image in selection.images]
@@ -124,7 +153,7 @@ class Feeding:
 
 
 def loader_shares(spreads: dict[str, Spread]) -> dict[str, Spread]:
-    """Shares of the loader's time per image, by round, from the spreads of `Feeding.sides`.
+    """Shares of the loader's time per image, by round, from the spreads of `LoaderParts.sides`.
 
     `decoding_of_loader`, `resizing_of_loader` (the rest of the graph), `reading_of_loader` (the
     rest): none below 0, as noise of two passes could have it. Empty where nothing is decoded.

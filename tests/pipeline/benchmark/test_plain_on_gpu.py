@@ -14,9 +14,9 @@ from pipeline.benchmark import device as devices
 from pipeline.benchmark.network import NormCase
 from pipeline.benchmark.norm_layer import Layer, kernel_seconds
 from pipeline.benchmark.options import Amp, StepOptions
+from pipeline.benchmark.plain import PlainTraining, Setting, train_setting
 from pipeline.benchmark.result import Result
-from pipeline.benchmark.step_table import measure
-from pipeline.benchmark.trainee import Setting, Trainee
+from pipeline.benchmark.step import measure_table
 from pipeline.model.backends import interpreting
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(interpreting(), reason="kernels are interpreted")]
@@ -30,21 +30,21 @@ def deterministic() -> Iterator[None]:
         yield
 
 
-def state(trainee: Trainee) -> dict[str, Tensor]:
+def state(training: PlainTraining) -> dict[str, Tensor]:
     """Parameters, buffers and the optimizer's momentum, the live tensors."""
     momentum = {
-        name: trainee.optimizer.state[parameter]["momentum_buffer"]
-        for name, parameter in trainee.model.named_parameters()
+        name: training.optimizer.state[parameter]["momentum_buffer"]
+        for name, parameter in training.model.named_parameters()
     }
-    return trainee.model.state_dict() | {f"momentum of {name}": m for name, m in momentum.items()}
+    return training.model.state_dict() | {f"momentum of {name}": m for name, m in momentum.items()}
 
 
-def moved(trainee: Trainee, step: Callable[[], None]) -> dict[str, Tensor]:
+def moved(training: PlainTraining, step: Callable[[], None]) -> dict[str, Tensor]:
     """How far each tensor of the state goes in one step."""
-    before = {name: tensor.clone() for name, tensor in state(trainee).items()}
+    before = {name: tensor.clone() for name, tensor in state(training).items()}
     step()
     torch.cuda.synchronize()
-    return {name: tensor - before[name] for name, tensor in state(trainee).items()}
+    return {name: tensor - before[name] for name, tensor in state(training).items()}
 
 
 def in_one(tensors: dict[str, Tensor]) -> Tensor:
@@ -54,7 +54,7 @@ def in_one(tensors: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize("amp", ["fp16", "bf16"])
 @pytest.mark.usefixtures("deterministic")
 def test_a_captured_step_with_triton_equals_one_that_is_not(amp: Amp) -> None:
-    plain, captured = (Trainee(Setting(50, amp, "triton", 64), 16, CUDA) for _ in range(2))
+    plain, captured = (train_setting(Setting(50, amp, "triton", 64), 16, CUDA) for _ in range(2))
     replay = captured.captured()
     for _ in range(3):
         # From the same state each time: training a network anew magnifies any difference.
@@ -111,7 +111,7 @@ def test_the_table_has_eager_and_triton_with_and_without_graphs() -> None:
         table_rounds=1, table_steps=2,
     )  # fmt: skip
     result = Result("step", dict(vars(options)), figures={"not_run": {}})
-    measure(options, CUDA, result, lambda _: None)
+    measure_table(options, CUDA, result, lambda _: None)
     assert result.figures["not_run"] == {}
     assert set(result.spreads) == {
         f"{side}{how}_resnet18_fp16_images_per_sec"

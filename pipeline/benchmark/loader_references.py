@@ -1,10 +1,16 @@
-"""The reference of `benchmark loader`: what a PyTorch training on ImageNet usually reads with."""
+"""What `benchmark loader` is held against: the data set that a PyTorch training on ImageNet usually
+reads with, and bare full decoding by simplejpeg, which binds libjpeg-turbo."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import math
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +21,7 @@ from torch.utils.data import Dataset
 from pipeline.benchmark.options import Crop
 from pipeline.data.index.manifest import Manifest
 
+MISSING = "simplejpeg is not installed; pip install simplejpeg"
 _MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 _STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 _TRIES = 10  # as in Inception's crop and every copy of it
@@ -92,3 +99,47 @@ def _random_box(width: int, height: int) -> tuple[int, int, int, int]:
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side
+
+
+def can_run() -> bool:
+    """Whether simplejpeg is installed. Nothing else is measured in its place."""
+    return importlib.util.find_spec("simplejpeg") is not None
+
+
+class BareDecode:
+    """Decodes whole images from memory to RGB, one after the other on each of some threads.
+
+    What simplejpeg refuses, such as ImageNet's few CMYK files and its PNG, is left out.
+    """
+
+    def __init__(self, manifest: Manifest, threads: int, images: int) -> None:
+        """Reads all images of `manifest`. Raises `ValueError` if it can decode none of them."""
+        # By name: mypy must pass with and without the package.
+        self._decode: Any = importlib.import_module("simplejpeg").decode_jpeg
+        contents = (manifest.read(image).tobytes() for image in range(len(manifest)))
+        self._contents = [content for content in contents if self._decodes(content)]
+        if not self._contents:
+            raise ValueError(f"simplejpeg decodes none of the images of {manifest.directory}")
+        self._threads = threads
+        self._each = -(-images // threads)
+
+    def measure(self) -> float:
+        """Images per second of all threads together; decoding is done without the GIL."""
+        begins = range(0, self._threads * self._each, self._each)
+        with ThreadPoolExecutor(self._threads) as pool:
+            started = time.perf_counter()
+            list(pool.map(self._decode_from, begins))
+            seconds = time.perf_counter() - started
+        return self._threads * self._each / seconds
+
+    def _decode_from(self, begin: int) -> None:
+        contents: Sequence[bytes] = self._contents
+        for number in range(begin, begin + self._each):
+            self._decode(contents[number % len(contents)], colorspace="RGB")
+
+    def _decodes(self, content: bytes) -> bool:
+        try:
+            self._decode(content, colorspace="RGB")
+        except ValueError:
+            return False
+        return True

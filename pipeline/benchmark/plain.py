@@ -1,0 +1,121 @@
+"""The training loop that anyone would write first, on images in memory; also as one CUDA graph.
+
+What the program is held against, and what whole steps are measured by where DALI is not installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.benchmark.device import DTYPES, as_options, capture
+from pipeline.benchmark.options import Amp, Side
+from pipeline.model.backends import Backend, problem_of
+from pipeline.model.resnet import resnet
+from pipeline.train.optimizer import build_optimizer
+
+BACKENDS: dict[Side, Backend] = {
+    "eager": "reference",
+    "compile": "reference",
+    "triton": "triton",
+    "apex": "apex",
+}
+_CLASSES = 1000
+# Labels are noise: a rate that learns them slowly keeps every number finite.
+_LR, _MOMENTUM, _WEIGHT_DECAY = 1e-3, 0.9, 1e-4
+_SCALE = 2.0**7  # usual ones begin by overflowing, and steps would be skipped
+_WARM_UP_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained: ResNet-`depth` with `side`'s norm layers on images of `pixels` a side."""
+
+    depth: int
+    amp: Amp
+    side: Side
+    pixels: int
+
+    @property
+    def network(self) -> str:
+        """As ratios between sides are called after it."""
+        return f"resnet{self.depth}_{self.amp}"
+
+    @property
+    def name(self) -> str:
+        """As figures are called after it."""
+        return f"{self.side}_{self.network}"
+
+
+def problem(side: Side, amp: Amp, device: torch.device) -> str | None:
+    """Why `side` cannot run here, or None."""
+    return as_options(problem_of(BACKENDS[side], device, amp))
+
+
+class PlainTraining:
+    """Forward, loss, backward, loss scaling and update of `model`, by `optimizer`, on (images,
+    labels) of `batches`, which come again and again."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, amp: Amp | Literal["off"],
+        batches: Sequence[tuple[Tensor, Tensor]], compiled: bool = False,
+    ) -> None:  # fmt: skip
+        self.model, self.optimizer = model.train(), optimizer
+        self._forward: Callable[[Tensor], Tensor] = torch.compile(model) if compiled else model
+        self._batches = cycle(batches)
+        device = batches[0][0].device
+        self._scaler = torch.amp.GradScaler(device.type, _SCALE, enabled=amp == "fp16")
+        self._autocast = torch.autocast(device.type, DTYPES.get(amp), enabled=amp != "off")
+        self.loss = torch.zeros((), device=device)
+        """Of the last plain step, a scalar on the device."""
+
+    def step(self) -> None:
+        """One step, its kernels launched one by one. Never waits for the device.
+
+        Nor does the loss scaling, as fused SGD takes the scale and the flag of a non-finite
+        gradient as tensors: one of them skips the update on the device, in a graph as well.
+        """
+        images, labels = next(self._batches)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast:
+            loss = F.cross_entropy(self._forward(images), labels)
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.loss = loss.detach()
+
+    def captured(self) -> Callable[[], None]:
+        """`step` as one CUDA graph, from zeroed gradients to the update.
+
+        The learning rate is part of the graph, and so is the batch, of which there is one.
+        RuntimeError: it cannot be captured.
+        """
+        return capture(self.step)
+
+
+def train_setting(setting: Setting, images: int, device: torch.device) -> PlainTraining:
+    """Draws the model and one batch of `images`, and takes a few steps.
+
+    Channels-last, autocast, the program's own optimizer (fused on a GPU). "eager" is PyTorch's
+    `nn.BatchNorm2d`, addition and ReLU, in place where torchvision's network is: the layer's
+    reference backend calls just those. "compile" is the same model under `torch.compile`.
+    """
+    torch.manual_seed(0)
+    with device:
+        model = resnet(setting.depth, _CLASSES, norm=BACKENDS[setting.side])
+        noise = torch.randn(images, 3, setting.pixels, setting.pixels)
+        labels = torch.randint(0, _CLASSES, (images,))
+    batch = (noise.to(memory_format=torch.channels_last), labels)
+    optimizer = build_optimizer(model, _LR, _MOMENTUM, _WEIGHT_DECAY, False)
+    training = PlainTraining(
+        model, optimizer, setting.amp, [batch], compiled=setting.side == "compile"
+    )
+    for _ in range(_WARM_UP_STEPS):
+        training.step()
+    return training
