@@ -42,8 +42,7 @@ def main(argv: list[str]) -> None:
         ("--json", "also write the result to this file"),
     ):
         parser.add_argument(name, type=str, metavar="FILE", help=what)
-    origin = "the checkpoint; --help lists what can change"
-    options = parse_overrides(parser, argv, "predict", origin)
+    options = parse_overrides(parser, argv, "predict")
     require(
         options.checkpoint is not None,
         "--checkpoint is missing; give the path of a .pt file of a run",

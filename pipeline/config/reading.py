@@ -157,18 +157,22 @@ def add_overrides(parser: ArgumentParser, names: Sequence[str]) -> None:
 
 
 def parse_overrides(
-    parser: ArgumentParser, argv: Sequence[str], command: Command, origin: str
+    parser: ArgumentParser,
+    argv: Sequence[str],
+    command: Command,
+    refusal: str = "--{} comes from the checkpoint; --help lists what can change",
 ) -> Any:
     """What the command line gives to a command that has its settings from a checkpoint or file, and
-    lets some of them change. Raises `ConfigError`, with the `origin` of settings, for others."""
+    lets some of them change. Raises `ConfigError` with `refusal`, which gets its name, for another.
+    """
     _add_debug(parser)
     add_overrides(parser, names_for(command))
     changeable = _options(parser)
     for argument in argv:
         option = argument.partition("=")[0]
-        known = option.removeprefix("--") in ("config", *setting_names())
-        if option.startswith("--") and known and option not in changeable:
-            raise ConfigError(f"{option} comes from {origin}")
+        name = option.removeprefix("--")
+        known = option.startswith("--") and name in ("config", *setting_names())
+        require(not known or option in changeable, refusal.format(name))
     return parse(parser, {}, argv)
 
 

@@ -104,8 +104,7 @@ def parse_options(argv: list[str]) -> Any:
         ("--confusion", "write the confusion matrix to this CSV file"),
     ):
         parser.add_argument(name, type=str, metavar="FILE", help=what)
-    origin = "the checkpoint; --help lists what can change"
-    options = parse_overrides(parser, argv, "evaluate", origin)
+    options = parse_overrides(parser, argv, "evaluate")
     require(
         options.checkpoint is not None,
         "--checkpoint is missing; give the path of a .pt file of a run",

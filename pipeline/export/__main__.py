@@ -47,9 +47,8 @@ def main(argv: list[str]) -> None:
         "those in a .safetensors file of this program, or of the data in data.root",
     )  # fmt: skip
     parser.add_argument("--out", type=str, help="file to write")
-    options = parse_overrides(
-        parser, argv, "export", "the checkpoint, or with --weights from --config"
-    )
+    refusal = "--{} comes from the checkpoint, or with --weights from --config"
+    options = parse_overrides(parser, argv, "export", refusal)
     require(
         (options.checkpoint is None) != (options.weights is None),
         "give either --checkpoint, a .pt file of a run to be written for other programs, or "
