@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import settings as said_of_settings
 from pipeline.report.references import Protocol
 
 
@@ -55,8 +56,12 @@ def read_evaluation(path: Path) -> Evaluation:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         data, is_other = content["config"]["data"], content["other_data"]
-        of_crop = () if content["scales"] else ("data.image_size", "data.val_resize")
-        changed = {n: value for n, value in content["changed"].items() if n not in of_crop}
+        of_crop = {name for name, one in said_of_settings().items() if one.of_view}
+        changed = {
+            name: value
+            for name, value in content["changed"].items()
+            if content["scales"] or name not in of_crop
+        }
         return Evaluation(
             content["protocol"],
             int(content["step"]),
