@@ -111,8 +111,8 @@ def test_its_metrics_go_on_after_the_stored_lines(ended):
     assert len(stored) == 2 and written[:2] == stored
     events = [(line["event"], line["step"]) for line in map(json.loads, written[2:])]
     assert events == [
-        ("train", 8), ("val", 9), ("train", 12), ("val", 14), ("train", 16), ("train", 18),
-        ("val", 18), ("done", 18),
+        ("start", 7), ("train", 8), ("val", 9), ("train", 12), ("val", 14), ("train", 16),
+        ("train", 18), ("val", 18), ("done", 18),
     ]  # fmt: skip
 
 
