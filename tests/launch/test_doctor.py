@@ -112,9 +112,7 @@ def test_memory_that_nvidia_smi_does_not_know_is_unknown():
 
 
 def test_a_broken_driver_is_told_in_its_own_words(install):
-    install(
-        "nvidia-smi", "echo 'NVML: Driver/library version mismatch'; exit 18"
-    )
+    install("nvidia-smi", "echo 'NVML: Driver/library version mismatch'; exit 18")
     node = facts(None, None, "auto", "auto", "bf16")
     check = {check.name: check for check in judge([node])}["driver"]
     assert check.status == "fail" and "Driver/library version mismatch" in check.found
