@@ -35,7 +35,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 def at_steps(monkeypatch: pytest.MonkeyPatch, what: dict[int, Callable[[], object]]) -> None:
     """Something happens right before some of the real steps."""
-    real = trainer.train_step
+    real = engine.train_step
 
     def step(job, *rest):
         what.get(job.progress.step, lambda: None)()
