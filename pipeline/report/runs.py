@@ -14,7 +14,7 @@ from pipeline.config.effect import without_effect
 from pipeline.model.network import Network, network_of
 from pipeline.report.evaluations import Evaluation, read_evaluation, validation_in_training
 from pipeline.train import folder as run_folder
-from pipeline.train.folder import HOLDS, RunFolder, last
+from pipeline.train.folder import HOLDS, RunFolder, last, why_no_run
 
 _IMAGES = {"imagenet-1k": (1_281_167, 50_000), "cifar-10": (50_000, 10_000)}
 """Training images, and those that the stated errors count (of CIFAR-10: the test images)."""
@@ -152,7 +152,7 @@ def read_run(folder: Path) -> Run:
     """
     run = RunFolder(folder)
     if not run.has_trained:
-        raise ValueError(run.why_no_run())
+        raise ValueError(why_no_run(run))
     lines = run.lines()
     evaluated = [read_evaluation(path) for path in run.evaluations]
     return Run(folder, run.settings(), last(lines, "start").get("versions", {}), lines, evaluated)

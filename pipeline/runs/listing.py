@@ -13,7 +13,7 @@ from pipeline.config.effect import without_effect
 from pipeline.config.help import shown
 from pipeline.runs.state import RunState, duration, read_state
 from pipeline.system.text import table
-from pipeline.train.folder import RunFolder, find_runs, search, unreadable
+from pipeline.train.folder import RunFolder, find_runs, search, unreadable, why_no_run
 
 TRAIN = "make train trains the demo, python -m pipeline.train any other"
 """What to do where there is no run yet."""
@@ -176,7 +176,7 @@ def _facts(folder: Path) -> dict[str, Any]:
                 f"the run {folder} has no config.yaml: it did not come as far as its first step; "
                 "start it again, or leave it out"
             )
-        raise ValueError(run.why_no_run())
+        raise ValueError(why_no_run(run))
     versions = run.last("start").get("versions", {})
     return run.settings() | {f"versions.{name}": value for name, value in versions.items()}
 
@@ -212,7 +212,7 @@ def find_run(name: str, below: Path) -> Path:
             ) from error
     there = next((folder for folder in folders if folder.exists()), None)
     if there is not None and not find_runs(there):
-        raise ConfigError(RunFolder(there).why_no_run())
+        raise ConfigError(why_no_run(RunFolder(there)))
     if "/" in name and there is None and Path(name).parent.is_dir():
         name, below = Path(name).name, Path(name).parent
     raise ConfigError(_no_such_run(name, there or below))

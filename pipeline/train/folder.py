@@ -142,19 +142,6 @@ class RunFolder:
         """Whether it is that of a run which has come as far as training."""
         return self.config.is_file() and self.metrics.is_file()
 
-    def why_no_run(self) -> str:
-        """What is wrong with a folder that has not `has_trained`, in one sentence."""
-        folder = self.path
-        if not folder.exists():
-            return f"{folder} is no run: there is no such folder; {HOLDS}"
-        if not folder.is_dir():
-            return f"{folder} is no run but a file; give the run's folder: {HOLDS}"
-        inner = [entry for entry in folder.iterdir() if RunFolder(entry).has_trained]
-        if inner:
-            return f"{folder} is no run but holds {len(inner)} of them; give {folder}/*/"
-        names = [path.name for path in (self.config, self.metrics) if not path.is_file()]
-        return f"{folder} is no run: it has no {' and no '.join(names)}; {HOLDS}"
-
     def lines(self) -> list[dict[str, Any]]:
         """The lines of the run's metrics, none if there are none yet; a line that a kill has cut
         is left out with a warning."""
@@ -242,6 +229,20 @@ class RunFolder:
         self.failure.unlink(missing_ok=True)
         self.stop.unlink(missing_ok=True)
         shutil.rmtree(self.stacks, ignore_errors=True)
+
+
+def why_no_run(run: RunFolder) -> str:
+    """What is wrong with a folder that has not `has_trained`, in one sentence."""
+    folder = run.path
+    if not folder.exists():
+        return f"{folder} is no run: there is no such folder; {HOLDS}"
+    if not folder.is_dir():
+        return f"{folder} is no run but a file; give the run's folder: {HOLDS}"
+    inner = [entry for entry in folder.iterdir() if RunFolder(entry).has_trained]
+    if inner:
+        return f"{folder} is no run but holds {len(inner)} of them; give {folder}/*/"
+    names = [path.name for path in (run.config, run.metrics) if not path.is_file()]
+    return f"{folder} is no run: it has no {' and no '.join(names)}; {HOLDS}"
 
 
 def last(lines: Sequence[Mapping[str, Any]], event: str) -> Mapping[str, Any]:
