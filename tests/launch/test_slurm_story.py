@@ -7,6 +7,7 @@ that the tests look at.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -211,7 +212,7 @@ def test_every_start_goes_on_from_the_last_and_leaves_a_whole_checkpoint(told, n
 @pytest.mark.parametrize("name", ["USR1 to the batch script", "USR1 to the ranks"])
 def test_usr1_saves_at_a_step_boundary_and_requeues(told, name):
     start = told.starts[name]
-    assert start.said == f"SIGUSR1 before step {start.last_step}\n"
+    assert json.loads(start.said) == {"signal": "SIGUSR1", "step": start.last_step}
     assert start.last_step == start.seen_step, "a signal loses nothing"
     assert "is requeued and will go on" in start.log
     assert start.restarts == 1 + ALL.index(name)
@@ -236,7 +237,7 @@ def test_a_stopped_rank_is_named_and_goes_with_the_job(told):
 
 def test_scontrol_requeue_saves_first(told):
     start = told.starts["requeued by hand"]
-    assert start.said == f"SIGTERM before step {start.last_step}\n"
+    assert json.loads(start.said) == {"signal": "SIGTERM", "step": start.last_step}
     assert start.last_step == start.seen_step, "a signal loses nothing"
 
 
@@ -248,7 +249,7 @@ def test_a_lost_node_puts_the_job_back_into_the_queue(told):
 
 def test_scancel_saves_and_does_not_requeue(told):
     start = told.starts["cancelled"]
-    assert start.said == f"SIGTERM before step {start.last_step}\n"
+    assert json.loads(start.said) == {"signal": "SIGTERM", "step": start.last_step}
     assert start.last_step == start.seen_step, "a signal loses nothing"
     assert start.state == "CANCELLED" and "requeued" not in start.log
     assert "launch: stopped; start it again to go on from its checkpoint" in start.log

@@ -1,6 +1,7 @@
 """Bad input through the real commands: one sentence, exit code 2, and nothing lost."""
 
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -209,9 +210,10 @@ def test_a_run_in_use_is_left_alone_and_its_holder_named(small_data, tmp_path):
     run.mkdir()
     with open(run / "lock", "w") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
-        holder.write("process 4711 on node9\n")
+        who = {"process": 4711, "host": "node9", "slurm_job": None, "since": "2026-11-29 08:00:00"}
+        holder.write(json.dumps(who))
         holder.flush()
-        message = "is in use by process 4711 on node9; wait for it or choose another run.name"
+        message = "is in use by process 4711 on node9, since .*; wait for it or choose another"
         with pytest.raises(Reported, match=message):
             train_here(small_data, tmp_path)
     assert sorted(path.name for path in run.iterdir()) == ["lock"]

@@ -427,9 +427,10 @@ def test_what_a_kill_right_after_the_last_save_prevented_is_mended(small_data, c
     (copied / "metrics.jsonl").write_text("\n".join(lines[:-1]) + "\n")
     train_here(small_data, copied.parent)
     assert read_verified(copied / "checkpoints" / "best.pt")["step"] == 7
-    mended = [json.loads(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
-    before = [json.loads(line) for line in lines]
-    assert [{**m, "time": 0} for m in mended] == [{**b, "time": 0} for b in before]
+    *mended, start, done = (copied / "metrics.jsonl").read_text().splitlines()
+    assert mended == lines[:-1]
+    assert json.loads(start)["event"] == "start"
+    assert json.loads(done) | {"time": 0} == json.loads(lines[-1]) | {"time": 0}
 
 
 def test_weights_that_are_not_finite_are_never_written(small_data, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """How a job ends: signals, a loss that is not a number, wrong input, and a run in use."""
 
+import json
 import re
 import shutil
 import signal
@@ -97,7 +98,7 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint_at_a_step_boundary(sto
     stop = stopped.stops[name]
     assert stop.codes == [STOPPED, STOPPED], stop.text
     assert not stop.failed
-    assert stop.said == f"{name} before step {stop.last_step}\n"
+    assert json.loads(stop.said) == {"signal": name, "step": stop.last_step}
     assert "error:" not in stop.text and "Traceback" not in stop.text, stop.text
     assert f"resuming from {stopped.path}/checkpoints" in stop.text
     assert 0 < stop.first_step < stop.last_step < 19
