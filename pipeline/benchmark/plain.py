@@ -82,12 +82,13 @@ class PlainTraining:
         gradient as tensors: one of them skips the update on the device, in a graph as well.
         """
         images, labels = next(self._batches)
-        self.optimizer.zero_grad(set_to_none=True)
         with self._autocast:
             loss = F.cross_entropy(self._forward(images), labels)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.step(self.optimizer)
         self._scaler.update()
+        # At the end, as the program does: at the beginning it takes 3% less on CPUs.
+        self.optimizer.zero_grad(set_to_none=True)
         self.loss = loss.detach()
 
     def captured(self) -> Callable[[], None]:
