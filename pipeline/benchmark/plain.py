@@ -87,7 +87,7 @@ class PlainTraining:
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.step(self.optimizer)
         self._scaler.update()
-        # At the end, as the program does: at the beginning it takes 3% less on CPUs.
+        # At the end, as the program does, which it is compared with.
         self.optimizer.zero_grad(set_to_none=True)
         self.loss = loss.detach()
 

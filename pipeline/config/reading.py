@@ -273,25 +273,6 @@ def take_name(
     return name
 
 
-def stored_option(argv: Sequence[str], changeable: Sequence[str]) -> str | None:
-    """The name of the first option in `argv`, among --config and all settings, which is none of
-    those `changeable`; None if there is none."""
-    for argument in argv:
-        name = argument.partition("=")[0].removeprefix("--")
-        known = argument.startswith("--") and name in ("config", *setting_names())
-        if known and name not in changeable:
-            return name
-    return None
-
-
-def refuse_stored(argv: Sequence[str], changeable: Sequence[str]) -> None:
-    """Raises `ConfigError` for an option that sets what a checkpoint has stored, unless it is one
-    of the settings `changeable`."""
-    name = stored_option(argv, changeable)
-    if name is not None:
-        raise ConfigError(f"--{name} comes from the checkpoint; --help lists what can change")
-
-
 def checkpoint_exists(setting: str, path: str) -> None:
     """Raises `ConfigError`, naming `setting`, unless `path` is a file."""
     if Path(path).is_dir():
