@@ -61,7 +61,7 @@ class StepProfile(Profile):
         self._prepare_at = max(steps[0] - 1, begin)
         self._profiler = _profiler(self._on_gpu)
         self._running = False
-        self._step: ExitStack | None = None
+        self._step = ExitStack()  # the ranges of the step that is traced
 
     def before(self, step: int) -> None:
         if step == self._prepare_at:  # the profiler's own start-up falls into no step of the trace
@@ -69,25 +69,19 @@ class StepProfile(Profile):
         if step == self._steps[0]:
             self._start()
         if self._running:
-            self._step = ExitStack()
             self._step.enter_context(torch.profiler.record_function(f"step {step}"))
             if self._on_gpu:
                 self._step.enter_context(torch.cuda.nvtx.range(f"step {step}"))
 
     def after(self, step: int) -> None:
-        self._end_step()
-        if self._running and step == self._steps[-1]:
-            self._stop()
+        self._step.close()
+        if step == self._steps[-1]:
+            self.close()
 
     def close(self) -> None:
-        self._end_step()
+        self._step.close()
         if self._running:
             self._stop()
-
-    def _end_step(self) -> None:
-        if self._step is not None:
-            self._step.close()
-            self._step = None
 
     def _start(self) -> None:
         self._world.start_timeline(self._timeline)

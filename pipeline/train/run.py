@@ -33,7 +33,7 @@ from pipeline.train.checkpoint import CheckpointFolder, read_verified, require_s
 from pipeline.train.folder import RunFolder
 from pipeline.train.lock import first_cause_kept, locked, tell_hang
 from pipeline.train.monitor.monitor import RunMonitor
-from pipeline.train.monitor.showing import Showing
+from pipeline.train.monitor.pictures import Pictures
 from pipeline.train.preflight import decode_largest, require_complete
 from pipeline.train.profile import open_profile
 from pipeline.train.state import TrainState, compared
@@ -204,41 +204,37 @@ def _link_best(checkpoints: CheckpointFolder, content: dict[str, Any]) -> None:
             )  # fmt: skip
 
 
-def _open_files(trainer: Trainer, folder: RunFolder) -> None:
+def _open_files(trainer: Trainer, run: RunFolder) -> None:
     """On rank 0: the files of the run, and what is to be known of its start."""
     config, state = trainer.config, trainer.state
     header = "".join(f"# {name}: {value}\n" for name, value in versions().items())
-    with replacing(folder.config) as new:  # who looks at the run must not see half of it
+    with replacing(run.config) as new:  # who looks at the run must not see half of it
         new.write_text(header + config.to_yaml(), encoding="utf-8")
-    total_images = trainer.course.position(trainer.course.total_steps)
+    classes, root = trainer.val_set.classes, Path(config.data.root)
     trainer.monitor = RunMonitor(
-        folder, config, trainer.position, len(state.history), total_images,
-        Room(folder.path, state.size_bytes(trainer.world.size)),
+        run, config, trainer.position, len(state.history),
+        trainer.course.position(trainer.course.total_steps),
+        Room(run.path, state.size_bytes(trainer.world.size)),
+        Pictures(trainer.decode, trainer.loaders.stream, classes, root),
     )  # fmt: skip
-    trainer.monitor.start(_start(trainer))
-    trainer.showing = Showing(
-        trainer.monitor, trainer.decode, trainer.loaders.stream, trainer.val_set.classes,
-        Path(config.data.root),
-    )  # fmt: skip
+    start = _start(trainer)
+    trainer.monitor.start(start)
     ranks = counted(trainer.world.size, "rank")
     decoding = f"JPEG decoding on the {trainer.decode.decoder.upper()}"
     if trainer.decode.decoder == "none":
         decoding = "images that need no decoding"
     log.info(
-        "run %s: %s on %s (%s), %s, %s",
-        folder.path, network_name(config.model), ranks, trainer.decode.device,
-        f"AMP {config.optim.amp}", decoding,
+        "run %s: %s on %s (%s), AMP %s, %s",
+        run.path, start["network"], ranks, start["device"], config.optim.amp, decoding,
     )  # fmt: skip
     log.info(
         "data: %d train and %d val images, %d classes, hash %s",
-        len(trainer.train_set), len(trainer.val_set), len(trainer.train_set.classes),
-        trainer.train_set.digest[:16],
+        start["train_images"], start["val_images"], start["classes"], trainer.train_set.digest[:16],
     )  # fmt: skip
     log.info(
         "batch: %d = %s x %s x %d accumulated; steps %d to %d",
-        config.data.global_batch_size, ranks,
-        counted(trainer.loaders.partition.micro_batch_size, "image"), trainer.loaders.accumulation,
-        state.step, trainer.course.total_steps,
+        start["global_batch_size"], ranks, counted(start["micro_batch_size"], "image"),
+        start["accumulation"], start["step"], start["total_steps"],
     )  # fmt: skip
     if idle := idle_settings(config):
         log.info("without effect: %s", idle)
@@ -303,13 +299,11 @@ def _sum_up(trainer: Trainer, folder: RunFolder) -> None:
         return
     train = [line for line in folder.lines() if line["event"] == "train"]
     log.info("finished: %s", _reached(state))
-    expected = trainer.config.run.expect_top1
-    if expected is not None:
-        log.info("%s", against_expectation(last.top1, expected))
+    if trainer.config.run.expect_top1 is not None:
+        log.info("%s", against_expectation(last.top1, trainer.config.run.expect_top1))
     if train:
-        # An older line of the same run may have fewer fields.
         names = ("images_per_sec", "data_wait_share", "communication_share")
-        median = {name: statistics.median(line.get(name, 0.0) for line in train) for name in names}
+        median = {name: statistics.median(line[name] for line in train) for name in names}
         log.info(
             "speed: %.0f img/s (median), data wait %.1f%% of the step",
             median["images_per_sec"], 100 * median["data_wait_share"],

@@ -22,21 +22,19 @@ from pipeline.ranks.stop import StopSignal
 from pipeline.ranks.world import World
 from pipeline.system.failure import Stopped
 from pipeline.system.machine import versions
-from pipeline.train import pace
 from pipeline.train.checkpoint import CheckpointFolder
-from pipeline.train.excluding import Excluded
 from pipeline.train.feed import Feed
 from pipeline.train.folder import RunFolder
 from pipeline.train.loaders import Loaders
+from pipeline.train.metrics import of_all_ranks, of_this_rank
 from pipeline.train.monitor.monitor import Monitor
-from pipeline.train.monitor.showing import Showing
 from pipeline.train.optimizer import named_norms, norms, set_lr
 from pipeline.train.phases import Phases
 from pipeline.train.precision import TrainingDiverged, require_finite_loss
 from pipeline.train.profile import Profile
-from pipeline.train.schedule import History, make_schedule, run_length
+from pipeline.train.schedule import make_schedule, run_length
 from pipeline.train.state import TrainState, fingerprint, require_finite
-from pipeline.train.validation import Inspection, require_learning, validate
+from pipeline.train.validation import ErrorAnalysis, require_learning, validate
 from pipeline.train.verdict import Figures, judge, seen
 
 log = logging.getLogger("trainyard")
@@ -46,7 +44,7 @@ class Trainer:
     """One run's loops, with the loaders, ranks and files that they work with beside its `state`.
 
     Built alike on all ranks; needs no collective. Raises `ValueError` for a setting that does not
-    fit the data or the number of ranks. Rank 0 sets a `monitor` and a `showing` that write.
+    fit the data or the number of ranks. Rank 0 sets a `monitor` that writes.
     """
 
     def __init__(
@@ -55,20 +53,18 @@ class Trainer:
     ) -> None:  # fmt: skip
         self.config, self.world, self.decode = config, world, decode
         self.train_set, self.val_set, self.stop = train_set, val_set, stop
-        batch, images, classes = config.data.global_batch_size, len(train_set), train_set.classes
+        batch, images = config.data.global_batch_size, len(train_set)
         self.course = Course(images, batch, run_length(config.schedule, images, batch))
         self.schedule = make_schedule(config, images)
-        excluded = Excluded(config.data.max_excluded)
-        self.loaders = Loaders(config, world, decode, train_set, val_set, excluded)
+        self.loaders = Loaders(config, world, decode, train_set, val_set, self.course.total_steps)
         self.state = TrainState(
-            config, len(classes), self.schedule, self.loaders.accumulation, excluded, decode.device
+            config, len(train_set.classes), self.schedule, self.loaders, decode.device
         )
         self.averager = world.average_gradients(self.state.model, config.optim.gradient_compression)
         self.phases = Phases(world.heartbeat, decode.device)
         folder = RunFolder(config.run.path).checkpoints
         self.checkpoints = CheckpointFolder(folder, config.run.keep_checkpoints)
         self.monitor = Monitor()
-        self.showing: Showing | None = None
         self.profile = Profile()  # of no step, unless --profile asks for some
         self.figures = Figures()
         """Of what limits a training, what is known before it begins."""
@@ -99,10 +95,7 @@ class Trainer:
 
     def lr(self, step: int) -> float:
         """The learning rate of `step`, after what training has shown so far."""
-        end = self.state.warmup.end
-        errors = tuple(1.0 - result.top1 for result in self.state.history)
-        history = History(errors, warmup_end=None if end is None else self.course.position(end))
-        return self.schedule.lr(self.course.position(step), history)
+        return self.schedule.lr(self.course.position(step), self.state.shown)
 
     def fit(self) -> None:
         """Trains from where the state stands to the end of the schedule.
@@ -122,7 +115,7 @@ class Trainer:
     def feed(self) -> Feed:
         """This rank's batches from the next step on, past bad images if so configured."""
         loader = self.loaders.train(self.state.step)
-        return Feed(loader, self.world, self.stop, self.loaders.recover, self.phases)
+        return Feed(loader, self.world, self.stop, self.phases, self.loaders.recover)
 
     def start_clock(self) -> None:
         """Begins to measure speed and times: what came before was no training."""
@@ -141,8 +134,7 @@ class Trainer:
                 self.save(last=bool(decision.stop))
             if decision.stop:
                 self._leave(decision.stop)
-            if self.showing is not None:
-                self.showing.images(batch, self.course.epochs_done(state.step), self.position)
+            self.monitor.batch(batch, self.course.epochs_done(state.step), self.position)
             norms = self.train_step(batch, feed)
             state.step += 1
             state.warmup.close(state.step, self.world)
@@ -230,29 +222,27 @@ class Trainer:
         with self._off_the_clock("validation"):
             average, spread = state.average_statistics(self.world)
             state.model.eval()
-            seen = Inspection(len(self.val_set.classes), keep_mistakes=self.world.rank == 0)
+            classes = len(self.val_set.classes)
+            analysis = ErrorAnalysis(classes, self.world.rank == 0, self.decode.device)
             with closing(self.loaders.val()) as loader, swapped_statistics(state.model, average):
                 counted = validate(
-                    state.forward, loader, state.precision, self.world, len(self.val_set), seen
+                    state.forward, loader, state.precision, self.world, len(self.val_set), analysis
                 )
                 state.excluded.met_in_validation(loader.found, self.world)
             result = dataclasses.replace(
                 counted, epoch=self.epoch, step=state.step, position=self.position
             )
-            require_learning(result, self._train_top1, len(self.train_set.classes), self.world)
-            best = all(result.top1 >= earlier.top1 for earlier in state.history)
+            require_learning(result, self._train_top1, classes, self.world)
             state.history.append(result)
-            self.monitor.val(
-                {
-                    **result.metrics(),
-                    "best_top1": state.best_top1,
-                    "excluded": len(state.excluded.val),
-                    "bn_spread": spread,
-                    **seen.class_top1(),
-                }
-            )
-            if self.showing is not None:
-                self.showing.validation(seen, self.position)
+            line = {
+                **result.metrics(),
+                "best_top1": state.best_top1,
+                "excluded": len(state.excluded.val),
+                "bn_spread": spread,
+                **analysis.class_top1(),
+            }
+            self.monitor.val(line, analysis)
+        best = result.top1 >= state.best_top1
         self.save(best, last=self.finished)
 
     def _record(self, found: Tensor) -> None:
@@ -261,10 +251,10 @@ class Trainer:
         state = self.state
         with self.phases("record"):
             self._require_finite_loss()
-            mine = pace.of_this_rank(
+            mine = of_this_rank(
                 state.window, self.phases, self.world.heartbeat, self.decode.decoder == "gpu"
             )
-            totals = pace.of_all_ranks(self.world.gather(mine))
+            totals = of_all_ranks(self.world.gather(mine))
             self._train_top1 = totals["top1"] or 0.0
             line = {
                 "step": state.step,
@@ -291,9 +281,9 @@ class Trainer:
     def _leave(self, by: str) -> NoReturn:
         """Collective. Leaves on all ranks together, with a word on why and where; raises
         `Stopped`."""
-        step = self.state.step
+        step, run = self.state.step, RunFolder(self.config.run.path)
         log.info("stopped before step %d by %s; start again to go on", step, by)
-        self.world.on_rank0(lambda: RunFolder(self.config.run.path).record_stop(by, step))
+        self.world.on_rank0(lambda: run.record_stop(by, step))
         self.world.barrier()
         raise Stopped
 

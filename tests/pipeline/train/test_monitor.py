@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipeline.config.reading import load_config
 from pipeline.train.folder import RunFolder
 from pipeline.train.monitor.board import curves
-from pipeline.train.monitor.metrics_file import read_metrics
+from pipeline.train.folder import read_metrics
 from pipeline.train.monitor.monitor import RunMonitor
 
 OPTIONS = (

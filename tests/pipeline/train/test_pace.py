@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from pipeline.train.metrics import TrainWindow
-from pipeline.train.monitor.pages import layout
-from pipeline.train.pace import of_all_ranks
+from pipeline.train.monitor.board import layout
+from pipeline.train.metrics import of_all_ranks
 from pipeline.train.phases import PHASES
 
 NO_GPU = [0.0, 0.0, 0.0]

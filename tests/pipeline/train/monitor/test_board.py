@@ -10,7 +10,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from pipeline.train.folder import RunFolder
 from pipeline.train.monitor.board import curves
 from pipeline.train.monitor.monitor import RunMonitor
-from pipeline.train.monitor.pages import STACKED, layout
+from pipeline.train.monitor.board import STACKED, layout
 
 
 def compared(runs, name, *options):

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline.system.files import PatientFile, Room
 from pipeline.train.folder import RunFolder
-from pipeline.train.monitor.metrics_file import read_metrics
+from pipeline.train.folder import read_metrics
 from pipeline.train.monitor.monitor import RunMonitor
 
 

@@ -16,7 +16,7 @@ from one_process import config_of, train_here
 
 from pipeline.train.folder import RunFolder
 from pipeline.train.monitor.monitor import RunMonitor
-from pipeline.train.monitor.pages import STACKED, stacked_tag
+from pipeline.train.monitor.board import STACKED, stacked_tag
 
 OPTIONS = ("--schedule.epochs=3", "--data.global_batch_size=10", "--data.local_batch_size=10")
 _OF_AN_EMPTY_CHART = 5  # its axes and buttons
