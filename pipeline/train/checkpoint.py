@@ -214,7 +214,9 @@ class CheckpointFolder(Checkpoints):
             steps, for_room = self.steps(), error.errno in (errno.ENOSPC, errno.EDQUOT)
             folders = (self.folder, *self.folder.parents)
             free_bytes = shutil.disk_usage(next(f for f in folders if f.is_dir())).free
-            last = f"the last good one is that of step {steps[-1]}" if steps else "there is none"
+            last = "there is none yet"
+            if steps:
+                last = f"the last good one is that of step {steps[-1]}"
             raise SaveError(
                 f"checkpoint {path} cannot be written: {error.strerror} (it needs about "
                 f"{_size_bytes(content) / 1e6:.1f} MB, and {free_bytes / 1e6:.1f} MB are free on "

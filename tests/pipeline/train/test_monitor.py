@@ -14,9 +14,8 @@ from run_files import TIME_FIELDS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.config.reading import load_config
-from pipeline.train.folder import RunFolder
+from pipeline.train.folder import RunFolder, read_metrics
 from pipeline.train.monitor.board import curves
-from pipeline.train.folder import read_metrics
 from pipeline.train.monitor.monitor import RunMonitor
 
 OPTIONS = (

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cifar_archives import write
+from pipeline.train.monitor.showing import mean_in_views
 
 from pipeline.data.cifar import open_cifar
 from pipeline.data.crops import PaddedCrop, RandomResizedCrop
@@ -15,7 +16,6 @@ from pipeline.data.dali import DecodeSettings, Loader
 from pipeline.data.index.manifest import open_manifest
 from pipeline.data.normalisation import IMAGENET, Normalisation
 from pipeline.data.stream import TrainStream
-from pipeline.train.monitor.showing import mean_in_views
 
 POSITIONS = np.arange(16)
 

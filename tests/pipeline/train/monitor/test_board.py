@@ -8,9 +8,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from pipeline.train.folder import RunFolder
-from pipeline.train.monitor.board import curves
+from pipeline.train.monitor.board import STACKED, curves, layout
 from pipeline.train.monitor.monitor import RunMonitor
-from pipeline.train.monitor.board import STACKED, layout
 
 
 def compared(runs, name, *options):

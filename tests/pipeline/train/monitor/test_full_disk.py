@@ -13,8 +13,7 @@ from small_disk import fill, small_disk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.system.files import PatientFile, Room
-from pipeline.train.folder import RunFolder
-from pipeline.train.folder import read_metrics
+from pipeline.train.folder import RunFolder, read_metrics
 from pipeline.train.monitor.monitor import RunMonitor
 
 

@@ -15,8 +15,8 @@ from made_lines import line
 from one_process import config_of, train_here
 
 from pipeline.train.folder import RunFolder
-from pipeline.train.monitor.monitor import RunMonitor
 from pipeline.train.monitor.board import STACKED, stacked_tag
+from pipeline.train.monitor.monitor import RunMonitor
 
 OPTIONS = ("--schedule.epochs=3", "--data.global_batch_size=10", "--data.local_batch_size=10")
 _OF_AN_EMPTY_CHART = 5  # its axes and buttons
