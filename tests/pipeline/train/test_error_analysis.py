@@ -1,4 +1,4 @@
-"""What a validation got wrong: hits by class, and its most certain mistakes; no count is changed."""
+"""What a validation got wrong: hits by class, and its surest mistakes; no count is changed."""
 
 import numpy as np
 import pytest

@@ -123,7 +123,7 @@ def test_the_first_cause_stays(tmp_path):
 
 def test_looking_at_runs_needs_neither_torch_nor_numpy():
     probe = (
-        "import sys, pipeline.runs.listing, pipeline.runs.state\n"
+        "import sys, pipeline.runs.follow, pipeline.runs.listing, pipeline.runs.state\n"
         "print([name for name in ('torch', 'numpy', 'nvidia.dali') if name in sys.modules])"
     )
     assert jobs.run(["-c", probe]).text == "[]\n"
