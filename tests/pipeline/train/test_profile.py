@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import signal
 from collections import Counter
 from pathlib import Path
 
 import jobs
 import pytest
-from jobs import SABOTEUR, resumable
+from jobs import resumable
 from one_process import train_here
 from run_files import state_differences
 
@@ -17,8 +19,9 @@ from pipeline.config import Config, ConfigError
 from pipeline.config.run import profiled_steps
 from pipeline.system.failure import PeerLost, Reported, Stopped
 from pipeline.train.profile import Profile
+from pipeline.train.trainer import Trainer
 
-FINISHED, WRONG_INPUT, STOPPED = 0, 2, 75
+FINISHED, WRONG_INPUT = 0, 2
 IN_EACH_STEP = (
     "data_wait", "agreement", "forward", "backward", "communication", "optimizer",
 )  # fmt: skip
@@ -91,16 +94,25 @@ def test_the_log_says_where_the_traces_lie_and_how_to_open_them(profiled):
     assert "USDT" not in said + other  # Kineto's own lines
 
 
+GOES_ON = ("--schedule.epochs=1.3", "--schedule.drop_epochs=[1]", "--profile=4-8")
+
+
 @pytest.fixture(scope="module")
 def stopped(small_data, tmp_path_factory):
     """One rank, stopped among the profiled steps and started again: the folder of the run."""
     runs = tmp_path_factory.mktemp("stopped")
-    settings = [*resumable(small_data, runs), "--schedule.epochs=1.3", "--schedule.drop_epochs=[1]"]
-    first = jobs.run([str(SABOTEUR), "stop-step:5:0", *settings, "--profile=4-8"])
+    real = Trainer.train_step
+
+    def step(self, *rest):
+        if self.state.step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *rest)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Trainer, "train_step", step)
+        train_here(small_data, runs, *GOES_ON, "--data.local_batch_size=4")
     (runs / "test" / "profile" / "steps-6-8-rank0.json.gz").write_bytes(b"of an earlier start")
-    second = jobs.run(["-m", "pipeline.train", *settings, "--profile=4-8"])
-    assert [*first.codes, *second.codes] == [STOPPED, FINISHED], first.text + second.text
-    return runs / "test"
+    return train_here(small_data, runs, *GOES_ON)
 
 
 def test_a_stop_among_the_profiled_steps_leaves_a_whole_trace(stopped):
@@ -117,8 +129,7 @@ def test_a_run_that_goes_on_profiles_what_is_left_and_keeps_earlier_files(stoppe
     assert files(stopped) == wanted
     assert (profile / "steps-6-8-rank0.json.gz").read_bytes() == b"of an earlier start"
     assert steps_in(profile / "steps-6-8-nr2-rank0.json.gz") == ["step 6", "step 7", "step 8"]
-    longer = ["--schedule.epochs=1.5", "--schedule.drop_epochs=[1]"]
-    train_here(small_data, stopped.parent, *longer, "--profile=4-8")
+    train_here(small_data, stopped.parent, *GOES_ON, "--schedule.epochs=1.5")
     said = "warning: nothing is profiled: --profile 4-8 lies behind step 9"
     assert said in (stopped / "log.txt").read_text()
     assert files(stopped) == wanted

@@ -19,10 +19,12 @@ import jobs
 import pytest
 import torch
 from jobs import SABOTEUR, resumable, small_settings, train, wait_for
+from one_process import train_here
 from run_files import checkpoint_steps, metrics, newest_checkpoint, state_differences
 
 from pipeline.config import ConfigError, RunConfig
 from pipeline.ranks.stop import GO_ON, STOP_SIGNALS, StopSignal
+from pipeline.system.failure import Reported
 from pipeline.train.folder import RunFolder, Stop
 from pipeline.train.run import against_expectation
 
@@ -200,20 +202,16 @@ def test_wrong_input_is_said_once_and_every_rank_leaves_with_its_code(small_data
 
 
 def test_a_run_in_use_is_refused_and_its_holder_named(small_data, tmp_path):
-    holder = jobs.start([str(SABOTEUR), "slow-step:60:all", *small_settings(small_data, tmp_path)])
-    lock = tmp_path / "test" / "lock"
-    wait_for(lambda: lock.exists() and lock.read_text(), "the first job to hold the run")
-    second = jobs.run(train(small_data, tmp_path))
-    holder.send(signal.SIGKILL, 0)
-    holder.wait()
-    assert second.codes == [WRONG_INPUT]
-    who = rf"process {holder.processes[0].pid} on {socket.gethostname()}, since 20\S+ \S+"
-    assert re.search(
-        rf"^error: the run in {lock.parent} is in use by {who}; wait for it or choose another "
-        r"run\.name$",
-        second.text,
-        re.MULTILINE,
-    ), second.text
+    job = jobs.start([str(SABOTEUR), "slow-step:60:all", *small_settings(small_data, tmp_path)])
+    run = RunFolder(tmp_path / "test")
+    wait_for(run.holder, "the first job to hold the run")
+    who = rf"process {job.processes[0].pid} on {socket.gethostname()}, since 20\S+ \S+"
+    said = rf"^the run in {run.path} is in use by {who}; wait for it or choose another run\.name$"
+    with pytest.raises(Reported, match=said) as refused:
+        train_here(small_data, tmp_path)
+    assert refused.value.code == WRONG_INPUT
+    job.send(signal.SIGKILL, 0)
+    job.wait()
 
 
 def test_the_summary_says_whether_the_expectation_was_reached():
