@@ -22,7 +22,7 @@ from pipeline.system.failure import PeerLost
 from pipeline.system.files import replacing
 from pipeline.train.folder import RunFolder
 from pipeline.train.metrics import TrainWindow
-from pipeline.train.phases import Phases
+from pipeline.train.phases import Phases, trace_range
 
 log = logging.getLogger("trainyard")
 files_log = logging.getLogger("trainyard.files")
@@ -69,9 +69,7 @@ class StepProfile(Profile):
         if step == self._steps[0]:
             self._start()
         if self._running:
-            self._step.enter_context(torch.profiler.record_function(f"step {step}"))
-            if self._on_gpu:
-                self._step.enter_context(torch.cuda.nvtx.range(f"step {step}"))
+            self._step = trace_range(f"step {step}", self._on_gpu)
 
     def after(self, step: int) -> None:
         self._step.close()

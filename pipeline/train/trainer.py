@@ -62,12 +62,11 @@ class Trainer:
         )
         self.averager = world.average_gradients(self.state.model, config.optim.gradient_compression)
         self.phases = Phases(world.heartbeat, decode.device)
-        folder = RunFolder(config.run.path).checkpoints
-        self.checkpoints = CheckpointFolder(folder, config.run.keep_checkpoints)
+        self.folder = RunFolder(config.run.path)
+        self.checkpoints = CheckpointFolder(self.folder.checkpoints, config.run.keep_checkpoints)
         self.monitor = Monitor()
         self.profile = Profile()  # of no step, unless --profile asks for some
-        self.figures = Figures()
-        """Of what limits a training, what is known before it begins."""
+        self.figures = Figures()  # of what limits a training, those known before it begins
         hashes = {"train": train_set.digest, "val": val_set.digest}
         self.fingerprint = fingerprint(config, hashes, decode.normalisation)
         self._train_top1 = 0.0  # of the last line of metrics
@@ -242,8 +241,7 @@ class Trainer:
                 **analysis.class_top1(),
             }
             self.monitor.val(line, analysis)
-        best = result.top1 >= state.best_top1
-        self.save(best, last=self.finished)
+        self.save(best=result.top1 >= state.best_top1, last=self.finished)
 
     def _record(self, found: Tensor) -> None:
         """Collective. Writes the line of metrics that ends with the last step; `found` are its
@@ -281,9 +279,9 @@ class Trainer:
     def _leave(self, by: str) -> NoReturn:
         """Collective. Leaves on all ranks together, with a word on why and where; raises
         `Stopped`."""
-        step, run = self.state.step, RunFolder(self.config.run.path)
+        step = self.state.step
         log.info("stopped before step %d by %s; start again to go on", step, by)
-        self.world.on_rank0(lambda: run.record_stop(by, step))
+        self.world.on_rank0(lambda: self.folder.record_stop(by, step))
         self.world.barrier()
         raise Stopped
 
