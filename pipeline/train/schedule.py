@@ -138,8 +138,8 @@ class StepDrops:
 class PlateauDrops:
     """Drops whenever the validation error has stopped falling.
 
-    The paper's rule (section 3.4: "divided by 10 when the error plateaus"), made exact by
-    `plateau_drops`. A drop is in force from the first step after the validation that caused it.
+    The paper's rule (section 3.4: "divided by 10 when the error plateaus"), made exact by `after`.
+    A drop is in force from the first step after the validation that caused it.
     """
 
     patience: int
@@ -152,7 +152,29 @@ class PlateauDrops:
     def count(self, position: int, history: History) -> int:
         """How many there were after the validations in `history`."""
         del position
-        return len(plateau_drops(history.errors, self.patience, self.min_improvement, self.most))
+        return len(self.after(history.errors))
+
+    def after(self, errors: Sequence[float]) -> list[int]:
+        """Returns the indices of the validations after which the learning rate dropped.
+
+        A validation improves if its error lies below the best so far by at least `min_improvement`;
+        only then does it become the best, so that many small steps down add up to an improvement. A
+        NaN never improves. After `patience` validations in a row without improvement comes a drop,
+        and the count starts anew; the best stays.
+        """
+        drops: list[int] = []
+        best, waited = float("inf"), 0
+        for index, error in enumerate(errors):
+            if len(drops) == self.most:
+                break
+            if error < best and best - error >= self.min_improvement - _ROUNDING:
+                best, waited = error, 0
+                continue
+            waited += 1
+            if waited == self.patience:
+                drops.append(index)
+                waited = 0
+        return drops
 
     def describe(self, global_batch_size: int) -> str:
         """A few words for the log: the rule."""
@@ -237,32 +259,6 @@ def _make_warmup(config: Config, train_images: int) -> Warmup:
 def _images(epochs: float, train_images: int) -> int:
     """The first position not before `epochs` epochs, exact as `total_steps` is."""
     return math.ceil(Fraction(str(epochs)) * train_images)
-
-
-def plateau_drops(
-    errors: Sequence[float], patience: int, min_improvement: float, max_drops: int
-) -> list[int]:
-    """Returns the indices of the validations after which the learning rate dropped.
-
-    A validation improves if its error lies below the best so far by at least `min_improvement`;
-    only then does it become the best, so that many small steps down add up to an improvement. A
-    NaN never improves. After `patience` validations in a row without improvement comes a drop,
-    and the count starts anew; the best stays.
-    """
-    drops: list[int] = []
-    best = float("inf")
-    waited = 0
-    for index, error in enumerate(errors):
-        if len(drops) == max_drops:
-            break
-        if error < best and best - error >= min_improvement - _ROUNDING:
-            best, waited = error, 0
-            continue
-        waited += 1
-        if waited == patience:
-            drops.append(index)
-            waited = 0
-    return drops
 
 
 class ErrorWindow:

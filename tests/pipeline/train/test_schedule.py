@@ -12,7 +12,6 @@ from pipeline.train.schedule import (
     Schedule,
     StepDrops,
     make_schedule,
-    plateau_drops,
     run_length,
     scaled_lr,
 )
@@ -79,8 +78,8 @@ def test_lr_falls_from_the_validation_on():
 def test_plateau_drops_are_the_same_whether_seen_at_once_or_as_the_curve_grows():
     # 0.50 is followed by 0.505 and 0.495 (0.005 better: too little); 0.28 by 0.281 and 0.279, and
     # 0.25 by 0.249, 0.251.
-    assert plateau_drops(CURVE, patience=2, min_improvement=0.01, max_drops=3) == [4, 8, 11]
-    grown = [len(plateau_drops(CURVE[:n], 2, 0.01, 3)) for n in range(len(CURVE) + 1)]
+    assert PLATEAU.drops.after(CURVE) == [4, 8, 11]
+    grown = [len(PLATEAU.drops.after(CURVE[:n])) for n in range(len(CURVE) + 1)]
     assert grown == [0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3]
 
 
@@ -104,17 +103,18 @@ def test_plateau_drops_are_the_same_whether_seen_at_once_or_as_the_curve_grows()
     ],
 )
 def test_drops_come_after_validations_without_improvement(errors, patience, least, drops):
-    assert plateau_drops(errors, patience, least, max_drops=3) == drops
-    assert plateau_drops(errors, patience, least, max_drops=0) == []
+    assert PlateauDrops(patience, least).after(errors) == drops
+    assert PlateauDrops(patience, least, most=0).after(errors) == []
 
 
 def test_exactly_the_least_improvement_counts_whatever_the_rounding():
+    rule = PlateauDrops(patience=1, min_improvement=0.001)
     images, least = 50_000, 50  # 0.1 points; as floats, about 9% of these differences are below it
     for wrong in range(5_000, 40_000, 7):
         errors = [1.0 - (images - wrong) / images, 1.0 - (images - wrong + least) / images]
-        assert plateau_drops(errors, 1, 0.001, 3) == []
+        assert rule.after(errors) == []
         errors[1] = 1.0 - (images - wrong + least - 1) / images
-        assert plateau_drops(errors, 1, 0.001, 3) == [1]
+        assert rule.after(errors) == [1]
 
 
 @pytest.mark.parametrize(
