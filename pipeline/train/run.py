@@ -206,7 +206,7 @@ def _open_files(trainer: Trainer) -> None:
         Pictures(trainer.decode, trainer.loaders.stream, classes, root),
     )  # fmt: skip
     start = _start(trainer)
-    trainer.monitor.start(start)
+    trainer.monitor.write("start", start)
     ranks = counted(trainer.world.size, "rank")
     decoding = f"JPEG decoding on the {trainer.decode.decoder.upper()}"
     if trainer.decode.decoder == "none":
@@ -227,8 +227,9 @@ def _open_files(trainer: Trainer) -> None:
     if idle := idle_settings(config):
         log.info("without effect: %s", idle)
     log.info("schedule: %s", trainer.schedule.describe(config.data.global_batch_size))
-    order = order_digest(config.run.seed, trainer.epoch, len(trainer.train_set))
-    log.info("order of epoch %d: %s", trainer.epoch, order)
+    epoch = trainer.place["epoch"]
+    order = order_digest(config.run.seed, epoch, len(trainer.train_set))
+    log.info("order of epoch %d: %s", epoch, order)
 
 
 def _start(trainer: Trainer) -> dict[str, Any]:
@@ -273,16 +274,8 @@ def _sum_up(trainer: Trainer) -> None:
     """The run's last line of metrics, and the closing words for a person."""
     state = trainer.state
     last = state.history[-1]
-    trainer.monitor.done(
-        {
-            "step": state.step,
-            "position": trainer.position,
-            "epoch": trainer.epoch,
-            "top1": last.top1,
-            "top5": last.top5,
-            "best_top1": state.best_top1,
-        }
-    )
+    reached = {"top1": last.top1, "top5": last.top5, "best_top1": state.best_top1}
+    trainer.monitor.write("done", {**trainer.place, **reached})
     if trainer.world.rank != 0:
         return
     train = [line for line in trainer.folder.lines() if line["event"] == "train"]

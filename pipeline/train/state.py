@@ -92,7 +92,7 @@ class TrainState:
         return max(result.top1 for result in self.history)
 
     @property
-    def shown(self) -> History:
+    def so_far(self) -> History:
         """What training has shown so far, for the learning rate."""
         errors = tuple(1.0 - result.top1 for result in self.history)
         return History(errors, self.warmup.end_position)
@@ -130,7 +130,7 @@ class TrainState:
         self.step = content["step"]
         self.history = [Validation(**result) for result in content["history"]]
         self.warmup.load(content["warmup"])
-        self.excluded.load(content.get("excluded", {"train": [], "val": []}))
+        self.excluded.load(content["excluded"])
         self.model.load_state_dict(content["model"])
         statistics, window = content["rank_statistics"], content["window"]
         if len(statistics) == world.size:

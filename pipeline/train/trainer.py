@@ -78,9 +78,11 @@ class Trainer:
         return self.course.position(self.state.step)
 
     @property
-    def epoch(self) -> int:
-        """Epoch, from 0, of the step before the next one."""
-        return self.course.epoch(self.state.step)
+    def place(self) -> dict[str, int]:
+        """Where the run stands, as a line of metrics has it: the epoch, from 0, is that of the step
+        before the next one."""
+        step = self.state.step
+        return {"step": step, "position": self.position, "epoch": self.course.epoch(step)}
 
     @property
     def validation_due(self) -> bool:
@@ -94,7 +96,7 @@ class Trainer:
 
     def lr(self, step: int) -> float:
         """The learning rate of `step`, after what training has shown so far."""
-        return self.schedule.lr(self.course.position(step), self.state.shown)
+        return self.schedule.lr(self.course.position(step), self.state.so_far)
 
     def fit(self) -> None:
         """Trains from where the state stands to the end of the schedule.
@@ -228,9 +230,7 @@ class Trainer:
                     state.forward, loader, state.precision, self.world, len(self.val_set), analysis
                 )
                 state.excluded.met_in_validation(loader.found, self.world)
-            result = dataclasses.replace(
-                counted, epoch=self.epoch, step=state.step, position=self.position
-            )
+            result = dataclasses.replace(counted, **self.place)
             require_learning(result, self._train_top1, classes, self.world)
             state.history.append(result)
             line = {
@@ -255,9 +255,7 @@ class Trainer:
             totals = of_all_ranks(self.world.gather(mine))
             self._train_top1 = totals["top1"] or 0.0
             line = {
-                "step": state.step,
-                "position": self.position,
-                "epoch": self.epoch,
+                **self.place,
                 **totals,
                 "lr": state.optimizer.param_groups[0]["lr"],
                 **named_norms(state.model, found),

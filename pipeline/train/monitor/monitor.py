@@ -28,17 +28,16 @@ _VAL_LINE = (
 class Monitor:
     """What a rank other than 0 has: nothing is written."""
 
-    def start(self, facts: Metrics) -> None:
-        """What this start of the run trains, on what and how far; with step and position."""
+    def write(self, event: str, metrics: Metrics) -> None:
+        """One line of metrics.jsonl: `start` says what this start of the run trains, on what and
+        how far, and `done` is the run's last. Raises `ValueError` for a number that JSON does not
+        have."""
 
     def train(self, metrics: Metrics, verdict: str = "") -> None:
         """One line of training metrics, and what limits the training in a word."""
 
     def val(self, metrics: Metrics, analysis: ErrorAnalysis | None = None) -> None:
         """One validation's result, and what it got wrong."""
-
-    def done(self, metrics: Metrics) -> None:
-        """The run's last line."""
 
     def batch(self, batch: Batch, epoch: int, position: int) -> None:
         """What the next step trains on: a few of its images are drawn, once per epoch and start."""
@@ -77,23 +76,22 @@ class RunMonitor(Monitor):
             self._board.describe(config)
         self._progress = Progress(total_images, position)
 
-    def start(self, facts: Metrics) -> None:
-        self._write("start", facts)
+    def write(self, event: str, metrics: Metrics) -> None:
+        stamped = {"event": event, **metrics, "time": time.time()}
+        self._file.write((json.dumps(stamped, allow_nan=False) + "\n").encode())
+        self._board.draw(stamped)
 
     def train(self, metrics: Metrics, verdict: str = "") -> None:
-        self._write("train", metrics)
+        self.write("train", metrics)
         self._progress.train(metrics, verdict)
 
     def val(self, metrics: Metrics, analysis: ErrorAnalysis | None = None) -> None:
-        self._write("val", metrics)
+        self.write("val", metrics)
         log.info("%s", _VAL_LINE.format(**counted_from_one(metrics)))
         if analysis is not None and self._pictures is not None:
             with _no_more_than_a_picture():
                 for tag, pixels in self._pictures.of_validation(analysis):
                     self._board.picture(tag, pixels, metrics["position"])
-
-    def done(self, metrics: Metrics) -> None:
-        self._write("done", metrics)
 
     def batch(self, batch: Batch, epoch: int, position: int) -> None:
         if self._drawn_epoch == epoch or self._pictures is None:
@@ -109,12 +107,6 @@ class RunMonitor(Monitor):
         self._progress.close()
         self._board.close()
         self._file.close()
-
-    def _write(self, event: str, metrics: Metrics) -> None:
-        """Appends a line. Raises `ValueError` for a number that JSON does not have."""
-        stamped = {"event": event, **metrics, "time": time.time()}
-        self._file.write((json.dumps(stamped, allow_nan=False) + "\n").encode())
-        self._board.draw(stamped)
 
 
 @contextmanager

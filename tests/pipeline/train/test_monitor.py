@@ -213,7 +213,7 @@ def test_lines_beyond_the_checkpoint_are_taken_back(tmp_path, position, validati
     first.train(made_line("train", 30))
     first.val(made_line("val", 50))
     first.train(made_line("train", 60))
-    first.done(made_line("val", 60))
+    first.write("done", made_line("val", 60))
     first.close()
     again = RunMonitor(RunFolder(tmp_path), config, position, validations, 100)
     again.train(made_line("train", 90))
