@@ -28,7 +28,7 @@ def names_in(path):
     for node in ast.walk(ast.parse(path.read_text())):
         parts = []
         if isinstance(node, ast.Constant) and "." in str(node.value):
-            parts = [node]
+            yield node.lineno, str(node.value)
         elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
             parts = [node.left, node.right]
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
