@@ -127,6 +127,7 @@ class Trainer:
     def train_epoch(self, feed: Feed, until: int) -> None:
         """Steps up to step `until`; records metrics and saves on the way."""
         state, every = self.state, self.config.run.checkpoint_every_steps
+        first = state.step
         state.model.train()
         while state.step < until:
             self.profile.before(state.step)
@@ -135,7 +136,8 @@ class Trainer:
                 self.save(last=bool(decision.stop))
             if decision.stop:
                 self._leave(decision.stop)
-            self.monitor.batch(batch, self.course.epochs_done(state.step), self.position)
+            if state.step == first:
+                self.monitor.images(batch, self.position)
             norms = self.train_step(batch, feed)
             state.step += 1
             state.warmup.close(state.step, self.world)

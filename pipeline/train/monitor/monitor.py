@@ -39,8 +39,8 @@ class Monitor:
     def val(self, metrics: Metrics, analysis: ErrorAnalysis | None = None) -> None:
         """One validation's result, and what it got wrong."""
 
-    def batch(self, batch: Batch, epoch: int, position: int) -> None:
-        """What the next step trains on: a few of its images are drawn, once per epoch and start."""
+    def images(self, batch: Batch, position: int) -> None:
+        """A few of the images that the next step trains on, as an epoch or a start begins."""
 
     def advance(self, position: int) -> None:
         """Moves the progress bar."""
@@ -62,7 +62,6 @@ class RunMonitor(Monitor):
     ) -> None:  # fmt: skip
         room = room or Room(run.path)
         self._pictures = pictures
-        self._drawn_epoch: int | None = None  # whose first images were drawn since this start
         if event_files(run.tensorboard) and not run.metrics.exists():
             log.warning(
                 "warning: %s is missing in %s and begins anew at %d images seen: reports lack what "
@@ -93,12 +92,10 @@ class RunMonitor(Monitor):
                 for tag, pixels in self._pictures.of_validation(analysis):
                     self._board.picture(tag, pixels, metrics["position"])
 
-    def batch(self, batch: Batch, epoch: int, position: int) -> None:
-        if self._drawn_epoch == epoch or self._pictures is None:
-            return
-        self._drawn_epoch = epoch
-        with _no_more_than_a_picture():
-            self._board.picture("train/augmented", self._pictures.of_batch(batch), position)
+    def images(self, batch: Batch, position: int) -> None:
+        if self._pictures is not None:
+            with _no_more_than_a_picture():
+                self._board.picture("train/augmented", self._pictures.of_batch(batch), position)
 
     def advance(self, position: int) -> None:
         self._progress.move(position)
