@@ -72,8 +72,8 @@ def run(config: Config) -> None:
                 log.info("the run in %s is finished: %s", folder.path, _reached(trainer.state))
                 return
             trainer.profile = open_profile(
-                config, trainer.state.step, trainer.course.total_steps, world, trainer.phases,
-                trainer.state.window, device,
+                config, trainer.state, trainer.course.total_steps, world, trainer.phases,
+                on_gpu=device.type == "cuda",
             )  # fmt: skip
             trainer.figures = _known_figures(config, decode, share.cores)
             world.on_rank0(lambda: _open_files(trainer))
