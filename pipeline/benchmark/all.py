@@ -26,7 +26,6 @@ from pipeline.benchmark.model import (
     add_phases,
     describe,
     one_rank_training,
-    speed_row,
 )
 from pipeline.benchmark.options import (
     LINK_RANKS,
@@ -113,7 +112,7 @@ class _Bench:
         speeds = {part: result.spreads.get(f"{part}_images_per_sec") for part in PARTS}
         loader, model, step = speeds["loader"], speeds["model"], speeds["step"]
         if loader is not None:
-            result.table.append(speed_row("loader", loader))
+            result.table.append(("loader", *loader.cells(), ""))
             self._know(loader=loader.median)
             self._split_loader()
         if model is not None:
@@ -123,7 +122,7 @@ class _Bench:
                 result.ratios["loader_vs_model"] = ratio(loader, model)
             if step is not None:
                 result.ratios["step_vs_model"] = ratio(step, model)
-                result.table.append(speed_row("step", step))
+                result.table.append(("step", *step.cells(), ""))
 
     def allreduce(self) -> None:
         """Two ranks of this machine, on the device of the model; the wait that it leaves."""
@@ -138,9 +137,7 @@ class _Bench:
         if reason is not None:
             self.result.figures["not_run"]["allreduce"] = reason
             return
-        self.result.figures["allreduce"] = found.figures
-        self.result.spreads |= {f"allreduce_{k}": spread for k, spread in found.spreads.items()}
-        self.result.ratios |= {f"allreduce_{k}": share for k, share in found.ratios.items()}
+        self._include(found)
         self._add_link(found.figures["fit"])
 
     def norm(self) -> None:
@@ -163,8 +160,13 @@ class _Bench:
                 not_run["norm"] = str(error).splitlines()[0]
                 return
             not_run |= found.figures.pop("not_run")
-            self.result.figures["norm"] = found.figures
-            self.result.ratios |= {f"norm_{name}": share for name, share in found.ratios.items()}
+            self._include(found)
+
+    def _include(self, found: Result) -> None:
+        """Takes over what another benchmark found, under its name."""
+        self.result.figures[found.name] = found.figures
+        self.result.spreads |= {f"{found.name}_{key}": one for key, one in found.spreads.items()}
+        self.result.ratios |= {f"{found.name}_{key}": one for key, one in found.ratios.items()}
 
     def _sides(self, stack: ExitStack) -> dict[str, Measure]:
         """What measures a round of each part; `stack` closes the files of the training loop."""

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.benchmark.options import LoaderOptions, NormOptions, StepOptions, chosen, within
-from pipeline.benchmark.result import Result, Save, aligned, number, of_this_machine, write_json
+from pipeline.benchmark.result import Result, Save, aligned, of_this_machine, write_json
 from pipeline.system.failure import TrainingError, run_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,7 +111,7 @@ def gpu_test_files(folder: Path) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
-    """Runs the parts one after the other, prints one table, writes one JSON.
+    """Runs the parts one after the other, each of which prints its table; writes one JSON.
 
     Raises `ValueError` for a wrong option or where there is no GPU, `TrainingError` at the end if a
     part failed.
@@ -201,7 +201,7 @@ def run_here(part: Part, path: Path) -> None:
 
 
 def finish(outcomes: Mapping[str, Mapping[str, Any]], path: Path | None) -> None:
-    """Prints the table and writes the JSON; raises `TrainingError` if a part failed."""
+    """Prints how each part ended and writes the JSON. Raises `TrainingError` if one failed."""
     ratios = {
         f"{part}_{name}": value
         for part, outcome in outcomes.items()
@@ -209,7 +209,10 @@ def finish(outcomes: Mapping[str, Mapping[str, Any]], path: Path | None) -> None
     }
     content = of_this_machine({"benchmark": "gpu-check", "ratios": ratios, "parts": dict(outcomes)})
     path = path or default_path(str(content["machine"]["gpu"]), datetime.date.today())
-    print("\n".join(aligned(table(outcomes))))
+    table = [("part", "status", "seconds", "")]
+    for part, outcome in outcomes.items():
+        table.append((part, outcome["status"], str(outcome["seconds"]), outcome["reason"][:100]))
+    print("\n".join(aligned(table)))
     write_json(path, content)
     print(f"written to {path}")
     failed = [part for part, outcome in outcomes.items() if outcome["status"] == "failed"]
@@ -221,22 +224,6 @@ def default_path(gpu: str, day: datetime.date) -> Path:
     """Where the JSON goes: benchmarks/gpu_nvidia-h200_2026-01-31.json in this checkout."""
     name = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
     return ROOT / "benchmarks" / f"gpu_{name}_{day.isoformat()}.json"
-
-
-def table(outcomes: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Part, figure and value: how each part ended, its numbers, and what did not run and why."""
-    rows: list[tuple[str, ...]] = [("part", "figure", "value")]
-    for part, outcome in outcomes.items():
-        status = f"{outcome['status']}, {outcome['seconds']:.0f} s"
-        rows.append((part, status, outcome["reason"][:100]))
-        found = outcome["result"] or {"raw": {}, "ratios": {}}
-        for name, value in (found["raw"] | found["ratios"]).items():
-            median = value.get("median") if isinstance(value, dict) else value
-            if isinstance(median, int | float):
-                rows.append((part, name, number(median)))
-        for name, why in found["raw"].get("not_run", {}).items():
-            rows.append((part, name, f"not run: {why[:80]}"))
-    return rows
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ from pipeline.benchmark.passes import LoaderPasses, middle_speed
 from pipeline.benchmark.photos import make_photos, pack
 from pipeline.benchmark.result import Result, Save, Spread, interleave, ratio
 from pipeline.config import Config, ConfigError, DataConfig
-from pipeline.data.dali import DecodeSettings, gpu_count
-from pipeline.data.dali.settings import choose_decoding, decoder_memory
+from pipeline.data.dali import gpu_count
+from pipeline.data.dali.settings import choose_decoding
 from pipeline.data.index.manifest import Manifest, open_manifest
 from pipeline.data.stream import TrainStream, train_planner
 from pipeline.ranks.places import Share
@@ -151,23 +151,26 @@ def _sides(options: LoaderOptions, manifests: Mapping[Container, Manifest]) -> d
         if can_run():
             bare = BareDecode(manifests["folders"], threads, options.images)
             sides[Row(None, None, threads, "simplejpeg")] = bare.measure
+    device = devices.pick_device("cuda" if options.decode == "gpu" else "cpu")
     for row in rows(options):
         assert row.container is not None and row.crop is not None, "a row of ours has both"
-        config = DataConfig(
-            image_size=options.size,
-            val_resize=options.size,
-            train_crop=row.crop,
-            short_side=_short_side(options.size),
-            decode=options.decode,
-            threads=row.threads,
-            prefetch_batches=_PREFETCH,
-        )
-        manifest, share = manifests[row.container], Share(row.threads, 0)
-        device = devices.pick_device("cuda" if options.decode == "gpu" else "cpu")
-        settings = choose_decoding(Config(data=config), device, share, (manifest,))
-        stream = TrainStream(manifest, train_planner(config), seed=0)
-        sides[row] = _ours(options, stream, settings, row.threads)
+        config = _config(options, row.threads, row.crop, options.decode)
+        sides[row] = _ours(options, manifests[row.container], config, device, row.threads)
     return sides
+
+
+def _config(
+    options: LoaderOptions, threads: int, crop: Crop, decode: Literal["cpu", "gpu"]
+) -> DataConfig:
+    return DataConfig(
+        image_size=options.size,
+        val_resize=options.size,
+        train_crop=crop,
+        short_side=_short_side(options.size),
+        decode=decode,
+        threads=threads,
+        prefetch_batches=_PREFETCH,
+    )
 
 
 def _ratios(spreads: dict[Row, Spread], threads: int) -> dict[str, Spread]:
@@ -211,9 +214,13 @@ class _Middle:
 
 
 def _ours(
-    options: LoaderOptions, stream: TrainStream, settings: DecodeSettings, workers: int
+    options: LoaderOptions, manifest: Manifest, data: DataConfig, device: torch.device, workers: int
 ) -> Rate:
-    """What measures a round of this project's `Loader`, as a training makes it."""
+    """What measures a round of this project's `Loader`, as a training makes it; its queues fill and
+    empty like those of so many `workers`."""
+    share = Share(data.threads or 1, 0)
+    settings = choose_decoding(Config(data=data), device, share, (manifest,))
+    stream = TrainStream(manifest, train_planner(data), seed=0)
     middle, passes = _Middle(options, workers), LoaderPasses(stream, settings, options.batch)
     return lambda: passes.images_per_sec(middle.edge, middle.timed)
 
@@ -248,14 +255,11 @@ def measure_decoders(options: LoaderOptions, _save: Save = lambda result: None) 
     result = Result("gpu_loader", {**vars(options), "device": str(device), "threads": threads})
     with tempfile.TemporaryDirectory() as folder:
         make_photos(Path(folder), options.files)
-        config = DataConfig(image_size=options.size, val_resize=options.size)
         manifest = open_manifest(Path(folder), "train")
-        memory = decoder_memory(config, (manifest,))
-        stream = TrainStream(manifest, train_planner(config), seed=0)
         sides = {}
         for decoder in decoders:
-            settings = DecodeSettings(decoder, device, threads, _PREFETCH, memory=memory)
-            side = _ours(options, stream, settings, workers=2)
+            config = _config(options, threads, "random_resized_crop", decoder)
+            side = _ours(options, manifest, config, device, workers=2)
             sides[f"{decoder}_decoder_images_per_sec"] = side
         result.spreads = interleave(options.rounds, sides)
     if len(decoders) == 2:

@@ -24,6 +24,7 @@ from pipeline.data.order import epoch_permutation
 from pipeline.data.stream import TrainStream, train_planner
 
 _CLASSES = 1000
+_NAME = b"n10000000/n10000000_0000000.JPEG"  # as long as ImageNet's
 _BATCHES = 200  # planned one after the other, timed one by one
 _PERMUTATIONS = 5
 _AIM_OPEN_SEC, _AIM_RSS_MB, _AIM_PLAN_MS = 0.5, 150.0, 2.0
@@ -37,7 +38,7 @@ def run(options: ManifestOptions) -> Result:
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.arrow"
-        write_manifest(path, synthetic_rows(options.images))
+        write_manifest(path, _rows(synthetic_manifest(options.images, _CLASSES)))
         opened = [_open_in_new_process(path) for _ in range(options.rounds)]
         plans = _Plans(read_manifest(path, "train", path.parent), options.batch)
         plan_ms = Spread(tuple(1e3 * sec for sec in plans.seconds()))
@@ -121,10 +122,9 @@ def synthetic_manifest(rows: int, classes: int = 1, side: int | None = None) -> 
     """A manifest in memory, made without scanning or hashing names: every image is called alike and
     of the first of `classes`, with sides as ImageNet's or all of `side` pixels."""
     rng = np.random.default_rng(0)
-    name = b"n10000000/n10000000_0000000.JPEG"
-    offsets = np.arange(rows + 1, dtype=np.int32) * len(name)
+    offsets = np.arange(rows + 1, dtype=np.int32) * len(_NAME)
     files = pa.Array.from_buffers(
-        pa.binary(), rows, [None, pa.py_buffer(offsets), pa.py_buffer(name * rows)]
+        pa.binary(), rows, [None, pa.py_buffer(offsets), pa.py_buffer(_NAME * rows)]
     )
     widths, heights = ((300, 700), (250, 500)) if side is None else ((side, side + 1),) * 2
     columns = {
@@ -139,19 +139,15 @@ def synthetic_manifest(rows: int, classes: int = 1, side: int | None = None) -> 
     return Manifest("train", Path("."), table)
 
 
-def synthetic_rows(count: int) -> Rows:
-    """Rows as ImageNet's: 1000 classes in order, names of its kind, sizes around 500 x 375."""
-    rng = np.random.default_rng(0)
-    classes = [f"n{10_000_000 + label:08d}" for label in range(_CLASSES)]
-    labels = (np.arange(count, dtype=np.int64) * _CLASSES // count).astype(np.int32)
-    names = [classes[label].encode() for label in labels.tolist()]
+def _rows(manifest: Manifest) -> Rows:
+    """What a scan would have found."""
     return Rows(
-        classes=classes,
-        files=[b"%b/%b_%07d.JPEG" % (name, name, image) for image, name in enumerate(names)],
-        labels=labels,
-        lengths=rng.integers(20_000, 200_000, count),
-        widths=rng.integers(300, 700, count, dtype=np.int32),
-        heights=rng.integers(250, 500, count, dtype=np.int32),
+        classes=manifest.classes,
+        files=[_NAME] * len(manifest),
+        labels=manifest.labels,
+        lengths=manifest.lengths,
+        widths=manifest.widths,
+        heights=manifest.heights,
     )
 
 

@@ -14,7 +14,7 @@ import torch
 
 from pipeline.benchmark.options import ModelOptions
 from pipeline.benchmark.resident import Training, resident_training
-from pipeline.benchmark.result import Result, Spread, by_round, interleave, ratio
+from pipeline.benchmark.result import Result, by_round, interleave, ratio
 from pipeline.model.network import network_name
 from pipeline.ranks.places import choose_device, own_share, set_threads
 from pipeline.ranks.world import World
@@ -100,13 +100,8 @@ def add_phases(result: Result) -> None:
     model's rows of the table: its speed, then the phases in ms with their shares."""
     spreads = {phase: result.spreads[f"{phase}_sec"] for phase in PHASES}
     step = by_round(lambda *phases: sum(phases), *spreads.values())
-    result.table.append(speed_row("model", result.spreads["model_images_per_sec"]))
+    result.table.append(("model", *result.spreads["model_images_per_sec"].cells(), ""))
     for phase, spread in spreads.items():
         share = ratio(spread, step)
         result.ratios[f"{phase}_of_step"] = share
         result.table.append((f"  {phase}", *spread.cells(1e3, " ms"), f"{share.median:.1%}"))
-
-
-def speed_row(name: str, speed: Spread) -> tuple[str, ...]:
-    """A row of the table with img/s."""
-    return name, *speed.cells(), ""

@@ -17,8 +17,9 @@ import torch
 from pipeline.benchmark import device as devices
 from pipeline.benchmark.network import Design, Network, network, roofline
 from pipeline.benchmark.options import AMPS, DEPTHS, SIDES, StepOptions, chosen
-from pipeline.benchmark.plain import Setting, problem, train_setting
+from pipeline.benchmark.plain import BACKENDS, Setting, train_setting
 from pipeline.benchmark.result import Result, Save, Spread, interleave, ratio
+from pipeline.model.backends import problem_of
 
 _DESIGNS: tuple[Design, ...] = ("eager", "fused", "folded")
 _SHARE_OF: Design = "fused"
@@ -83,7 +84,8 @@ def measure_table(options: StepOptions, device: torch.device, result: Result, sa
         for amp, flops in limits.flop_per_sec.items():
             result.figures[f"matrix_product_tflop_per_sec_{amp}"] = flops / 1e12
         result.table = [_HEAD]
-        networks = {depth: network(depth, options.pixels) for depth in _depths(options)}
+        depths = chosen(options.depths, DEPTHS)
+        networks = {depth: network(depth, options.pixels) for depth in depths}
         for setting in settings(options):
             found = _attempt(setting, device, lambda one: compare(one, options, device), over())
             if isinstance(found, str):
@@ -98,7 +100,8 @@ def _attempt(
 ) -> Found | str:  # fmt: skip
     """What `work` gives, or why `setting` does not run here, for a `reason` of the caller's; leaves
     the device's memory empty."""
-    found: Found | str | None = reason or problem(setting.side, setting.amp, device)
+    problem = problem_of(BACKENDS[setting.side], device, setting.amp)
+    found: Found | str | None = reason or devices.as_options(problem)
     if found is None:
         try:
             found = work(setting)
@@ -110,17 +113,13 @@ def _attempt(
     return found
 
 
-def _depths(options: StepOptions) -> list[int]:
-    return chosen(options.depths, DEPTHS)
-
-
 def settings(options: StepOptions) -> list[Setting]:
     """What is measured, in order: eager before what is compared with it, and compiling, which takes
     minutes, after every other side."""
     sides = chosen(options.sides, SIDES)
     found = [
         Setting(depth, amp, side, options.pixels)
-        for depth in _depths(options)
+        for depth in chosen(options.depths, DEPTHS)
         for amp in chosen(options.amps, AMPS)
         for side in sorted(sides, key=SIDES.index)
     ]
@@ -158,7 +157,7 @@ def _compare(
         not_run["graph"] = "CUDA graphs need an NVIDIA GPU"
     else:
         try:
-            sides["graph"] = side.captured()
+            sides["graph"] = devices.capture(side.step)
         except Exception as error:
             if devices.out_of_memory(error):
                 raise

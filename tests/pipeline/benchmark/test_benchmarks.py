@@ -1,12 +1,10 @@
 """Each benchmark at a tiny size, as its command runs it. No speed decides anything here."""
 
-import json
 import subprocess
 import sys
 
 import jobs
 import pytest
-from terminal import on_terminal
 
 from pipeline.benchmark.__main__ import main, parse
 from pipeline.benchmark.allreduce import default_sizes
@@ -46,20 +44,6 @@ def test_step_has_a_table_of_what_can_run_and_what_cannot(benchmark):
     assert set(found["raw"]["not_run"]) == {
         f"{side}_resnet18_bf16" for side in ("eager_graph", "triton", "triton_graph")
     }
-
-
-def test_norm_says_which_backends_can_run_and_shows_where_it_is(tmp_path):
-    options = ("--rounds=1", "--batch=2", "--pixels=32", "--depths=50", "--amps=bf16")
-    argv = ["-m", "pipeline.benchmark", "norm", "--device=cpu", f"--json={tmp_path}/n.json"]
-    said, shown = on_terminal([*argv, *options])
-    assert "bf16 reference: can run here" in said
-    assert "bf16 triton: its kernels need an NVIDIA GPU" in said
-    assert "set --device=cuda" in said and "run.device" not in said
-    assert "eager_of_copy_resnet50_bf16 = " in said
-    assert "\x1b[Kmeasuring: norm bf16, shape 17 of 17: " in shown
-    assert shown.endswith("\r\x1b[K")
-    found = json.loads((tmp_path / "n.json").read_text())
-    assert "NVIDIA GPU" in found["raw"]["not_run"]["triton bf16"]
 
 
 def test_manifest_opens_in_processes_of_its_own(benchmark):

@@ -1,13 +1,11 @@
 """The scaling model against closed forms, and what `benchmark predict` makes of it."""
 
-import json
 import math
 
 import pytest
 
-from pipeline.benchmark.__main__ import parse
+from pipeline.benchmark.options import PredictOptions
 from pipeline.benchmark.predict import check, gradient_schedule, run
-from pipeline.benchmark.rank_options import PredictOptions
 from pipeline.benchmark.result import write_json
 from pipeline.benchmark.scaling_model import (
     Cluster,
@@ -84,11 +82,6 @@ def test_two_levels_send_each_share_over_the_links_once():
     assert cost.sec_per_byte == pytest.approx(2 * 7 / 8 / 400e9 + 2 * 7 / 8 / 50e9)
     assert cost.latency_sec == pytest.approx(1e-3 + 14 * 3e-6 + 2 * 3 * 10e-6)
     assert cost.tensor_sec == 5e-6
-
-
-def test_half_a_node_more_is_refused():
-    with pytest.raises(ValueError, match="12 GPUs must be whole nodes of 8"):
-        ring_cost(12, CLUSTER)
 
 
 def test_a_measured_cost_at_other_ranks_keeps_the_bandwidth_of_the_links():
@@ -213,7 +206,6 @@ def test_two_devices_are_not_compared(tmp_path):
     [
         ({}, "--step_ms is neither given nor measured; give it or --scale FILE"),
         (GIVEN | {"latency_ms": None}, "--latency_ms is neither given .* or --allreduce FILE"),
-        (GIVEN | {"depth": 51}, "--depth=51"),
         (GIVEN | {"scale": "absent.json"}, "--scale absent.json cannot be read as JSON; write it"),
     ],
 )
@@ -235,29 +227,3 @@ def test_another_depth_than_measured_needs_a_step_of_its_own(tmp_path):
         run(PredictOptions(**paths))
     with pytest.raises(ConfigError, match="--allreduce holds fp32, not fp16"):
         run(PredictOptions(**paths, depth=18, dtype="fp16"))
-
-
-@pytest.mark.parametrize(
-    ("argument", "message"),
-    [
-        ("--gpus=8,12", "--gpus=8,12: 12 must be whole nodes of --gpus_per_node=8"),
-        ("--gpus=0", "--gpus=0 must be whole numbers of at least 1 with commas between"),
-        ("--link_efficiency=1.5", "--link_efficiency=1.5 must be above 0 and at most 1"),
-        ("--step_ms=0", "--step_ms=0 must be above 0"),
-        ("--node_us=-1", "--node_us=-1 must not be below 0"),
-    ],
-)
-def test_wrong_settings_of_a_cluster_are_refused(argument, message):
-    with pytest.raises(ConfigError) as caught:
-        parse(["predict", argument])
-    assert message in str(caught.value)
-
-
-def test_the_command_writes_its_prediction(tmp_path):
-    from pipeline.benchmark.__main__ import main
-
-    path = tmp_path / "predict.json"
-    main(["predict", "--json", str(path), *(f"--{name}={value}" for name, value in GIVEN.items())])
-    found = json.loads(path.read_text())
-    assert found["settings"]["inputs"]["step_sec"] == 0.03
-    assert len(found["raw"]["predicted"]) == 7
