@@ -8,6 +8,7 @@ others.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -26,6 +27,8 @@ from pipeline.system.failure import TrainingError
 from pipeline.system.machine import available_cores
 
 Kind = Literal["cpu", "cuda"]
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Processes:
@@ -74,6 +77,8 @@ def start(module: str, arguments: Sequence[str], ranks: int) -> LocalRanks:
 
 def serve(work: Callable[..., Mapping[str, Any]]) -> None:
     """In such a process: `work` gets each task by name and returns the answer."""
+    # One that is stopped would not notice that the benchmark was killed: the kernel does.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for line in sys.stdin:
         print(json.dumps(work(**json.loads(line))), flush=True)
 

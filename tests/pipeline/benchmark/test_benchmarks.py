@@ -35,17 +35,6 @@ def test_step_compares_the_program_with_a_bare_loop(benchmark):
     assert found["settings"]["device"] == "cpu"
 
 
-def test_step_has_a_table_of_what_can_run_and_what_cannot(benchmark):
-    shape = ("--depths=18", "--amps=bf16", "--batch=2", "--pixels=32", "--sides=eager,triton")
-    options = ("--parts=table", "--device=cpu", "--table_rounds=2", "--table_steps=1", *shape)
-    found, _ = benchmark("step", *options)
-    assert list(found["ratios"]) == ["eager_resnet18_bf16_of_roofline"]
-    assert len(found["raw"]["eager_resnet18_bf16_images_per_sec"]["rounds"]) == 2
-    assert set(found["raw"]["not_run"]) == {
-        f"{side}_resnet18_bf16" for side in ("eager_graph", "triton", "triton_graph")
-    }
-
-
 def test_manifest_opens_in_processes_of_its_own(benchmark):
     options = ("--rounds=1", "--images=2000", "--batch=8", "--rows=100,3000,20000")
     found, _ = benchmark("manifest", *options)

@@ -81,16 +81,10 @@ def test_a_part_over_its_budget_is_killed_with_what_it_started():
     jobs.wait_for(is_gone, "the end of what the part had started", 20)  # it would sleep for 60 s
 
 
-def test_the_tests_of_a_gpu_are_those_that_are_marked(tmp_path):
-    (tmp_path / "a").mkdir()
-    mark = "pytest.mark." + "gpu"  # in two, or this module would be one of them
-    (tmp_path / "a" / "test_x.py").write_text(f"pytestmark = {mark}\n")
-    (tmp_path / "test_y.py").write_text("pytestmark = pytest.mark.slow\n")
-    (tmp_path / "z.py").write_text(f"{mark}\n")
-    assert gpu_check.gpu_test_files(tmp_path) == [str(tmp_path / "a" / "test_x.py")]
-    ours = gpu_check.gpu_test_files(jobs.REPOSITORY / "tests")
-    assert str(jobs.REPOSITORY / "tests/pipeline/model/test_norm_on_gpu.py") in ours
-    assert __file__ not in ours
+def test_the_tests_of_a_gpu_are_those_that_are_marked():
+    found = gpu_check.gpu_test_files(jobs.REPOSITORY / "tests")
+    assert str(jobs.REPOSITORY / "tests/pipeline/model/test_norm_on_gpu.py") in found
+    assert __file__ not in found and str(Path(__file__).parent / "test_report.py") not in found
 
 
 def test_tests_are_counted_as_far_as_they_came_the_slow_ones_last(tmp_path):

@@ -9,7 +9,6 @@ from pathlib import Path
 import jobs
 import made_runs
 import pytest
-import torch
 from terminal import on_terminal
 
 from pipeline.benchmark import all as everything
@@ -26,14 +25,6 @@ TINY = (
     "--data.image_size=32", "--data.local_batch_size=4", "--model.family=cifar", "--model.depth=8",
     "--run.threads=1", "--run.device=cpu", "--rounds=1", "--round_sec=0.02",
 )  # fmt: skip
-
-
-@pytest.fixture
-def few_threads():
-    """What a benchmark in this process sets for all of it."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def measured(*options: str):
@@ -53,7 +44,7 @@ def slowed(monkeypatch, owner, name: str, seconds: float) -> None:
     monkeypatch.setattr(owner, name, slow)
 
 
-def test_a_slowed_loader_is_input_bound_and_its_reading_named(monkeypatch, few_threads):
+def test_a_slowed_loader_is_input_bound_and_its_reading_named(monkeypatch, one_thread):
     slowed(monkeypatch, Manifest, "read", 0.2)
     result = measured("--parts=loader,model", "--rounds=3", "--round_sec=0.2")
     assert result.figures["limit"]["kind"] == "input-bound"
@@ -62,7 +53,7 @@ def test_a_slowed_loader_is_input_bound_and_its_reading_named(monkeypatch, few_t
     assert result.ratio_value("loader_vs_model") < 0.9
 
 
-def test_a_slowed_model_is_model_bound(monkeypatch, few_threads):
+def test_a_slowed_model_is_model_bound(monkeypatch, one_thread):
     slowed(monkeypatch, ResNet, "forward", 0.5)
     result = measured("--parts=loader,model")
     assert result.figures["limit"]["kind"] == "model-bound"
@@ -70,7 +61,7 @@ def test_a_slowed_model_is_model_bound(monkeypatch, few_threads):
     assert result.ratio_value("loader_vs_model") > 2
 
 
-def test_a_slowed_link_is_communication_bound(monkeypatch, few_threads):
+def test_a_slowed_link_is_communication_bound(monkeypatch, one_thread):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     monkeypatch.setenv("SLOW_LINK_SEC", str(DELAY_SEC))
     monkeypatch.setattr(allreduce, "_REPEATS", (1, 1))
@@ -87,7 +78,7 @@ def test_a_slowed_link_is_communication_bound(monkeypatch, few_threads):
     assert "with gradients at 2 ranks" in result.figures["verdict"]
 
 
-def test_one_process_has_no_link_to_wait_for(few_threads):
+def test_one_process_has_no_link_to_wait_for(one_thread):
     result = measured("--parts=model,allreduce", "--data.local_batch_size=64")
     assert result.figures["not_run"]["allreduce"].startswith("the verdict is for one process")
     assert result.figures["known"]["exposed_communication_share"] is None
@@ -105,7 +96,7 @@ def stored(tmp_path, small_data):
     return folder / "config.yaml"
 
 
-def test_the_data_and_ranks_of_a_stored_run_are_taken(stored, small_data, few_threads):
+def test_the_data_and_ranks_of_a_stored_run_are_taken(stored, small_data, one_thread):
     result = measured("--parts=loader", f"--config={stored}")
     assert result.figures["files"] == 50
     wide, high = result.figures["mean_width_px"], result.figures["mean_height_px"]
@@ -115,12 +106,11 @@ def test_the_data_and_ranks_of_a_stored_run_are_taken(stored, small_data, few_th
     assert (options.made, options.ranks) == (False, 1)
     (stored.parent / "metrics.jsonl").write_text("")  # as many as the batch is for
     assert parse(["all", f"--config={stored}"])[1].ranks == 2
-    (stored.parent / "metrics.jsonl").unlink()  # any other YAML
+    settings = stored.read_text()
+    stored.write_text("data: {root: /nowhere}\n")  # the run's data are gone
     assert parse(["all", f"--config={stored}"])[1].made
-
-
-def test_images_are_made_when_the_data_of_a_stored_run_are_gone(stored):
-    stored.write_text("data: {root: /nowhere}\n")
+    stored.write_text(settings)
+    (stored.parent / "metrics.jsonl").unlink()  # any other YAML
     assert parse(["all", f"--config={stored}"])[1].made
 
 
@@ -150,7 +140,7 @@ def test_all_shows_where_it_is_and_ends_with_a_verdict(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("tmp*"))
 
 
-def test_all_reads_the_data_of_a_root_and_cifars_own_images(small_data, few_threads):
+def test_all_reads_the_data_of_a_root_and_cifars_own_images(small_data, one_thread):
     before = sorted(small_data.rglob("*"))
     result = measured("--parts=loader", f"--data.root={small_data}")
     assert result.figures["files"] == 50
@@ -163,7 +153,7 @@ def test_all_reads_the_data_of_a_root_and_cifars_own_images(small_data, few_thre
     assert cifar.ratio_value("step_vs_model") > 0
 
 
-def test_model_times_the_phases_of_a_step(few_threads):
+def test_model_times_the_phases_of_a_step(one_thread):
     _, options, _ = parse(["model", *TINY, "--rounds=3"])
     found = model.run(options)
     speed, *phases = (

@@ -13,11 +13,10 @@ import torch
 from pipeline.benchmark import norm
 from pipeline.benchmark.__main__ import main
 from pipeline.benchmark.network import NormCase, network, norm_bytes
-from pipeline.benchmark.norm import Layer, in_seconds
+from pipeline.benchmark.norm import in_seconds
 from pipeline.benchmark.options import NormOptions
 from pipeline.benchmark.result import Result, Spread
 
-CPU = torch.device("cpu")
 TINY = {"device": "cpu", "batch": 2, "pixels": 32, "rounds": 2}
 
 
@@ -133,11 +132,3 @@ def test_kernels_are_found_by_name_and_counted_per_call():
     assert found == {name: i + 1.0 for i, name in enumerate(names)}
     del seen["normalize"]
     assert in_seconds(seen, calls=4) == "the profiler saw no kernel called normalize"
-
-
-@pytest.mark.parametrize("kind", ["plain", "add", "projection"])
-def test_a_layer_takes_both_gradients_of_a_fork(kind):
-    torch.set_num_threads(1)
-    layer = Layer(NormCase(4, 8, kind, True), 2, torch.bfloat16, "reference", CPU)
-    assert layer.forward() > 0 and layer.both() > 0
-    assert layer.launch() == 1

@@ -114,13 +114,18 @@ def test_a_side_that_fails_is_named_and_the_others_are_measured(monkeypatch):
         return train_setting(setting, images, device)
 
     monkeypatch.setattr(step, "train_setting", broken)
-    result, saved = Result("step", {"batch": 4}, figures={"not_run": {}}), []
-    options = StepOptions(**vars(TINY) | {"sides": "compile,eager,triton"})
-    measure_table(options, CPU, result, lambda so_far: saved.append(len(so_far.table)))
+    saved: list[int] = []
+    options = StepOptions(**vars(TINY) | {"sides": "compile,eager,triton", "parts": "table"})
+    result = step.run(options, lambda so_far: saved.append(len(so_far.table)))
     assert saved == [3, 5, 7]  # a head, and two rows for each side
+    assert set(result.figures["not_run"]) == {
+        f"{side}_resnet18_bf16"
+        for side in ("eager_graph", "triton", "triton_graph", "compile", "compile_graph")
+    }
     assert result.figures["not_run"]["compile_resnet18_bf16"] == "RuntimeError: no compiler"
     assert "NVIDIA GPU" in result.figures["not_run"]["triton_graph_resnet18_bf16"]
     assert list(result.spreads) == ["eager_resnet18_bf16_images_per_sec"]
+    assert list(result.ratios) == ["eager_resnet18_bf16_of_roofline"]
     assert result.figures["copy_gb_per_sec"] > 0
     assert "compile_resnet18_bf16: not run: RuntimeError: no compiler" in result.text()
 
