@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from pipeline.benchmark.network import calls
 from pipeline.benchmark.options import Dtype, PredictOptions, numbers
 from pipeline.benchmark.result import Result, number
 from pipeline.benchmark.scaling_model import (
@@ -124,24 +125,16 @@ def gradient_schedule(model: nn.Module, pixels: int, bytes_each: int) -> list[Gr
     side; layers without any are ready with the one that backward passes before them. That norm
     layers take time of their own is left out: it falls evenly between the others.
     """
-    calls: list[tuple[nn.Module, float]] = []
-
-    def note(module: nn.Module, _: Any, out: Tensor) -> None:
-        weight = getattr(module, "weight", None)
-        products = weight.numel() if weight is not None and weight.dim() > 1 else 0
-        places = out.shape[2] * out.shape[3] if out.dim() == 4 else 1
-        calls.append((module, float(products * places)))
-
-    owners = [m for m in model.modules() if list(m.parameters(recurse=False))]
-    handles = [module.register_forward_hook(note) for module in owners]
-    with torch.no_grad():
-        model(torch.empty(2, 3, pixels, pixels, device="meta"))
-    for handle in handles:
-        handle.remove()
-    total, done, schedule = sum(work for _, work in calls), 0.0, []
-    for module, work in reversed(calls):
+    layers: list[tuple[list[nn.Parameter], float]] = []
+    for layer, _, _, y in calls(model, pixels):
+        own = list(layer.parameters(recurse=False))
+        if own:
+            products = own[0].numel() if own[0].dim() > 1 else 0
+            places = y.shape[2] * y.shape[3] if y.dim() == 4 else 1
+            layers.append((own, float(products * places)))
+    total, done, schedule = sum(work for _, work in layers), 0.0, []
+    for own, work in reversed(layers):
         done += work
-        own = list(module.parameters(recurse=False))
         size = sum(parameter.numel() for parameter in own) * bytes_each
         schedule.append(Gradient(min(1.0, done / total), size, len(own)))
     return schedule

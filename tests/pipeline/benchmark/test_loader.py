@@ -78,20 +78,18 @@ def test_the_short_table_leaves_out_crops_and_the_full_one_does_not():
 
 
 def test_every_container_holds_the_same_images(tmp_path):
+    def classes(manifest, images):
+        """Class of each image by its content."""
+        labels = manifest.labels
+        return {manifest.read(i).tobytes(): manifest.classes[labels[i]] for i in images}
+
     make_photos(tmp_path / "made", 7, classes=3)
     everything = open_manifest(tmp_path / "made", "train")
     images = [0, 2, 3, 6]
-    contents = {everything.read(image).tobytes() for image in images}
     for container in CONTAINERS:
         pack(everything, images, container, tmp_path / container)
         packed = open_manifest(tmp_path / container, "train")
-        assert {packed.read(image).tobytes() for image in range(len(packed))} == contents
-        labels = {
-            packed.read(image).tobytes(): packed.classes[packed.labels[image]] for image in range(4)
-        }
-        for image in images:
-            name = everything.classes[everything.labels[image]]
-            assert labels[everything.read(image).tobytes()] == name
+        assert classes(packed, range(len(packed))) == classes(everything, images)
 
 
 @pytest.mark.parametrize("crop", ["random_resized_crop", "scale_jitter"])

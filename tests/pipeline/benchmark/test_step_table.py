@@ -10,14 +10,7 @@ from pipeline.benchmark.network import network, roofline
 from pipeline.benchmark.options import StepOptions
 from pipeline.benchmark.plain import PlainTraining, Setting, train_setting
 from pipeline.benchmark.result import Result, Spread
-from pipeline.benchmark.step import (
-    Comparison,
-    Limits,
-    add_rows,
-    compare,
-    measure_table,
-    settings,
-)
+from pipeline.benchmark.step import Comparison, Limits, add_rows, compare, settings
 
 CPU = torch.device("cpu")
 TINY = StepOptions(
@@ -27,26 +20,19 @@ TINY = StepOptions(
 EAGER = Setting(18, "bf16", "eager", 32)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def empty() -> Result:
     return Result("step", {"batch": 256}, figures={"not_run": {}, "networks": {}})
 
 
-def test_compiling_comes_after_every_other_side():
+def test_eager_comes_before_every_other_side_and_compiling_after_it():
     found = [setting.name for setting in settings(StepOptions(depths="50,152", amps="fp16"))]
     assert found == [
-        "eager_resnet50_fp16",
-        "triton_resnet50_fp16",
-        "apex_resnet50_fp16",
-        "eager_resnet152_fp16",
-        "triton_resnet152_fp16",
-        "apex_resnet152_fp16",
-        "compile_resnet50_fp16",
-        "compile_resnet152_fp16",
+        *(f"{side}_resnet50_fp16" for side in ("eager", "triton", "apex")),
+        *(f"{side}_resnet152_fp16" for side in ("eager", "triton", "apex")),
+        *("compile_resnet50_fp16", "compile_resnet152_fp16"),
     ]
 
 
@@ -131,8 +117,7 @@ def test_a_side_that_fails_is_named_and_the_others_are_measured(monkeypatch):
 
 
 def test_after_the_time_limit_rows_are_named_not_measured():
-    result = Result("step", {"batch": 4}, figures={"not_run": {}})
-    measure_table(StepOptions(**vars(TINY) | {"limit_sec": -1.0}), CPU, result, lambda _: None)
+    result = step.run(StepOptions(**vars(TINY) | {"limit_sec": -1.0, "parts": "table"}))
     assert "time limit of -1 s" in result.figures["not_run"]["eager_resnet18_bf16"]
     assert not result.spreads
 
