@@ -59,7 +59,7 @@ class Manifest:
         table: pa.Table,
         classes: Sequence[str] | None = None,
     ) -> None:
-        """Wrap a table of `load_table`; `classes`, with error and warning, as in `open_manifest`."""
+        """Wrap a table of `load_table`; `classes` as in `open_manifest`."""
         metadata = table.schema.metadata
         self.split = split
         self.directory = directory
@@ -76,7 +76,10 @@ class Manifest:
             self._relabel(classes)
 
     def _relabel(self, classes: Sequence[str]) -> None:
-        """Take the `classes` of the training data for those that were found."""
+        """Take the `classes` of the training data for those that were found.
+
+        ValueError for one found that is not among them; one without an image is warned of.
+        """
         index = {name: label for label, name in enumerate(classes)}
         unknown = [name for name in self.classes if name not in index]
         if unknown:
@@ -88,8 +91,8 @@ class Manifest:
         empty = [name for name in classes if name not in self.classes]
         if empty:
             log.warning(
-                "%s has no images of %d of the %d training classes: %s; its accuracy is that of the "
-                "other classes",
+                "%s has no images of %d of the %d training classes: %s; its accuracy is that of "
+                "the other classes",
                 self.directory, len(empty), len(classes), name_few(empty),
             )  # fmt: skip
         labels = np.array([index[name] for name in self.classes], dtype=np.int32)
