@@ -58,7 +58,7 @@ def write(path: Path, content: bytes) -> Path:
 
 
 def tar_of(members: Iterable[tuple[str, bytes]], format: int = tarfile.PAX_FORMAT) -> bytes:
-    """An archive. A content such as b"-> a/1.jpg" makes a symbolic link, b"=> a/1.jpg" a hard one."""
+    """An archive; a content such as b"-> a/1.jpg" makes a symbolic link, b"=> ..." a hard one."""
     written = io.BytesIO()
     with tarfile.open(fileobj=written, mode="w", format=format) as archive:
         for name, content in members:

@@ -343,7 +343,7 @@ IN_RECORDIO = {
     "short": (b"abc", "is a record without the image header of im2rec; copy"),
     "label missing": (struct.pack("<IfQQ", 1, 0, 0, 0), "is a record without the image header"),
 }
-TWO = tar_of([GOOD, SECOND])
+ONE, TWO = tar_of([GOOD]), tar_of([GOOD, SECOND])
 DAMAGED = {
     "no tar header": ("x.tar", flipped(TWO, MEMBER + 3), MEMBER, "no tar header begins: the file"),
     "cut in an image": (
@@ -352,12 +352,7 @@ DAMAGED = {
         MEMBER,
         f"begins a member of {len(IMAGE)} bytes, but the archive ends at",
     ),
-    "joined tars": (
-        "x.tar",
-        tar_of([GOOD]) + TWO,
-        len(tar_of([GOOD])),
-        "something follows the end",
-    ),
+    "joined tars": ("x.tar", ONE + TWO, len(ONE), "something follows the end mark; keep joined"),
     "empty tar": ("x.tar", b"", 0, "the archive stops without tar's end mark: it is cut off"),
     "endless": ("x.tfrecord", framed(b"\xff" * 40), 12, "is a number that does not end: not a tf"),
     "too long": ("x.tfrecord", framed(b"\x0a\xff\xff\xff\x7f"), 12, "is a message whose parts do"),
