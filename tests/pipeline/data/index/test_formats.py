@@ -31,7 +31,7 @@ from pipeline.data.index.window import BadContainer, Entry
 
 IMAGE = draw_images(1)[0][2]
 VERY_LONG = [("ü" * 100, "n" * 200 + ".JPEG", IMAGE)]
-LONG_NAMES = {"ustar": [("c" * 120, "n" * 90 + ".JPEG", IMAGE)], "v7": []}
+LONG_NAMES = {"ustar": [("c" * 80, "n" * 90 + ".JPEG", IMAGE)], "v7": []}
 """What else formats hold that have no room for the very long: ustar in its prefix field."""
 
 
