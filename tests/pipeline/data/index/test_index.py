@@ -1,9 +1,6 @@
-"""`prepare index`: a manifest made anew on demand, and what killed calls left is cleared away."""
+"""`prepare index`: what it counts, and a manifest made anew on demand."""
 
 from __future__ import annotations
-
-import os
-import time
 
 import pytest
 from container_writers import draw_images, packed, recordio, write_folders
@@ -48,17 +45,3 @@ def test_a_file_replaced_in_place_can_be_used_after_indexing_again(root, capsys)
     after = open_manifest(root, "train")
     assert after.read(1).tobytes() == path.read_bytes()
     assert after.digest != before.digest
-
-
-def test_what_a_killed_call_left_is_removed_after_an_hour(root, tmp_path):
-    cache = tmp_path / "cache"
-    open_manifest(root, "train", cache)
-    (kept,) = cache.iterdir()
-    old, new = cache / f".partial-0a1b2c3d-{kept.name}", cache / f".partial-4e5f6a7b-{kept.name}"
-    other = cache / f".{kept.name}.bak"
-    for path in (old, new, other):
-        path.write_bytes(b"half")
-    for path in (old, other):
-        os.utime(path, times=(time.time() - 4000,) * 2)
-    open_manifest(root, "train", cache, again=True)
-    assert set(cache.iterdir()) == {kept, new, other}

@@ -204,13 +204,6 @@ def test_beside_read_only_data_the_user_cache_is_used(root, user_cache, caplog):
     assert "scanned" not in caplog.text
 
 
-def test_a_cache_that_cannot_be_put_in_place_leaves_nothing_behind(root, user_cache):
-    (root / ".trainyard" / "train.arrow").mkdir(parents=True)
-    open_manifest(root, "train")
-    assert os.listdir(root / ".trainyard") == ["train.arrow"]
-    assert len(list(user_cache.iterdir())) == 1
-
-
 def test_no_place_for_the_cache_is_an_error(root, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
