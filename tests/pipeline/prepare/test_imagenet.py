@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import pytest
 from imagenet_archives import (
     WNIDS,
     Archives,
-    jpeg,
     killed_at_file,
     options,
     small_archives,
@@ -152,22 +150,6 @@ def test_after_a_kill_the_next_call_ends_as_if_there_had_been_none(tmp_path, lay
     moved = {out / "train" / path.relative_to(half): inode for path, inode in kept.items()}
     assert {path: path.stat().st_ino for path in moved} == moved
     assert set(os.listdir(out / ".trainyard")) == set(os.listdir(whole / ".trainyard"))
-
-
-def test_a_full_disk_is_said_and_the_next_call_goes_on(tmp_path):
-    archives = small_archives()
-    archives.train[WNIDS[0]][f"{WNIDS[0]}_1.JPEG"] = big = jpeg(5, side=120)
-    paths = archives.write(tmp_path / "archives")
-    limit = len(big) - 100
-    done = subprocess.run(
-        command(paths, tmp_path / "out"), cwd=ROOT, text=True, capture_output=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert f"{WNIDS[0]}_1.JPEG does not fit (File too large): make room" in done.stderr
-    assert not list((tmp_path / "out").rglob(".partial-*"))
-    assert subprocess.run(command(paths, tmp_path / "out"), cwd=ROOT).returncode == 0
-    assert expected(archives).items() <= contents(tmp_path / "out").items()
 
 
 def test_too_little_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
