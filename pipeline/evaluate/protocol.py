@@ -8,7 +8,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config, ConfigError, require
 
@@ -43,14 +44,14 @@ class ViewProtocol:
 
     def views(self, config: Config) -> tuple[Planner, ...]:
         """The views, in the order in which they are drawn."""
-        from pipeline.data.crops import Crop, WholeImage
-        from pipeline.evaluate.views import ten_crops
+        from pipeline.data.crops import PLACES, Crop, WholeImage
 
         size, resize = config.data.image_size, config.data.val_resize
         if self.name == "1-crop":
             return (Crop(size, resize),)
-        if self.name == "10-crop":
-            return ten_crops(size, resize)
+        if self.name == "10-crop":  # Krizhevsky 2012, section 4.1
+            both = (False, True)
+            return tuple(Crop(size, resize, place, mirror) for mirror in both for place in PLACES)
         sides = (False, True) if self.mirror else (False,)
         return tuple(WholeImage(scale, mirror) for scale in self.scales for mirror in sides)
 
@@ -71,6 +72,18 @@ class ViewProtocol:
                 f"feature map has the {max(2, pool_window(config))} cells a side that pooling "
                 f"needs at data.image_size={size}",
             )
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be tested and how, as the command line says it."""
+
+    checkpoints: tuple[Path, ...]
+    protocol: ViewProtocol
+    bn_images: int | str | None
+    test_images: bool
+    settings: Any
+    """The parser's namespace, with the settings that were given."""
 
 
 def pool_window(config: Config) -> int:

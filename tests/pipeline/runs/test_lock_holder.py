@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import jobs
-
 from pipeline.runs.lock_holder import is_locked
+
 from pipeline.train.folder import RunFolder
 
 
