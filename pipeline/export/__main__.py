@@ -108,8 +108,7 @@ def export(path: Path, out: Path) -> None:
     """Writes the network of checkpoint `path` in the format of `out`'s suffix; says what, where."""
     import torch
 
-    from pipeline.export.description import describe
-    from pipeline.export.formats import write_safetensors, write_torchvision
+    from pipeline.export.formats import describe, write_safetensors, write_torchvision
     from pipeline.export.onnx_file import write_onnx
     from pipeline.train import checkpoint
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.export.description import Description
+from pipeline.export.formats import Description
 from pipeline.system.files import replacing
 
 TOLERANCE = 1e-4

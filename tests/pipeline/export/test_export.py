@@ -18,7 +18,7 @@ from pipeline.config import Config, ConfigError, ModelConfig
 from pipeline.data.normalisation import IMAGENET
 from pipeline.export import __main__ as export
 from pipeline.export.__main__ import require_packages
-from pipeline.export.description import describe
+from pipeline.export.formats import describe
 from pipeline.export.onnx_file import Agreement, write_onnx
 from pipeline.system.files import replacing
 from pipeline.train.checkpoint import read, read_verified
