@@ -89,10 +89,8 @@ def _row(run: RunState, below: Path, differing: str) -> tuple[str, ...]:
 
 def _epoch(run: RunState) -> str:
     """Passes over the training images, of how many; two digits where all of it is less than one."""
-    if run.epoch is None:
+    if run.epoch is None or run.epochs is None:
         return "-"
-    if run.epochs is None:
-        return f"{run.epoch:g}"
     digits = 1 if run.epochs >= 1 else 2
     return f"{run.epoch:.{digits}f}/{round(run.epochs, digits):g}"
 

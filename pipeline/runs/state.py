@@ -42,9 +42,7 @@ class RunState:
     """One run as it stands.
 
     `step` is the number of steps done, of `total_steps`; `epoch` the passes over the training
-    images, of `epochs` (of a run whose length is set in steps and whose start is not known: whole
-    passes, and None); top-1 is a fraction; `last_sign` is in seconds since 1970. Else None means
-    not known.
+    images, of `epochs`; top-1 is a fraction; `last_sign` is in seconds since 1970. None: not known.
     `note` says what the state does not: the signal, the first cause of a failure.
     `images_per_sec` is the median of the last lines of training, `latest` the very last of them;
     `settings` are all by `part.name`, none of a run that did not come as far.
@@ -125,7 +123,7 @@ class RunReader:
             network=network_in(settings).label if settings else None,
             step=so_far.step,
             total_steps=total,
-            epoch=so_far.step / total * epochs if total and epochs else so_far.epoch,
+            epoch=so_far.step / total * epochs if total and epochs else None,
             epochs=epochs,
             best_top1=so_far.best_top1,
             images_per_sec=statistics.median(so_far.speeds) if so_far.speeds else None,
@@ -159,7 +157,6 @@ class _SoFar:
     any: bool = False
     done: bool = False
     step: int = 0
-    epoch: float | None = None
     best_top1: float | None = None
     start: dict[str, Any] = field(default_factory=dict)
     latest: dict[str, Any] = field(default_factory=dict)
@@ -170,7 +167,7 @@ class _SoFar:
         metrics = metrics_of(line)
         if metrics is None:
             return
-        event, step, epoch, top1 = map(metrics.get, ("event", "step", "epoch", "top1"))
+        event, step, top1 = map(metrics.get, ("event", "step", "top1"))
         if event == "start":
             self.start = metrics
         else:
@@ -178,8 +175,6 @@ class _SoFar:
         self.done = self.done or event == "done"
         if isinstance(step, int):
             self.step = max(self.step, step)
-        if isinstance(epoch, int | float):
-            self.epoch = max(self.epoch or epoch, epoch)
         if event == "val" and isinstance(top1, int | float):
             self.best_top1 = max(self.best_top1 or top1, top1)
         if event == "train":
