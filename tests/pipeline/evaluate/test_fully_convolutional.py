@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pipeline.config import ModelConfig
+from pipeline.evaluate.members import FullyConvolutional
 from pipeline.evaluate.protocol import STRIDES
-from pipeline.evaluate.views import FullyConvolutional
 from pipeline.model.network import build_network
 from pipeline.model.resnet import global_average
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.config import Config, DataConfig
 from pipeline.data.crops import PLACES, CenterCrop, Crop, WholeImage
-from pipeline.evaluate.views import ten_crops
+from pipeline.evaluate.protocol import ViewProtocol
 from pipeline.prepare.parity import execute
 
 SIZE, RESIZE = 224, 256
@@ -45,7 +46,8 @@ def test_ten_crops_are_slices_of_the_resized_image_and_their_mirrors(size):
         resized[-SIZE:, -SIZE:],
     ]
     slices += [one[:, ::-1] for one in slices]
-    views = ten_crops(SIZE, RESIZE)
+    config = Config(DataConfig(image_size=SIZE, val_resize=RESIZE))
+    views = ViewProtocol("10-crop").views(config)
     assert len(views) == len(set(views)) == len(slices) == 10
     for view, expected in zip(views, slices, strict=True):
         plan = view.plan(*sides(image))

@@ -79,11 +79,11 @@ def test_the_length_is_what_is_set_or_what_the_last_start_said(make_run):
             file.write(json.dumps(start(total_steps=total_steps)) + "\n")
     run = read_state(folder)
     assert (run.step, run.total_steps, run.epoch, run.epochs) == (800, 1600, 5.0, 10.0)
-    in_steps = CIFAR | {"schedule.epochs": None, "schedule.steps": 1600}
+    in_steps = CIFAR | {"schedule.epochs": None, "schedule.steps": 800}
     folder = make_run("steps", in_steps, steps=800, train=204_800)
     run = read_state(folder)
-    assert (run.step, run.total_steps, run.epoch, run.epochs) == (800, 1600, 0.5, 1.0)
-    assert "0.5/1 " in describe(list_runs(folder), folder)
+    assert (run.step, run.total_steps, run.epoch, run.epochs) == (800, 800, 0.5, 0.5)
+    assert "0.50/0.5 " in describe(list_runs(folder), folder)
 
 
 def test_metrics_of_another_make_do_not_end_the_look(make_run):
