@@ -5,20 +5,16 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from weight_files import made_member
 
-from pipeline.config import Config, DataConfig, ModelConfig
-from pipeline.data.normalisation import IMAGENET
-from pipeline.evaluate.__main__ import parse_options
-from pipeline.evaluate.members import Member, make_member
+from pipeline.config import DataConfig
 from pipeline.evaluate.protocol import PAPER_SCALES, ViewProtocol
 from pipeline.evaluate.result import Tally, changed, file_name, write_confusion, write_per_class
-from pipeline.train.checkpoint import Trained
 
 ONE_CROP, MULTI = ViewProtocol(), ViewProtocol("multi-scale", PAPER_SCALES)
 CIFAR = DataConfig(dataset="cifar-10", train_crop="padded", image_size=32)
@@ -26,14 +22,6 @@ PLAIN: dict[str, Any] = {
     "protocol": "1-crop", "scales": [], "mirror": False, "ensemble": ["a.pt"], "bn_images": None,
     "test_images": False, "changed": {}, "data_hash": "0123456789abcdef", "other_data": False,
 }  # fmt: skip
-
-
-def member(*options: str, data: DataConfig | None = None) -> Member:
-    config = Config(data or DataConfig(), ModelConfig(depth=18))
-    weights = {"w": torch.ones(2)}
-    trained = Trained(Path("a.pt"), config, ["cat", "dog"], IMAGENET, weights, 7, 1, {}, {})
-    given = parse_options(["--checkpoint", __file__, *options])
-    return make_member(trained, given)
 
 
 @pytest.mark.parametrize(
@@ -52,16 +40,16 @@ def member(*options: str, data: DataConfig | None = None) -> Member:
     ],
 )  # fmt: skip
 def test_what_changes_the_numbers_is_told_from_how_they_are_computed(options, protocol, found):
-    assert changed([member(*options)], protocol) == found
+    assert changed([made_member("a.pt", *options)], protocol) == found
 
 
 def test_a_setting_without_effect_is_no_change():
-    assert changed([member("--data.val_resize=64", data=CIFAR)], ONE_CROP) == {}
+    assert changed([made_member("a.pt", "--data.val_resize=64", data=CIFAR)], ONE_CROP) == {}
 
 
 def test_a_change_for_any_member_of_an_ensemble_is_one():
     large, option = DataConfig(val_resize=320), "--data.val_resize=256"
-    members = [member(option), member(option, data=large)]
+    members = [made_member("a.pt", option), made_member("a.pt", option, data=large)]
     assert changed(members, ONE_CROP) == {"data.val_resize": 256}
     assert changed(members[:1], ONE_CROP) == {}
 
