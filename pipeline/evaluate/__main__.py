@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.config.reading import can_hold, checkpoint_exists, command_parser, parse_overrides
 from pipeline.evaluate.protocol import (
     PAPER_SCALES,
+    Name,
     Request,
     choose_protocol,
     images_for_statistics,
@@ -48,7 +49,7 @@ def parse_options(argv: list[str]) -> Any:
         "several: an ensemble, whose scores are averaged",
     )  # fmt: skip
     parser.add_argument(
-        "--protocol", type=str, default="1-crop", metavar="NAME", help="1-crop: the centre, as in "
+        "--protocol", type=Name, default="1-crop", metavar="NAME", help="1-crop: the centre, as in "
         "validation; 10-crop: centre and corners, each also mirrored; multi-scale: whole images at "
         "several scales, the network applied fully convolutionally. Softmax probabilities are "
         "averaged",

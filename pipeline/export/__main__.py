@@ -4,7 +4,6 @@ demo.onnx`, and back: `--weights resnet50.pth --config configs/resnet50.yaml --o
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import sys
 from pathlib import Path
@@ -94,14 +93,11 @@ def _check_import(options: Any) -> None:
 
 
 def _check_suffix(option: str, path: str, known: tuple[str, ...]) -> None:
-    suffix = Path(path).suffix
-    if suffix not in known:
-        nearest = difflib.get_close_matches(suffix, known, n=1, cutoff=0.5)
-        hint = f"did you mean {nearest[0]}?" if nearest else "give one of those"
-        raise ConfigError(
-            f"{option} {path} has the suffix {suffix or '(none)'} and should have "
-            f"{' or '.join(known)}; {hint}"
-        )
+    suffix, wanted = Path(path).suffix, " or ".join(known)
+    require(
+        suffix in known,
+        f"{option} {path} has the suffix {suffix or '(none)'} and should have {wanted}",
+    )
 
 
 def export(path: Path, out: Path) -> None:

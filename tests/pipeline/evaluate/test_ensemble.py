@@ -66,9 +66,7 @@ def test_images_that_a_member_was_trained_on_are_no_test_of_the_ensemble():
         held_out("more.pt", 5000),
     )
     for fewer in (none, some):
-        with pytest.raises(
-            ConfigError, match=f"{fewer.path} was trained with data.held_out=.*so on"
-        ):
+        with pytest.raises(ConfigError, match=f"{fewer.path} was trained with data.held_out="):
             require_unseen([more, fewer])
         require_unseen([fewer, more])
     require_unseen([more, more])

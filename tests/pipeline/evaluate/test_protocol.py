@@ -32,10 +32,6 @@ def test_views_are_cut_as_the_settings_and_the_command_line_say(name, scales, mi
 @pytest.mark.parametrize(
     ("name", "scales", "mirror", "message"),
     [
-        ("10crop", None, False, "--protocol 10crop does not exist; did you mean 10-crop?"),
-        ("multiscale", None, False, "--protocol multiscale does not exist; did you mean multi-sca"),
-        ("tencrop", None, False, "--protocol tencrop does not exist; there are: 1-crop, 10-crop"),
-        ("?", None, False, "does not exist; there are: 1-crop, 10-crop, multi-scale"),
         ("10-crop", None, True, "--mirror is not for --protocol 10-crop, whose crops are mirrored"),
         ("1-crop", None, True, "--mirror is for --protocol multi-scale and the protocol is 1-crop"),
         ("10-crop", [224], False, "--scales is for --protocol multi-scale and the protocol is 10-"),
