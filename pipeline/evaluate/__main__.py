@@ -10,14 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import require
 from pipeline.config.reading import can_hold, checkpoint_exists, command_parser, parse_overrides
-from pipeline.evaluate.protocol import (
-    PAPER_SCALES,
-    Name,
-    Request,
-    choose_protocol,
-    images_for_statistics,
-)
+from pipeline.evaluate.protocol import PAPER_SCALES, BnImages, Name, Request, choose_protocol
 from pipeline.system.failure import run_command
 
 DESCRIPTION = (
@@ -32,7 +27,7 @@ def main(argv: list[str]) -> None:
     request = Request(
         tuple(Path(path) for path in options.checkpoint),
         choose_protocol(options.protocol, options.scales, options.mirror),
-        images_for_statistics(options.bn_images),
+        options.bn_images,
         options.test_images,
         options,
     )
@@ -62,8 +57,8 @@ def parse_options(argv: list[str]) -> Any:
         "--mirror", action="store_true", help="multi-scale: add the mirrored image at each scale"
     )
     parser.add_argument(
-        "--bn-images", type=str, metavar="N", help="recompute BN statistics as true averages over "
-        "this many training crops, or over all of an epoch; needs the training data",
+        "--bn-images", type=BnImages, metavar="N", help="recompute BN statistics as true averages "
+        "over this many training crops, or over all of an epoch; needs the training data",
     )  # fmt: skip
     parser.add_argument(
         "--test-images", action="store_true", help="cifar-10 with data.held_out: the archive's "
@@ -76,6 +71,13 @@ def parse_options(argv: list[str]) -> Any:
     ):
         parser.add_argument(name, type=str, metavar="FILE", help=what)
     options = parse_overrides(parser, argv, "evaluate")
+    images = options.bn_images
+    # A variance needs two values, and the last feature map may have one for each image.
+    require(
+        images in (None, "all") or images >= 2,
+        f"--bn-images {images} must be a number of training images, at least 2, or all for one "
+        "epoch",
+    )
     for path in options.checkpoint or [None]:
         checkpoint_exists("--checkpoint", path)
     for option in ("json", "per_class", "confusion"):

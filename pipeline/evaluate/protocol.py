@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 
 Name = Literal["1-crop", "10-crop", "multi-scale"]
+BnImages = int | Literal["all"] | None
+"""Training images over which BN's statistics are averaged anew; None: those of the training."""
+
 PAPER_SCALES = (224, 256, 384, 480, 640)
 """Shorter sides in pixels over which the paper averages its scores."""
 
@@ -79,7 +82,7 @@ class Request:
 
     checkpoints: tuple[Path, ...]
     protocol: ViewProtocol
-    bn_images: int | str | None
+    bn_images: BnImages
     test_images: bool
     settings: Any
     """The parser's namespace, with the settings that were given."""
@@ -117,16 +120,3 @@ def choose_protocol(name: Name, scales: Sequence[int] | None, mirror: bool) -> V
     require(len(set(chosen)) == len(chosen), f"--scales {shown} holds a side twice; give each once")
     require(min(chosen) >= 1, f"--scales {shown} must be shorter sides in pixels, such as 224 256")
     return ViewProtocol(name, chosen, mirror)
-
-
-def images_for_statistics(text: str | None) -> int | str | None:
-    """What `--bn-images` means: a number of training images, "all", or None. Raises
-    `ConfigError`."""
-    if text is None or text == "all":
-        return text
-    # A variance needs two values, and the last feature map may have one for each image.
-    require(
-        text.isdecimal() and int(text) >= 2,
-        f"--bn-images {text} must be a number of training images, at least 2, or all for one epoch",
-    )
-    return int(text)

@@ -58,7 +58,8 @@ def evaluate(request: Request) -> None:
     device = world.together(lambda: choose_device(config.run.device, share.gpu))
     val_set, train_set = _open_data(request, members[0], world)
     if train_set is not None:
-        images = len(train_set) if request.bn_images == "all" else int(request.bn_images or 0)
+        images = len(train_set) if request.bn_images == "all" else request.bn_images
+        assert images is not None, "training images are opened for statistics alone"
         members = [recompute(one, train_set, images, world, share, device) for one in members]
     totals, tally = _count(members, request, val_set, world, share, device)
     log.info(

@@ -122,13 +122,9 @@ def distinctions(runs: Sequence[RunState]) -> list[dict[str, Any]]:
 
 
 def _counting(run: RunState) -> dict[str, Any]:
-    try:
-        idle = set(without_effect(run.settings))
-    except (KeyError, TypeError):  # of another version
-        idle = set()
     # The name stands beside them, and what is of a start is not of the run.
     own = {name for name in names_of("place") if name.startswith("run.")}
-    left_out = idle | own | set(names_of("start"))
+    left_out = {*without_effect(run.settings), *own, *names_of("start")}
     return {name: value for name, value in run.settings.items() if name not in left_out}
 
 

@@ -6,7 +6,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 from weight_files import made_member
 
 from pipeline.config import Config, ConfigError, DataConfig, ModelConfig
@@ -79,14 +78,6 @@ def test_what_the_network_was_trained_with_stays_known():
     assert (found.config.data.image_size, found.config.data.local_batch_size) == (256, 2)
     assert (found.as_trained.data.image_size, found.as_trained.data.local_batch_size) == (224, 256)
     assert found.as_trained.data.root == found.config.data.root == "/x"
-
-
-def test_weights_are_named_by_a_digest():
-    same, other = (
-        made_member("b.pt").trained,
-        made_member("c.pt", weights={"w": torch.zeros(2)}).trained,
-    )
-    assert made_member("a.pt").trained.digest == same.digest != other.digest
 
 
 def test_test_images_take_the_place_of_held_out_ones_alone():

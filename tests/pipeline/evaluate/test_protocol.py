@@ -6,10 +6,10 @@ import pytest
 
 from pipeline.config import Config, ConfigError, DataConfig, ModelConfig
 from pipeline.data.crops import Crop, WholeImage
+from pipeline.evaluate.__main__ import parse_options
 from pipeline.evaluate.protocol import (
     ViewProtocol,
     choose_protocol,
-    images_for_statistics,
     pool_window,
     smallest_scale,
 )
@@ -69,7 +69,12 @@ def test_cifar_10_is_tested_on_one_crop_alone():
 
 
 def test_statistics_are_of_a_number_of_images_or_all():
-    assert [images_for_statistics(text) for text in (None, "all", "5000")] == [None, "all", 5000]
-    for text in ("0", "1", "-5", "some", "2.5"):
+    given = [parse_options(["--checkpoint", __file__, *more]).bn_images
+             for more in ([], ["--bn-images=all"], ["--bn-images=5000"])]  # fmt: skip
+    assert given == [None, "all", 5000]
+    for text in ("0", "1", "-5"):
         with pytest.raises(ConfigError, match=f"--bn-images {text} must be a number of training"):
-            images_for_statistics(text)
+            parse_options(["--checkpoint", __file__, f"--bn-images={text}"])
+    for text in ("some", "2.5"):
+        with pytest.raises(ConfigError, match=f"bn_images: .*{text}"):
+            parse_options(["--checkpoint", __file__, f"--bn-images={text}"])
