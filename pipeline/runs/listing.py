@@ -15,11 +15,6 @@ from pipeline.runs.state import RunState, duration, read_state
 from pipeline.system.text import table
 from pipeline.train.folder import RunFolder, find_runs, search, unreadable, why_no_run
 
-TRAIN = "make train trains the demo, python -m pipeline.train any other"
-"""What to do where there is no run yet."""
-
-_NAMED = 8  # runs in an answer to a name that none has
-
 
 @dataclass
 class Listing:
@@ -94,10 +89,8 @@ def _row(run: RunState, below: Path, differing: str) -> tuple[str, ...]:
 
 def _epoch(run: RunState) -> str:
     """Passes over the training images, of how many; two digits where all of it is less than one."""
-    if run.epoch is None:
+    if run.epoch is None or run.epochs is None:
         return "-"
-    if run.epochs is None:
-        return f"{run.epoch:g}"
     digits = 1 if run.epochs >= 1 else 2
     return f"{run.epoch:.{digits}f}/{round(run.epochs, digits):g}"
 
@@ -129,13 +122,9 @@ def distinctions(runs: Sequence[RunState]) -> list[dict[str, Any]]:
 
 
 def _counting(run: RunState) -> dict[str, Any]:
-    try:
-        idle = set(without_effect(run.settings))
-    except (KeyError, TypeError):  # of another version
-        idle = set()
     # The name stands beside them, and what is of a start is not of the run.
     own = {name for name in names_of("place") if name.startswith("run.")}
-    left_out = idle | own | set(names_of("start"))
+    left_out = {*without_effect(run.settings), *own, *names_of("start")}
     return {name: value for name, value in run.settings.items() if name not in left_out}
 
 
@@ -171,11 +160,6 @@ def differences(folders: Sequence[Path]) -> dict[str, list[Any]]:
 def _facts(folder: Path) -> dict[str, Any]:
     run = RunFolder(folder)
     if not run.config.is_file():
-        if run.is_run:
-            raise ValueError(
-                f"the run {folder} has no config.yaml: it did not come as far as its first step; "
-                "start it again, or leave it out"
-            )
         raise ValueError(why_no_run(run))
     versions = run.last("start").get("versions", {})
     return run.settings() | {f"versions.{name}": value for name, value in versions.items()}
@@ -199,7 +183,7 @@ def _shown(value: Any) -> str:
 def find_run(name: str, below: Path) -> Path:
     """The run of this name below `below`, or the one in the folder of this path.
 
-    Raises ConfigError that says where was looked and which runs there are.
+    Raises ConfigError that says where was looked.
     """
     folders = (below / name, Path(name))
     for folder in folders:
@@ -213,20 +197,7 @@ def find_run(name: str, below: Path) -> Path:
     there = next((folder for folder in folders if folder.exists()), None)
     if there is not None and not find_runs(there):
         raise ConfigError(why_no_run(RunFolder(there)))
-    if "/" in name and there is None and Path(name).parent.is_dir():
-        name, below = Path(name).name, Path(name).parent
-    raise ConfigError(_no_such_run(name, there or below))
-
-
-def _no_such_run(name: str, below: Path) -> str:
-    if not below.is_dir():
-        what = "is a file" if below.exists() else "does not exist"
-        return (
-            f"there is no run {name}: {below}/ {what}; give the folder that holds the runs, or "
-            f"train one: {TRAIN}"
-        )
-    known = [str(folder.relative_to(below)) for folder in find_runs(below)]
-    if not known:
-        return f"there is no run {name} below {below}/, nor any other; train one: {TRAIN}"
-    more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
-    return f"there is no run {name} below {below}/; there are: {', '.join(known[:_NAMED])}{more}"
+    raise ConfigError(
+        f"there is no run {name} below {below}/; python -m pipeline.runs {there or below} lists "
+        "those there are"
+    )
