@@ -20,7 +20,7 @@ from pipeline.data.crops import (
     Planner,
     RandomResizedCrop,
     ScaleJitter,
-    Untouched,
+    WholeImage,
 )
 from pipeline.data.exclusion import Exclusions, Found
 from pipeline.data.images import PADDING_LABEL, UNREADABLE_LABEL, BadImage, ImageSet
@@ -156,5 +156,5 @@ def train_planner(config: DataConfig, normalisation: Normalisation = IMAGENET) -
 def val_planner(config: DataConfig) -> Planner:
     """The view of validation: the image's centre, or for cifar-10 the whole image."""
     if config.dataset == "cifar-10":
-        return Untouched(config.image_size)
+        return WholeImage(config.image_size)
     return CenterCrop(config.image_size, config.val_resize)

@@ -132,7 +132,7 @@ def test_a_pickle_that_would_run_something_is_refused_and_does_not_run(tmp_path,
 
 @pytest.mark.parametrize("module, name", [
     ("builtins", "eval"), ("numpy", "load"), ("numpy.core.multiarray", "scalar"),
-    ("pipeline.data.cifar_archive", "_Unpickler"), ("_codecs", "encode"),
+    ("pipeline.data.cifar", "_Unpickler"), ("_codecs", "encode"),
 ])  # fmt: skip
 def test_no_other_name_is_looked_up(tmp_path, module, name):
     folder = write(tmp_path, "python")
