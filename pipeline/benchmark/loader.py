@@ -27,11 +27,12 @@ from pipeline.benchmark.passes import LoaderPasses, middle_speed
 from pipeline.benchmark.photos import make_photos, pack
 from pipeline.benchmark.result import Result, Spread, interleave, ratio
 from pipeline.config import Config, ConfigError, DataConfig
-from pipeline.data.dali import DecodeSettings, available_cores, gpu_count
+from pipeline.data.dali import DecodeSettings, gpu_count
 from pipeline.data.dali.settings import choose_decoding, decoder_memory
 from pipeline.data.index.manifest import Manifest, open_manifest
 from pipeline.data.stream import TrainStream, train_planner
 from pipeline.ranks.places import Share
+from pipeline.system.machine import available_cores
 
 _PREFETCH = 2  # batches ahead: DataLoader's default for each worker, and data.prefetch_batches
 _SHORT_SIDE, _USUAL_SIZE = (256, 480), 224  # the paper's jitter, for its crop

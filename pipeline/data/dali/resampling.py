@@ -27,37 +27,32 @@ class _Resize(NumbaFunction):
         return int(setup_fn.address)
 
 
-def resized(images: Any, box: tuple[Any, Any], shape: Any, flips: Any) -> Any:
+def resized(
+    images: Any,
+    box: tuple[Any, Any],
+    shape: Any,
+    flips: Any,
+    normaliser: tuple[Any, np.ndarray] | None = None,
+) -> Any:
     """Nodes of a graph to a node: the boxes of images, resized and mirrored, (H, W, 3) uint8.
 
     `images` (h, w, 3) uint8; `box` two of (2,) float32, where it begins and ends (y, x) in their
     pixels, at least 1 px a side; `shape` (2,) float32, H and W; `flips` int32, 1 to mirror
-    left-right.
+    left-right. With a `normaliser`, means (3,) float32 and deviations (3,) float32 in host memory,
+    less the ones and divided by the others: (H, W, 3) float32.
     """
-    return _operator(types.UINT8, (images, *box, _canvas(shape), flips))
-
-
-def resized_and_normalised(
-    images: Any, box: tuple[Any, Any], shape: Any, flips: Any, means: Any, std: np.ndarray
-) -> Any:
-    """As `resized`, then less `means`, (3,) float32, and divided by `std`, (3,) float32 in host
-    memory: (H, W, 3) float32."""
-    normaliser = fn.cat(means, types.Constant(1 / std, device="cpu"))
-    return _operator(types.FLOAT, (images, *box, _canvas(shape), flips, normaliser))
-
-
-def _canvas(shape: Any) -> Any:
-    """Tensors (H, W, 0): the operator is asked for its outputs' shapes before it may see what its
-    inputs hold."""
-    return fn.zeros(shape=fn.pad(fn.cast(shape, dtype=types.INT32), axes=[0], shape=[3]))
-
-
-def _operator(output: Any, inputs: tuple[Any, ...]) -> Any:
+    # (H, W, 0): the operator is asked for its outputs' shapes before it may see what its inputs
+    # hold.
+    canvas = fn.zeros(shape=fn.pad(fn.cast(shape, dtype=types.INT32), axes=[0], shape=[3]))
+    inputs = [images, *box, canvas, flips]
+    if normaliser is not None:
+        means, std = normaliser
+        inputs.append(fn.cat(means, types.Constant(1 / std, device="cpu")))
     in_types = [types.UINT8, types.FLOAT, types.FLOAT, types.INT32, types.INT32, types.FLOAT]
     ins_ndim = [3, 1, 1, 3, 0, 1]
     operator = _Resize(
-        run_function(output == types.FLOAT),
-        out_types=[output],
+        run_function(normaliser is not None),
+        out_types=[types.UINT8 if normaliser is None else types.FLOAT],
         in_types=in_types[: len(inputs)],
         outs_ndim=[3],
         ins_ndim=ins_ndim[: len(inputs)],

@@ -51,7 +51,7 @@ def run(
         box = (begin, end)
         pipe.set_outputs(
             resampling.resized(pixels, box, size, mirror),
-            resampling.resized_and_normalised(pixels, box, size, mirror, means, IMAGENET.std),
+            resampling.resized(pixels, box, size, mirror, (means, IMAGENET.std)),
             fn.resize(
                 pixels, size=size, roi_start=begin, roi_end=end, roi_relative=False,
                 interp_type=types.INTERP_LINEAR, antialias=True,
