@@ -63,19 +63,12 @@ class Normalisation:
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Normalisation:
         """The inverse of `state`."""
-        image = state["image"]
-        return cls(
-            state["mean"].numpy(),
-            state["std"].numpy(),
-            None if image is None else image.numpy(),
-            state["color_axes"].numpy(),
-        )
+        arrays: dict[str, Any] = {n: None if t is None else t.numpy() for n, t in state.items()}
+        return cls(**arrays)
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
-        arrays: dict[str, NDArray[Any]] = {
-            "mean": self.mean, "std": self.std, "color_axes": self.color_axes
-        }  # fmt: skip
-        return arrays if self.image is None else arrays | {"image": self.image}
+        names = ("mean", "std", "color_axes", *(["image"] if self.image is not None else []))
+        return {name: getattr(self, name) for name in names}
 
 
 def color_axes(
