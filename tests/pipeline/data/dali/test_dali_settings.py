@@ -61,14 +61,10 @@ def test_a_setting_of_the_gpu_decoder_is_in_its_graph_and_not_in_that_of_the_cpu
     assert name.encode() not in on_cpu.serialize()
 
 
-def test_threads_and_prefetch_are_those_of_the_pipeline():
-    pipe = graph(GPU)
-    assert pipe.num_threads == 7
-    assert pipe.prefetch_queue_depth in (4, {"cpu_size": 4, "gpu_size": 4})
-
-
-def test_the_three_output_types_make_three_graphs():
+def test_threads_and_prefetch_are_the_pipelines_and_each_output_type_has_a_graph():
     graphs = [graph(dataclasses.replace(GPU, output=o)) for o in ("float32", "float16", "uint8")]
+    assert graphs[0].num_threads == 7
+    assert graphs[0].prefetch_queue_depth in (4, {"cpu_size": 4, "gpu_size": 4})
     assert len({re.sub(rb"__\w+?_\d+", b"", one.serialize()) for one in graphs}) == 3
 
 
