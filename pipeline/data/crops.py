@@ -50,6 +50,8 @@ class Planner(ABC):
 
     words_per_position: ClassVar[int] = 0
     """Random words each position owns: a multiple of 4, 0 if nothing is random."""
+    mirror: bool = False
+    """Whether every view is mirrored, unless that is random."""
 
     def plan(
         self,
@@ -80,7 +82,7 @@ class Planner(ABC):
     def _shape(self, high: Sides, wide: Sides) -> tuple[int, int]: ...
 
     def _flips(self, draws: Floats) -> NDArray[np.int32]:
-        return np.zeros(draws.shape[1], dtype=np.int32)
+        return np.full(draws.shape[1], self.mirror, dtype=np.int32)
 
     def _offsets(self, draws: Floats) -> NDArray[np.float32]:
         return np.zeros((draws.shape[1], 3), dtype=np.float32)
@@ -269,9 +271,6 @@ class Crop(CenterCrop):
                 boxes[:, axis] = _at_most(latest, latest) if at_end else 0
         return boxes
 
-    def _flips(self, draws: Floats) -> NDArray[np.int32]:
-        return np.full(draws.shape[1], self.mirror, dtype=np.int32)
-
 
 @dataclass(frozen=True)
 class WholeImage(Planner):
@@ -295,9 +294,6 @@ class WholeImage(Planner):
         high, wide = _resized_sides(high, wide, np.int64(self.short_side))
         assert (high == high[0]).all() and (wide == wide[0]).all(), "views of several shapes"
         return int(high[0]), int(wide[0])
-
-    def _flips(self, draws: Floats) -> NDArray[np.int32]:
-        return np.full(draws.shape[1], self.mirror, dtype=np.int32)
 
 
 def whole_boxes(heights: NDArray[np.integer], widths: NDArray[np.integer]) -> NDArray[np.float32]:

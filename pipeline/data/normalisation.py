@@ -36,7 +36,7 @@ class Normalisation:
     def digest(self) -> str:
         """16 hex digits over all values, the same on every machine."""
         summary = hashlib.sha256()
-        for name, array in self._arrays().items():
+        for name, array in self.arrays.items():
             summary.update(f"{name} {array.dtype.str} {array.shape} ".encode())
             summary.update(np.ascontiguousarray(array).tobytes())
         return summary.hexdigest()[:16]
@@ -58,7 +58,7 @@ class Normalisation:
         import torch
 
         tensors: dict[str, Tensor | None] = {"image": None}
-        return tensors | {n: torch.from_numpy(a.copy()) for n, a in self._arrays().items()}
+        return tensors | {n: torch.from_numpy(a.copy()) for n, a in self.arrays.items()}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Normalisation:
@@ -66,7 +66,9 @@ class Normalisation:
         arrays: dict[str, Any] = {n: None if t is None else t.numpy() for n, t in state.items()}
         return cls(**arrays)
 
-    def _arrays(self) -> dict[str, NDArray[Any]]:
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """By name, in the order of the digest; without `image` where there is none."""
         names = ("mean", "std", "color_axes", *(["image"] if self.image is not None else []))
         return {name: getattr(self, name) for name in names}
 

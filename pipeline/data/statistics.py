@@ -124,15 +124,11 @@ def save(place: Path, normalisation: Normalisation, images: int, facts: dict[str
 
     `images` are how many of the training set were looked at, `facts` what the file belongs to.
     """
-    image = normalisation.image
-    assert image is not None, "the statistics of a data set have a mean image"
+    assert normalisation.image is not None, "the statistics of a data set have a mean image"
     header = json.dumps({"version": _VERSION, "images": images, **facts})
     place.parent.mkdir(parents=True, exist_ok=True)
     with replacing(place) as new:
-        np.savez(
-            new, header=np.array(header), mean=normalisation.mean, std=normalisation.std,
-            image=image, color_axes=normalisation.color_axes,
-        )  # fmt: skip
+        np.savez(new, header=np.array(header), **normalisation.arrays)
 
 
 def facts_of(config: DataConfig, digest: str) -> dict[str, Any]:
