@@ -12,6 +12,13 @@ from pipeline.data.dali.settings import DecodeSettings
 from pipeline.data.images import ImageSet
 from pipeline.data.stream import Selection
 
+# How boxes are given to DALI's operators.
+_IN_PIXELS: dict[str, Any] = {
+    "axis_names": "HW",
+    "normalized_anchor": False,
+    "normalized_shape": False,
+}
+
 
 def graph_inputs(
     selection: Selection, encoded: list[np.ndarray], manifest: ImageSet, settings: DecodeSettings
@@ -69,8 +76,7 @@ def make_pipeline(source: Any, batch_size: int, settings: DecodeSettings) -> Pip
             source=source, num_outputs=9, batch=True
         )
         images = _decoded(encoded, low, extent, settings)
-        finished = _finished_on_gpu if settings.decoder == "gpu" else _finished_on_cpu
-        images = finished(images, (begin, end), shape, flips, means, settings)
+        images = _finished(images, (begin, end), shape, flips, means, settings)
         pipe.set_outputs(images, labels, *([means] if settings.output == "uint8" else []))
     return pipe
 
@@ -96,6 +102,89 @@ def _new_pipeline(batch_size: int, settings: DecodeSettings) -> Pipeline:
         prefetch_queue_depth=settings.prefetch,
         exec_dynamic=True,  # batches are fresh memory and stay valid; also 17% faster
     )
+
+
+def _finished(
+    images: Any, box: tuple[Any, Any], shape: Any, flips: Any, means: Any, settings: DecodeSettings
+) -> Any:
+    """The decoded pixels, resized, mirrored and normalised; `box` is its begin and its end."""
+    mean_image, on_gpu = settings.normalisation.image, settings.decoder == "gpu"
+    if on_gpu:
+        images = fn.resize(
+            images,
+            size=shape,
+            roi_start=box[0],
+            roi_end=box[1],
+            roi_relative=False,
+            interp_type=types.INTERP_LINEAR,
+            antialias=True,
+        )
+        if settings.output == "uint8":
+            return fn.crop_mirror_normalize(
+                images, mirror=flips, dtype=types.UINT8, output_layout="HWC"
+            )
+    else:  # in one operator where that does all that is asked for
+        from pipeline.data.dali import resampling  # brings numba, which takes half a second
+
+        if settings.output == "uint8":
+            return resampling.resized(images, box, shape, flips)
+        if settings.output == "float32" and mean_image is None:
+            normaliser = means, settings.normalisation.std
+            return resampling.resized(images, box, shape, flips, normaliser)
+        images = resampling.resized(images, box, shape, types.Constant(0, dtype=types.INT32))
+    if mean_image is not None:
+        images = images - types.Constant(mean_image, device="gpu" if on_gpu else "cpu")
+    # The colour offset rides on the mean: an addition by itself takes longer.
+    return fn.crop_mirror_normalize(images, mirror=flips, mean=means, **_output_arguments(settings))
+
+
+def _output_arguments(settings: DecodeSettings) -> dict[str, Any]:
+    """How `crop_mirror_normalize` writes normalised pixels, its means aside."""
+    return {
+        "std": settings.normalisation.std.tolist(),
+        "dtype": types.FLOAT16 if settings.output == "float16" else types.FLOAT,
+        "output_layout": "HWC",
+    }
+
+
+def _decoded(encoded: Any, low: Any, extent: Any, settings: DecodeSettings) -> Any:
+    """The graph's first operator: the pixels of each image's integer box."""
+    return fn.decoders.image_slice(
+        encoded,
+        low,
+        extent,
+        **_IN_PIXELS,
+        output_type=types.RGB,
+        adjust_orientation=False,  # as Pillow and torchvision; EXIF would swap the box's axes
+        **_decoder_arguments(settings),
+    )
+
+
+def _decoder_arguments(settings: DecodeSettings) -> dict[str, Any]:
+    """What differs between the decoders; those of the GPU mean nothing to the one on the CPU."""
+    if settings.decoder == "cpu":
+        return {"device": "cpu"}
+    memory = settings.memory
+    return {
+        "device": "mixed",
+        "hw_decoder_load": settings.hw_decoder_load,
+        "preallocate_width_hint": memory.width,
+        "preallocate_height_hint": memory.height,
+        "device_memory_padding": memory.device_padding_bytes,
+        "host_memory_padding": memory.host_padding_bytes,
+    }
+
+
+def normalise(images: torch.Tensor, means: torch.Tensor, std: np.ndarray) -> torch.Tensor:
+    """What DALI would have made of pixels (B, H, W, 3) uint8: float32, NHWC.
+
+    `means` is (B, 3), `std` (3,). On the device of `images`; within 2.4e-7 of DALI's own.
+    """
+    scale = torch.from_numpy(1 / std).to(images.device)
+    return images.sub(means.to(images.device)[:, None, None, :]).mul_(scale)
+
+
+# Images that are pixels already, as those of CIFAR-10
 
 
 def _pixel_inputs(selection: Selection, images: list[np.ndarray]) -> tuple[Any, ...]:
@@ -130,106 +219,8 @@ def _pixel_pipeline(source: Any, batch_size: int, settings: DecodeSettings) -> P
         )
         images = images - types.Constant(settings.normalisation.subtracted, device="cpu")
         images = fn.slice(
-            images,
-            start,
-            extent,
-            axis_names="HW",
-            normalized_anchor=False,
-            normalized_shape=False,
-            out_of_bounds_policy="pad",
-            fill_values=0.0,
+            images, start, extent, **_IN_PIXELS, out_of_bounds_policy="pad", fill_values=0.0
         )
         images = fn.crop_mirror_normalize(images, mirror=flips, **_output_arguments(settings))
         pipe.set_outputs(images, labels)
     return pipe
-
-
-def _finished_on_gpu(
-    images: Any, box: tuple[Any, Any], shape: Any, flips: Any, means: Any, settings: DecodeSettings
-) -> Any:
-    """The decoded pixels, resized, mirrored and normalised; `box` is its begin and its end."""
-    images = fn.resize(
-        images,
-        size=shape,
-        roi_start=box[0],
-        roi_end=box[1],
-        roi_relative=False,
-        interp_type=types.INTERP_LINEAR,
-        antialias=True,
-    )
-    if settings.output == "uint8":
-        return fn.crop_mirror_normalize(
-            images, mirror=flips, dtype=types.UINT8, output_layout="HWC"
-        )
-    return _normalised(images, flips, means, settings)
-
-
-def _finished_on_cpu(
-    images: Any, box: tuple[Any, Any], shape: Any, flips: Any, means: Any, settings: DecodeSettings
-) -> Any:
-    """The same, in one operator where that does all that is asked for."""
-    from pipeline.data.dali import resampling  # brings numba, which takes half a second
-
-    if settings.output == "uint8":
-        return resampling.resized(images, box, shape, flips)
-    if settings.output == "float32" and settings.normalisation.image is None:
-        std = settings.normalisation.std
-        return resampling.resized(images, box, shape, flips, (means, std))
-    images = resampling.resized(images, box, shape, types.Constant(0, dtype=types.INT32))
-    return _normalised(images, flips, means, settings)
-
-
-def _normalised(images: Any, flips: Any, means: Any, settings: DecodeSettings) -> Any:
-    if settings.normalisation.image is not None:
-        device = "gpu" if settings.decoder == "gpu" else "cpu"
-        images = images - types.Constant(settings.normalisation.image, device=device)
-    # The colour offset rides on the mean: an addition by itself takes longer.
-    return fn.crop_mirror_normalize(images, mirror=flips, mean=means, **_output_arguments(settings))
-
-
-def _output_arguments(settings: DecodeSettings) -> dict[str, Any]:
-    """How `crop_mirror_normalize` writes normalised pixels, its means aside."""
-    return {
-        "std": settings.normalisation.std.tolist(),
-        "dtype": types.FLOAT16 if settings.output == "float16" else types.FLOAT,
-        "output_layout": "HWC",
-    }
-
-
-def _decoded(encoded: Any, low: Any, extent: Any, settings: DecodeSettings) -> Any:
-    """The graph's first operator: the pixels of each image's integer box."""
-    return fn.decoders.image_slice(
-        encoded,
-        low,
-        extent,
-        axis_names="HW",
-        normalized_anchor=False,
-        normalized_shape=False,
-        output_type=types.RGB,
-        adjust_orientation=False,  # as Pillow and torchvision; EXIF would swap the box's axes
-        **_decoder_arguments(settings),
-    )
-
-
-def _decoder_arguments(settings: DecodeSettings) -> dict[str, Any]:
-    """What differs between the decoders; those of the GPU mean nothing to the one on the CPU."""
-    if settings.decoder == "cpu":
-        return {"device": "cpu"}
-    memory = settings.memory
-    return {
-        "device": "mixed",
-        "hw_decoder_load": settings.hw_decoder_load,
-        "preallocate_width_hint": memory.width,
-        "preallocate_height_hint": memory.height,
-        "device_memory_padding": memory.device_padding_bytes,
-        "host_memory_padding": memory.host_padding_bytes,
-    }
-
-
-def normalise(images: torch.Tensor, means: torch.Tensor, std: np.ndarray) -> torch.Tensor:
-    """What DALI would have made of pixels (B, H, W, 3) uint8: float32, NHWC.
-
-    `means` is (B, 3), `std` (3,). On the device of `images`; within 2.4e-7 of DALI's own.
-    """
-    scale = torch.from_numpy(1 / std).to(images.device)
-    return images.sub(means.to(images.device)[:, None, None, :]).mul_(scale)
