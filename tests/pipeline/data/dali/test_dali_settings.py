@@ -16,6 +16,7 @@ from pipeline.data.dali import DecoderMemory, DecodeSettings, Loader, make_pipel
 from pipeline.data.dali.graph import make_decoding_pipeline
 from pipeline.data.dali.settings import choose_decoding, decoder_memory
 from pipeline.data.index.manifest import open_manifest
+from pipeline.data.normalisation import IMAGENET
 from pipeline.data.stream import TrainStream, ValStream
 from pipeline.ranks.places import Share
 
@@ -69,7 +70,8 @@ def test_threads_and_prefetch_are_the_pipelines_and_each_output_type_has_a_graph
 
 
 def draw(stream, output: str) -> torch.Tensor:
-    settings = DecodeSettings("cpu", CPU, 1, output=output)
+    other = dataclasses.replace(IMAGENET, mean=IMAGENET.mean + 9, std=IMAGENET.std + 9)
+    settings = DecodeSettings("cpu", CPU, 1, output=output, normalisation=other)
     with closing(Loader(stream, [np.arange(12)], 1, 12, settings)) as loader:
         return next(loader).images
 

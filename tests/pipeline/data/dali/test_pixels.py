@@ -14,7 +14,6 @@ from pipeline.data.cifar import CifarImages, open_cifar
 from pipeline.data.crops import PaddedCrop, WholeImage
 from pipeline.data.dali import DecodeSettings, Loader
 from pipeline.data.dali.settings import choose_decoding
-from pipeline.data.exclusion import Exclusions
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.order import Stream, random_words, uniform
 from pipeline.data.statistics import of_pixels
@@ -91,19 +90,6 @@ def test_each_decision_has_its_own_word():
     unpadded = PaddedCrop(padding=0).plan(sides, sides, words)
     assert not unpadded.boxes[:, :2].any()
     assert set(np.unique(PaddedCrop(padding=1).plan(sides, sides, words).boxes[:, 0])) == {-1, 0, 1}
-
-
-def test_batches_do_not_depend_on_their_size_and_exclusions_are_passed_over(images):
-    normal, planner = of_pixels(images.pixels), PaddedCrop()
-    stream = TrainStream(images, planner, seed=1)
-    whole = draw(stream, np.arange(12), normal)
-    halves = [draw(stream, np.arange(start, start + 6), normal) for start in (0, 6)]
-    assert torch.equal(whole.images, torch.cat([half.images for half in halves]))
-    first, second = stream.images(np.arange(2)).tolist()
-    stream.exclusions = Exclusions().listed([first], 0)
-    without = draw(stream, np.arange(12), normal)
-    assert without.labels[0] == images.labels[second]
-    assert torch.equal(without.images[1:], whole.images[1:])
 
 
 def config(**changes) -> DataConfig:
