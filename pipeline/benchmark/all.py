@@ -42,7 +42,7 @@ from pipeline.benchmark.predict import BYTES, gradient_schedule
 from pipeline.benchmark.processes import Kind
 from pipeline.benchmark.result import Measure, Result, Show, interleave, number, ratio, status_line
 from pipeline.benchmark.scaling_model import Cost, mean_exposed_sec
-from pipeline.data.cifar import CifarImages, Places, open_cifar
+from pipeline.data.cifar import CifarImages, open_cifar
 from pipeline.data.dali import gpu_count
 from pipeline.data.dali.settings import choose_decoding
 from pipeline.data.images import ImageSet
@@ -258,7 +258,7 @@ def _images(options: AllOptions, folder: Path) -> ImageSet:
     if data.dataset == "cifar-10":
         draw = np.random.default_rng(0)
         pixels = draw.integers(0, 256, (options.files, 32, 32, 3), dtype=np.uint8)
-        places = Places([Path("made")], np.zeros((options.files, 2), dtype=np.int32))
+        places = np.full(options.files, "made", dtype=object)
         labels = np.zeros(options.files, dtype=np.int32)
         return CifarImages("train", ["made"], pixels, labels, places)
     make_photos(folder / "made", options.files, scale=data.image_size / _USUAL_SIZE)
