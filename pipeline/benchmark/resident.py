@@ -71,7 +71,7 @@ class Training:
         self.trainer, self.device = trainer, trainer.decode.device
         kind = _RoundPhases if timed else _Untimed
         self._phases = trainer.phases = kind(trainer.world.heartbeat, self.device)
-        self._feed = Feed(loader, trainer.world, trainer.stop, phases=self._phases)
+        self._feed = Feed(loader, trainer.world, trainer.stop, self._phases)
 
     def run(self, steps: int) -> None:
         """Takes `steps` steps as an epoch does, metrics included."""

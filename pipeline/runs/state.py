@@ -20,8 +20,7 @@ from typing import Any, Literal
 
 from pipeline.model.network import network_in
 from pipeline.runs.tail import Tail
-from pipeline.train.folder import Holder, RunFolder
-from pipeline.train.monitor.metrics_file import metrics_of
+from pipeline.train.folder import Holder, RunFolder, metrics_of
 
 State = Literal["running", "silent", "finished", "stopped", "failed", "interrupted"]
 """silent: on a host whose locks are not seen here, and it has written nothing for longer than

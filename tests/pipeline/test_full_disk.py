@@ -36,8 +36,7 @@ from pipeline.prepare.options import IndexOptions, StageOptions
 from pipeline.system.failure import Reported
 from pipeline.system.files import PatientFile, Room, write_text
 from pipeline.train.checkpoint import CheckpointFolder, SaveError, read_verified
-from pipeline.train.folder import RunFolder
-from pipeline.train.monitor.metrics_file import read_metrics
+from pipeline.train.folder import RunFolder, read_metrics
 from pipeline.train.monitor.monitor import RunMonitor
 from pipeline.train.trainer import Trainer
 
