@@ -24,7 +24,7 @@ from imagenet_archives import (
 from pipeline.config import ConfigError
 from pipeline.data.index.manifest import open_manifest
 from pipeline.prepare import files
-from pipeline.prepare.imagenet import imagenet
+from pipeline.prepare import imagenet
 
 ROOT = Path(__file__).parents[3]
 

@@ -11,7 +11,7 @@ from imagenet_archives import jpeg, options, small_archives
 
 from pipeline.data.index.manifest import open_manifest
 from pipeline.prepare import stage
-from pipeline.prepare.imagenet import imagenet
+from pipeline.prepare import imagenet
 from pipeline.prepare.options import StageOptions
 
 
