@@ -20,6 +20,7 @@ from pipeline.data.index.window import opened
 from pipeline.prepare.devkit import Devkit, Synset, is_plain
 
 _PLAIN, _FOLDER = (b"0", b"\0", b"7"), b"5"
+_OF_ONE_RELEASE = "give the archives of one release, copied whole"
 _VAL_NUMBER = re.compile(r"_(\d+)\.\w+$")
 
 
@@ -85,13 +86,13 @@ def train_blocks(archive: Path, devkit: Devkit) -> list[Block]:
     require(
         len(inner) == len(devkit.synsets),
         f"--train-tar {archive} holds {len(inner)} archives, but the devkit has "
-        f"{len(devkit.synsets)} classes; give the archives of one release, copied whole",
+        f"{len(devkit.synsets)} classes; {_OF_ONE_RELEASE}",
     )
     for synset in devkit.synsets:
         require(
             f"{synset.wnid}.tar" in inner,
             f"--train-tar {archive} lacks {synset.wnid}.tar, the class of {synset.words!r}; "
-            "give the archives of one release, copied whole",
+            f"{_OF_ONE_RELEASE}",
         )
     return [_train_block(archive, one, inner[f"{one.wnid}.tar"]) for one in devkit.synsets]
 
@@ -118,8 +119,7 @@ def val_blocks(archive: Path, devkit: Devkit) -> list[Block]:
     require(
         len(found) == len(devkit.val_wnids),
         f"--val-tar {archive} holds {len(found)} images, but the devkit has "
-        f"{len(devkit.val_wnids)} validation labels; give the archives of one release, copied "
-        "whole",
+        f"{len(devkit.val_wnids)} validation labels; {_OF_ONE_RELEASE}",
     )
     by_class: dict[str, list[Image]] = {synset.wnid: [] for synset in devkit.synsets}
     for number, image in enumerate(found, 1):

@@ -12,8 +12,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -30,8 +29,7 @@ _BATCH_PIXELS = 40_000_000  # 120 MB of RGB: one image of 10000 x 10000 goes alo
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Whether an image decodes, and the decoders' words about it: an error, or a warning."""
 
     kind: Literal["good", "suspect", "bad"]

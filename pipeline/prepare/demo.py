@@ -53,24 +53,33 @@ def draw_demo(options: DemoOptions) -> bool:
     counts: tuple[tuple[Split, int], ...] = (("train", options.train), ("val", options.val))
 
     def draw(folder: Path) -> None:
-        for split, _ in counts:
-            for class_name in CLASSES:
-                (folder / split / class_name).mkdir(parents=True)
-
-        def draw_file(split: Split, index: int) -> None:
+        def draw_file(image: tuple[Split, int]) -> None:
+            split, index = image
             class_name = CLASSES[index % len(CLASSES)]
             path = folder / split / class_name / f"{class_name}_{index:05d}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(demo_file(options.seed, split, index))
 
-        files = [(split, index) for split, count in counts for index in range(count)]
-        in_threads(lambda file: draw_file(*file), files, len(os.sched_getaffinity(0)))
+        images = [(split, index) for split, count in counts for index in range(count)]
+        in_threads(draw_file, images, len(os.sched_getaffinity(0)))
 
     return draw_once(options.out, "demo", _GENERATOR_VERSION, options.seed, counts, draw)
 
 
 def demo_image(seed: int, split: Split, index: int) -> NDArray[np.uint8]:
-    """Pixels of one image before JPEG coding, (H, W, 3) uint8 RGB; its label is `index % 10`."""
-    return draw_image(_generator(seed, split, index, "pixels"), CLASSES[index % len(CLASSES)])
+    """Pixels of one image before JPEG coding, (H, W, 3) uint8 RGB, both sides 80 to 200 pixels.
+
+    Its label is `index % 10`.
+    """
+    rng = _generator(seed, split, index, "pixels")
+    height, width = _image_size(rng)
+    image = _clutter(rng, height, width)
+    mask = _shape_mask(rng, CLASSES[index % len(CLASSES)], height, width)
+    image = _paint_shape(rng, image, mask)
+    image *= _lighting(rng, height, width)
+    sensor_noise = rng.standard_normal(image.shape, dtype=np.float32)
+    image += rng.uniform(0.002, 0.012) * sensor_noise
+    return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
 def demo_file(seed: int, split: Split, index: int) -> bytes:
@@ -96,18 +105,6 @@ def _generator(seed: int, split: Split, index: int, purpose: str) -> np.random.G
     # Pixels and file draw from separate streams: a change of one leaves the other as it was.
     key = [seed, ("train", "val").index(split), index, ("pixels", "file").index(purpose)]
     return np.random.default_rng(key)
-
-
-def draw_image(rng: np.random.Generator, class_name: str) -> NDArray[np.uint8]:
-    """Draws one image of `class_name`: (H, W, 3) uint8 RGB, both sides 80 to 200 pixels."""
-    height, width = _image_size(rng)
-    image = _clutter(rng, height, width)
-    mask = _shape_mask(rng, class_name, height, width)
-    image = _paint_shape(rng, image, mask)
-    image *= _lighting(rng, height, width)
-    sensor_noise = rng.standard_normal(image.shape, dtype=np.float32)
-    image += rng.uniform(0.002, 0.012) * sensor_noise
-    return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
 def _image_size(rng: np.random.Generator) -> tuple[int, int]:

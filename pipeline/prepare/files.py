@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import json
 import os
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -129,24 +128,22 @@ def require_same(folder: Path, known: Mapping[str, object], meant: Mapping[str, 
     ]
     require(
         not differing,
-        f"{folder} was begun with {', '.join(differing)}; call it as before, remove the folder, "
-        "or give another",
+        f"--out {folder} was begun with {', '.join(differing)}; call it as before, remove the "
+        "folder, or give another",
     )
 
 
-def in_threads(work: Callable[[T], object], tasks: Iterable[T], workers: int) -> None:
+def in_threads(work: Callable[[T], object], tasks: Sequence[T], workers: int) -> None:
     """Does all tasks in threads; the first error ends the rest and is raised."""
-    # Each thread takes the next task: a future for each of a million files would be 2 GB.
-    left, taking, stop = iter(tasks), threading.Lock(), threading.Event()
+    # The threads share the iterator: a future for each of a million files would be 2 GB.
+    left, stop = iter(tasks), threading.Event()
 
     def loop() -> None:
-        while not stop.is_set():
-            with taking:
-                task = list(itertools.islice(left, 1))
-            if not task:
+        for task in left:
+            if stop.is_set():
                 return
             try:
-                work(task[0])
+                work(task)
             except BaseException:
                 stop.set()
                 raise
@@ -179,13 +176,11 @@ class Progress(Bar):
             self._bytes_done += done_bytes
             self.move(self._bytes_done, f"{self._files_done}/{self._files} files")
             if self.line_due():
-                print(self._line(), file=sys.stderr, flush=True)
-
-    def _line(self) -> str:
-        rate = self._bytes_done / (time.monotonic() - self._started)
-        left = (self._bytes - self._bytes_done) / rate if rate else float("inf")
-        return (
-            f"{self._what}: {self._files_done} of {self._files} files, "
-            f"{self._bytes_done / 1e9:.2f} of {self._bytes / 1e9:.2f} GB, "
-            f"{rate / 1e6:.0f} MB/s, {left / 60:.1f} min left"
-        )
+                rate = self._bytes_done / (time.monotonic() - self._started)
+                left = (self._bytes - self._bytes_done) / rate if rate else float("inf")
+                line = (
+                    f"{self._what}: {self._files_done} of {self._files} files, "
+                    f"{self._bytes_done / 1e9:.2f} of {self._bytes / 1e9:.2f} GB, "
+                    f"{rate / 1e6:.0f} MB/s, {left / 60:.1f} min left"
+                )
+                print(line, file=sys.stderr, flush=True)

@@ -15,8 +15,6 @@ from pipeline.config import DataConfig, require
 from pipeline.config.errors import at_least_one
 from pipeline.config.reading import config_of, read_yaml
 
-Layout = Literal["folders", "shards"]
-
 
 @dataclass(frozen=True)
 class _OfDataSet:
@@ -92,7 +90,7 @@ class ImagenetOptions:
     """ILSVRC2012_devkit_t12.tar.gz, which holds the labels of the validation images."""
     out: Path
     """Folder of the data set."""
-    layout: Layout = "folders"
+    layout: Literal["folders", "shards"] = "folders"
     """folders: <out>/<split>/<wnid>/<file>. shards: <out>/<split>/shard-000000.tar with members
     <wnid>/<file>. Images are never re-encoded."""
     shard_mb: int = 256

@@ -23,7 +23,7 @@ from pipeline.prepare.index import manifests_of
 from pipeline.prepare.options import VerifyOptions
 
 if TYPE_CHECKING:
-    from pipeline.prepare.decode import Decoder, Verdict
+    from pipeline.prepare.decode import Decoder
 
 
 NO_END = "has no end marker"
@@ -34,7 +34,7 @@ _CHUNK = 32  # images that one thread reads in a task; a chunk more than threads
 
 
 def find_flaw(content: NDArray[np.uint8], width: int, height: int) -> str | None:
-    """Return why the encoded image (bytes,) uint8 would fail, None if nothing shows.
+    """Why the encoded image (bytes,) uint8 would fail, None if nothing shows.
 
     width, height: pixels as the manifest recorded them. Kinds go by the first bytes, as decoders
     do, whatever the file's name.
@@ -60,7 +60,7 @@ def find_flaw(content: NDArray[np.uint8], width: int, height: int) -> str | None
 
 
 def _jpeg_flaw(found: bytes) -> str | None:
-    """Return what is wrong behind the frame header: no scan, or none that ends."""
+    """What is wrong behind the frame header: no scan, or none that ends."""
     header = jpeg_header(found)
     # Pillow, which has read an odd header, does not say where it ended.
     scan = found.find(_SCAN) if header is None else header[1]
@@ -71,7 +71,7 @@ def _jpeg_flaw(found: bytes) -> str | None:
 
 
 def with_end(content: NDArray[np.uint8]) -> bytes:
-    """Return a JPEG without end marker with one, whose first half may be there."""
+    """A JPEG without end marker with one, whose first half may be there."""
     found = content.tobytes()
     return found + (_END[1:] if found.endswith(_END[:1]) else _END)
 
@@ -120,11 +120,11 @@ def run(options: VerifyOptions) -> None:
     write_json(exclude, {"version": 1, "splits": splits})
     print(f"written: {options.report} and {exclude}")
     count = sum(finding.verdict == "bad" for finding in found)
-    repaired = sum(finding.repaired is not None for finding in found)
-    advice = f"replace them, or leave them out by {exclude}"
-    if options.repair:
-        advice = f"{repaired} of them are mended in {options.repair}"
     if count:
+        advice = f"replace them, or leave them out by {exclude}"
+        if options.repair:
+            repaired = sum(finding.repaired is not None for finding in found)
+            advice = f"{repaired} of them are mended in {options.repair}"
         raise ValueError(
             f"{count} of {sum(map(len, manifests.values()))} images would fail in training: "
             f"{options.report} names them; {advice}"
@@ -143,34 +143,19 @@ def _verify(manifest: Manifest, options: VerifyOptions) -> Iterator[Finding]:
         what, total = f"verifying {manifest.directory}", int(manifest.lengths.sum())
         progress = stack.enter_context(Progress(what, len(manifest), total))
         for chunk in _read_all(manifest, options.threads):
-            for read, finding in _judged(manifest, chunk, decoder if options.full else None):
-                if decoder and options.repair and read.flaw == NO_END:
-                    finding = _mended(manifest, options.repair, decoder, read, finding)
-                yield finding
+            whole = {read.image: read.content for read in chunk if read.content is not None}
+            verdicts = decoder.verdicts(whole) if decoder and options.full else {}
+            for read in chunk:
+                kind, words = verdicts.get(read.image, ("bad", ""))
+                reason = "; ".join(filter(None, (read.flaw, words)))
+                if reason:
+                    finding = _finding(
+                        manifest, read, "bad" if kind == "bad" else "suspect", reason
+                    )
+                    if decoder and options.repair and read.flaw == NO_END:
+                        finding = _mended(manifest, options.repair, decoder, read, finding)
+                    yield finding
             progress.add(len(chunk), sum(int(manifest.lengths[read.image]) for read in chunk))
-
-
-def _judged(
-    manifest: Manifest, chunk: list[_Read], decoder: Decoder | None
-) -> Iterator[tuple[_Read, Finding]]:
-    """Those of a chunk that are not good, by `decoder` too if there is one."""
-    verdicts: dict[int, Verdict] = {}
-    if decoder is not None:
-        # What will fail goes apart, so that a batch need not be decoded twice.
-        flawed = [[read] for read in chunk if read.flaw is not None]
-        for part in ([read for read in chunk if read.flaw is None], *flawed):
-            whole = {read.image: read.content for read in part if read.content is not None}
-            verdicts |= decoder.verdicts(whole)
-    for read in chunk:
-        verdict = verdicts.get(read.image)
-        words = "; ".join(filter(None, (read.flaw, verdict.reason if verdict else None)))
-        if words:
-            kind: Literal["bad", "suspect"] = "bad"
-            if verdict is not None and verdict.kind != "bad":
-                kind = "suspect"
-            path, length = str(manifest.path(read.image)), int(manifest.lengths[read.image])
-            split = manifest.split
-            yield read, Finding(split, read.image, path, length, kind, words, read.changed)
 
 
 def _read_all(manifest: Manifest, threads: int) -> Iterator[list[_Read]]:
@@ -200,6 +185,13 @@ def _read_chunk(manifest: Manifest, start: int) -> list[_Read]:
         else:
             found.append(_Read(image, content, find_flaw(content, width, height)))
     return found
+
+
+def _finding(
+    manifest: Manifest, read: _Read, verdict: Literal["bad", "suspect"], reason: str
+) -> Finding:
+    path, length = str(manifest.path(read.image)), int(manifest.lengths[read.image])
+    return Finding(manifest.split, read.image, path, length, verdict, reason, read.changed)
 
 
 def _mended(

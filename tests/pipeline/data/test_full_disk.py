@@ -17,8 +17,7 @@ from small_disk import fill, small_disk
 
 from pipeline.config import ConfigError
 from pipeline.data.index.manifest import open_manifest
-from pipeline.prepare import files, index, stage
-from pipeline.prepare import imagenet
+from pipeline.prepare import files, imagenet, index, stage
 from pipeline.prepare.options import IndexOptions, StageOptions
 
 _DISK_BYTES = 2 << 20

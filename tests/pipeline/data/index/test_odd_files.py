@@ -10,8 +10,7 @@ from container_writers import WRITERS, draw_images, write_folders
 from imagenet_archives import jpeg, options, small_archives
 
 from pipeline.data.index.manifest import open_manifest
-from pipeline.prepare import stage
-from pipeline.prepare import imagenet
+from pipeline.prepare import imagenet, stage
 from pipeline.prepare.options import StageOptions
 
 
