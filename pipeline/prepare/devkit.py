@@ -56,7 +56,7 @@ class Devkit:
 
 
 def read_devkit(path: Path) -> Devkit:
-    """Read ILSVRC2012_devkit_t12.tar.gz; ConfigError for anything else, naming what it lacks."""
+    """Reads ILSVRC2012_devkit_t12.tar.gz; ConfigError for anything else, naming what it lacks."""
     files = _unpack(path)
     for name in (_META, _TRUTH):
         require(
@@ -69,7 +69,11 @@ def read_devkit(path: Path) -> Devkit:
     except ValueError as error:
         raise ConfigError(f"{_META} in --devkit {path} cannot be used: {error}") from error
     truth = files[_TRUTH].decode("ascii", errors="replace").split()
-    wrong = [f"line {i}: {line}" for i, line in enumerate(truth, 1) if _number(line) not in by_id]
+    wrong = [
+        f"line {number}: {line}"
+        for number, line in enumerate(truth, 1)
+        if not line.isdecimal() or int(line) not in by_id
+    ]
     require(
         not wrong,
         f"{_TRUTH} in --devkit {path} names no class of meta.mat at {', '.join(wrong[:3])}; "
@@ -77,10 +81,6 @@ def read_devkit(path: Path) -> Devkit:
     )
     synsets = sorted(by_id.values(), key=lambda synset: synset.wnid)
     return Devkit(synsets, [by_id[int(line)].wnid for line in truth])
-
-
-def _number(line: str) -> int | None:
-    return int(line) if line.isdecimal() else None
 
 
 def _unpack(path: Path) -> dict[str, bytes]:
@@ -137,7 +137,7 @@ def _scalar(row: dict[str, Any], field: str) -> int:
 
 
 def read_variables(content: bytes) -> dict[str, Any]:
-    """Return each variable by name.
+    """Each variable by name.
 
     A structure is a list of dicts by field, in column-major order; text is str (rows joined);
     numbers are float64 arrays of one dimension. ValueError for what is no such file, damaged, or of

@@ -15,6 +15,8 @@ from pipeline.config import DataConfig, require
 from pipeline.config.errors import at_least_one
 from pipeline.config.reading import config_of, read_yaml
 
+TrainCrop = Literal["random_resized_crop", "scale_jitter"]
+
 
 @dataclass(frozen=True)
 class _OfDataSet:
@@ -181,7 +183,7 @@ class MeanOptions(_InThreads):
 
     config: Path | None = None
     """YAML file of the training, whose crop it is; null: that of the options below."""
-    train_crop: Literal["random_resized_crop", "scale_jitter"] | None = None
+    train_crop: TrainCrop | None = None
     """data.train_crop of the training; null: that of --config, or the default."""
     image_size: int | None = None
     """data.image_size of the training; null: that of --config, or the default."""

@@ -15,7 +15,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -30,9 +30,9 @@ from pipeline.data.images import ImageSet
 from pipeline.data.index.manifest import Manifest
 from pipeline.data.index.survey import Split
 from pipeline.data.normalisation import IMAGENET
-from pipeline.data.stream import TrainStream, ValStream, train_planner
+from pipeline.data.stream import Selection, TrainStream, ValStream, train_planner
 from pipeline.prepare.index import manifests_of
-from pipeline.prepare.options import ParityOptions
+from pipeline.prepare.options import ParityOptions, TrainCrop
 from pipeline.ranks.places import Share
 
 _SIZE, _RESIZE = 224, 256
@@ -77,15 +77,18 @@ class Difference:
     worst_by: tuple[float, float] = (-1.0, 0.0)
     """What the worst image differs by, inside and in the mean."""
 
-    def add(self, path: Path, error: NDArray[np.float32], mask: NDArray[np.bool_]) -> None:
-        """Takes an image in: `error` (H, W, 3), absolute; `mask` (H, W), True inside."""
-        inside, mean = float(error[mask].max(initial=0.0)), float(error.mean())
-        self.inside = max(self.inside, inside)
-        self.edge = max(self.edge, float(error[~mask].max(initial=0.0)))
-        self.mean = (self.mean * self.images + mean) / (self.images + 1)
-        self.images += 1
-        if (inside, mean) > self.worst_by:
-            self.worst, self.worst_by = path, (inside, mean)
+    def add(
+        self, paths: Sequence[Path], errors: NDArray[np.float32], masks: NDArray[np.bool_]
+    ) -> None:
+        """Takes a batch in: `errors` (B, H, W, 3), absolute; `masks` (B, H, W), True inside."""
+        for path, error, mask in zip(paths, errors, masks, strict=True):
+            inside, mean = float(error[mask].max(initial=0.0)), float(error.mean())
+            self.inside = max(self.inside, inside)
+            self.edge = max(self.edge, float(error[~mask].max(initial=0.0)))
+            self.mean = (self.mean * self.images + mean) / (self.images + 1)
+            self.images += 1
+            if (inside, mean) > self.worst_by:
+                self.worst, self.worst_by = path, (inside, mean)
 
     @property
     def too_large(self) -> bool:
@@ -135,11 +138,7 @@ def judge(found: Sequence[Difference]) -> None:
 def _views(manifests: Mapping[Split, Manifest]) -> dict[str, TrainStream | ValStream]:
     """What is compared, of the splits that are there."""
     views: dict[str, TrainStream | ValStream] = {}
-    crops: tuple[Literal["random_resized_crop", "scale_jitter"], ...] = (
-        "random_resized_crop",
-        "scale_jitter",
-    )
-    for crop in crops if "train" in manifests else ():
+    for crop in get_args(TrainCrop) if "train" in manifests else ():
         planner = train_planner(DataConfig(image_size=_SIZE, train_crop=crop, color_std=0.1))
         views[f"train {crop}"] = TrainStream(manifests["train"], planner, seed=0)
     if "val" in manifests:
@@ -181,24 +180,30 @@ def compare(
         ]
         for batches in zip(*loaders, strict=True):
             selection = stream.select(batches[0].positions)
-            images_at = selection.images.tolist()
-            files = [manifest.read(image) for image in images_at]
-            references = {"Pillow": execute(selection.plan, files)}
-            if isinstance(stream, ValStream):
-                cropped = [torchvision_center_crop(file, _RESIZE, _SIZE) for file in files]
-                references["torchvision"] = np.stack(cropped)
-            sizes = manifest.heights[selection.images], manifest.widths[selection.images]
-            masks = inside(selection.plan, *sizes)
-            paths = [manifest.path(image) for image in images_at]
+            at = selection.images
+            paths = [manifest.path(image) for image in at.tolist()]
+            masks = inside(selection.plan, manifest.heights[at], manifest.widths[at])
+            references = _references(stream, selection)
             for decoder, drawn in zip(decoders, batches, strict=True):
                 pixels = drawn.images.permute(0, 2, 3, 1).float().cpu().numpy()
                 levels = pixels * IMAGENET.std + IMAGENET.mean
                 for against, wanted in references.items():
                     key = decoder, against
                     difference = found.setdefault(key, Difference(view, *key))
-                    for one in zip(paths, np.abs(levels - wanted), masks, strict=True):
-                        difference.add(*one)
+                    difference.add(paths, np.abs(levels - wanted), masks)
     return list(found.values())
+
+
+def _references(
+    stream: TrainStream | ValStream, selection: Selection
+) -> dict[str, NDArray[np.float32]]:
+    """The batch as each of the others makes it, (B, H, W, 3) in levels."""
+    files = [stream.manifest.read(image) for image in selection.images.tolist()]
+    found = {"Pillow": execute(selection.plan, files)}
+    if isinstance(stream, ValStream):
+        cropped = [torchvision_center_crop(file, _RESIZE, _SIZE) for file in files]
+        found["torchvision"] = np.stack(cropped)
+    return found
 
 
 def execute(plan: Plan, files: Sequence[File]) -> NDArray[np.float32]:

@@ -75,8 +75,8 @@ def test_a_difference_above_tolerance_is_an_error_that_names_the_image(inner, ed
     error[2, 2, 1] += inner
     error[0, 3, 0] += edge
     difference = Difference("val center_crop", "cpu", "Pillow")
-    difference.add(Path("good.JPEG"), np.zeros_like(error), mask)
-    difference.add(Path("off.JPEG"), error, mask)
+    both = np.stack([np.zeros_like(error), error])
+    difference.add([Path("good.JPEG"), Path("off.JPEG")], both, np.stack([mask, mask]))
     difference.mean = float(error.mean())  # as if all images were like it
     with pytest.raises(ValueError, match="1 of 2 comparisons are above .*worst off.JPEG"):
         judge([Difference("train scale_jitter", "cpu", "Pillow"), difference])
@@ -88,7 +88,7 @@ def test_what_is_within_tolerance_passes_and_keeps_its_figures():
     for value in (1.0, 0.0):
         error = np.zeros((2, 2, 3), dtype=np.float32)
         error[0, 0] = value
-        difference.add(Path(f"{value}.JPEG"), error, mask)
+        difference.add([Path(f"{value}.JPEG")], error[None], mask[None])
     judge([difference])
     assert (difference.images, difference.inside, difference.edge) == (2, 1.0, 0.0)
     assert difference.mean == pytest.approx(0.125)
