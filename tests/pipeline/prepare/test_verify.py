@@ -166,13 +166,6 @@ def test_files_that_went_or_changed_after_the_scan_are_told_and_not_excluded(tmp
     assert listed["splits"]["train"]["images"] == []
 
 
-def test_the_manifest_of_a_cache_folder_is_used(tmp_path):
-    root = make(tmp_path / "data", {"a": JPEG})
-    open_manifest(root, "train", tmp_path / "cache")
-    assert verified(root, cache_dir=tmp_path / "cache") == []
-    assert not (root / ".trainyard").exists()
-
-
 def test_an_image_of_another_size_than_recorded_is_found(tmp_path):
     root = make(tmp_path / "data", {"a": JPEG})
     open_manifest(root, "train")
@@ -235,13 +228,12 @@ def test_an_image_of_10000_x_10000_passes(tmp_path):
     assert verified(root, full=True) == []
 
 
-@pytest.mark.parametrize("count", [1, 130])
-def test_any_number_of_images_is_looked_at_once(tmp_path, count, capsys):
-    root = make(tmp_path / "data", {f"{i:04}": JPEG for i in range(count)})
-    (root / "train/klasse ö" / f"{count - 1:04}.JPEG").write_bytes(JPEG[:-2])
+def test_every_image_of_many_is_looked_at_once(tmp_path, capsys):
+    root = make(tmp_path / "data", {f"{i:04}": JPEG for i in range(130)})
+    (root / "train/klasse ö" / "0129.JPEG").write_bytes(JPEG[:-2])
     (line,) = verified(root)
-    assert line["image"] == count - 1
-    assert f"train: {count} images, 1 bad, 0 suspect" in capsys.readouterr().out
+    assert line["image"] == 129
+    assert "train: 130 images, 1 bad, 0 suspect" in capsys.readouterr().out
 
 
 def test_files_without_permission_to_read_are_found(tmp_path, nobody):
