@@ -30,8 +30,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline.config import ConfigError
 from pipeline.data.index.manifest import open_manifest
-from pipeline.prepare import files, index, stage
-from pipeline.prepare.imagenet import imagenet
+from pipeline.prepare import files, imagenet, index, stage
 from pipeline.prepare.options import IndexOptions, StageOptions
 from pipeline.system.failure import Reported
 from pipeline.system.files import PatientFile, Room, write_text

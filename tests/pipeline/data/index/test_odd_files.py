@@ -9,8 +9,7 @@ from container_writers import draw_images, write_folders
 from imagenet_archives import jpeg, options, small_archives
 
 from pipeline.data.index.manifest import open_manifest
-from pipeline.prepare import stage
-from pipeline.prepare.imagenet import imagenet
+from pipeline.prepare import imagenet, stage
 from pipeline.prepare.options import StageOptions
 from pipeline.system import files
 
