@@ -227,8 +227,7 @@ class _Bench:
         for dtype, one in fit.items():
             cost = Cost(one["latency_sec"], one["sec_per_byte"], one["tensor_sec"])
             layers = gradient_schedule(network, options.config.data.image_size, BYTES[dtype])
-            costs[dtype], gradients[dtype] = cost, layers
-            whole[dtype] = cost.seconds(sum(g.size for g in layers), sum(g.tensors for g in layers))
+            costs[dtype], gradients[dtype], whole[dtype] = cost, layers, cost.together(layers)
         sent: Dtype = "fp16" if self.known.compression == "fp16" else "fp32"
         self._know(fp16_time=whole["fp16"] / whole["fp32"])
         result.figures["allreduce_ms"] = whole[sent] * 1e3

@@ -99,7 +99,6 @@ def row(
         options.link_us * 1e-6, inputs.latency_sec, inputs.tensor_sec,
     )  # fmt: skip
     costs = {"ring": ring_cost(gpus, cluster), "two levels": two_level_cost(gpus, cluster)}
-    size, tensors = sum(g.size for g in gradients), sum(g.tensors for g in gradients)
     steps = {
         name: predict(gpus, inputs.step_sec, gradients, cost, inputs.jitter_sec)
         for name, cost in costs.items()
@@ -111,7 +110,7 @@ def row(
         "gpus": gpus,
         "link_gbit": link_gbit,
         "algorithm": algorithm,
-        "allreduce_sec": cost.seconds(size, tensors),
+        "allreduce_sec": cost.together(gradients),
         **dataclasses.asdict(found),
         "efficiency": found.efficiency,
         "efficiency_without_overlap": late.efficiency,

@@ -54,6 +54,10 @@ class Cost:
         """Of `tensors` in flight together, `size` bytes in all."""
         return self.latency_sec + (tensors - 1) * self.tensor_sec + size * self.sec_per_byte
 
+    def together(self, gradients: Sequence[Gradient]) -> float:
+        """Seconds of all `gradients` in flight together."""
+        return self.seconds(sum(g.size for g in gradients), sum(g.tensors for g in gradients))
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -161,8 +165,7 @@ def exposed_sec(
         ready = sent
         while ready < len(gradients) and gradients[ready].ready * backward_sec <= begin:
             ready += 1
-        batch = gradients[sent:ready]
-        free = begin + cost.seconds(sum(g.size for g in batch), sum(g.tensors for g in batch))
+        free = begin + cost.together(gradients[sent:ready])
         sent = ready
     return max(0.0, free - backward_sec)
 
