@@ -209,10 +209,9 @@ def open_manifest(
     `classes` (the training classes, for val) gives the labels; `None` takes the classes in bytewise
     order. A class without an image is warned of. The cache lies in `cache_dir`, or else in
     `<root>/.trainyard`, or else, where that cannot be written, in the user's cache; a staged copy's
-    own, in its `.trainyard`, is used with a `cache_dir` too. Replacing a
-    file of a class folder in place does not change its folder's time and is met when it is read;
-    `again` scans whatever the cache holds. Ranks that share a file system: call on one first, then
-    on the others.
+    own, in its `.trainyard`, is used with a `cache_dir` too. Replacing a file of a class folder in
+    place does not change its folder's time and is met when it is read; `again` scans whatever the
+    cache holds. Ranks that share a file system: call on one first, then on the others.
 
     ValueError, with the cure, for what `survey` and `scan` refuse, a class that `classes` lacks,
     and no place for the cache.
