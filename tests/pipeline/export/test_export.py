@@ -82,7 +82,6 @@ def test_torchvisions_file_has_its_names_and_json_beside_it(resnet18, tmp_path, 
     [
         (CIFAR_8, IMAGENET, "torchvision has no CIFAR ResNet-8 A, .* export to .safetensors or"),
         (ModelConfig(depth=18, shortcut="A"), IMAGENET, "torchvision has no ResNet-18 A, "),
-        (ModelConfig(depth=18, shortcut="C"), IMAGENET, "torchvision has no ResNet-18 C, "),
         (ModelConfig(depth=50, variant="v1"), IMAGENET, "torchvision has no ResNet-50 v1, "),
         (PLAIN_18, IMAGENET, "torchvision has no plain-18, "),
         (RESNET_18, with_image(32), r"was trained with a mean image \(data.mean=pixel\); export"),
