@@ -119,7 +119,7 @@ def distinctions(runs: Sequence[RunState]) -> list[dict[str, Any]]:
 
 
 def _differing(known: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """What does not have the same value in all of `known`, with its values, None where it is missing."""
+    """What has not the same value in all of `known`, with its values; None where it is missing."""
     names = dict.fromkeys(name for facts in known for name in facts)
     values = {name: [facts.get(name) for facts in known] for name in names}
     return {name: found for name, found in values.items() if any(v != found[0] for v in found)}

@@ -188,10 +188,8 @@ def test_a_package_that_lacks_is_named_with_pips_line(monkeypatch, suffix, hidde
         (["--weights=C", "--out=a.pt"], "--weights .* has the suffix .txt and should have .safe"),
         (["--weights=W", "--out=a.pth"], r"--out a.pth .* should have .pt$"),
         (["--weights=W", "--out=a.pt"], "--config is missing; give the YAML file of the settings"),
-        (["--weights=W", "--out=a.pt", "--config=W", "--classes=none.txt"],
-         "--classes none.txt does not exist"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_call_is_answered_with_a_right_one(tmp_path, argv, message):
     for letter, name in (("C", "there.txt"), ("W", "there.pth")):
         (tmp_path / name).touch()
