@@ -49,25 +49,24 @@ class Tally:
 
     def __init__(self, classes: int, device: torch.device) -> None:
         self._classes = classes
-        # Pairs of (label, predicted), padding, unreadable images; then top-5, and what has none.
-        self._pairs = torch.zeros(classes**2 + 2, dtype=torch.int64, device=device)
-        self._top5 = torch.zeros(classes + 1, dtype=torch.int64, device=device)
+        # Pairs of (label, predicted), unreadable images, top-5 by class, and what counts nowhere.
+        self._counts = torch.zeros(classes**2 + classes + 2, dtype=torch.int64, device=device)
 
     def add(self, batch: Batch, scores: Tensor) -> None:
         """Takes in images by their `scores` (B, classes), the greatest best."""
         classes, labels = self._classes, batch.labels
+        unreadable, nowhere = classes**2, classes**2 + classes + 1
         predicted = predicted_classes(scores)
-        pair = (labels * classes + predicted).masked_fill(labels < 0, classes**2)
-        pair = pair.masked_fill(labels == UNREADABLE_LABEL, classes**2 + 1)
-        self._pairs.index_add_(0, pair, torch.ones_like(pair))
+        pair = (labels * classes + predicted).masked_fill(labels < 0, nowhere)
+        pair = pair.masked_fill(labels == UNREADABLE_LABEL, unreadable)
         five = among_five(scores, predicted, labels)
-        self._top5.index_add_(0, labels.masked_fill(labels < 0, classes), five.long())
+        in_five = (unreadable + 1 + labels).masked_fill(~five, nowhere)
+        found = torch.cat([pair, in_five])
+        self._counts.index_add_(0, found, torch.ones_like(found))
 
     def counts(self) -> Tensor:
         """This rank's, (classes**2 + 1 + classes,) int64 on the CPU. A host sync."""
-        classes = self._classes
-        pairs, unreadable = self._pairs[: classes**2], self._pairs[-1:]
-        return torch.cat([pairs, unreadable, self._top5[:classes]]).cpu()
+        return self._counts[:-1].cpu()
 
     def take_in(self, everyone: Tensor) -> None:
         """Takes in `counts` summed over ranks."""

@@ -84,11 +84,6 @@ def _check_import(options: Any) -> None:
         "--config is missing; give the YAML file of the settings that --weights were trained "
         "with, such as configs/resnet50.yaml",
     )
-    if options.classes is not None:
-        require(
-            Path(options.classes).is_file(),
-            f"--classes {options.classes} does not exist; give a file with one class name a line",
-        )
     require_packages(weights)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def read_class_list(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--classes {path} cannot be read as text: {error}") from error
     names = [line.strip() for line in lines]
-    if all(is_synset(line.partition(" ")[0]) for line in names):
+    if all(re.match(r"n\d{8}( |$)", line) for line in names):
         names = [line.partition(" ")[0] for line in names]
     if "" in names:
         place = names.index("") + 1
@@ -88,11 +89,6 @@ def read_class_list(path: Path) -> list[str]:
     if twice:
         raise ValueError(f"--classes {path} names {twice[0]} twice; write each class once")
     return names
-
-
-def is_synset(name: str) -> bool:
-    """Whether this is a name of WordNet's as ImageNet uses them, such as n01440764."""
-    return len(name) == 9 and name[0] == "n" and name[1:].isdigit()
 
 
 def _normalisation(path: Path, config: Config, weights: Weights) -> Normalisation:

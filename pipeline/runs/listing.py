@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,13 +111,18 @@ def distinctions(runs: Sequence[RunState]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [{} for _ in runs]
     for members in by_network.values():
         counting = [_counting(runs[number]) for number in members]
-        names = dict.fromkeys(name for own in counting for name in own)
-        for name in sorted(names, key=_place):
-            if any(own.get(name) != counting[0].get(name) for own in counting):
-                for number, own in zip(members, counting, strict=True):
-                    if name in own:
-                        found[number][name] = own[name]
+        for name in sorted(_differing(counting), key=_place):
+            for number, own in zip(members, counting, strict=True):
+                if name in own:
+                    found[number][name] = own[name]
     return found
+
+
+def _differing(known: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """What has not the same value in all of `known`, with its values; None where it is missing."""
+    names = dict.fromkeys(name for facts in known for name in facts)
+    values = {name: [facts.get(name) for facts in known] for name in names}
+    return {name: found for name, found in values.items() if any(v != found[0] for v in found)}
 
 
 def _counting(run: RunState) -> dict[str, Any]:
@@ -151,10 +155,9 @@ def differences(folders: Sequence[Path]) -> dict[str, list[Any]]:
 
     Raises ValueError for a folder that is no run or has no configuration.
     """
-    known = [_facts(folder) for folder in folders]
-    names = dict.fromkeys(name for facts in known for name in facts if name != "run.name")
-    values = {name: [facts.get(name) for facts in known] for name in names}
-    return {name: found for name, found in values.items() if any(v != found[0] for v in found)}
+    found = _differing([_facts(folder) for folder in folders])
+    found.pop("run.name", None)
+    return found
 
 
 def _facts(folder: Path) -> dict[str, Any]:
@@ -172,12 +175,8 @@ def describe_differences(folders: Sequence[Path], found: dict[str, list[Any]]) -
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
-    rows = [(name, *map(_shown, values)) for name, values in found.items()]
+    rows = [(name, *map(shown, values)) for name, values in found.items()]
     return table(("setting", *names), rows)
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def find_run(name: str, below: Path) -> Path:

@@ -82,7 +82,6 @@ def test_torchvisions_file_has_its_names_and_json_beside_it(resnet18, tmp_path, 
     [
         (CIFAR_8, IMAGENET, "torchvision has no CIFAR ResNet-8 A, .* export to .safetensors or"),
         (ModelConfig(depth=18, shortcut="A"), IMAGENET, "torchvision has no ResNet-18 A, "),
-        (ModelConfig(depth=18, shortcut="C"), IMAGENET, "torchvision has no ResNet-18 C, "),
         (ModelConfig(depth=50, variant="v1"), IMAGENET, "torchvision has no ResNet-50 v1, "),
         (PLAIN_18, IMAGENET, "torchvision has no plain-18, "),
         (RESNET_18, with_image(32), r"was trained with a mean image \(data.mean=pixel\); export"),
@@ -189,10 +188,8 @@ def test_a_package_that_lacks_is_named_with_pips_line(monkeypatch, suffix, hidde
         (["--weights=C", "--out=a.pt"], "--weights .* has the suffix .txt and should have .safe"),
         (["--weights=W", "--out=a.pth"], r"--out a.pth .* should have .pt$"),
         (["--weights=W", "--out=a.pt"], "--config is missing; give the YAML file of the settings"),
-        (["--weights=W", "--out=a.pt", "--config=W", "--classes=none.txt"],
-         "--classes none.txt does not exist"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_call_is_answered_with_a_right_one(tmp_path, argv, message):
     for letter, name in (("C", "there.txt"), ("W", "there.pth")):
         (tmp_path / name).touch()

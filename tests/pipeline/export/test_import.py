@@ -173,11 +173,13 @@ def test_damaged_safetensors_are_refused(tmp_path):
         ("a\n\nb\n", "classes.txt: line 2 is empty; write one name a line"),
         ("a\nb\na\n", "classes.txt names a twice; write each class once"),
         ("", "line 1 is empty"),
+        (None, "classes.txt cannot be read as text: .*No such file"),
     ],
 )
 def test_a_wrong_class_list_is_refused(tmp_path, lines, message):
     path = tmp_path / "classes.txt"
-    path.write_text(lines)
+    if lines is not None:
+        path.write_text(lines)
     with pytest.raises(ValueError, match=message):
         read_class_list(path)
 
