@@ -24,7 +24,7 @@ import yaml
 from torch import Tensor, nn
 
 from pipeline.config import Config
-from pipeline.config.reading import overrides
+from pipeline.config.reading import config_of, overrides
 from pipeline.data.normalisation import Normalisation
 from pipeline.model.network import make_model
 from pipeline.system.failure import TrainingError
@@ -150,7 +150,7 @@ def read(path: Path) -> Trained:
     content = read_verified(path)
     return Trained(
         path,
-        overrides({}, (), yaml.safe_load(content["config"])),
+        config_of(yaml.safe_load(content["config"])),
         list(content["classes"]),
         Normalisation.from_state(content["normalisation"]),
         content["model"],

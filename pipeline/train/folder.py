@@ -258,19 +258,25 @@ def read_metrics(path: Path, warn: bool = False) -> list[dict[str, Any]]:
     metrics, cut = [], []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
-        try:
-            found = json.loads(line)
-        except json.JSONDecodeError:
-            found = None
-        if isinstance(found, dict):
-            metrics.append(found)
-        else:
+        found = metrics_of(line)
+        if found is None:
             cut.append(number)
+        else:
+            metrics.append(found)
     if cut and warn:
         what = f"a line of {path} is" if len(cut) == 1 else f"{len(cut)} lines of {path} are"
         where = ", ".join(map(str, cut[:_NAMED])) + (" and more" if len(cut) > _NAMED else "")
         log.warning("warning: %s cut and left out: line %s", what, where)
     return metrics
+
+
+def metrics_of(line: str | bytes) -> dict[str, Any] | None:
+    """What a line says; None if a kill has cut it."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 class Checkpoints:

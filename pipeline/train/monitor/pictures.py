@@ -134,8 +134,9 @@ def class_bars(names: Sequence[str], hits: Sequence[int], images: Sequence[int])
 def mean_in_views(plan: Plan, image: np.ndarray, beyond: np.ndarray | None) -> np.ndarray:
     """The mean `image` (H, W, 3) as it was subtracted from each view of `plan`: (B, h, w, 3).
 
-    It comes before the mirror. Where it comes before the crop too (`data.dali.pixels`) views have,
-    outside their image, `beyond` (3,); None: it is subtracted from views of its own shape.
+    It comes before the mirror. Where it comes before the crop too (images that are pixels already)
+    views have, outside their image, `beyond` (3,); None: it is subtracted from views of its own
+    shape.
     """
     height, width = plan.shape
     views = np.empty((len(plan.flips), height, width, 3), np.float32)

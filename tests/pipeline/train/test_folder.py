@@ -16,7 +16,7 @@ FILES = re.compile(
 )
 OTHERS = {
     ("pipeline/prepare/files.py", "lock"): "of a folder of data",
-    ("pipeline/prepare/drawn/image_set.py", ".lock"): "of a drawn data set",
+    ("pipeline/prepare/drawn.py", ".lock"): "of a drawn data set",
     ("launch/horovod_build.py", "lock"): "of a folder of builds",
     ("launch/horovod_build.py", "nccl"): "of the libraries to link against",
 }

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pipeline.prepare.drawn.image_set import draw_once, say_drawn
-from pipeline.prepare.drawn.shapes import CLASSES, outline
+from pipeline.prepare.drawn import CLASSES, draw_once, filled, outline
 from pipeline.prepare.options import MiniOptions
 
 _SIDE = 32  # pixels, as in CIFAR-10
@@ -23,27 +22,30 @@ _OWN_HUE_SHARE = 0.6
 _GENERATOR_VERSION = 1  # raise it when the same seed no longer gives the same images
 
 
-def draw_mini(
-    out: Path, seed: int = 0, train_images: int = 10_000, test_images: int = 2_000
-) -> bool:
+def run(options: MiniOptions) -> None:
+    """Draws the set unless it is there; ValueError where `out` holds anything else."""
+    state = "drawn in" if draw_mini(options) else "are in"
+    print(f"{options.train} train and {options.test} test images {state} {options.out}")
+
+
+def draw_mini(options: MiniOptions) -> bool:
     """Draws `out/cifar-10-batches-bin/`: five training files, a test file and the class names.
 
-    Returns False when `out` already held exactly this set. ValueError if a number is out of range,
-    or `out` holds another set or anything else.
+    Returns False when `out` already held exactly this set. ValueError as `draw_once`.
     """
 
     def draw(folder: Path) -> None:
         batches = folder / _FOLDER
         batches.mkdir()
-        shares = np.array_split(np.arange(train_images), _FILES)
+        shares = np.array_split(np.arange(options.train), _FILES)
         for number, share in enumerate(shares, 1):
-            _write(batches / f"data_batch_{number}.bin", seed, _TRAIN, share)
-        _write(batches / "test_batch.bin", seed, _TEST, np.arange(test_images))
+            _write(batches / f"data_batch_{number}.bin", options.seed, _TRAIN, share)
+        _write(batches / "test_batch.bin", options.seed, _TEST, np.arange(options.test))
         names = "".join(f"{name}\n" for name in CLASSES)
         (batches / "batches.meta.txt").write_text(names, encoding="utf-8")
 
-    counts = {"train": train_images, "test": test_images}
-    return draw_once(out, "mini", _GENERATOR_VERSION, seed, counts, draw)
+    counts = (("train", options.train), ("test", options.test))
+    return draw_once(options.out, "mini", _GENERATOR_VERSION, options.seed, counts, draw)
 
 
 def _write(path: Path, seed: int, part: int, indices: NDArray[np.int64]) -> None:
@@ -98,13 +100,10 @@ def _mask(rng: np.random.Generator, class_name: str) -> Image.Image:
     size, angle = rng.uniform(6.0, 10.0), rng.uniform(-0.5, 0.5)  # half the longer side; radians
     cos, sin = math.cos(angle), math.sin(angle)
     centre = _SIDE / 2 + rng.uniform(-1, 1, 2) * (_SIDE / 2 - 0.5 - size)
-    mask = Image.new("L", (_SIDE * _SCALE, _SIDE * _SCALE))
-    draw = ImageDraw.Draw(mask)
-    for points, ink in zip(polygons, (255, 0), strict=False):
-        unit = (2 * points - low - high) / (high - low).max()
-        placed = _SCALE * (centre + size * (unit @ np.array([(cos, sin), (-sin, cos)])))
-        draw.polygon([(float(x), float(y)) for x, y in placed], fill=ink)
-    return mask
+    units = [(2 * points - low - high) / (high - low).max() for points in polygons]
+    rotation = np.array([(cos, sin), (-sin, cos)])
+    placed = [_SCALE * (centre + size * (unit @ rotation)) for unit in units]
+    return filled(_SIDE * _SCALE, _SIDE * _SCALE, placed)
 
 
 def _colour_of(rng: np.random.Generator, label: int) -> tuple[int, int, int]:
@@ -114,9 +113,3 @@ def _colour_of(rng: np.random.Generator, label: int) -> tuple[int, int, int]:
     rgb = colorsys.hsv_to_rgb(hue, rng.uniform(0.5, 1), rng.uniform(0.4, 1))
     red, green, blue = (round(255 * one) for one in rgb)
     return red, green, blue
-
-
-def run(options: MiniOptions) -> None:
-    """Draws the set unless it is there; ValueError where `out` holds anything else."""
-    drawn = draw_mini(options.out, options.seed, options.train, options.test)
-    say_drawn(options.out, {"train": options.train, "test": options.test}, drawn)

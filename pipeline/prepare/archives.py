@@ -6,19 +6,21 @@ number of threads works on it at once.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from pipeline.config import ConfigError, require
 from pipeline.data.index.tar import members
 from pipeline.data.index.window import opened
-from pipeline.prepare.imagenet.devkit import Devkit, Synset, check_plain_name
+from pipeline.prepare.devkit import Devkit, Synset, is_plain
 
 _PLAIN, _FOLDER = (b"0", b"\0", b"7"), b"5"
+_OF_ONE_RELEASE = "give the archives of one release, copied whole"
 _VAL_NUMBER = re.compile(r"_(\d+)\.\w+$")
 
 
@@ -32,10 +34,11 @@ class Image(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """The images of one class in one archive.
+    """Images of one class in one archive.
 
-    files and stored_bytes are known from the start; `images` walks the archive for the rest, in
-    bytewise order of names, and raises ConfigError or BadContainer for what is wrong there.
+    files and stored_bytes are known from the start, of a part about; `images` walks the archive for
+    the rest, in bytewise order of names, and raises ConfigError or BadContainer for what is wrong
+    there.
     """
 
     archive: Path
@@ -44,19 +47,34 @@ class Block:
     stored_bytes: int
     images: Callable[[], Sequence[Image]]
 
+    def parts(self, count: int) -> list[Block]:
+        """The block in `count` about equal ones, in order."""
 
-def read_bytes(descriptor: int, image: Image, archive: Path) -> bytes:
+        def images(part: int) -> Sequence[Image]:
+            found = self.images()
+            first, last = (len(found) * k // count for k in (part, part + 1))
+            return found[first:last]
+
+        files, stored = self.files // count, self.stored_bytes // count
+        return [
+            Block(self.archive, self.wnid, files, stored, functools.partial(images, part))
+            for part in range(count)
+        ]
+
+
+def read_image(archive: BinaryIO, image: Image) -> bytes:
     """The image's bytes; ConfigError, with the offset, where the archive ends before."""
-    parts, offset, end = [], image.offset, image.offset + image.length
-    while offset < end:
-        try:
-            part = os.pread(descriptor, end - offset, offset)
-        except OSError as error:
-            raise ConfigError(f"{archive} cannot be read at byte {offset}: {error}") from error
-        require(bool(part), f"{archive} ends at byte {offset}, within {image.name}; copy it anew")
-        parts.append(part)
-        offset += len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    try:
+        archive.seek(image.offset)
+        content = archive.read(image.length)
+    except OSError as error:
+        raise ConfigError(
+            f"{archive.name} cannot be read at byte {image.offset}: {error}"
+        ) from error
+    end = image.offset + len(content)
+    whole = len(content) == image.length
+    require(whole, f"{archive.name} ends at byte {end}, within {image.name}; copy it anew")
+    return content
 
 
 def train_blocks(archive: Path, devkit: Devkit) -> list[Block]:
@@ -68,18 +86,15 @@ def train_blocks(archive: Path, devkit: Devkit) -> list[Block]:
     require(
         len(inner) == len(devkit.synsets),
         f"--train-tar {archive} holds {len(inner)} archives, but the devkit has "
-        f"{len(devkit.synsets)} classes; give the archives of one release, copied whole",
+        f"{len(devkit.synsets)} classes; {_OF_ONE_RELEASE}",
     )
-    blocks = []
     for synset in devkit.synsets:
-        found = inner.get(f"{synset.wnid}.tar")
-        if found is None:
-            raise ConfigError(
-                f"--train-tar {archive} lacks {synset.wnid}.tar, the class of "
-                f"{synset.words!r}; give the archives of one release, copied whole"
-            )
-        blocks.append(_train_block(archive, synset, found))
-    return blocks
+        require(
+            f"{synset.wnid}.tar" in inner,
+            f"--train-tar {archive} lacks {synset.wnid}.tar, the class of {synset.words!r}; "
+            f"{_OF_ONE_RELEASE}",
+        )
+    return [_train_block(archive, one, inner[f"{one.wnid}.tar"]) for one in devkit.synsets]
 
 
 def _train_block(archive: Path, synset: Synset, inner: Image) -> Block:
@@ -104,8 +119,7 @@ def val_blocks(archive: Path, devkit: Devkit) -> list[Block]:
     require(
         len(found) == len(devkit.val_wnids),
         f"--val-tar {archive} holds {len(found)} images, but the devkit has "
-        f"{len(devkit.val_wnids)} validation labels; give the archives of one release, copied "
-        "whole",
+        f"{len(devkit.val_wnids)} validation labels; {_OF_ONE_RELEASE}",
     )
     by_class: dict[str, list[Image]] = {synset.wnid: [] for synset in devkit.synsets}
     for number, image in enumerate(found, 1):
@@ -116,12 +130,11 @@ def val_blocks(archive: Path, devkit: Devkit) -> list[Block]:
             "cannot be told; give the archive as it comes from its source",
         )
         by_class[devkit.val_wnids[number - 1]].append(image)
-    return [_val_block(archive, wnid, images) for wnid, images in by_class.items() if images]
-
-
-def _val_block(archive: Path, wnid: str, images: list[Image]) -> Block:
-    stored = sum(image.length for image in images)
-    return Block(archive, wnid, len(images), stored, lambda: images)
+    return [
+        Block(archive, wnid, len(images), sum(image.length for image in images), images.copy)
+        for wnid, images in by_class.items()
+        if images
+    ]
 
 
 def _walk(archive: Path, begin: int, end: int) -> list[Image]:
@@ -138,10 +151,11 @@ def _walk(archive: Path, begin: int, end: int) -> list[Image]:
             name = os.fsdecode(member.path)
             where = f"{archive}: at byte {member.header}"
             require(member.kind in _PLAIN, f"{where} {name!r} is a link or another special file")
-            try:
-                check_plain_name(name)
-            except ValueError as error:
-                raise ConfigError(f"{where} {error}: refused, nothing leaves its folder") from error
+            require(
+                is_plain(name),
+                f"{where} {name!r} is no plain name of a file or folder: refused, nothing leaves "
+                "its folder",
+            )
             require(member.path not in found, f"{where} {name!r} comes a second time")
             found[member.path] = Image(name, member.offset, member.length)
     return [found[name] for name in sorted(found)]

@@ -1,22 +1,32 @@
-"""What a demo image shows: one of ten shapes over photo-like clutter, as pixels.
+"""`prepare demo`: ten classes of shapes over photo-like clutter, as JPEG files of photos' sizes.
 
-Everything here is a function of a `numpy.random.Generator` and a class name; `demo.py` seeds the
-generator and makes the files. The class decides the outline and nothing else: place, size,
-rotation, colour, light and background are drawn the same way for every class, so none of them gives
-the class away. No outline becomes another class when it is mirrored or rotated. Sizes, contrast and
-clutter are set so that a ResNet-18 learns the task from about 40,000 images at 64 pixels.
+The class decides a shape's outline and nothing else: place, size, rotation, colour, light and
+background are drawn the same way for every class, so none of them gives the class away. Sizes,
+contrast and clutter are set so that a ResNet-18 learns the task from about 40,000 images at 64
+pixels.
 """
 
 from __future__ import annotations
 
 import colorsys
+import io
 import math
-from collections.abc import Callable
+import os
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
+from pipeline.data.index.survey import Split
+from pipeline.prepare.drawn import CLASSES, draw_once, filled, outline
+from pipeline.prepare.files import in_threads
+from pipeline.prepare.options import DemoOptions
+
+_GENERATOR_VERSION = 1  # raise it when the same seed no longer gives the same images
+# Shares of the rare kinds. In ImageNet they are rarer still; here a few thousand files must hold
+# some of each.
+_GREY_SHARE, _CMYK_SHARE, _PROGRESSIVE_SHARE = 0.04, 0.03, 0.06
 # Width to height, and how often: mostly 4:3 landscape as in ImageNet, some portrait and square, a
 # few odd ones.
 _ASPECTS = (4 / 3, 3 / 4, 1.0, 3 / 2, 2 / 3, 16 / 9, 2.2)
@@ -26,20 +36,75 @@ _SUPERSAMPLING = 4  # Pillow's polygons are not antialiased: filled at this scal
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # JPEG's Y of RGB (ITU-R BT.601)
 
 FloatArray = NDArray[np.float32]
-# Polygons of shape (points, 2), x before y, in any unit; the first is filled, a second is a hole.
-Outline = tuple[NDArray[np.float64], ...]
 
 
-def draw_image(rng: np.random.Generator, class_name: str) -> NDArray[np.uint8]:
-    """Draws one image of `class_name`: (H, W, 3) uint8 RGB, both sides 80 to 200 pixels."""
+def run(options: DemoOptions) -> None:
+    """Draws the set unless it is there; ValueError where `out` holds anything else."""
+    state = "drawn in" if draw_demo(options) else "are in"
+    print(f"{options.train} train and {options.val} val images {state} {options.out}")
+
+
+def draw_demo(options: DemoOptions) -> bool:
+    """Draws `out/train/<class>/<name>.JPEG` and `out/val/<class>/<name>.JPEG`, all or nothing.
+
+    The images are spread evenly over the ten classes; every seed gives others. Returns False when
+    `out` already held exactly this set. ValueError as `draw_once`.
+    """
+    counts: tuple[tuple[Split, int], ...] = (("train", options.train), ("val", options.val))
+
+    def draw(folder: Path) -> None:
+        def draw_file(image: tuple[Split, int]) -> None:
+            split, index = image
+            class_name = CLASSES[index % len(CLASSES)]
+            path = folder / split / class_name / f"{class_name}_{index:05d}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(demo_file(options.seed, split, index))
+
+        images = [(split, index) for split, count in counts for index in range(count)]
+        in_threads(draw_file, images, len(os.sched_getaffinity(0)))
+
+    return draw_once(options.out, "demo", _GENERATOR_VERSION, options.seed, counts, draw)
+
+
+def demo_image(seed: int, split: Split, index: int) -> NDArray[np.uint8]:
+    """Pixels of one image before JPEG coding, (H, W, 3) uint8 RGB, both sides 80 to 200 pixels.
+
+    Its label is `index % 10`.
+    """
+    rng = _generator(seed, split, index, "pixels")
     height, width = _image_size(rng)
     image = _clutter(rng, height, width)
-    mask = _shape_mask(rng, class_name, height, width)
+    mask = _shape_mask(rng, CLASSES[index % len(CLASSES)], height, width)
     image = _paint_shape(rng, image, mask)
     image *= _lighting(rng, height, width)
     sensor_noise = rng.standard_normal(image.shape, dtype=np.float32)
     image += rng.uniform(0.002, 0.012) * sensor_noise
     return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+def demo_file(seed: int, split: Split, index: int) -> bytes:
+    """The same image as the bytes of its JPEG file."""
+    rng = _generator(seed, split, index, "file")
+    image = Image.fromarray(demo_image(seed, split, index))
+    kind = rng.uniform()
+    if kind < _GREY_SHARE:
+        image = image.convert("L")
+    elif kind < _GREY_SHARE + _CMYK_SHARE:
+        image = image.convert("CMYK")
+    buffer = io.BytesIO()
+    image.save(
+        buffer,
+        "JPEG",
+        quality=int(rng.integers(60, 96)),
+        progressive=bool(rng.uniform() < _PROGRESSIVE_SHARE),
+    )
+    return buffer.getvalue()
+
+
+def _generator(seed: int, split: Split, index: int, purpose: str) -> np.random.Generator:
+    # Pixels and file draw from separate streams: a change of one leaves the other as it was.
+    key = [seed, ("train", "val").index(split), index, ("pixels", "file").index(purpose)]
+    return np.random.default_rng(key)
 
 
 def _image_size(rng: np.random.Generator) -> tuple[int, int]:
@@ -48,88 +113,6 @@ def _image_size(rng: np.random.Generator) -> tuple[int, int]:
     short = rng.uniform(_SHORTEST_SIDE, _LONGEST_SIDE / elongation)
     short_side, long_side = round(short), round(short * elongation)
     return (short_side, long_side) if aspect > 1 else (long_side, short_side)
-
-
-def _arc(start: float, stop: float, radius: float = 1.0, points: int = 48) -> NDArray[np.float64]:
-    angles = np.linspace(start, stop, points)
-    return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-
-
-def _arrow(rng: np.random.Generator) -> Outline:
-    shaft, head, neck = rng.uniform(0.16, 0.26), rng.uniform(0.6, 0.8), rng.uniform(-0.1, 0.2)
-    upper = [(-1, -shaft), (neck, -shaft), (neck, -head), (1, 0)]
-    return (np.array(upper + [(x, -y) for x, y in reversed(upper[:-1])]),)
-
-
-def _circle(rng: np.random.Generator) -> Outline:
-    return (_arc(0, 2 * math.pi),)
-
-
-def _crescent(rng: np.random.Generator) -> Outline:
-    tip, inner_centre = rng.uniform(0.5, 0.8), rng.uniform(0.35, 0.5)
-    outer = _arc(tip, 2 * math.pi - tip)
-    # The inner circle passes through both tips of the outer one.
-    to_tip_x, to_tip_y = math.cos(tip) - inner_centre, math.sin(tip)
-    tip_angle = math.atan2(to_tip_y, to_tip_x)
-    inner = _arc(2 * math.pi - tip_angle, tip_angle, math.hypot(to_tip_x, to_tip_y))
-    return (np.concatenate([outer, inner + (inner_centre, 0)]),)
-
-
-def _cross(rng: np.random.Generator) -> Outline:
-    arm = rng.uniform(0.18, 0.28)
-    quarter = np.array([(arm, -arm), (1, -arm), (1, arm)])
-    turn = np.array([(0, 1), (-1, 0)])
-    return (np.concatenate([quarter @ np.linalg.matrix_power(turn, k) for k in range(4)]),)
-
-
-def _heart(rng: np.random.Generator) -> Outline:
-    t = np.linspace(0, 2 * math.pi, 64)
-    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-    return (np.stack([16 * np.sin(t) ** 3, -y], axis=1),)
-
-
-def _hourglass(rng: np.random.Generator) -> Outline:
-    waist, half_width = rng.uniform(0.06, 0.16), rng.uniform(0.7, 0.9)
-    right = [(half_width, -1), (waist, 0), (half_width, 1)]
-    return (np.array(right + [(-x, y) for x, y in reversed(right)]),)
-
-
-def _ring(rng: np.random.Generator) -> Outline:
-    return (_arc(0, 2 * math.pi), _arc(0, 2 * math.pi, rng.uniform(0.5, 0.65)))
-
-
-def _square(rng: np.random.Generator) -> Outline:
-    return (np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]),)
-
-
-def _star(rng: np.random.Generator) -> Outline:
-    points = _arc(-math.pi / 2, 1.5 * math.pi, points=11)[:10]
-    points[1::2] *= rng.uniform(0.42, 0.52)
-    return (points,)
-
-
-def _triangle(rng: np.random.Generator) -> Outline:
-    return (_arc(-math.pi / 2, 1.5 * math.pi, points=4)[:3],)
-
-
-_OUTLINES: dict[str, Callable[[np.random.Generator], Outline]] = {
-    "arrow": _arrow,
-    "circle": _circle,
-    "crescent": _crescent,
-    "cross": _cross,
-    "heart": _heart,
-    "hourglass": _hourglass,
-    "ring": _ring,
-    "square": _square,
-    "star": _star,
-    "triangle": _triangle,
-}
-CLASSES = tuple(_OUTLINES)  # by label, which is also the order of the folders' names
-
-
-def outline(rng: np.random.Generator, class_name: str) -> Outline:
-    """One outline of `class_name`, in a place and a unit of its own."""
-    return _OUTLINES[class_name](rng)
 
 
 def _shape_mask(rng: np.random.Generator, class_name: str, height: int, width: int) -> FloatArray:
@@ -146,11 +129,11 @@ def _shape_mask(rng: np.random.Generator, class_name: str, height: int, width: i
     # Validation's centre crop (64 of 72) shows the middle 0.89 of the short side: stay within it.
     reach = (0.88 * short - scale * (high - low)) / 2
     centre = np.array([width, height]) / 2 + rng.uniform(-1, 1, size=2) * reach
-    canvas = Image.new("L", (width * _SUPERSAMPLING, height * _SUPERSAMPLING))
-    draw = ImageDraw.Draw(canvas)
-    for points, ink in zip(polygons, (255, 0), strict=False):
-        placed = (centre + scale * (points - (low + high) / 2)) * _SUPERSAMPLING
-        draw.polygon([(float(x), float(y)) for x, y in placed], fill=ink)
+    canvas = filled(
+        width * _SUPERSAMPLING,
+        height * _SUPERSAMPLING,
+        [(centre + scale * (one - (low + high) / 2)) * _SUPERSAMPLING for one in polygons],
+    )
     return np.asarray(canvas.reduce(_SUPERSAMPLING), np.float32) / np.float32(255)
 
 

@@ -6,16 +6,17 @@ import sys
 
 import jobs
 
-from pipeline.runs.lock_holder import is_locked
+from pipeline.runs.state import is_locked
 from pipeline.train.folder import RunFolder
 
 
-def write_lock(folder, text=""):
-    (folder / "lock").write_text(text)
+def write_lock(folder):
+    (folder / "lock").write_text("")
     return folder / "lock"
 
 
 def test_a_lock_of_this_host_is_seen_and_its_end_too(tmp_path):
+    assert not is_locked(RunFolder(tmp_path))
     lock = write_lock(tmp_path)
     assert not is_locked(RunFolder(tmp_path))
     with open(lock, "a+", encoding="utf-8") as file:
@@ -41,15 +42,11 @@ def test_a_lock_of_the_whole_file_is_seen_as_nfs_makes_one(tmp_path):
     assert not is_locked(RunFolder(tmp_path))
 
 
-def test_a_folder_without_a_lock_file_is_not_locked(tmp_path):
-    assert not is_locked(RunFolder(tmp_path))
-
-
 def test_looking_never_turns_away_a_run_that_starts(tmp_path):
     lock = write_lock(tmp_path)
     look = (
         "from pathlib import Path\n"
-        "from pipeline.runs.lock_holder import is_locked\n"
+        "from pipeline.runs.state import is_locked\n"
         "from pipeline.train.folder import RunFolder\n"
         "print('looking', flush=True)\n"
         f"while True: is_locked(RunFolder(Path({str(tmp_path)!r})))"
