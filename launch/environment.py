@@ -94,8 +94,7 @@ class Environment:
         self.venv = root / ".venv"
         self.python = self.venv / "bin" / "python"
         self._ready = self.venv / ".ready"
-        self._made_for = self.venv / ".made-for"
-        self._installing = self.venv / ".installing"
+        self._whole_for = self.venv / ".whole-for"
 
     def is_ready(self) -> bool:
         """Whether a set-up from these very files has finished."""
@@ -118,12 +117,10 @@ class Environment:
 
         DALI's two wheels share their files, so that a change of PyTorch never reuses one.
         """
-        if not self._made_for.is_file() or self._installing.exists():
-            return False
-        return self._made_for.read_text() == self._purpose()
+        return self._whole_for.is_file() and self._whole_for.read_text() == self._purpose()
 
     def make_venv(self) -> None:
-        """Makes `.venv` anew unless what stands can be gone on with."""
+        """Makes a new `.venv` unless the set-up can continue with the one that is there."""
         if self.is_whole():
             return
         _say(f"Python environment {self.venv}")
@@ -131,7 +128,7 @@ class Environment:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise SetupError(f"{' '.join(command)} failed: {(done.stdout + done.stderr).strip()}")
-        self._made_for.write_text(self._purpose())
+        self._whole_for.write_text(self._purpose())
 
     def stage(self, name: str, *command: str) -> None:
         """Runs one installation; SetupError if it fails.
@@ -140,11 +137,11 @@ class Environment:
         installed, so the next set-up starts from an empty environment.
         """
         _say(name)
-        self._installing.touch()
+        self._whole_for.unlink()
         done = subprocess.run(command, cwd=self.root, stdout=subprocess.DEVNULL, check=False)
         if done.returncode != 0:
             raise SetupError(f"the set-up stopped at {name}: the reason is above.")
-        self._installing.unlink()
+        self._whole_for.write_text(self._purpose())
 
     def _purpose(self) -> str:
         return f"{self.torch}, Python {sys.version}"

@@ -53,9 +53,7 @@ class Edit:
 CXX17_EDITS = (
     Edit("CMakeLists.txt", "set(CMAKE_CXX_STANDARD 14)", "set(CMAKE_CXX_STANDARD 17)"),
     Edit(
-        "horovod/torch/CMakeLists.txt",
-        "set(CMAKE_CXX_STANDARD 14)",
-        "set(CMAKE_CXX_STANDARD 17)",
+        "horovod/torch/CMakeLists.txt", "set(CMAKE_CXX_STANDARD 14)", "set(CMAKE_CXX_STANDARD 17)"
     ),
     Edit("third_party/gloo/CMakeLists.txt", " -std=c++11 -fPIC", " -fPIC"),
 )
@@ -115,12 +113,11 @@ def this_target() -> Target:
 
 def find_nvcc(environ: Mapping[str, str]) -> Path | None:
     """The CUDA compiler: in CUDA_HOME if that is set, on the PATH, or in /usr/local/cuda."""
-    folders = [Path(folder) for folder in environ.get("PATH", "").split(os.pathsep) if folder]
+    folders = [environ.get("PATH", ""), "/usr/local/cuda/bin"]
     if environ.get("CUDA_HOME"):
-        folders.insert(0, Path(environ["CUDA_HOME"]) / "bin")
-    folders.append(Path("/usr/local/cuda/bin"))
-    found = (folder / "nvcc" for folder in folders)
-    return next((nvcc for nvcc in found if os.access(nvcc, os.X_OK)), None)
+        folders.insert(0, f"{environ['CUDA_HOME']}/bin")
+    found = shutil.which("nvcc", path=os.pathsep.join(folders))
+    return None if found is None else Path(found)
 
 
 def cuda_home(nvcc: Path) -> Path:

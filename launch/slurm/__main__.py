@@ -20,12 +20,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 
 from launch.slurm import say
-from launch.slurm.allocation import Allocation, require_rank_per_gpu, this_allocation
+from launch.slurm.allocation import (
+    Allocation,
+    layout,
+    one_per_node,
+    one_per_node_environment,
+    require_rank_per_gpu,
+    srun,
+    this_allocation,
+)
 from launch.slurm.checks import examine, nccl_logging, watch_nccl
 from launch.slurm.end import End, exit_code
 from launch.slurm.options import Program, split
 from launch.slurm.rank import INTERFACE, NODES, RUN_DIR
-from launch.slurm.srun import layout, one_per_node, one_per_node_environment, srun
 from pipeline.config import ConfigError
 from pipeline.ranks.rendezvous import Rendezvous
 from pipeline.system.failure import run_command

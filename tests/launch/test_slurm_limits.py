@@ -44,7 +44,7 @@ def limited(slurm, small_data, tmp_path_factory):
     wait_for(lambda: slurm.job(warned)["Restarts"] == "1", "the warning before the limit", 150)
     found = {"warned": slurm.job(warned)}
     slurm.run("scancel", warned)
-    slurm.wait_for_state(unwarned, "TIMEOUT", timeout_sec=180)
+    slurm.wait_for_end(unwarned, "TIMEOUT", timeout_sec=180)
     found["unwarned"] = slurm.job(unwarned)
     yield {
         name: (path / "test", found[name], Path(f"{path}.log").read_text())
