@@ -144,20 +144,21 @@ def messages() -> list[tuple[str, str]]:
     return [(str(file), text) for file in files for text in source.message_texts(file)]
 
 
+def entries() -> list[str]:
+    """The entries of the page: messages, a colon, what causes them and how to fix it."""
+    text = (DOCS / "troubleshooting.md").read_text()
+    return re.findall(r"^- .+\n(?:  .+\n)+", text, re.M)
+
+
 def quoted_messages() -> list[str]:
-    text = (DOCS / "troubleshooting.md").read_text()
-    entry = r"^- ((?:`[^`]+`(?:,\s+|\n))+)  - \*\*Cause\.\*\* .+\n  - \*\*Cure\.\*\* .+$"
-    return [quoted for spans in re.findall(entry, text, re.M) for quoted in _spans(spans)]
+    heads = [entry.partition("`:\n")[0] + "`" for entry in entries()]
+    return [quoted for head in heads for quoted in re.findall(r"`([^`]+)`", head)]
 
 
-def _spans(text: str) -> list[str]:
-    return re.findall(r"`([^`]+)`", text)
-
-
-def test_troubleshooting_has_a_cause_and_a_cure_for_each_message():
-    text = (DOCS / "troubleshooting.md").read_text()
-    headed = re.findall(r"^- (`.+?)\n  - ", text, re.M | re.S)
-    assert len(quoted_messages()) == sum(len(_spans(head)) for head in headed) > 110
+def test_troubleshooting_has_a_cause_and_a_fix_for_each_message():
+    form = re.compile(r"- (?:`[^`]+`,\s+)*`[^`]+`:\n  .+\.\s+\*\*Fix:\*\* .+\.\n", re.S)
+    assert [entry for entry in entries() if not form.fullmatch(entry)] == []
+    assert len(quoted_messages()) > 110
 
 
 def pattern(quoted: str) -> re.Pattern[str]:
