@@ -176,11 +176,11 @@ def transport_check(log_text: str, nodes: int) -> Check:
         cure = "Set NCCL_DEBUG=INFO and no NCCL_DEBUG_SUBSYS, so that NCCL says what it uses."
         return Check(name, "warn", "NCCL's log names no connection", cure)
     if nodes > 1 and transport == _PLAIN_SOCKET:
-        lacks = "; no InfiniBand device was found" if "NET/IB : No device" in log_text else ""
+        why = "; no InfiniBand device was found" if "NET/IB : No device" in log_text else ""
         return Check(
             name,
             "warn",
-            f"{transport}: gradients go through plain TCP sockets between the nodes{lacks}",
+            f"{transport}: gradients go through plain TCP sockets between the nodes{why}",
             "Give the job the cluster's InfiniBand, RoCE or EFA devices and NCCL plugin, and see "
             "that NCCL_IB_DISABLE is not 1 and locked memory is unlimited (ulimit -l).",
         )

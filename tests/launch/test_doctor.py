@@ -151,23 +151,20 @@ def test_the_interface_that_holds_the_nodes_address_is_found():
 
 
 @pytest.mark.parametrize(
-    ("wanted", "taken"),
+    ("variable", "wanted", "taken"),
     [
-        ("eth", {"eth0", "eth1"}),
-        ("=eth0", {"eth0"}),
-        ("=eth0,ib0", {"eth0", "ib0"}),
-        ("^eth,lo", {"ib0"}),
-        ("^=eth1", {"eth0", "ib0", "lo"}),
+        ("HOROVOD_GLOO_IFACE", "eth0", {"eth0"}),
+        ("HOROVOD_GLOO_IFACE", "eth", set()),
+        ("NCCL_SOCKET_IFNAME", "eth", {"eth0", "eth1"}),
+        ("NCCL_SOCKET_IFNAME", "=eth0", {"eth0"}),
+        ("NCCL_SOCKET_IFNAME", "=eth0,ib0", {"eth0", "ib0"}),
+        ("NCCL_SOCKET_IFNAME", "^eth,lo", {"ib0"}),
+        ("NCCL_SOCKET_IFNAME", "^=eth1", {"eth0", "ib0", "lo"}),
     ],
 )
-def test_nccls_way_to_name_interfaces(wanted, taken):
+def test_how_the_environment_names_interfaces(variable, wanted, taken):
     names = {"eth0", "eth1", "ib0", "lo"}
-    assert {name for name in names if matches(name, wanted, "NCCL_SOCKET_IFNAME")} == taken
-
-
-def test_horovods_interface_is_a_whole_name():
-    assert matches("eth0", "eth0", "HOROVOD_GLOO_IFACE")
-    assert not matches("eth0", "eth", "HOROVOD_GLOO_IFACE")
+    assert {name for name in names if matches(name, wanted, variable)} == taken
 
 
 def test_the_code_of_two_checkouts_differs_by_any_file(tmp_path):
