@@ -51,8 +51,8 @@ def main(argv: list[str]) -> int:
         + ", ".join(f"{node.name} ({node.ranks})" for node in allocation.nodes)
     )
     if not program.on_every_rank:
-        one = srun(["--nodes=1", "--ntasks=1"], program.command)
-        return exit_code(relay.run(one, os.environ))
+        command = [sys.executable, "-m", *program.module_and_options]
+        return exit_code(relay.run(srun(["--nodes=1", "--ntasks=1"], command), os.environ))
     if not program.on_cpu:
         require_rank_per_gpu(allocation)
     end = End(program.run_dir, allocation, options.requeue)

@@ -82,11 +82,6 @@ class Program:
         """As `python -m` takes them."""
         return [self.module, *self.options]
 
-    @property
-    def command(self) -> list[str]:
-        """As a process is started."""
-        return [sys.executable, "-m", *self.module_and_options]
-
     def staging(self, folder: str) -> list[str]:
         """What copies this training's data set to `folder` of a node."""
         assert self.config is not None, "only a training stages its data"

@@ -56,7 +56,7 @@ def limited(slurm, small_data, tmp_path_factory):
 def test_a_warning_before_the_limit_saves_and_requeues(limited):
     run, job, log = limited["warned"]
     assert job["Restarts"] == "1"
-    assert "is requeued and will go on" in log
+    assert "is requeued and will resume" in log
     last = newest_checkpoint(run)["step"]
     assert RunFolder(run).stopped() == Stop("SIGUSR1", last)
     lines = metrics(run)  # none on a busy machine, where the warning may come before step 0

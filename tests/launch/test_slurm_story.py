@@ -186,7 +186,7 @@ ALL = [
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_every_start_goes_on_from_the_last_and_leaves_a_whole_checkpoint(told, name):
+def test_every_start_resumes_from_the_last_and_leaves_a_whole_checkpoint(told, name):
     start = told.starts[name]
     assert start.last_step > start.first_step, start.log
     assert start.left == [], "processes left behind"
@@ -199,7 +199,7 @@ def test_usr1_saves_at_a_step_boundary_and_requeues(told, name):
     start = told.starts[name]
     assert json.loads(start.said) == {"signal": "SIGUSR1", "step": start.last_step}
     assert start.last_step == start.seen_step, "a signal loses nothing"
-    assert "is requeued and will go on" in start.log
+    assert "is requeued and will resume" in start.log
     assert start.restarts == 1 + ALL.index(name)
     assert start.cause == ""
 
@@ -230,7 +230,7 @@ def test_a_requeue_by_hand_and_scancel_save_first(told, name):
 def test_scancel_does_not_requeue(told):
     start = told.starts["cancelled"]
     assert start.state == "CANCELLED" and "requeued" not in start.log
-    assert "launch: stopped; start it again to go on from its checkpoint" in start.log
+    assert "launch: stopped; start it again to resume from its checkpoint" in start.log
 
 
 def test_a_lost_node_puts_the_job_back_into_the_queue(told):
