@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from jobs import REPOSITORY, copy_data, environment
@@ -65,6 +66,14 @@ def test_facts_are_json_and_tell_what_this_machine_is(tmp_path):
     assert node["device"] == "cpu" and node["usable_cores"] <= node["cores"]
     assert abs(node["run_dir"]["clock_offset_sec"]) < 60
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", [Path("/dev/shm"), Path.cwd()])
+def test_the_file_system_of_the_run_directory_is_named(place):
+    command = ["df", "--output=fstype,source", place]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = this_node(place)["run_dir"]["file_system"]
+    assert found.split() == shown.splitlines()[1].split()
 
 
 def test_a_run_directory_that_is_not_made_yet_is_judged_by_its_parent_and_not_made(tmp_path):
