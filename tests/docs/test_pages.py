@@ -126,8 +126,8 @@ needs_sphinx = pytest.mark.skipif(
 @cache
 def source_texts() -> list[str]:
     fixed_texts = from_docs("from_source").fixed_texts
-    made = [text for _, text in messages()]
-    return made + [text for file in python_files() for text in fixed_texts(file)]
+    made = {text for _, text in messages()}
+    return list(made.union(*map(fixed_texts, python_files())))
 
 
 @cache
