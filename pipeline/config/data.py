@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -115,7 +116,7 @@ class DataConfig:
             f"data.val_resize={self.val_resize} must be at least data.image_size={self.image_size}",
         )
         require(
-            self.color_std is None or self.color_std > 0,
+            self.color_std is None or 0 < self.color_std < math.inf,
             f"data.color_std={self.color_std} must be greater than 0, or null for none",
         )
 

@@ -16,7 +16,7 @@ from pipeline.data.index.manifest import open_manifest
 from pipeline.data.order import epoch_permutation
 from pipeline.system.failure import ExitCode, Reported
 from pipeline.train.checkpoint import CheckpointFolder
-from pipeline.train.monitor.metrics_file import read_metrics
+from pipeline.train.folder import read_metrics
 
 
 @pytest.fixture(scope="module")

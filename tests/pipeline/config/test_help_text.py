@@ -39,8 +39,8 @@ def test_options_say_what_form_their_value_has_and_which_default(capsys):
     text = help_of("prepare mean", capsys)
     assert "--train-crop {random_resized_crop,scale_jitter} data.train_crop of" in text
     assert "--area [X,X] data.area of the training; null: that of --config, or the " in text
-    assert "--root PATH Folder of the data set, which holds train. (required) --config PATH" in text
-    assert "--workers N Threads that decode; 0: one for each core. (default: 0)" in text
+    assert "TFRecord or *.rec. (required) --cache-dir PATH Folder of the manifests, as" in text
+    assert "--workers N Threads that read and decode; 0: one for each core. (default: 0)" in text
     text = help_of("train", capsys)
     assert "random_resized_crop: least and greatest share of the image's area. (default: [" in text
     assert re.search(r"--data.flip \{true,false\} Mirror half [^(]+ \(default: true\)", text)
