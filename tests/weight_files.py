@@ -11,7 +11,7 @@ import torch
 
 from pipeline.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from pipeline.data.normalisation import IMAGENET, Normalisation
-from pipeline.model.network import build_network
+from pipeline.model.resnet import build_network
 from pipeline.train.checkpoint import FORMAT, write_atomically
 
 CIFAR_8 = ModelConfig("cifar", depth=8, zero_init_last_norm=False)

@@ -28,8 +28,8 @@ from launch.slurm.rank import INTERFACE, NODES, RUN_DIR
 from launch.slurm.srun import layout, one_per_node, one_per_node_environment, srun
 from pipeline.config import ConfigError
 from pipeline.ranks.rendezvous import Rendezvous
+from pipeline.system.console import counted
 from pipeline.system.failure import run_command
-from pipeline.system.text import counted
 
 
 def main(argv: list[str]) -> int:

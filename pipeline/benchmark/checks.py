@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from pipeline.config.errors import require
+from pipeline.config.setting import require
 
 T = TypeVar("T")
 

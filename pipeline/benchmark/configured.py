@@ -14,8 +14,8 @@ from jsonargparse import ArgumentParser
 
 from pipeline.benchmark.checks import chosen, within
 from pipeline.config import Config, names_for
-from pipeline.config.errors import at_least_one, require
 from pipeline.config.reading import CONFIGS, add_overrides, overrides, read_yaml
+from pipeline.config.setting import at_least_one, require
 
 if TYPE_CHECKING:
     from pipeline.train.folder import RunFolder

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from pipeline.config import ModelConfig
 from pipeline.model.norm import BatchNormAct
-from pipeline.model.resnet import resnet
+from pipeline.model.resnet import build_network
 
 Kind = Literal["plain", "add", "projection"]
 Design = Literal["eager", "fused", "folded"]
@@ -80,7 +81,7 @@ def network(depth: int, size: int) -> Network:
     The last block's two ends are not both used: one gradient comes back to it.
     """
     with torch.device("meta"):
-        model = resnet(depth, _CLASSES)
+        model = build_network(ModelConfig(depth=depth), _CLASSES)
     norms: list[NormCase] = []
     products: list[Product] = []
     pooled: list[tuple[int, int]] = []

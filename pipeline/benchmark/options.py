@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from pipeline.benchmark.checks import chosen, numbers, whole_numbers, within
 from pipeline.benchmark.rank_options import AllreduceOptions, PredictOptions, ScaleOptions
-from pipeline.config.errors import at_least_one, require
+from pipeline.config.setting import at_least_one, require
 
 Amp = Literal["fp16", "bf16"]
 Side = Literal["eager", "triton", "apex", "compile"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from pipeline.benchmark.checks import chosen, numbers, whole_numbers, within
-from pipeline.config.errors import at_least_one, require
+from pipeline.config.setting import at_least_one, require
 
 Dtype = Literal["fp32", "fp16"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)

@@ -22,8 +22,8 @@ from pipeline.data.index.arrow_file import write_manifest
 from pipeline.data.index.manifest import Manifest, open_manifest, read_manifest
 from pipeline.data.index.scan import Rows
 from pipeline.ranks.places import Share
-from pipeline.ranks.stop import StopSignal
 from pipeline.ranks.world import World
+from pipeline.system.failure import StopSignal
 from pipeline.train.feed import Feed
 from pipeline.train.folder import RunFolder
 from pipeline.train.monitor.monitor import RunMonitor

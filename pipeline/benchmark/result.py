@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.system.console import counted
 from pipeline.system.files import write_text
-from pipeline.system.text import counted
 
 Show = Callable[[str], None]
 """Shows a text in the place of the one before; an empty one makes room for lines of others."""

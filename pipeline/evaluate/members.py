@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.config import Config, ConfigError, names_for, require, settings
-from pipeline.config.effect import settings_of, without_effect
+from pipeline.config.idle import idle_settings
 from pipeline.data.dali import Batch
 from pipeline.data.normalisation import Normalisation
 from pipeline.evaluate.protocol import ViewProtocol, pool_window
@@ -60,7 +60,7 @@ def make_member(trained: Trained, options: Any) -> Member:
 def require_alike(members: Sequence[Member]) -> None:
     """Raises `ConfigError`, naming both values, if scores of `members` cannot be averaged."""
     first = members[0]
-    idle = without_effect(settings_of(first.config))
+    idle = idle_settings(first.config.values())
     for other in members[1:]:
         mine, theirs = first.trained.classes, other.trained.classes
         _same(first, other, f"{len(mine)} classes", f"{len(theirs)} classes")

@@ -14,8 +14,8 @@ from pipeline.report.figures import Panel, Styles
 from pipeline.report.pages import Block, Heading, Paragraph, Picture, Table, write_pages
 from pipeline.report.runs import Run, date
 from pipeline.report.tables import comparison_blocks
+from pipeline.system.console import counted
 from pipeline.system.machine import versions
-from pipeline.system.text import counted
 
 EARLY_SHARE = 0.2
 """Early convergence is shown over the first fifth of the iterations."""

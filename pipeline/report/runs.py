@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import names_of
-from pipeline.config.effect import without_effect
+from pipeline.config.idle import idle_settings
 from pipeline.model.network import Network, network_of
 from pipeline.report.evaluations import Evaluation, read_evaluation, validation_in_training
 from pipeline.train import folder as run_folder
@@ -97,7 +97,7 @@ class Run:
     @cached_property
     def recipe(self) -> dict[str, str]:
         """The settings that make the experiment: runs that have them alike differ in their seed."""
-        counting = set(names_of("identity", "recipe")) - set(without_effect(self.settings))
+        counting = set(names_of("identity", "recipe")) - set(idle_settings(self.settings))
         return {name: str(value) for name, value in self.settings.items() if name in counting}
 
     def is_whole(self, evaluation: Evaluation) -> bool:

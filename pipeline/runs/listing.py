@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import ConfigError, names_of, settings
-from pipeline.config.effect import without_effect
-from pipeline.config.help import shown
+from pipeline.config.idle import idle_settings
+from pipeline.config.setting import shown
 from pipeline.runs.state import RunState, duration, read_state
-from pipeline.system.text import table
+from pipeline.system.console import table
 from pipeline.train.folder import RunFolder, find_runs, search, unreadable, why_no_run
 
 TRAIN = "make train trains the demo, python -m pipeline.train any other"
@@ -130,7 +130,7 @@ def distinctions(runs: Sequence[RunState]) -> list[dict[str, Any]]:
 
 def _counting(run: RunState) -> dict[str, Any]:
     try:
-        idle = set(without_effect(run.settings))
+        idle = set(idle_settings(run.settings))
     except (KeyError, TypeError):  # of another version
         idle = set()
     # The name stands beside them, and what is of a start is not of the run.

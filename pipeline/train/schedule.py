@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from pipeline.config import Config, ScheduleConfig, require
 from pipeline.data.batches import total_steps
-from pipeline.system.text import counted
+from pipeline.system.console import counted
 
 WARMUP_WINDOW_STEPS = 100
 """Steps over which `ErrorWarmup` measures the training error.

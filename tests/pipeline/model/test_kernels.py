@@ -12,8 +12,8 @@ import pytest
 import torch
 from norm_checks import Case, error, in_float64, require_close, tensors, with_kernels
 
-from pipeline.model.kernels import batch_norm, launch
-from pipeline.model.kernels.launch import Tiling, choose_tiling
+from pipeline.model.kernels import batch_norm, ops
+from pipeline.model.kernels.ops import Tiling, choose_tiling
 
 # Rows that no tile divides; few where there are many channels, since an element costs time.
 SIZES = {3: (5, 7, 7), 64: (3, 7, 7), 100: (3, 5, 7), 2048: (2, 3, 3)}
@@ -183,14 +183,14 @@ def test_a_wrong_kernel_is_noticed(
     old, new, case = MUTATIONS[name]
     tiling = tiling_for(case.channels)
     require_close(case, tiling)
-    monkeypatch.setattr(launch, "kernels", mutate(tmp_path, old, new))
+    monkeypatch.setattr(ops, "kernels", mutate(tmp_path, old, new))
     with pytest.raises(AssertionError, match="errors"):
         require_close(case, tiling)
 
 
 def test_plain_sums_of_squares_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant = mutate(tmp_path, "x - shift[None, :], 0.0)\n        total", "x, 0.0)\n        total")
-    monkeypatch.setattr(launch, "kernels", mutant)
+    monkeypatch.setattr(ops, "kernels", mutant)
     assert variance_error(tiling_for(8)) > 1e-3
 
 
@@ -206,7 +206,7 @@ def test_plain_sums_of_squares_are_noticed(tmp_path: Path, monkeypatch: pytest.M
 def test_a_wrong_relu_is_noticed(
     old: str, new: str, test: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "kernels", mutate(tmp_path, old, new))
+    monkeypatch.setattr(ops, "kernels", mutate(tmp_path, old, new))
     with pytest.raises(AssertionError):
         if test == "nan":
             test_a_nan_goes_where_torch_takes_it()

@@ -13,7 +13,7 @@ import pytest
 from jobs import SABOTEUR, resumable, wait_for
 from run_files import checkpoint_steps, metrics, newest_checkpoint
 
-from pipeline.ranks.stop import GO_ON, STOP_SIGNALS, StopSignal
+from pipeline.system.failure import GO_ON, STOP_SIGNALS, StopSignal
 from pipeline.train.folder import RunFolder, Stop
 
 STOPPED = 75

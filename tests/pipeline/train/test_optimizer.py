@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.config import ModelConfig
 from pipeline.model.norm import BatchNormAct
-from pipeline.model.resnet import resnet
+from pipeline.model.resnet import build_network
 from pipeline.train.optimizer import build_optimizer, gradient_norm, set_lr
 
 
@@ -28,7 +29,7 @@ def backward(model: nn.Module, seed: int) -> None:
 
 
 def test_every_parameter_is_in_exactly_one_group_under_its_own_name() -> None:
-    model = resnet(50, 10)
+    model = build_network(ModelConfig(depth=50), 10)
     optimizer = build_optimizer(model, 0.1, 0.9, 1e-4, decay_norm_and_bias=False)
     held = [
         (name, id(parameter))
@@ -41,7 +42,9 @@ def test_every_parameter_is_in_exactly_one_group_under_its_own_name() -> None:
 
 @pytest.mark.parametrize(("decay", "expected"), [(True, 1e-4), (False, 0.0)])
 def test_norm_and_bias_are_a_group_with_its_own_decay(decay: bool, expected: float) -> None:
-    optimizer = build_optimizer(resnet(18, 10), 0.1, 0.9, 1e-4, decay_norm_and_bias=decay)
+    optimizer = build_optimizer(
+        build_network(ModelConfig(depth=18), 10), 0.1, 0.9, 1e-4, decay_norm_and_bias=decay
+    )
     groups = {group["name"]: group for group in optimizer.param_groups}
     assert list(groups) == ["weights", "norm_and_bias"]
     assert groups["weights"]["weight_decay"] == 1e-4
@@ -85,14 +88,16 @@ def test_momentum_buffers_stay_channels_last_also_after_a_load() -> None:
         buffers = [optimizer.state[p]["momentum_buffer"] for p in weights if p.ndim == 4]
         return [buffer.permute(0, 2, 3, 1).is_contiguous() for buffer in buffers]
 
-    model = resnet(50, 10)
+    model = build_network(ModelConfig(depth=50), 10)
     optimizer = build_optimizer(model, 0.1, 0.9, 1e-4, decay_norm_and_bias=False)
     images = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     model(images).square().mean().backward()
     optimizer.step()
     assert channels_last(optimizer) == [True] * 53
 
-    loaded = build_optimizer(resnet(50, 10), 0.1, 0.9, 1e-4, decay_norm_and_bias=False)
+    loaded = build_optimizer(
+        build_network(ModelConfig(depth=50), 10), 0.1, 0.9, 1e-4, decay_norm_and_bias=False
+    )
     loaded.load_state_dict(optimizer.state_dict())
     assert channels_last(loaded) == [True] * 53
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.config import ModelConfig
-from pipeline.model.network import build_network
+from pipeline.model.resnet import build_network
 from pipeline.train.optimizer import named_norms, norms
 from pipeline.train.state import spread
 

@@ -12,7 +12,7 @@ import torch
 from one_process import train_here
 
 from pipeline.config import Config
-from pipeline.config.effect import idle_settings, settings_of, without_effect
+from pipeline.config.idle import idle_settings, shown_idle
 from pipeline.config.reading import load_config
 from pipeline.data.stream import train_planner, val_planner
 from pipeline.model.network import network_facts, network_of
@@ -93,8 +93,8 @@ def facts(config: Config) -> dict[str, Any]:
 def test_a_setting_without_effect_changes_nothing_that_is_trained(options, name, value):
     one, other = configured(*options), configured(*options, f"--{name}={value}")
     assert one.get(name) != other.get(name)
-    assert name in without_effect(settings_of(one))
-    assert name in without_effect(settings_of(other))
+    assert name in idle_settings(one.values())
+    assert name in idle_settings(other.values())
     assert what_is_trained(one) == what_is_trained(other)
     # A checkpoint of either goes on with the other.
     require_same_run(Path("a.pt"), facts(one), compared(facts(other), other))
@@ -114,7 +114,7 @@ def test_what_takes_an_effect_away_is_itself_compared():
     for options in {options for options, _, _ in (*CASES, *WITH_EFFECT)}:
         config = configured(*options)
         kept = compared(facts(config), config)
-        for reasons in without_effect(settings_of(config)).values():
+        for reasons in idle_settings(config.values()).values():
             assert set(reasons) <= kept.keys()
 
 
@@ -128,8 +128,8 @@ def test_a_setting_that_gets_an_effect_is_compared_with_what_the_checkpoint_kept
 
 
 def test_those_that_somebody_set_are_told_with_the_reason():
-    assert idle_settings(Config()) == ""
-    told = idle_settings(configured(*JITTER, "--data.area=[0.5,1]", "--model.depth=34",
+    assert shown_idle(Config()) == ""
+    told = shown_idle(configured(*JITTER, "--data.area=[0.5,1]", "--model.depth=34",
                                     "--model.variant=v1"))  # fmt: skip
     assert told == (
         "data.area=[0.5,1.0] (at data.train_crop=scale_jitter), "
