@@ -63,8 +63,8 @@ def end(folder: Path, doings: str, ranks: list[subprocess.Popen[str]]) -> Ended:
 HANGS = [
     ("stall,wait", [1, 1],
      r"error: no progress within run\.step_timeout_sec=1: WHO0 has been in phase data of step 12 "
-     r"for \d s \(stack in \S+/stacks/rank-0\.txt\); rank 1 has waited in phase average of step 12 for "
-     r"\d s; .*start again", {0: "stall", 1: "wait"}),
+     r"for \d s \(stack in \S+/stacks/rank-0\.txt\); rank 1 has waited in phase average of step 12 "
+     r"for \d s; .*start again", {0: "stall", 1: "wait"}),
     ("wait,freeze", [1, None],
      r"WHO1 is stuck in native code that holds Python's lock \(GIL\) \(stack in", {1: "freeze"}),
     ("wait,pause,wait", [1, None, 1], r"WHO1 is stopped \(SIGSTOP", {0: "wait", 2: "wait"}),
