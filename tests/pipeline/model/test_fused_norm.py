@@ -82,17 +82,6 @@ def test_the_interpreter_counts_as_a_place_to_run() -> None:
     assert choose_backend("auto", torch.device("cpu"), "off") == "reference"
 
 
-def test_a_checkpoint_moves_between_backends() -> None:
-    fused, plain = pair()
-    fused(activations(1))
-    assert list(fused.state_dict()) == list(nn.BatchNorm2d(C).state_dict())
-    plain.load_state_dict(fused.state_dict())
-    assert all(torch.equal(plain.state_dict()[n], v) for n, v in fused.state_dict().items())
-    require_close(fused.eval()(activations(3)), plain.eval()(activations(3)))
-    fused.load_state_dict(nn.BatchNorm2d(C).state_dict())
-    assert fused.num_batches_tracked == 0
-
-
 @pytest.mark.parametrize(
     ("change", "along"),
     [
