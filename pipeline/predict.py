@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
     from pipeline.data.dali import DecodeSettings, Loader
     from pipeline.data.images import GivenImages
-    from pipeline.data.normalisation import Normalisation
-    from pipeline.ranks.places import Share
-
 
 DESCRIPTION = (
     "Prints the most probable classes of images, seen as in validation: the centre. Settings come "
@@ -43,17 +40,12 @@ def main(argv: list[str]) -> None:
     ):
         parser.add_argument(name, type=str, metavar="FILE", help=what)
     options = parse_overrides(parser, argv, "predict")
-    require(
-        options.checkpoint is not None,
-        "--checkpoint is missing; give the path of a .pt file of a run",
-    )
     checkpoint_exists("--checkpoint", options.checkpoint)
     require(len(options.images) > 0, "no image is given; name one or more files after the options")
     for image in options.images:
         kind = "is a folder" if Path(image).is_dir() else "does not exist"
         require(Path(image).is_file(), f"the image {image} {kind}; give the path of an image file")
-    if options.json is not None:
-        can_hold("--json", options.json)
+    can_hold("--json", options.json)
     found = predict(Path(options.checkpoint), [Path(image) for image in options.images], options)
     for one in found:
         print(f"{one['image']}")
@@ -71,18 +63,20 @@ def predict(path: Path, paths: Sequence[Path], options: Any) -> list[dict[str, A
     `options` is the parsed command line. Raises `ValueError` for an image that cannot be used.
     """
     from pipeline.data.classes import class_words
+    from pipeline.data.dali.settings import choose_decoding
     from pipeline.data.images import GivenImages
-    from pipeline.ranks.places import own_share, set_threads
+    from pipeline.ranks.places import choose_device, own_share, set_threads
     from pipeline.ranks.world import World
     from pipeline.train import checkpoint
 
     trained = checkpoint.read(path)
-    config = trained.configured(options, names_for("predict"))
+    config = _for_files(trained.configured(options, names_for("predict")))
     images = GivenImages(paths)
     share = own_share(World())
     set_threads(config, share)
-    decode = _decoding(config, trained.normalisation, images, share)
-    model = trained.build(decode.device, config)
+    device = choose_device(config.run.device, share.gpu)
+    decode = choose_decoding(config, device, share, (images,), trained.normalisation)
+    model = trained.build(device, config)
     with contextlib.closing(_open(config, images, decode)) as loader:
         probabilities = _probabilities(model, loader, config, len(images))
     words = class_words(Path(config.data.root))
@@ -92,41 +86,30 @@ def predict(path: Path, paths: Sequence[Path], options: Any) -> list[dict[str, A
     ]
 
 
-def _decoding(
-    config: Config, normalisation: Normalisation, images: GivenImages, share: Share
-) -> DecodeSettings:
-    """Files are decoded, whatever the data set of the training was made of."""
-    from pipeline.data.dali.settings import choose_decoding
-    from pipeline.ranks.places import choose_device
-
+def _for_files(config: Config) -> Config:
+    """Files are decoded, whatever the data set of the training was made of; those of CIFAR-10 are
+    seen as they are."""
+    data = config.data
+    resize = data.image_size if data.dataset == "cifar-10" else data.val_resize
     files = dataclasses.replace(
-        config.data, dataset=None, held_out=None, train_crop="random_resized_crop"
+        data, dataset=None, held_out=None, train_crop="random_resized_crop", val_resize=resize
     )
-    decode = choose_decoding(
-        dataclasses.replace(config, data=files),
-        choose_device(config.run.device, share.gpu),
-        share,
-        (images,),
-        normalisation,
-    )
-    return decode.for_shape((config.data.image_size, config.data.image_size))
+    return dataclasses.replace(config, data=files)
 
 
 def _open(config: Config, images: GivenImages, decode: DecodeSettings) -> Loader:
     """Batches of one length; the last is filled up with its last image."""
     import numpy as np
 
-    from pipeline.data.crops import CenterCrop
     from pipeline.data.dali import Loader
-    from pipeline.data.stream import ValStream
+    from pipeline.data.stream import ValStream, val_planner
 
     data = config.data
-    resize = data.image_size if data.dataset == "cifar-10" else data.val_resize
     batch = min(data.local_batch_size, len(images))
     count = -(-len(images) // batch)
     chunks = (np.arange(i * batch, (i + 1) * batch) for i in range(count))
-    stream = ValStream(images, CenterCrop(data.image_size, resize))
-    return Loader(stream, chunks, count, batch, decode)
+    stream = ValStream(images, val_planner(data))
+    return Loader(stream, chunks, count, batch, decode.for_shape((data.image_size,) * 2))
 
 
 def _probabilities(model: Any, loader: Loader, config: Config, count: int) -> Tensor:
@@ -147,14 +130,10 @@ def _probabilities(model: Any, loader: Loader, config: Config, count: int) -> Te
 def _top(row: Tensor, classes: Sequence[str], words: Mapping[str, str]) -> list[dict[str, Any]]:
     values, labels = row.topk(min(_TOP, len(classes)))
     return [
-        {
-            "label": label,
-            "class": classes[label],
-            "name": words.get(classes[label], classes[label]),
-            "probability": value,
-        }
+        {"label": label, "class": classes[label], "name": words.get(classes[label], classes[label]),
+         "probability": value}
         for value, label in zip(values.tolist(), labels.tolist(), strict=True)
-    ]
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

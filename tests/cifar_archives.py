@@ -35,60 +35,32 @@ class Python2Pickler(pickle._Pickler):
     dispatch[bytes] = _save_text
 
 
-def images(count: int, seed: int, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
+def images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (count, 32, 32, 3) uint8 and labels (count,); each class's colour is its own, so that
     a network can tell them apart."""
     rng = np.random.default_rng(seed)
-    labels = rng.permutation(np.arange(count) % classes)
-    colours = np.random.default_rng(99).integers(40, 216, (classes, 1, 1, 3))
+    labels = rng.permutation(np.arange(count) % len(CLASSES))
+    colours = np.random.default_rng(99).integers(40, 216, (len(CLASSES), 1, 1, 3))
     pixels = colours[labels] + rng.integers(-40, 40, (count, 32, 32, 3))
     return pixels.astype(np.uint8), labels
 
 
-def _planes(pixels: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).reshape(len(pixels), -1)
-
-
-def pickled(content: dict) -> bytes:
-    """A dict as the Python archive's files hold theirs."""
+def pickled(content: Any) -> bytes:
+    """An object as the Python archive's files hold their dict."""
     file = io.BytesIO()
     Python2Pickler(file, protocol=2).dump(content)
     return file.getvalue()
 
 
-def binary_rows(pixels: np.ndarray, labels: np.ndarray) -> bytes:
-    """A batch of the binary archive."""
-    return np.column_stack([labels.astype(np.uint8), _planes(pixels)]).tobytes()
-
-
-def files(form: str, batches: list[int], test: int, classes: int = 10) -> dict[str, bytes]:
-    """The files of an archive with so many images in each batch."""
-    found = {}
-    parts = [(f"data_batch_{i + 1}", count, i) for i, count in enumerate(batches)]
-    for name, count, seed in [*parts, ("test_batch", test, 1000)]:
-        pixels, labels = images(count, seed, classes)
-        if form == "binary":
-            found[f"{name}.bin"] = binary_rows(pixels, labels)
-        else:
-            found[name] = pickled(
-                {
-                    "batch_label": f"{name} of {len(batches)}",
-                    "labels": [int(label) for label in labels],
-                    "data": _planes(pixels),
-                    "filenames": [f"{i}.png" for i in range(count)],
-                }
-            )
+def _batch(form: str, name: str, count: int, seed: int) -> bytes:
+    pixels, labels = images(count, seed)
+    planes = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).reshape(count, -1)
     if form == "binary":
-        found["batches.meta.txt"] = ("\n".join(CLASSES[:classes]) + "\n\n").encode()
-    else:
-        found["batches.meta"] = pickled(
-            {"num_cases_per_batch": 7, "label_names": CLASSES[:classes]}
-        )
-    return found
-
-
-def folder_of(form: str) -> str:
-    return "cifar-10-batches-bin" if form == "binary" else "cifar-10-batches-py"
+        return np.column_stack([labels.astype(np.uint8), planes]).tobytes()
+    names = [f"{i}.png" for i in range(count)]
+    return pickled(
+        {"batch_label": name, "labels": labels.tolist(), "data": planes, "filenames": names}
+    )
 
 
 def write(
@@ -96,17 +68,26 @@ def write(
     packed: bool = False,
 ) -> Path:  # fmt: skip
     """Writes an archive below `root`, which is data.root then; returns its folder or file."""
-    content = files(form, list(batches), test)
+    ends = {"binary": ("bin", ".bin"), "python": ("py", "")}
+    folder, suffix = f"cifar-10-batches-{ends[form][0]}", ends[form][1]
+    parts = [(f"data_batch_{i + 1}", count, i) for i, count in enumerate(batches)]
+    files = {
+        name + suffix: _batch(form, name, count, seed)
+        for name, count, seed in [*parts, ("test_batch", test, 1000)]
+    }
+    if form == "binary":
+        files["batches.meta.txt"] = ("\n".join(CLASSES) + "\n\n").encode()
+    else:
+        files["batches.meta"] = pickled({"num_cases_per_batch": 7, "label_names": CLASSES})
     root.mkdir(parents=True, exist_ok=True)
     if packed:
         path = root / f"cifar-10-{form}.tar.gz"
-        path.write_bytes(tar_gz({f"{folder_of(form)}/{n}": c for n, c in content.items()}))
+        path.write_bytes(tar_gz({f"{folder}/{name}": content for name, content in files.items()}))
         return path
-    folder = root / folder_of(form)
-    folder.mkdir()
-    for name, one in content.items():
-        (folder / name).write_bytes(one)
-    return folder
+    (root / folder).mkdir()
+    for name, content in files.items():
+        (root / folder / name).write_bytes(content)
+    return root / folder
 
 
 def tar_gz(members: dict[str, bytes]) -> bytes:

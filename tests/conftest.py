@@ -40,10 +40,9 @@ def heard_log() -> None:
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A demo set of 50 training and 30 validation images. Read only: copy it to change it."""
-    from pipeline.prepare.drawn.demo import (
-        draw_demo,  # Pillow: tests on a GPU may be run without it
-    )
+    from pipeline.prepare.demo import draw_demo  # Pillow: tests on a GPU may be run without it
+    from pipeline.prepare.options import DemoOptions
 
     root = tmp_path_factory.mktemp("data") / "small"
-    draw_demo(root, seed=0, train_images=50, val_images=30)
+    draw_demo(DemoOptions(root, train=50, val=30))
     return root

@@ -20,7 +20,11 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from PIL import Image
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from pipeline.data.index import tar
 from pipeline.data.index.manifest import Manifest
+from pipeline.data.index.recordio import walk as recordio_walk
+from pipeline.data.index.tfrecord import walk as tfrecord_walk
+from pipeline.data.index.window import Entry, opened
 
 MAGIC = struct.pack("<I", 0xCED7230A)
 
@@ -44,19 +48,30 @@ def draw_images(count: int, classes: Sequence[str] = ("a", "Z é"), seed: int = 
 
 def write_folders(split: Path, images: Images) -> None:
     for class_name, name, content in images:
-        (split / class_name).mkdir(parents=True, exist_ok=True)
-        (split / class_name / name).write_bytes(content)
+        write(split / class_name / name, content)
 
 
-def write_tar(
-    path: Path, members: Iterable[tuple[str, bytes]], format: int = tarfile.PAX_FORMAT
-) -> None:
+def write(path: Path, content: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", format=format) as archive:
+    path.write_bytes(content)
+    return path
+
+
+def tar_of(members: Iterable[tuple[str, bytes]], format: int = tarfile.PAX_FORMAT) -> bytes:
+    """An archive; a content such as b"-> a/1.jpg" makes a symbolic link, b"=> ..." a hard one."""
+    written = io.BytesIO()
+    with tarfile.open(fileobj=written, mode="w", format=format) as archive:
         for name, content in members:
             member = tarfile.TarInfo(name)
-            member.size = len(content)
+            if content[:3] in _LINKS:
+                member.type, member.linkname = _LINKS[content[:3]], content[3:].decode()
+            else:
+                member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
+    return written.getvalue()
+
+
+_LINKS = {b"-> ": tarfile.SYMTYPE, b"=> ": tarfile.LNKTYPE}
 
 
 def webdataset_members(
@@ -71,14 +86,12 @@ def webdataset_members(
         yield f"{key}.{name.split('.', 1)[1]}", content
 
 
-def write_tfrecord(path: Path, examples: Iterable[Mapping[str, Any]]) -> None:
-    """Each example maps feature names to bytes, int or float."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as file:
-        writer = RecordWriter(file)
-        for example in examples:
-            writer.write(serialized(example))
-        writer.flush()
+def tfrecord_of(examples: Iterable[Mapping[str, Any] | bytes]) -> bytes:
+    """A file of records; each example maps feature names to bytes, int or float, or is bytes."""
+    written = io.BytesIO()
+    for example in examples:
+        RecordWriter(written).write(example if isinstance(example, bytes) else serialized(example))
+    return written.getvalue()
 
 
 def slim_examples(images: Images, labels: Mapping[str, int] | None) -> Iterable[dict[str, Any]]:
@@ -146,9 +159,8 @@ def _example_class() -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("e.Example"))
 
 
-def write_recordio(path: Path, records: Iterable[bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"".join(map(recordio_record, records)))
+def recordio_of(records: Iterable[bytes]) -> bytes:
+    return b"".join(map(recordio_record, records))
 
 
 def image_record(label: float, content: bytes, number: int = 0, vector: bool = False) -> bytes:
@@ -185,51 +197,56 @@ def shards(images: Images, count: int = 3) -> list[Images]:
 def packed(split: Path, images: Images) -> None:
     for number, shard in enumerate(shards(images)):
         members = ((f"{label}/{name}", content) for label, name, content in shard)
-        write_tar(split / f"shard-{number:06d}.tar", members)
+        write(split / f"shard-{number:06d}.tar", tar_of(members))
 
 
 def webdataset(split: Path, images: Images) -> None:
     for number, shard in enumerate(shards(images)):
         kind = ("cls", "json")[number % 2]
-        write_tar(split / f"w {number}.tar", webdataset_members(shard, NUMBERS, kind))
+        write(split / f"w {number}.tar", tar_of(webdataset_members(shard, NUMBERS, kind)))
     write_class_list(split)
 
 
 def tfrecord(split: Path, images: Images) -> None:
     for number, shard in enumerate(shards(images)):
         labels = None if number == 1 else NUMBERS
-        write_tfrecord(split / f"train-{number:05d}-of-00003", slim_examples(shard, labels))
+        examples = slim_examples(shard, labels)
+        write(split / f"train-{number:05d}-of-00003", tfrecord_of(examples))
     write_class_list(split)
 
 
 def recordio(split: Path, images: Images) -> None:
     for number, shard in enumerate(shards(images)):
         records = (image_record(NUMBERS[label], content) for label, _, content in shard)
-        write_recordio(split / f"train{number}.rec", records)
+        write(split / f"train{number}.rec", recordio_of(records))
     write_class_list(split)
 
 
 def write_class_list(split: Path) -> None:
-    split.mkdir(parents=True, exist_ok=True)
-    (split / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
+    write(split / "classes.txt", "".join(f"{name}\n" for name in CLASSES).encode())
 
 
 def listed_recordio(split: Path, images: Images) -> None:
     """With the .lst files of im2rec, whose ids are shuffled."""
-    split.mkdir(parents=True, exist_ok=True)
     for number, shard in enumerate(shards(images)):
-        ids = [7 * index % 2003 for index in range(len(shard))]
-        labels = [NUMBERS[label] for label, _, _ in shard]
-        records = [image_record(labels[i], shard[i][2], ids[i]) for i in range(len(shard))]
-        write_recordio(split / f"train{number}.rec", records)
-        lines = [
-            f"{ids[i]}\t{labels[i]}.0\t{shard[i][0]}/{shard[i][1]}\n" for i in range(len(shard))
-        ]
-        (split / f"train{number}.lst").write_text("".join(sorted(lines)))
+        records, lines = [], []
+        for index, (class_name, name, content) in enumerate(shard):
+            label, own_id = NUMBERS[class_name], 7 * index % 2003
+            records.append(image_record(label, content, own_id))
+            lines.append(f"{own_id}\t{label}.0\t{class_name}/{name}\n")
+        write(split / f"train{number}.rec", recordio_of(records))
+        write(split / f"train{number}.lst", "".join(sorted(lines)).encode())
 
 
 NAMED: list[Callable[[Path, Images], None]] = [packed, webdataset, tfrecord, listed_recordio]
 WRITERS = [*NAMED[:3], recordio]
+
+
+def walked(path: Path) -> list[Entry]:
+    """What the walk of its kind finds in a container."""
+    walks = {".tar": tar.walk, ".rec": recordio_walk}
+    with opened(path) as window:
+        return walks.get(path.suffix, tfrecord_walk)(window)
 
 
 def contents(manifest: Manifest) -> list[tuple[str, bytes]]:

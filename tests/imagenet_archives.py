@@ -97,12 +97,13 @@ class Archives:
         return rows
 
 
-def small_archives(train_per_class: int = 3, val_images: int = 6) -> Archives:
-    """Archives with 4 classes of `train_per_class` images (the i-th class has i more)."""
+def small_archives(train_per_class: int = 3, val_images: int = 6, padding: int = 0) -> Archives:
+    """Archives with 4 classes of `train_per_class` images (the i-th class has i more), each with
+    `padding` bytes behind it."""
     archives = Archives()
     for i, wnid in enumerate(WNIDS):
         images = {
-            f"{wnid}_{number}.JPEG": jpeg(1000 * i + number)
+            f"{wnid}_{number}.JPEG": jpeg(1000 * i + number) + bytes(padding)
             for number in range(1, train_per_class + i + 1)
         }
         archives.train[wnid] = images
@@ -111,6 +112,12 @@ def small_archives(train_per_class: int = 3, val_images: int = 6) -> Archives:
         archives.val[f"ILSVRC2012_val_{number:08}.JPEG"] = jpeg(9000 + number)
         archives.truth.append(3 * number % len(WNIDS) + 1)
     return archives
+
+
+def visible_files(folder: Path) -> dict[str, bytes]:
+    """The content of every file below `folder` by its path there; without hidden ones."""
+    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {name: found[name].read_bytes() for name in found if "/." not in f"/{name}"}
 
 
 def options(paths: Mapping[str, Path], out: Path, **more: object) -> ImagenetOptions:

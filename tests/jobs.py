@@ -119,9 +119,7 @@ def wait_for(look: Callable[[], T], what: str, timeout_sec: float = PATIENCE_SEC
 
 def train(data: Path, runs: Path, *options: str) -> list[str]:
     """Arguments of a small training: 8 layers at 32 px, global batch 8 as micro-batches of 4."""
-    return [
-        "-m", "pipeline.train", *small_settings(data, runs), *options,
-    ]  # fmt: skip
+    return ["-m", "pipeline.train", *small_settings(data, runs), *options]
 
 
 def copy_data(data: Path, root: Path) -> Path:
@@ -141,9 +139,11 @@ def small_settings(data: Path, runs: Path) -> list[str]:
     ]  # fmt: skip
 
 
+RESUMABLE = ("--schedule.epochs=3", "--schedule.drop_epochs=[1]", "--run.checkpoint_every_steps=2")
+"""Options of a run to be interrupted: 19 steps with validations after 7, 13 and 19, a checkpoint
+every 2 steps, and lines of metrics that begin before one and end after it."""
+
+
 def resumable(data: Path, runs: Path) -> list[str]:
-    """`small_settings` for a run to be interrupted: 19 steps with validations after 7, 13 and 19,
-    a checkpoint every 2 steps, and lines of metrics that begin before one and end after it."""
-    return [
-        *small_settings(data, runs), "--schedule.epochs=3", "--run.checkpoint_every_steps=2",
-    ]  # fmt: skip
+    """`small_settings` for a run to be interrupted."""
+    return [*small_settings(data, runs), *RESUMABLE]

@@ -34,7 +34,7 @@ class RunMaker:
     ) -> Path:  # fmt: skip
         """A run whose training error falls from 90% to `last`, validation error 1 point above it.
 
-        `size`: steps, a validation every `epoch` steps, train and val images.
+        `size`: steps, a validation every `epoch` steps, `train` and `val` images.
         """
         folder = self.below / name
         folder.mkdir(parents=True)
@@ -43,9 +43,10 @@ class RunMaker:
             part, _, rest = key.partition(".")
             tree[part][rest] = value
         (folder / "config.yaml").write_text(yaml.safe_dump(tree))
-        sizes = {"steps": 4000, "epoch": 391, "val": 10_000, **size}
+        sizes = {"steps": 4000, "epoch": 391, "train": 50_000, "val": 10_000, **size}
+        images = {"train_images": sizes.pop("train"), "val_images": sizes["val"]}
         batch = tree["data"]["global_batch_size"]
-        lines = [start(), *events(last, finished, batch, **sizes)]
+        lines = [start(**images), *events(last, finished, batch, **sizes)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         return folder
 

@@ -1,18 +1,22 @@
-"""Checkpoints of small untrained networks, for what reads them."""
+"""Checkpoints of small untrained networks, and members of evaluations, for what reads them."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from pipeline.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from pipeline.data.normalisation import IMAGENET, Normalisation
+from pipeline.evaluate.__main__ import parse_options
+from pipeline.evaluate.members import Member, make_member
 from pipeline.model.resnet import build_network
-from pipeline.train.checkpoint import FORMAT, write_atomically
+from pipeline.train.checkpoint import FORMAT, Trained, write_atomically
 
 CIFAR_8 = ModelConfig("cifar", depth=8, zero_init_last_norm=False)
 RESNET_18 = ModelConfig(depth=18, zero_init_last_norm=False)
@@ -59,3 +63,19 @@ def with_image(size: int) -> Normalisation:
         image=generator.uniform(80, 130, (size, size, 3)).astype(np.float32),
         color_axes=IMAGENET.color_axes,
     )
+
+
+@cache
+def _given(options: tuple[str, ...]) -> Any:
+    return parse_options(["--checkpoint", __file__, *options])
+
+
+def made_member(
+    name: str, *options: str, data: DataConfig | None = None, **content: object
+) -> Member:
+    """A member as its checkpoint `name` gives it; the file itself is not needed."""
+    stored = Trained(
+        Path(name), Config(data or DataConfig(), ModelConfig(depth=18)), ["cat", "dog"], IMAGENET,
+        {"w": torch.ones(2)}, step=7, world_size=1, fingerprint={}, excluded={},
+    )  # fmt: skip
+    return make_member(dataclasses.replace(stored, **content), _given(options))

@@ -13,7 +13,7 @@ from launch.slurm import say
 from launch.slurm.allocation import Allocation, output_of
 from pipeline.config import ConfigError
 from pipeline.system.failure import ExitCode, say_error
-from pipeline.train.folder import RunFolder, Stop, checkpoint_steps
+from pipeline.train.folder import Checkpoints, RunFolder, Stop
 
 # A network file system may go on denying a file that another node has written.
 _PATIENCE_SEC = 5.0
@@ -86,7 +86,7 @@ class End:
 
     def _newest_step(self) -> int:
         """Step of the newest checkpoint, by its name; -1 without any."""
-        steps = [] if self._run is None else checkpoint_steps(self._run.checkpoints)
+        steps = [] if self._run is None else Checkpoints(self._run.checkpoints).steps()
         return max(steps, default=-1)
 
     def _wait_for_words(self) -> dict[Path, str]:

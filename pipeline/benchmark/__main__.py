@@ -5,36 +5,87 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.benchmark.configured import CONFIGURED, NOT_OPTIONS, add_settings, read_settings
-from pipeline.benchmark.options import OPTIONS
-from pipeline.config import ConfigError
-from pipeline.config.reading import add_options, can_hold, command_parser, read_options, take_name
+from pipeline.benchmark.options import CONFIGURED, LINK_RANKS, OPTIONS
+from pipeline.config import Config, ConfigError, names_for
+from pipeline.config.reading import (
+    CONFIGS,
+    add_options,
+    add_overrides,
+    can_hold,
+    command_parser,
+    overrides,
+    read_options,
+    read_yaml,
+    take_name,
+)
 from pipeline.config.reading import parse as parse_settings
 from pipeline.system.failure import launched_size, run_command
 
-_KINDS: dict[str, type] = {**OPTIONS, **CONFIGURED}
+if TYPE_CHECKING:
+    from pipeline.train.folder import RunFolder
+
+_FROM_SETTINGS = {"config", "made", "ranks"}
+"""Fields of `CONFIGURED` that come from --config and a training's settings."""
 
 
 def parse(argv: list[str]) -> tuple[str, Any, Path | None]:
-    """The benchmark's name, its options (of its class above) and where its JSON goes.
+    """The benchmark's name, its options (of its class in `OPTIONS`) and where its JSON goes.
 
     Raises `ConfigError` for an unknown name or option, with the nearest right one; `--help` prints
     and exits.
     """
     about = f"NAME [--json FILE] [options]\n\n{__doc__}"
-    name = take_name(argv, _KINDS, "benchmark", "pipeline.benchmark", about)
-    kind, configured = _KINDS[name], CONFIGURED.get(name)
+    name = take_name(argv, OPTIONS, "benchmark", "pipeline.benchmark", about)
+    kind, configured = OPTIONS[name], name in CONFIGURED
     parser = command_parser(f"pipeline.benchmark {name}", kind.__doc__ or "")
-    add_options(parser, kind, "_", skip=NOT_OPTIONS if configured else ())
+    add_options(parser, kind, "_", skip=_FROM_SETTINGS if configured else ())
     if configured:
-        add_settings(parser, configured)
+        demo = str(CONFIGS / "demo.yaml")
+        parser.add_argument("--config", metavar="FILE", default=demo, help="YAML of a training")
+        add_overrides(parser, _settings(name))
     parser.add_argument("--json", metavar="FILE", help="also write the whole result here")
     parsed = parse_settings(parser, {}, argv[1:])
-    found = read_settings(parsed, configured) if configured else {}
+    found = _read_settings(parsed, name) if configured else {}
     options: Any = read_options(parsed, parser, kind, "_", **found)
     return name, options, None if parsed.json is None else Path(parsed.json)
+
+
+def _settings(name: str) -> list[str]:
+    """The settings of a training that a benchmark depends on."""
+    return names_for("benchmark") + (names_for("benchmark all") if name == "all" else [])
+
+
+def _read_settings(parsed: Any, name: str) -> dict[str, Any]:
+    """The fields `_FROM_SETTINGS`, read as pipeline.train reads them. Raises `ConfigError`."""
+    base: dict[str, Any] = {"data": {}, "model": {}, "optim": {}, "run": {}}
+    base |= read_yaml(Path(parsed.config))
+    size = parsed["data.image_size"]
+    if size is not None:  # nothing is validated here, and the two settings must fit
+        base["data"] = base["data"] | {"val_resize": size}
+    config = overrides(parsed, _settings(name), base)
+    if name != "all":
+        return {"config": config}
+    stored = _stored_run(Path(parsed.config))
+    of_run = stored is not None and Path(config.data.root).is_dir()
+    made = parsed["data.root"] is None and not of_run
+    return {"config": config, "made": made, "ranks": _ranks(config, stored)}
+
+
+def _stored_run(path: Path) -> RunFolder | None:
+    """The run whose resolved settings `path` holds; None: it holds no run's."""
+    from pipeline.train.folder import run_of
+
+    run = run_of(path)
+    return run if run is not None and run.config == path.absolute() and run.has_trained else None
+
+
+def _ranks(config: Config, stored: RunFolder | None) -> int:
+    found: int | None = None if stored is None else stored.last("start").get("ranks")
+    if found is not None:
+        return found
+    return 1 if config.data.global_batch_size <= config.data.local_batch_size else LINK_RANKS
 
 
 def main(argv: list[str]) -> None:
@@ -47,13 +98,12 @@ def main(argv: list[str]) -> None:
     if path is not None:
         can_hold("--json", str(path))
     benchmark = importlib.import_module(f"pipeline.benchmark.{name}")  # torch and DALI: only now
-    from pipeline.benchmark.device import versions
-    from pipeline.benchmark.result import write_json
+    from pipeline.benchmark.result import of_this_machine, write_json
 
     result = benchmark.run(options)
     print(result.text())
     if path is not None:
-        write_json(path, result.to_json(versions()))
+        write_json(path, of_this_machine(result.to_json()))
         print(f"written to {path}")
 
 

@@ -10,35 +10,40 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import tempfile
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from pipeline.benchmark import allreduce, norm
 from pipeline.benchmark import device as devices
-from pipeline.benchmark.configured import LINK_RANKS, AllOptions
 from pipeline.benchmark.model import (
+    HEAD,
     PHASES,
     ModelStep,
+    add_phases,
     describe,
     one_rank_training,
-    rows,
-    shares,
-    speed_row,
 )
-from pipeline.benchmark.options import NormOptions
+from pipeline.benchmark.options import (
+    LINK_RANKS,
+    PARTS,
+    AllOptions,
+    AllreduceOptions,
+    Dtype,
+    NormOptions,
+    chosen,
+)
 from pipeline.benchmark.passes import LoaderParts, loader_shares
 from pipeline.benchmark.photos import make_photos
-from pipeline.benchmark.predict import gradient_schedule
-from pipeline.benchmark.rank_options import AllreduceOptions, Dtype
-from pipeline.benchmark.result import Result, Show, interleave, ratio, status_line
+from pipeline.benchmark.predict import BYTES, gradient_schedule
+from pipeline.benchmark.processes import Kind
+from pipeline.benchmark.result import Measure, Result, Show, interleave, number, ratio, status_line
 from pipeline.benchmark.scaling_model import Cost, mean_exposed_sec
-from pipeline.data.cifar import CifarImages, Places, open_cifar
-from pipeline.data.dali import DecodeSettings, gpu_count
+from pipeline.data.cifar import CifarImages, open_cifar
+from pipeline.data.dali import gpu_count
 from pipeline.data.dali.settings import choose_decoding
 from pipeline.data.images import ImageSet
 from pipeline.data.index.manifest import open_manifest
@@ -52,8 +57,6 @@ from pipeline.train.verdict import Figures, judge
 _SIZES = "4096,1048576,16777216"  # bytes: latency, a large layer, a network
 _USUAL_SIZE = 224  # the crop for which ImageNet's files are as large as they are
 _NORM_LIMIT_SEC = 120.0
-_BYTES: dict[Dtype, int] = {"fp32": 4, "fp16": 2}
-_PARTS = ("decoding", "resizing", "reading")  # of the loader
 
 
 def run(options: AllOptions) -> Result:
@@ -67,16 +70,18 @@ def run(options: AllOptions) -> Result:
         with tempfile.TemporaryDirectory() as folder:
             bench = _Bench(options, Path(folder), show)
             bench.measure()
-        if "allreduce" in options.part_names:
+        if "allreduce" in bench.parts:
             show(f"measuring: all-reduce between {LINK_RANKS} ranks")
             bench.allreduce()
-        if "norm" in options.part_names:
+        if "norm" in bench.parts:
             show("")
             bench.norm()
     verdict = judge(bench.known)
-    bench.result.figures["known"] = dataclasses.asdict(bench.known)
-    bench.result.figures["limit"] = dataclasses.asdict(verdict)
-    bench.result.figures["verdict"] = f"verdict: {verdict}"
+    bench.result.figures |= {
+        "known": dataclasses.asdict(bench.known),
+        "limit": dataclasses.asdict(verdict),
+        "verdict": f"verdict: {verdict}",
+    }
     return bench.result
 
 
@@ -84,12 +89,13 @@ class _Bench:
     """One configuration on this machine; `result` and what is `known` grow part by part."""
 
     def __init__(self, options: AllOptions, folder: Path, show: Show) -> None:
+        self.parts = chosen(options.parts, PARTS)
         self._options, self._folder, self._show = options, folder, show
         self._training = one_rank_training(options, folder)
         device = self._training.device
-        self.result = Result("all", options.settings() | {"device": str(device)})
+        settings = dataclasses.asdict(options) | {"device": str(device)}
+        self.result = Result("all", settings, table=[HEAD])
         self.result.figures = describe(options, self._training) | {"not_run": {}}
-        self.result.table = [("", "img/s or ms", "quartiles", "share")]
         on_gpu = device.type == "cuda"
         self.known = Figures(
             cores=own_share(World()).cores,
@@ -99,39 +105,29 @@ class _Bench:
         )
 
     def measure(self) -> None:
-        """Loader, model and training loop, in turn."""
-        options, result = self._options, self.result
+        """Loader, model and training loop, in turn, and the ratios between them."""
+        result = self.result
         with ExitStack() as stack:
-            sides: dict[str, Callable[[], float]] = {}
-            if "loader" in options.part_names:
-                self._show("measuring: loader, its images and first batches")
-                sides |= self._loader().sides()
-            step = None
-            if {"model", "step"} & set(options.part_names):
-                self._show("measuring: model, its first steps")
-                step = ModelStep(self._training, options.images, options.round_sec)
-                sides["model_images_per_sec"] = step.images_per_sec
-            if step is not None and "step" in options.part_names:
-                stack.enter_context(self._training.monitored())
-                whole = devices.rate(
-                    self._training.device, options.images, step.steps, self._training.run
-                )
-                whole()  # the first line of metrics
-                sides["step_images_per_sec"] = whole
-            result.spreads = interleave(options.rounds, sides, self._show)
-        if "loader" in options.part_names:
-            self._conclude_loader()
-        if step is not None:
-            result.spreads |= step.spreads()
-            result.ratios |= shares(step)
-            result.table += rows(result)
-            self._know(model=result.spreads["model_images_per_sec"].median)
-        self._add_ratios()
+            result.spreads = interleave(self._options.rounds, self._sides(stack), self._show)
+        speeds = {part: result.spreads.get(f"{part}_images_per_sec") for part in PARTS}
+        loader, model, step = speeds["loader"], speeds["model"], speeds["step"]
+        if loader is not None:
+            result.table.append(("loader", *loader.cells(), ""))
+            self._know(loader=loader.median)
+            self._split_loader()
+        if model is not None:
+            add_phases(result)
+            self._know(model=model.median)
+            if loader is not None:
+                result.ratios["loader_vs_model"] = ratio(loader, model)
+            if step is not None:
+                result.ratios["step_vs_model"] = ratio(step, model)
+                result.table.append(("step", *step.cells(), ""))
 
     def allreduce(self) -> None:
         """Two ranks of this machine, on the device of the model; the wait that it leaves."""
-        kind = cast(Literal["cpu", "cuda"], self._training.device.type)
-        reason = _no_link(self._options) or _no_ranks(kind, self.known.cores or 1)
+        kind = cast(Kind, self._training.device.type)
+        reason = _no_link(self._options.ranks, kind, self.known.cores or 1)
         if reason is None:
             options = AllreduceOptions(kind, LINK_RANKS, _SIZES, rounds=self._options.rounds)
             try:
@@ -141,10 +137,8 @@ class _Bench:
         if reason is not None:
             self.result.figures["not_run"]["allreduce"] = reason
             return
-        self.result.figures["allreduce"] = found.figures
-        self.result.spreads |= {f"allreduce_{k}": spread for k, spread in found.spreads.items()}
-        self.result.ratios |= {f"allreduce_{k}": share for k, share in found.ratios.items()}
-        self._conclude_allreduce(found.figures["fit"])
+        self._include(found)
+        self._add_link(found.figures["fit"])
 
     def norm(self) -> None:
         """The norm layers of the network, where there are kernels for them."""
@@ -166,8 +160,31 @@ class _Bench:
                 not_run["norm"] = str(error).splitlines()[0]
                 return
             not_run |= found.figures.pop("not_run")
-            self.result.figures["norm"] = found.figures
-            self.result.ratios |= {f"norm_{name}": share for name, share in found.ratios.items()}
+            self._include(found)
+
+    def _include(self, found: Result) -> None:
+        """Takes over what another benchmark found, under its name."""
+        self.result.figures[found.name] = found.figures
+        self.result.spreads |= {f"{found.name}_{key}": one for key, one in found.spreads.items()}
+        self.result.ratios |= {f"{found.name}_{key}": one for key, one in found.ratios.items()}
+
+    def _sides(self, stack: ExitStack) -> dict[str, Measure]:
+        """What measures a round of each part; `stack` closes the files of the training loop."""
+        options = self._options
+        sides: dict[str, Measure] = {}
+        if "loader" in self.parts:
+            self._show("measuring: loader, its images and first batches")
+            sides |= self._loader().sides()
+        if {"model", "step"} & set(self.parts):
+            self._show("measuring: model, its first steps")
+            model = ModelStep(self._training, options.images, options.round_sec)
+            sides["model"] = model.measure
+            if "step" in self.parts:
+                stack.enter_context(self._training.monitored())
+                sides["step_images_per_sec"] = devices.rate(
+                    self._training.device, options.images, model.steps, self._training.run
+                )
+        return sides
 
     def _loader(self) -> LoaderParts:
         options, config, device = self._options, self._options.config, self._training.device
@@ -175,63 +192,55 @@ class _Bench:
         # A set's own mean would have to be computed first; it takes as long to subtract.
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, mean="imagenet"))
         settings = choose_decoding(config, device, own_share(World()), (images,))
-        self.result.figures |= _described(images, settings, options)
+        width, height = float(images.widths.mean()), float(images.heights.mean())
+        root, files = "made" if options.made else config.data.root, counted(len(images), "file")
+        self.result.figures |= {
+            "images": f"images: {root}, {width:.0f}x{height:.0f} px (mean of {files})",
+            "files": len(images),
+            "mean_width_px": width,
+            "mean_height_px": height,
+            "loader_threads": settings.threads,
+        }
         self._know(decoder=settings.decoder, threads=settings.threads)
         return LoaderParts(images, config, settings, options.images, options.round_sec)
 
-    def _conclude_loader(self) -> None:
-        result = self.result
-        found = loader_shares(result.spreads)
-        result.ratios |= found
-        speed = result.spreads["loader_images_per_sec"]
-        result.table.append(speed_row("loader", speed))
-        for part in _PARTS if found else ():
-            share = result.ratio_value(f"{part}_of_loader")
-            result.table.append((f"  {part}", "", "", f"{share:.1%}"))
-        self._know(
-            loader=speed.median,
-            decode_share=found["decoding_of_loader"].median if found else None,
-            read_share=found["reading_of_loader"].median if found else None,
-        )
+    def _split_loader(self) -> None:
+        """The shares of the loader's parts; there are none where nothing is decoded."""
+        shares = loader_shares(self.result.spreads)
+        self.result.ratios |= shares
+        for name, share in shares.items():
+            part = name.removesuffix("_of_loader")
+            self.result.table.append((f"  {part}", "", "", f"{share.median:.1%}"))
+        if shares:
+            self._know(
+                decode_share=shares["decoding_of_loader"].median,
+                read_share=shares["reading_of_loader"].median,
+            )
 
-    def _add_ratios(self) -> None:
-        spreads, model = self.result.spreads, self.result.spreads.get("model_images_per_sec")
-        for part in ("loader", "step"):
-            measured = spreads.get(f"{part}_images_per_sec")
-            if measured is not None and model is not None:
-                self.result.ratios[f"{part}_vs_model"] = ratio(measured, model)
-        if "step_images_per_sec" in spreads:
-            self.result.table.append(speed_row("step", spreads["step_images_per_sec"]))
-
-    def _conclude_allreduce(self, fit: dict[Dtype, dict[str, float]]) -> None:
+    def _add_link(self, fit: dict[Dtype, dict[str, float]]) -> None:
         """The gradients of this network, all at once and beside its backward pass."""
-        costs = {
-            dtype: Cost(one["latency_sec"], one["sec_per_byte"], one["tensor_sec"])
-            for dtype, one in fit.items()
-        }
+        options, result = self._options, self.result
         with torch.device("meta"):
             classes = len(self._training.trainer.train_set.classes)
-            network = build_network(self._options.config.model, classes, "reference")
-        pixels = self._options.config.data.image_size
-        gradients = {d: gradient_schedule(network, pixels, size) for d, size in _BYTES.items()}
-        whole = {
-            dtype: costs[dtype].seconds(sum(g.size for g in sent), sum(g.tensors for g in sent))
-            for dtype, sent in gradients.items()
-        }
+            network = build_network(options.config.model, classes, "reference")
+        costs, gradients, whole = {}, {}, {}
+        for dtype, one in fit.items():
+            cost = Cost(one["latency_sec"], one["sec_per_byte"], one["tensor_sec"])
+            layers = gradient_schedule(network, options.config.data.image_size, BYTES[dtype])
+            costs[dtype], gradients[dtype], whole[dtype] = cost, layers, cost.together(layers)
         sent: Dtype = "fp16" if self.known.compression == "fp16" else "fp32"
         self._know(fp16_time=whole["fp16"] / whole["fp32"])
-        self.result.figures["allreduce_ms"] = whole[sent] * 1e3
+        result.figures["allreduce_ms"] = whole[sent] * 1e3
         name = f"{sent} gradients, {LINK_RANKS} ranks"
-        self.result.table.append((name, f"{whole[sent] * 1e3:.4g} ms", "", ""))
-        if "backward_sec" not in self.result.spreads:
+        result.table.append((name, f"{number(whole[sent] * 1e3)} ms", "", ""))
+        if "backward_sec" not in result.spreads:
             return
-        phases = {phase: self.result.spreads[f"{phase}_sec"].median for phase in PHASES}
+        phases = {phase: result.spreads[f"{phase}_sec"].median for phase in PHASES}
         exposed = mean_exposed_sec(gradients[sent], phases["backward"], costs[sent])
         share = exposed / (sum(phases.values()) + exposed)
-        self.result.ratios["exposed_communication_of_step"] = share
-        self.result.table.append(
-            ("  exposed (computed)", f"{exposed * 1e3:.4g} ms", "", f"{share:.1%}")
-        )
+        result.ratios["exposed_communication_of_step"] = share
+        cells = (f"{number(exposed * 1e3)} ms", "", f"{share:.1%}")
+        result.table.append(("  exposed (computed)", *cells))
         self._know(exposed_communication_share=share, ranks=LINK_RANKS)
 
     def _know(self, **more: Any) -> None:
@@ -248,40 +257,20 @@ def _images(options: AllOptions, folder: Path) -> ImageSet:
     if data.dataset == "cifar-10":
         draw = np.random.default_rng(0)
         pixels = draw.integers(0, 256, (options.files, 32, 32, 3), dtype=np.uint8)
-        places = Places([Path("made")], np.zeros((options.files, 2), dtype=np.int32))
+        places = np.full(options.files, "made", dtype=object)
         labels = np.zeros(options.files, dtype=np.int32)
         return CifarImages("train", ["made"], pixels, labels, places)
     make_photos(folder / "made", options.files, scale=data.image_size / _USUAL_SIZE)
     return open_manifest(folder / "made", "train", folder / "cache")
 
 
-def _described(
-    images: ImageSet, settings: DecodeSettings, options: AllOptions
-) -> dict[str, str | float]:
-    width, height = float(images.widths.mean()), float(images.heights.mean())
-    root = options.config.data.root
-    return {
-        "images": f"images: {'made' if options.made else root}, {width:.0f}x{height:.0f} px (mean "
-        f"of {counted(len(images), 'file')})",
-        "files": len(images),
-        "mean_width_px": width,
-        "mean_height_px": height,
-        "loader_threads": settings.threads,
-    }
-
-
-def _no_link(options: AllOptions) -> str | None:
-    """Why there is no link to measure, or None."""
-    if options.ranks > 1:
-        return None
-    return (
-        "the verdict is for one process, which waits for no gradients; python -m "
-        "pipeline.benchmark allreduce measures the link by itself"
-    )
-
-
-def _no_ranks(kind: Literal["cpu", "cuda"], cores: int) -> str | None:
-    """Why two ranks cannot be measured here, or None."""
+def _no_link(ranks: int, kind: Kind, cores: int) -> str | None:
+    """Why the link between two ranks is not measured here, or None."""
+    if ranks == 1:
+        return (
+            "the verdict is for one process, which waits for no gradients; python -m "
+            "pipeline.benchmark allreduce measures the link by itself"
+        )
     if importlib.util.find_spec("horovod") is None:
         return "Horovod is not installed"
     if kind == "cuda" and torch.cuda.device_count() < LINK_RANKS:

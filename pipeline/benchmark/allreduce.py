@@ -16,13 +16,14 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, Literal
+from functools import partial
+from typing import Any, cast
 
 import torch
 
-from pipeline.benchmark.processes import Processes, pick_kind, serve, start
-from pipeline.benchmark.rank_options import AllreduceOptions, Dtype
-from pipeline.benchmark.result import Result, Spread, interleave, ratio
+from pipeline.benchmark.options import DTYPES, AllreduceOptions, Dtype, chosen, numbers
+from pipeline.benchmark.processes import Kind, Processes, own_device, pick_kind, serve, start
+from pipeline.benchmark.result import Result, Spread, interleave, number, ratio
 from pipeline.benchmark.scaling_model import bus_share, fit_line
 from pipeline.ranks import connect
 from pipeline.ranks.world import World
@@ -41,33 +42,32 @@ def run(options: AllreduceOptions) -> Result:
     Raises ValueError: there are too few GPUs or cores.
     """
     kind = pick_kind(options.device, options.ranks)
-    sizes = options.size_numbers or default_sizes(kind)
+    sizes = default_sizes(kind) if options.sizes is None else numbers(options.sizes)
+    dtypes = chosen(options.dtypes, DTYPES)
     with ExitStack() as stack:
-        job = start("pipeline.benchmark.allreduce", [kind], options.ranks)
-        processes = Processes([job])
+        processes = Processes([start("pipeline.benchmark.allreduce", [kind], options.ranks)])
         stack.callback(processes.end)
         sides = {
             _name(dtype, size): _round(processes, kind, dtype, size)
             for size in sizes
-            for dtype in options.dtype_names
+            for dtype in dtypes
         } | {
             f"{dtype}_burst_sec": _round(processes, kind, dtype, sizes[0], _BURST)
-            for dtype in options.dtype_names
+            for dtype in dtypes
         }
-        for warm_up in sides.values():
-            warm_up()
         spreads = interleave(options.rounds, sides)
     environment = {k: v for k, v in os.environ.items() if k.startswith(("HOROVOD_", "NCCL_"))}
-    result = Result(
-        "allreduce",
-        {**vars(options), "device": kind, "sizes": sizes, "environment": environment},
-        spreads=spreads,
-    )
-    _conclude(result, options, sizes)
+    settings = {**vars(options), "device": kind, "sizes": sizes, "environment": environment}
+    result = Result("allreduce", settings, spreads=spreads)
+    _add_sizes(result, dtypes, sizes, bus_share(options.ranks))
+    result.figures["fit"] = {d: _fit(spreads, d, sizes, options.ranks) for d in dtypes}
+    if len(dtypes) > 1:  # the same gradients, those of the largest size
+        half, whole = (spreads[_name(dtype, sizes[-1])] for dtype in ("fp16", "fp32"))
+        result.ratios["fp16_vs_fp32_time"] = ratio(half, whole)
     return result
 
 
-def default_sizes(kind: Literal["cpu", "cuda"]) -> list[int]:
+def default_sizes(kind: Kind) -> list[int]:
     """4 KiB, 16 KiB, ... up to the device's largest, in bytes."""
     sizes, size = [], _SMALLEST
     while size <= _LARGEST[kind]:
@@ -86,40 +86,34 @@ def _name(dtype: Dtype, size: int) -> str:
 
 
 def _round(
-    processes: Processes, kind: Literal["cpu", "cuda"], dtype: Dtype, size: int, tensors: int = 1
+    processes: Processes, kind: Kind, dtype: Dtype, size: int, tensors: int = 1
 ) -> Callable[[], float]:
     least, most = _REPEATS
     sent = _sent(dtype, size)
     repeats = max(least, min(most, _REPEATED_BYTES[kind] // (sent * tensors)))
 
-    def measure() -> float:
+    def slowest() -> float:
         answers = processes.ask(size=sent, dtype=dtype, tensors=tensors, repeats=repeats)
         return float(max(answer["sec"] for answer in answers))
 
-    return measure
+    return slowest
 
 
-def _conclude(result: Result, options: AllreduceOptions, sizes: list[int]) -> None:
-    """Adds table, fits and ratios to `result`, which has the times."""
-    spreads, bus = result.spreads, bus_share(options.ranks)
+def _add_sizes(result: Result, dtypes: list[Dtype], sizes: list[int], bus: float) -> None:
+    """Adds the figure `by_size` and the table to `result`, which has the times."""
     rows: list[dict[str, Any]] = []
-    for dtype in options.dtype_names:
+    result.table = [("bytes", "dtype", "ms", "quartiles", "algorithm GB/s", "bus GB/s")]
+    for dtype in dtypes:
         for size in sizes:
-            sec = spreads[_name(dtype, size)]
-            sent = _sent(dtype, size)
-            algorithm = sent / sec.median
+            sec, sent = result.spreads[_name(dtype, size)], _sent(dtype, size)
+            speed = sent / sec.median
             rows.append({
                 "dtype": dtype, "bytes": sent, "sec": sec.median,
-                "algorithm_bytes_per_sec": algorithm, "bus_bytes_per_sec": algorithm * bus,
+                "algorithm_bytes_per_sec": speed, "bus_bytes_per_sec": speed * bus,
             })  # fmt: skip
+            speeds = (number(speed / 1e9), number(speed * bus / 1e9))
+            result.table.append((str(sent), dtype, *sec.cells(1e3), *speeds))
     result.figures["by_size"] = rows
-    result.figures["fit"] = {
-        dtype: _fit(spreads, dtype, sizes, options.ranks) for dtype in options.dtype_names
-    }
-    if len(options.dtype_names) > 1:  # the same gradients, those of the largest size
-        half, whole = (spreads[_name(dtype, sizes[-1])] for dtype in ("fp16", "fp32"))
-        result.ratios["fp16_vs_fp32_time"] = ratio(half, whole)
-    result.table = _table(rows, spreads)
 
 
 def _fit(
@@ -138,61 +132,36 @@ def _fit(
     }
 
 
-def _table(rows: list[dict[str, Any]], spreads: dict[str, Spread]) -> list[tuple[str, ...]]:
-    table: list[tuple[str, ...]] = [
-        ("bytes", "dtype", "ms", "quartiles", "algorithm GB/s", "bus GB/s")
-    ]
-    for row in rows:
-        low, middle, high = spreads[f"{row['dtype']}_{row['bytes']}_bytes_sec"].quartiles
-        table.append((
-            str(row["bytes"]), row["dtype"], f"{middle * 1e3:.3g}",
-            f"{low * 1e3:.3g} .. {high * 1e3:.3g}",
-            f"{row['algorithm_bytes_per_sec'] / 1e9:.3g}", f"{row['bus_bytes_per_sec'] / 1e9:.3g}",
-        ))  # fmt: skip
-    return table
+def measure(
+    world: World, device: torch.device, size: int, dtype: Dtype, tensors: int, repeats: int
+) -> dict[str, float]:
+    """Collective. Seconds until `tensors` of `size` bytes each are averaged.
 
+    They are in flight together. The mean of `repeats` times one after the other, without waiting
+    for the other ranks in between, as NCCL's own tests have it. One more goes first: a size that is
+    new needs memory.
+    """
+    kind = _DTYPES[dtype]
+    sent = [torch.zeros(size // kind.itemsize, dtype=kind, device=device) for _ in range(tensors)]
 
-class Timer:
-    """Times the all-reduces of `world`, of tensors on `device`."""
+    def average(times: int) -> None:
+        for _ in range(times):
+            world.average_(sent)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
-    def __init__(self, world: World, device: torch.device) -> None:
-        self._world, self._device = world, device
-
-    def measure(self, size: int, dtype: Dtype, tensors: int, repeats: int) -> dict[str, float]:
-        """Collective. Seconds until `tensors` of `size` bytes each are averaged.
-
-        They are in flight together. The mean of `repeats` times one after the other, without
-        waiting for the other ranks in between, as NCCL's own tests have it. One more goes first:
-        a size that is new needs memory.
-        """
-        kind = _DTYPES[dtype]
-        sent = [
-            torch.zeros(size // kind.itemsize, dtype=kind, device=self._device)
-            for _ in range(tensors)
-        ]
-        self._world.average_(sent)
-        self._finish()
-        self._world.barrier()
-        started = time.perf_counter()
-        for _ in range(repeats):
-            self._world.average_(sent)
-        self._finish()
-        return {"sec": (time.perf_counter() - started) / repeats}
-
-    def _finish(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+    average(1)
+    world.barrier()
+    started = time.perf_counter()
+    average(repeats)
+    return {"sec": (time.perf_counter() - started) / repeats}
 
 
 def main(argv: list[str]) -> None:
     """One rank: joins the others, then serves."""
     world = connect()
-    torch.set_num_threads(1)
-    device = torch.device("cpu")
-    if argv[0] == "cuda":
-        device = torch.device("cuda", world.local_rank)
-        torch.cuda.set_device(device)
-    serve(Timer(world, device).measure)
+    device = own_device(cast(Kind, argv[0]), world.local_rank)
+    serve(partial(measure, world, device))
 
 
 if __name__ == "__main__":

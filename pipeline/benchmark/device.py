@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import gc
-import platform
-import subprocess
 import time
 from collections.abc import Callable
-from importlib import metadata
-from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
@@ -17,15 +13,13 @@ Work = Callable[[], object]
 Loop = Callable[[int], object]
 """Takes as many steps as it is told."""
 
+Found = TypeVar("Found")
+
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 _COPY_BYTES = {"cuda": 2**30, "cpu": 2**24}
 _COPIES = 4
 _PRODUCT_SIDE = {"cuda": 8192, "cpu": 128}
-_PACKAGES = (
-    "triton", "numpy", "pillow", "simplejpeg", "horovod", "nvidia-dali-cuda130",
-    "nvidia-dali-cuda120", "apex",
-)  # fmt: skip
 
 
 def pick_device(choice: Literal["auto", "cpu", "cuda"]) -> torch.device:
@@ -115,6 +109,30 @@ def out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
+def fitting(images: int, device: torch.device, work: Callable[[int], Found]) -> Found:
+    """`work` of `images`, or of the next half of it that fits into the device's memory."""
+    while True:
+        try:
+            return work(images)
+        except Exception as error:
+            if not out_of_memory(error) or images == 1:
+                raise
+        images //= 2
+        release(device)
+
+
+def time_limit(limit_sec: float | None) -> Callable[[], str | None]:
+    """What says why nothing more is begun, once `limit_sec` from now are over; until then None."""
+    started = time.monotonic()
+
+    def reason() -> str | None:
+        if limit_sec is None or time.monotonic() - started <= limit_sec:
+            return None
+        return f"the time limit of {limit_sec:g} s was over before"
+
+    return reason
+
+
 def reason(error: BaseException) -> str:
     """What went wrong, in one line."""
     said = str(error).strip().splitlines()
@@ -134,18 +152,16 @@ class Copy:
     """What the memory gives: one large tensor copied to another, on a GPU of 1 GiB."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self.device = device
         self._from = torch.ones(_COPY_BYTES[device.type], dtype=torch.uint8, device=device)
         self._to = torch.zeros_like(self._from)
 
     def bytes_per_sec(self) -> float:
         """One measurement; each byte counts twice, as it is read and written."""
 
-        def work() -> None:
-            for _ in range(_COPIES):
-                self._to.copy_(self._from)
-
-        return 2 * _COPIES * self._from.numel() / seconds(self._device, work)
+        copies = again(lambda: self._to.copy_(self._from))
+        sec = seconds(self.device, lambda: copies(_COPIES))
+        return 2 * _COPIES * self._from.numel() / sec
 
 
 def flop_per_sec(device: torch.device, dtype: torch.dtype) -> float:
@@ -154,35 +170,3 @@ def flop_per_sec(device: torch.device, dtype: torch.dtype) -> float:
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     times = [seconds(device, lambda: a @ b) for _ in range(10)]
     return 2 * side**3 / min(times)
-
-
-def versions() -> dict[str, str]:
-    """What a benchmark's numbers depend on; needs none of these packages but PyTorch."""
-    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    if torch.version.cuda is not None:
-        cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
-        found |= {"cuda": torch.version.cuda, "cudnn": str(cudnn)}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found | {"commit": _said("git", "describe", "--always", "--dirty") or "unknown"}
-
-
-def driver() -> str:
-    """The version of the NVIDIA driver."""
-    query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    return next(iter(_said(*query).splitlines()), "unknown")
-
-
-def _said(*command: str) -> str:
-    """What a program printed; empty if it is not there or fails."""
-    try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10,
-            check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()

@@ -1,44 +1,63 @@
-"""`benchmark loader`: JPEG files to training batches, against a PyTorch DataLoader with Pillow and
-against bare decoding with simplejpeg. Also decoding on the GPU against decoding on the CPU.
+"""`benchmark loader`: JPEG files to training batches, against the usual PyTorch DataLoader with
+Pillow and against bare full decoding by simplejpeg, which binds libjpeg-turbo. Also decoding on the
+GPU against decoding on the CPU.
 
 The images are in the page cache: what is measured is reading them there, decoding and augmenting.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import math
+import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from pipeline.benchmark.loader_references import (
-    MISSING,
-    BareDecode,
-    PhotoDataset,
-    can_run,
-    use_one_thread,
+from pipeline.benchmark import device as devices
+from pipeline.benchmark.options import (
+    CONTAINERS,
+    CROPS,
+    Container,
+    Crop,
+    LoaderOptions,
+    chosen,
+    numbers,
 )
-from pipeline.benchmark.options import CONTAINERS, Container, Crop, LoaderOptions
 from pipeline.benchmark.passes import LoaderPasses, middle_speed
 from pipeline.benchmark.photos import make_photos, pack
-from pipeline.benchmark.result import Result, Spread, interleave, ratio
+from pipeline.benchmark.result import Result, Save, Spread, interleave, ratio
 from pipeline.config import Config, ConfigError, DataConfig
-from pipeline.data.dali import DecodeSettings, available_cores, gpu_count
-from pipeline.data.dali.settings import choose_decoding, decoder_memory
+from pipeline.data.dali import gpu_count
+from pipeline.data.dali.settings import choose_decoding
 from pipeline.data.index.manifest import Manifest, open_manifest
 from pipeline.data.stream import TrainStream, train_planner
 from pipeline.ranks.places import Share
+from pipeline.system.machine import available_cores
 
+MISSING = "simplejpeg is not installed; pip install simplejpeg"
+_CPU = torch.device("cpu")
 _PREFETCH = 2  # batches ahead: DataLoader's default for each worker, and data.prefetch_batches
 _SHORT_SIDE, _USUAL_SIZE = (256, 480), 224  # the paper's jitter, for its crop
 _RATIOS: dict[Crop, str] = {
     "random_resized_crop": "loader_vs_dataloader",
     "scale_jitter": "loader_vs_dataloader_jitter",
 }
+_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+_TRIES = 10  # as in Inception's crop and every copy of it
+
+Rate = Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -64,30 +83,40 @@ def run(options: LoaderOptions) -> Result:
     resized crop over bare decoding), at the most threads; those at fewer end in `_<threads>t`.
     Raises `ValueError` for a GPU decoder without a GPU.
     """
-    _device(options.decode)
+    if options.decode == "gpu" and not torch.cuda.is_available():
+        raise ConfigError(
+            "--decode=gpu needs an NVIDIA GPU and PyTorch sees none; use --decode=cpu"
+        )
     with tempfile.TemporaryDirectory() as folder:
         manifests = _open_all(options, Path(folder))
-        result = Result("loader", vars(options), figures=_figures(manifests["folders"]))
-        sides = _sides(options, manifests, result)
-        for measure in sides.values():  # what is done once: imports, workers, kernels
-            measure()
-        named = interleave(options.rounds, {row.name: side for row, side in sides.items()})
-        result.spreads = named
-        spreads = {row: named[row.name] for row in sides}
-        for count in options.thread_counts:
-            suffix = "" if count == options.thread_counts[-1] else f"_{count}t"
-            for name, found in _ratios(spreads, count).items():
-                result.ratios[name + suffix] = found
-        result.table = _table(spreads)
-        return result
+        files = manifests["folders"]
+        result = Result("loader", vars(options))
+        result.figures = {
+            "files": len(files),
+            "mean_file_kb": float(files.lengths.mean() / 1000),
+            "mean_width": float(files.widths.mean()),
+            "mean_height": float(files.heights.mean()),
+        }
+        if not can_run():
+            result.figures["not_run"] = {"simplejpeg": MISSING}
+        sides = _sides(options, manifests)
+        result.spreads = interleave(options.rounds, {row.name: side for row, side in sides.items()})
+    spreads = {row: result.spreads[row.name] for row in sides}
+    counts = numbers(options.threads)
+    for count in counts:
+        suffix = "" if count == counts[-1] else f"_{count}t"
+        for name, found in _ratios(spreads, count).items():
+            result.ratios[name + suffix] = found
+    result.table = _table(spreads)
+    return result
 
 
 def rows(options: LoaderOptions) -> list[Row]:
     """What is measured of this project's loader."""
-    containers, crops = options.container_names, options.crop_names
+    containers, crops = chosen(options.containers, CONTAINERS), chosen(options.crops, CROPS)
     return [
         Row(container, crop, threads)
-        for threads in options.thread_counts
+        for threads in numbers(options.threads)
         for container in containers
         for crop in crops
         if options.table == "full" or container == containers[0] or crop == crops[0]
@@ -106,54 +135,56 @@ def _open_all(options: LoaderOptions, folder: Path) -> dict[Container, Manifest]
     count = min(options.files, len(everything))
     images = [len(everything) * place // count for place in range(count)]
     found: dict[Container, Manifest] = {}
-    for container in CONTAINERS:
-        if container != "folders" and container not in options.container_names:
-            continue
+    for container in dict.fromkeys(["folders", *chosen(options.containers, CONTAINERS)]):
         pack(everything, images, container, folder / container)
         found[container] = open_manifest(folder / container, "train", cache)
     return found
 
 
-def _figures(manifest: Manifest) -> dict[str, float]:
-    return {
-        "files": len(manifest),
-        "mean_file_kb": float(manifest.lengths.mean() / 1000),
-        "mean_width": float(manifest.widths.mean()),
-        "mean_height": float(manifest.heights.mean()),
-    }
-
-
-def _sides(
-    options: LoaderOptions, manifests: dict[Container, Manifest], result: Result
-) -> dict[Row, Callable[[], float]]:
+def _sides(options: LoaderOptions, manifests: Mapping[Container, Manifest]) -> dict[Row, Rate]:
     """What measures a round of each row; those with workers come first, as they fork."""
-    sides: dict[Row, Callable[[], float]] = {}
-    for threads in options.thread_counts:
-        for crop in options.crop_names:
+    sides: dict[Row, Rate] = {}
+    for threads in numbers(options.threads):
+        for crop in chosen(options.crops, CROPS):
             row = Row(None, crop, threads, "dataloader")
-            sides[row] = _reference(manifests["folders"], options, row)
+            sides[row] = _reference(manifests["folders"], options, crop, threads)
         if can_run():
             bare = BareDecode(manifests["folders"], threads, options.images)
             sides[Row(None, None, threads, "simplejpeg")] = bare.measure
-        else:
-            result.figures["not_run"] = {"simplejpeg": MISSING}
+    device = devices.pick_device("cuda" if options.decode == "gpu" else "cpu")
     for row in rows(options):
-        sides[row] = _ours_of_row(options, manifests, row)
+        assert row.container is not None and row.crop is not None, "a row of ours has both"
+        config = _config(options, row.threads, row.crop, options.decode)
+        sides[row] = _ours(options, manifests[row.container], config, device, row.threads)
     return sides
 
 
+def _config(
+    options: LoaderOptions, threads: int, crop: Crop, decode: Literal["cpu", "gpu"]
+) -> DataConfig:
+    return DataConfig(
+        image_size=options.size,
+        val_resize=options.size,
+        train_crop=crop,
+        short_side=_short_side(options.size),
+        decode=decode,
+        threads=threads,
+        prefetch_batches=_PREFETCH,
+    )
+
+
 def _ratios(spreads: dict[Row, Spread], threads: int) -> dict[str, Spread]:
-    found = {}
-    for crop, name in _RATIOS.items():
-        ours = spreads.get(Row("folders", crop, threads))
-        reference = spreads.get(Row(None, crop, threads, "dataloader"))
-        if ours and reference:
-            found[name] = ratio(ours, reference)
-    ours = spreads.get(Row("folders", "random_resized_crop", threads))
-    bare = spreads.get(Row(None, None, threads, "simplejpeg"))
-    if ours and bare:
-        found["loader_vs_decode"] = ratio(ours, bare)
-    return found
+    pairs = {
+        name: (Row("folders", crop, threads), Row(None, crop, threads, "dataloader"))
+        for crop, name in _RATIOS.items()
+    }
+    bare = Row(None, None, threads, "simplejpeg")
+    pairs["loader_vs_decode"] = (Row("folders", "random_resized_crop", threads), bare)
+    return {
+        name: ratio(spreads[ours], spreads[reference])
+        for name, (ours, reference) in pairs.items()
+        if ours in spreads and reference in spreads
+    }
 
 
 def _table(spreads: dict[Row, Spread]) -> list[tuple[str, ...]]:
@@ -162,18 +193,13 @@ def _table(spreads: dict[Row, Spread]) -> list[tuple[str, ...]]:
         ("", "container", "crop", "threads", "img/s", "quartiles", "of DataLoader", "of decoding")
     ]
     for row, spread in spreads.items():
-        low, middle, high = spread.quartiles
         held_against = (
             spreads.get(Row(None, row.crop, row.threads, "dataloader")),
             spreads.get(Row(None, None, row.threads, "simplejpeg")),
         )
         shares = [f"{ratio(spread, one).median:.2f}" if one else "-" for one in held_against]
-        table.append((
-            row.what, row.container or "-", row.crop or "-", str(row.threads),
-            f"{middle:.4g}", f"{low:.4g} .. {high:.4g}", *shares,
-        ))  # fmt: skip
-    if not any(row.what == "simplejpeg" for row in spreads):
-        table.append(("simplejpeg", "-", "-", "-", "not installed", "-", "-", "-"))
+        names = (row.what, row.container or "-", row.crop or "-", str(row.threads))
+        table.append((*names, *spread.cells(), *shares))
     return table
 
 
@@ -188,76 +214,53 @@ class _Middle:
 
 
 def _ours(
-    options: LoaderOptions, stream: TrainStream, settings: DecodeSettings, workers: int
-) -> Callable[[], float]:
-    """What measures a round of this project's `Loader`, as a training makes it."""
+    options: LoaderOptions, manifest: Manifest, data: DataConfig, device: torch.device, workers: int
+) -> Rate:
+    """What measures a round of this project's `Loader`, as a training makes it; its queues fill and
+    empty like those of so many `workers`."""
+    share = Share(data.threads or 1, 0)
+    settings = choose_decoding(Config(data=data), device, share, (manifest,))
+    stream = TrainStream(manifest, train_planner(data), seed=0)
     middle, passes = _Middle(options, workers), LoaderPasses(stream, settings, options.batch)
     return lambda: passes.images_per_sec(middle.edge, middle.timed)
 
 
-def _ours_of_row(
-    options: LoaderOptions, manifests: dict[Container, Manifest], row: Row
-) -> Callable[[], float]:
-    assert row.container is not None and row.crop is not None, "a row of ours has both"
-    config = DataConfig(
-        image_size=options.size,
-        val_resize=options.size,
-        train_crop=row.crop,
-        short_side=_short_side(options.size),
-        decode=options.decode,
-        threads=row.threads,
-        prefetch_batches=_PREFETCH,
-    )
-    manifest = manifests[row.container]
-    stream = TrainStream(manifest, train_planner(config), seed=0)
-    return _ours(options, stream, _decoding(config, manifest), row.threads)
-
-
-def _reference(manifest: Manifest, options: LoaderOptions, row: Row) -> Callable[[], float]:
+def _reference(manifest: Manifest, options: LoaderOptions, crop: Crop, workers: int) -> Rate:
     """What measures a round of the usual loader: workers that live on, each with one thread, and
     Pillow's transforms."""
-    assert row.crop is not None, "a DataLoader has a crop"
-    middle = _Middle(options, row.threads)
-    dataset = PhotoDataset(
-        manifest, options.size, middle.batches * options.batch, row.crop,
-        _short_side(options.size),
-    )  # fmt: skip
+    middle, short_side = _Middle(options, workers), _short_side(options.size)
+    length = middle.batches * options.batch
     loader = DataLoader(
-        dataset,
+        PhotoDataset(manifest, options.size, length, crop, short_side),
         options.batch,
-        num_workers=row.threads,
+        num_workers=workers,
         prefetch_factor=_PREFETCH,
         persistent_workers=True,
         worker_init_fn=use_one_thread,
     )
-    cpu = torch.device("cpu")
-    return lambda: middle_speed(loader, middle.edge, middle.timed, options.batch, cpu)
+    return lambda: middle_speed(loader, middle.edge, middle.timed, options.batch, _CPU)
 
 
-def measure_decoders(options: LoaderOptions, device: torch.device) -> Result:
-    """Images per second that arrive on `device` with each decoder that can run, and their ratio.
+def measure_decoders(options: LoaderOptions, _save: Save = lambda result: None) -> Result:
+    """Images per second with each decoder that can run, on the GPU if there is one, and their
+    ratio.
 
     JPEGs of ImageNet's usual size in the page cache; `options.threads` and `data` are not used:
     the loader has the threads of all cores that this process may use.
     """
-    threads = available_cores()
+    device, threads = devices.pick_device("auto"), available_cores()
     decoders: list[Literal["cpu", "gpu"]] = ["cpu"]
     if device.type == "cuda" and gpu_count():
         decoders.append("gpu")
     result = Result("gpu_loader", {**vars(options), "device": str(device), "threads": threads})
     with tempfile.TemporaryDirectory() as folder:
         make_photos(Path(folder), options.files)
-        config = DataConfig(image_size=options.size, val_resize=options.size)
         manifest = open_manifest(Path(folder), "train")
-        memory = decoder_memory(config, (manifest,))
-        stream = TrainStream(manifest, train_planner(config), seed=0)
         sides = {}
         for decoder in decoders:
-            settings = DecodeSettings(decoder, device, threads, _PREFETCH, memory=memory)
-            side = _ours(options, stream, settings, workers=2)
+            config = _config(options, threads, "random_resized_crop", decoder)
+            side = _ours(options, manifest, config, device, workers=2)
             sides[f"{decoder}_decoder_images_per_sec"] = side
-        for measure in sides.values():  # what is done once: files, kernels, the decoder's memory
-            measure()
         result.spreads = interleave(options.rounds, sides)
     if len(decoders) == 2:
         on_cpu, on_gpu = result.spreads.values()
@@ -273,19 +276,106 @@ def _short_side(size: int) -> tuple[int, int]:
     return least, most
 
 
-def _decoding(config: DataConfig, manifest: Manifest) -> DecodeSettings:
-    """As a run's own on these images. Raises `ValueError` if DALI sees no GPU for a GPU decoder."""
-    assert config.threads is not None, "the row says how many threads"
-    share = Share(config.threads, 0)
-    return choose_decoding(Config(data=config), _device(config.decode), share, (manifest,))
+class PhotoDataset(Dataset[tuple[Tensor, int]]):
+    """`length` images, over and over those of a manifest in a scattered order, cut at random.
 
+    The manifest is of class folders. `short_side` is what scale_jitter draws from, both included.
+    """
 
-def _device(decode: str) -> torch.device:
-    """Where batches are handed out."""
-    if decode != "gpu":
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            "--decode=gpu needs an NVIDIA GPU and PyTorch sees none; use --decode=cpu"
+    def __init__(
+        self, manifest: Manifest, size: int, length: int, crop: Crop, short_side: tuple[int, int]
+    ) -> None:
+        order = np.random.default_rng(0).permutation(len(manifest))
+        self._files = [(str(manifest.path(int(i))), int(manifest.labels[i])) for i in order]
+        self._size, self._length, self._short_side = size, length, short_side
+        jitter = crop == "scale_jitter"
+        self._cut = self._scale_jitter if jitter else self._random_resized_crop
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Image (3, size, size) float32, normalised; label."""
+        path, label = self._files[index % len(self._files)]
+        with open(path, "rb") as file:
+            image = self._cut(Image.open(file).convert("RGB"))
+        if random.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        return pixels.float().div_(255).sub_(_MEAN).div_(_STD), label
+
+    def _random_resized_crop(self, image: Image.Image) -> Image.Image:
+        box = _random_box(*image.size)
+        # Cropping and resizing in one call; two calls are no faster.
+        return image.resize((self._size, self._size), Image.Resampling.BILINEAR, box)
+
+    def _scale_jitter(self, image: Image.Image) -> Image.Image:
+        """The paper's crop as it is usually written: the whole image is resized, then cut."""
+        width, height = image.size
+        side, shorter = random.randint(*self._short_side), min(image.size)
+        resized = image.resize(
+            (side * width // shorter, side * height // shorter), Image.Resampling.BILINEAR
         )
-    return torch.device("cuda", torch.cuda.current_device())
+        left = random.randint(0, resized.width - self._size)
+        top = random.randint(0, resized.height - self._size)
+        return resized.crop((left, top, left + self._size, top + self._size))
+
+
+def use_one_thread(_worker: int) -> None:
+    """Workers are processes side by side: more threads in each would only crowd the cores."""
+    torch.set_num_threads(1)
+
+
+def _random_box(width: int, height: int) -> tuple[int, int, int, int]:
+    """Inception's crop (left, top, right, bottom): 8 to 100% of the area, 3:4 to 4:3."""
+    for _ in range(_TRIES):
+        area = random.uniform(0.08, 1.0) * width * height
+        aspect = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = random.randint(0, width - w), random.randint(0, height - h)
+            return left, top, left + w, top + h
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
+def can_run() -> bool:
+    """Whether simplejpeg is installed. Nothing else is measured in its place."""
+    return importlib.util.find_spec("simplejpeg") is not None
+
+
+class BareDecode:
+    """Decodes whole images from memory to RGB, one after the other on each of some threads.
+
+    What simplejpeg refuses, such as ImageNet's few CMYK files and its PNG, is left out.
+    """
+
+    def __init__(self, manifest: Manifest, threads: int, images: int) -> None:
+        """Reads all images of `manifest`. Raises `ValueError` if it can decode none of them."""
+        # By name: mypy must pass with and without the package.
+        self._decode: Any = importlib.import_module("simplejpeg").decode_jpeg
+        contents = (manifest.read(image).tobytes() for image in range(len(manifest)))
+        self._contents = [content for content in contents if self._decodes(content)]
+        if not self._contents:
+            raise ValueError(f"simplejpeg decodes none of the images of {manifest.directory}")
+        self._threads = threads
+        self._each = -(-images // threads)
+
+    def measure(self) -> float:
+        """Images per second of all threads together; decoding is done without the GIL."""
+        count = self._threads * self._each
+        with ThreadPoolExecutor(self._threads) as pool:
+            begins = range(0, count, self._each)
+            return count / devices.seconds(_CPU, lambda: list(pool.map(self._decode_from, begins)))
+
+    def _decode_from(self, begin: int) -> None:
+        for number in range(begin, begin + self._each):
+            self._decode(self._contents[number % len(self._contents)], colorspace="RGB")
+
+    def _decodes(self, content: bytes) -> bool:
+        try:
+            self._decode(content, colorspace="RGB")
+        except ValueError:
+            return False
+        return True

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
 from pipeline.model.norm import BatchNormAct
@@ -75,44 +76,57 @@ class Network:
     """Elements per image in and out of the max pooling."""
 
 
+class Call(NamedTuple):
+    """A layer, what it was called with, and what it returned."""
+
+    layer: nn.Module
+    args: tuple[Any, ...]
+    named: dict[str, Any]
+    y: Tensor
+
+
+def calls(model: nn.Module, size: int) -> list[Call]:
+    """All calls of layers in a forward pass of `model`, on the device meta, in the order in which
+    they end; it sees two images of `size` pixels a side."""
+    found: list[Call] = []
+    hooks = [
+        layer.register_forward_hook(lambda *call: found.append(Call(*call)), with_kwargs=True)
+        for layer in model.modules()
+    ]
+    with torch.no_grad():
+        model(torch.empty(_SEEN, 3, size, size, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
 def network(depth: int, size: int) -> Network:
     """The ResNet-`depth` at images of `size` pixels a side, as its own forward pass finds it.
 
     The last block's two ends are not both used: one gradient comes back to it.
     """
     with torch.device("meta"):
-        model = build_network(ModelConfig(depth=depth), _CLASSES)
+        seen = calls(build_network(ModelConfig(depth=depth), _CLASSES), size)
     norms: list[NormCase] = []
     products: list[Product] = []
     pooled: list[tuple[int, int]] = []
-    beside: set[BatchNormAct] = set()  # computed together with the norm they are added to
-
-    def see_norm(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        x, residual, residual_norm = (*args, None, None)[:3]
-        if residual_norm is not None:
-            beside.add(residual_norm)
-        if layer not in beside:
+    # Computed together with the norm they are added to.
+    beside = {
+        call.args[2] for call in seen if isinstance(call.layer, BatchNormAct) and call.args[2:]
+    }
+    for layer, args, named, y in seen:
+        if isinstance(layer, BatchNormAct) and layer not in beside:
+            x, residual, residual_norm = (*args, None, None)[:3]
             added: Kind = "add" if residual is not None else "plain"
             kind: Kind = "projection" if residual_norm is not None else added
             norms.append(NormCase(x.shape[2], x.shape[1], kind, named.get("fork", False)))
-
-    def see_product(layer: nn.Module, args: tuple[Any, ...], y: torch.Tensor) -> None:
-        weight = layer.get_parameter("weight")
-        inputs, outputs = args[0].numel() // _SEEN, y.numel() // _SEEN
-        products.append(Product(inputs, outputs, weight.numel(), outputs * weight[0].numel()))
-
-    def see_pool(_: nn.Module, args: tuple[Any, ...], y: torch.Tensor) -> None:
-        pooled.append((args[0].numel() // _SEEN, y.numel() // _SEEN))
-
-    for layer in model.modules():
-        if isinstance(layer, BatchNormAct):
-            layer.register_forward_pre_hook(see_norm, with_kwargs=True)
         elif isinstance(layer, nn.Conv2d | nn.Linear):
-            layer.register_forward_hook(see_product)
+            inputs, outputs, weight = args[0].numel() // _SEEN, y.numel() // _SEEN, layer.weight
+            work = outputs * weight[0].numel()
+            products.append(Product(inputs, outputs, weight.numel(), work))
         elif isinstance(layer, nn.MaxPool2d):
-            layer.register_forward_hook(see_pool)
-    model.train()(torch.empty(_SEEN, 3, size, size, device="meta"))
-    norms[-1] = NormCase(norms[-1].side, norms[-1].channels, norms[-1].kind, forked=False)
+            pooled.append((args[0].numel() // _SEEN, y.numel() // _SEEN))
+    norms[-1] = dataclasses.replace(norms[-1], forked=False)
     return Network(Counter(norms), tuple(products), 3 * size * size, pooled[0])
 
 

@@ -6,24 +6,40 @@ launching them, and goes through several sets of tensors, more than fit into the
 
 from __future__ import annotations
 
-import time
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor, nn
 
 from pipeline.benchmark import device as devices
 from pipeline.benchmark.network import Design, NormCase, kernel_bytes, network, norm_bytes
-from pipeline.benchmark.norm_layer import Layer, kernel_seconds
-from pipeline.benchmark.options import Amp, NormOptions
-from pipeline.benchmark.result import Result, Save, Show, Spread, interleave, ratio, status_line
-from pipeline.model.backends import Backend, problems
+from pipeline.benchmark.options import AMPS, DEPTHS, Amp, NormOptions, chosen
+from pipeline.benchmark.result import (
+    Result,
+    Save,
+    Spread,
+    by_round,
+    interleave,
+    ratio,
+    status_line,
+)
+from pipeline.model.backends import Backend, make_norm, problems
+from pipeline.model.norm import ends
 
 _HALF = 2  # bytes of an element
 _DESIGNS: dict[Backend, Design] = {"reference": "eager", "triton": "folded", "apex": "fused"}
 _NAMES: dict[Backend, str] = {"reference": "eager", "triton": "triton", "apex": "apex"}
 _NOISE = "< noise"  # of a difference: more rounds, or a machine with nothing else to do, tell it
 _HEAD = ("BN (+ add) + ReLU", "batch", "backend", "fwd us", "bwd us", "fwd of copy", "bwd of copy")
+_MOST_SETS = 32
+_L2_TIMES = 4  # as much memory is gone through between two uses of a tensor
+_ENOUGH_SEC = 2e-3  # a round is repeated to last so long: events tell half a microsecond
+_KERNELS = (
+    *("statistics", "finish_statistics", "normalize"),
+    *("gradient_sums", "finish_gradient_sums", "input_gradients"),
+)
 
 
 @dataclass
@@ -39,22 +55,20 @@ class Timing:
     @property
     def backward(self) -> Spread:
         """The rest of both passes, round by round."""
-        pairs = zip(self.both.rounds, self.forward.rounds, strict=True)
-        return Spread(tuple(both - forward for both, forward in pairs))
-
-    @property
-    def backward_told(self) -> bool:
-        """Whether the backward pass, a difference, is more than noise: in three rounds of four it
-        takes a tenth of the forward pass or more, though it moves more bytes than that does."""
-        return self.backward.quartiles[0] > self.forward.median / 10
+        return by_round(operator.sub, self.both, self.forward)
 
     def shares(self, copy: Spread) -> tuple[float, float | None]:
-        """Bytes over time of the forward and of the backward pass, over what the copy reached; of
-        a backward pass that is not told from noise None."""
+        """Bytes over time of the forward and of the backward pass, over what the copy reached.
+
+        None for a backward pass, which is a difference, that is not told from noise: it is if in
+        three rounds of four it takes a tenth of the forward pass or more, though it moves more
+        bytes than that does.
+        """
         forward, backward = self.bytes
+        told = self.backward.quartiles[0] > self.forward.median / 10
         return (
             forward / self.forward.median / copy.median,
-            backward / self.backward.median / copy.median if self.backward_told else None,
+            backward / self.backward.median / copy.median if told else None,
         )
 
 
@@ -69,7 +83,7 @@ class Measured:
     timings: dict[Backend, Timing] = field(default_factory=dict)
 
 
-def run(options: NormOptions, save: Save | None = None) -> Result:
+def run(options: NormOptions, save: Save = lambda result: None) -> Result:
     """Forward and backward time of each backend that can run here; the others with their reason.
 
     Ratios: `triton_vs_eager_resnet50_fp16`, eager's time over triton's, summed over the network's
@@ -77,39 +91,34 @@ def run(options: NormOptions, save: Save | None = None) -> Result:
     `worst_share_of_copy`, the least of a pass of our kernels over all shapes, and
     `worst_kernel_share_of_copy`, that of a kernel. `save` gets the result after each shape.
     """
-    with status_line() as show:
-        return _run(options, save, show)
-
-
-def _run(options: NormOptions, save: Save | None, show: Show) -> Result:
     device = devices.pick_device(options.device)
-    counts = {depth: network(depth, options.pixels).norms for depth in options.depth_numbers}
+    depths = chosen(options.depths, DEPTHS)
+    counts = {depth: network(depth, options.pixels).norms for depth in depths}
     cases = sorted(
         {case for norms in counts.values() for case in norms}, key=lambda c: (-c.side, str(c))
     )
     result = Result("norm", {**vars(options), "device": str(device)}, figures={"not_run": {}})
     result.table = [_HEAD]
     copy = devices.Copy(device)
-    started = time.monotonic()
-    for amp in options.amp_names:
-        show("")
-        backends = _able(device, amp, result)
-        measured: list[Measured] = []
-        for number, case in enumerate(cases, 1):
-            show(f"measuring: norm {amp}, shape {number} of {len(cases)}: {case}")
-            if options.limit_sec is not None and time.monotonic() - started > options.limit_sec:
-                result.figures["not_run"][f"{case} {amp}"] = (
-                    f"the time limit of {options.limit_sec:g} s was over before"
-                )
-                continue
-            measured.append(measure(case, amp, backends, options, device, copy, result))
-            devices.release(device)
-            _add_rows(result, measured[-1], amp, {depth: n[case] for depth, n in counts.items()})
-            if save is not None:
+    over = devices.time_limit(options.limit_sec)
+    with status_line() as show:
+        for amp in chosen(options.amps, AMPS):
+            show("")
+            backends = _able(device, amp, result)
+            measured: list[Measured] = []
+            for number, case in enumerate(cases, 1):
+                show(f"measuring: norm {amp}, shape {number} of {len(cases)}: {case}")
+                if reason := over():
+                    result.figures["not_run"][f"{case} {amp}"] = reason
+                    continue
+                measured.append(measure(case, amp, backends, options, copy, result))
+                devices.release(device)
+                layers = {depth: norms[case] for depth, norms in counts.items()}
+                _add_rows(result, measured[-1], amp, layers)
                 save(result)
-        if len(measured) == len(cases):
-            for depth, norms in counts.items():
-                result.ratios |= network_ratios(measured, norms, f"resnet{depth}_{amp}")
+            if len(measured) == len(cases):
+                for depth, norms in counts.items():
+                    result.ratios |= network_ratios(measured, norms, f"resnet{depth}_{amp}")
     return result
 
 
@@ -124,30 +133,24 @@ def _able(device: torch.device, amp: Amp, result: Result) -> list[Backend]:
 
 
 def measure(
-    case: NormCase, amp: Amp, backends: list[Backend], options: NormOptions,
-    device: torch.device, copy: devices.Copy, result: Result,
+    case: NormCase, amp: Amp, backends: list[Backend], options: NormOptions, copy: devices.Copy,
+    result: Result,
 ) -> Measured:  # fmt: skip
     """All backends on one shape, in turn, at `options.batch` images or the next half that fits."""
-    images = options.batch
-    while True:
-        able, problems_here = list(backends), result.figures["not_run"]
-        try:
-            layers = {}
-            for backend in backends:
-                try:
-                    layers[backend] = Layer(case, images, devices.DTYPES[amp], backend, device)
-                except Exception as error:  # the other backends are measured
-                    if devices.out_of_memory(error):
-                        raise
-                    problems_here[f"{_NAMES[backend]} {case} {amp}"] = devices.reason(error)
-                    able.remove(backend)
-            return _interleaved(case, images, {b: layers[b] for b in able}, options.rounds, copy)
-        except Exception as error:
-            if not devices.out_of_memory(error) or images == 1:
-                raise
-        del layers
-        images //= 2
-        devices.release(device)
+
+    def at(images: int) -> Measured:
+        layers: dict[Backend, Layer] = {}
+        for backend in backends:
+            try:
+                layers[backend] = Layer(case, images, devices.DTYPES[amp], backend, copy.device)
+            except Exception as error:  # the other backends are measured
+                if devices.out_of_memory(error):
+                    raise
+                problem = devices.reason(error)
+                result.figures["not_run"][f"{_NAMES[backend]} {case} {amp}"] = problem
+        return _interleaved(case, images, layers, options.rounds, copy)
+
+    return devices.fitting(options.batch, copy.device, at)
 
 
 def _interleaved(
@@ -156,8 +159,6 @@ def _interleaved(
     sides: dict[str, Callable[[], float]] = {"copy": copy.bytes_per_sec}
     for backend, layer in layers.items():
         sides |= {f"{backend} forward": layer.forward, f"{backend} both": layer.both}
-    for measure_once in sides.values():
-        measure_once()
     found = interleave(rounds, sides)
     measured = Measured(case, images, found["copy"])
     for backend, layer in layers.items():
@@ -174,17 +175,15 @@ def _add_rows(result: Result, measured: Measured, amp: Amp, counts: Mapping[int,
     case, backends = measured.case, {}
     for backend, timing in measured.timings.items():
         forward, backward = timing.shares(measured.copy)
-        result.table.append(
-            (
-                f"{case} {amp}",
-                str(measured.images),
-                _NAMES[backend],
-                f"{timing.forward.median * 1e6:.1f}",
-                _NOISE if backward is None else f"{timing.backward.median * 1e6:.1f}",
-                f"{forward:.1%}",
-                "" if backward is None else f"{backward:.1%}",
-            )
-        )
+        result.table.append((
+            f"{case} {amp}",
+            str(measured.images),
+            _NAMES[backend],
+            f"{timing.forward.median * 1e6:.1f}",
+            _NOISE if backward is None else f"{timing.backward.median * 1e6:.1f}",
+            f"{forward:.1%}",
+            "" if backward is None else f"{backward:.1%}",
+        ))  # fmt: skip
         backends[_NAMES[backend]] = {
             "forward_sec": timing.forward.to_json(),
             "backward_sec": timing.backward.to_json(),
@@ -200,10 +199,7 @@ def _add_rows(result: Result, measured: Measured, amp: Amp, counts: Mapping[int,
                 least = min(kernel["share_of_copy"] for kernel in kernels.values())
                 _lower(result, "worst_kernel_share_of_copy", least)
     shape = {
-        "side": case.side,
-        "channels": case.channels,
-        "kind": case.kind,
-        "forked": case.forked,
+        **vars(case),
         "amp": amp,
         "images": measured.images,
         "layers": {f"resnet{depth}": count for depth, count in counts.items()},
@@ -240,22 +236,134 @@ def network_ratios(
     Times are per image, as shapes may have been measured at different batches. Backends without a
     time for every shape are left out.
     """
-    layers = [(one, counts[one.case]) for one in measured if counts.get(one.case)]
+    layers = [(one, counts[one.case] / one.images) for one in measured if counts.get(one.case)]
     ratios: dict[str, Spread | float] = {}
     totals: dict[Backend, Spread] = {}
+
+    def summed(*seconds: float) -> float:
+        return sum(n * sec for (_, n), sec in zip(layers, seconds, strict=True))
+
     for backend, name in _NAMES.items():
         if not all(backend in one.timings for one, _ in layers):
             continue
-        shares = [
-            [n * sec / one.images for sec in one.timings[backend].both.rounds] for one, n in layers
-        ]
-        totals[backend] = Spread(tuple(map(sum, zip(*shares, strict=True))))
+        totals[backend] = by_round(summed, *(one.timings[backend].both for one, _ in layers))
         # Each shape's bytes take this long at the copy's bandwidth of its own rounds.
-        at_best = sum(
-            n * sum(one.timings[backend].bytes) / one.copy.median / one.images for one, n in layers
-        )
+        at_best = sum(n * sum(one.timings[backend].bytes) / one.copy.median for one, n in layers)
         ratios[f"{name}_of_copy_{network_name}"] = at_best / totals[backend].median
         if backend != "reference" and "reference" in totals:
             against = ratio(totals["reference"], totals[backend])
             ratios[f"{name}_vs_eager_{network_name}"] = against
     return ratios
+
+
+class Layer:
+    """One BN (+ add) + ReLU and its sets of activations, channels-last, of one shape and dtype."""
+
+    def __init__(
+        self, case: NormCase, images: int, dtype: torch.dtype, backend: Backend,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        """Draws everything, and on a GPU captures both passes. RuntimeError: it cannot."""
+        self._device, self._forked = device, case.forked
+        with device:
+            self._norm = make_norm(backend, case.channels)
+            self._beside = (
+                make_norm(backend, case.channels, relu=False) if case.kind == "projection" else None
+            )
+            shape = (images, case.channels, case.side, case.side)
+            added = case.kind != "plain"
+            count = _sets(device, case.elements * images * dtype.itemsize)
+            self._sets = [_Tensors(shape, dtype, added, case.forked) for _ in range(count)]
+        self._forward: devices.Work = self._go_forward
+        self._both: devices.Work = self._go_both
+        if device.type == "cuda":
+            self._forward = devices.capture(self._go_forward)
+            self._both = devices.capture(self._go_both)
+        self._times = {work: self._enough(work) for work in (self._forward, self._both)}
+
+    def forward(self) -> float:
+        """Seconds of a forward pass in training."""
+        return self._seconds(self._forward)
+
+    def both(self) -> float:
+        """Seconds of a forward and a backward pass."""
+        return self._seconds(self._both)
+
+    def launch(self) -> int:
+        """Both passes over all sets, kernel by kernel; how many calls of the layer that was."""
+        self._go_both()
+        return len(self._sets)
+
+    def _enough(self, work: devices.Work) -> int:
+        once = min(devices.seconds(self._device, work) for _ in range(2))
+        return min(1000, int(_ENOUGH_SEC / max(once, 1e-6)) + 1)
+
+    def _seconds(self, work: devices.Work) -> float:
+        times, loop = self._times[work], devices.again(work)
+        return devices.seconds(self._device, lambda: loop(times)) / times / len(self._sets)
+
+    def _call(self, on: _Tensors) -> tuple[Tensor, ...]:
+        y = self._norm(on.x, on.z, self._beside, self._forked)
+        return ends(y) if self._forked else (y,)
+
+    # What they return is kept to the end of the pass: results in the memory of those before would
+    # be written to the cache only.
+    def _go_forward(self) -> object:
+        return [self._call(on) for on in self._sets]
+
+    def _go_both(self) -> object:
+        layers = nn.ModuleList([self._norm] if self._beside is None else [self._norm, self._beside])
+        parameters = list(layers.parameters())
+        kept = []
+        for on in self._sets:
+            inputs = [on.x, *([] if on.z is None else [on.z]), *parameters]
+            kept.append(torch.autograd.grad(self._call(on), inputs, on.gradients))
+        return kept
+
+
+class _Tensors:
+    """What goes in: x, what is added to it, and the gradients that come back."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, add: bool, forked: bool) -> None:
+        def activation() -> Tensor:
+            return torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
+
+        self.x = activation().requires_grad_()
+        self.z = activation().requires_grad_() if add else None
+        self.gradients = [activation() for _ in range(1 + forked)]
+
+
+def _sets(device: torch.device, tensor_bytes: int) -> int:
+    """So many that a tensor has left the L2 cache when its turn comes again."""
+    if device.type != "cuda":
+        return 1
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    return min(_MOST_SETS, -(-_L2_TIMES * cache // tensor_bytes))
+
+
+def kernel_seconds(layer: Layer) -> dict[str, float] | str:
+    """Seconds of each of our kernels in one call of the layer, or why the profiler has none.
+
+    "statistics" is both launches where a projection is normalised too.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    try:
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            calls = layer.launch()
+            torch.cuda.synchronize()
+        events = profiler.key_averages()
+    except Exception as error:  # a driver may not let it; all else is measured without
+        return devices.reason(error)
+    return in_seconds({event.key: event.device_time_total for event in events}, calls)
+
+
+def in_seconds(microseconds: Mapping[str, float], calls: int) -> dict[str, float] | str:
+    """The time of our kernels per call from those of all kernels, which are called by their
+    names."""
+    found = {}
+    for name in _KERNELS:
+        if microseconds.get(name, 0.0) <= 0:
+            return f"the profiler saw no kernel called {name}"
+        found[name] = microseconds[name] / 1e6 / calls
+    return found

@@ -1,22 +1,62 @@
-"""The options of each benchmark. Imports nothing heavy: `--help` answers at once."""
+"""The options of each benchmark, and lists with commas between.
+
+Imports nothing heavy: `--help` answers at once.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar, get_args
 
-from pipeline.benchmark.checks import chosen, numbers, whole_numbers, within
-from pipeline.benchmark.rank_options import AllreduceOptions, PredictOptions, ScaleOptions
+from pipeline.config import Config
 from pipeline.config.setting import at_least_one, require
 
 Amp = Literal["fp16", "bf16"]
+Dtype = Literal["fp32", "fp16"]
 Side = Literal["eager", "triton", "apex", "compile"]
-AMPS: tuple[Amp, ...] = get_args(Amp)
-SIDES: tuple[Side, ...] = get_args(Side)
 Container = Literal["folders", "tar", "tfrecord", "recordio"]
 Crop = Literal["random_resized_crop", "scale_jitter"]
+
+AMPS: tuple[Amp, ...] = get_args(Amp)
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+SIDES: tuple[Side, ...] = get_args(Side)
 CONTAINERS: tuple[Container, ...] = get_args(Container)
 CROPS: tuple[Crop, ...] = get_args(Crop)
+DEPTHS = (18, 34, 50, 101, 152)
+PARTS = ("loader", "model", "step", "allreduce", "norm")
+LINK_RANKS = 2
+"""Ranks on this machine between which `all` measures the link."""
+
+T = TypeVar("T")
+
+
+def chosen(value: str, known: Sequence[T]) -> list[T]:
+    """Those of `known` that a list with commas names, in its order."""
+    return [one for name in value.split(",") for one in known if str(one) == name]
+
+
+def within(options: object, name: str, known: Sequence[object]) -> None:
+    """Raises `ConfigError` unless the option lists only what is `known`."""
+    value, names = getattr(options, name), [str(one) for one in known]
+    require(
+        set(value.split(",")) <= set(names),
+        f"--{name}={value} must be some of {', '.join(names)} with commas between",
+    )
+
+
+def numbers(value: str) -> list[int]:
+    """The numbers of a list with commas, ascending, each once."""
+    return sorted({int(part) for part in value.split(",")})
+
+
+def whole_numbers(options: object, name: str, least: int) -> None:
+    """Raises `ConfigError` unless the option lists whole numbers of at least `least`."""
+    value = getattr(options, name)
+    require(
+        all(part.isdecimal() and int(part) >= least for part in value.split(",")),
+        f"--{name}={value} must be whole numbers of at least {least} with commas between",
+    )
 
 
 @dataclass(frozen=True)
@@ -55,21 +95,6 @@ class LoaderOptions:
         within(self, "containers", CONTAINERS)
         within(self, "crops", CROPS)
 
-    @property
-    def container_names(self) -> list[Container]:
-        """The containers, in order."""
-        return chosen(self.containers, CONTAINERS)
-
-    @property
-    def crop_names(self) -> list[Crop]:
-        """The crops, in order."""
-        return chosen(self.crops, CROPS)
-
-    @property
-    def thread_counts(self) -> list[int]:
-        """The counts of threads, rising."""
-        return numbers(self.threads)
-
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -98,16 +123,11 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         at_least_one(self, "--", "files", "classes", "batch", "size", "rounds", "steps")
-        within(self, "depths", ("18", "34", "50", "101", "152"))
+        within(self, "depths", DEPTHS)
         require(
             self.classes <= self.files,
             f"--classes={self.classes} must not be more than --files={self.files}",
         )
-
-    @property
-    def depth_numbers(self) -> list[int]:
-        """The depths, in order."""
-        return [int(depth) for depth in self.depths.split(",")]
 
 
 @dataclass(frozen=True)
@@ -131,18 +151,8 @@ class NormOptions:
 
     def __post_init__(self) -> None:
         at_least_one(self, "--", "batch", "pixels", "rounds")
-        within(self, "depths", ("50", "101", "152"))
+        within(self, "depths", DEPTHS[2:])
         within(self, "amps", AMPS)
-
-    @property
-    def depth_numbers(self) -> list[int]:
-        """The depths, in order."""
-        return [int(depth) for depth in self.depths.split(",")]
-
-    @property
-    def amp_names(self) -> list[Amp]:
-        """The dtypes, in order."""
-        return chosen(self.amps, AMPS)
 
 
 @dataclass(frozen=True)
@@ -187,24 +197,9 @@ class StepOptions:
     def __post_init__(self) -> None:
         at_least_one(self, "--", "rounds", "steps", "images", "size", "threads")
         at_least_one(self, "--", "batch", "pixels", "table_rounds", "table_steps")
-        within(self, "depths", ("18", "34", "50", "101", "152"))
+        within(self, "depths", DEPTHS)
         within(self, "amps", AMPS)
         within(self, "sides", SIDES)
-
-    @property
-    def depth_numbers(self) -> list[int]:
-        """The table's depths, in order."""
-        return [int(depth) for depth in self.depths.split(",")]
-
-    @property
-    def amp_names(self) -> list[Amp]:
-        """The table's precisions, in order."""
-        return chosen(self.amps, AMPS)
-
-    @property
-    def side_names(self) -> list[Side]:
-        """The table's sides, in the order of `SIDES`: compiling takes minutes and comes last."""
-        return [side for side in SIDES if side in self.sides.split(",")]
 
 
 @dataclass(frozen=True)
@@ -224,13 +219,179 @@ class ManifestOptions:
         at_least_one(self, "--", "images", "batch", "rounds")
         whole_numbers(self, "rows", self.batch)
 
+
+@dataclass(frozen=True)
+class AllreduceOptions:
+    """Time and bandwidth of one all-reduce by size, as training has it: NCCL on GPUs, else Gloo."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the tensors lie; auto: on GPUs where there are enough and Horovod has NCCL."""
+    ranks: int = 2
+    """Horovod ranks on this machine, at least 2."""
+    sizes: str | None = None
+    """Bytes of the tensors in fp32, with commas between, each a multiple of 4; null: from 4 KiB in
+    steps of 4 times, on GPUs to 256 MiB, on CPUs to 64 MiB."""
+    dtypes: str = "fp32,fp16"
+    """What is sent: as many numbers in fp32, or in half the bytes as by
+    optim.gradient_compression=fp16."""
+    rounds: int = 9
+    """Rounds of each size and dtype, in turn."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "--", "rounds")
+        within(self, "dtypes", DTYPES)
+        require(self.ranks >= 2, f"--ranks={self.ranks} must be at least 2: one rank sends nothing")
+        if self.sizes is not None:
+            whole_numbers(self, "sizes", 4)
+            for size in self.sizes.split(","):
+                require(
+                    int(size) % 4 == 0,
+                    f"--sizes={self.sizes}: {size} must be a multiple of 4 bytes",
+                )
+
+
+@dataclass(frozen=True)
+class ScaleOptions:
+    """Horovod ranks against as many processes at the same time that do not communicate."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What the model runs on; auto: GPUs where there are enough and Horovod has NCCL."""
+    ranks: str = "1,2"
+    """Numbers of ranks, with commas between; up to the machine's GPUs, or its cores."""
+    rounds: int = 13
+    """Rounds of each side, in turn."""
+    steps: int = 6
+    """Steps in a round."""
+    images: int = 64
+    """Images per rank and step; in strong scaling, of all ranks together."""
+    size: int = 64
+    """Side of the images in pixels."""
+    depth: int = 18
+    """Layers of the ResNet."""
+    data: str | None = None
+    """Folder with train/<class>/<image> that DALI reads; null: the images lie in memory, so that
+    nothing waits for data."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "--", "rounds", "steps", "images", "size")
+        whole_numbers(self, "ranks", 1)
+        for count in numbers(self.ranks):
+            require(
+                self.images % count == 0,
+                f"--images={self.images} must be a multiple of each of --ranks={self.ranks}: "
+                "in strong scaling they share one step's images",
+            )
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Efficiency on a cluster, by a model of what `allreduce` and `scale` measured."""
+
+    allreduce: str | None = None
+    """JSON of the benchmark allreduce; gives every null below but step_ms and jitter_ms."""
+    scale: str | None = None
+    """JSON of the benchmark scale; gives step_ms and jitter_ms where they are null. With both JSONs
+    the model is also checked against the rank counts measured there."""
+    depth: int = 50
+    """Layers of the ResNet on the cluster, whose gradients are sent."""
+    dtype: Dtype = "fp32"
+    """What is sent: fp32, or fp16 as by optim.gradient_compression."""
+    gpus: str = "8,64,512"
+    """Numbers of GPUs, with commas between; above one node whole nodes."""
+    gpus_per_node: int = 8
+    """GPUs in a node."""
+    link_gbit: str = "100,400,3200"
+    """Rated speeds of all network links of one node together, in Gbit/s, with commas between."""
+    link_efficiency: float = 0.8
+    """Share of the rated speed that arrives, above 0 up to 1: an assumption to put your own
+    measurement in for."""
+    link_us: float = 14.0
+    """Latency of one hop between nodes in microseconds (14: NCCL's own tuning table)."""
+    node_us: float = 3.4
+    """Latency of one hop between GPUs of a node in microseconds (3.4: NCCL's table, NVLink)."""
+    step_ms: float | None = None
+    """A step without communication on one GPU, in milliseconds; null: as measured."""
+    jitter_ms: float | None = None
+    """Standard deviation of that step's time, in milliseconds; null: as measured."""
+    node_gbyte: float | None = None
+    """Bus bandwidth between GPUs of a node in GB/s; null: as measured."""
+    latency_ms: float | None = None
+    """Fixed time of a communication, Horovod's cycle with it, in ms; null: as measured."""
+    tensor_us: float | None = None
+    """Time of each further tensor in one communication, in microseconds; null: as measured."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "--", "gpus_per_node")
+        known = ", ".join(map(str, DEPTHS))
+        require(self.depth in DEPTHS, f"--depth={self.depth} must be one of {known}")
+        whole_numbers(self, "gpus", 1)
+        whole_numbers(self, "link_gbit", 1)
+        require(
+            0 < self.link_efficiency <= 1,
+            f"--link_efficiency={self.link_efficiency:g} must be above 0 and at most 1",
+        )
+        for name in ("step_ms", "node_gbyte"):
+            value = getattr(self, name)
+            if value is not None:
+                require(value > 0, f"--{name}={value:g} must be above 0")
+        for name in ("link_us", "node_us", "jitter_ms", "latency_ms", "tensor_us"):
+            value = getattr(self, name)
+            if value is not None:
+                require(value >= 0, f"--{name}={value:g} must not be below 0")
+        for count in numbers(self.gpus):
+            require(
+                count <= self.gpus_per_node or count % self.gpus_per_node == 0,
+                f"--gpus={self.gpus}: {count} must be whole nodes of "
+                f"--gpus_per_node={self.gpus_per_node}",
+            )
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The model alone, its images in memory: img/s of a rank, and what its step is made of."""
+
+    rounds: int = 9
+    """Rounds of each side, in turn."""
+    round_sec: float = 1.0
+    """A round takes about this long, in whole steps and at least one."""
+    config: Config = field(default_factory=Config)
+    """What is measured, for one rank."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "--", "rounds")
+        require(self.round_sec > 0, f"--round_sec={self.round_sec:g} must be above 0")
+
     @property
-    def row_counts(self) -> list[int]:
-        """The rows, rising."""
-        return numbers(self.rows)
+    def images(self) -> int:
+        """Images that one rank takes at once."""
+        return min(self.config.data.local_batch_size, self.config.data.global_batch_size)
 
 
-OPTIONS = {
+@dataclass(frozen=True)
+class AllOptions(ModelOptions):
+    """Loader, model, step, all-reduce and norm layers of a configuration, and what limits it."""
+
+    parts: str = ",".join(PARTS)
+    """What is measured, with commas between."""
+    files: int = 512
+    """JPEGs to make where --data.root is not given, nor --config of a run whose data are there: as
+    large for data.image_size as ImageNet's are for 224."""
+    made: bool = True
+    """Whether the images are made."""
+    ranks: int = LINK_RANKS
+    """For how many ranks the verdict is: those of the stored run, else as many as the batch is
+    for, at most two."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least_one(self, "--", "files")
+        within(self, "parts", PARTS)
+
+
+CONFIGURED: dict[str, type[ModelOptions]] = {"model": ModelOptions, "all": AllOptions}
+"""Of the benchmarks that measure a training's configuration."""
+
+OPTIONS: dict[str, type] = {
     "loader": LoaderOptions,
     "train": TrainOptions,
     "norm": NormOptions,
@@ -239,4 +400,5 @@ OPTIONS = {
     "manifest": ManifestOptions,
     "allreduce": AllreduceOptions,
     "predict": PredictOptions,
+    **CONFIGURED,
 }

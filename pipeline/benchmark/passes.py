@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import operator
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.benchmark.result import Spread, ratio
+from pipeline.benchmark.result import Spread, by_round, ratio
 from pipeline.config import Config
 from pipeline.data.dali import DecodeSettings, Loader, graph_inputs, make_pipeline, read_patiently
 from pipeline.data.dali.graph import make_decoding_pipeline
@@ -95,45 +96,34 @@ class LoaderParts:
         self._inputs: list[tuple[Any, ...]] = []
         if settings.decoder != "none":
             self._inputs = [self._input(chunk) for chunk in self._passes.chunks(_KEPT)]
-        self._timed: dict[str, int] = {}
 
     def sides(self) -> dict[str, Rate]:
-        """What measures a round of each pass, by the name of its spread; each is warm."""
-        sides: dict[str, Rate] = {"loader_images_per_sec": self.whole}
+        """What measures a round of each pass, by the name of its spread. The first round is to warm
+        up: its few batches say how many the others have."""
+        sides = {"loader_images_per_sec": self._side(self._passes.open)}
         if self._settings.decoder != "none":
-            sides["from_memory_images_per_sec"] = self.from_memory
-            sides["decoding_images_per_sec"] = self.decoding
-        for measure in sides.values():
-            measure()
+            sides["from_memory_images_per_sec"] = self._side(
+                lambda batches: self._graph(make_pipeline, batches)
+            )
+            sides["decoding_images_per_sec"] = self._side(
+                lambda batches: self._graph(make_decoding_pipeline, batches, _OF_DECODING)
+            )
         return sides
 
-    def whole(self) -> float:
-        """Images per second of the loader."""
-        return self._measure("whole", self._passes.open)
+    def _side(
+        self, open_pass: Callable[[int], contextlib.AbstractContextManager[Iterable[Any]]]
+    ) -> Rate:
+        timed = 0
 
-    def from_memory(self) -> float:
-        """Images per second of the loader's graph alone."""
-        return self._measure("from memory", lambda batches: self._graph(make_pipeline, batches))
+        def measure() -> float:
+            nonlocal timed
+            first, count = self._first, timed or _FIRST_BATCHES
+            with open_pass(first + count + self._last) as batches:
+                speed = middle_speed(batches, first, count, self._batch, self._settings.device)
+            timed = timed or max(_FIRST_BATCHES, round(self._round_sec * speed / self._batch))
+            return speed
 
-    def decoding(self) -> float:
-        """Images per second of the graph's decoding alone."""
-        return self._measure(
-            "decoding", lambda batches: self._graph(make_decoding_pipeline, batches, _OF_DECODING)
-        )
-
-    def _measure(
-        self,
-        name: str,
-        open_pass: Callable[[int], contextlib.AbstractContextManager[Iterable[Any]]],
-    ) -> float:
-        """The first time few batches, which say how many a round has."""
-        timed = self._timed.get(name, _FIRST_BATCHES)
-        with open_pass(self._first + timed + self._last) as batches:
-            speed = middle_speed(batches, self._first, timed, self._batch, self._settings.device)
-        if name not in self._timed:
-            wanted = round(self._round_sec * speed / self._batch)
-            self._timed[name] = max(_FIRST_BATCHES, wanted)
-        return speed
+        return measure
 
     @contextlib.contextmanager
     def _graph(
@@ -161,12 +151,11 @@ def loader_shares(spreads: dict[str, Spread]) -> dict[str, Spread]:
     if "decoding_images_per_sec" not in spreads:
         return {}
     whole = spreads["loader_images_per_sec"]
-    graph = ratio(whole, spreads["from_memory_images_per_sec"]).rounds
-    decoding = ratio(whole, spreads["decoding_images_per_sec"]).rounds
-    graph = tuple(min(1.0, share) for share in graph)
-    pairs = list(zip(graph, decoding, strict=True))
+    from_memory = ratio(whole, spreads["from_memory_images_per_sec"])
+    graph = by_round(lambda share: min(1.0, share), from_memory)
+    decoding = by_round(min, graph, ratio(whole, spreads["decoding_images_per_sec"]))
     return {
-        "decoding_of_loader": Spread(tuple(min(a, b) for a, b in pairs)),
-        "resizing_of_loader": Spread(tuple(max(0.0, a - b) for a, b in pairs)),
-        "reading_of_loader": Spread(tuple(1 - share for share in graph)),
+        "decoding_of_loader": decoding,
+        "resizing_of_loader": by_round(operator.sub, graph, decoding),
+        "reading_of_loader": by_round(lambda share: 1 - share, graph),
     }

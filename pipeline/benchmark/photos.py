@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 import struct
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ _QUALITY = 90
 # here a file has 82 KB on average (standard deviation 15 KB).
 _EXPONENT = 1.2
 _CONTRAST = 38.5
-_RECORDIO_MAGIC = struct.pack("<I", 0xCED7230A)
+_RECORDIO_MAGIC = 0xCED7230A
 _LENGTH_DELIMITED = 2  # protobuf's wire type of strings and messages
 
 
@@ -162,28 +162,19 @@ def _recordio(folder: Path, images: Iterable[Packed]) -> None:
 
 
 def _record(content: bytes) -> bytes:
-    """As dmlc's RecordIOWriter: cut where the magic number stands at a multiple of 4."""
-    parts: list[bytes] = []
-    begin = 0
-    place = content.find(_RECORDIO_MAGIC)
-    while place >= 0:
-        if place % 4 == 0:
-            parts.append(content[begin:place])
-            begin = place + 4
-        place = content.find(_RECORDIO_MAGIC, place + 1)
-    parts.append(content[begin:])
-    written = b"".join(
-        _RECORDIO_MAGIC + struct.pack("<I", _flag(number, parts) << 29 | len(part)) + part
-        for number, part in enumerate(parts)
-    )
+    """As dmlc's RecordIOWriter: cut where the magic number stands at a multiple of 4.
+
+    A part's flag is 0 for a whole record; 1, 2, 3 for the first, a middle and the last part of one.
+    """
+    words = np.frombuffer(content[: len(content) // 4 * 4], "<u4")
+    cuts = [4 * int(place) for place in np.flatnonzero(words == _RECORDIO_MAGIC)]
+    begins, ends = [0, *(cut + 4 for cut in cuts)], [*cuts, len(content)]
+    flags = [1, *[2] * (len(cuts) - 1), 3] if cuts else [0]
+    written = b""
+    for begin, end, flag in zip(begins, ends, flags, strict=True):
+        head = struct.pack("<II", _RECORDIO_MAGIC, flag << 29 | end - begin)
+        written += head + content[begin:end]
     return written + b"\0" * (-len(content) % 4)
-
-
-def _flag(number: int, parts: Sequence[bytes]) -> int:
-    """0: a whole record; 1, 2, 3: the first, a middle and the last part of one."""
-    if len(parts) == 1:
-        return 0
-    return 1 if number == 0 else 3 if number == len(parts) - 1 else 2
 
 
 _WRITERS: dict[Container, Callable[[Path, Iterable[Packed]], None]] = {

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.benchmark.device import DTYPES, as_options, capture
+from pipeline.benchmark.device import DTYPES
 from pipeline.benchmark.options import Amp, Side
 from pipeline.config import ModelConfig
-from pipeline.model.backends import Backend, problem_of
+from pipeline.model.backends import Backend
 from pipeline.model.resnet import build_network
 from pipeline.train.optimizer import build_optimizer
 
@@ -54,11 +54,6 @@ class Setting:
         return f"{self.side}_{self.network}"
 
 
-def problem(side: Side, amp: Amp, device: torch.device) -> str | None:
-    """Why `side` cannot run here, or None."""
-    return as_options(problem_of(BACKENDS[side], device, amp))
-
-
 class PlainTraining:
     """Forward, loss, backward, loss scaling and update of `model`, by `optimizer`, on (images,
     labels) of `batches`, which come again and again."""
@@ -77,7 +72,8 @@ class PlainTraining:
         """Of the last plain step, a scalar on the device."""
 
     def step(self) -> None:
-        """One step, its kernels launched one by one. Never waits for the device.
+        """One step, its kernels launched one by one. Never waits for the device, so that a CUDA
+        graph can hold it, learning rate and (one) batch with it.
 
         Nor does the loss scaling, as fused SGD takes the scale and the flag of a non-finite
         gradient as tensors: one of them skips the update on the device, in a graph as well.
@@ -91,14 +87,6 @@ class PlainTraining:
         # At the end, as the program does, which it is compared with.
         self.optimizer.zero_grad(set_to_none=True)
         self.loss = loss.detach()
-
-    def captured(self) -> Callable[[], None]:
-        """`step` as one CUDA graph, from zeroed gradients to the update.
-
-        The learning rate is part of the graph, and so is the batch, of which there is one.
-        RuntimeError: it cannot be captured.
-        """
-        return capture(self.step)
 
 
 def train_setting(setting: Setting, images: int, device: torch.device) -> PlainTraining:

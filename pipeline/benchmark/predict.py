@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pipeline.benchmark.rank_options import Dtype, PredictOptions
-from pipeline.benchmark.result import Result
+from pipeline.benchmark.network import calls
+from pipeline.benchmark.options import Dtype, PredictOptions, numbers
+from pipeline.benchmark.result import Result, number
 from pipeline.benchmark.scaling_model import (
     BACKWARD_SHARE,
     Cluster,
@@ -29,13 +30,22 @@ from pipeline.benchmark.scaling_model import (
     two_level_cost,
     without_overlap,
 )
-from pipeline.config import ConfigError, ModelConfig
+from pipeline.config import ConfigError, ModelConfig, require
 from pipeline.model.resnet import build_network
 
 _CLASSES = 1000
 _MEASURED_CLASSES = 10  # of the networks in `benchmark scale`
 _WAITS = ("agreement", "exposed_communication")
-_BYTES: dict[Dtype, int] = {"fp32": 4, "fp16": 2}
+BYTES: dict[Dtype, int] = {"fp32": 4, "fp16": 2}
+"""Of a number that is sent."""
+_GIVEN = {
+    "step_sec": ("step_ms", 1e-3, "--scale"),
+    "jitter_sec": ("jitter_ms", 1e-3, "--scale"),
+    "latency_sec": ("latency_ms", 1e-3, "--allreduce"),
+    "tensor_sec": ("tensor_us", 1e-6, "--allreduce"),
+    "gpu_bytes_per_sec": ("node_gbyte", 1e9, "--allreduce"),
+}
+"""Of each of `Inputs` the option that gives it, its unit, and whose JSON else does."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +65,12 @@ def run(options: PredictOptions) -> Result:
     scale = _read("scale", options.scale)
     inputs = _inputs(options, allreduce, scale)
     model = _network(options.depth, _CLASSES)
-    gradients = gradient_schedule(model, 224, _BYTES[options.dtype])
+    gradients = gradient_schedule(model, 224, BYTES[options.dtype])
     result = Result("predict", {**vars(options), "inputs": dataclasses.asdict(inputs)})
     rows = [
         row(count, speed, options, inputs, gradients)
-        for count in options.gpu_numbers
-        for speed in (options.link_speeds if count > options.gpus_per_node else [None])
+        for count in numbers(options.gpus)
+        for speed in (numbers(options.link_gbit) if count > options.gpus_per_node else [None])
     ]
     result.figures["gradient_bytes"] = sum(gradient.size for gradient in gradients)
     result.figures["predicted"] = rows
@@ -89,7 +99,6 @@ def row(
         options.link_us * 1e-6, inputs.latency_sec, inputs.tensor_sec,
     )  # fmt: skip
     costs = {"ring": ring_cost(gpus, cluster), "two levels": two_level_cost(gpus, cluster)}
-    size, tensors = sum(g.size for g in gradients), sum(g.tensors for g in gradients)
     steps = {
         name: predict(gpus, inputs.step_sec, gradients, cost, inputs.jitter_sec)
         for name, cost in costs.items()
@@ -101,7 +110,7 @@ def row(
         "gpus": gpus,
         "link_gbit": link_gbit,
         "algorithm": algorithm,
-        "allreduce_sec": cost.seconds(size, tensors),
+        "allreduce_sec": cost.together(gradients),
         **dataclasses.asdict(found),
         "efficiency": found.efficiency,
         "efficiency_without_overlap": late.efficiency,
@@ -115,24 +124,16 @@ def gradient_schedule(model: nn.Module, pixels: int, bytes_each: int) -> list[Gr
     side; layers without any are ready with the one that backward passes before them. That norm
     layers take time of their own is left out: it falls evenly between the others.
     """
-    calls: list[tuple[nn.Module, float]] = []
-
-    def note(module: nn.Module, _: Any, out: Tensor) -> None:
-        weight = getattr(module, "weight", None)
-        products = weight.numel() if weight is not None and weight.dim() > 1 else 0
-        places = out.shape[2] * out.shape[3] if out.dim() == 4 else 1
-        calls.append((module, float(products * places)))
-
-    owners = [m for m in model.modules() if list(m.parameters(recurse=False))]
-    handles = [module.register_forward_hook(note) for module in owners]
-    with torch.no_grad():
-        model(torch.empty(2, 3, pixels, pixels, device="meta"))
-    for handle in handles:
-        handle.remove()
-    total, done, schedule = sum(work for _, work in calls), 0.0, []
-    for module, work in reversed(calls):
+    layers: list[tuple[list[nn.Parameter], float]] = []
+    for layer, _, _, y in calls(model, pixels):
+        own = list(layer.parameters(recurse=False))
+        if own:
+            products = own[0].numel() if own[0].dim() > 1 else 0
+            places = y.shape[2] * y.shape[3] if y.dim() == 4 else 1
+            layers.append((own, float(products * places)))
+    total, done, schedule = sum(work for _, work in layers), 0.0, []
+    for own, work in reversed(layers):
         done += work
-        own = list(module.parameters(recurse=False))
         size = sum(parameter.numel() for parameter in own) * bytes_each
         schedule.append(Gradient(min(1.0, done / total), size, len(own)))
     return schedule
@@ -146,15 +147,15 @@ def check(allreduce: dict[str, Any], scale: dict[str, Any]) -> list[dict[str, An
     """
     settings, raw = scale["settings"], scale["raw"]
     devices = [found["settings"]["device"] for found in (allreduce, scale)]
-    if devices[0] != devices[1]:
-        raise ConfigError(
-            f"--allreduce was measured on {devices[0]} and --scale on {devices[1]}; measure both "
-            "on one device"
-        )
+    require(
+        devices[0] == devices[1],
+        f"--allreduce was measured on {devices[0]} and --scale on {devices[1]}; measure both on "
+        "one device",
+    )
     fit = _fit(allreduce, "fp32")  # the benchmark's gradients are sent as they are
     measured_cost = Cost(fit["latency_sec"], fit["sec_per_byte"], fit["tensor_sec"])
     model = _network(settings["depth"], _MEASURED_CLASSES)
-    gradients = gradient_schedule(model, settings["size"], _BYTES["fp32"])
+    gradients = gradient_schedule(model, settings["size"], BYTES["fp32"])
     checks = []
     for name, measured in scale["ratios"].items():
         count = name.removeprefix("weak_scaling_")
@@ -182,11 +183,8 @@ def _of_apart(raw: dict[str, Any], count: int, gradients: list[Gradient], cost: 
 
 
 def _network(depth: int, classes: int) -> nn.Module:
-    try:
-        with torch.device("meta"):
-            return build_network(ModelConfig(depth=depth), classes)
-    except ValueError as error:
-        raise ConfigError(f"--depth={depth}: {error}") from error
+    with torch.device("meta"):
+        return build_network(ModelConfig(depth=depth), classes)
 
 
 def _read(name: str, path: str | None) -> dict[str, Any] | None:
@@ -199,17 +197,16 @@ def _read(name: str, path: str | None) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise ConfigError(f"--{name} {path} cannot be read as JSON; {again}") from error
     found = content.get("benchmark") if isinstance(content, dict) else None
-    if found != name or "device" not in content.get("settings", {}):
-        raise ConfigError(f"--{name} {path} is not the present JSON of that benchmark; {again}")
+    require(found == name, f"--{name} {path} is not the present JSON of that benchmark; {again}")
     return content
 
 
 def _fit(allreduce: dict[str, Any], dtype: Dtype) -> dict[str, Any]:
     fits: dict[str, dict[str, Any]] = allreduce["raw"]["fit"]
-    if dtype not in fits:
-        raise ConfigError(
-            f"--allreduce holds {', '.join(fits)}, not {dtype}; measure it with --dtypes=fp32,fp16"
-        )
+    require(
+        dtype in fits,
+        f"--allreduce holds {', '.join(fits)}, not {dtype}; measure it with --dtypes=fp32,fp16",
+    )
     return fits[dtype]
 
 
@@ -217,32 +214,29 @@ def _inputs(
     options: PredictOptions, allreduce: dict[str, Any] | None, scale: dict[str, Any] | None
 ) -> Inputs:
     """What was given, else what was measured. Raises `ConfigError` for what is neither."""
-    measured: dict[str, float] = {}
+    values: dict[str, Any] = {}
     if allreduce is not None:
         fit = _fit(allreduce, options.dtype)
-        measured["latency_ms"] = fit["latency_sec"] * 1e3
-        measured["tensor_us"] = fit["tensor_sec"] * 1e6
-        if fit["bus_bytes_per_sec"] is not None:
-            measured["node_gbyte"] = fit["bus_bytes_per_sec"] / 1e9
+        values |= {name: fit[name] for name in ("latency_sec", "tensor_sec")}
+        values["gpu_bytes_per_sec"] = fit["bus_bytes_per_sec"]
     if scale is not None:
-        measured["step_ms"] = scale["raw"]["alone_step_sec"]["median"] * 1e3
-        measured["jitter_ms"] = scale["raw"]["alone_jitter_sec"]["median"] * 1e3
-        if options.step_ms is None and scale["settings"]["depth"] != options.depth:
-            raise ConfigError(
-                f"--scale measured depth {scale['settings']['depth']} and --depth={options.depth}; "
-                "give --step_ms or measure that depth"
-            )
-    values: dict[str, float] = {}
-    for name in ("step_ms", "jitter_ms", "latency_ms", "tensor_us", "node_gbyte"):
-        given = getattr(options, name)
-        if given is None and name not in measured:
-            source = "--scale" if name in ("step_ms", "jitter_ms") else "--allreduce"
-            raise ConfigError(f"--{name} is neither given nor measured; give it or {source} FILE")
-        values[name] = measured[name] if given is None else given
-    return Inputs(
-        values["step_ms"] / 1e3, values["jitter_ms"] / 1e3, values["latency_ms"] / 1e3,
-        values["tensor_us"] / 1e6, values["node_gbyte"] * 1e9,
-    )  # fmt: skip
+        depth = scale["settings"]["depth"]
+        require(
+            options.step_ms is not None or depth == options.depth,
+            f"--scale measured depth {depth} and --depth={options.depth}; give --step_ms or "
+            "measure that depth",
+        )
+        alone = ("step_sec", "jitter_sec")
+        values |= {name: scale["raw"][f"alone_{name}"]["median"] for name in alone}
+    for name, (option, unit, source) in _GIVEN.items():
+        given = getattr(options, option)
+        if given is not None:
+            values[name] = given * unit
+        require(
+            values.get(name) is not None,
+            f"--{option} is neither given nor measured; give it or {source} FILE",
+        )
+    return Inputs(**values)
 
 
 def _table(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -253,8 +247,8 @@ def _table(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     for found in rows:
         table.append((
             str(found["gpus"]), str(found["link_gbit"] or "-"),
-            f"{found['allreduce_sec'] * 1e3:.3g}", found["algorithm"],
-            f"{found['exposed_sec'] * 1e3:.3g}", f"{found['jitter_sec'] * 1e3:.3g}",
+            number(found["allreduce_sec"] * 1e3), found["algorithm"],
+            number(found["exposed_sec"] * 1e3), number(found["jitter_sec"] * 1e3),
             f"{found['efficiency']:.3f}", f"{found['efficiency_without_overlap']:.3f}",
         ))  # fmt: skip
     return table

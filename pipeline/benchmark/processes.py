@@ -7,18 +7,28 @@ others.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from pipeline.benchmark.device import pick_device
+from pipeline.ranks.horovod import nccl_built
 from pipeline.ranks.local import LocalRanks, start_ranks
 from pipeline.system.failure import TrainingError
+from pipeline.system.machine import available_cores
+
+Kind = Literal["cpu", "cuda"]
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Processes:
@@ -35,7 +45,8 @@ class Processes:
         """
         self._signal(signal.SIGCONT)
         for process in self._processes:
-            _tell(process, json.dumps(task) + "\n")
+            with contextlib.suppress(BrokenPipeError):  # it has ended, as it will not answer
+                print(json.dumps(task), file=process.stdin, flush=True)
         answers = [_answer(process) for process in self._processes]
         self._signal(signal.SIGSTOP)
         return answers
@@ -66,19 +77,27 @@ def start(module: str, arguments: Sequence[str], ranks: int) -> LocalRanks:
 
 def serve(work: Callable[..., Mapping[str, Any]]) -> None:
     """In such a process: `work` gets each task by name and returns the answer."""
-    for task in _tasks():
-        print(json.dumps(work(**task)), flush=True)
+    # One that is stopped would not notice that the benchmark was killed: the kernel does.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    for line in sys.stdin:
+        print(json.dumps(work(**json.loads(line))), flush=True)
 
 
-def pick_kind(choice: Literal["auto", "cpu", "cuda"], ranks: int) -> Literal["cpu", "cuda"]:
+def own_device(kind: Kind, number: int) -> torch.device:
+    """In such a process: one thread, and on GPUs the one of that number as the current one."""
+    torch.set_num_threads(1)
+    if kind == "cpu":
+        return torch.device("cpu")
+    device = torch.device("cuda", number)
+    torch.cuda.set_device(device)
+    return device
+
+
+def pick_kind(choice: Literal["auto", "cpu", "cuda"], ranks: int) -> Kind:
     """What `ranks` ranks on this machine run on.
 
     Raises ValueError: "cuda" without a GPU for each rank or without NCCL; more ranks than cores.
     """
-    import torch
-
-    from pipeline.ranks.horovod import nccl_built
-
     if choice == "cuda":
         pick_device(choice)
         if ranks > torch.cuda.device_count():
@@ -94,7 +113,7 @@ def pick_kind(choice: Literal["auto", "cpu", "cuda"], ranks: int) -> Literal["cp
     enough = torch.cuda.is_available() and torch.cuda.device_count() >= ranks
     if choice == "auto" and enough and (ranks == 1 or nccl_built()):
         return "cuda"
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     if ranks > cores:
         raise ValueError(
             f"{ranks} ranks on {cores} cores would measure how they share cores; lower --ranks to "
@@ -103,31 +122,13 @@ def pick_kind(choice: Literal["auto", "cpu", "cuda"], ranks: int) -> Literal["cp
     return "cpu"
 
 
-def _tasks() -> Iterator[dict[str, Any]]:
-    for line in sys.stdin:
-        yield json.loads(line)
-
-
-def _tell(process: subprocess.Popen[str], line: str) -> None:
-    assert process.stdin is not None
-    try:
-        process.stdin.write(line)
-        process.stdin.flush()
-    except BrokenPipeError as error:
-        raise _ended(process) from error
-
-
 def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
-        raise _ended(process)
+        raise TrainingError(
+            f"process {process.pid} of the benchmark ended early with code {process.wait()}; its "
+            "own error stands above"
+        )
     answer: dict[str, Any] = json.loads(line)
     return answer
-
-
-def _ended(process: subprocess.Popen[str]) -> TrainingError:
-    return TrainingError(
-        f"process {process.pid} of the benchmark ended early with code {process.wait()}; its own "
-        "error stands above"
-    )

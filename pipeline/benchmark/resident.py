@@ -1,48 +1,46 @@
-"""The program's own training on images that lie in memory: what a step costs without the loader.
+"""The program's own training on images that lie in memory: what a step costs without the loader,
+and what the program adds to a step.
 
 The one place of the benchmarks that knows how a `Trainer` is run.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from pipeline.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
+from pipeline.benchmark import device as devices
+from pipeline.benchmark.manifest import synthetic_manifest
+from pipeline.benchmark.options import StepOptions
+from pipeline.benchmark.plain import PlainTraining
+from pipeline.benchmark.result import Result, by_round, interleave, ratio
+from pipeline.config import Config, DataConfig, ModelConfig, RunConfig, ScheduleConfig
 from pipeline.data.dali import Batch, Loader
 from pipeline.data.dali.settings import choose_decoding
-from pipeline.data.index.arrow_file import write_manifest
-from pipeline.data.index.manifest import Manifest, open_manifest, read_manifest
-from pipeline.data.index.scan import Rows
+from pipeline.data.index.manifest import open_manifest
 from pipeline.ranks.places import Share
 from pipeline.ranks.world import World
 from pipeline.system.failure import StopSignal
 from pipeline.train.feed import Feed
 from pipeline.train.folder import RunFolder
 from pipeline.train.monitor.monitor import RunMonitor
+from pipeline.train.optimizer import build_optimizer
 from pipeline.train.phases import PHASES, Phase, Phases
 from pipeline.train.trainer import Trainer
 
-LOG_EVERY_STEPS = 20  # as configs/demo.yaml has it
+_LOG_EVERY_STEPS = 20  # as configs/demo.yaml has it
 _CLASSES = 10
 _ROWS = 100_000  # an epoch no benchmark gets to the end of
-
-
-@dataclass(frozen=True)
-class Workload:
-    """One step's work: `images` per rank, `size` pixels a side, ResNet-`depth`."""
-
-    depth: int
-    size: int
-    images: int
-    amp: Literal["off", "bf16", "fp16"] = "bf16"
 
 
 class _RoundPhases(Phases):
@@ -73,7 +71,7 @@ class Training:
         self.trainer, self.device = trainer, trainer.decode.device
         kind = _RoundPhases if timed else _Untimed
         self._phases = trainer.phases = kind(trainer.world.heartbeat, self.device)
-        self._feed = Feed(loader, trainer.world, trainer.stop, phases=self._phases)
+        self._feed = Feed(loader, trainer.world, trainer.stop, self._phases)
 
     def run(self, steps: int) -> None:
         """Takes `steps` steps as an epoch does, metrics included."""
@@ -109,11 +107,11 @@ class _ResidentLoader:
             yield from self._batches
 
 
-def resident_batches(images: int, size: int, device: torch.device, count: int = 2) -> list[Batch]:
-    """Batches of noise: images (B, 3, H, W) float32, channels-last, on `device`; labels random."""
+def resident_batches(images: int, size: int, device: torch.device) -> list[Batch]:
+    """Two of noise: images (B, 3, H, W) float32, channels-last, on `device`; labels random."""
     draw = torch.Generator().manual_seed(0)
     batches = []
-    for number in range(count):
+    for number in range(2):
         noise = torch.randn(images, 3, size, size, generator=draw)
         labels = torch.randint(0, _CLASSES, (images,), generator=draw)
         positions = np.arange(number * images, (number + 1) * images, dtype=np.int64)
@@ -122,38 +120,39 @@ def resident_batches(images: int, size: int, device: torch.device, count: int = 
     return batches
 
 
-def resident_config(work: Workload, world_size: int, run_dir: Path, threads: int) -> Config:
-    """The configuration of a run that would take these steps."""
+def resident_config(
+    depth: int, size: int, images: int, run_dir: Path, *, ranks: int = 1, threads: int = 1
+) -> Config:
+    """The configuration of a run that would take steps of `images` of `size` pixels per rank."""
     return Config(
         data=DataConfig(
-            global_batch_size=work.images * world_size,
-            local_batch_size=work.images,
-            image_size=work.size,
-            val_resize=work.size,
+            global_batch_size=images * ranks,
+            local_batch_size=images,
+            image_size=size,
+            val_resize=size,
             decode="cpu",
             threads=1,
         ),
-        model=ModelConfig(depth=work.depth),
-        optim=OptimConfig(amp=work.amp),
+        model=ModelConfig(depth=depth),
         schedule=ScheduleConfig(epochs=10_000, drop_epochs=()),
         run=RunConfig(
             name="benchmark",
             dir=str(run_dir),
             threads=threads,
-            log_every_steps=LOG_EVERY_STEPS,
+            log_every_steps=_LOG_EVERY_STEPS,
             checkpoint_every_sec=None,
         ),
     )
 
 
 def resident_training(
-    config: Config, world: World, device: torch.device, folder: Path,
+    config: Config, world: World, device: torch.device,
     batches: list[Batch] | None = None, classes: int = _CLASSES, timed: bool = True,
 ) -> Training:  # fmt: skip
     """A training of `config` over a manifest whose files do not exist: it gets `batches`, by
-    default those of its size. One step is one micro-batch. Writes only into `folder`."""
+    default those of its size. One step is one micro-batch."""
     data = config.data
-    manifest = _manifest(folder / f"rank{world.rank}.arrow", data.image_size, classes)
+    manifest = synthetic_manifest(_ROWS, classes, data.image_size)
     decode = choose_decoding(config, device, Share(cores=1, gpu=0))
     trainer = Trainer(config, world, decode, manifest, manifest, StopSignal())
     if batches is None:
@@ -177,15 +176,67 @@ def training_from_files(
     return Training(trainer, trainer.loaders.train(0))
 
 
-def _manifest(path: Path, size: int, classes: int) -> Manifest:
-    sides = np.full(_ROWS, size, dtype=np.int32)
-    rows = Rows(
-        classes=[f"class{label}" for label in range(classes)],
-        files=[b"class0/%d.JPEG" % image for image in range(_ROWS)],
-        labels=np.zeros(_ROWS, dtype=np.int32),
-        lengths=np.ones(_ROWS, dtype=np.int64),
-        widths=sides,
-        heights=sides,
+def measure_loop(options: StepOptions, device: torch.device, result: Result) -> None:
+    """Images per second of `train_epoch`, of the same without timing phases and writing metrics, of
+    a bare loop, and of a bare loop in row-major fp32."""
+    torch.set_num_threads(options.threads)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        spreads = interleave(options.rounds, _loops(options, device, folder, stack))
+    loop, each, silent, bare, fp32 = spreads.values()
+    result.spreads |= spreads
+    result.ratios |= {
+        "loop_vs_bare": ratio(loop, bare),
+        "monitored_vs_silent": ratio(loop, silent),
+        # As a share of the step, with a line of metrics every so many steps: a line at each step
+        # stands out from a machine's noise, in which the ratio of two whole loops drowns.
+        "monitoring_of_step": by_round(lambda a, b: (a / b - 1) / _LOG_EVERY_STEPS, silent, each),
+        "bf16_channels_last_vs_fp32_row_major": ratio(bare, fp32),
+    }
+
+
+def _loops(
+    options: StepOptions, device: torch.device, folder: Path, stack: ExitStack
+) -> dict[str, Callable[[], float]]:
+    """What measures a round of each loop; `stack` closes their files in `folder`."""
+    steps, images = options.steps, options.images
+    batches = resident_batches(images, options.size, device)
+    config = resident_config(options.depth, options.size, images, folder, threads=options.threads)
+    # Of the silent one the first line is due after the benchmark.
+    each_step, never = (
+        dataclasses.replace(
+            config, run=dataclasses.replace(config.run, name=name, log_every_steps=every)
+        )
+        for name, every in (("line-each-step", 1), ("silent", steps * (options.rounds + 2)))
     )
-    write_manifest(path, rows)
-    return read_manifest(path, "train", path.parent)
+    loop, each, silent = (
+        resident_training(one, World(), device, batches, timed=one is not never)
+        for one in (config, each_step, never)
+    )
+    for monitored in (loop, each):
+        stack.enter_context(monitored.monitored())
+    same = [(batch.images, batch.labels) for batch in batches]
+    rows = [(batch.images.contiguous(), batch.labels) for batch in batches]
+    model = copy.deepcopy(loop.trainer.state.model)
+    row_major = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    bare, fp32 = _bare(loop, model, config.optim.amp, same), _bare(loop, row_major, "off", rows)
+    rate = partial(devices.rate, device, images)
+    return {
+        "loop_images_per_sec": rate(steps, loop.run),
+        "line_each_step_images_per_sec": rate(steps, each.run),
+        "silent_images_per_sec": rate(steps, silent.run),
+        "bare_images_per_sec": rate(steps, devices.again(bare.step)),
+        "fp32_row_major_images_per_sec": rate(-(-steps // 4), devices.again(fp32.step)),
+    }
+
+
+def _bare(
+    training: Training, model: nn.Module, amp: Literal["off", "bf16", "fp16"],
+    batches: list[tuple[Tensor, Tensor]],
+) -> PlainTraining:  # fmt: skip
+    """What anyone would write first, over the training's own kind of optimizer."""
+    optim, lr = training.trainer.config.optim, training.trainer.lr(0)
+    optimizer = build_optimizer(
+        model, lr, optim.momentum, optim.weight_decay, optim.decay_norm_and_bias
+    )
+    return PlainTraining(model, optimizer, amp, batches)

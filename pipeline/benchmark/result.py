@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import platform
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,11 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.system import machine
 from pipeline.system.console import counted
 from pipeline.system.files import write_text
 
+Measure = Callable[[], float | Mapping[str, float]]
+"""Measures one round of a side: a number, or several with names of their own."""
+
 Show = Callable[[str], None]
 """Shows a text in the place of the one before; an empty one makes room for lines of others."""
+
+_PACKAGES = ("triton", "pillow", "simplejpeg", "apex")  # besides those of a run
 
 
 @contextmanager
@@ -56,34 +62,45 @@ class Spread:
         """The middle one of the rounds, or the mean of the two middle ones."""
         return self.quartiles[1]
 
+    def cells(self, factor: float = 1.0, unit: str = "") -> tuple[str, str]:
+        """For a table, times `factor`: the median with its `unit`, and the quartiles."""
+        low, middle, high = (number(factor * one) for one in self.quartiles)
+        return middle + unit, f"{low} .. {high}"
+
     def to_json(self) -> dict[str, Any]:
         """Median, quartiles and every round."""
         low, middle, high = self.quartiles
         return {"median": middle, "quartiles": [low, high], "rounds": list(self.rounds)}
 
 
-def interleave(
-    rounds: int, sides: Mapping[str, Callable[[], float]], show: Show | None = None
-) -> dict[str, Spread]:
-    """Runs the sides in turn, A, B, A, B, ..., so that a slow spell of the machine meets them all.
-
-    Each call of a side measures one round of it; `show` gets to know which is next. Returns each
-    side's rounds, in order.
-    """
-    measured: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds):
-        for name, measure in sides.items():
-            if show is not None:
-                side = name.removesuffix("_images_per_sec").replace("_", " ")
-                show(f"measuring: {side}, round {number + 1} of {rounds}")
-            measured[name].append(measure())
-    return {name: Spread(tuple(values)) for name, values in measured.items()}
+def by_round(work: Callable[..., float], *spreads: Spread) -> Spread:
+    """What `work` makes of each round of `spreads`: neighbours in time belong together."""
+    rounds = zip(*(spread.rounds for spread in spreads), strict=True)
+    return Spread(tuple(work(*found) for found in rounds))
 
 
 def ratio(upper: Spread, lower: Spread) -> Spread:
-    """Round by round, `upper` over `lower`: neighbours in time are compared with each other."""
-    pairs = zip(upper.rounds, lower.rounds, strict=True)
-    return Spread(tuple(a / b for a, b in pairs))
+    """Round by round, `upper` over `lower`."""
+    return by_round(lambda a, b: a / b, upper, lower)
+
+
+def interleave(
+    rounds: int, sides: Mapping[str, Measure], show: Show = lambda text: None
+) -> dict[str, Spread]:
+    """Runs the sides in turn, A, B, A, B, ..., so that a slow spell of the machine meets them all.
+
+    The first call of each warms up and does not count: imports, kernels, memory, connections.
+    `show` gets to know which is next. Returns the rounds of each number, in order.
+    """
+    measured: dict[str, list[float]] = {}
+    for turn in range(rounds + 1):
+        for name, measure in sides.items():
+            side = name.removesuffix("_images_per_sec").replace("_", " ")
+            show(f"measuring: {side}, " + (f"round {turn} of {rounds}" if turn else "warm-up"))
+            found = measure()
+            for key, value in (found if isinstance(found, Mapping) else {name: found}).items():
+                measured.setdefault(key, []).append(value)
+    return {name: Spread(tuple(values[1:])) for name, values in measured.items()}
 
 
 @dataclass
@@ -107,98 +124,52 @@ class Result:
         found = self.ratios[name]
         return found.median if isinstance(found, Spread) else found
 
-    def to_json(self, versions: Mapping[str, str]) -> dict[str, Any]:
-        """The whole result with the machine, the versions and the time."""
+    def to_json(self) -> dict[str, Any]:
+        """The whole result."""
+        in_rounds = {n: one.to_json() for n, one in self.ratios.items() if isinstance(one, Spread)}
         return {
             "benchmark": self.name,
             "ratios": {name: self.ratio_value(name) for name in self.ratios},
-            "ratio_rounds": {
-                name: found.to_json()
-                for name, found in self.ratios.items()
-                if isinstance(found, Spread)
-            },
+            "ratio_rounds": in_rounds,
             "raw": {name: spread.to_json() for name, spread in self.spreads.items()} | self.figures,
             "settings": self.settings,
-            "machine": machine(),
-            "versions": dict(versions),
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
 
     def text(self) -> str:
         """What was measured, in words (the figures `measured` and `images`) and as a table, the
         result's own or else of all spreads; its numbers; what did not run (the figure `not_run`)
         and why; a line for each ratio; the figure `verdict`."""
-        rows: list[tuple[str, ...]] = [("", "median", "quartiles")]
-        for name, spread in self.spreads.items():
-            low, middle, high = spread.quartiles
-            rows.append((name, f"{middle:.4g}", f"{low:.4g} .. {high:.4g}"))
-        numbers: list[tuple[str, ...]]
-        numbers = [(name, f"{value:.4g}", "") for name, value in _numbers(self.figures)]
-        if self.table:
-            lines = aligned(self.table) + aligned(numbers)
-        else:
-            lines = aligned(rows + numbers) if len(rows + numbers) > 1 else []
-        lines = self._words("measured") + self._words("images") + lines
+        table = self.table
+        if self.spreads and not table:
+            rows = [(name, *spread.cells()) for name, spread in self.spreads.items()]
+            table = [("", "median", "quartiles"), *rows]
+        numbers = {n: one for n, one in self.figures.items() if isinstance(one, int | float)}
         not_run: Mapping[str, str] = self.figures.get("not_run", {})
-        lines += [f"{name}: not run: {reason}" for name, reason in not_run.items()]
-        for name, found in self.ratios.items():
-            line = f"{name} = {self.ratio_value(name):.3f}"
-            if isinstance(found, Spread):
-                low, _, high = found.quartiles
-                line += (
-                    f" (quartiles {low:.3f} .. {high:.3f}, {counted(len(found.rounds), 'round')})"
-                )
-            lines.append(line)
-        return "\n".join(lines + self._words("verdict"))
+        return "\n".join([
+            *(self.figures[name] for name in ("measured", "images") if name in self.figures),
+            *aligned(table),
+            *aligned([(name, number(value)) for name, value in numbers.items()]),
+            *(f"{name}: not run: {reason}" for name, reason in not_run.items()),
+            *(self._ratio_line(name) for name in self.ratios),
+            *([self.figures["verdict"]] if "verdict" in self.figures else []),
+        ])  # fmt: skip
 
-    def _words(self, name: str) -> list[str]:
-        return [self.figures[name]] if name in self.figures else []
+    def _ratio_line(self, name: str) -> str:
+        line, found = f"{name} = {self.ratio_value(name):.3f}", self.ratios[name]
+        if not isinstance(found, Spread):
+            return line
+        low, _, high = found.quartiles
+        rounds = counted(len(found.rounds), "round")
+        return f"{line} (quartiles {low:.3f} .. {high:.3f}, {rounds})"
 
 
 Save = Callable[[Result], None]
 """Gets a result as far as it has come."""
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes `content` as an indented file. OSError if it cannot be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def machine() -> dict[str, Any]:
-    """CPU model, cores this process may use, and the GPU if there is one, with its driver."""
-    import torch
-
-    from pipeline.benchmark.device import driver
-
-    found: dict[str, Any] = {
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "gpu": None,
-        "system": platform.system() + " " + platform.release(),
-    }
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        found |= {
-            "gpu": properties.name,
-            "gpus": torch.cuda.device_count(),
-            "gpu_memory_gb": round(properties.total_memory / 1e9, 1),
-            "driver": driver(),
-        }
-    return found
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()
-
-
-def _numbers(figures: Mapping[str, Any]) -> list[tuple[str, float]]:
-    return [(name, value) for name, value in figures.items() if isinstance(value, int | float)]
+def number(value: float) -> str:
+    """Four digits, or all of those before the point."""
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.4g}"
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
@@ -211,3 +182,55 @@ def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes `content` as an indented file. OSError if it cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def of_this_machine(content: Mapping[str, Any]) -> dict[str, Any]:
+    """`content` with what its numbers depend on: the machine, the versions and the time."""
+    import torch  # not above, as `gpu_check` says in a sentence that it is not installed
+
+    found: dict[str, Any] = {
+        "cpu": _cpu_model(),
+        "cores": machine.available_cores(),
+        "gpu": None,
+        "system": platform.system() + " " + platform.release(),
+    }
+    versions = dict(machine.versions())
+    if torch.version.cuda is not None:
+        cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        versions |= {"cuda": torch.version.cuda, "cudnn": str(cudnn)}
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        found |= {
+            "gpu": properties.name,
+            "gpus": torch.cuda.device_count(),
+            "gpu_memory_gb": round(properties.total_memory / 1e9, 1),
+            "driver": _driver(),
+        }
+    packages = {name: machine.version_of(name) for name in _PACKAGES}
+    versions |= {name: version for name, version in packages.items() if version is not None}
+    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return {**content, "machine": found, "versions": versions, "date": date}
+
+
+def _driver() -> str:
+    query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.partition("\n")[0].strip()
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()

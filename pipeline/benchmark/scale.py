@@ -10,50 +10,49 @@ process may be killed. It trains some steps each time the benchmark asks it to.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from pipeline.benchmark.processes import Processes, pick_kind, serve, start
-from pipeline.benchmark.rank_options import ScaleOptions
+from pipeline.benchmark.options import ScaleOptions, numbers
+from pipeline.benchmark.processes import Kind, Processes, own_device, pick_kind, serve, start
 from pipeline.benchmark.resident import (
     Training,
-    Workload,
     resident_config,
     resident_training,
     training_from_files,
 )
-from pipeline.benchmark.result import Result, Spread, interleave, ratio
+from pipeline.benchmark.result import Result, Spread, interleave, number, ratio
 from pipeline.ranks import connect
 from pipeline.ranks.local import LocalRanks
 from pipeline.ranks.world import World
 
-_WARM_UP_STEPS = 4
 _SHARES = ("data_wait", "agreement", "compute", "exposed_communication")
 _WAITS = {
     "data_wait": "data_wait", "agreement": "agreement", "exposed_communication": "communication",
 }  # fmt: skip
 """Shares of a step that are a phase's: what a rank waits for the loader, for the other ranks before
 a batch is used, and after backward for averages, be it for a rank whose backward has not ended."""
-_MEASURED = ("cpu_sec_per_step", "step_sec", "forward_backward_sec", "jitter_sec")
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one process does: `work`, on the GPU `gpu` + its local rank where `kind` is cuda."""
+    """What one process does: steps of ResNet-`depth` with `images` of `size` pixels, on the GPU
+    `gpu` + its local rank where `kind` is cuda."""
 
-    work: Workload
-    kind: Literal["cpu", "cuda"]
+    depth: int
+    size: int
+    images: int
+    kind: Kind
     gpu: int
     data: str | None
     """Root of a data set; None: the images lie in memory."""
@@ -64,92 +63,65 @@ def run(options: ScaleOptions) -> Result:
 
     Raises ValueError: there are too few GPUs or cores.
     """
-    kind = pick_kind(options.device, options.rank_numbers[-1])
+    counts = numbers(options.ranks)
+    kind = pick_kind(options.device, counts[-1])
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         sides = _sides(options, kind, folder, stack)
-        speeds = interleave(options.rounds, {name: side.measure for name, side in sides.items()})
+        spreads = interleave(options.rounds, sides)
     environment = {name: value for name, value in os.environ.items() if name.startswith("HOROVOD_")}
-    result = Result("scale", {**vars(options), "device": kind, "environment": environment})
-    for name, side in sides.items():
-        result.spreads[f"{name}_images_per_sec"] = speeds[name]
-        result.spreads |= {f"{name}_{key}": spread for key, spread in side.spreads().items()}
-    _add_ratios(result, options.rank_numbers)
+    settings = {**vars(options), "device": kind, "environment": environment}
+    result = Result("scale", settings, spreads=spreads)
+    _add_ratios(result, [count for count in counts if count > 1])
     result.table = _table(result, list(sides))
     return result
 
 
-class _Side:
-    """Processes that train `images` each in a step, measured together."""
-
-    def __init__(self, processes: Processes, images: int, steps: int) -> None:
-        self._processes, self._images, self._steps = processes, images, steps
-        self._rounds: list[dict[str, float]] = []
-
-    def warm_up(self) -> None:
-        """Memory, algorithms and connections the first time."""
-        self._processes.ask(steps=_WARM_UP_STEPS)
-
-    def measure(self) -> float:
-        """Images per second of all together over a round, each by its own clock."""
-        answers = self._processes.ask(steps=self._steps)
-        mean = {key: statistics.fmean(a[key] for a in answers) for key in answers[0]}
-        mean["cpu_sec_per_step"] = mean.pop("cpu_sec") / self._steps
-        mean["step_sec"] = mean.pop("wall_sec") / self._steps
-        self._rounds.append(mean)
-        return float(sum(self._images * self._steps / answer["wall_sec"] for answer in answers))
-
-    def spreads(self) -> dict[str, Spread]:
-        """What was measured besides, mean over the processes."""
-        names = [*_MEASURED, *(f"{share}_share" for share in _SHARES)]
-        return {name: Spread(tuple(found[name] for found in self._rounds)) for name in names}
-
-
 def _sides(
-    options: ScaleOptions, kind: Literal["cpu", "cuda"], folder: Path, stack: ExitStack
-) -> dict[str, _Side]:
-    """All sides, started one after the other and warm; `stack` ends them."""
-    counts = [count for count in options.rank_numbers if count > 1]
-    work = Workload(options.depth, options.size, options.images)
+    options: ScaleOptions, kind: Kind, folder: Path, stack: ExitStack
+) -> dict[str, Callable[[], dict[str, float]]]:
+    """What measures a round of each side; `stack` ends their processes."""
+    images, counts = options.images, numbers(options.ranks)
 
     def begun(name: str, images: int, ranks: int, gpu: int = 0) -> LocalRanks:
-        job = _start(dataclasses.replace(work, images=images), ranks, folder / name, kind, gpu,
-                     options.data)  # fmt: skip
+        part = Part(options.depth, options.size, images, kind, gpu, options.data)
+        (folder / name).mkdir()
+        arguments = [json.dumps(asdict(part)), str(folder / name)]
+        job = start("pipeline.benchmark.scale", arguments, ranks)
         stack.callback(Processes([job]).end)
         return job
 
-    def side(jobs: list[LocalRanks], images: int) -> _Side:
-        found = _Side(Processes(jobs), images, options.steps)
-        found.warm_up()
-        return found
+    def side(name: str, jobs: list[LocalRanks], images: int) -> Callable[[], dict[str, float]]:
+        processes = Processes(jobs)
+        return lambda: _round(name, processes, images, options.steps)
 
-    lone = [begun(f"lone{i}", work.images, 1, i) for i in range(options.rank_numbers[-1])]
-    apart = {count: side(lone[:count], work.images) for count in reversed(counts)}
-    sides = {"alone": side(lone[:1], work.images)}
+    lone = [begun(f"lone{i}", images, 1, i) for i in range(counts[-1])]
+    sides = {"alone": side("alone", lone[:1], images)}
     for count in counts:
-        sides[f"apart_{count}"] = apart[count]
-        weak = [begun(f"weak{count}", work.images, count)]
-        sides[f"weak_{count}"] = side(weak, work.images)
-        share = work.images // count
-        sides[f"strong_{count}"] = side([begun(f"strong{count}", share, count)], share)
+        if count > 1:
+            share = images // count
+            jobs = {
+                f"apart_{count}": (lone[:count], images),
+                f"weak_{count}": ([begun(f"weak{count}", images, count)], images),
+                f"strong_{count}": ([begun(f"strong{count}", share, count)], share),
+            }
+            sides |= {name: side(name, *one) for name, one in jobs.items()}
     return sides
 
 
-def _start(
-    work: Workload, ranks: int, folder: Path, kind: Literal["cpu", "cuda"], gpu: int,
-    data: str | None,
-) -> LocalRanks:  # fmt: skip
-    folder.mkdir()
-    part = json.dumps(dataclasses.asdict(Part(work, kind, gpu, data)))
-    return start("pipeline.benchmark.scale", [part, str(folder)], ranks)
+def _round(name: str, processes: Processes, images: int, steps: int) -> dict[str, float]:
+    """Images per second of all together, each by its own clock; what was measured besides is the
+    mean over the processes."""
+    answers = processes.ask(steps=steps)
+    speed = sum(images / answer["step_sec"] for answer in answers)
+    means = {key: statistics.fmean(answer[key] for answer in answers) for key in answers[0]}
+    return {f"{name}_{key}": value for key, value in ({"images_per_sec": speed} | means).items()}
 
 
 def _add_ratios(result: Result, counts: list[int]) -> None:
     spreads = result.spreads
     alone = spreads["alone_images_per_sec"]
     for count in counts:
-        if count == 1:
-            continue
         weak, strong, apart = (
             spreads[f"{side}_{count}_images_per_sec"] for side in ("weak", "strong", "apart")
         )
@@ -171,34 +143,26 @@ def _table(result: Result, sides: list[str]) -> list[tuple[str, ...]]:
     heads = [name.replace("_", " ") for name in _SHARES]
     table: list[tuple[str, ...]] = [("", "img/s", "quartiles", "step ms", *heads)]
     for side in sides:
-        low, middle, high = result.spreads[f"{side}_images_per_sec"].quartiles
-        step_ms = result.spreads[f"{side}_step_sec"].median * 1e3
+        step_ms = number(result.spreads[f"{side}_step_sec"].median * 1e3)
         shares = [result.spreads[f"{side}_{share}_share"].median for share in _SHARES]
-        table.append((
-            side, f"{middle:.4g}", f"{low:.4g} .. {high:.4g}", f"{step_ms:.4g}",
-            *(f"{share:.1%}" for share in shares),
-        ))  # fmt: skip
+        speed = result.spreads[f"{side}_images_per_sec"].cells()
+        table.append((side, *speed, step_ms, *(f"{share:.1%}" for share in shares)))
     return table
 
 
 def main(argv: list[str]) -> None:
     """One process: joins the other ranks if there are any, then serves."""
-    told = json.loads(argv[0])
-    part = Part(**told | {"work": Workload(**told["work"])})
+    part = Part(**json.loads(argv[0]))
     world = connect()
-    torch.set_num_threads(1)
-    device = torch.device("cpu")
-    if part.kind == "cuda":
-        device = torch.device("cuda", part.gpu + world.local_rank)
-        torch.cuda.set_device(device)
+    device = own_device(part.kind, part.gpu + world.local_rank)
     training = _training(part, world, device, Path(argv[1]))
     serve(lambda steps: _train(training, steps))
 
 
 def _training(part: Part, world: World, device: torch.device, folder: Path) -> Training:
-    config = resident_config(part.work, world.size, folder, threads=1)
+    config = resident_config(part.depth, part.size, part.images, folder, ranks=world.size)
     if part.data is None:
-        return resident_training(config, world, device, folder)
+        return resident_training(config, world, device)
     return training_from_files(Path(part.data), config, world, device, folder)
 
 
@@ -215,12 +179,12 @@ def _train(training: Training, steps: int) -> dict[str, float]:
     }
     computed = [one["forward"] + one["backward"] for one in found]
     return {
-        "wall_sec": wall,
-        "cpu_sec": cpu,
-        **waits,
-        "compute_share": 1 - sum(waits.values()),
+        "cpu_sec_per_step": cpu / steps,
+        "step_sec": wall / steps,
         "forward_backward_sec": statistics.fmean(computed),
         "jitter_sec": statistics.pstdev(computed),
+        **waits,
+        "compute_share": 1 - sum(waits.values()),
     }
 
 

@@ -24,6 +24,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean
 
+import numpy as np
+
 # A convolution's backward pass computes two products, by weights and by images, for forward's one.
 BACKWARD_SHARE = 2 / 3
 _STARTS = 16
@@ -52,6 +54,10 @@ class Cost:
         """Of `tensors` in flight together, `size` bytes in all."""
         return self.latency_sec + (tensors - 1) * self.tensor_sec + size * self.sec_per_byte
 
+    def together(self, gradients: Sequence[Gradient]) -> float:
+        """Seconds of all `gradients` in flight together."""
+        return self.seconds(sum(g.size for g in gradients), sum(g.tensors for g in gradients))
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -69,6 +75,10 @@ class Cluster:
     tensor_sec: float = 0.0
     """Of each further tensor in flight."""
 
+    def nodes(self, gpus: int) -> int:
+        """How many `gpus` fill; if several, to the last GPU."""
+        return -(-gpus // self.gpus_per_node)
+
 
 def bus_share(ranks: int) -> float:
     """2 (n - 1) / n: bytes over each link of a ring for one byte that is averaged."""
@@ -81,22 +91,17 @@ def fit_line(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, f
     Least squares of the relative errors (weights 1 / seconds^2), so that small sizes count as much
     as large ones. Of a single size all is latency.
     """
-    weights = [1 / second**2 for second in seconds]
-    total = sum(weights)
-    size = sum(w * s for w, s in zip(weights, sizes, strict=True)) / total
-    second = sum(w * t for w, t in zip(weights, seconds, strict=True)) / total
-    spread = sum(w * (s - size) ** 2 for w, s in zip(weights, sizes, strict=True))
-    joint = sum(
-        w * (s - size) * (t - second)
-        for w, s, t in zip(weights, sizes, seconds, strict=True)
-    )  # fmt: skip
-    if spread == 0 or joint <= 0:
-        return second, 0.0
-    slope = joint / spread
-    if second >= slope * size:
-        return second - slope * size, slope
-    pairs = list(zip(weights, sizes, seconds, strict=True))
-    return 0.0, sum(w * s * t for w, s, t in pairs) / sum(w * s * s for w, s, _ in pairs)
+    bytes_, sec = np.asarray(sizes, dtype=float), np.asarray(seconds)
+    weights = 1 / sec**2
+    alone = float(np.average(sec, weights=weights)), 0.0
+    if len(set(sizes)) == 1:
+        return alone
+    slope, latency = np.polyfit(bytes_, sec, 1, w=1 / sec)
+    if slope <= 0:
+        return alone
+    if latency >= 0:
+        return float(latency), float(slope)
+    return 0.0, float((weights * bytes_ * sec).sum() / (weights * bytes_**2).sum())
 
 
 def at_ranks(measured: Cost, measured_ranks: int, ranks: int) -> Cost:
@@ -114,15 +119,14 @@ def ring_cost(gpus: int, cluster: Cluster) -> Cost:
     latency + 2 (n - m) gpu_hop + 2 m node_hop (without the second in one node, and then with 2 (n -
     1) gpu_hop) + S * 2 (n - 1) / n / min(gpu, node bandwidth), for n GPUs in m nodes.
     """
-    nodes = _nodes(gpus, cluster)
     if gpus == 1:
         return Cost(0.0, 0.0)
-    if nodes == 1:
-        hops_sec = 2 * (gpus - 1) * cluster.gpu_hop_sec
-        pace = cluster.gpu_bytes_per_sec
-    else:
-        hops_sec = 2 * (gpus - nodes) * cluster.gpu_hop_sec + 2 * nodes * cluster.node_hop_sec
-        pace = min(cluster.gpu_bytes_per_sec, cluster.node_bytes_per_sec)
+    nodes = cluster.nodes(gpus)
+    hops_sec = 2 * (gpus - nodes) * cluster.gpu_hop_sec
+    pace = cluster.gpu_bytes_per_sec
+    if nodes > 1:
+        hops_sec += 2 * nodes * cluster.node_hop_sec
+        pace = min(pace, cluster.node_bytes_per_sec)
     return Cost(cluster.latency_sec + hops_sec, bus_share(gpus) / pace, cluster.tensor_sec)
 
 
@@ -135,26 +139,15 @@ def two_level_cost(gpus: int, cluster: Cluster) -> Cost:
     for m nodes of g GPUs; between nodes by recursive halving and doubling (Thakur et al. 2005,
     section 4.5). The levels do not overlap, which NCCL's own pipelines do in part.
     """
-    nodes = _nodes(gpus, cluster)
     if gpus == 1:
         return Cost(0.0, 0.0)
+    nodes = cluster.nodes(gpus)
     inside = gpus // nodes
     hops_sec = 2 * (inside - 1) * cluster.gpu_hop_sec
     hops_sec += 2 * math.ceil(math.log2(nodes)) * cluster.node_hop_sec
     per_byte = bus_share(inside) / cluster.gpu_bytes_per_sec
     per_byte += bus_share(nodes) / cluster.node_bytes_per_sec
     return Cost(cluster.latency_sec + hops_sec, per_byte, cluster.tensor_sec)
-
-
-def _nodes(gpus: int, cluster: Cluster) -> int:
-    """How many nodes `gpus` fill. ValueError: more than one, and not to the last GPU."""
-    if gpus <= cluster.gpus_per_node:
-        return 1
-    if gpus % cluster.gpus_per_node:
-        raise ValueError(
-            f"{gpus} GPUs must be whole nodes of {cluster.gpus_per_node}; choose a multiple of it"
-        )
-    return gpus // cluster.gpus_per_node
 
 
 def exposed_sec(
@@ -172,8 +165,7 @@ def exposed_sec(
         ready = sent
         while ready < len(gradients) and gradients[ready].ready * backward_sec <= begin:
             ready += 1
-        batch = gradients[sent:ready]
-        free = begin + cost.seconds(sum(g.size for g in batch), sum(g.tensors for g in batch))
+        free = begin + cost.together(gradients[sent:ready])
         sent = ready
     return max(0.0, free - backward_sec)
 

@@ -1,5 +1,5 @@
-"""`benchmark step`: the training loop's own cost (`loop`), and whole steps with each kind of norm
-layer, plain and as a CUDA graph, as one table; with them the memory that such a step takes.
+"""`benchmark step`: the training loop's own cost (`resident`), and whole steps with each kind of
+norm layer, plain and as a CUDA graph, as one table; with them the memory that such a step takes.
 
 Ratios to eager are of neighbours in time at the same batch. Shares are of the roofline for fused
 norm layers (`network.roofline`), made of what a copy and a matrix product reach in the same run.
@@ -7,29 +7,29 @@ norm layers (`network.roofline`), made of what a copy and a matrix product reach
 
 from __future__ import annotations
 
-import contextlib
 import math
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 
 from pipeline.benchmark import device as devices
 from pipeline.benchmark.network import Design, Network, network, roofline
-from pipeline.benchmark.options import StepOptions
-from pipeline.benchmark.plain import Setting, problem, train_setting
+from pipeline.benchmark.options import AMPS, DEPTHS, SIDES, StepOptions, chosen
+from pipeline.benchmark.plain import BACKENDS, Setting, train_setting
 from pipeline.benchmark.result import Result, Save, Spread, interleave, ratio
+from pipeline.model.backends import problem_of
 
 _DESIGNS: tuple[Design, ...] = ("eager", "fused", "folded")
 _SHARE_OF: Design = "fused"
 _HEAD = ("step", "batch", "img/s", "quartiles", "to eager", "of roofline")
-_NO_GPU = "CUDA graphs need an NVIDIA GPU"
+
+Found = TypeVar("Found")
 
 
-def run(options: StepOptions, save: Save | None = None) -> Result:
-    """The loop (`loop.measure`), then the table, as `options.parts` says.
+def run(options: StepOptions, save: Save = lambda result: None) -> Result:
+    """The loop (`resident.measure_loop`), then the table, as `options.parts` says.
 
     `save` gets the result so far whenever something was added to it. The loop needs what a training
     does, DALI for one; beside a table it is named where it cannot run.
@@ -41,15 +41,15 @@ def run(options: StepOptions, save: Save | None = None) -> Result:
     result = Result("step", {**vars(options), "device": str(device)}, figures={"not_run": {}})
     if options.parts != "table":
         try:
-            from pipeline.benchmark import loop
+            from pipeline.benchmark.resident import measure_loop
 
-            loop.measure(options, device, result)
+            measure_loop(options, device, result)
         except Exception as error:
             if not wants_table:
                 raise
             result.figures["not_run"]["loop"] = devices.reason(error)
     if wants_table:
-        measure_table(options, device, result, save or (lambda _: None))
+        measure_table(options, device, result, save)
     return result
 
 
@@ -76,86 +76,77 @@ def measure_table(options: StepOptions, device: torch.device, result: Result, sa
 
     What cannot run is named with its reason in the table and in the figure `not_run`.
     """
-    with _fastest_convolutions():
-        _measure(options, device, result, save)
+    # cuDNN tries its algorithms for each shape and keeps the fastest.
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+        over = devices.time_limit(options.limit_sec)
+        limits = measure_limits(device, options)
+        result.figures |= {"copy_gb_per_sec": limits.bytes_per_sec / 1e9, "networks": {}}
+        for amp, flops in limits.flop_per_sec.items():
+            result.figures[f"matrix_product_tflop_per_sec_{amp}"] = flops / 1e12
+        result.table = [_HEAD]
+        depths = chosen(options.depths, DEPTHS)
+        networks = {depth: network(depth, options.pixels) for depth in depths}
+        for setting in settings(options):
+            found = _attempt(setting, device, lambda one: compare(one, options, device), over())
+            if isinstance(found, str):
+                found = Comparison(options.batch, {}, None, {"plain": found, "graph": found})
+            add_rows(result, setting, found, networks[setting.depth], limits)
+            save(result)
 
 
-@contextlib.contextmanager
-def _fastest_convolutions() -> Iterator[None]:
-    """Lets cuDNN try its algorithms for each shape and keep the fastest."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
-
-
-def _measure(options: StepOptions, device: torch.device, result: Result, save: Save) -> None:
-    started = time.monotonic()
-    limits = measure_limits(device, options)
-    result.figures |= {"copy_gb_per_sec": limits.bytes_per_sec / 1e9, "networks": {}}
-    for amp, flops in limits.flop_per_sec.items():
-        result.figures[f"matrix_product_tflop_per_sec_{amp}"] = flops / 1e12
-    result.table = [_HEAD]
-    networks = {depth: network(depth, options.pixels) for depth in options.depth_numbers}
-    for setting in settings(options):
-        over = options.limit_sec is not None and time.monotonic() - started > options.limit_sec
-        reason = problem(setting.side, setting.amp, device)
-        if over:
-            reason = f"the time limit of {options.limit_sec:g} s was over before"
-        if reason is None:
-            try:
-                found = compare(setting, options, device)
-            except Exception as error:  # whatever it is, the other rows are measured
-                reason = devices.reason(error)
-        if setting.side == "compile":
-            torch.compiler.reset()  # the model would stay in memory
-        devices.release(device)
-        if reason is not None:
-            found = Comparison(options.batch, {}, None, {"plain": reason, "graph": reason})
-        add_rows(result, setting, found, networks[setting.depth], limits)
-        save(result)
+def _attempt(
+    setting: Setting, device: torch.device, work: Callable[[Setting], Found],
+    reason: str | None = None,
+) -> Found | str:  # fmt: skip
+    """What `work` gives, or why `setting` does not run here, for a `reason` of the caller's; leaves
+    the device's memory empty."""
+    problem = problem_of(BACKENDS[setting.side], device, setting.amp)
+    found: Found | str | None = reason or devices.as_options(problem)
+    if found is None:
+        try:
+            found = work(setting)
+        except Exception as error:  # whatever it is, the other settings are measured
+            found = devices.reason(error)
+    if setting.side == "compile":
+        torch.compiler.reset()  # the model would stay in memory
+    devices.release(device)
+    return found
 
 
 def settings(options: StepOptions) -> list[Setting]:
-    """What is measured, in order: compiling takes minutes, so every other side comes first."""
+    """What is measured, in order: eager before what is compared with it, and compiling, which takes
+    minutes, after every other side."""
+    sides = chosen(options.sides, SIDES)
     found = [
         Setting(depth, amp, side, options.pixels)
-        for depth in options.depth_numbers
-        for amp in options.amp_names
-        for side in options.side_names
+        for depth in chosen(options.depths, DEPTHS)
+        for amp in chosen(options.amps, AMPS)
+        for side in sorted(sides, key=SIDES.index)
     ]
     return sorted(found, key=lambda setting: setting.side == "compile")
 
 
 def measure_limits(device: torch.device, options: StepOptions) -> Limits:
-    """The medians of copies and the best matrix products in each precision."""
-    copy = devices.Copy(device)
-    rounds = [copy.bytes_per_sec() for _ in range(options.table_rounds + 1)]
+    """The median of copies and the best matrix products in each precision."""
+    copies = interleave(options.table_rounds, {"copy": devices.Copy(device).bytes_per_sec})
+    amps = chosen(options.amps, AMPS)
     return Limits(
-        statistics.median(rounds[1:]),
-        {amp: devices.flop_per_sec(device, devices.DTYPES[amp]) for amp in options.amp_names},
+        copies["copy"].median,
+        {amp: devices.flop_per_sec(device, devices.DTYPES[amp]) for amp in amps},
     )
 
 
 def compare(setting: Setting, options: StepOptions, device: torch.device) -> Comparison:
-    """One side against eager, at `options.batch` images or the next half of it that fits."""
-    images = options.batch
-    while True:
-        try:
-            return _compare(setting, images, options, device)
-        except Exception as error:
-            if not devices.out_of_memory(error) or images == 1:
-                raise
-        images //= 2
-        devices.release(device)
+    """One side against eager, at `options.batch` images or the next half of it that fits: rounds of
+    eager, the side, and the side as a graph, in turn."""
+    return devices.fitting(
+        options.batch, device, lambda images: _compare(setting, images, options, device)
+    )
 
 
 def _compare(
     setting: Setting, images: int, options: StepOptions, device: torch.device
 ) -> Comparison:
-    """Rounds of eager, the side, and the side as a graph, in turn."""
     side = train_setting(setting, images, device)
     sides: dict[str, Callable[[], None]] = {"plain": side.step}
     if setting.side != "eager":
@@ -163,21 +154,18 @@ def _compare(
         sides = {"eager": train_setting(eager, images, device).step, **sides}
     not_run = {}
     if device.type != "cuda":
-        not_run["graph"] = _NO_GPU
+        not_run["graph"] = "CUDA graphs need an NVIDIA GPU"
     else:
         try:
-            sides["graph"] = side.captured()
+            sides["graph"] = devices.capture(side.step)
         except Exception as error:
             if devices.out_of_memory(error):
                 raise
             not_run["graph"] = devices.reason(error)
-
     rounds = {
         name: devices.rate(device, images, options.table_steps, devices.again(step))
         for name, step in sides.items()
     }
-    for measure_once in rounds.values():
-        measure_once()
     speeds = interleave(options.table_rounds, rounds)
     loss = float(side.loss)
     return Comparison(images, speeds, loss if math.isfinite(loss) else None, not_run)
@@ -216,20 +204,12 @@ def add_rows(
             "loss": found.loss,
             "roofline_images_per_sec": bounds,
         }
-        low, _, high = speed.quartiles
         result.table.append(
-            (
-                name,
-                str(found.images),
-                f"{speed.median:.4g}",
-                f"{low:.4g} .. {high:.4g}",
-                f"{to_eager.median:.3f}",
-                f"{share:.1%}",
-            )
+            (name, str(found.images), *speed.cells(), f"{to_eager.median:.3f}", f"{share:.1%}")
         )
 
 
-def measure_memory(options: StepOptions, save: Save | None = None) -> Result:
+def measure_memory(options: StepOptions, save: Save = lambda result: None) -> Result:
     """Peak of what PyTorch's allocator gave out over three plain steps, in GB (10^9 bytes).
 
     The figures `<side>_resnet<depth>_<amp>_peak_gb`, and the ratios of each side to eager. What
@@ -237,27 +217,22 @@ def measure_memory(options: StepOptions, save: Save | None = None) -> Result:
     """
     device = devices.pick_device("cuda")
     result = Result("memory", {**vars(options), "device": str(device)}, figures={"not_run": {}})
+
+    def peak_gb(setting: Setting) -> float:
+        devices.release(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        train_setting(setting, options.batch, device)
+        return torch.cuda.max_memory_allocated(device) / 1e9
+
     for setting in settings(options):
-        reason = problem(setting.side, setting.amp, device)
-        if reason is None:
-            devices.release(device)
-            torch.cuda.reset_peak_memory_stats(device)
-            try:
-                training = train_setting(setting, options.batch, device)
-            except Exception as error:  # the other sides are measured
-                reason = devices.reason(error)
-            else:
-                peak = torch.cuda.max_memory_allocated(device) / 1e9
-                result.figures[f"{setting.name}_peak_gb"] = peak
-                base = result.figures.get(f"eager_{setting.network}_peak_gb")
-                if base is not None and setting.side != "eager":
-                    name = f"{setting.side}_vs_eager_memory_{setting.network}"
-                    result.ratios[name] = peak / base
-                del training
-        if setting.side == "compile":
-            torch.compiler.reset()
-        if reason is not None:
-            result.figures["not_run"][setting.name] = reason
-        if save is not None:
-            save(result)
+        peak = _attempt(setting, device, peak_gb)
+        if isinstance(peak, str):
+            result.figures["not_run"][setting.name] = peak
+        else:
+            result.figures[f"{setting.name}_peak_gb"] = peak
+            eager = result.figures.get(f"eager_{setting.network}_peak_gb")
+            if eager is not None and setting.side != "eager":
+                name = f"{setting.side}_vs_eager_memory_{setting.network}"
+                result.ratios[name] = peak / eager
+        save(result)
     return result

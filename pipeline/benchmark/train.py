@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.benchmark.device import pick_device
-from pipeline.benchmark.options import TrainOptions
+from pipeline.benchmark.options import DEPTHS, TrainOptions, chosen
 from pipeline.benchmark.photos import make_photos
-from pipeline.benchmark.result import Result, Spread
+from pipeline.benchmark.result import Result, Spread, by_round
 from pipeline.data.index.manifest import open_manifest
+from pipeline.ranks.horovod import nccl_built
 from pipeline.system.failure import TrainingError
 from pipeline.train.folder import RunFolder, find_runs
 
@@ -44,12 +45,12 @@ def run(options: TrainOptions) -> Result:
         cache = Path(folder) / "cache"  # nothing is written beside somebody's data
         images = len(open_manifest(data, "train", cache))
         launch, result.figures["launched_as"] = launcher(device)
-        for depth in options.depth_numbers:
+        for depth in chosen(options.depths, DEPTHS):
             runs = Path(folder) / f"resnet{depth}"
-            chosen = settings(options, depth, device, images)
-            chosen |= {"data.root": data, "data.cache_dir": cache, "run.dir": runs}
+            given = settings(options, depth, device, images)
+            given |= {"data.root": data, "data.cache_dir": cache, "run.dir": runs}
             started = time.perf_counter()
-            lines = _train(launch, chosen, runs)
+            lines = _train(launch, given, runs)
             result.figures[f"resnet{depth}_run_sec"] = time.perf_counter() - started
             _enter(options, depth, device, lines, result)
     return result
@@ -59,11 +60,7 @@ def launcher(device: str) -> tuple[list[str], str]:
     """What a run is started by, and in words."""
     if importlib.util.find_spec("horovod") is None:
         return [], "one process without Horovod, which is not installed"
-    script = "from pipeline.ranks.horovod import nccl_built; print(nccl_built())"
-    asked = subprocess.run(
-        [sys.executable, "-c", script], cwd=_ROOT, capture_output=True, text=True, check=True
-    )
-    nccl = asked.stdout.split()[-1] == "True"
+    nccl = nccl_built()
     if device == "cuda" and not nccl:
         return [], "one process without Horovod, which is built without NCCL"
     return ["horovodrun", "-np", "1"], f"one Horovod rank, NCCL {'built' if nccl else 'not built'}"
@@ -112,9 +109,9 @@ def settings(options: TrainOptions, depth: int, device: str, images: int) -> dic
     }
 
 
-def _train(launch: list[str], chosen: dict[str, Any], runs: Path) -> list[dict[str, Any]]:
+def _train(launch: list[str], given: dict[str, Any], runs: Path) -> list[dict[str, Any]]:
     """The lines of metrics of one run after those that warm up."""
-    options = [f"--{name}={value}" for name, value in chosen.items()]
+    options = [f"--{name}={value}" for name, value in given.items()]
     done = subprocess.run(
         [*launch, sys.executable, "-m", "pipeline.train", *options],
         cwd=_ROOT,
@@ -128,7 +125,7 @@ def _train(launch: list[str], chosen: dict[str, Any], runs: Path) -> list[dict[s
         # horovodrun's own lines follow the one that names the cause.
         cause = re.search(r"error: (.*)", done.stdout)
         reason = cause[1] if cause else "its last lines stand above"
-        raise TrainingError(f"the run of ResNet-{chosen['model.depth']} failed: {reason}")
+        raise TrainingError(f"the run of ResNet-{given['model.depth']} failed: {reason}")
     (run,) = find_runs(runs)
     lines = [line for line in RunFolder(run).lines() if line["event"] == "train"]
     return lines[_WARM_UP_LINES:]
@@ -143,6 +140,5 @@ def _enter(
     result.spreads |= {f"{name}_images_per_sec": speed, f"{name}_data_wait_share": wait}
     if device == "cuda" and depth in _AIMS and options.size == _USUAL_SIZE:
         aim = _AIMS[depth]
-        result.ratios[f"{name}_of_{aim:.0f}"] = Spread(tuple(one / aim for one in speed.rounds))
-    low, middle, high = speed.quartiles
-    result.table.append((name, f"{middle:.4g}", f"{low:.4g} .. {high:.4g}", f"{wait.median:.1%}"))
+        result.ratios[f"{name}_of_{aim:.0f}"] = by_round(lambda one: one / aim, speed)
+    result.table.append((name, *speed.cells(), f"{wait.median:.1%}"))

@@ -272,16 +272,18 @@ def take_name(
     return name
 
 
-def checkpoint_exists(setting: str, path: str) -> None:
-    """Raises `ConfigError`, naming `setting`, unless `path` is a file."""
+def checkpoint_exists(setting: str, path: str | None) -> None:
+    """Raises `ConfigError`, naming `setting`, unless `path` is given and a file."""
+    if path is None:
+        raise ConfigError(f"{setting} is missing; give the path of a .pt file of a run")
     if Path(path).is_dir():
         raise ConfigError(f"{setting} {path} is a folder; give the path of a .pt file in it")
     require(Path(path).is_file(), f"{setting} {path} does not exist; give the path of a .pt file")
 
 
-def can_hold(setting: str, path: str) -> None:
-    """Raises `ConfigError`, naming `setting`, unless a file can be written at `path`."""
-    folder = Path(path).parent
+def can_hold(setting: str, path: str | None) -> None:
+    """Raises `ConfigError`, naming `setting`, unless a file can be written at `path`, if given."""
+    folder = Path(path or ".").parent
     require(folder.is_dir(), f"{setting} {path}: the folder {folder} does not exist")
 
 

@@ -19,9 +19,6 @@ def split_global_batch(
     world_size equals `global_batch_size`. ValueError if the global batch cannot be shared equally
     by the ranks, or only in micro-batches less than half as large as they could be.
     """
-    for name, value in (("global", global_batch_size), ("local", local_batch_size)):
-        if value < 1:
-            raise ValueError(f"data.{name}_batch_size={value} must be at least 1")
     share, rest = divmod(global_batch_size, world_size)
     if rest:
         below, above = share * world_size, (share + 1) * world_size
@@ -51,8 +48,7 @@ class Partition:
 
     Step t is cut into G / b chunks of b consecutive positions; rank r runs chunks rA .. (r+1)A -
     1 in order (A = accumulation). At the same b the chunks, and so the groups batch normalisation
-    sees, are the same sets at every world size. ValueError if G is no multiple of b times the
-    world size.
+    sees, are the same sets at every world size.
     """
 
     global_batch_size: int
@@ -61,19 +57,8 @@ class Partition:
     world_size: int
 
     def __post_init__(self) -> None:
-        """Check that every rank gets whole chunks."""
-        if not 0 <= self.rank < self.world_size:
-            raise ValueError(f"rank={self.rank} must be between 0 and {self.world_size - 1}")
-        if self.micro_batch_size < 1 or self.global_batch_size < 1:
-            raise ValueError(
-                f"batch sizes must be at least 1, not {self.global_batch_size} (global) and "
-                f"{self.micro_batch_size} (micro)"
-            )
-        if self.global_batch_size % (self.micro_batch_size * self.world_size):
-            raise ValueError(
-                f"data.global_batch_size={self.global_batch_size} is not a multiple of "
-                f"{self.world_size} ranks times micro-batches of {self.micro_batch_size}"
-            )
+        whole = self.global_batch_size % (self.micro_batch_size * self.world_size) == 0
+        assert whole and 0 <= self.rank < self.world_size, f"{self}; see `split_global_batch`"
 
     @property
     def accumulation(self) -> int:
@@ -89,18 +74,8 @@ class Partition:
 
 
 def total_steps(epochs: float, num_images: int, global_batch_size: int) -> int:
-    """Return ceil(epochs * N / G), exact: 0.1 means one tenth, not the binary number beside it.
-
-    ValueError if `epochs` is not a positive finite number.
-    """
-    if not (math.isfinite(epochs) and epochs > 0):
-        raise ValueError(f"epochs={epochs} must be a positive number")
+    """Return ceil(epochs * N / G), exact: 0.1 means one tenth, not the binary number beside it."""
     return math.ceil(Fraction(str(epochs)) * num_images / global_batch_size)
-
-
-def epochs_done(next_step: int, num_images: int, global_batch_size: int) -> int:
-    """Return how many whole epochs lie before `next_step`: next_step * G // N."""
-    return next_step * global_batch_size // num_images
 
 
 @dataclass(frozen=True)
@@ -120,11 +95,11 @@ class Course:
 
     def epoch(self, step: int) -> int:
         """Epoch, from 0, of the step before `step`."""
-        return max(0, step - 1) * self.batch // self.images
+        return self.epochs_done(max(0, step - 1))
 
     def epochs_done(self, step: int) -> int:
         """Whole epochs before `step`."""
-        return epochs_done(step, self.images, self.batch)
+        return self.position(step) // self.images
 
     def next_validation(self, step: int) -> int:
         """The first step after `step` before which an epoch is complete, or the run is."""

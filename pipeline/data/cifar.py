@@ -1,55 +1,68 @@
-"""CIFAR-10 as the two splits of a data set, its pixels in memory."""
+"""CIFAR-10 as the two splits of a data set, its pixels in memory, from either official archive.
+
+Binary form: rows of 3073 bytes, the label and then 32 x 32 of R, of G and of B, row by row. Python
+form: a pickled dict with the same pixels as an array (n, 3072). No pickled object is ever made: the
+names that those files hold stand for classes of this module, and any other name is refused.
+"""
 
 from __future__ import annotations
 
 import functools
+import gzip
 import hashlib
+import io
 import json
 import logging
+import pickle
+import re
+import tarfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.cifar_archive import SIDE, Archive, open_archive, read_batch, read_classes
 from pipeline.data.index.survey import Split, name_few
 
 log = logging.getLogger("trainyard")
 
+_SIDE = 32
+_PIXEL_BYTES = 3 * _SIDE * _SIDE
+_ROW_BYTES = 1 + _PIXEL_BYTES
 _TRAIN_IMAGES, _TEST_IMAGES = 50_000, 10_000
 _OFFICIAL_BATCHES, _OFFICIAL_BATCH = 5, 10_000
 """Training files of CIFAR-10, and the images in each of them. A file of that size is taken for one
 of them, so that the others must be there; a set of one's own in this format, such as the drawn one
 of `prepare mini`, is known by files of other sizes."""
 
-
-@dataclass(frozen=True)
-class Places:
-    """Where N images lie: `rows` (N, 2) int32 has the number of each one's file and its row."""
-
-    files: list[Path]
-    rows: NDArray[np.int32]
+_PUT = (
+    "put cifar-10-binary.tar.gz or cifar-10-python.tar.gz of "
+    "https://www.cs.toronto.edu/~kriz/cifar.html there, packed or unpacked"
+)
+_AGAIN = "unpack or download the archive again"
 
 
 @dataclass(eq=False)
 class CifarImages:
     """The images of one split; an `ImageSet`.
 
-    pixels: (N, 32, 32, 3) uint8. labels: (N,) int32. Images stand in the order of their batch files
-    and rows, whichever archive they come from, and so does the data hash.
+    pixels: (N, 32, 32, 3) uint8. labels: (N,) int32. places: (N,) of `<archive>/<file>:<row>`.
+    Images stand in the order of their batch files and rows, whichever archive they come from, and
+    so does the data hash.
     """
 
     split: Split
     classes: list[str]
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int32]
-    places: Places
+    places: NDArray[np.object_]
 
     def __post_init__(self) -> None:
         """All are squares of one size."""
-        self.heights: NDArray[np.int32] = np.full(len(self.labels), SIDE, dtype=np.int32)
+        self.heights: NDArray[np.int32] = np.full(len(self.labels), _SIDE, dtype=np.int32)
         self.widths = self.heights
 
     @functools.cached_property
@@ -60,20 +73,13 @@ class CifarImages:
         summary.update(self.pixels.tobytes())
         return summary.hexdigest()
 
-    @property
-    def batch_sizes(self) -> list[int]:
-        """The number of these images in each of the batch files."""
-        counts = np.bincount(self.places.rows[:, 0], minlength=len(self.places.files))
-        return [int(count) for count in counts]
-
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.labels)
 
     def path(self, index: int) -> Path:
         """Return `<archive>/<batch file>:<row>`."""
-        number, row = self.places.rows[index]
-        return Path(f"{self.places.files[number]}:{row}")
+        return Path(self.places[index])
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """Return the pixels (32, 32, 3) of an image."""
@@ -81,8 +87,8 @@ class CifarImages:
 
     def part(self, split: Split, chosen: NDArray[np.bool_]) -> CifarImages:
         """Return the `chosen` (N,) of these images, in the same order, as a split."""
-        places = Places(self.places.files, self.places.rows[chosen])
-        return CifarImages(split, self.classes, self.pixels[chosen], self.labels[chosen], places)
+        arrays = self.pixels[chosen], self.labels[chosen], self.places[chosen]
+        return CifarImages(split, self.classes, *arrays)
 
 
 def open_cifar(
@@ -90,23 +96,22 @@ def open_cifar(
 ) -> tuple[CifarImages, CifarImages]:
     """Return train and val of the archive at `root`; reads about 180 MB.
 
-    With `held_out` the last held_out / classes training images of each class are val, and the test
-    images are not used; with None the test images are val. `classes`, those of a training, must be
-    the archive's.
+    `root` is the archive, its folder, or a folder that holds one of these; what is unpacked comes
+    first, then the binary form. With `held_out` the last held_out / classes training images of each
+    class are val, and the test images are not used; with None the test images are val. `classes`,
+    those of a training, must be the archive's.
 
-    ValueError, with the cure, for an archive that is not CIFAR-10's or not whole, other classes,
-    and a `held_out` that does not divide among the classes or leaves one without images.
+    ValueError, which says what to do, for an archive that is not CIFAR-10's or not whole, other
+    classes, and a `held_out` that does not divide among the classes or leaves one without images.
     """
-    archive = open_archive(root)
-    own = read_classes(archive)
+    archive = _open_archive(root)
+    own = _read_classes(archive)
     if classes is not None and list(classes) != own:
         raise ValueError(
             f"{archive.place} has the classes {name_few(own)}, the training had "
             f"{name_few(classes)}; set data.root to the data of the training"
         )
-    train = _read(archive, "train", archive.train(), own)
-    if _OFFICIAL_BATCH in train.batch_sizes:
-        archive.train(_OFFICIAL_BATCHES)
+    train = _read(archive, "train", archive.train_files(), own)
     test = _read(archive, "val", [archive.form.test], own)
     if (len(train), len(test)) != (_TRAIN_IMAGES, _TEST_IMAGES):
         log.warning(
@@ -120,21 +125,19 @@ def open_cifar(
     return train.part("train", ~is_val), train.part("val", is_val)
 
 
-def _read(archive: Archive, split: Split, names: Sequence[str], classes: list[str]) -> CifarImages:
+def _read(archive: _Archive, split: Split, names: Sequence[str], classes: list[str]) -> CifarImages:
     """All images in the batch files `names`."""
-    batches = [read_batch(archive, name, len(classes)) for name in names]
+    batches = [_read_batch(archive, name, len(classes)) for name in names]
     counts = [len(labels) for _, labels in batches]
-    rows = np.stack(
-        [np.repeat(np.arange(len(names)), counts), np.concatenate(list(map(np.arange, counts)))],
-        axis=1,
-    )
-    return CifarImages(
-        split,
-        classes,
-        np.concatenate([pixels for pixels, _ in batches]),
-        np.concatenate([labels for _, labels in batches]),
-        Places([archive.place / name for name in names], rows.astype(np.int32)),
-    )
+    if split == "train" and _OFFICIAL_BATCH in counts:
+        archive.train_files(_OFFICIAL_BATCHES)
+    places = [
+        f"{archive.place / name}:{row}"
+        for name, count in zip(names, counts, strict=True)
+        for row in range(count)
+    ]
+    pixels, labels = map(np.concatenate, zip(*batches, strict=True))
+    return CifarImages(split, classes, pixels, labels, np.array(places, dtype=object))
 
 
 def _last_of_each(
@@ -157,3 +160,225 @@ def _last_of_each(
             )
         is_val[own[-share:]] = True
     return is_val
+
+
+# The archives
+
+
+class _Form(NamedTuple):
+    """How one of the two archives is named, the folder in it, and the files of that."""
+
+    archive: str
+    folder: str
+    classes: str
+    suffix: str
+
+    @property
+    def test(self) -> str:
+        """The file of the test images."""
+        return f"test_batch{self.suffix}"
+
+    def has(self, name: str) -> bool:
+        """Whether the archive has a file of that name."""
+        batch = rf"(data_batch_[1-9][0-9]*|test_batch){re.escape(self.suffix)}"
+        return name == self.classes or re.fullmatch(batch, name) is not None
+
+
+_BINARY = _Form("cifar-10-binary.tar.gz", "cifar-10-batches-bin", "batches.meta.txt", ".bin")
+_PYTHON = _Form("cifar-10-python.tar.gz", "cifar-10-batches-py", "batches.meta", "")
+_FORMS = (_BINARY, _PYTHON)
+
+
+@dataclass(frozen=True)
+class _Archive:
+    """An archive's files: `place` is its folder or file, `files` their contents by name."""
+
+    form: _Form
+    place: Path
+    files: dict[str, bytes]
+
+    def train_files(self, least: int = 1) -> list[str]:
+        """The training batches, which have numbers from 1 without a gap, at least `least`.
+
+        Raises `ValueError` naming the first one that is missing.
+        """
+        count = sum(name.startswith("data_batch_") for name in self.files)
+        names = [f"data_batch_{n + 1}{self.form.suffix}" for n in range(max(least, count))]
+        for name in names:
+            self.content(name)
+        return names
+
+    def content(self, name: str) -> bytes:
+        """The bytes of one file. Raises `ValueError` if it is missing."""
+        if name not in self.files:
+            raise ValueError(f"{self.place} has no {name} and so is not all of CIFAR-10; {_PUT}")
+        return self.files[name]
+
+
+def _open_archive(root: Path) -> _Archive:
+    try:
+        for form in _FORMS:
+            for place in (root, root / form.folder):
+                if (place / form.classes).is_file() or (place / form.test).is_file():
+                    names = [one.name for one in place.iterdir() if form.has(one.name)]
+                    return _Archive(form, place, {n: (place / n).read_bytes() for n in names})
+        for path in (root, *(root / form.archive for form in _FORMS)):
+            if path.is_file():
+                return _unpacked_in_memory(path)
+    except OSError as error:
+        raise ValueError(
+            f"{error.filename or root} cannot be read: {error.strerror}; give this user the right "
+            "to read it, or set data.root to a copy"
+        ) from error
+    raise ValueError(f"data.root={root} holds no CIFAR-10; {_PUT}")
+
+
+def _unpacked_in_memory(path: Path) -> _Archive:
+    """Nothing is written to disk, so that no member's name can lead anywhere."""
+    files: dict[_Form, dict[str, bytes]] = {form: {} for form in _FORMS}
+    try:
+        with gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+            for member in tar:
+                folder, _, name = member.name.removeprefix("./").rpartition("/")
+                for form in _FORMS:
+                    if folder == form.folder and member.isfile() and form.has(name):
+                        content = tar.extractfile(member)
+                        assert content is not None, "a plain file has content"
+                        files[form][name] = content.read()
+            # A tar ends before its gzip does, where the checksum of all pixels stands.
+            while stream.read(2**20):
+                pass
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is truncated, damaged or no tar.gz ({error}); {_PUT}") from error
+    for form, found in files.items():
+        if found:
+            return _Archive(form, path, found)
+    folders = " nor ".join(form.folder for form in _FORMS)
+    raise ValueError(f"{path} holds neither {folders} and so is not CIFAR-10; {_PUT}")
+
+
+# What their files say
+
+
+def _read_classes(archive: _Archive) -> list[str]:
+    """The names of the classes. Raises `ValueError` if the file does not hold any."""
+    name = archive.form.classes
+    where, content = archive.place / name, archive.content(name)
+    if archive.form is _PYTHON:
+        names = _unpickled(where, content).get(b"label_names")
+        if not isinstance(names, list) or not all(isinstance(one, bytes | str) for one in names):
+            raise ValueError(f"{where} has no list label_names and so is not CIFAR-10's; {_AGAIN}")
+        lines = [one if isinstance(one, str) else one.decode("latin-1") for one in names]
+    else:
+        lines = content.decode("latin-1").split("\n")
+    found = [line.strip() for line in lines if line.strip()]
+    if not 2 <= len(found) <= 256 or len(set(found)) < len(found) or found[0].startswith("<"):
+        raise ValueError(
+            f"{where} must name at least two classes, each once, and has {found[:3]}; {_AGAIN}"
+        )
+    return found
+
+
+def _read_batch(
+    archive: _Archive, name: str, classes: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """Pixels (n, 32, 32, 3) and labels (n,) of one batch file, labels below `classes`.
+
+    Raises `ValueError`, naming the file, if it is no batch of CIFAR-10 or not whole.
+    """
+    where, content = archive.place / name, archive.content(name)
+    planes, labels = (_binary if archive.form is _BINARY else _python)(where, content)
+    for row, label in enumerate(labels):
+        if not 0 <= label < classes:
+            raise ValueError(
+                f"{where}: the label {label} of image {row} must be below {classes}, the number of "
+                f"classes, as in CIFAR-10; {_AGAIN}"
+            )
+    pixels = planes.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(pixels), np.array(labels, dtype=np.int32)
+
+
+def _binary(where: Path, content: bytes) -> tuple[NDArray[np.uint8], list[int]]:
+    if len(content) == 0 or len(content) % _ROW_BYTES:
+        raise ValueError(
+            f"{where} has {len(content)} bytes, which is no multiple of the {_ROW_BYTES} that an "
+            f"image of CIFAR-10 takes: it is truncated or something else; {_AGAIN}"
+        )
+    rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, _ROW_BYTES)
+    return rows[:, 1:], rows[:, 0].tolist()
+
+
+def _python(where: Path, content: bytes) -> tuple[NDArray[np.uint8], list[int]]:
+    batch = _unpickled(where, content)
+    data, labels = batch.get(b"data"), batch.get(b"labels")
+    pixels = data.pixels if isinstance(data, _Array) else None
+    if (
+        pixels is None
+        or not isinstance(labels, list)
+        or not all(type(label) is int for label in labels)
+        or pixels.shape != (len(labels), _PIXEL_BYTES)
+        or len(labels) == 0
+    ):
+        shape = "none" if pixels is None else f"some of shape {pixels.shape}"
+        count = len(labels) if isinstance(labels, list) else "no"
+        raise ValueError(
+            f"{where} must hold data, bytes of shape (n, {_PIXEL_BYTES}), and n labels, as "
+            f"CIFAR-10's do; it has {shape} and {count} labels; {_AGAIN}"
+        )
+    return pixels, labels
+
+
+class _Array:
+    """Stands for numpy's array in a pickle: takes bytes in row order, and nothing else."""
+
+    pixels: NDArray[np.uint8] | None = None
+
+    def __init__(self, *_: Any) -> None:
+        """Whatever array the pickle asks for, there is none yet."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, column_order, content = state
+        if isinstance(kind, _Kind) and kind.code in (b"u1", "u1") and not column_order:
+            self.pixels = np.frombuffer(content, dtype=np.uint8).reshape(shape)
+
+
+class _Kind:
+    """Stands for numpy's dtype in a pickle."""
+
+    def __init__(self, code: Any, *_: Any) -> None:
+        self.code = code
+
+    def __setstate__(self, state: object) -> None:
+        """Byte order and the like; bytes have none."""
+
+
+# Classes with a __setstate__ alone: the attributes of anything else a pickle could set for good.
+_STANDS_FOR: dict[str, Any] = {
+    "numpy.core.multiarray _reconstruct": _Array,
+    "numpy._core.multiarray _reconstruct": _Array,
+    "numpy ndarray": _Array,
+    "numpy dtype": _Kind,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes dicts, lists, numbers and text, and the stand-ins above; refuses every other name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        stand_in = _STANDS_FOR.get(f"{module} {name}")
+        if stand_in is None:
+            raise pickle.UnpicklingError(f"it would run {module}.{name}")
+        return stand_in
+
+
+def _unpickled(where: Path, content: bytes) -> dict[Any, Any]:
+    """The dict in a pickle, its text as bytes, as Python 2 wrote it."""
+    try:
+        found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        if isinstance(found, dict):  # written by Python 3, its keys are text
+            return {key.encode() if isinstance(key, str) else key: v for key, v in found.items()}
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
+        raise ValueError(
+            f"{where} is not a file of CIFAR-10's Python archive, or truncated: {error}; {_AGAIN}"
+        ) from error
+    raise ValueError(f"{where} holds no dict and so is not CIFAR-10's; {_AGAIN}")

@@ -1,6 +1,7 @@
 """Which part of each image is taken, and how large it becomes: plans, computed in numpy.
 
-A planner turns image sizes and random words into a `Plan`; `pipeline.data.dali` executes it.
+A planner turns image sizes and random words into a `Plan`; `pipeline.data.dali` executes it. What a
+planner is made of, `DataConfig` has checked.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class Planner(ABC):
 
     words_per_position: ClassVar[int] = 0
     """Random words each position owns: a multiple of 4, 0 if nothing is random."""
+    mirror: bool = False
+    """Whether every view is mirrored, unless that is random."""
 
     def plan(
         self,
@@ -79,7 +82,7 @@ class Planner(ABC):
     def _shape(self, high: Sides, wide: Sides) -> tuple[int, int]: ...
 
     def _flips(self, draws: Floats) -> NDArray[np.int32]:
-        return np.zeros(draws.shape[1], dtype=np.int32)
+        return np.full(draws.shape[1], self.mirror, dtype=np.int32)
 
     def _offsets(self, draws: Floats) -> NDArray[np.float32]:
         return np.zeros((draws.shape[1], 3), dtype=np.float32)
@@ -90,11 +93,6 @@ class _Square(Planner):
     """Views of `size` pixels a side."""
 
     size: int = 224
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for a setting out of range."""
-        if self.size < 1:
-            raise ValueError(f"data.image_size={self.size} must be at least 1 pixel")
 
     def _shape(self, high: Sides, wide: Sides) -> tuple[int, int]:
         return self.size, self.size
@@ -122,15 +120,6 @@ class _ColouredCrop(_RandomCrop):
 
     color_std: float | None = field(default=None, kw_only=True)
     normalisation: Normalisation = field(default=IMAGENET, repr=False, kw_only=True)
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for a setting out of range."""
-        super().__post_init__()
-        if self.color_std is not None and not 0 < self.color_std < math.inf:
-            raise ValueError(
-                f"data.color_std={self.color_std} must be a positive number, or null for no colour "
-                "offset"
-            )
 
     def _offsets(self, draws: Floats) -> NDArray[np.float32]:
         """Return the offset (B, 3) in 0..255 units.
@@ -167,18 +156,6 @@ class RandomResizedCrop(_ColouredCrop):
     # Words: area and aspect of each try, y, x, flip, colour, one spare.
     words_per_position: ClassVar[int] = 28
     _flip_row: ClassVar[int] = 22
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for a setting out of range."""
-        super().__post_init__()
-        if not 0 < self.area[0] <= self.area[1] <= 1:
-            raise ValueError(
-                f"data.area={self.area} must be two increasing fractions of the image in (0, 1]"
-            )
-        if not 0 < self.aspect[0] <= self.aspect[1] < math.inf:
-            raise ValueError(
-                f"data.aspect={self.aspect} must be two increasing positive width / height ratios"
-            )
 
     def _boxes(self, high: Sides, wide: Sides, draws: Floats) -> NDArray[np.float32]:
         box_high, box_wide = self._box_sides(high, wide, draws[:_TRIES], draws[_TRIES : 2 * _TRIES])
@@ -228,15 +205,6 @@ class ScaleJitter(_ColouredCrop):
     words_per_position: ClassVar[int] = 8
     _flip_row: ClassVar[int] = 3
 
-    def __post_init__(self) -> None:
-        """Raise ValueError for a setting out of range."""
-        super().__post_init__()
-        if not self.size <= self.short_side[0] <= self.short_side[1]:
-            raise ValueError(
-                f"data.short_side={self.short_side} must be two increasing sides in pixels, none "
-                f"below data.image_size={self.size}"
-            )
-
     def _boxes(self, high: Sides, wide: Sides, draws: Floats) -> NDArray[np.float32]:
         least, most = self.short_side
         short_sides = least + np.floor(draws[0] * (most - least + 1)).astype(np.int64)
@@ -273,16 +241,6 @@ class PaddedCrop(_RandomCrop):
 
 
 @dataclass(frozen=True)
-class Untouched(_Square):
-    """CIFAR's validation view: the image as it is, `size` pixels a side."""
-
-    size: int = 32
-
-    def _boxes(self, high: Sides, wide: Sides, draws: Floats) -> NDArray[np.float32]:
-        return whole_boxes(high, wide)
-
-
-@dataclass(frozen=True)
 class CenterCrop(_Square):
     """The validation view: shorter side to `resize` pixels, then the central square of `size`.
 
@@ -290,14 +248,6 @@ class CenterCrop(_Square):
     """
 
     resize: int = 256
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for a setting out of range."""
-        super().__post_init__()
-        if self.resize < self.size:
-            raise ValueError(
-                f"data.val_resize={self.resize} must not be below data.image_size={self.size}"
-            )
 
     def _boxes(self, high: Sides, wide: Sides, draws: Floats) -> NDArray[np.float32]:
         resized = _resized_sides(high, wide, np.int64(self.resize))
@@ -321,16 +271,13 @@ class Crop(CenterCrop):
                 boxes[:, axis] = _at_most(latest, latest) if at_end else 0
         return boxes
 
-    def _flips(self, draws: Floats) -> NDArray[np.int32]:
-        return np.full(draws.shape[1], self.mirror, dtype=np.int32)
-
 
 @dataclass(frozen=True)
 class WholeImage(Planner):
     """The whole image, its shorter side resized to `short_side` pixels, mirrored or not.
 
     The longer side is truncated, as torchvision's Resize(short_side) does. Images that are planned
-    together must give views of one shape.
+    together must give views of one shape. CIFAR's validation view, where nothing is resized.
     """
 
     short_side: int
@@ -347,9 +294,6 @@ class WholeImage(Planner):
         high, wide = _resized_sides(high, wide, np.int64(self.short_side))
         assert (high == high[0]).all() and (wide == wide[0]).all(), "views of several shapes"
         return int(high[0]), int(wide[0])
-
-    def _flips(self, draws: Floats) -> NDArray[np.int32]:
-        return np.full(draws.shape[1], self.mirror, dtype=np.int32)
 
 
 def whole_boxes(heights: NDArray[np.integer], widths: NDArray[np.integer]) -> NDArray[np.float32]:

@@ -20,7 +20,7 @@ from pipeline.data.order import GlobalOrder
 
 
 class Exclusions:
-    """Excluded training images. Never changes; `extended` makes another.
+    """Excluded training images. Never changes; `failed` and `listed` make others.
 
     An image that failed at a position is excluded there, and wherever it stands from the next step
     on. Not elsewhere in the same step, whose other positions may be used already: that depends on
@@ -30,33 +30,26 @@ class Exclusions:
     def __init__(self, rows: Iterable[Iterable[int]] = ()) -> None:
         """`rows` as `rows()` gives them: image, position from which it is excluded, and the
         positions before that where it failed."""
-        self._since: dict[int, int] = {}
-        self._failed: set[tuple[int, int]] = set()
-        for image, since, *failed in sorted(map(tuple, rows)):
-            self._since[image] = since
-            self._failed |= {(image, position) for position in failed}
-        self._images = np.array(list(self._since), dtype=np.int64)
+        self._rows = {row[0]: list(row) for row in sorted(map(tuple, rows))}
+        self._images = np.array(list(self._rows), dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self._since)
+        return len(self._rows)
 
     def __repr__(self) -> str:
         """The same text for the same exclusions, as the digest over ranks needs it."""
         return f"Exclusions({self.rows()})"
 
     def __contains__(self, image: int) -> bool:
-        return image in self._since
+        return image in self._rows
 
     def rows(self) -> list[list[int]]:
         """By image: image, position from which it is excluded, positions before where it failed."""
-        return [
-            [image, since, *sorted(p for failed, p in self._failed if failed == image)]
-            for image, since in self._since.items()
-        ]
+        return list(map(list, self._rows.values()))
 
     def failed(self, found: Iterable[tuple[int, int]], images_per_step: int) -> Exclusions:
         """These and `found`, pairs of an image and the position where it failed."""
-        rows = {row[0]: row for row in self.rows()}
+        rows = dict(self._rows)
         for image, position in found:
             next_step = (position // images_per_step + 1) * images_per_step
             _, since, *failed = rows.get(image, [image, next_step])
@@ -69,8 +62,10 @@ class Exclusions:
 
     def holds(self, image: int, position: int) -> bool:
         """Whether `image` may not be taken at `position`."""
-        since = self._since.get(image)
-        return since is not None and (position >= since or (image, position) in self._failed)
+        if image not in self._rows:
+            return False
+        _, since, *failed = self._rows[image]
+        return position >= since or position in failed
 
     def images(self, order: GlobalOrder, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """The images at `positions` of `order`, both (B,) int64.

@@ -10,9 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.index.headers import image_size
+from pipeline.data.index.folders import read_size
 from pipeline.data.index.survey import Split
-from pipeline.data.index.window import Window
 
 PADDING_LABEL = -1
 """Label of a position past the end of the validation set; every count and loss ignores it."""
@@ -119,15 +118,13 @@ class GivenImages:
 
 def _size(path: Path) -> tuple[int, int]:
     try:
-        with open(path, "rb", buffering=0) as file:
-            length = os.fstat(file.fileno()).st_size
-            size = image_size(Window(path, file.fileno(), length), 0, length) if length else (0, 0)
+        length, width, height = read_size(os.fsencode(path))
     except OSError as error:
         raise _unreadable(path, error) from error
-    if size == (0, 0):
+    if width == 0:
         reason = "no image header" if length else "the file is empty"
         raise BadImage(path, f"{reason}; give a JPEG, PNG, BMP, WebP or TIFF file")
-    return size
+    return width, height
 
 
 def _unreadable(path: Path, error: OSError) -> BadImage:

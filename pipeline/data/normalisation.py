@@ -36,7 +36,7 @@ class Normalisation:
     def digest(self) -> str:
         """16 hex digits over all values, the same on every machine."""
         summary = hashlib.sha256()
-        for name, array in self._arrays().items():
+        for name, array in self.arrays.items():
             summary.update(f"{name} {array.dtype.str} {array.shape} ".encode())
             summary.update(np.ascontiguousarray(array).tobytes())
         return summary.hexdigest()[:16]
@@ -58,24 +58,19 @@ class Normalisation:
         import torch
 
         tensors: dict[str, Tensor | None] = {"image": None}
-        return tensors | {n: torch.from_numpy(a.copy()) for n, a in self._arrays().items()}
+        return tensors | {n: torch.from_numpy(a.copy()) for n, a in self.arrays.items()}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Normalisation:
         """The inverse of `state`."""
-        image = state["image"]
-        return cls(
-            state["mean"].numpy(),
-            state["std"].numpy(),
-            None if image is None else image.numpy(),
-            state["color_axes"].numpy(),
-        )
+        arrays: dict[str, Any] = {n: None if t is None else t.numpy() for n, t in state.items()}
+        return cls(**arrays)
 
-    def _arrays(self) -> dict[str, NDArray[Any]]:
-        arrays: dict[str, NDArray[Any]] = {
-            "mean": self.mean, "std": self.std, "color_axes": self.color_axes
-        }  # fmt: skip
-        return arrays if self.image is None else arrays | {"image": self.image}
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """By name, in the order of the digest; without `image` where there is none."""
+        names = ("mean", "std", "color_axes", *(["image"] if self.image is not None else []))
+        return {name: getattr(self, name) for name in names}
 
 
 def color_axes(

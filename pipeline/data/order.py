@@ -37,11 +37,9 @@ def random_words(
     """Return (count, words_per_position) raw words for positions start .. start + count - 1.
 
     Row i depends on (seed, stream, start + i, words_per_position) alone, whatever slice it was
-    drawn in. ValueError if words_per_position is no multiple of 4 or the seed does not fit 64
-    bits.
+    drawn in. words_per_position is a multiple of 4, the seed of 64 bits.
     """
-    if words_per_position < 0 or words_per_position % _WORDS_PER_BLOCK:
-        raise ValueError(f"words_per_position={words_per_position} must be a multiple of 4")
+    assert words_per_position % _WORDS_PER_BLOCK == 0, f"{words_per_position} words a position"
     block = start * words_per_position // _WORDS_PER_BLOCK
     words = _raw_words(seed, stream, (block, 0), count * words_per_position)
     return words.reshape(count, words_per_position)
@@ -71,8 +69,6 @@ def order_digest(seed: int, epoch: int, num_images: int) -> str:
 def _raw_words(
     seed: int, stream: Stream, counter: tuple[int, int], count: int
 ) -> NDArray[np.uint64]:
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed={seed} is not between 0 and 2**64 - 1; choose another seed")
     # random_raw has no distribution on top whose stream could change between numpy versions.
     bits = np.random.Philox(
         key=np.array([seed, stream], np.uint64), counter=np.array([*counter, 0, 0], np.uint64)
@@ -88,9 +84,7 @@ class GlobalOrder:
     """
 
     def __init__(self, num_images: int, seed: int) -> None:
-        """Raise ValueError unless num_images is in 1 .. 2**31 - 1."""
-        if not 1 <= num_images < 2**31:
-            raise ValueError(f"num_images={num_images} must be between 1 and 2**31 - 1")
+        assert 1 <= num_images < 2**31, f"{num_images} images, which int32 has to number"
         self.num_images = num_images
         self.seed = seed
         self._lock = threading.Lock()

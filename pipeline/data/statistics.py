@@ -124,15 +124,11 @@ def save(place: Path, normalisation: Normalisation, images: int, facts: dict[str
 
     `images` are how many of the training set were looked at, `facts` what the file belongs to.
     """
-    image = normalisation.image
-    assert image is not None, "the statistics of a data set have a mean image"
+    assert normalisation.image is not None, "the statistics of a data set have a mean image"
     header = json.dumps({"version": _VERSION, "images": images, **facts})
     place.parent.mkdir(parents=True, exist_ok=True)
     with replacing(place) as new:
-        np.savez(
-            new, header=np.array(header), mean=normalisation.mean, std=normalisation.std,
-            image=image, color_axes=normalisation.color_axes,
-        )  # fmt: skip
+        np.savez(new, header=np.array(header), **normalisation.arrays)
 
 
 def facts_of(config: DataConfig, digest: str) -> dict[str, Any]:
@@ -140,13 +136,15 @@ def facts_of(config: DataConfig, digest: str) -> dict[str, Any]:
     return {"data_hash": digest, "crop": crop_settings(config)}
 
 
-def load(place: Path, facts: dict[str, Any]) -> Normalisation | str:
-    """The statistics at `place`, or why they cannot be used, in words."""
+def load(place: Path, facts: dict[str, Any]) -> tuple[Normalisation, int] | str:
+    """The statistics at `place` and the number of images that were looked at; or why they cannot be
+    used, in words."""
     try:
         with np.load(place, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}  # checks each one's checksum
         header = json.loads(str(arrays["header"]))
         found = Normalisation(*(arrays[n] for n in ("mean", "std", "image", "color_axes")))
+        seen = int(header["images"])
     except FileNotFoundError:
         return f"there is no {place}"
     except (
@@ -155,7 +153,7 @@ def load(place: Path, facts: dict[str, Any]) -> Normalisation | str:
         return f"{place} is damaged ({error})"
     if header.get("version") != _VERSION or any(header.get(n) != v for n, v in facts.items()):
         return f"{place} was computed for other data"
-    return found
+    return found, seen
 
 
 def normalisation_of(config: DataConfig, train_set: ImageSet) -> Normalisation:
@@ -179,21 +177,17 @@ def _stored(config: DataConfig, digest: str, images: int) -> Normalisation:
         places += statistics_places(dataclasses.replace(config, cache_dir=None))[:1]
     for place in places:
         found = load(place, facts)
-        if isinstance(found, Normalisation):
-            _warn_of_sample(place, images)
-            return found
-        reasons.append(found)
+        if isinstance(found, str):
+            reasons.append(found)
+            continue
+        normalisation, seen = found
+        if seen < images:
+            log.warning(
+                "warning: the means in %s are of %d of the %d training images; prepare mean "
+                "without --images takes all of them", place, seen, images,
+            )  # fmt: skip
+        return normalisation
     raise ValueError(
         f"data.mean={config.mean} needs the statistics of the training images in this crop "
         f"({', '.join(reasons)}); run: {prepare_command(config)}"
     )
-
-
-def _warn_of_sample(place: Path, images: int) -> None:
-    with np.load(place, allow_pickle=False) as file:
-        seen = json.loads(str(file["header"]))["images"]
-    if seen < images:
-        log.warning(
-            "warning: the means in %s are of %d of the %d training images; prepare mean without "
-            "--images takes all of them", place, seen, images,
-        )  # fmt: skip

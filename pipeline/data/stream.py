@@ -5,10 +5,9 @@ Everything downstream (DALI, world size, restarts) only executes what is decided
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import partial
-from typing import cast
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from pipeline.data.crops import (
     Planner,
     RandomResizedCrop,
     ScaleJitter,
-    Untouched,
+    WholeImage,
 )
 from pipeline.data.exclusion import Exclusions, Found
 from pipeline.data.images import PADDING_LABEL, UNREADABLE_LABEL, BadImage, ImageSet
@@ -103,12 +102,12 @@ class TrainStream(ImageStream):
 
     def images(self, positions: np.ndarray) -> np.ndarray:
         """The images at `positions`, both (B,) int64, as things stand."""
-        return cast(np.ndarray, self.exclusions.images(self.order, positions))
+        return self.exclusions.images(self.order, positions)
 
     def _words(self, positions: np.ndarray) -> np.ndarray:
         first, count = int(positions[0]), len(positions)
         words = self.planner.words_per_position
-        return cast(np.ndarray, random_words(self.seed, Stream.AUGMENT, first, count, words))
+        return random_words(self.seed, Stream.AUGMENT, first, count, words)
 
 
 class ValStream(ImageStream):
@@ -141,20 +140,17 @@ def train_planner(config: DataConfig, normalisation: Normalisation = IMAGENET) -
     if config.train_crop == "padded":
         return PaddedCrop(config.image_size, config.padding, flip=config.flip)
     crop = (
-        partial(ScaleJitter, short_side=config.short_side)
+        ScaleJitter(config.image_size, config.short_side)
         if config.train_crop == "scale_jitter"
-        else partial(RandomResizedCrop, area=config.area)
+        else RandomResizedCrop(config.image_size, config.area)
     )
-    return crop(
-        config.image_size,
-        flip=config.flip,
-        color_std=config.color_std,
-        normalisation=normalisation,
+    return dataclasses.replace(
+        crop, flip=config.flip, color_std=config.color_std, normalisation=normalisation
     )
 
 
 def val_planner(config: DataConfig) -> Planner:
     """The view of validation: the image's centre, or for cifar-10 the whole image."""
     if config.dataset == "cifar-10":
-        return Untouched(config.image_size)
+        return WholeImage(config.image_size)
     return CenterCrop(config.image_size, config.val_resize)

@@ -13,6 +13,7 @@ BatchNorm", section 3, PreciseBN). Weights do not change.
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import closing
 from typing import Any
 
@@ -41,9 +42,9 @@ ResNet-152 has 1.2 MB of sums in each."""
 def recompute(
     member: Member, train_set: ImageSet, images: int, world: World, share: Share,
     device: torch.device,
-) -> dict[str, Tensor]:  # fmt: skip
-    """Collective. The weights of `member` with true averages over `images` training crops, those at
-    positions 0 .. `images` - 1 of its run, as a state_dict on the CPU.
+) -> Member:  # fmt: skip
+    """Collective. `member` with true averages over `images` training crops, those at positions
+    0 .. `images` - 1 of its run.
 
     Raises `Reported` on every rank if `train_set` is not what it was trained on, or one met a bad
     file.
@@ -59,7 +60,8 @@ def recompute(
         for name, value in model.state_dict().items()
         if name.endswith(("running_mean", "running_var"))
     }
-    return member.trained.weights | statistics
+    weights = member.trained.weights | statistics
+    return dataclasses.replace(member, trained=dataclasses.replace(member.trained, weights=weights))
 
 
 def _opened(

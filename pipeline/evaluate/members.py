@@ -7,18 +7,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config import Config, ConfigError, names_for, require, settings
+from pipeline.config import Config, names_for, require, settings
 from pipeline.config.idle import idle_settings
 from pipeline.data.dali import Batch
-from pipeline.data.normalisation import Normalisation
 from pipeline.evaluate.protocol import ViewProtocol, pool_window
-from pipeline.evaluate.views import FullyConvolutional
 from pipeline.ranks.world import World
 from pipeline.train.checkpoint import Trained
 from pipeline.train.precision import Precision
@@ -61,18 +59,28 @@ def require_alike(members: Sequence[Member]) -> None:
     """Raises `ConfigError`, naming both values, if scores of `members` cannot be averaged."""
     first = members[0]
     idle = idle_settings(first.config.values())
+    views = [name for name, said in settings().items() if said.of_view and name not in idle]
     for other in members[1:]:
-        mine, theirs = first.trained.classes, other.trained.classes
-        _same(first, other, f"{len(mine)} classes", f"{len(theirs)} classes")
-        for label, (one, another) in enumerate(zip(mine, theirs, strict=True)):
-            _same(first, other, f"{one} as class {label}", f"{another} as class {label}")
-        seen = [name for name, said in settings().items() if said.of_view and name not in idle]
-        for name in [*seen, "data.dataset"]:
-            one, another = first.config.get(name), other.config.get(name)
-            _same(first, other, f"{name}={one}", f"{name}={another}")
-        normal, others = first.trained.normalisation, other.trained.normalisation
-        if normal.digest != others.digest:
-            _same(first, other, _words(normal), _words(others))
+        pairs = zip(_facts(first, views), _facts(other, views), strict=False)  # classes are first
+        for mine, theirs in pairs:
+            require(
+                mine == theirs,
+                f"--checkpoint: {other.path} has {theirs} and {first.path} has {mine}; an ensemble "
+                "is of networks that see the same views and name the same classes",
+            )
+
+
+def _facts(member: Member, views: Sequence[str]) -> list[str]:
+    """What members of an ensemble have alike, in words: classes, `views` and normalisation."""
+    classes, normal = member.trained.classes, member.trained.normalisation
+    mean, std = (", ".join(f"{value:.2f}" for value in v) for v in (normal.mean, normal.std))
+    image = "" if normal.image is None else " and a mean image"
+    return [
+        f"{len(classes)} classes",
+        *(f"{name} as class {label}" for label, name in enumerate(classes)),
+        *(f"{name}={member.config.get(name)}" for name in (*views, "data.dataset")),
+        f"pixels normalised by [{mean}] / [{std}]{image} ({normal.digest})",
+    ]
 
 
 def require_unseen(members: Sequence[Member]) -> None:
@@ -90,21 +98,36 @@ def require_unseen(members: Sequence[Member]) -> None:
         )
 
 
-def _same(first: Member, other: Member, mine: str, theirs: str) -> None:
-    if mine != theirs:
-        raise ConfigError(
-            f"--checkpoint: {other.path} has {theirs} and {first.path} has {mine}; an ensemble is "
-            "of networks that see the same views and name the same classes"
-        )
+class FullyConvolutional(nn.Module):
+    """A network's classifier as a 1x1 convolution over its feature map, pooled at the end.
 
+    Each cell of the score map is what the dense network makes of one window of `window` x `window`
+    cells of the feature map (7 at 224 pixels): average pooling with stride 1, then `fc` as a 1x1
+    convolution. The image's score is the mean over cells. On an image of the training's size there
+    is one cell, and the scores are the dense network's.
 
-def _words(normalisation: Normalisation) -> str:
-    mean, std = (
-        ", ".join(f"{value:.2f}" for value in values)
-        for values in (normalisation.mean, normalisation.std)
-    )
-    image = "" if normalisation.image is None else " and a mean image"
-    return f"pixels normalised by [{mean}] / [{std}]{image} ({normalisation.digest})"
+    The parameters are those of `network`, shared.
+    """
+
+    def __init__(self, network: nn.Module, window: int) -> None:
+        """`network` has `features` and `fc`, as `pipeline.model.network.build_network` makes it."""
+        super().__init__()
+        self.network = network
+        self.window = window
+
+    def score_map(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W), channels-last -> the scores of every window, (N, classes, h, w).
+
+        The feature map must hold a window: `protocol.smallest_scale` says from which side on.
+        """
+        classifier = cast(nn.Linear, self.network.fc)
+        maps = cast(Tensor, self.network.features(images))  # type: ignore[operator]  # a method
+        pooled = F.avg_pool2d(maps, self.window, stride=1)
+        return F.conv2d(pooled, classifier.weight[:, :, None, None], classifier.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W), channels-last -> logits (N, classes)."""
+        return self.score_map(images).mean(dim=(2, 3))
 
 
 def build(member: Member, device: torch.device, protocol: ViewProtocol) -> Network:

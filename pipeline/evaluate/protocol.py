@@ -5,18 +5,21 @@ Imports nothing heavy, so that a wrong option is answered before torch is loaded
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.config import Config, ConfigError, require
+from pipeline.config import Config, require
 
 if TYPE_CHECKING:
     from pipeline.data.crops import Planner
 
 
-NAMES = ("1-crop", "10-crop", "multi-scale")
+Name = Literal["1-crop", "10-crop", "multi-scale"]
+BnImages = int | Literal["all"] | None
+"""Training images over which BN's statistics are averaged anew; None: those of the training."""
+
 PAPER_SCALES = (224, 256, 384, 480, 640)
 """Shorter sides in pixels over which the paper averages its scores."""
 
@@ -32,7 +35,7 @@ class ViewProtocol:
     mirrored image at each of them.
     """
 
-    name: str = "1-crop"
+    name: Name = "1-crop"
     scales: tuple[int, ...] = ()
     mirror: bool = False
 
@@ -43,14 +46,14 @@ class ViewProtocol:
 
     def views(self, config: Config) -> tuple[Planner, ...]:
         """The views, in the order in which they are drawn."""
-        from pipeline.data.crops import Crop, WholeImage
-        from pipeline.evaluate.views import ten_crops
+        from pipeline.data.crops import PLACES, Crop, WholeImage
 
         size, resize = config.data.image_size, config.data.val_resize
         if self.name == "1-crop":
             return (Crop(size, resize),)
-        if self.name == "10-crop":
-            return ten_crops(size, resize)
+        if self.name == "10-crop":  # Krizhevsky 2012, section 4.1
+            both = (False, True)
+            return tuple(Crop(size, resize, place, mirror) for mirror in both for place in PLACES)
         sides = (False, True) if self.mirror else (False,)
         return tuple(WholeImage(scale, mirror) for scale in self.scales for mirror in sides)
 
@@ -73,6 +76,18 @@ class ViewProtocol:
             )
 
 
+@dataclass(frozen=True)
+class Request:
+    """What is to be tested and how, as the command line says it."""
+
+    checkpoints: tuple[Path, ...]
+    protocol: ViewProtocol
+    bn_images: BnImages
+    test_images: bool
+    settings: Any
+    """The parser's namespace, with the settings that were given."""
+
+
 def pool_window(config: Config) -> int:
     """Cells a side of the last feature map at data.image_size: what the network pools."""
     return -(-config.data.image_size // STRIDES[config.model.family])
@@ -87,12 +102,8 @@ def smallest_scale(config: Config) -> int:
     return (max(2, pool_window(config)) - 1) * STRIDES[config.model.family] + 1
 
 
-def choose_protocol(name: str, scales: Sequence[int] | None, mirror: bool) -> ViewProtocol:
+def choose_protocol(name: Name, scales: Sequence[int] | None, mirror: bool) -> ViewProtocol:
     """The protocol that the command line asks for. Raises `ConfigError`."""
-    if name not in NAMES:
-        nearest = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.65)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"there are: {', '.join(NAMES)}"
-        raise ConfigError(f"--protocol {name} does not exist; {hint}")
     require(
         not (mirror and name == "10-crop"),
         "--mirror is not for --protocol 10-crop, whose crops are mirrored already; leave it out",
@@ -107,22 +118,5 @@ def choose_protocol(name: str, scales: Sequence[int] | None, mirror: bool) -> Vi
     chosen = tuple(PAPER_SCALES if scales is None else scales)
     shown = " ".join(map(str, chosen))
     require(len(set(chosen)) == len(chosen), f"--scales {shown} holds a side twice; give each once")
-    require(
-        bool(chosen) and min(chosen) >= 1,
-        f"--scales {shown} must be shorter sides in pixels, such as "
-        f"{' '.join(map(str, PAPER_SCALES))}",
-    )
+    require(min(chosen) >= 1, f"--scales {shown} must be shorter sides in pixels, such as 224 256")
     return ViewProtocol(name, chosen, mirror)
-
-
-def images_for_statistics(text: str | None) -> int | str | None:
-    """What `--bn-images` means: a number of training images, "all", or None. Raises
-    `ConfigError`."""
-    if text is None or text == "all":
-        return text
-    # A variance needs two values, and the last feature map may have one for each image.
-    require(
-        text.isdecimal() and int(text) >= 2,
-        f"--bn-images {text} must be a number of training images, at least 2, or all for one epoch",
-    )
-    return int(text)

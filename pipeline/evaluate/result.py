@@ -7,7 +7,6 @@ import dataclasses
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from pipeline.config.idle import idle_settings
 from pipeline.data.dali import Batch
 from pipeline.data.images import UNREADABLE_LABEL, ImageSet
 from pipeline.evaluate.members import Member
-from pipeline.evaluate.protocol import PAPER_SCALES, ViewProtocol
+from pipeline.evaluate.protocol import PAPER_SCALES, Request, ViewProtocol
 from pipeline.system.files import write_text
 from pipeline.system.machine import versions
 from pipeline.train.folder import EVALUATION, run_of
@@ -32,6 +31,8 @@ SCORES = (
     "the score map is averaged before the softmax; a single view of a single checkpoint is ranked "
     "by its logits; loss is minus the logarithm of the mean probability"
 )
+
+_DATA = ("root", "dataset", "image_size", "val_resize", "output")  # settings in a result
 
 
 class Tally:
@@ -48,25 +49,24 @@ class Tally:
 
     def __init__(self, classes: int, device: torch.device) -> None:
         self._classes = classes
-        # Pairs of (label, predicted), padding, unreadable images; then top-5, and what has none.
-        self._pairs = torch.zeros(classes**2 + 2, dtype=torch.int64, device=device)
-        self._top5 = torch.zeros(classes + 1, dtype=torch.int64, device=device)
+        # Pairs of (label, predicted), unreadable images, top-5 by class, and what counts nowhere.
+        self._counts = torch.zeros(classes**2 + classes + 2, dtype=torch.int64, device=device)
 
     def add(self, batch: Batch, scores: Tensor) -> None:
         """Takes in images by their `scores` (B, classes), the greatest best."""
         classes, labels = self._classes, batch.labels
+        unreadable, nowhere = classes**2, classes**2 + classes + 1
         predicted = predicted_classes(scores)
-        pair = (labels * classes + predicted).masked_fill(labels < 0, classes**2)
-        pair = pair.masked_fill(labels == UNREADABLE_LABEL, classes**2 + 1)
-        self._pairs.index_add_(0, pair, torch.ones_like(pair))
+        pair = (labels * classes + predicted).masked_fill(labels < 0, nowhere)
+        pair = pair.masked_fill(labels == UNREADABLE_LABEL, unreadable)
         five = among_five(scores, predicted, labels)
-        self._top5.index_add_(0, labels.masked_fill(labels < 0, classes), five.long())
+        in_five = (unreadable + 1 + labels).masked_fill(~five, nowhere)
+        found = torch.cat([pair, in_five])
+        self._counts.index_add_(0, found, torch.ones_like(found))
 
     def counts(self) -> Tensor:
         """This rank's, (classes**2 + 1 + classes,) int64 on the CPU. A host sync."""
-        classes = self._classes
-        pairs, unreadable = self._pairs[: classes**2], self._pairs[-1:]
-        return torch.cat([pairs, unreadable, self._top5[:classes]]).cpu()
+        return self._counts[:-1].cpu()
 
     def take_in(self, everyone: Tensor) -> None:
         """Takes in `counts` summed over ranks."""
@@ -76,26 +76,16 @@ class Tally:
         self.top5 = everyone[pairs + 1 :]
 
 
-@dataclass(frozen=True)
-class TestedImages:
-    """Which images were tested.
-
-    `data_hash` is theirs; `test_images` whether they are an archive's test images in the place of
-    held-out training images; `other` whether they do not belong to the data of the training.
-    """
-
-    data_hash: str
-    test_images: bool
-    other: bool
-
-
 def describe(
-    members: Sequence[Member], protocol: ViewProtocol, totals: Validation, unreadable: int,
-    bn_images: int | str | None, images: TestedImages,
+    members: Sequence[Member], request: Request, totals: Validation, unreadable: int,
+    data_hash: str, other_data: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """The result as JSON holds it: what was tested, how, and the exact counts. Beside the data hash
-    of the images stands that of those that the training validated on."""
-    first = members[0]
+    """The result as JSON holds it: what was tested, how, and the exact counts.
+
+    `data_hash` is that of the images, and `other_data` whether they do not belong to the data of
+    the training; beside it stands the hash of those that the training validated on.
+    """
+    first, protocol = members[0], request.protocol
     run = run_of(first.path)
     data = first.config.data
     return {
@@ -104,8 +94,8 @@ def describe(
         "scales": list(protocol.scales),
         "views": len(protocol.views(first.config)),
         "ensemble": [str(member.path) for member in members],
-        "bn_images": bn_images,
-        "test_images": images.test_images,
+        "bn_images": request.bn_images,
+        "test_images": request.test_images,
         "changed": changed(members, protocol),
         "weights": [member.trained.digest for member in members],
         "checkpoint": str(first.path),
@@ -114,16 +104,10 @@ def describe(
         "config": {
             "model": dataclasses.asdict(first.config.model),
             "amp": first.config.optim.amp,
-            "data": {
-                "root": data.root,
-                "dataset": data.dataset,
-                "image_size": data.image_size,
-                "val_resize": data.val_resize,
-                "output": data.output,
-            },
+            "data": {name: getattr(data, name) for name in _DATA},
         },
-        "data_hash": images.data_hash,
-        "other_data": images.other,
+        "data_hash": data_hash,
+        "other_data": other_data,
         "training_data_hash": first.trained.fingerprint.get("data hash of val"),
         "images": totals.images,
         "unreadable": unreadable,

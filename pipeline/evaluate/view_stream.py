@@ -48,12 +48,6 @@ class ViewStream(ValStream):
         return plan
 
 
-def crop_chunks(images: int, batch_size: int) -> list[np.ndarray]:
-    """Image indices 0 .. `images` - 1 in chunks of `batch_size`, the last one maybe smaller."""
-    every = np.arange(images, dtype=np.int64)
-    return [every[start : start + batch_size] for start in range(0, images, batch_size)]
-
-
 def size_chunks(
     manifest: ImageSet, most_pixels: int, views: Sequence[WholeImage]
 ) -> list[np.ndarray]:
@@ -97,21 +91,14 @@ def open_loader(
     if protocol.name == "1-crop":
         return open_val_loader(config, val_set, world, decode, excluded)
     size = config.data.image_size
-    shape = None if protocol.fully_convolutional else (size, size)
-    return _open_view_loader(config, val_set, world, decode.for_shape(shape), protocol, excluded)
-
-
-def _open_view_loader(
-    config: Config, val_set: ImageSet, world: World, decode: DecodeSettings,
-    protocol: ViewProtocol, excluded: frozenset[int],
-) -> ValidationLoader:  # fmt: skip
     views, batch = protocol.views(config), config.data.local_batch_size
     whole = [view for view in views if isinstance(view, WholeImage)]
     if whole:
-        chunks = size_chunks(val_set, batch * config.data.image_size**2, whole)
+        chunks = size_chunks(val_set, batch * size**2, whole)
         costs = [sum(_pixels(val_set, chunk, view) for view in whole) for chunk in chunks]
     else:
-        chunks = crop_chunks(len(val_set), batch)
+        every = np.arange(len(val_set), dtype=np.int64)
+        chunks = [every[start : start + batch] for start in range(0, len(every), batch)]
         costs = [len(chunk) for chunk in chunks]
     mine = own_chunks(costs, world.rank, world.size)
     stream = ViewStream(val_set, views)
@@ -123,4 +110,5 @@ def _open_view_loader(
         chunk, view = divmod(number, len(views))
         return chunks[mine[chunk]] + view * len(val_set)
 
+    decode = decode.for_shape(None if whole else (size, size))
     return ValidationLoader(stream, positions, total, largest, decode, config.data)

@@ -1,18 +1,107 @@
-"""Weights in safetensors and torchvision's state_dict, read and written."""
+"""Weights in safetensors and torchvision's state_dict, read and written, and what such a file says
+beside them: the network, the classes, the preprocessing."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import Config
-from pipeline.export.description import Description, from_text
-from pipeline.model.network import network_name, shortcut_of
+from pipeline.data.normalisation import Normalisation
+from pipeline.model.network import network_facts, network_name, shortcut_of
 from pipeline.system.files import replacing, write_text
+
+_FORMAT = "1"
+_WORDS = ("trainyard", "name")
+_VIEW = "shorter side to `resize` pixels, bilinear with antialiasing; centre square of `image_size`"
+
+MEAN_IMAGE = "preprocessing.mean_image"
+"""Name of the mean image (H, W, 3) fp32 beside the weights, where a network was trained with one.
+"""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What must be known to use a network's weights.
+
+    `network` is how its layers are built, `resize` and `image_size` are pixels, `classes` the names
+    of its outputs in order.
+    """
+
+    network: Mapping[str, Any]
+    name: str
+    classes: list[str]
+    image_size: int
+    resize: int
+    normalisation: Normalisation
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All of it in plain values, but for a mean image."""
+        normal = self.normalisation
+        preprocessing = {
+            "view": _VIEW,
+            "image_size": self.image_size,
+            "resize": self.resize,
+            "pixels": "RGB, 0..255, (pixel - mean) / std, N x 3 x H x W",
+            "mean": [float(value) for value in normal.mean],
+            "std": [float(value) for value in normal.std],
+            "color_axes": normal.color_axes.tolist(),
+        }
+        return {
+            "trainyard": _FORMAT,
+            "name": self.name,
+            "network": dict(self.network),
+            "preprocessing": preprocessing,
+            "classes": self.classes,
+        }
+
+    def text(self) -> dict[str, str]:
+        """The facts as the metadata of a file: words, and JSON for what is no word."""
+        return {n: v if isinstance(v, str) else json.dumps(v) for n, v in self.facts.items()}
+
+
+def describe(config: Config, classes: list[str], normalisation: Normalisation) -> Description:
+    """The description of the network that these settings give."""
+    model, data = config.model, config.data
+    resize = data.image_size if data.dataset == "cifar-10" else data.val_resize
+    return Description(
+        network_facts(model), network_name(model), classes, data.image_size, resize, normalisation
+    )
+
+
+def from_facts(facts: Mapping[str, Any], image: Any | None) -> Description | None:
+    """The inverse of `facts`, with the mean `image` (H, W, 3) float32 if there was one.
+
+    None where another program wrote the file. Raises `ValueError` for facts of ours that do not
+    hold what they should.
+    """
+    if facts.get("trainyard") != _FORMAT:
+        return None
+    try:
+        preprocessing = facts["preprocessing"]
+        return Description(
+            facts["network"],
+            facts["name"],
+            facts["classes"],
+            preprocessing["image_size"],
+            preprocessing["resize"],
+            Normalisation(
+                mean=np.array(preprocessing["mean"], dtype=np.float32),
+                std=np.array(preprocessing["std"], dtype=np.float32),
+                image=image,
+                color_axes=np.array(preprocessing["color_axes"], dtype=np.float64),
+            ),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"its metadata is damaged ({type(error).__name__}: {error})") from error
 
 
 @dataclass(frozen=True)
@@ -44,7 +133,10 @@ def _read_safetensors(path: Path) -> Weights:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         text = file.metadata() or {}
     image = tensors.pop(MEAN_IMAGE, None)
-    return Weights(tensors, from_text(text, None if image is None else image.numpy()))
+    # Only metadata of ours are known to be JSON.
+    words = _WORDS if text.get("trainyard") == _FORMAT else text
+    facts = {name: value if name in words else json.loads(value) for name, value in text.items()}
+    return Weights(tensors, from_facts(facts, None if image is None else image.numpy()))
 
 
 def _read_pickled(path: Path) -> Weights:
@@ -58,16 +150,13 @@ def _read_pickled(path: Path) -> Weights:
 
 
 def _description_beside(path: Path) -> Description | None:
-    """What `writing` left beside a .pth of ours; None where there is nothing, or another's file."""
+    """What `write_torchvision` left beside a .pth; None where there is nothing, or another's."""
     beside = path.with_suffix(".json")
     try:
         found = json.loads(beside.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # none, or not JSON and so another program's
         return None
-    if not isinstance(found, dict):
-        return None
-    text = {n: v if isinstance(v, str) else json.dumps(v) for n, v in found.items()}
-    return from_text(text, None)
+    return from_facts(found, None) if isinstance(found, dict) else None
 
 
 def load_into(model: nn.Module, tensors: dict[str, Tensor], network: str, path: Path) -> None:
@@ -101,11 +190,6 @@ def load_into(model: nn.Module, tensors: dict[str, Tensor], network: str, path: 
     model.load_state_dict(tensors, strict=False)
 
 
-MEAN_IMAGE = "preprocessing.mean_image"
-"""Name of the mean image (H, W, 3) fp32 beside the weights, where a network was trained with one.
-"""
-
-
 def write_safetensors(path: Path, model: nn.Module, description: Description) -> None:
     """Row-major tensors by name; the description is the file's metadata."""
     from safetensors.torch import save
@@ -131,11 +215,7 @@ def write_torchvision(
     beside = path.with_suffix(".json")
     with replacing(path) as partial:
         torch.save(_row_major(model), partial)
-    text = {
-        name: value if name in ("name", "trainyard") else json.loads(value)
-        for name, value in description.text().items()
-    }
-    write_text(beside, json.dumps(text, indent=1) + "\n")
+    write_text(beside, json.dumps(description.facts, indent=1) + "\n")
     return beside
 
 

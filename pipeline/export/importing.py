@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
 from pipeline.data.index.manifest import open_manifest
 from pipeline.data.normalisation import IMAGENET, Normalisation
-from pipeline.export.description import Description, describe
-from pipeline.export.formats import Weights, load_into, read_weights
+from pipeline.export.formats import Description, Weights, describe, load_into, read_weights
 from pipeline.model.network import network_name
 from pipeline.model.resnet import build_network
 from pipeline.system.machine import versions
@@ -81,7 +81,7 @@ def read_class_list(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--classes {path} cannot be read as text: {error}") from error
     names = [line.strip() for line in lines]
-    if all(is_synset(line.partition(" ")[0]) for line in names):
+    if all(re.match(r"n\d{8}( |$)", line) for line in names):
         names = [line.partition(" ")[0] for line in names]
     if "" in names:
         place = names.index("") + 1
@@ -90,11 +90,6 @@ def read_class_list(path: Path) -> list[str]:
     if twice:
         raise ValueError(f"--classes {path} names {twice[0]} twice; write each class once")
     return names
-
-
-def is_synset(name: str) -> bool:
-    """Whether this is a name of WordNet's as ImageNet uses them, such as n01440764."""
-    return len(name) == 9 and name[0] == "n" and name[1:].isdigit()
 
 
 def _normalisation(path: Path, config: Config, weights: Weights) -> Normalisation:

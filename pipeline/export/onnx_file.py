@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.export.description import Description
+from pipeline.export.formats import Description
 from pipeline.system.files import replacing
 
 TOLERANCE = 1e-4
@@ -74,9 +74,8 @@ def write_onnx(path: Path, model: nn.Module, description: Description) -> Agreem
         _export(partial, model, torch.zeros(2, 3, size, size))
         _add_metadata(partial, description)
         generator = torch.Generator().manual_seed(0)
-        agreement = compare(
-            partial, model, torch.randn(_CHECKED, 3, size, size, generator=generator)
-        )
+        images = torch.randn(_CHECKED, 3, size, size, generator=generator)
+        agreement = _compare(partial, model, images)
         if not agreement.holds:
             raise ValueError(
                 f"{path} is not written, {agreement}; export to .safetensors, and report this "
@@ -85,7 +84,7 @@ def write_onnx(path: Path, model: nn.Module, description: Description) -> Agreem
     return agreement
 
 
-def compare(path: Path, model: nn.Module, images: Tensor) -> Agreement:
+def _compare(path: Path, model: nn.Module, images: Tensor) -> Agreement:
     """Runs the file with onnxruntime and `model` with PyTorch on `images`, on the CPU."""
     import onnxruntime
 

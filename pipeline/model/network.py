@@ -86,6 +86,12 @@ def network_of(model: Mapping[str, Any]) -> Network:
     return resnet(depth, shortcut, model.get("variant", "v1.5"), family)
 
 
+def network_in(settings: Mapping[str, Any]) -> Network:
+    """The network of the `settings` by `part.name`."""
+    parts = ((name.partition("."), value) for name, value in settings.items())
+    return network_of({rest: value for (part, _, rest), value in parts if part == "model"})
+
+
 def network_name(config: ModelConfig) -> str:
     """What a person calls the network of these settings; see `Network.label`."""
     return network_of(dataclasses.asdict(config)).label

@@ -13,9 +13,6 @@ from pipeline.prepare.options import OPTIONS
 from pipeline.system.console import ConsoleHandler
 from pipeline.system.failure import run_command
 
-_INSIDE = {"demo": "drawn.demo", "mini": "drawn.mini", "imagenet": "imagenet.imagenet"}
-"""The modules of subcommands that are no files of this folder."""
-
 
 def parse(argv: list[str]) -> tuple[str, Any]:
     """The subcommand's name and its options (of the class in `OPTIONS`).
@@ -35,7 +32,7 @@ def parse(argv: list[str]) -> tuple[str, Any]:
 def main(argv: list[str]) -> None:
     """Runs one subcommand."""
     name, options = parse(argv)
-    subcommand = importlib.import_module(f"pipeline.prepare.{_INSIDE.get(name, name)}")
+    subcommand = importlib.import_module(f"pipeline.prepare.{name}")
     # What a scan reports; without a time, as the lines stand among the subcommand's own.
     logging.basicConfig(format="%(message)s", handlers=[ConsoleHandler(sys.stdout)])
     logging.getLogger("trainyard").setLevel(logging.INFO)

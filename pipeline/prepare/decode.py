@@ -11,9 +11,8 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -30,8 +29,7 @@ _BATCH_PIXELS = 40_000_000  # 120 MB of RGB: one image of 10000 x 10000 goes alo
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Whether an image decodes, and the decoders' words about it: an error, or a warning."""
 
     kind: Literal["good", "suspect", "bad"]
@@ -39,68 +37,48 @@ class Verdict:
 
 
 class Decoder:
-    """Decodes images of `manifest` on CPU in `threads` threads.
+    """Decodes images of `manifest` on CPU in `threads` threads; see `listening`."""
 
-    While it is open (a context manager), what C code writes to stderr is taken for its words;
-    Python's own `sys.stderr` goes where it went.
-    """
-
-    def __init__(self, manifest: Manifest, threads: int) -> None:
-        """Nothing is built yet."""
-        self._manifest = manifest
+    def __init__(self, manifest: Manifest, threads: int, said: BinaryIO) -> None:
+        """`said` gets what C code writes to stderr. Nothing is built yet."""
+        self._manifest, self._said = manifest, said
         self._settings = DecodeSettings("cpu", torch.device("cpu"), threads, prefetch=1)
         self._inputs: Any = None
         self._pipes: dict[int, Any] = {}
-        self._stack = contextlib.ExitStack()
-        self._said: BinaryIO | None = None
 
-    def __enter__(self) -> Decoder:
-        """Takes stderr over."""
-        self._said = self._stack.enter_context(_stderr_of_c())
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Gives stderr back and frees DALI's memory."""
-        self._pipes.clear()
-        self._stack.close()
-
-    def verdicts(
-        self, images: Sequence[int], encoded: Sequence[NDArray[np.uint8]]
-    ) -> list[Verdict]:
-        """Decode the images whose files (bytes,) uint8 are given, in order.
+    def verdicts(self, encoded: Mapping[int, NDArray[np.uint8]]) -> dict[int, Verdict]:
+        """Decodes image files, (bytes,) uint8 by image.
 
         Batches that fail or warn are decoded again one by one, to know which image it was.
         """
-        found: list[Verdict] = []
-        for first, last in self._batches(images):
-            part, contents = images[first:last], encoded[first:last]
-            whole = self._decode(part, contents)
-            if whole.kind == "good" or len(part) == 1:
-                found += [whole] * len(part)
-                continue
-            for image, content in zip(part, contents, strict=True):
-                found.append(self._decode([image], [content]))
+        found: dict[int, Verdict] = {}
+        for batch in self._batches(encoded):
+            whole = self._decode({image: encoded[image] for image in batch})
+            if whole.kind == "good" or len(batch) == 1:
+                found |= dict.fromkeys(batch, whole)
+            else:
+                found |= {image: self._decode({image: encoded[image]}) for image in batch}
         return found
 
-    def _batches(self, images: Sequence[int]) -> Iterator[tuple[int, int]]:
-        first, pixels = 0, 0
-        for i, image in enumerate(images):
+    def _batches(self, images: Iterable[int]) -> Iterator[list[int]]:
+        batch, pixels = list[int](), 0
+        for image in images:
             own = int(self._manifest.widths[image]) * int(self._manifest.heights[image])
-            if i > first and (i - first == _BATCH or pixels + own > _BATCH_PIXELS):
-                yield first, i
-                first, pixels = i, 0
+            if batch and (len(batch) == _BATCH or pixels + own > _BATCH_PIXELS):
+                yield batch
+                batch, pixels = [], 0
+            batch.append(image)
             pixels += own
-        if first < len(images):
-            yield first, len(images)
+        if batch:
+            yield batch
 
-    def _decode(self, images: Sequence[int], encoded: Sequence[NDArray[np.uint8]]) -> Verdict:
-        assert self._said is not None, "the decoder is not open"
-        self._inputs = graph_inputs(
-            _whole(self._manifest, np.array(images)), list(encoded), self._manifest, self._settings
-        )
+    def _decode(self, encoded: Mapping[int, NDArray[np.uint8]]) -> Verdict:
+        chosen = _whole(self._manifest, np.array(list(encoded)))
+        files = list(encoded.values())
+        self._inputs = graph_inputs(chosen, files, self._manifest, self._settings)
         self._said.seek(0)
         self._said.truncate()
-        size = 1 if len(images) == 1 else _BATCH
+        size = 1 if len(files) == 1 else _BATCH
         failure = ""
         try:
             self._pipe(size).run()
@@ -138,15 +116,16 @@ def _last_line(failure: str) -> str:
 
 
 @contextlib.contextmanager
-def _stderr_of_c() -> Iterator[BinaryIO]:
-    """A file that gets what is written to descriptor 2."""
+def listening(manifest: Manifest, threads: int) -> Iterator[Decoder]:
+    """A decoder that takes what C code writes to descriptor 2 meanwhile for its words; Python's own
+    `sys.stderr` goes where it went."""
     sys.stderr.flush()
     before, python = os.dup(2), sys.stderr
     with tempfile.TemporaryFile() as said, open(os.dup(before), "w", buffering=1) as shown:
         os.dup2(said.fileno(), 2)
         sys.stderr = shown
         try:
-            yield said
+            yield Decoder(manifest, threads, said)
         finally:
             os.dup2(before, 2)
             os.close(before)

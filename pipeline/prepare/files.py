@@ -1,20 +1,23 @@
-"""Files written whole or not at all, one writer per folder, and whether a disk has room."""
+"""What a long subcommand needs: files written whole or not at all, one writer per folder, room on
+the disk, threads, and how far it is."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import json
 import os
 import shutil
+import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.config import ConfigError, require
+from pipeline.system.console import Bar
 from pipeline.system.files import locked, remove_partials, replacing
 
 HIDDEN = ".trainyard"
@@ -26,38 +29,39 @@ T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, scratch: Path | None = None, durable: bool = True) -> Iterator[Path]:
-    """Does as `replacing`, but what goes wrong is told by `write_error`."""
+def writing(path: Path) -> Iterator[None]:
+    """Turns an `OSError` of the body into the `ConfigError` of a write to `path`: what was written
+    before stays, and a second call goes on."""
     try:
-        with replacing(path, scratch, durable) as partial:
-            yield partial
+        yield
     except OSError as error:
-        raise write_error(path, error) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise ConfigError(
+                f"{path} does not fit ({error.strerror}): make room; the same command goes on "
+                "from here"
+            ) from error
+        raise ConfigError(
+            f"{path} cannot be written: {error.strerror}; mend that and start again"
+        ) from error
 
 
-def write_error(path: Path, error: OSError) -> ConfigError:
-    """The error of a write in words: what was written before stays, and a second call goes on."""
-    if isinstance(error, ConfigError):
-        return error
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return ConfigError(
-            f"{path} does not fit ({error.strerror}): make room; the same command goes on from here"
-        )
-    return ConfigError(f"{path} cannot be written: {error.strerror}; mend that and start again")
+@contextlib.contextmanager
+def whole_file(path: Path, scratch: Path | None = None, durable: bool = True) -> Iterator[Path]:
+    """Does as `replacing`, its errors those of `writing`."""
+    with writing(path), replacing(path, scratch, durable) as partial:
+        yield partial
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, its errors those of `writing`."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def write_json(path: Path, value: object) -> None:
     """Writes a small file, whole or not at all."""
     with whole_file(path) as new:
         new.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """What `write_json` wrote; None where there is no such file or it is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 @contextlib.contextmanager
@@ -68,15 +72,13 @@ def only_writer(folder: Path) -> Iterator[Path]:
     """
     hidden = folder / HIDDEN
     with contextlib.ExitStack() as held:
-        try:
+        with writing(hidden):
             hidden.mkdir(parents=True, exist_ok=True)
             try:
                 held.enter_context(locked(hidden / "lock", wait=False))
             except BlockingIOError:
                 print(f"another process is writing to {folder}: waiting for it", flush=True)
                 held.enter_context(locked(hidden / "lock"))
-        except OSError as error:
-            raise write_error(hidden, error) from error
         remove_partials(hidden)  # of a call that was killed
         yield hidden
 
@@ -97,31 +99,51 @@ def on_disk(length: int, block: int = 4096) -> int:
     return -(-length // block) * block + 512
 
 
-def require_own(folder: Path, mark: Path, purpose: str) -> None:
-    """Raises `ConfigError` when `folder` holds visible files and no `mark` of an earlier call."""
+def read_mark(folder: Path, mark: Path, purpose: str) -> dict[str, Any] | None:
+    """What an earlier call kept of itself in the file `mark`; None where there was none.
+
+    Raises `ConfigError` when `folder` then holds anything visible, so is not for this `purpose`.
+    """
     if mark.exists():
-        return
-    strangers = [name for name in sorted(os.listdir(folder)) if name != HIDDEN]
+        try:
+            return dict(json.loads(mark.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return {}
+    with writing(folder):
+        strangers = [name for name in sorted(os.listdir(folder)) if name != HIDDEN]
     require(
         not strangers,
         f"{folder} already holds {', '.join(strangers[:3])}, which is not {purpose}; "
         "give an empty or a new folder",
     )
+    return None
 
 
-def in_threads(work: Callable[[T], object], tasks: Iterable[T], workers: int) -> None:
+def require_same(folder: Path, known: Mapping[str, object], meant: Mapping[str, object]) -> None:
+    """Raises `ConfigError`, with what differs, unless an earlier call meant what this one means."""
+    differing = [
+        f"{name} {known.get(name)} (now {value})"
+        for name, value in meant.items()
+        if known.get(name) != value
+    ]
+    require(
+        not differing,
+        f"--out {folder} was begun with {', '.join(differing)}; call it as before, remove the "
+        "folder, or give another",
+    )
+
+
+def in_threads(work: Callable[[T], object], tasks: Sequence[T], workers: int) -> None:
     """Does all tasks in threads; the first error ends the rest and is raised."""
-    # Each thread takes the next task: a future for each of a million files would be 2 GB.
-    left, taking, stop = iter(tasks), threading.Lock(), threading.Event()
+    # The threads share the iterator: a future for each of a million files would be 2 GB.
+    left, stop = iter(tasks), threading.Event()
 
     def loop() -> None:
-        while not stop.is_set():
-            with taking:
-                task = list(itertools.islice(left, 1))
-            if not task:
+        for task in left:
+            if stop.is_set():
                 return
             try:
-                work(task[0])
+                work(task)
             except BaseException:
                 stop.set()
                 raise
@@ -133,3 +155,32 @@ def in_threads(work: Callable[[T], object], tasks: Iterable[T], workers: int) ->
                 future.result()
         finally:
             stop.set()
+
+
+class Progress(Bar):
+    """Counts files and bytes towards known totals; `add` may be called from any thread."""
+
+    def __init__(self, what: str, files: int, total_bytes: int) -> None:
+        """`what` begins every line; the totals are of what is left to do."""
+        super().__init__(total_bytes, what, unit="B", stream=sys.stderr)
+        self._what = what
+        self._files, self._bytes = files, total_bytes
+        self._files_done = self._bytes_done = 0
+        self._lock = threading.Lock()
+        self._started = time.monotonic()
+
+    def add(self, files: int, done_bytes: int) -> None:
+        """So much more is done."""
+        with self._lock:
+            self._files_done += files
+            self._bytes_done += done_bytes
+            self.move(self._bytes_done, f"{self._files_done}/{self._files} files")
+            if self.line_due():
+                rate = self._bytes_done / (time.monotonic() - self._started)
+                left = (self._bytes - self._bytes_done) / rate if rate else float("inf")
+                line = (
+                    f"{self._what}: {self._files_done} of {self._files} files, "
+                    f"{self._bytes_done / 1e9:.2f} of {self._bytes / 1e9:.2f} GB, "
+                    f"{rate / 1e6:.0f} MB/s, {left / 60:.1f} min left"
+                )
+                print(line, file=sys.stderr, flush=True)

@@ -3,62 +3,46 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
-from pipeline.data.index.manifest import cached_manifest, open_manifest
+from pipeline.config import require
+from pipeline.data.index.manifest import Manifest, cached_manifest, open_manifest
 from pipeline.data.index.survey import Split
 from pipeline.prepare.options import IndexOptions
 
 
-@dataclass(frozen=True)
-class Indexed:
-    """One split that `index` went through.
+def run(options: IndexOptions) -> None:
+    """Makes the manifests of both splits, or finds them up to date, and says what they hold.
 
-    images, classes: how many; bytes: of all encoded images. digest: the data hash. seconds: how
-    long it took. scanned: False if its manifest was up to date.
+    A job finds them if it has the same `cache_dir`. ValueError as `open_manifest`, also if val has
+    a class that train has not.
     """
-
-    split: Split
-    images: int
-    classes: int
-    bytes: int
-    digest: str
-    seconds: float
-    scanned: bool
-
-    def __str__(self) -> str:
-        """Say it in one line."""
-        rate = f", {self.images / self.seconds:,.0f} files/s" if self.scanned else ""
-        return (
-            f"{self.split}: {self.images:,} images of {self.classes} classes, "
-            f"{self.bytes / 1e9:.2f} GB, hash {self.digest[:12]}, "
-            f"{'scanned' if self.scanned else 'up to date, opened'} in {self.seconds:.1f} s{rate}"
+    root, cache, classes = options.root, options.cache_dir, None
+    for split in get_args(Split):
+        started = time.monotonic()
+        scanned = options.again or cached_manifest(root, split, cache) is None
+        manifest = open_manifest(root, split, cache, classes, options.again)
+        classes = manifest.classes
+        seconds = max(time.monotonic() - started, 1e-3)
+        done = "up to date, opened"
+        rate = ""
+        if scanned:
+            done, rate = "scanned", f", {len(manifest) / seconds:,.0f} files/s"
+        print(
+            f"{split}: {len(manifest):,} images of {len(set(manifest.labels.tolist()))} classes, "
+            f"{manifest.lengths.sum() / 1e9:.2f} GB, hash {manifest.digest[:12]}, "
+            f"{done} in {seconds:.1f} s{rate}"
         )
 
 
-def run(options: IndexOptions) -> None:
-    """Indexes both splits and says what they hold."""
-    for split in index(options.root, options.cache_dir, options.again):
-        print(split)
+def manifests_of(
+    root: Path, cache_dir: Path | None = None, option: str = "root"
+) -> dict[Split, Manifest]:
+    """The manifests of the splits that a data set has; ConfigError, naming `option`, for none.
 
-
-def index(root: Path, cache_dir: Path | None = None, again: bool = False) -> list[Indexed]:
-    """Make, or find up to date, the manifests of `<root>/train` and `<root>/val`.
-
-    `cache_dir` and `again` as in `open_manifest`; a job finds them if it has the same `cache_dir`.
-    ValueError as there, also if val has a class that train lacks.
+    `cache_dir` as in `open_manifest`.
     """
-    found: list[Indexed] = []
-    classes: list[str] | None = None
-    splits: tuple[Split, ...] = ("train", "val")
-    for split in splits:
-        started = time.monotonic()
-        scanned = again or cached_manifest(root, split, cache_dir) is None
-        manifest = open_manifest(root, split, cache_dir, classes, again)
-        classes = manifest.classes
-        seconds = max(time.monotonic() - started, 1e-3)
-        length, size = len(manifest), int(manifest.lengths.sum())
-        present = len(set(manifest.labels.tolist()))
-        found.append(Indexed(split, length, present, size, manifest.digest, seconds, scanned))
-    return found
+    splits: list[Split] = [split for split in get_args(Split) if (root / split).is_dir()]
+    require(bool(splits), f"--{option} {root} has neither a folder train nor val")
+    return {split: open_manifest(root, split, cache_dir) for split in splits}

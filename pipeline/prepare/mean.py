@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +22,8 @@ from pipeline.data.normalisation import Normalisation
 from pipeline.data.order import SCHEME_VERSION
 from pipeline.data.statistics import PixelSums, facts_of, save, statistics_places
 from pipeline.data.stream import TrainStream, train_planner
-from pipeline.prepare.files import write_error
+from pipeline.prepare.files import Progress, writing
 from pipeline.prepare.options import MeanOptions
-from pipeline.prepare.progress import Progress
 
 _SEED = 0
 _BATCH = 64
@@ -45,7 +42,7 @@ def run(options: MeanOptions) -> None:
         f"--images={images} is more than the {len(manifest)} training images; leave it out for all",
     )
     started = time.monotonic()
-    found = compute(config, manifest, images, options.workers or len(os.sched_getaffinity(0)))
+    found = compute(config, manifest, images, options.threads)
     facts = facts_of(config, manifest.digest) | {"seed": _SEED, "random_scheme": SCHEME_VERSION}
     place = _store(statistics_places(config), found, images, facts)
     seconds = max(time.monotonic() - started, 1e-3)
@@ -70,16 +67,12 @@ def compute(config: DataConfig, manifest: Manifest, images: int, threads: int) -
         "cpu", torch.device("cpu"), threads, output="uint8", normalisation=_NOTHING
     )
     batch = min(_BATCH, images)
-    starts = range(0, images, batch)
-
-    def chunks() -> Iterator[np.ndarray]:
-        for start in starts:
-            yield np.arange(start, min(start + batch, images), dtype=np.int64)
-
+    positions = np.arange(images, dtype=np.int64)
+    chunks = [positions[start : start + batch] for start in range(0, images, batch)]
     sums, size = PixelSums(), int(manifest.lengths.mean())
     with (
         Progress(f"reading {manifest.directory}", images, images * size) as progress,
-        contextlib.closing(Loader(stream, chunks(), len(starts), batch, settings)) as loader,
+        contextlib.closing(Loader(stream, chunks, len(chunks), batch, settings)) as loader,
     ):
         for drawn in loader:
             sums.add(drawn.images.permute(0, 2, 3, 1).numpy())
@@ -89,14 +82,14 @@ def compute(config: DataConfig, manifest: Manifest, images: int, threads: int) -
 
 def _store(places: list[Path], found: Normalisation, images: int, facts: dict[str, object]) -> Path:
     """Where the file lies now: the first place that can be written."""
-    for place in places:
-        try:
+    *others, last = places
+    for place in others:
+        with contextlib.suppress(OSError):
             save(place, found, images, facts)
-        except OSError as error:
-            refused = place, error
-        else:
             return place
-    raise write_error(*refused)
+    with writing(last):
+        save(last, found, images, facts)
+    return last
 
 
 def _row(values: np.ndarray) -> str:

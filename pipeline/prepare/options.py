@@ -6,6 +6,7 @@ A field `train_tar` is the option `--train-tar`; one without a default must be g
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,41 @@ from pipeline.config import DataConfig, require
 from pipeline.config.reading import config_of, read_yaml
 from pipeline.config.setting import at_least_one
 
-Layout = Literal["folders", "shards"]
+TrainCrop = Literal["random_resized_crop", "scale_jitter"]
+
+
+@dataclass(frozen=True)
+class _OfDataSet:
+    """Options of what works on a data set."""
+
+    root: Path
+    """Folder of the data set: train/ and val/ with class folders, *.tar, TFRecord or *.rec."""
+    cache_dir: Path | None = None
+    """Folder of the manifests, as data.cache_dir of the training; null: where that looks first."""
+
+    def __post_init__(self) -> None:
+        _is_folder("root", self.root)
+
+
+@dataclass(frozen=True)
+class _InThreads(_OfDataSet):
+    """Options of what reads its images in threads."""
+
+    workers: int = 0
+    """Threads that read and decode; 0: one for each core."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.workers >= 0, f"--workers={self.workers} must be 0 or more")
+
+    @property
+    def threads(self) -> int:
+        """How many threads there are to be."""
+        return self.workers or len(os.sched_getaffinity(0))
+
+
+def _is_folder(option: str, path: Path) -> None:
+    require(path.is_dir(), f"--{option} {path} is not a folder; give a data set's")
 
 
 @dataclass(frozen=True)
@@ -57,7 +92,7 @@ class ImagenetOptions:
     """ILSVRC2012_devkit_t12.tar.gz, which holds the labels of the validation images."""
     out: Path
     """Folder of the data set."""
-    layout: Layout = "folders"
+    layout: Literal["folders", "shards"] = "folders"
     """folders: <out>/<split>/<wnid>/<file>. shards: <out>/<split>/shard-000000.tar with members
     <wnid>/<file>. Images are never re-encoded."""
     shard_mb: int = 256
@@ -67,28 +102,18 @@ class ImagenetOptions:
 
     def __post_init__(self) -> None:
         at_least_one(self, "--", "shard-mb", "workers")
-        for option, path in (
-            ("train-tar", self.train_tar),
-            ("val-tar", self.val_tar),
-            ("devkit", self.devkit),
-        ):
+        for option in ("train-tar", "val-tar", "devkit"):
+            path = getattr(self, option.replace("-", "_"))
             require(path.is_file(), f"--{option} {path} is not a file; give the archive's path")
 
 
 @dataclass(frozen=True)
-class IndexOptions:
+class IndexOptions(_OfDataSet):
     """Makes the manifests of a data set ahead of time, so that a job's start only opens them."""
 
-    root: Path
-    """Folder of the data set: train/ and val/ with class folders, *.tar, TFRecord or *.rec."""
-    cache_dir: Path | None = None
-    """Folder of the manifests, as data.cache_dir of the training; null: where that looks first."""
     again: bool = False
     """Also make anew what seems up to date, as after replacing an image in place, which does not
     change its folder's time. A changed image is other data to runs that began before."""
-
-    def __post_init__(self) -> None:
-        require(self.root.is_dir(), f"--root {self.root} is not a folder; give a data set's")
 
 
 @dataclass(frozen=True)
@@ -106,7 +131,7 @@ class StageOptions:
 
     def __post_init__(self) -> None:
         at_least_one(self, "--", "workers")
-        require(self.from_.is_dir(), f"--from {self.from_} is not a folder; give a data set's")
+        _is_folder("from", self.from_)
         source, target = self.from_.resolve(), self.to.resolve()
         require(
             source != target and source not in target.parents and target not in source.parents,
@@ -115,27 +140,20 @@ class StageOptions:
 
 
 @dataclass(frozen=True)
-class VerifyOptions:
+class VerifyOptions(_InThreads):
     """Finds every image that would fail in training. Exit code 2 when there is one, else 0."""
 
-    root: Path
-    """Folder of the data set, which holds train or val or both."""
     full: bool = False
     """Also decode every image as training does, and list as suspects those that decode with a
     warning; without it: end markers, headers and sizes only."""
-    workers: int = 0
-    """Threads that read and decode; 0: one for each core."""
     report: Path = Path("verify.jsonl")
     """Where the findings go, one JSON object per line; beside it <name>.exclude.json, the image
     numbers that training can leave out."""
     repair: Path | None = None
     """Folder for mended copies of files that lack only the end marker; null: none are made."""
-    cache_dir: Path | None = None
-    """Folder of the manifests, as given to index; null: where index puts them."""
 
     def __post_init__(self) -> None:
-        require(self.workers >= 0, f"--workers={self.workers} must be 0 or more")
-        require(self.root.is_dir(), f"--root {self.root} is not a folder; give a data set's")
+        super().__post_init__()
         folder = self.report.parent
         require(folder.is_dir(), f"--report {self.report}: the folder {folder} does not exist")
         if self.repair is not None:
@@ -148,30 +166,24 @@ class VerifyOptions:
 
 
 @dataclass(frozen=True)
-class ParityOptions:
+class ParityOptions(_OfDataSet):
     """Compares DALI's pixels with Pillow's. Exit code 2 when one is above tolerance, else 0."""
 
-    root: Path
-    """Folder of the data set, which holds train or val or both."""
     images: int = 64
     """Images of each comparison, rounded up to whole batches of 16."""
-    cache_dir: Path | None = None
-    """Folder of the manifests, as given to index; null: where index puts them."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least_one(self, "--", "images")
-        require(self.root.is_dir(), f"--root {self.root} is not a folder; give a data set's")
 
 
 @dataclass(frozen=True)
-class MeanOptions:
+class MeanOptions(_InThreads):
     """Computes what data.mean=channel or pixel subtracts: the means of the training crops."""
 
-    root: Path
-    """Folder of the data set, which holds train."""
     config: Path | None = None
     """YAML file of the training, whose crop it is; null: that of the options below."""
-    train_crop: Literal["random_resized_crop", "scale_jitter"] | None = None
+    train_crop: TrainCrop | None = None
     """data.train_crop of the training; null: that of --config, or the default."""
     image_size: int | None = None
     """data.image_size of the training; null: that of --config, or the default."""
@@ -181,14 +193,9 @@ class MeanOptions:
     """data.short_side of the training; null: that of --config, or the default."""
     images: int | None = None
     """Look at so many images only, drawn at random; null: at all of them."""
-    workers: int = 0
-    """Threads that decode; 0: one for each core."""
-    cache_dir: Path | None = None
-    """Folder of the manifests, as data.cache_dir of the training; null: where that looks first."""
 
     def __post_init__(self) -> None:
-        require(self.root.is_dir(), f"--root {self.root} is not a folder; give a data set's")
-        require(self.workers >= 0, f"--workers={self.workers} must be 0 or more")
+        super().__post_init__()
         if self.images is not None:
             at_least_one(self, "--", "images")
         require(

@@ -12,30 +12,31 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.config import Config, DataConfig, require
+from pipeline.config import Config, DataConfig
 from pipeline.data.crops import CenterCrop, Plan
 from pipeline.data.dali import DecodeSettings, Loader, gpu_count
 from pipeline.data.dali.settings import choose_decoding
 from pipeline.data.images import ImageSet
-from pipeline.data.index.manifest import open_manifest
+from pipeline.data.index.manifest import Manifest
+from pipeline.data.index.survey import Split
 from pipeline.data.normalisation import IMAGENET
-from pipeline.data.stream import TrainStream, ValStream, train_planner
-from pipeline.prepare.options import ParityOptions
+from pipeline.data.stream import Selection, TrainStream, ValStream, train_planner
+from pipeline.prepare.index import manifests_of
+from pipeline.prepare.options import ParityOptions, TrainCrop
 from pipeline.ranks.places import Share
 
 _SIZE, _RESIZE = 224, 256
 _BATCH = 16
-_PILLOW, _TORCHVISION = "Pillow", "torchvision"
 
 Decoder = Literal["cpu", "gpu"]
 File = bytes | NDArray[np.uint8]
@@ -61,31 +62,33 @@ TOLERANCES: dict[Decoder, Tolerance] = {
 }
 
 
+@dataclass
 class Difference:
     """What one comparison has found so far. `view` is the crop, `decoder` where DALI decodes."""
 
-    def __init__(self, view: str, decoder: Decoder, against: str) -> None:
-        self.view, self.decoder, self.against = view, decoder, against
-        self.images = 0
-        self.inside = self.edge = self.mean = 0.0
-        self.worst: Path | None = None
-        self._worst_mean = 0.0
+    view: str
+    decoder: Decoder
+    against: str
+    images: int = 0
+    inside: float = 0.0
+    edge: float = 0.0
+    mean: float = 0.0
+    worst: Path | None = None
+    worst_by: tuple[float, float] = (-1.0, 0.0)
+    """What the worst image differs by, inside and in the mean."""
 
-    def add(self, path: Path, error: NDArray[np.float32], mask: NDArray[np.bool_]) -> None:
-        """Takes an image in: `error` (H, W, 3), absolute; `mask` (H, W), True inside."""
-        own_mean = float(error.mean())
-        self.mean = (self.mean * self.images + own_mean) / (self.images + 1)
-        self.images += 1
-        most = float(error[mask].max(initial=0.0))
-        if self.worst is None or (most, own_mean) > (self.inside, self._worst_mean):
-            self.worst, self._worst_mean = path, own_mean
-        self.inside = max(self.inside, most)
-        self.edge = max(self.edge, float(error[~mask].max(initial=0.0)))
-
-    @property
-    def name(self) -> str:
-        """Crop and both executors."""
-        return f"{self.view}: DALI {self.decoder} - {self.against}"
+    def add(
+        self, paths: Sequence[Path], errors: NDArray[np.float32], masks: NDArray[np.bool_]
+    ) -> None:
+        """Takes a batch in: `errors` (B, H, W, 3), absolute; `masks` (B, H, W), True inside."""
+        for path, error, mask in zip(paths, errors, masks, strict=True):
+            inside, mean = float(error[mask].max(initial=0.0)), float(error.mean())
+            self.inside = max(self.inside, inside)
+            self.edge = max(self.edge, float(error[~mask].max(initial=0.0)))
+            self.mean = (self.mean * self.images + mean) / (self.images + 1)
+            self.images += 1
+            if (inside, mean) > self.worst_by:
+                self.worst, self.worst_by = path, (inside, mean)
 
     @property
     def too_large(self) -> bool:
@@ -93,13 +96,14 @@ class Difference:
         allowed = TOLERANCES[self.decoder]
         return self.inside > allowed.inside or self.edge > allowed.edge or self.mean > allowed.mean
 
-    def line(self) -> str:
-        """What was found, what is allowed, and the worst image."""
+    def __str__(self) -> str:
+        """What was compared and found, what is allowed, and the worst image."""
         allowed = TOLERANCES[self.decoder]
         return (
-            f"{self.name}: {self.images} images, max {self.inside:.2f} (allowed "
-            f"{allowed.inside:.2f}), at edges {self.edge:.2f} ({allowed.edge:.2f}), mean "
-            f"{self.mean:.3f} ({allowed.mean:.3f}); worst {self.worst}"
+            f"{self.view}: DALI {self.decoder} - {self.against}: {self.images} images, "
+            f"max {self.inside:.2f} (allowed {allowed.inside:.2f}), "
+            f"at edges {self.edge:.2f} ({allowed.edge:.2f}), "
+            f"mean {self.mean:.3f} ({allowed.mean:.3f}); worst {self.worst}"
         )
 
 
@@ -108,14 +112,13 @@ def run(options: ParityOptions) -> None:
 
     Raises `BadImage`, a ValueError too, for an image that cannot be decoded.
     """
-    views = _views(options)
-    require(bool(views), f"--root {options.root} has neither a folder train nor val")
+    views = _views(manifests_of(options.root, options.cache_dir))
     decoders = decoders_for([stream.manifest for stream in views.values()])
     found = []
     for view, stream in views.items():
         for difference in compare(view, stream, decoders, options.images):
             found.append(difference)
-            print(difference.line(), flush=True)
+            print(difference, flush=True)
     if "gpu" not in decoders:
         print("DALI on a GPU: not run: DALI sees no GPU")
     judge(found)
@@ -123,30 +126,23 @@ def run(options: ParityOptions) -> None:
 
 def judge(found: Sequence[Difference]) -> None:
     """Raises ValueError if a comparison is above its tolerance."""
-    wrong = [difference for difference in found if difference.too_large]
+    wrong = [str(difference) for difference in found if difference.too_large]
     if wrong:
         raise ValueError(
-            f"{len(wrong)} of {len(found)} comparisons are above tolerance: "
-            f"{'; '.join(difference.line() for difference in wrong)}; do not train with these "
-            "versions of DALI and Pillow before it is known which of them is wrong"
+            f"{len(wrong)} of {len(found)} comparisons are above tolerance: {'; '.join(wrong)}; do "
+            "not train with these versions of DALI and Pillow before it is known which of them is "
+            "wrong"
         )
 
 
-def _views(options: ParityOptions) -> dict[str, TrainStream | ValStream]:
+def _views(manifests: Mapping[Split, Manifest]) -> dict[str, TrainStream | ValStream]:
     """What is compared, of the splits that are there."""
     views: dict[str, TrainStream | ValStream] = {}
-    root, cache = options.root, options.cache_dir
-    if (root / "train").is_dir():
-        manifest = open_manifest(root, "train", cache)
-        for config in (
-            DataConfig(image_size=_SIZE, train_crop="random_resized_crop", color_std=0.1),
-            DataConfig(image_size=_SIZE, train_crop="scale_jitter", color_std=0.1),
-        ):
-            planner = train_planner(config)
-            views[f"train {config.train_crop}"] = TrainStream(manifest, planner, seed=0)
-    if (root / "val").is_dir():
-        manifest = open_manifest(root, "val", cache)
-        views["val center_crop"] = ValStream(manifest, CenterCrop(_SIZE, _RESIZE))
+    for crop in get_args(TrainCrop) if "train" in manifests else ():
+        planner = train_planner(DataConfig(image_size=_SIZE, train_crop=crop, color_std=0.1))
+        views[f"train {crop}"] = TrainStream(manifests["train"], planner, seed=0)
+    if "val" in manifests:
+        views["val center_crop"] = ValStream(manifests["val"], CenterCrop(_SIZE, _RESIZE))
     return views
 
 
@@ -154,9 +150,8 @@ def decoders_for(data: Sequence[ImageSet]) -> dict[Decoder, DecodeSettings]:
     """Those that this machine has, with a GPU's memory hints for the images of `data`."""
     share = Share(len(os.sched_getaffinity(0)), 0)
     found: dict[Decoder, DecodeSettings] = {}
-    choices: list[Decoder] = (
-        ["cpu", "gpu"] if torch.cuda.is_available() and gpu_count() else ["cpu"]
-    )
+    seen = torch.cuda.is_available() and gpu_count()
+    choices: tuple[Decoder, ...] = ("cpu", "gpu") if seen else ("cpu",)
     for choice in choices:
         device = torch.device("cuda", 0) if choice == "gpu" else torch.device("cpu")
         config = Config(data=DataConfig(decode=choice))
@@ -169,15 +164,13 @@ def compare(
 ) -> list[Difference]:
     """The differences of each decoder on about `images` images, rounded up to whole batches; fewer
     images than that are compared more than once in val, and in other crops in train."""
-    batch = min(_BATCH, images)
+    manifest, batch = stream.manifest, min(_BATCH, images)
     count = -(-images // batch) * batch
     positions = np.arange(count, dtype=np.int64)
-    against = [_PILLOW]
     if isinstance(stream, ValStream):
-        positions = positions * len(stream.manifest) // count  # spread over all of them
-        against.append(_TORCHVISION)
+        positions = positions * len(manifest) // count  # spread over all of them
     chunks = positions.reshape(-1, batch)
-    found = {(d, name): Difference(view, d, name) for d in decoders for name in against}
+    found: dict[tuple[Decoder, str], Difference] = {}
     with contextlib.ExitStack() as stack:
         loaders = [
             stack.enter_context(
@@ -186,38 +179,31 @@ def compare(
             for settings in decoders.values()
         ]
         for batches in zip(*loaders, strict=True):
-            references = _Reference(stream, batches[0].positions, against)
+            selection = stream.select(batches[0].positions)
+            at = selection.images
+            paths = [manifest.path(image) for image in at.tolist()]
+            masks = inside(selection.plan, manifest.heights[at], manifest.widths[at])
+            references = _references(stream, selection)
             for decoder, drawn in zip(decoders, batches, strict=True):
-                levels = (
-                    drawn.images.permute(0, 2, 3, 1).float().cpu().numpy() * IMAGENET.std
-                    + IMAGENET.mean
-                )
-                for name in against:
-                    references.add(levels, name, found[decoder, name])
+                pixels = drawn.images.permute(0, 2, 3, 1).float().cpu().numpy()
+                levels = pixels * IMAGENET.std + IMAGENET.mean
+                for against, wanted in references.items():
+                    key = decoder, against
+                    difference = found.setdefault(key, Difference(view, *key))
+                    difference.add(paths, np.abs(levels - wanted), masks)
     return list(found.values())
 
 
-class _Reference:
-    """A batch as Pillow makes it."""
-
-    def __init__(
-        self, stream: TrainStream | ValStream, positions: np.ndarray, against: Sequence[str]
-    ) -> None:
-        manifest, selection = stream.manifest, stream.select(positions)
-        files = [manifest.read(int(image)) for image in selection.images]
-        self._pixels = {_PILLOW: execute(selection.plan, files)}
-        if _TORCHVISION in against:
-            cropped = [torchvision_center_crop(file, _RESIZE, _SIZE) for file in files]
-            self._pixels[_TORCHVISION] = np.stack(cropped)
-        heights, widths = manifest.heights[selection.images], manifest.widths[selection.images]
-        self._inside = inside(selection.plan, heights, widths)
-        self._paths = [manifest.path(int(image)) for image in selection.images]
-
-    def add(self, levels: NDArray[np.float32], against: str, difference: Difference) -> None:
-        """Enters DALI's pixels (B, H, W, 3), in levels, against this batch's."""
-        error = np.abs(levels - self._pixels[against])
-        for path, one, mask in zip(self._paths, error, self._inside, strict=True):
-            difference.add(path, one, mask)
+def _references(
+    stream: TrainStream | ValStream, selection: Selection
+) -> dict[str, NDArray[np.float32]]:
+    """The batch as each of the others makes it, (B, H, W, 3) in levels."""
+    files = [stream.manifest.read(image) for image in selection.images.tolist()]
+    found = {"Pillow": execute(selection.plan, files)}
+    if isinstance(stream, ValStream):
+        cropped = [torchvision_center_crop(file, _RESIZE, _SIZE) for file in files]
+        found["torchvision"] = np.stack(cropped)
+    return found
 
 
 def execute(plan: Plan, files: Sequence[File]) -> NDArray[np.float32]:

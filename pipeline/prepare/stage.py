@@ -7,33 +7,31 @@ second time. A run finds it there, with data.cache_dir set or not.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 from pipeline.config import ConfigError, require
 from pipeline.data.index.arrow_file import find_fresh
-from pipeline.data.index.manifest import open_manifest
 from pipeline.data.index.survey import Split, survey
 from pipeline.prepare.files import (
+    Progress,
     in_threads,
+    make_folder,
     on_disk,
     only_writer,
-    read_json,
-    require_own,
+    read_mark,
     require_room,
     whole_file,
-    write_error,
     write_json,
 )
+from pipeline.prepare.index import manifests_of
 from pipeline.prepare.options import StageOptions
-from pipeline.prepare.progress import Progress
-
-_MARK = "staged.json"
 
 _Ancestors = tuple[tuple[int, int], ...]  # device and inode of every folder above
 
@@ -49,23 +47,22 @@ class _File(NamedTuple):
 def run(options: StageOptions) -> None:
     """Copies what is missing; nothing where the copy is there. ConfigError when it cannot."""
     source, target = options.from_, options.to
-    hashes = data_hashes(source, options.cache_dir)
-    require(bool(hashes), f"--from {source} has neither a folder train nor val")
+    hashes = _hashes(source, options.cache_dir)
     with only_writer(target) as hidden:
-        mark = hidden / _MARK
-        require_own(target, mark, "a copy of a data set that was begun here")
-        known = read_json(mark)
-        if known is not None and known["data_hash"] != hashes:
-            raise ConfigError(
-                f"--to {target} holds a copy of other data ({_words(known['data_hash'])}, here "
-                f"{_words(hashes)}); remove it or give another folder"
-            )
-        if known is not None and known["complete"] and _unchanged(target, hashes):
+        mark = hidden / "staged.json"
+        known = read_mark(target, mark, "a copy of a data set that was begun here") or {}
+        other = known.get("data_hash", hashes)
+        require(
+            other == hashes,
+            f"--to {target} holds a copy of other data ({_words(other)}, here {_words(hashes)}); "
+            "remove it or give another folder",
+        )
+        if known.get("complete") and _unchanged(target, hashes):
             print(f"all of {source} is already in {target}")
             return
         write_json(mark, {"data_hash": hashes, "complete": False})
-        files, copied_bytes = _copy(options, hidden)
-        found = data_hashes(target)
+        files, copied_bytes = _copy(options, hidden, list(hashes))
+        found = _hashes(target)
         require(
             found == hashes,
             f"{source} changed while it was copied ({_words(hashes)} before, {_words(found)} in "
@@ -75,33 +72,29 @@ def run(options: StageOptions) -> None:
     print(f"{source} lies in {target}: {files} files, {copied_bytes / 1e9:.2f} GB copied")
 
 
-def data_hashes(root: Path, cache_dir: Path | None = None) -> dict[str, str]:
-    """The data hash of each split that `root` has; `cache_dir` as in `open_manifest`."""
-    return {
-        split: open_manifest(root, split, cache_dir).digest
-        for split in get_args(Split)
-        if (root / split).is_dir()
-    }
+def _hashes(root: Path, cache_dir: Path | None = None) -> dict[Split, str]:
+    """The data hash of each split; ConfigError where there is none."""
+    return {split: one.digest for split, one in manifests_of(root, cache_dir, "from").items()}
 
 
-def _unchanged(target: Path, hashes: dict[str, str]) -> bool:
+def _unchanged(target: Path, hashes: Mapping[Split, str]) -> bool:
     # Something may have cleaned the node's disk: folders' times tell, a walk is not needed.
     try:
-        return data_hashes(target) == hashes
+        return _hashes(target) == hashes
     except ValueError:
         return False
 
 
-def _words(hashes: dict[str, str]) -> str:
-    return ", ".join(f"{split} {digest[:12]}" for split, digest in hashes.items()) or "nothing"
+def _words(hashes: Mapping[Split, str]) -> str:
+    return ", ".join(f"{split} {digest[:12]}" for split, digest in hashes.items())
 
 
-def _copy(options: StageOptions, hidden: Path) -> tuple[int, int]:
+def _copy(options: StageOptions, hidden: Path, splits: Sequence[Split]) -> tuple[int, int]:
     """Copies files, then times of folders, then manifests; files in all and bytes copied."""
     source, target, workers = options.from_, options.to, options.workers
     folders, files = _walk(source, workers)
     for name, _ in folders:
-        _make_folder(target / name)
+        make_folder(target / name)
     missing = [file for file in files if not _is_there(target / file.name, file)]
     require_room(target, sum(on_disk(file.length) for file in missing))
     total = sum(file.length for file in missing)
@@ -115,14 +108,13 @@ def _copy(options: StageOptions, hidden: Path) -> tuple[int, int]:
     _remove_strangers(target, {file.name for file in files}, folders)
     for name, time_ns in reversed(folders):
         os.utime(target / name, ns=(time_ns, time_ns))
-    for split in get_args(Split):
-        if (source / split).is_dir():
-            kept = find_fresh(source, split, options.cache_dir, survey(source, split).stamp)
-            if kept is not None:
-                _copy_file(kept[0], hidden / f"{split}.arrow", hidden)
-                for means in kept[0].parent.glob(f"{kept[0].stem}-mean-*.npz"):
-                    name = split + means.name.removeprefix(kept[0].stem)
-                    _copy_file(means, hidden / name, hidden)
+    for split in splits:
+        kept = find_fresh(source, split, options.cache_dir, survey(source, split).stamp)
+        if kept is not None:
+            index = kept[0]
+            _copy_file(index, hidden / f"{split}.arrow", hidden)
+            for means in index.parent.glob(f"{index.stem}-mean-*.npz"):
+                _copy_file(means, hidden / (split + means.name.removeprefix(index.stem)), hidden)
     return len(files), total
 
 
@@ -148,20 +140,16 @@ def _walk(source: Path, workers: int) -> tuple[list[tuple[str, int]], list[_File
 def _list_folder(
     source: Path, name: str, ancestors: _Ancestors
 ) -> tuple[tuple[str, int], list[tuple[str, _Ancestors]], list[_File]]:
-    try:
+    with _reading(source / name):
         status = os.stat(source / name)
         here = (status.st_dev, status.st_ino)
         require(here not in ancestors, f"{source / name} is a link to a folder above it; remove it")
         entries = sorted(entry for entry in os.listdir(source / name) if entry[0] != ".")
-    except OSError as error:
-        raise ConfigError(f"{source / name} cannot be read: {error.strerror}") from error
     folders: list[tuple[str, _Ancestors]] = []
     files: list[_File] = []
     for path in (os.path.join(name, entry) for entry in entries):
-        try:
+        with _reading(source / path):
             found = os.stat(source / path)
-        except OSError as error:
-            raise ConfigError(f"{source / path} cannot be read: {error.strerror}") from error
         if stat.S_ISDIR(found.st_mode):
             folders.append((path, (*ancestors, here)))
         else:
@@ -171,11 +159,12 @@ def _list_folder(
     return (name, status.st_mtime_ns), folders, files
 
 
-def _make_folder(folder: Path) -> None:
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
-        raise write_error(folder, error) from error
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _is_there(path: Path, file: _File) -> bool:
@@ -191,12 +180,9 @@ def _is_there(path: Path, file: _File) -> bool:
 def _copy_file(source: Path, target: Path, scratch: Path) -> None:
     """Copies bytes and time; the copy has its name only when its size is the source's."""
     with whole_file(target, scratch, durable=False) as partial:  # they may be a million
-        try:
-            status = os.stat(source)
-            with open(source, "rb") as reader:
-                reader.peek(1)  # whether it can be read is the source's error, not the target's
-        except OSError as error:
-            raise ConfigError(f"{source} cannot be read: {error.strerror}") from error
+        with _reading(source), open(source, "rb") as reader:
+            status = os.fstat(reader.fileno())
+            reader.peek(1)  # whether it can be read is the source's error, not the target's
         shutil.copyfile(source, partial)
         copied = os.stat(partial).st_size
         require(
@@ -210,12 +196,8 @@ def _copy_file(source: Path, target: Path, scratch: Path) -> None:
 def _remove_strangers(target: Path, files: set[str], folders: list[tuple[str, int]]) -> None:
     """Removes files of the copy that the source no longer has: a folder is counted whole."""
     for name, _ in folders:
-        for entry in _visible(target / name):
-            path = os.path.relpath(entry.path, target)
-            if not entry.is_dir() and path not in files:
-                os.unlink(entry.path)
-
-
-def _visible(folder: Path) -> Iterator[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        yield from (entry for entry in entries if not entry.name.startswith("."))
+        with os.scandir(target / name) as entries:
+            for entry in entries:
+                strange = os.path.join(name, entry.name) not in files
+                if strange and entry.name[0] != "." and not entry.is_dir():
+                    os.unlink(entry.path)

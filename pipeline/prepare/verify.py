@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import require
 from pipeline.data.images import BadImage
 from pipeline.data.index.headers import jpeg_header, size_of_bytes
-from pipeline.data.index.manifest import Manifest, open_manifest
-from pipeline.data.index.survey import Split
-from pipeline.prepare.files import whole_file, write_error, write_json
+from pipeline.data.index.manifest import Manifest
+from pipeline.prepare.files import Progress, make_folder, whole_file, write_json
+from pipeline.prepare.index import manifests_of
 from pipeline.prepare.options import VerifyOptions
-from pipeline.prepare.progress import Progress
 
 if TYPE_CHECKING:
     from pipeline.prepare.decode import Decoder
@@ -36,7 +34,7 @@ _CHUNK = 32  # images that one thread reads in a task; a chunk more than threads
 
 
 def find_flaw(content: NDArray[np.uint8], width: int, height: int) -> str | None:
-    """Return why the encoded image (bytes,) uint8 would fail, None if nothing shows.
+    """Why the encoded image (bytes,) uint8 would fail, None if nothing shows.
 
     width, height: pixels as the manifest recorded them. Kinds go by the first bytes, as decoders
     do, whatever the file's name.
@@ -62,7 +60,7 @@ def find_flaw(content: NDArray[np.uint8], width: int, height: int) -> str | None
 
 
 def _jpeg_flaw(found: bytes) -> str | None:
-    """Return what is wrong behind the frame header: no scan, or none that ends."""
+    """What is wrong behind the frame header: no scan, or none that ends."""
     header = jpeg_header(found)
     # Pillow, which has read an odd header, does not say where it ended.
     scan = found.find(_SCAN) if header is None else header[1]
@@ -73,7 +71,7 @@ def _jpeg_flaw(found: bytes) -> str | None:
 
 
 def with_end(content: NDArray[np.uint8]) -> bytes:
-    """Return a JPEG without end marker with one, whose first half may be there."""
+    """A JPEG without end marker with one, whose first half may be there."""
     found = content.tobytes()
     return found + (_END[1:] if found.endswith(_END[:1]) else _END)
 
@@ -104,91 +102,59 @@ class _Read:
 
 def run(options: VerifyOptions) -> None:
     """Writes the report and the exclusion list; ValueError, so exit code 2, if any image is bad."""
-    manifests = {
-        split: open_manifest(options.root, split, options.cache_dir)
-        for split in get_args(Split)
-        if (options.root / split).is_dir()
-    }
-    require(bool(manifests), f"--root {options.root} has neither a folder train nor val")
-    threads = options.workers or len(os.sched_getaffinity(0))
+    manifests = manifests_of(options.root, options.cache_dir)
     found: list[Finding] = []
+    splits: dict[str, object] = {}
     for split, manifest in manifests.items():
-        mine = list(_verify(manifest, options, threads))
+        mine = list(_verify(manifest, options))
         found += mine
-        bad = sum(finding.verdict == "bad" for finding in mine)
-        print(f"{split}: {len(manifest)} images, {bad} bad, {len(mine) - bad} suspect", flush=True)
+        bad = [finding for finding in mine if finding.verdict == "bad"]
+        excluded = [finding.image for finding in bad if not finding.changed]
+        splits[split] = {"data_hash": manifest.digest, "images": excluded}
+        suspect = len(mine) - len(bad)
+        print(f"{split}: {len(manifest)} images, {len(bad)} bad, {suspect} suspect", flush=True)
     exclude = options.report.with_suffix(".exclude.json")
-    _write_report(options.report, found)
-    write_json(exclude, {"version": 1, "splits": _excluded(manifests, found)})
+    with whole_file(options.report) as new, open(new, "w", encoding="utf-8") as file:
+        for finding in found:
+            file.write(json.dumps(dataclasses.asdict(finding)) + "\n")
+    write_json(exclude, {"version": 1, "splits": splits})
     print(f"written: {options.report} and {exclude}")
-    bad = sum(finding.verdict == "bad" for finding in found)
-    repaired = sum(finding.repaired is not None for finding in found)
-    if bad:
+    count = sum(finding.verdict == "bad" for finding in found)
+    if count:
+        advice = f"replace them, or leave them out by {exclude}"
+        if options.repair:
+            repaired = sum(finding.repaired is not None for finding in found)
+            advice = f"{repaired} of them are mended in {options.repair}"
         raise ValueError(
-            f"{bad} of {sum(map(len, manifests.values()))} images would fail in training, "
-            f"{repaired} of them are mended in {options.repair}: {options.report} names them"
-            if options.repair
-            else f"{bad} of {sum(map(len, manifests.values()))} images would fail in training: "
-            f"{options.report} names them; replace them, or leave them out by {exclude}"
+            f"{count} of {sum(map(len, manifests.values()))} images would fail in training: "
+            f"{options.report} names them; {advice}"
         )
 
 
-def _verify(manifest: Manifest, options: VerifyOptions, threads: int) -> Iterator[Finding]:
-    total = int(manifest.lengths.sum())
-    reads = _read_all(manifest, threads)
-    with Progress(f"verifying {manifest.directory}", len(manifest), total) as progress:
-        if options.full:
-            yield from _decoded(manifest, options, threads, reads, progress)
-            return
-        unfinished = []
-        for chunk in reads:
+def _verify(manifest: Manifest, options: VerifyOptions) -> Iterator[Finding]:
+    """What is found in a split, in the order of its images."""
+    with contextlib.ExitStack() as stack:
+        decoder: Decoder | None = None
+        if options.full or options.repair:
+            from pipeline.prepare import decode  # torch and DALI: only when needed
+
+            decoder = stack.enter_context(decode.listening(manifest, options.threads))
+        # Begun after the decoder, which takes over what C code writes to stderr.
+        what, total = f"verifying {manifest.directory}", int(manifest.lengths.sum())
+        progress = stack.enter_context(Progress(what, len(manifest), total))
+        for chunk in _read_all(manifest, options.threads):
+            whole = {read.image: read.content for read in chunk if read.content is not None}
+            verdicts = decoder.verdicts(whole) if decoder and options.full else {}
             for read in chunk:
-                if read.flaw == NO_END and options.repair:
-                    unfinished.append(read)
-                elif read.flaw is not None:
-                    yield _finding(manifest, read, "bad", read.flaw)
-            progress.add(len(chunk), sum(int(manifest.lengths[read.image]) for read in chunk))
-    if unfinished:
-        from pipeline.prepare.decode import Decoder  # torch and DALI: only when needed
-
-        with Decoder(manifest, threads) as decoder:
-            for read in unfinished:
-                finding = _finding(manifest, read, "bad", NO_END)
-                yield _mended(manifest, options, decoder, read, finding)
-
-
-def _decoded(
-    manifest: Manifest,
-    options: VerifyOptions,
-    threads: int,
-    reads: Iterable[list[_Read]],
-    progress: Progress,
-) -> Iterator[Finding]:
-    """Findings with the verdict of training's decoder."""
-    from pipeline.prepare.decode import Decoder  # torch and DALI: only when needed
-
-    with Decoder(manifest, threads) as decoder:
-        for chunk in reads:
-            whole = [read for read in chunk if read.content is not None]
-            # What will fail goes apart, so that a batch need not be decoded twice.
-            for part in (
-                [read for read in whole if read.flaw is None],
-                *([read] for read in whole if read.flaw is not None),
-            ):
-                contents = [read.content for read in part if read.content is not None]
-                verdicts = decoder.verdicts([read.image for read in part], contents)
-                for read, verdict in zip(part, verdicts, strict=True):
-                    if verdict.kind == "good" and read.flaw is None:
-                        continue
-                    kind: Literal["bad", "suspect"] = "bad" if verdict.kind == "bad" else "suspect"
-                    words = "; ".join(filter(None, (read.flaw, verdict.reason)))
-                    finding = _finding(manifest, read, kind, words)
-                    if read.flaw == NO_END and options.repair:
-                        finding = _mended(manifest, options, decoder, read, finding)
+                kind, words = verdicts.get(read.image, ("bad", ""))
+                reason = "; ".join(filter(None, (read.flaw, words)))
+                if reason:
+                    finding = _finding(
+                        manifest, read, "bad" if kind == "bad" else "suspect", reason
+                    )
+                    if decoder and options.repair and read.flaw == NO_END:
+                        finding = _mended(manifest, options.repair, decoder, read, finding)
                     yield finding
-            for read in chunk:
-                if read.content is None:
-                    yield _finding(manifest, read, "bad", str(read.flaw))
             progress.add(len(chunk), sum(int(manifest.lengths[read.image]) for read in chunk))
 
 
@@ -229,43 +195,20 @@ def _finding(
 
 
 def _mended(
-    manifest: Manifest, options: VerifyOptions, decoder: Decoder, read: _Read, finding: Finding
+    manifest: Manifest, folder: Path, decoder: Decoder, read: _Read, finding: Finding
 ) -> Finding:
-    """Copies the image with an end marker, if it then decodes without a warning."""
-    assert read.content is not None and options.repair is not None, "checked by the caller"
+    """Copies the image with an end marker to `folder`, if it then decodes without a warning."""
+    assert read.content is not None, "an image without an end marker was read"
     mended = with_end(read.content)
-    (verdict,) = decoder.verdicts([read.image], [np.frombuffer(mended, dtype=np.uint8)])
+    verdict = decoder.verdicts({read.image: np.frombuffer(mended, np.uint8)})[read.image]
     if verdict.kind != "good":
         reason = f"{NO_END} and is cut off: {verdict.reason}"
         return dataclasses.replace(finding, reason=reason)
     source = manifest.path(read.image)
     if not source.is_file():  # in a container, which is not written anew
         return finding
-    place = options.repair / manifest.split / source.relative_to(manifest.directory)
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(place, error) from error
+    place = folder / manifest.split / source.relative_to(manifest.directory)
+    make_folder(place.parent)
     with whole_file(place) as new:
         new.write_bytes(mended)
     return dataclasses.replace(finding, reason=f"{NO_END}, nothing else", repaired=str(place))
-
-
-def _write_report(path: Path, found: list[Finding]) -> None:
-    with whole_file(path) as new, open(new, "w", encoding="utf-8") as file:
-        for finding in found:
-            file.write(json.dumps(dataclasses.asdict(finding)) + "\n")
-
-
-def _excluded(manifests: dict[Split, Manifest], found: list[Finding]) -> dict[str, object]:
-    return {
-        split: {
-            "data_hash": manifest.digest,
-            "images": [
-                finding.image
-                for finding in found
-                if finding.split == split and finding.verdict == "bad" and not finding.changed
-            ],
-        }
-        for split, manifest in manifests.items()
-    }

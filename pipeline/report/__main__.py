@@ -27,13 +27,9 @@ def main(argv: list[str]) -> None:
     """Parses and checks, then reads, draws and writes."""
     parser = command_parser("pipeline.report", DESCRIPTION)
     parser.add_argument(
-        "runs",
-        nargs="*",
-        type=str,
-        default=[],
-        metavar="RUN",
+        "runs", nargs="*", type=str, default=[], metavar="RUN",
         help=f"folders of runs; none: all below {RUNS}/",
-    )
+    )  # fmt: skip
     parser.add_argument(
         "--out", metavar="DIR", type=str, default=str(RUNS / "report"), help="folder to write to"
     )

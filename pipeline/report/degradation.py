@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline.config import settings
@@ -49,25 +49,24 @@ def final_training_error(run: Run) -> FinalError | None:
     return FinalError(100 * (1 - right / images), images)
 
 
-def final_validation_error(run: Run) -> float | None:
-    """The error in % of the last validation in training, None without one."""
-    lines = run.events("val")
-    return 100 * (1 - float(lines[-1]["top1"])) if lines else None
-
-
 @dataclass(frozen=True)
 class Outcome:
-    """The final errors in % of one network's finished runs on one data set."""
+    """The finished runs of one network on one data set, with their final training errors."""
 
     network: Network
     runs: tuple[Run, ...]
     training: tuple[FinalError, ...]
-    validation: tuple[float, ...]
 
     @property
     def errors(self) -> list[float]:
         """The training errors in %."""
         return [final.error for final in self.training]
+
+    @property
+    def validation(self) -> list[float]:
+        """The errors in % of the last validations in training."""
+        last = [line for run in self.runs for line in run.events("val")[-1:]]
+        return [100 * (1 - float(line["top1"])) for line in last]
 
     @property
     def mean(self) -> float:
@@ -87,56 +86,7 @@ class Outcome:
         return f"{self.mean:.2f} ({low:.2f} to {high:.2f})"
 
 
-@dataclass(frozen=True)
-class Change:
-    """What depth did to one kind of net."""
-
-    shallow: Outcome
-    deep: Outcome
-
-    @property
-    def points(self) -> float:
-        """Percentage points by which the deeper net's mean training error is higher."""
-        return self.deep.mean - self.shallow.mean
-
-    @property
-    def overlaps(self) -> bool:
-        """Whether the two intervals have a value in common: a difference may then be chance."""
-        (low, high), (other_low, other_high) = self.shallow.interval, self.deep.interval
-        return low <= other_high and other_low <= high
-
-    @property
-    def worse(self) -> bool:
-        """Whether the deeper net trains worse by more than chance: its interval lies above."""
-        return self.points > 0 and not self.overlaps
-
-    @property
-    def row(self) -> tuple[str, ...]:
-        """Of the table of changes."""
-        trains = "worse" if self.points > 0 else "better"
-        return (
-            self.shallow.network.label,
-            self.shallow.text,
-            self.deep.network.label,
-            self.deep.text,
-            f"{self.points:+.2f}",
-            "no difference shown" if self.overlaps else trains,
-        )
-
-
-_HEAD = ("shallower", "training error, %", "deeper", "training error, %", "points", "it trains")
-
-
-def verdict(plain: Change, residual: Change) -> str:
-    """Whether the paper's effect was seen."""
-    if not plain.worse:
-        return "the degradation was not seen"
-    if residual.worse:
-        return "the degradation was seen only in part, as the deeper residual net trains worse too"
-    return "the degradation was seen"
-
-
-def outcomes(runs: Sequence[Run]) -> list[Outcome]:
+def outcomes(runs: Iterable[Run]) -> list[Outcome]:
     """One for each network among the finished `runs`, which are on the same data."""
     found: dict[Network, list[tuple[Run, FinalError]]] = {}
     for run in runs:
@@ -144,37 +94,30 @@ def outcomes(runs: Sequence[Run]) -> list[Outcome]:
         if run.finished and error is not None:
             found.setdefault(run.network, []).append((run, error))
     return [
-        Outcome(
-            network,
-            tuple(run for run, _ in members),
-            tuple(error for _, error in members),
-            tuple(e for run, _ in members if (e := final_validation_error(run)) is not None),
-        )
-        for network, members in sorted(found.items())
+        Outcome(network, *zip(*members, strict=True)) for network, members in sorted(found.items())
     ]
 
 
-def changes(found: Sequence[Outcome]) -> list[tuple[Change, Change]]:
-    """(plain, residual) for each pair of depths that both kinds have: every deeper one against the
-    shallowest."""
+def changes(found: Sequence[Outcome]) -> list[tuple[Outcome, Outcome]]:
+    """(shallow, deep) of plain nets and then of residual ones, for each pair of depths that both
+    kinds have: every deeper one against the shallowest."""
     plain = {(o.network.family, o.network.depth): o for o in found if not o.network.residual}
-    kinds: dict[object, dict[int, Outcome]] = {}
+    kinds: dict[object, list[Outcome]] = {}
     for outcome in found:
         network = outcome.network
         if network.residual and (network.family, network.depth) in plain:
-            kinds.setdefault(network.kind, {})[network.depth] = outcome
+            kinds.setdefault(network.kind, []).append(outcome)
     pairs = []
-    for kind in kinds.values():
-        shallow, *deeper = sorted(kind)
-        family = kind[shallow].network.family
+    for shallow, *deeper in kinds.values():  # outcomes of one kind come by depth
+        family = shallow.network.family
         for deep in deeper:
-            pairs.append(
-                (
-                    Change(plain[family, shallow], plain[family, deep]),
-                    Change(kind[shallow], kind[deep]),
-                )
-            )
+            depths = shallow.network.depth, deep.network.depth
+            pairs += [(plain[family, depths[0]], plain[family, depths[1]]), (shallow, deep)]
     return pairs
+
+
+_CHANGES = ("shallower", "training error, %", "deeper", "training error, %", "points", "it trains")
+_NUMBERS = ("network", "runs", "training error, %", "range", "validation error, %", "range")
 
 
 def degradation_blocks(by_data: dict[str, list[Run]]) -> list[Block]:
@@ -190,25 +133,18 @@ def degradation_blocks(by_data: dict[str, list[Run]]) -> list[Block]:
             "shown."
         ),
     ]
-    seen = False
+    about = len(blocks)
     for data, runs in by_data.items():
         found = outcomes(runs)
         pairs = changes(found)
-        if not pairs:
-            continue
-        seen = True
-        blocks.append(Heading(f"On {data}", 3))
-        for plain, residual in pairs:
-            depths = f"{residual.shallow.network.depth} and {residual.deep.network.depth} layers"
-            compared = [o for c in (plain, residual) for o in (c.shallow, c.deep)]
-            sentences = [f"{depths}: {verdict(plain, residual)}.", *_unequal(compared)]
-            blocks.append(Paragraph(" ".join(sentences)))
-            blocks.append(Table(_HEAD, [plain.row, residual.row], (1, 3, 4)))
-        blocks.append(_numbers(found))
-        unfinished = [run.name for run in runs if not run.finished]
-        if unfinished:
-            blocks.append(Paragraph(f"Left out as unfinished: {', '.join(unfinished)}."))
-    if not seen:
+        if pairs:
+            blocks += [
+                Heading(f"On {data}", 3),
+                Table(_CHANGES, [_change(*pair) for pair in pairs], (1, 3, 4)),
+                *_left_unsaid(pairs, runs),
+                Table(_NUMBERS, [_numbers(outcome) for outcome in found], tuple(range(1, 6))),
+            ]
+    if len(blocks) == about:
         blocks.append(
             Paragraph(
                 "Not yet run: this needs finished runs of a plain and of a residual net, each in "
@@ -218,24 +154,37 @@ def degradation_blocks(by_data: dict[str, list[Run]]) -> list[Block]:
     return blocks
 
 
-def _unequal(compared: Sequence[Outcome]) -> list[str]:
-    """A sentence that names the settings, beside the network's, which the runs do not share."""
-    runs = [run for outcome in compared for run in outcome.runs]
+def _change(shallow: Outcome, deep: Outcome) -> tuple[str, ...]:
+    """What depth did to one kind of net."""
+    points = deep.mean - shallow.mean
+    (low, high), (other_low, other_high) = shallow.interval, deep.interval
+    by_chance = low <= other_high and other_low <= high  # a value that both intervals have
+    trains = "no difference shown" if by_chance else "worse" if points > 0 else "better"
+    names = shallow.network.label, shallow.text, deep.network.label, deep.text
+    return (*names, f"{points:+.2f}", trains)
+
+
+def _left_unsaid(pairs: Sequence[tuple[Outcome, Outcome]], runs: Sequence[Run]) -> list[Block]:
+    """The settings, beside the network's, which the compared runs do not share, and the runs that
+    are not compared."""
+    compared = [run for pair in pairs for outcome in pair for run in outcome.runs]
     network = {name for name, said in settings().items() if said.of_network}
-    names = sorted({name for run in runs for name in run.recipe} - network)
-    differing = [name for name in names if len({run.recipe.get(name) for run in runs}) > 1]
-    return [f"These runs differ in {', '.join(differing)} as well."] if differing else []
+    names = sorted({name for run in compared for name in run.recipe} - network)
+    differing = [name for name in names if len({run.recipe.get(name) for run in compared}) > 1]
+    unfinished = [run.name for run in runs if not run.finished]
+    found: list[Block] = []
+    if differing:
+        found.append(Paragraph(f"These runs differ in {', '.join(differing)} as well."))
+    if unfinished:
+        found.append(Paragraph(f"Left out as unfinished: {', '.join(unfinished)}."))
+    return found
 
 
-def _numbers(found: Sequence[Outcome]) -> Table:
-    rows = []
-    for outcome in found:
-        cells = [outcome.network.label, str(len(outcome.runs))]
-        for errors in (outcome.errors, outcome.validation):
-            mean = f"{statistics.fmean(errors):.2f}" if errors else ""
-            several = len(errors) > 1
-            cells.append(f"{mean} ± {statistics.stdev(errors):.2f}" if several else mean)
-            cells.append(f"{min(errors):.2f} to {max(errors):.2f}" if several else "")
-        rows.append(tuple(cells))
-    head = ("network", "runs", "training error, %", "range", "validation error, %", "range")
-    return Table(head, rows, tuple(range(1, 6)))
+def _numbers(outcome: Outcome) -> tuple[str, ...]:
+    cells = [outcome.network.label, str(len(outcome.runs))]
+    for errors in (outcome.errors, outcome.validation):
+        mean = f"{statistics.fmean(errors):.2f}" if errors else ""
+        several = len(errors) > 1
+        cells.append(f"{mean} ± {statistics.stdev(errors):.2f}" if several else mean)
+        cells.append(f"{min(errors):.2f} to {max(errors):.2f}" if several else "")
+    return tuple(cells)

@@ -1,9 +1,11 @@
-"""The PNG plots of a report: the only file that imports matplotlib."""
+"""The curves of runs and the PNG plots of a report: the only file that imports matplotlib."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +17,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from pipeline.model.network import Network
-from pipeline.report import curves
-from pipeline.report.curves import Curve
 from pipeline.report.runs import Run
 from pipeline.system.files import replacing
 
@@ -45,6 +45,68 @@ _THIN = {"linewidth": 0.9, "alpha": 0.75}
 _BOLD = {"linewidth": 2.3, "alpha": 1.0, "solid_capstyle": "round"}
 _SETTLED_SHARE = 0.02
 """The first 2% of the iterations do not set the top of the axis: every net begins near chance."""
+
+EARLY_SHARE = 0.2
+"""Early convergence is shown over the first fifth of the iterations."""
+
+POINTS = 250
+"""The most points of a curve of training error: more would be a band, not a line."""
+
+NORM_POINTS = 60
+"""The same of a gradient norm, which jumps from step to step."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A curve against iterations (optimizer steps): `steps` (n,) int64, rising, and `values` (n,)
+    float64."""
+
+    steps: np.ndarray
+    values: np.ndarray
+
+    @classmethod
+    def of(cls, lines: Sequence[Mapping[str, Any]], name: str) -> Curve:
+        """What lines of metrics say of `name`, where they do."""
+        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        steps = np.array([step for step, _ in points], dtype=np.int64)
+        return cls(steps, np.array([value for _, value in points], dtype=np.float64))
+
+    def until(self, step: float) -> Curve:
+        """The part up to `step`."""
+        early = self.steps <= step
+        return Curve(self.steps[early], self.values[early])
+
+    def thinned(self, summary: Callable[[np.ndarray], Any], most: int) -> Curve:
+        """At most `most` points, each the `summary` of as many neighbours, at the last's step."""
+        size = -(-len(self.steps) // most)
+        if size <= 1:
+            return self
+        begins = range(0, len(self.steps), size)
+        steps = np.array([self.steps[begin : begin + size][-1] for begin in begins])
+        return Curve(steps, np.array([summary(self.values[b : b + size]) for b in begins]))
+
+
+def training_error(run: Run) -> Curve:
+    """Top-1 error in % over the augmented training images since the line before."""
+    right = Curve.of(run.events("train"), "top1").thinned(np.mean, POINTS)
+    return Curve(right.steps, 100 * (1 - right.values))
+
+
+def validation_error(run: Run) -> Curve:
+    """Top-1 error in % of each validation."""
+    right = Curve.of(run.events("val"), "top1")
+    return Curve(right.steps, 100 * (1 - right.values))
+
+
+def gradient_norm(run: Run) -> Curve:
+    """The norm over all weights of the gradient that one step took; of neighbouring lines the
+    median. Steps that fp16 skipped have none."""
+    return Curve.of(run.events("train"), "gradient_norm").thinned(np.median, NORM_POINTS)
+
+
+def learning_rate(run: Run) -> Curve:
+    """The learning rate in force at each line of training."""
+    return Curve.of(run.events("train"), "lr")
 
 
 @dataclass(frozen=True)
@@ -83,31 +145,50 @@ def _colours(depths: Set[int]) -> dict[int, str]:
     }
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One plot of several side by side."""
-
-    title: str
-    runs: Sequence[Run]
-
-
 Styles = Mapping[Network, Style]
 
 
-def draw_errors(path: Path, panels: Sequence[Panel], styles: Styles) -> None:
+@dataclass(frozen=True)
+class Panel:
+    """One plot of several side by side; `of_report` are the styles of all the report's networks."""
+
+    title: str
+    runs: Sequence[Run]
+    of_report: Styles
+
+    @cached_property
+    def styles(self) -> Styles:
+        """The styles without dashes where colours alone tell the panel's networks apart."""
+        mine = {run.network: self.of_report[run.network] for run in self.runs}
+        if len({style.colour for style in mine.values()}) < len(mine):
+            return mine
+        return {network: Style(style.colour, "-") for network, style in mine.items()}
+
+    @property
+    def early(self) -> float:
+        """The iteration with which the first `EARLY_SHARE` of its longest run ends."""
+        return EARLY_SHARE * max(run.step for run in self.runs)
+
+    @property
+    def has_early_curves(self) -> bool:
+        """Whether any run has more than a point in the early part."""
+        return any(len(training_error(run).until(self.early).steps) > 1 for run in self.runs)
+
+
+def draw_errors(path: Path, panels: Sequence[Panel]) -> None:
     """Training error thin, validation error bold, and the learning rate below, against iterations.
 
     The panels share their axis of errors, as in the paper's figures 1, 4 and 6.
     """
     with matplotlib.rc_context(_LOOK):
-        figure = Figure(figsize=(5.2 * max(len(panels), 1.45), 5.4), layout="constrained")
+        figure = _figure(len(panels), 5.4)
         axes = figure.subplots(
             2, len(panels), sharex="col", sharey="row", squeeze=False, height_ratios=[5, 1]
         )
         for i, panel in enumerate(panels):
             upper, lower = axes[0, i], axes[1, i]
-            _errors(upper, panel, styles)
-            _learning_rates(lower, panel, styles)
+            _errors(upper, panel)
+            _learning_rates(lower, panel)
             _iterations(lower)
             if i == 0:
                 upper.set_ylabel("top-1 error (%)")
@@ -116,91 +197,77 @@ def draw_errors(path: Path, panels: Sequence[Panel], styles: Styles) -> None:
         _save(figure, path)
 
 
-def draw_early(path: Path, panels: Sequence[Panel], styles: Styles, share: float) -> None:
-    """As `draw_errors`, only the first `share` of each panel's iterations, no learning rate."""
+def draw_early(path: Path, panels: Sequence[Panel]) -> None:
+    """As `draw_errors`, only the early part of each panel, no learning rate, and at most two plots
+    beside each other."""
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
     with matplotlib.rc_context(_LOOK):
-        figure, axes = _grid(len(panels))
+        figure = _figure(columns, 4.0 * rows)
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for empty in axes[len(panels) :]:
+            empty.set_axis_off()
         for i, (axis, panel) in enumerate(zip(axes, panels, strict=False)):
-            until = share * max(run.step for run in panel.runs)
-            _errors(axis, panel, styles, until)
+            _errors(axis, panel, panel.early)
             _iterations(axis)
             if i % 2 == 0:
                 axis.set_ylabel("top-1 error (%)")
         _save(figure, path)
 
 
-def draw_gradient_norms(path: Path, panels: Sequence[Panel], styles: Styles) -> None:
+def draw_gradient_norms(path: Path, panels: Sequence[Panel]) -> None:
     """The gradient's norm against iterations, on logarithmic axes that the panels share."""
     with matplotlib.rc_context(_LOOK):
-        figure = Figure(figsize=(5.2 * max(len(panels), 1.45), 4.2), layout="constrained")
+        figure = _figure(len(panels), 4.2)
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for i, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
-            mine = _in_panel(panel, styles)
             for run in panel.runs:
-                _line(axis, curves.gradient_norm(run), mine[run.network], linewidth=1.4)
+                _line(axis, gradient_norm(run), panel.styles[run.network], linewidth=1.4)
             axis.set_title(panel.title, loc="left")
             _log_axis(axis)
             _iterations(axis)
-            _legend(axis, panel, mine)
+            _legend(axis, panel)
             if i == 0:
                 axis.set_ylabel("norm of the gradient (all weights)")
         _save(figure, path)
 
 
-def _learning_rates(axis: Axes, panel: Panel, styles: Styles) -> None:
+def _figure(columns: int, height: float) -> Figure:
+    return Figure(figsize=(5.2 * max(columns, 1.45), height), layout="constrained")
+
+
+def _learning_rates(axis: Axes, panel: Panel) -> None:
     """One grey line where all runs of the panel have the same, else one for each run."""
-    rates = [(run.network, curves.learning_rate(run)) for run in panel.runs]
+    rates = [(run.network, learning_rate(run)) for run in panel.runs]
     alike = len({(r.steps.tobytes(), r.values.tobytes()) for _, r in rates}) == 1
     for network, rate in rates[:1] if alike else rates:
-        style = Style("#555555", "-") if alike else styles[network]
+        style = Style("#555555", "-") if alike else panel.of_report[network]
         _line(axis, rate, style, drawstyle="steps-pre", linewidth=1.3)
     _log_axis(axis)
 
 
-def _in_panel(panel: Panel, styles: Styles) -> Styles:
-    """The styles without dashes where colours alone tell the panel's networks apart."""
-    mine = {run.network: styles[run.network] for run in panel.runs}
-    if len({style.colour for style in mine.values()}) < len(mine):
-        return mine
-    return {network: Style(style.colour, "-") for network, style in mine.items()}
-
-
-def _grid(number: int) -> tuple[Figure, list[Axes]]:
-    """At most two plots beside each other."""
-    columns = min(2, number)
-    rows = -(-number // columns)
-    figure = Figure(figsize=(5.2 * max(columns, 1.45), 4.0 * rows), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for empty in axes[number:]:
-        empty.set_axis_off()
-    return figure, axes
-
-
-def _errors(axis: Axes, panel: Panel, all_styles: Styles, until: float = np.inf) -> None:
-    styles = _in_panel(panel, all_styles)
+def _errors(axis: Axes, panel: Panel, until: float = np.inf) -> None:
     for run in panel.runs:
-        style = styles[run.network]
-        _line(axis, curves.training_error(run).until(until), style, **_THIN)
-        validation = curves.validation_error(run).until(until)
+        style = panel.styles[run.network]
+        _line(axis, training_error(run).until(until), style, **_THIN)
+        validation = validation_error(run).until(until)
         few = {"marker": "o", "markersize": 4} if len(validation.steps) <= 3 else {}
         _line(axis, validation, style, **_BOLD, **few)
     axis.set_title(panel.title, loc="left")
-    _legend(axis, panel, styles)
+    _legend(axis, panel)
 
 
 def _line(axis: Axes, curve: Curve, style: Style, **look: Any) -> None:
     axis.plot(curve.steps, curve.values, color=style.colour, linestyle=style.dash, **look)
 
 
-def _legend(axis: Axes, panel: Panel, styles: Styles) -> None:
+def _legend(axis: Axes, panel: Panel) -> None:
     """One entry for each network, with the number of its runs if there are several."""
-    networks: dict[Network, int] = {}
-    for run in panel.runs:
-        networks[run.network] = networks.get(run.network, 0) + 1
+    counts = Counter(run.network for run in panel.runs)
     handles = [
-        Line2D([], [], color=styles[network].colour, linestyle=styles[network].dash, linewidth=2.3,
-               label=network.label + (f" ({count} runs)" if count > 1 else ""))
-        for network, count in networks.items()
+        Line2D([], [], color=style.colour, linestyle=style.dash, linewidth=2.3,
+               label=network.label + (f" ({counts[network]} runs)" if counts[network] > 1 else ""))
+        for network, style in panel.styles.items()
     ]  # fmt: skip
     columns = 1 if len(handles) <= 7 else 2
     axis.legend(handles=handles, loc="upper right", handlelength=2.6, ncols=columns)
@@ -208,11 +275,10 @@ def _legend(axis: Axes, panel: Panel, styles: Styles) -> None:
 
 def _limit(axis: Axes, runs: Sequence[Run]) -> None:
     """The axis of errors ends where the curves are once they have left chance behind."""
-    kinds: tuple[Callable[[Run], Curve], ...] = (curves.training_error, curves.validation_error)
     settled = [
         curve.values[curve.steps > _SETTLED_SHARE * run.step]
         for run in runs
-        for curve in (kind(run) for kind in kinds)
+        for curve in (training_error(run), validation_error(run))
     ]
     values = np.concatenate(settled) if settled else np.empty(0)
     if len(values):

@@ -69,7 +69,7 @@ def tables() -> tuple[Table, ...]:
         Table("ImageNet, ten crops", "imagenet-1k", _ten_crops()),
         Table("ImageNet, single model, five scales", "imagenet-1k", _multi_scale()),
         Table("ImageNet, one crop: the authors' released weights", "imagenet-1k", _released()),
-        Table("ImageNet, later references", "imagenet-1k", (*_goyal(), *_fb(), *_later())),
+        Table("ImageNet, later references", "imagenet-1k", _later()),
         Table("CIFAR-10, the single 32x32 view", "cifar-10", _cifar()),
     )
 
@@ -90,100 +90,81 @@ def _ten_crops() -> tuple[Reference, ...]:
 
 
 def _multi_scale() -> tuple[Reference, ...]:
-    rows = [
-        (resnet(34, "B"), 21.84, 5.71), (resnet(34, "C"), 21.53, 5.60), (resnet(50), 20.74, 5.25),
-        (resnet(101), 19.87, 4.60), (resnet(152), 19.38, 4.49),
-    ]  # fmt: skip
-    six = Reference(
-        None, "multi-scale", "paper, Table 5", None, 3.57, ensemble=6,
-        note="theirs on the test images, ours on the validation images",
-    )  # fmt: skip
+    four = "paper, Table 4"
     return (
-        *(Reference(net, "multi-scale", "paper, Table 4", top1, top5) for net, top1, top5 in rows),
-        six,
-    )
+        Reference(resnet(34, "B"), "multi-scale", four, 21.84, 5.71),
+        Reference(resnet(34, "C"), "multi-scale", four, 21.53, 5.60),
+        Reference(resnet(50), "multi-scale", four, 20.74, 5.25),
+        Reference(resnet(101), "multi-scale", four, 19.87, 4.60),
+        Reference(resnet(152), "multi-scale", four, 19.38, 4.49),
+        Reference(
+            None, "multi-scale", "paper, Table 5", None, 3.57, ensemble=6,
+            note="theirs on the test images, ours on the validation images",
+        ),
+    )  # fmt: skip
 
 
 def _released() -> tuple[Reference, ...]:
-    rows = [(50, 24.7, 7.8), (101, 23.6, 7.1), (152, 23.0, 6.7)]
-    return tuple(
-        Reference(resnet(depth), "1-crop", "released weights", top1, top5)
-        for depth, top1, top5 in rows
+    return (
+        Reference(resnet(50), "1-crop", "released weights", 24.7, 7.8),
+        Reference(resnet(101), "1-crop", "released weights", 23.6, 7.1),
+        Reference(resnet(152), "1-crop", "released weights", 23.0, 6.7),
     )
 
 
-def _goyal() -> tuple[Reference, ...]:
-    rows = [
-        (50, 23.60, 0.12, 256, None), (50, 23.74, 0.09, 8192, True), (50, 24.84, None, 8192, False),
-        (101, 22.08, None, 256, None), (101, 22.36, None, 8192, True),
-    ]  # fmt: skip
-    warm = {None: "", True: ", 5 epochs of warm-up", False: ", no warm-up"}
-    return tuple(
-        Reference(
-            resnet(depth, variant="v1.5"), "1-crop", "Goyal et al. 2017", error, None, spread,
-            f"90 epochs, batch {batch}{warm[warmup]}", Recipe(90, batch, warmup),
-        )
-        for depth, error, spread, batch, warmup in rows
-    )  # fmt: skip
-
-
-def _fb() -> tuple[Reference, ...]:
-    rows = [
-        (18, 30.43, 28.22), (34, 26.73, 24.76), (50, 24.01, 22.24), (101, 22.44, 21.08),
-        (152, 22.16, 20.69),
-    ]  # fmt: skip
-    protocols: tuple[Protocol, Protocol] = ("1-crop", "10-crop")
-    return tuple(
-        Reference(
-            resnet(depth, variant="v1.5"), protocol, "fb.resnet.torch", error,
-            note="90 epochs", recipe=Recipe(90),
-        )
-        for depth, *errors in rows
-        for protocol, error in zip(protocols, errors, strict=True)
-    )  # fmt: skip
-
-
 def _later() -> tuple[Reference, ...]:
-    smooth = "250 epochs, cosine, label smoothing"
-    ffcv = "{} epochs, BlurPool, progressive size"
-    rows: list[tuple[int, str, float, float | None, str, float]] = [
-        (18, "torchvision V1", 69.758, None, "90 epochs", 90),
-        (34, "torchvision V1", 73.30, None, "90 epochs", 90),
-        (50, "torchvision V1", 76.13, None, "90 epochs", 90),
-        (101, "torchvision V1", 77.40, None, "90 epochs", 90),
-        (152, "torchvision V1", 78.312, None, "90 epochs", 90),
-        (50, "NVIDIA ConvNets, AMP", 77.12, 0.11, "90 epochs", 90),
-        (50, "NVIDIA ConvNets, AMP", 78.43, 0.11, smooth, 250),
-        (50, "FFCV", 73.8, None, ffcv.format(16), 16),
-        (50, "FFCV", 77.2, None, ffcv.format(40), 40),
-        (50, "FFCV", 78.4, None, ffcv.format(88), 88),
+    """By depth: the top-1 error, its standard deviation, and what was trained."""
+    goyal, fb, vision = "Goyal et al. 2017", "fb.resnet.torch", "torchvision V1"
+    nvidia, ffcv = "NVIDIA ConvNets, AMP", "FFCV"
+    smooth, sized = "250 epochs, cosine, label smoothing", "epochs, BlurPool, progressive size"
+    ninety, usual = "90 epochs", "90 epochs, batch 256"
+    warm, cold = "90 epochs, batch 8192, 5 epochs of warm-up", "90 epochs, batch 8192, no warm-up"
+    rows: list[tuple[int, Protocol, str, float, float | None, str, Recipe]] = [
+        (50, "1-crop", goyal, 23.60, 0.12, usual, Recipe(90, 256)),
+        (50, "1-crop", goyal, 23.74, 0.09, warm, Recipe(90, 8192, True)),
+        (50, "1-crop", goyal, 24.84, None, cold, Recipe(90, 8192, False)),
+        (101, "1-crop", goyal, 22.08, None, usual, Recipe(90, 256)),
+        (101, "1-crop", goyal, 22.36, None, warm, Recipe(90, 8192, True)),
+        (18, "1-crop", fb, 30.43, None, ninety, Recipe(90)),
+        (18, "10-crop", fb, 28.22, None, ninety, Recipe(90)),
+        (34, "1-crop", fb, 26.73, None, ninety, Recipe(90)),
+        (34, "10-crop", fb, 24.76, None, ninety, Recipe(90)),
+        (50, "1-crop", fb, 24.01, None, ninety, Recipe(90)),
+        (50, "10-crop", fb, 22.24, None, ninety, Recipe(90)),
+        (101, "1-crop", fb, 22.44, None, ninety, Recipe(90)),
+        (101, "10-crop", fb, 21.08, None, ninety, Recipe(90)),
+        (152, "1-crop", fb, 22.16, None, ninety, Recipe(90)),
+        (152, "10-crop", fb, 20.69, None, ninety, Recipe(90)),
+        (18, "1-crop", vision, 100 - 69.758, None, ninety, Recipe(90)),
+        (34, "1-crop", vision, 100 - 73.30, None, ninety, Recipe(90)),
+        (50, "1-crop", vision, 100 - 76.13, None, ninety, Recipe(90)),
+        (101, "1-crop", vision, 100 - 77.40, None, ninety, Recipe(90)),
+        (152, "1-crop", vision, 100 - 78.312, None, ninety, Recipe(90)),
+        (50, "1-crop", nvidia, 100 - 77.12, 0.11, ninety, Recipe(90)),
+        (50, "1-crop", nvidia, 100 - 78.43, 0.11, smooth, Recipe(250)),
+        (50, "1-crop", ffcv, 100 - 73.8, None, f"16 {sized}", Recipe(16)),
+        (50, "1-crop", ffcv, 100 - 77.2, None, f"40 {sized}", Recipe(40)),
+        (50, "1-crop", ffcv, 100 - 78.4, None, f"88 {sized}", Recipe(88)),
     ]
     return tuple(
-        Reference(
-            resnet(depth, variant="v1.5"), "1-crop", source, round(100 - accuracy, 3), None,
-            spread, note, Recipe(epochs),
-        )
-        for depth, source, accuracy, spread, note, epochs in rows
-    )  # fmt: skip
+        Reference(resnet(depth, variant="v1.5"), protocol, source, top1, None, spread, note, recipe)
+        for depth, protocol, source, top1, spread, note, recipe in rows
+    )
 
 
 def _cifar() -> tuple[Reference, ...]:
+    notes = dict.fromkeys((20, 32, 44, 56), "drawn there, not stated") | {110: "stays above 60%"}
     residual = [(20, 8.75), (32, 7.51), (44, 7.17), (56, 6.97), (110, 6.43), (1202, 7.93)]
-    drawn = Reference(None, "1-crop", "paper, figure 6", note="drawn there, not stated")
-    above = "stays above 60%"
-    nets = [plain(depth, "cifar") for depth in (20, 32, 44, 56, 110)]
+    best = {110: "best of 5 runs; their mean is 6.61 ± 0.16"}
     return (
         *(
-            Reference(
-                network, "1-crop", drawn.source,
-                note=above if network.depth == 110 else drawn.note,
-            )
-            for network in nets
+            Reference(plain(depth, "cifar"), "1-crop", "paper, figure 6", note=note)
+            for depth, note in notes.items()
         ),
         *(
             Reference(
                 resnet(depth, "A", family="cifar"), "1-crop", "paper, Table 6", error,
-                note="best of 5 runs; their mean is 6.61 ± 0.16" if depth == 110 else "",
+                note=best.get(depth, ""),
             )
             for depth, error in residual
         ),

@@ -1,32 +1,111 @@
-"""Reads what runs left behind: their configuration, their metrics and their evaluations."""
+"""Reads what runs left behind: their configuration, their metrics, and their results on whole data,
+those that `python -m pipeline.evaluate` left beside a run and the validations in training."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import names_of
+from pipeline.config import settings as said_of_settings
 from pipeline.config.idle import idle_settings
-from pipeline.model.network import Network, network_of
-from pipeline.report.evaluations import Evaluation, read_evaluation, validation_in_training
+from pipeline.model.network import Network, network_in
+from pipeline.report.references import DataSet, Protocol
 from pipeline.train import folder as run_folder
 from pipeline.train.folder import HOLDS, RunFolder, last, why_no_run
 
-_IMAGES = {"imagenet-1k": (1_281_167, 50_000), "cifar-10": (50_000, 10_000)}
+_IMAGES: dict[DataSet, tuple[int, int]] = {
+    "imagenet-1k": (1_281_167, 50_000), "cifar-10": (50_000, 10_000),
+}  # fmt: skip
 """Training images, and those that the stated errors count (of CIFAR-10: the test images)."""
+
+_LABELS: dict[DataSet, str] = {"imagenet-1k": "ImageNet-1k", "cifar-10": "CIFAR-10"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One result.
+
+    `top1` and `top5` are errors in %; `dataset` as the setting of that name; `crop` is the side of
+    the crop and the shorter side it is cut from, in pixels; `time` is in seconds since 1970, None
+    where unknown; `scales` are the shorter sides in pixels of multi-scale, `mirror` whether each
+    was counted mirrored too; `bn_images` how many training images BN's statistics were averaged
+    over ("all", or empty for the moving averages); `ensemble` the number of networks; `changed`
+    holds what else was not as in the training, such as "optim.amp=off"; `other_root` is where the
+    images lie if they are not those that the training validated on, nor the test images beside
+    them.
+    """
+
+    protocol: Protocol
+    step: int
+    images: int
+    top1: float
+    top5: float
+    dataset: str | None
+    crop: tuple[int, int]
+    time: float | None
+    in_training: bool = False
+    mirror: bool = False
+    scales: tuple[int, ...] = ()
+    bn_images: str = ""
+    ensemble: int = 1
+    changed: tuple[str, ...] = ()
+    other_root: str = ""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is what a validation in training does: one view, one network as it is."""
+        special = self.bn_images or self.ensemble > 1 or self.changed or self.other_root
+        return self.protocol == "1-crop" and not special
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """The result in a file of `pipeline.evaluate`. Raises ValueError, naming the file, if it is
+    none."""
+    of_crop = {name for name, one in said_of_settings().items() if one.of_view}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        data, is_other = content["config"]["data"], content["other_data"]
+        return Evaluation(
+            content["protocol"],
+            int(content["step"]),
+            int(content["images"]),
+            100 * (1 - content["top1"]),
+            100 * (1 - content["top5"]),
+            None if is_other else data["dataset"],
+            (data["image_size"], data["val_resize"]),
+            datetime.fromisoformat(content["date"]).timestamp(),
+            mirror=content["mirror"],
+            scales=tuple(content["scales"]),
+            bn_images=str(content["bn_images"] or ""),
+            ensemble=len(content["ensemble"]),
+            changed=tuple(
+                f"{name}={value}"
+                for name, value in content["changed"].items()
+                if content["scales"] or name not in of_crop
+            ),
+            other_root=data["root"] if is_other else "",
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(
+            f"{path} is no result of python -m pipeline.evaluate ({what}); evaluate again or "
+            "remove the file"
+        ) from error
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run. `settings` are by `part.name`, `versions` those of its last start."""
+    """One run. `settings` are by `part.name`, `lines` those of its metrics."""
 
     folder: Path
     settings: dict[str, Any]
-    versions: dict[str, str]
     lines: list[dict[str, Any]]
     evaluated: list[Evaluation]
 
@@ -38,12 +117,16 @@ class Run:
     @cached_property
     def network(self) -> Network:
         """What was trained."""
-        part = {k.partition(".")[2]: v for k, v in self.settings.items() if k.startswith("model.")}
-        return network_of(part)
+        return network_in(self.settings)
 
     def events(self, event: str) -> list[dict[str, Any]]:
         """The lines of one kind: start, train, val or done."""
         return [line for line in self.lines if line.get("event") == event]
+
+    @property
+    def start(self) -> Mapping[str, Any]:
+        """The line of its last start."""
+        return last(self.lines, "start")
 
     @property
     def finished(self) -> bool:
@@ -61,38 +144,28 @@ class Run:
         return max((line["time"] for line in self.lines if "time" in line), default=None)
 
     @cached_property
-    def data_set(self) -> str | None:
-        """imagenet-1k or cifar-10 if it was trained on just that, else None.
+    def data_set(self) -> DataSet | None:
+        """The data set if it was trained on just that, else None.
 
         A run on ImageNet-1k has checked this at its start; data in CIFAR-10's format are CIFAR-10
         if they have as many images.
         """
-        named: str | None = self.settings["data.dataset"]
+        named: DataSet | None = self.settings["data.dataset"]
         if named != "cifar-10":
             return named
         train, test = _IMAGES[named]
         held_out = self.settings["data.held_out"] or 0
-        wanted = (train - held_out, held_out or test)
-        return named if self._has_images(*wanted) else None
-
-    def _has_images(self, train: int, val: int) -> bool:
-        """Whether its first validation counted `val` images and followed an epoch of `train`."""
-        batch = self.settings["data.global_batch_size"]
-        for line in self.events("val")[:1]:
-            seen = (line["epoch"] + 1) * train
-            position = int(line["position"])
-            return bool(line["images"] == val) and position - batch < seen <= position
-        return False
+        found = self.start.get("train_images"), self.start.get("val_images")
+        return named if found == (train - held_out, held_out or test) else None
 
     @property
     def data_label(self) -> str:
         """What it was trained on, for people."""
-        held_out = self.settings["data.held_out"]
-        names = {"imagenet-1k": "ImageNet-1k", "cifar-10": "CIFAR-10"}
         if self.data_set is None:
             return str(self.settings["data.root"])
+        held_out = self.settings["data.held_out"]
         held = f", {held_out:,} images held out" if held_out else ""
-        return names[self.data_set] + held
+        return _LABELS[self.data_set] + held
 
     @cached_property
     def recipe(self) -> dict[str, str]:
@@ -107,18 +180,24 @@ class Run:
         return whole and evaluation.dataset == named
 
     @property
+    def crop(self) -> tuple[int, int]:
+        """Side of the crop of a validation, and the shorter side it is cut from, in pixels."""
+        return self.settings["data.image_size"], self.settings["data.val_resize"]
+
+    @property
     def evaluations(self) -> list[Evaluation]:
         """What it is judged by: the results of `pipeline.evaluate`, and its last validation unless
         one of them is the same."""
-        last = [validation_in_training(line, self.settings) for line in self.events("val")[-1:]]
-        new = [
-            val
-            for val in last
-            if not any(
-                e.is_plain and (e.step, e.images, e.crop) == (val.step, val.images, val.crop)
-                for e in self.evaluated
+        validated = [
+            Evaluation(
+                "1-crop", int(line["step"]), int(line["images"]), 100 * (1 - line["top1"]),
+                100 * (1 - line["top5"]), self.settings["data.dataset"], self.crop,
+                line.get("time"), in_training=True,
             )
-        ]
+            for line in self.events("val")[-1:]
+        ]  # fmt: skip
+        known = {(e.step, e.images, e.crop) for e in self.evaluated if e.is_plain}
+        new = [val for val in validated if (val.step, val.images, val.crop) not in known]
         return self.evaluated + new
 
 
@@ -153,6 +232,5 @@ def read_run(folder: Path) -> Run:
     run = RunFolder(folder)
     if not run.has_trained:
         raise ValueError(why_no_run(run))
-    lines = run.lines()
     evaluated = [read_evaluation(path) for path in run.evaluations]
-    return Run(folder, run.settings(), last(lines, "start").get("versions", {}), lines, evaluated)
+    return Run(folder, run.settings(), run.lines(), evaluated)

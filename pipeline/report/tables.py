@@ -4,14 +4,14 @@ says, never by its name; a row for which nothing was run stays empty."""
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 
 from pipeline.report import references
-from pipeline.report.evaluations import Evaluation
 from pipeline.report.pages import Block, Heading, Paragraph, Table
 from pipeline.report.references import IMAGENET_CROP, MULTI_SCALES, Recipe, Reference
-from pipeline.report.runs import Run, date
+from pipeline.report.runs import Evaluation, Run, date
 from pipeline.system.console import counted
 
 _HEAD = ("network", "test", "source", "theirs, %", "ours, %", "our run")
@@ -32,32 +32,17 @@ class Result:
     @property
     def group(self) -> tuple[object, ...]:
         """What results that are averaged over seeds have in common."""
-        e = self.evaluation
-        kind = (
-            e.protocol, e.mirror, e.scales, e.bn_images, e.ensemble, e.images, e.crop, e.changed,
-            e.other_root,
-        )  # fmt: skip
-        recipe = tuple(sorted(self.run.recipe.items()))
-        return (
-            *kind,
-            e.in_training,
-            self.run.finished,
-            recipe,
-            str(self.run.settings["data.root"]),
-        )
-
-    @property
-    def _usual_crop(self) -> tuple[int, int]:
-        """The crop that the stated errors are of; for other data what the run itself has."""
-        usual = {"imagenet-1k": IMAGENET_CROP}
-        settings = self.run.settings
-        own = (settings["data.image_size"], settings["data.val_resize"])
-        return usual.get(self.data_set or "", own)
+        run = self.run
+        kind = replace(self.evaluation, step=0, top1=0.0, top5=0.0, dataset=None, time=None)
+        recipe = tuple(sorted(run.recipe.items()))
+        return kind, run.finished, recipe, str(run.settings["data.root"])
 
     @property
     def origin(self) -> str:
         """The run it comes from: name, step, images and date, and what is special about it."""
         e, run = self.evaluation, self.run
+        # The crop that the stated errors are of; for other data what the run itself has.
+        usual_crop = IMAGENET_CROP if self.data_set == "imagenet-1k" else run.crop
         parts = [run.name, f"step {e.step:,} of {run.settings['data.global_batch_size']} images"]
         parts += [] if run.finished else ["run unfinished"]
         parts += [counted(e.images, "image"), date(e.time)]
@@ -67,50 +52,42 @@ class Result:
         if e.scales:
             parts.append("scales " + " ".join(map(str, e.scales)))
             parts += ["mirrored too"] if e.mirror else []
-        elif e.crop != self._usual_crop:
+        elif e.crop != usual_crop:
             parts.append("crop {} of {}".format(*e.crop))
         parts += e.changed
         parts += [f"BN statistics over {e.bn_images} training images"] if e.bn_images else []
         return ", ".join(parts)
 
 
-def results(runs: Iterable[Run]) -> list[Result]:
-    """Every result of `runs`."""
-    return [Result(run, evaluation) for run in runs for evaluation in run.evaluations]
-
-
 def is_of(result: Result, reference: Reference, data_set: str) -> bool:
     """Whether a result is of the network, test, data and recipe that a reference is of."""
-    evaluation = result.evaluation
-    if result.data_set != data_set or evaluation.protocol != reference.protocol:
-        return False
-    if evaluation.ensemble != reference.ensemble:
+    e, network = result.evaluation, reference.network
+    if (result.data_set, e.protocol, e.ensemble) != (
+        data_set, reference.protocol, reference.ensemble,
+    ):  # fmt: skip
         return False
     if reference.protocol == "multi-scale":
         # The side of the crop is what the pooling window of a fully convolutional net comes from.
-        if set(evaluation.scales) != set(MULTI_SCALES) or evaluation.crop[0] != IMAGENET_CROP[0]:
+        if set(e.scales) != set(MULTI_SCALES) or e.crop[0] != IMAGENET_CROP[0]:
             return False
-    elif data_set == "imagenet-1k" and evaluation.crop != IMAGENET_CROP:
+    elif data_set == "imagenet-1k" and e.crop != IMAGENET_CROP:
         return False
-    if reference.network is not None and result.run.network != reference.network:
-        return False
-    return _follows(result.run, reference.recipe)
+    return network in (None, result.run.network) and _follows(result.run, reference.recipe)
 
 
 def _follows(run: Run, recipe: Recipe) -> bool:
+    settings = run.settings
     if recipe.epochs is not None:
-        steps = run.settings["schedule.steps"]
-        if steps is not None or abs(run.settings["schedule.epochs"] - recipe.epochs) > 0.5:
+        in_steps = settings["schedule.steps"] is not None
+        if in_steps or abs(settings["schedule.epochs"] - recipe.epochs) > 0.5:
             return False
-    if recipe.warmup is not None and recipe.warmup != (run.settings["schedule.warmup_epochs"] > 0):
-        return False
-    batch = recipe.global_batch_size
-    return batch is None or batch == run.settings["data.global_batch_size"]
+    warmup, batch = settings["schedule.warmup_epochs"] > 0, settings["data.global_batch_size"]
+    return recipe.warmup in (None, warmup) and recipe.global_batch_size in (None, batch)
 
 
 def comparison_blocks(runs: Sequence[Run]) -> list[Block]:
     """The tables of references with our results, then the results that no reference is of."""
-    found = results(runs)
+    found = [Result(run, evaluation) for run in runs for evaluation in run.evaluations]
     blocks: list[Block] = [
         Heading("Beside the paper and later work"),
         Paragraph(
@@ -131,8 +108,8 @@ def comparison_blocks(runs: Sequence[Run]) -> list[Block]:
     known = [result for result in rest if result.data_set is not None]
     other = [result for result in rest if result.data_set is None]
     if known:
-        blocks.append(Heading("Results without a number to set beside them", 3))
-        blocks.append(_own_table(known))
+        title = Heading("Results without a number to set beside them", 3)
+        blocks += [title, _own_table(known)]
     if other:
         blocks += [
             Heading("Other data", 3),
@@ -150,8 +127,13 @@ def _rows(reference: Reference, mine: Sequence[Result]) -> list[tuple[str, ...]]
     name = reference.network.label if reference.network else f"ensemble of {reference.ensemble}"
     source = reference.source + (f" ({reference.note})" if reference.note else "")
     theirs = (name, reference.protocol, source, _stated(reference))
-    ours = _our_lines(mine) or [("", "")]
-    return [(*theirs, *ours[0]), *(("", "", "", "", *line) for line in ours[1:])]
+    return _beside(theirs, _our_lines(mine) or [("", "")])
+
+
+def _beside(labels: tuple[str, ...], lines: Sequence[tuple[str, str]]) -> list[tuple[str, ...]]:
+    """A row of a table for each line, of which the first has the labels too."""
+    blank = ("",) * len(labels)
+    return [(*(blank if i else labels), *line) for i, line in enumerate(lines)]
 
 
 def _stated(reference: Reference) -> str:
@@ -180,12 +162,9 @@ def _our_lines(mine: Sequence[Result]) -> list[tuple[str, str]]:
 
 
 def _mean(members: Sequence[Result]) -> str:
+    both = zip(*((one.evaluation.top1, one.evaluation.top5) for one in members), strict=True)
     return " / ".join(
-        f"{statistics.fmean(errors):.2f} ± {statistics.stdev(errors):.2f}"
-        for errors in (
-            [result.evaluation.top1 for result in members],
-            [result.evaluation.top5 for result in members],
-        )
+        f"{statistics.fmean(errors):.2f} ± {statistics.stdev(errors):.2f}" for errors in both
     )
 
 
@@ -193,11 +172,8 @@ def _own_table(mine: Sequence[Result]) -> Table:
     """Results by themselves, by data, network and test."""
     kinds: dict[tuple[str, ...], list[Result]] = {}
     for result in mine:
-        run = result.run
-        kind = (run.data_label, run.network.label, result.evaluation.protocol)
-        kinds.setdefault(kind, []).append(result)
-    rows: list[tuple[str, ...]] = []
-    for labels, members in kinds.items():
-        for i, line in enumerate(_our_lines(members)):
-            rows.append((*(labels if i == 0 else ("", "", "")), *line))
+        labels = (result.run.data_label, result.run.network.label, result.evaluation.protocol)
+        kinds.setdefault(labels, []).append(result)
+    by_kind = [_beside(labels, _our_lines(members)) for labels, members in kinds.items()]
+    rows = list(chain.from_iterable(by_kind))
     return Table(("data", "network", "test", "error, %", "run"), rows, (3,))

@@ -14,7 +14,10 @@ from pathlib import Path
 
 from pipeline.config import ConfigError
 from pipeline.config.reading import command_parser, parse
+from pipeline.runs import listing
+from pipeline.runs.follow import LiveScreen, Screen, follow
 from pipeline.system.failure import TrainingError, run_command
+from pipeline.train.folder import RunFolder
 
 RUNS = Path("runs")
 
@@ -22,28 +25,23 @@ DESCRIPTION = (
     "Lists the runs below a folder: how each stands, how far it is and when it last gave a sign of "
     "life. With several runs: the settings in which they differ. Only reads, whoever is running."
 )
+_LINES_BEFORE = 10  # of its log, shown of a run that is followed
 
 
 def main(argv: list[str]) -> None:
     """Parses and checks, then looks and prints."""
     parser = command_parser("pipeline.runs", DESCRIPTION)
     parser.add_argument(
-        "runs",
-        nargs="*",
-        type=str,
-        default=[],
-        metavar="RUN",
+        "runs", nargs="*", type=str, default=[], metavar="RUN",
         help=f"a folder of runs (default: {RUNS}/) or a run; several runs, by name or folder: "
         "their differences",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--follow",
-        type=str,
-        metavar="NAME",
+        "--follow", type=str, metavar="NAME",
         help="print what this run says until it ends, on a terminal above a progress bar with "
-        "what limits it; returns 0 when it finished, 75 when a "
-        "signal stopped it, 1 for any other end",
-    )
+        "what limits it; returns 0 when it finished, 75 when a signal stopped it, 1 for any other "
+        "end",
+    )  # fmt: skip
     parser.add_argument(
         "--json", action="store_true", help="print JSON; with --follow, its lines of metrics"
     )
@@ -58,18 +56,16 @@ def main(argv: list[str]) -> None:
         sys.exit(130)
 
 
-def _show(follow: str | None, runs: list[str], as_json: bool) -> None:
-    from pipeline.runs.listing import find_run
-
-    if follow is not None:
+def _show(name: str | None, runs: list[str], as_json: bool) -> None:
+    if name is not None:
         if len(runs) > 1:
             raise ConfigError(
-                f"--follow {follow} is given with {len(runs)} folders; give the one that holds it, "
+                f"--follow {name} is given with {len(runs)} folders; give the one that holds it, "
                 "or none"
             )
-        _follow(find_run(follow, Path(*runs) if runs else RUNS), as_json)
+        _follow(listing.find_run(name, Path(*runs) if runs else RUNS), as_json)
     elif len(runs) > 1:
-        _compare([find_run(name, RUNS) for name in runs], as_json)
+        _compare([listing.find_run(run, RUNS) for run in runs], as_json)
     else:
         _list(_listed(*runs), as_json)
 
@@ -79,16 +75,13 @@ def _listed(name: str | None = None) -> Path:
 
     Without any run the folder of all need not be there.
     """
-    from pipeline.runs.listing import find_run
-
-    if name is None or Path(name).is_dir():
-        return RUNS if name is None else Path(name)
-    return RUNS / name if (RUNS / name).is_dir() else find_run(name, RUNS)
+    if name is None:
+        return RUNS
+    folders = (folder for folder in (Path(name), RUNS / name) if folder.is_dir())
+    return next(folders, None) or listing.find_run(name, RUNS)
 
 
 def _list(below: Path, as_json: bool) -> None:
-    from pipeline.runs import listing
-
     found = listing.list_runs(below)
     if as_json:
         print(json.dumps(listing.as_json(found), indent=1))
@@ -96,27 +89,25 @@ def _list(below: Path, as_json: bool) -> None:
     if found.runs or found.skipped:
         print(listing.describe(found, below))
     if not found.runs:
-        below_it = f"below {below}/"
-        print(f"no run {below_it}" if below.exists() else f"no run yet {below_it}: {listing.TRAIN}")
+        hint = "" if below.exists() else ": make train trains the demo"
+        print(f"no run below {below}/{hint}")
 
 
 def _compare(folders: list[Path], as_json: bool) -> None:
-    from pipeline.runs.listing import describe_differences, differences
-
-    found = differences(folders)
+    found = listing.differences(folders)
     if as_json:
         print(json.dumps({"runs": [str(folder) for folder in folders], "settings": found}))
     else:
-        print(describe_differences(folders, found))
+        print(listing.describe_differences(folders, found))
 
 
 def _follow(folder: Path, as_json: bool) -> None:
-    from pipeline.runs.follow import MetricsLines, PlainLines, Screen, follow, screen_for_stdout
-
-    source = MetricsLines(folder) if as_json else PlainLines(folder)
+    run = RunFolder(folder)
+    # Of the metrics nothing that was there before: whoever wants it reads the file.
+    file, past = (run.metrics, 0) if as_json else (run.log, _LINES_BEFORE)
     try:
-        with closing(Screen() if as_json else screen_for_stdout()) as screen:
-            run, code = follow(folder, source, screen)
+        with closing(LiveScreen() if sys.stdout.isatty() and not as_json else Screen()) as screen:
+            state, code = follow(folder, file, past, screen)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -125,7 +116,8 @@ def _follow(folder: Path, as_json: bool) -> None:
             "known: look again when its file system is back"
         ) from error
     if not as_json:
-        print(f"{folder}: {run.state}{': ' + run.note if run.note else ''}", flush=True)
+        note = f": {state.note}" if state.note else ""
+        print(f"{folder}: {state.state}{note}", flush=True)
     sys.exit(int(code))
 
 

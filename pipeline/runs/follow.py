@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,58 +13,31 @@ from pipeline.runs.state import RunReader, RunState
 from pipeline.runs.tail import NewLines
 from pipeline.system.console import say
 from pipeline.system.failure import ExitCode
-from pipeline.train.folder import RunFolder
 from pipeline.train.monitor.progress import Progress
 from pipeline.train.verdict import kind_of, seen
 
 _LOOK_SEC = 0.5
 _WORD_SEC = 5.0
 """The ranks that a killed one leaves behind need so long to write why the job ended."""
-_LINES_BEFORE = 10
 
 _ENDS = ("finished", "stopped", "failed")
 _CODES = {"finished": ExitCode.FINISHED, "stopped": ExitCode.STOPPED}
 
 
-class PlainLines:
-    """A run as lines for people, from its log."""
-
-    def __init__(self, folder: Path) -> None:
-        self.new = NewLines(RunFolder(folder).log)
-        """What has come since the last call."""
-
-    def past(self) -> list[str]:
-        """The last lines that were there before."""
-        return self.new()[-_LINES_BEFORE:]
-
-
-class MetricsLines:
-    """A run as its lines of metrics, as they stand in the file."""
-
-    def __init__(self, folder: Path) -> None:
-        self.new = NewLines(RunFolder(folder).metrics)
-        """What has come since the last call."""
-
-    def past(self) -> list[str]:
-        """None: whoever wants them reads the file."""
-        self.new()
-        return []
-
-
-def follow(
-    folder: Path, source: PlainLines | MetricsLines, screen: Screen
-) -> tuple[RunState, ExitCode]:
-    """Shows each new line of a run on `screen` until the run has ended; at once if it has.
+def follow(folder: Path, file: Path, past: int, screen: Screen) -> tuple[RunState, ExitCode]:
+    """Shows the last `past` lines of a run's `file` on `screen`, and each new one until the run has
+    ended; at once if it has.
 
     A run that is silent may go on: that is warned of, once for each silence. Returns how the run
     ended and the exit code of a job that ends so: 0 finished, 75 stopped, else 1.
     """
-    for line in source.past():
+    lines = NewLines(file)
+    for line in deque(lines(), maxlen=past):
         screen.say(line)
     reader, given_up, silent = RunReader(folder), None, False
     while True:
         run = reader.read()
-        for line in source.new():
+        for line in lines():
             screen.say(line)
         screen.show(run)
         now = time.monotonic()
@@ -78,7 +52,7 @@ def follow(
         if run.state in _ENDS or (given_up is not None and now >= given_up):
             break
         time.sleep(_LOOK_SEC)
-    for line in source.new():
+    for line in lines():
         screen.say(line)
     failed_later = run.state == "finished" and bool(run.note)
     return run, ExitCode.FAILED if failed_later else _CODES.get(run.state, ExitCode.FAILED)
@@ -135,8 +109,3 @@ class LiveScreen(Screen):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-def screen_for_stdout() -> Screen:
-    """The screen that fits what this process writes to."""
-    return LiveScreen() if sys.stdout.isatty() else Screen()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,6 @@ from pipeline.config.setting import shown
 from pipeline.runs.state import RunState, duration, read_state
 from pipeline.system.console import table
 from pipeline.train.folder import RunFolder, find_runs, search, unreadable, why_no_run
-
-TRAIN = "make train trains the demo, python -m pipeline.train any other"
-"""What to do where there is no run yet."""
-
-_NAMED = 8  # runs in an answer to a name that none has
 
 
 @dataclass
@@ -94,10 +88,8 @@ def _row(run: RunState, below: Path, differing: str) -> tuple[str, ...]:
 
 def _epoch(run: RunState) -> str:
     """Passes over the training images, of how many; two digits where all of it is less than one."""
-    if run.epoch is None:
+    if run.epoch is None or run.epochs is None:
         return "-"
-    if run.epochs is None:
-        return f"{run.epoch:g}"
     digits = 1 if run.epochs >= 1 else 2
     return f"{run.epoch:.{digits}f}/{round(run.epochs, digits):g}"
 
@@ -119,23 +111,24 @@ def distinctions(runs: Sequence[RunState]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [{} for _ in runs]
     for members in by_network.values():
         counting = [_counting(runs[number]) for number in members]
-        names = dict.fromkeys(name for own in counting for name in own)
-        for name in sorted(names, key=_place):
-            if any(own.get(name) != counting[0].get(name) for own in counting):
-                for number, own in zip(members, counting, strict=True):
-                    if name in own:
-                        found[number][name] = own[name]
+        for name in sorted(_differing(counting), key=_place):
+            for number, own in zip(members, counting, strict=True):
+                if name in own:
+                    found[number][name] = own[name]
     return found
 
 
+def _differing(known: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """What has not the same value in all of `known`, with its values; None where it is missing."""
+    names = dict.fromkeys(name for facts in known for name in facts)
+    values = {name: [facts.get(name) for facts in known] for name in names}
+    return {name: found for name, found in values.items() if any(v != found[0] for v in found)}
+
+
 def _counting(run: RunState) -> dict[str, Any]:
-    try:
-        idle = set(idle_settings(run.settings))
-    except (KeyError, TypeError):  # of another version
-        idle = set()
     # The name stands beside them, and what is of a start is not of the run.
     own = {name for name in names_of("place") if name.startswith("run.")}
-    left_out = idle | own | set(names_of("start"))
+    left_out = {*idle_settings(run.settings), *own, *names_of("start")}
     return {name: value for name, value in run.settings.items() if name not in left_out}
 
 
@@ -162,20 +155,14 @@ def differences(folders: Sequence[Path]) -> dict[str, list[Any]]:
 
     Raises ValueError for a folder that is no run or has no configuration.
     """
-    known = [_facts(folder) for folder in folders]
-    names = dict.fromkeys(name for facts in known for name in facts if name != "run.name")
-    values = {name: [facts.get(name) for facts in known] for name in names}
-    return {name: found for name, found in values.items() if any(v != found[0] for v in found)}
+    found = _differing([_facts(folder) for folder in folders])
+    found.pop("run.name", None)
+    return found
 
 
 def _facts(folder: Path) -> dict[str, Any]:
     run = RunFolder(folder)
     if not run.config.is_file():
-        if run.is_run:
-            raise ValueError(
-                f"the run {folder} has no config.yaml: it did not come as far as its first step; "
-                "start it again, or leave it out"
-            )
         raise ValueError(why_no_run(run))
     versions = run.last("start").get("versions", {})
     return run.settings() | {f"versions.{name}": value for name, value in versions.items()}
@@ -188,18 +175,14 @@ def describe_differences(folders: Sequence[Path], found: dict[str, list[Any]]) -
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
-    rows = [(name, *map(_shown, values)) for name, values in found.items()]
+    rows = [(name, *map(shown, values)) for name, values in found.items()]
     return table(("setting", *names), rows)
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def find_run(name: str, below: Path) -> Path:
     """The run of this name below `below`, or the one in the folder of this path.
 
-    Raises ConfigError that says where was looked and which runs there are.
+    Raises ConfigError that says where was looked.
     """
     folders = (below / name, Path(name))
     for folder in folders:
@@ -213,20 +196,7 @@ def find_run(name: str, below: Path) -> Path:
     there = next((folder for folder in folders if folder.exists()), None)
     if there is not None and not find_runs(there):
         raise ConfigError(why_no_run(RunFolder(there)))
-    if "/" in name and there is None and Path(name).parent.is_dir():
-        name, below = Path(name).name, Path(name).parent
-    raise ConfigError(_no_such_run(name, there or below))
-
-
-def _no_such_run(name: str, below: Path) -> str:
-    if not below.is_dir():
-        what = "is a file" if below.exists() else "does not exist"
-        return (
-            f"there is no run {name}: {below}/ {what}; give the folder that holds the runs, or "
-            f"train one: {TRAIN}"
-        )
-    known = [str(folder.relative_to(below)) for folder in find_runs(below)]
-    if not known:
-        return f"there is no run {name} below {below}/, nor any other; train one: {TRAIN}"
-    more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
-    return f"there is no run {name} below {below}/; there are: {', '.join(known[:_NAMED])}{more}"
+    raise ConfigError(
+        f"there is no run {name} below {below}/; python -m pipeline.runs {there or below} lists "
+        "those there are"
+    )

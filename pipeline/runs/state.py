@@ -1,10 +1,16 @@
-"""How a run stands, read from its folder: whether it runs, or how it ended."""
+"""How a run stands, read from its folder: whether it runs, or how it ended.
+
+Whether a job holds the folder is found out without taking its lock: to take it, even shared and for
+a moment, could turn away a run that starts just then.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import fcntl
+import os
 import statistics
+import struct
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -12,15 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.model.network import network_of
-from pipeline.runs.lock_holder import is_locked
+from pipeline.model.network import network_in
 from pipeline.runs.tail import Tail
-from pipeline.train.folder import Holder, RunFolder
+from pipeline.train.folder import Holder, RunFolder, metrics_of
 
 State = Literal["running", "silent", "finished", "stopped", "failed", "interrupted"]
 """silent: on a host whose locks are not seen here, and it has written nothing for longer than
 run.step_timeout_sec. It may be dead; or it validates, which may take any time and writes nothing on
 the way. interrupted: it ended without a word, for it ran on this host and its lock is free."""
+
+_FLOCK = "hhqqi"  # struct flock of 64-bit Linux: type, whence, start, length, process
 
 _SILENT_SEC = 600.0
 """A run with no step_timeout_sec on a host whose locks are not seen counts as running so long."""
@@ -34,9 +41,7 @@ class RunState:
     """One run as it stands.
 
     `step` is the number of steps done, of `total_steps`; `epoch` the passes over the training
-    images, of `epochs` (of a run whose length is set in steps and whose start is not known: whole
-    passes, and None); top-1 is a fraction; `last_sign` is in seconds since 1970. Else None means
-    not known.
+    images, of `epochs`; top-1 is a fraction; `last_sign` is in seconds since 1970. None: not known.
     `note` says what the state does not: the signal, the first cause of a failure.
     `images_per_sec` is the median of the last lines of training, `latest` the very last of them;
     `settings` are all by `part.name`, none of a run that did not come as far.
@@ -96,22 +101,28 @@ class RunReader:
         # Before the metrics: a run that ends in between then counts as running, not as interrupted.
         holder, locked = run.holder(), is_locked(run)
         settings = self._settings_now(locked)
-        so_far = self._metrics_now()
-        sign = last_sign(run)
+        anew, lines = self._metrics.read()
+        if anew:
+            self._so_far = _SoFar()
+        for line in lines:
+            self._so_far.add(line)
+        so_far, sign = self._so_far, last_sign(run)
         limit_sec = settings.get("run.step_timeout_sec") or _SILENT_SEC
+        state: State
         if locked:
-            state, note = _running(so_far)
+            state, note = "running", "" if so_far.any else "starting"
         else:
             state, note = _ended(run, so_far) or _without_word(holder, sign, limit_sec)
-        total, (epoch, epochs) = self._total_steps(settings), self._epochs(settings)
+        total = so_far.total_steps(settings)
+        epochs = so_far.epochs(settings, total)
         return RunState(
             folder=run.path,
             state=state,
             note=note,
-            network=_network(settings),
+            network=network_in(settings).label if settings else None,
             step=so_far.step,
             total_steps=total,
-            epoch=epoch,
+            epoch=so_far.step / total * epochs if total and epochs else None,
             epochs=epochs,
             best_top1=so_far.best_top1,
             images_per_sec=statistics.median(so_far.speeds) if so_far.speeds else None,
@@ -137,28 +148,6 @@ class RunReader:
                 raise
         return self._settings[1]
 
-    def _metrics_now(self) -> _SoFar:
-        anew, lines = self._metrics.read()
-        if anew:
-            self._so_far = _SoFar()
-        for line in lines:
-            self._so_far.add(line)
-        return self._so_far
-
-    def _total_steps(self, settings: dict[str, Any]) -> int | None:
-        """Length of the run: as set, or as its last start found it from the data."""
-        set_to = settings.get("schedule.steps")
-        return self._so_far.start.get("total_steps") if set_to is None else int(set_to)
-
-    def _epochs(self, settings: dict[str, Any]) -> tuple[float | None, float | None]:
-        """Passes over the training images done, and all of them."""
-        step, total = self._so_far.step, self._total_steps(settings)
-        epochs, batch = settings.get("schedule.epochs"), settings.get("data.global_batch_size")
-        images = self._so_far.start.get("train_images")
-        if epochs is None and total and batch and images:
-            epochs = total * batch / images
-        return (step / total * epochs if total and epochs else self._so_far.epoch), epochs
-
 
 @dataclass
 class _SoFar:
@@ -167,7 +156,6 @@ class _SoFar:
     any: bool = False
     done: bool = False
     step: int = 0
-    epoch: float | None = None
     best_top1: float | None = None
     start: dict[str, Any] = field(default_factory=dict)
     latest: dict[str, Any] = field(default_factory=dict)
@@ -175,13 +163,10 @@ class _SoFar:
 
     def add(self, line: bytes) -> None:
         """Takes in the next line."""
-        try:
-            metrics = json.loads(line)
-        except ValueError:
+        metrics = metrics_of(line)
+        if metrics is None:
             return
-        if not isinstance(metrics, dict):
-            return
-        event, step, epoch, top1 = map(metrics.get, ("event", "step", "epoch", "top1"))
+        event, step, top1 = map(metrics.get, ("event", "step", "top1"))
         if event == "start":
             self.start = metrics
         else:
@@ -189,8 +174,6 @@ class _SoFar:
         self.done = self.done or event == "done"
         if isinstance(step, int):
             self.step = max(self.step, step)
-        if isinstance(epoch, int | float):
-            self.epoch = max(self.epoch or epoch, epoch)
         if event == "val" and isinstance(top1, int | float):
             self.best_top1 = max(self.best_top1 or top1, top1)
         if event == "train":
@@ -198,9 +181,18 @@ class _SoFar:
             if isinstance(speed := metrics.get("images_per_sec"), int | float):
                 self.speeds.append(speed)
 
+    def total_steps(self, settings: Mapping[str, Any]) -> int | None:
+        """Length of the run: as set, or as its last start found it from the data."""
+        set_to = settings.get("schedule.steps")
+        return self.start.get("total_steps") if set_to is None else int(set_to)
 
-def _running(so_far: _SoFar) -> tuple[State, str]:
-    return "running", "" if so_far.any else "starting"
+    def epochs(self, settings: Mapping[str, Any], total_steps: int | None) -> float | None:
+        """Length of the run in passes over the training images, as set or by their number."""
+        set_to: float | None = settings.get("schedule.epochs")
+        batch, images = settings.get("data.global_batch_size"), self.start.get("train_images")
+        if set_to is None and total_steps and batch and images:
+            return float(total_steps * batch / images)
+        return set_to
 
 
 def _ended(run: RunFolder, so_far: _SoFar) -> tuple[State, str] | None:
@@ -244,6 +236,52 @@ def duration(seconds: float) -> str:
     return f"{int(seconds)} s"
 
 
-def _network(settings: dict[str, Any]) -> str | None:
-    model = {k.partition(".")[2]: v for k, v in settings.items() if k.startswith("model.")}
-    return network_of(model).label if model else None
+def is_locked(run: RunFolder) -> bool:
+    """Whether a lock on the run is seen from this host.
+
+    Sees every lock of this host and, where the file system's server tells (NFS), those of others;
+    on Lustre the locks of other hosts stay unseen.
+    """
+    try:
+        about = run.lock.stat()
+    except OSError:
+        return False
+    return _in_table(about, run.holder()) or _server_says(run.lock)
+
+
+def _in_table(about: os.stat_result, holder: Holder | None) -> bool:
+    """Whether /proc/locks, the kernel's own table, has a `flock` of the file.
+
+    It is known by device and inode. On overlayfs and btrfs stat gives a number of no disk (major
+    0) instead of the table's device: there by inode and the process that the lock file names.
+    """
+    try:
+        with open("/proc/locks", encoding="ascii") as table:
+            rows = [line.split() for line in table]
+    except OSError:
+        return False
+    for row in rows:
+        # 1: FLOCK ADVISORY WRITE 13448 fe:00:5349560 0 EOF; "->" marks one that only waits
+        if len(row) < 6 or row[1] != "FLOCK":
+            continue
+        major, minor, inode = row[5].split(":")
+        same_device = os.makedev(int(major, 16), int(minor, 16)) == about.st_dev
+        same_process = holder is not None and row[4] == str(holder.process)
+        if int(inode) != about.st_ino:
+            continue
+        if same_device or (os.major(about.st_dev) == 0 and same_process):
+            return True
+    return False
+
+
+def _server_says(lock: Path) -> bool:
+    """Whether a lock would be in the way, asked by F_GETLK, which takes none.
+
+    On NFS the kernel turns a `flock` into a lock of the whole file at the server, which answers
+    for all hosts; a local file system knows of no such lock.
+    """
+    wanted = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    with contextlib.suppress(OSError), open(lock, "rb") as file:
+        answer = fcntl.fcntl(file, fcntl.F_GETLK, wanted)
+        return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
+    return False

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from pipeline.config import Config
 from pipeline.config.reading import checkpoint_exists, load_config
-from pipeline.system.failure import run_command
+from pipeline.system.failure import launched_size, run_command
 
 DESCRIPTION = "Trains a ResNet on JPEG files, on one process or under horovodrun."
 
@@ -14,19 +13,14 @@ DESCRIPTION = "Trains a ResNet on JPEG files, on one process or under horovodrun
 def main(argv: list[str]) -> None:
     """Parses and checks, then loads what is heavy and runs."""
     config = load_config(argv, description=DESCRIPTION)
-    _check_batch(config)
+    from pipeline.data.batches import split_global_batch
+
+    split_global_batch(config.data.global_batch_size, config.data.local_batch_size, launched_size())
     if config.resume not in ("auto", "none"):
         checkpoint_exists("--resume is neither auto nor none, and the checkpoint", config.resume)
     from pipeline.train.run import run  # torch, DALI and Horovod: after the check
 
     run(config)
-
-
-def _check_batch(config: Config) -> None:
-    from pipeline.data.batches import split_global_batch
-    from pipeline.system.failure import launched_size
-
-    split_global_batch(config.data.global_batch_size, config.data.local_batch_size, launched_size())
 
 
 if __name__ == "__main__":

@@ -11,8 +11,10 @@ import errno
 import hashlib
 import logging
 import os
+import shutil
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +24,17 @@ import yaml
 from torch import Tensor, nn
 
 from pipeline.config import Config
-from pipeline.config.reading import overrides
+from pipeline.config.reading import config_of, overrides
 from pipeline.data.normalisation import Normalisation
 from pipeline.model.resnet import make_model
 from pipeline.system.failure import TrainingError
 from pipeline.system.files import remove_partials, replacing
-from pipeline.train.folder import best_checkpoint, checkpoint_path, checkpoint_steps
+from pipeline.train.folder import Checkpoints
 
 log = logging.getLogger("trainyard")
 
 FORMAT = 1
 """Version of a checkpoint's content; raised when a reader of the old one would go wrong."""
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DamagedCheckpoint(ValueError):
@@ -58,21 +58,13 @@ def write_atomically(path: Path, content: Mapping[str, Any]) -> None:
     try:
         with replacing(path) as partial, open(partial, "wb") as file:
             torch.save(dict(content), file)
-    except OSError:
-        raise
-    except Exception as error:
-        refused = _refusal(error)
+    except RuntimeError as error:  # torch 2.13: the file is shorter than it should be
+        refused: BaseException | None = error
+        while refused is not None and not isinstance(refused, OSError):
+            refused = refused.__cause__ or refused.__context__
         if refused is None:
             raise
         raise OSError(refused.errno, refused.strerror, str(path)) from error
-
-
-def _refusal(error: BaseException | None) -> OSError | None:
-    """What the system said. torch 2.13 has a RuntimeError of its own on top, that the file is
-    shorter than it should be."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 def read_verified(path: Path) -> dict[str, Any]:
@@ -87,10 +79,8 @@ def read_verified(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
         if broken is not None:
-            raise DamagedCheckpoint(f"checkpoint {path} is damaged: checksum of {broken} is wrong")
+            raise ValueError(f"checksum of {broken} is wrong")
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except DamagedCheckpoint:
-        raise
     except Exception as error:  # zipfile and torch raise many kinds on a damaged file
         reason = str(error).split("\n")[0]
         raise DamagedCheckpoint(f"checkpoint {path} is damaged: {reason}") from error
@@ -136,13 +126,8 @@ class Trained:
     def build(self, device: torch.device, config: Config | None = None) -> nn.Module:
         """The network with its weights on `device`, in eval mode.
 
-        Args:
-            device: where it is to lie.
-            config: its settings model.norm and optim.amp say what computes the norm layers; None:
-                the reference, which runs everywhere.
-
-        Raises:
-            ValueError: the norm layers that `config` asks for cannot run on `device`.
+        The settings model.norm and optim.amp of `config` say what computes the norm layers; None:
+        the reference, which runs everywhere. Raises `ValueError` if they cannot run on `device`.
         """
         if config is None:
             reference = dataclasses.replace(self.config.model, norm="reference")
@@ -165,7 +150,7 @@ def read(path: Path) -> Trained:
     content = read_verified(path)
     return Trained(
         path,
-        overrides({}, (), yaml.safe_load(content["config"])),
+        config_of(yaml.safe_load(content["config"])),
         list(content["classes"]),
         Normalisation.from_state(content["normalisation"]),
         content["model"],
@@ -176,26 +161,13 @@ def read(path: Path) -> Trained:
     )
 
 
-class CheckpointFolder:
-    """The `checkpoints/` folder of one run: `step-<9 digits>.pt`, and `best.pt`."""
+class CheckpointFolder(Checkpoints):
+    """The checkpoints of one run, of which the newest `keep` and the best stay."""
 
     def __init__(self, folder: Path, keep: int) -> None:
-        self.folder = folder
+        super().__init__(folder)
         self.keep = keep
         self._waits_for_room = False
-
-    def path(self, step: int) -> Path:
-        """Where the checkpoint before step `step` lies."""
-        return checkpoint_path(self.folder, step)
-
-    @property
-    def best(self) -> Path:
-        """Where the checkpoint of the best validation lies."""
-        return best_checkpoint(self.folder)
-
-    def steps(self) -> list[int]:
-        """Steps of the checkpoints there are, oldest first."""
-        return checkpoint_steps(self.folder)
 
     def save(self, step: int, content: Mapping[str, Any], best: bool = False) -> Path:
         """Writes the checkpoint before step `step`, then removes all but the newest `keep`.
@@ -203,19 +175,15 @@ class CheckpointFolder:
         Raises `SaveError` when the disk does not take it.
         """
         path = self.path(step)
-        try:
+        with self._writing(path, content):
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_partials(self.folder)  # of a save that was killed: the folder has one writer
             write_atomically(path, {"format": FORMAT, **content})
-        except OSError as error:
-            raise self._not_written(path, content, error) from error
         for old in self.steps()[: -self.keep]:
             self.path(old).unlink(missing_ok=True)
         if best:
-            try:
+            with self._writing(self.best, content):
                 self.link_best(path)
-            except OSError as error:
-                raise self._not_written(self.best, content, error) from error
         if self._waits_for_room:
             self._waits_for_room = False
             log.info("there is room again: checkpoint %s is written", path)
@@ -237,18 +205,25 @@ class CheckpointFolder:
                 )  # fmt: skip
             self._waits_for_room = True
 
-    def _not_written(self, path: Path, content: Mapping[str, Any], error: OSError) -> SaveError:
-        steps, for_room = self.steps(), error.errno in _FULL
-        folders = (self.folder, *self.folder.parents)
-        disk = os.statvfs(next(folder for folder in folders if folder.is_dir()))
-        return SaveError(
-            f"checkpoint {path} cannot be written: {error.strerror} (it needs about "
-            f"{_size_bytes(content) / 1e6:.1f} MB, and {disk.f_bavail * disk.f_frsize / 1e6:.1f} "
-            "MB are free on its disk); "
-            + (f"the last good one is that of step {steps[-1]}" if steps else "there is none yet"),
-            "make room there" if for_room else "have that folder take files again",
-            for_room,
-        )
+    @contextmanager
+    def _writing(self, path: Path, content: Mapping[str, Any]) -> Iterator[None]:
+        """Raises `SaveError` where the body raises `OSError`."""
+        try:
+            yield
+        except OSError as error:
+            steps, for_room = self.steps(), error.errno in (errno.ENOSPC, errno.EDQUOT)
+            folders = (self.folder, *self.folder.parents)
+            free_bytes = shutil.disk_usage(next(f for f in folders if f.is_dir())).free
+            last = "there is none yet"
+            if steps:
+                last = f"the last good one is that of step {steps[-1]}"
+            raise SaveError(
+                f"checkpoint {path} cannot be written: {error.strerror} (it needs about "
+                f"{_size_bytes(content) / 1e6:.1f} MB, and {free_bytes / 1e6:.1f} MB are free on "
+                f"its disk); {last}",
+                "make room there" if for_room else "have that folder take files again",
+                for_room,
+            ) from error
 
     def link_best(self, path: Path) -> None:
         """Makes `best.pt` another name of the checkpoint `path`."""

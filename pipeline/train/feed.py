@@ -6,11 +6,8 @@ before any rank computes with its own, so that all leave from the same point.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-
-import torch
 
 from pipeline.data.dali import Batch, Loader
 from pipeline.data.images import BadImage
@@ -37,17 +34,12 @@ class Feed:
     """The loader's batches, each with the ranks' common decision."""
 
     def __init__(
-        self, loader: Loader, world: World, stop: StopSignal, recover: Recover | None = None,
-        phases: Phases | None = None,
+        self, loader: Loader, world: World, stop: StopSignal, phases: Phases,
+        recover: Recover | None = None,
     ) -> None:  # fmt: skip
-        self._loader = loader
+        self._loader, self._world, self._stop = loader, world, stop
+        self._phases, self._recover = phases, recover
         self._batches: Iterator[Batch] = iter(loader)
-        self._world = world
-        self._stop = stop
-        self._recover = recover
-        self._phases = phases or Phases(world.heartbeat, torch.device("cpu"))
-        self.wait_sec = 0.0
-        """Seconds the last `next` waited for the loader."""
 
     def close(self) -> None:
         """Ends the loader's threads."""
@@ -59,9 +51,7 @@ class Feed:
         When any rank's batch failed, every rank gets it anew without the bad images, or raises
         `Reported`.
         """
-        self.wait_sec = 0.0
         while True:
-            started = time.perf_counter()
             batch: Batch | None = None
             error: Exception | None = None
             with self._phases("data_wait", step):
@@ -69,7 +59,6 @@ class Feed:
                     batch = next(self._batches)
                 except Exception as caught:  # whatever it is, the other ranks must hear of it
                     error = caught
-            self.wait_sec += time.perf_counter() - started
             with self._phases("agreement"):
                 stop, save, failed = self._world.maximum(
                     [self._stop.received, wants_save, error is not None]

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from pipeline.config import Config
 from pipeline.system.failure import launched_rank
-from pipeline.train.monitor.metrics_file import read_metrics
+
+log = logging.getLogger("trainyard")
 
 HOLDS = "a run's folder holds config.yaml and metrics.jsonl"
 NO_RUN = "is no run: it has no config.yaml and no lock"
@@ -30,6 +32,9 @@ EVALUATION = "evaluate-{}.json"
 """A result of `pipeline.evaluate`; the words in it say what was evaluated."""
 
 _CHECKPOINT = re.compile(r"step-(\d{9})\.pt")
+_NAMED = 10  # cut lines in a warning
+
+_Kind = TypeVar("_Kind")
 
 
 @dataclass(frozen=True)
@@ -46,14 +51,6 @@ class Holder:
         """This process, from now on."""
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         return cls(os.getpid(), socket.gethostname(), os.environ.get("SLURM_JOB_ID"), since)
-
-    @classmethod
-    def read(cls, text: str) -> Holder | None:
-        """The one that a lock file names; None if it names nobody."""
-        try:
-            return cls(**json.loads(text))
-        except (ValueError, TypeError):
-            return None
 
     @property
     def is_here(self) -> bool:
@@ -80,10 +77,14 @@ class Stop:
     @classmethod
     def read(cls, text: str) -> Stop:
         """The one that `stopped.txt` tells of."""
-        try:
-            return cls(**json.loads(text))
-        except (ValueError, TypeError):
-            return cls(None, None)
+        return _from_json(cls, text) or cls(None, None)
+
+
+def _from_json(kind: type[_Kind], text: str) -> _Kind | None:
+    try:
+        return kind(**json.loads(text))
+    except (ValueError, TypeError):
+        return None
 
 
 class _Inside:
@@ -164,21 +165,19 @@ class RunFolder:
                 f"{self.config} is not YAML ({' '.join(str(error).split())}); start the run "
                 "again, which writes it anew, or leave the run out"
             ) from error
-        defaults = yaml.safe_load(Config().to_yaml())
         if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict):
             raise ValueError(f"{self.config} holds no resolved settings; {HOLDS}")
         settings: dict[str, Any] = {}
-        for part in {**defaults, **tree}:
-            values: dict[str, Any] = {}
-            for source in (defaults.get(part), tree.get(part)):
-                values |= source if isinstance(source, dict) else {"": source}
-            settings |= {f"{part}.{name}".rstrip("."): value for name, value in values.items()}
+        for source in (yaml.safe_load(Config().to_yaml()), tree):
+            for part, values in source.items():
+                named = values if isinstance(values, dict) else {"": values}
+                settings |= {f"{part}.{name}".rstrip("."): value for name, value in named.items()}
         return settings
 
     def holder(self) -> Holder | None:
         """Who wrote its name into the lock last; None if nobody did, or it cannot be read."""
         try:
-            return Holder.read(self.lock.read_text(encoding="utf-8", errors="replace"))
+            return _from_json(Holder, self.lock.read_text(encoding="utf-8", errors="replace"))
         except OSError:
             return None
 
@@ -203,11 +202,10 @@ class RunFolder:
         A file without words is a failure too: the disk had room for its name only.
         """
         try:
-            with open(self.failure, encoding="utf-8", errors="replace") as file:
-                line = file.readline().strip()
+            first, *_ = self.failure.read_text(encoding="utf-8", errors="replace").split("\n")
         except FileNotFoundError:
             return None
-        return line.removeprefix("error: ") or (
+        return first.strip().removeprefix("error: ") or (
             "the disk was too full for the cause, which stands on the console of the job"
         )
 
@@ -250,22 +248,55 @@ def last(lines: Sequence[Mapping[str, Any]], event: str) -> Mapping[str, Any]:
     return next((line for line in reversed(lines) if line.get("event") == event), {})
 
 
-def checkpoint_path(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint before step `step` lies."""
-    return checkpoints / f"step-{step:09d}.pt"
+def read_metrics(path: Path, warn: bool = False) -> list[dict[str, Any]]:
+    """The whole lines of a `metrics.jsonl`; those that a kill has cut are left out.
 
-
-def best_checkpoint(checkpoints: Path) -> Path:
-    """Where the checkpoint of the best validation lies."""
-    return checkpoints / "best.pt"
-
-
-def checkpoint_steps(checkpoints: Path) -> list[int]:
-    """Steps of the checkpoints there are, oldest first."""
-    if not checkpoints.is_dir():
+    With `warn` they are named in one warning: for who shows the file, or goes on with it.
+    """
+    if not path.exists():
         return []
-    found = (_CHECKPOINT.fullmatch(entry.name) for entry in checkpoints.iterdir())
-    return sorted(int(match.group(1)) for match in found if match)
+    metrics, cut = [], []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
+        found = metrics_of(line)
+        if found is None:
+            cut.append(number)
+        else:
+            metrics.append(found)
+    if cut and warn:
+        what = f"a line of {path} is" if len(cut) == 1 else f"{len(cut)} lines of {path} are"
+        where = ", ".join(map(str, cut[:_NAMED])) + (" and more" if len(cut) > _NAMED else "")
+        log.warning("warning: %s cut and left out: line %s", what, where)
+    return metrics
+
+
+def metrics_of(line: str | bytes) -> dict[str, Any] | None:
+    """What a line says; None if a kill has cut it."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+class Checkpoints:
+    """The names in a run's folder of checkpoints: `step-<9 digits>.pt`, and `best.pt`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.best = folder / "best.pt"
+        """The checkpoint of the best validation."""
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint before step `step` lies."""
+        return self.folder / f"step-{step:09d}.pt"
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints there are, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        found = (_CHECKPOINT.fullmatch(entry.name) for entry in self.folder.iterdir())
+        return sorted(int(match.group(1)) for match in found if match)
 
 
 def run_of(file: Path) -> RunFolder | None:
@@ -277,41 +308,35 @@ def run_of(file: Path) -> RunFolder | None:
     return None
 
 
-def find_runs(below: Path) -> list[Path]:
-    """The folders of the runs below `below`, in order, not looked into; none if it is no folder."""
-    return [folder for folder, reason in search(below) if not reason]
-
-
-def search(below: Path) -> Iterator[tuple[Path, str]]:
-    """Runs, with an empty reason, and the topmost folders without any, with the reason; nothing
-    below what is no folder."""
-    return _search(below) if below.is_dir() else iter(())
-
-
 def unreadable(error: OSError) -> str:
     """Why a run cannot be read, as the end of a sentence about it."""
     name = f" of {Path(error.filename).name}" if error.filename else ""
     return f"cannot be read ({error.strerror}{name})"
 
 
-def _search(folder: Path) -> Iterator[tuple[Path, str]]:
+def find_runs(below: Path) -> list[Path]:
+    """The folders of the runs below `below`, in order, not looked into; none if it is no folder."""
+    return [folder for folder, reason in search(below) if not reason]
+
+
+def search(below: Path) -> list[tuple[Path, str]]:
+    """Runs, with an empty reason, and the topmost folders without any, with the reason; nothing
+    below what is no folder."""
+    if not below.is_dir():
+        return []
     try:
-        if RunFolder(folder).is_run:
-            yield folder, ""
-            return
-        with os.scandir(folder) as entries:
+        if RunFolder(below).is_run:
+            return [(below, "")]
+        with os.scandir(below) as entries:
             inner = sorted(Path(e.path) for e in entries if e.is_dir() and e.name[0] != ".")
     except OSError as error:
-        yield folder, unreadable(error)
-        return
+        return [(below, unreadable(error))]
+    found: list[tuple[Path, str]] = []
     for child in inner:
         try:
             closed = child.is_symlink() and not RunFolder(child).is_run
-            found = [] if closed else list(_search(child))
+            within = [] if closed else search(child)
         except OSError as error:  # a link into somebody else's folder
-            yield child, unreadable(error)
-            continue
-        if any(not reason or reason != NO_RUN for _, reason in found):
-            yield from found
-        else:
-            yield child, NO_RUN
+            within = [(child, unreadable(error))]
+        found += within if any(reason != NO_RUN for _, reason in within) else [(child, NO_RUN)]
+    return found

@@ -1,4 +1,4 @@
-"""What is counted and timed between two lines of metrics, and whose the GPU's memory is."""
+"""What is counted and timed between two lines of metrics, and the line that all ranks make."""
 
 from __future__ import annotations
 
@@ -8,6 +8,78 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from pipeline.ranks.heartbeat import Heartbeat
+from pipeline.train.phases import PHASES, Phases
+
+_GPU_MEMORY = ("gpu_memory_torch_bytes", "gpu_memory_dali_bytes", "gpu_memory_other_bytes")
+_GATHERED = (
+    "loss", "top1", "top5", "images", "timed_images", "timed_sec", "paused_sec", *PHASES,
+    "heartbeat_sec", *_GPU_MEMORY,
+)  # fmt: skip
+"""What each rank adds to a line: `TrainWindow.sums`, `TrainWindow.timings()` and so on."""
+
+
+def predicted_classes(scores: Tensor) -> Tensor:
+    """(B,) int64: the class of the highest of `scores` (B, classes), of equal ones the first.
+
+    Every count of hits and every name of a mistake begins here: bf16 often gives two classes the
+    same score, of which `topk` may name the other one.
+    """
+    return scores.argmax(dim=1)
+
+
+def among_five(scores: Tensor, predicted: Tensor, labels: Tensor) -> Tensor:
+    """(B,) bool: whether each label is among the five best, of which `predicted` (B,) is one.
+
+    `labels` (B,) int64; never for a negative one. With fewer than five classes all are best.
+    """
+    best = scores.topk(min(5, scores.shape[1]), dim=1).indices
+    return (best == labels.unsqueeze(1)).any(dim=1) | (predicted == labels)
+
+
+def correct_counts(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many of a batch are right: (2,) int64 on the device, top-1 and top-5.
+
+    `logits` (B, classes), `labels` (B,) int64; a negative label (padding) counts in neither.
+    """
+    predicted = predicted_classes(logits)
+    five = among_five(logits, predicted, labels)
+    return torch.stack([(predicted == labels).sum(), five.sum()])
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One validation: fractions over exactly `images` images, each counted once.
+
+    `top1_correct` and `top5_correct` are the integer counts; `epoch`, `step` and `position` say
+    where in the training it stands.
+    """
+
+    images: int
+    top1_correct: int
+    top5_correct: int
+    loss: float
+    epoch: int = 0
+    step: int = 0
+    position: int = 0
+
+    @property
+    def top1(self) -> float:
+        """Share of images whose best score is their class."""
+        return self.top1_correct / self.images
+
+    @property
+    def top5(self) -> float:
+        """Share of images whose class is among the five best scores."""
+        return self.top5_correct / self.images
+
+    def metrics(self) -> dict[str, int | float]:
+        """As metrics.jsonl has it."""
+        return {
+            "epoch": self.epoch, "step": self.step, "position": self.position, "loss": self.loss,
+            "top1": self.top1, "top5": self.top5, "images": self.images,
+        }  # fmt: skip
 
 
 class GpuMemory:
@@ -50,34 +122,6 @@ class GpuMemory:
             return 0.0
         free, total = torch.cuda.mem_get_info(self._device)
         return float(total - free - torch.cuda.memory_reserved(self._device))
-
-
-def predicted_classes(scores: Tensor) -> Tensor:
-    """(B,) int64: the class of the highest of `scores` (B, classes), of equal ones the first.
-
-    Every count of hits and every name of a mistake begins here: bf16 often gives two classes the
-    same score, of which `topk` may name the other one.
-    """
-    return scores.argmax(dim=1)
-
-
-def among_five(scores: Tensor, predicted: Tensor, labels: Tensor) -> Tensor:
-    """(B,) bool: whether each label is among the five best, of which `predicted` (B,) is one.
-
-    `labels` (B,) int64; never for a negative one. With fewer than five classes all are best.
-    """
-    best = scores.topk(min(5, scores.shape[1]), dim=1).indices
-    return (best == labels.unsqueeze(1)).any(dim=1) | (predicted == labels)
-
-
-def correct_counts(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many of a batch are right: (2,) int64 on the device, top-1 and top-5.
-
-    `logits` (B, classes), `labels` (B,) int64; a negative label (padding) counts in neither.
-    """
-    predicted = predicted_classes(logits)
-    five = among_five(logits, predicted, labels)
-    return torch.stack([(predicted == labels).sum(), five.sum()])
 
 
 class TrainWindow:
@@ -129,10 +173,9 @@ class TrainWindow:
         self._started += seconds
         self._paused_sec += seconds
 
-    def timings(self) -> Tensor:
-        """(3,) float64: images since start or last line, their seconds, and those paused."""
-        elapsed = time.perf_counter() - self._started
-        return torch.tensor([self._timed_images, elapsed, self._paused_sec], dtype=torch.float64)
+    def timings(self) -> tuple[int, float, float]:
+        """Images since the start or the last line, their seconds, and the seconds paused."""
+        return self._timed_images, time.perf_counter() - self._started, self._paused_sec
 
     def restart(self) -> None:
         """Begins a new window."""
@@ -150,35 +193,54 @@ class TrainWindow:
         self._started = time.perf_counter()
 
 
-@dataclass(frozen=True)
-class Validation:
-    """One validation: fractions over exactly `images` images, each counted once.
+def of_this_rank(
+    window: TrainWindow, phases: Phases, heartbeat: Heartbeat, dali_on_gpu: bool
+) -> Tensor:
+    """(n,) float64: what this rank adds to the line of metrics. A host sync on a GPU."""
+    memory = window.memory.held_bytes(dali_decodes=dali_on_gpu)
+    timed = [*window.timings(), *phases.seconds(), heartbeat.take_longest_sec(), *memory]
+    return torch.cat([window.sums, torch.tensor(timed, dtype=torch.float64)])
 
-    `top1_correct` and `top5_correct` are the integer counts; `epoch`, `step` and `position` say
-    where in the training it stands.
+
+def of_all_ranks(everyone: Tensor) -> dict[str, float | None]:
+    """A line's counts, speeds and times. `everyone` (ranks, n) holds all `of_this_rank`.
+
+    loss, top1, top5: of all images since the last line.
+    images_per_sec: of the job; time of saving and validating is left out.
+    data_wait_sec, data_wait_share: waiting for the loader, mean over ranks; the share is of the
+        time without saving and validating, as is communication_share, which is waiting for
+        gradients after backward.
+    rank_images_per_sec, slowest_images_per_sec, slowest_rank: speed of a rank by itself, that is
+        in its time without waiting for other ranks: the mean, the lowest, and whose that is.
+        (Ranks take equal steps together: only what they do on their own can differ.)
+    share_*: of all the time since the last line, mean over ranks; their sum is 1.
+    heartbeat_sec: the longest that any rank was without a heartbeat; the watchdog ends the job at
+        run.step_timeout_sec.
+    gpu_memory_*_bytes: on a GPU, each the highest of any rank; `GpuMemory` says what is whose.
     """
-
-    images: int
-    top1_correct: int
-    top5_correct: int
-    loss: float
-    epoch: int = 0
-    step: int = 0
-    position: int = 0
-
-    @property
-    def top1(self) -> float:
-        """Share of images whose best score is their class."""
-        return self.top1_correct / self.images
-
-    @property
-    def top5(self) -> float:
-        """Share of images whose class is among the five best scores."""
-        return self.top5_correct / self.images
-
-    def metrics(self) -> dict[str, int | float]:
-        """As metrics.jsonl has it."""
-        return {
-            "epoch": self.epoch, "step": self.step, "position": self.position, "loss": self.loss,
-            "top1": self.top1, "top5": self.top5, "images": self.images,
-        }  # fmt: skip
+    of = dict(zip(_GATHERED, everyone.T, strict=True))  # by rank
+    total = {name: float(values.sum()) for name, values in of.items()}
+    alone_sec = of["timed_sec"] - of["agreement"] - of["communication"]
+    speeds = of["timed_images"] / alone_sec.clamp(min=1e-9)
+    slowest = int(speeds.argmin())
+    spent = {phase: total[phase] for phase in PHASES if phase != "record"}  # that is of the rest
+    # On a GPU a save also waits for work that the device's own clock has in another phase.
+    whole = max(total["timed_sec"] + total["paused_sec"], sum(spent.values()))
+    shares = {f"share_{phase}": sec / whole for phase, sec in spent.items()}
+    line: dict[str, float | None] = {
+        "loss": total["loss"] / total["images"],
+        "top1": total["top1"] / total["images"],
+        "top5": total["top5"] / total["images"],
+        "images_per_sec": total["timed_images"] / (total["timed_sec"] / len(everyone)),
+        "data_wait_sec": total["data_wait"] / len(everyone),
+        "data_wait_share": total["data_wait"] / total["timed_sec"],
+        "communication_share": total["communication"] / total["timed_sec"],
+        "rank_images_per_sec": float(speeds.mean()),
+        "slowest_images_per_sec": float(speeds[slowest]),
+        "slowest_rank": slowest,
+        **shares,
+        "share_rest": max(0.0, 1.0 - sum(shares.values())),
+        "heartbeat_sec": float(of["heartbeat_sec"].max()),
+    }
+    memory = {name: float(of[name].max()) for name in _GPU_MEMORY}
+    return {**line, **memory} if any(memory.values()) else line

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -58,15 +57,6 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
-    """The L2 norm of all gradients as one vector: a scalar on their device, without a host sync.
-
-    Parameters without a gradient are left out. A non-finite gradient makes it inf or NaN.
-    """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)
-
-
 class _Sgd(torch.optim.SGD):
     """torch.optim.SGD that does not load torch's compiler.
 
@@ -95,11 +85,13 @@ def _stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 def norms(model: nn.Module) -> Tensor:
     """L2 norms, (1 + 2 stages,) fp32 on the model's device, without a host sync.
 
-    Of all gradients, of each stage's gradients, of each stage's parameters. A gradient that is not
-    finite makes its own inf or NaN. Each tensor is read once.
+    Of all gradients, of each stage's gradients, of each stage's parameters. Parameters without a
+    gradient are left out; one that is not finite makes its own inf or NaN. Each tensor is read
+    once.
     """
     stages = _stages(model).values()
-    of_gradients = [gradient_norm(stage) for stage in stages]
+    gradients = ([p.grad for p in stage if p.grad is not None] for stage in stages)
+    of_gradients = [get_total_norm(stage) for stage in gradients]
     of_weights = [get_total_norm(stage) for stage in stages]
     return torch.stack([get_total_norm(of_gradients), *of_gradients, *of_weights])
 

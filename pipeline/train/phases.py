@@ -69,28 +69,34 @@ class Phases:
             span.restart()
 
 
+def trace_range(name: str, on_gpu: bool) -> ExitStack:
+    """Begins a range in a profiler's trace, which ends when it is closed: torch's, and NVTX."""
+    ranges = ExitStack()
+    ranges.enter_context(torch.profiler.record_function(name))
+    if on_gpu:
+        ranges.enter_context(torch.cuda.nvtx.range(name))
+    return ranges
+
+
 class _Span(AbstractContextManager[None]):
     """One phase, timed by the host's clock."""
 
     def __init__(self, phase: str, on_gpu: bool = False) -> None:
         self.annotated = False
         self._phase, self._on_gpu = phase, on_gpu
-        self._ranges: ExitStack | None = None
+        self._range: ExitStack | None = None
         self._started = self._seconds = 0.0
 
     def __enter__(self) -> None:
         if self.annotated:
-            self._ranges = ExitStack()
-            self._ranges.enter_context(torch.profiler.record_function(self._phase))
-            if self._on_gpu:
-                self._ranges.enter_context(torch.cuda.nvtx.range(self._phase))
+            self._range = trace_range(self._phase, self._on_gpu)
         self._begin()
 
     def __exit__(self, *_: object) -> None:
         self._end()
-        if self._ranges is not None:
-            self._ranges.close()
-            self._ranges = None
+        if self._range is not None:
+            self._range.close()
+            self._range = None
 
     def _begin(self) -> None:
         self._started = time.perf_counter()

@@ -42,60 +42,49 @@ class Precision:
     """
 
     def __init__(
-        self,
-        mode: Mode,
-        device: torch.device,
-        init_scale: float = 2.0**16,
+        self, mode: Mode, device: torch.device, init_scale: float = 2.0**16,
         max_skipped_steps: int = 20,
-    ) -> None:
-        """Sets up `mode` on `device`.
+    ) -> None:  # fmt: skip
+        """Sets up `mode` on `device`, where the model lies.
 
         Args:
             mode: dtype of the matrix and convolution arithmetic; "off" is fp32 throughout.
-            device: where the model lies.
             init_scale: what the loss is first multiplied by (fp16).
             max_skipped_steps: how many steps in a row may be skipped (fp16). It is checked every
                 that many steps, so the run ends after n to 2n - 1 skips in a row.
         """
         self.mode = mode
         self._device = device
-        self._scaler = torch.amp.GradScaler(
-            device.type, init_scale=init_scale, enabled=mode == "fp16"
-        )
+        is_fp16 = mode == "fp16"
+        self._scaler = torch.amp.GradScaler(device.type, init_scale=init_scale, enabled=is_fp16)
         self._max_skipped_steps = max_skipped_steps
         self._one = torch.ones((), device=device)
         self._steps = 0
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._skipped_in_a_row = torch.zeros((), dtype=torch.int64, device=device)
-        if mode == "fp16" and device.type == "cpu":
+        if is_fp16 and device.type == "cpu":
             log.warning("fp16 on a CPU is about 10 times slower than bf16: it is for tests")
 
     def autocast(self) -> torch.autocast:
         """A context manager for the forward pass and the loss; not for the backward pass."""
-        return torch.autocast(
-            self._device.type, dtype=_DTYPES[self.mode], enabled=self.mode != "off"
-        )
+        dtype = _DTYPES[self.mode]
+        return torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None)
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradients of `loss` times the scale to those that are there."""
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divides the gradients by the scale, at most once between two steps.
-
-        Raises:
-            RuntimeError: it was called already since the last step (fp16).
-        """
+        """Divides the gradients by the scale; raises `RuntimeError` the second time since the last
+        step (fp16)."""
         self._scaler.unscale_(optimizer)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Unscales unless done, updates the parameters unless a gradient is not finite (fp16).
 
         The gradients must be averaged over ranks already. `optimizer` holds `param_names`, as
-        `build_optimizer` makes it.
-
-        Raises:
-            TrainingDiverged: too many steps were skipped in a row; on all ranks in the same step.
+        `build_optimizer` makes it. Raises `TrainingDiverged`, on all ranks in the same step, when
+        too many were skipped in a row.
         """
         before = self._device_scale()
         self._scaler.step(optimizer)
@@ -136,11 +125,8 @@ class Precision:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict()` was taken, bit for bit.
-
-        Raises:
-            ValueError: it was taken in another mode.
-        """
+        """Goes on where `state_dict()` was taken, bit for bit. Raises `ValueError` if that was in
+        another mode."""
         if state["mode"] != self.mode:
             raise ValueError(
                 f"optim.amp={self.mode} differs from {state['mode']}, which the checkpoint was "
@@ -158,13 +144,12 @@ class Precision:
 
     def _check(self, optimizer: torch.optim.Optimizer) -> None:
         in_a_row = self.skipped_in_a_row  # host sync
-        if in_a_row < self._max_skipped_steps:
-            return
-        raise TrainingDiverged(
-            f"{in_a_row} steps in a row were skipped, down to a loss scale of {self.scale:g}: the "
-            f"gradient of {_first_non_finite_gradient(optimizer)} is not finite; lower "
-            "optim.base_lr or set optim.amp to bf16"
-        )
+        if in_a_row >= self._max_skipped_steps:
+            raise TrainingDiverged(
+                f"{in_a_row} steps in a row were skipped, down to a loss scale of {self.scale:g}: "
+                f"the gradient of {_first_non_finite_gradient(optimizer)} is not finite; lower "
+                "optim.base_lr or set optim.amp to bf16"
+            )
 
 
 def _first_non_finite_gradient(optimizer: torch.optim.Optimizer) -> str:

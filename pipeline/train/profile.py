@@ -21,8 +21,8 @@ from pipeline.ranks.world import World
 from pipeline.system.failure import PeerLost
 from pipeline.system.files import replacing
 from pipeline.train.folder import RunFolder
-from pipeline.train.metrics import TrainWindow
-from pipeline.train.phases import Phases
+from pipeline.train.phases import Phases, trace_range
+from pipeline.train.state import TrainState
 
 log = logging.getLogger("trainyard")
 files_log = logging.getLogger("trainyard.files")
@@ -47,21 +47,21 @@ class Profile(AbstractContextManager["Profile"]):
 
 
 class StepProfile(Profile):
-    """Traces `steps`, none of which has begun at step `begin`, into files whose names begin with
-    `stem`. The time it takes to write them is left out of the speed in `window`."""
+    """Traces `steps`, none of which has begun in `state`, into files whose names begin with `stem`.
+    The time it takes to write them is left out of the speed."""
 
     def __init__(
-        self, steps: range, begin: int, stem: Path, world: World, phases: Phases,
-        window: TrainWindow, device: torch.device,
+        self, steps: range, stem: Path, world: World, phases: Phases, state: TrainState,
+        on_gpu: bool,
     ) -> None:  # fmt: skip
-        self._steps, self._world, self._phases, self._window = steps, world, phases, window
-        self._on_gpu = device.type == "cuda"
+        self._steps, self._world, self._phases = steps, world, phases
+        self._window, self._on_gpu = state.window, on_gpu
         self._trace = stem.with_name(f"{stem.name}-rank{world.rank}.json.gz")
         self._timeline = stem.with_name(f"{stem.name}-horovod.json")
-        self._prepare_at = max(steps[0] - 1, begin)
+        self._prepare_at = max(steps[0] - 1, state.step)
         self._profiler = _profiler(self._on_gpu)
         self._running = False
-        self._step: ExitStack | None = None
+        self._step = ExitStack()  # the ranges of the step that is traced
 
     def before(self, step: int) -> None:
         if step == self._prepare_at:  # the profiler's own start-up falls into no step of the trace
@@ -69,25 +69,17 @@ class StepProfile(Profile):
         if step == self._steps[0]:
             self._start()
         if self._running:
-            self._step = ExitStack()
-            self._step.enter_context(torch.profiler.record_function(f"step {step}"))
-            if self._on_gpu:
-                self._step.enter_context(torch.cuda.nvtx.range(f"step {step}"))
+            self._step = trace_range(f"step {step}", self._on_gpu)
 
     def after(self, step: int) -> None:
-        self._end_step()
-        if self._running and step == self._steps[-1]:
-            self._stop()
+        self._step.close()
+        if step == self._steps[-1]:
+            self.close()
 
     def close(self) -> None:
-        self._end_step()
+        self._step.close()
         if self._running:
             self._stop()
-
-    def _end_step(self) -> None:
-        if self._step is not None:
-            self._step.close()
-            self._step = None
 
     def _start(self) -> None:
         self._world.start_timeline(self._timeline)
@@ -135,10 +127,9 @@ def _profiler(on_gpu: bool) -> Any:
 
 
 def open_profile(
-    config: Config, begin: int, total_steps: int, world: World, phases: Phases,
-    window: TrainWindow, device: torch.device,
-) -> Profile:  # fmt: skip
-    """Collective. What traces the steps of a start at step `begin` that `--profile` asks for.
+    config: Config, state: TrainState, total_steps: int, world: World, phases: Phases, on_gpu: bool
+) -> Profile:
+    """Collective. What traces the steps that `--profile` asks for, of a start where `state` is.
 
     Files of an earlier profile stay: a new one of the same steps gets a number. Raises `Reported`
     on every rank for steps that the run does not have. Steps that lie behind a resumed run are
@@ -147,15 +138,15 @@ def open_profile(
     asked = config.profile
     if asked is None:
         return Profile()
-    steps = world.together(lambda: profiled_steps(asked).of_start(begin, total_steps))
+    steps = world.together(lambda: profiled_steps(asked).of_start(state.step, total_steps))
     if not steps:
         log.warning(
             "warning: nothing is profiled: --profile %s lies behind step %d, where the run goes on",
-            asked, begin,
+            asked, state.step,
         )  # fmt: skip
         return Profile()
     stem = world.on_rank0(lambda: _free_stem(RunFolder(config.run.path).profile, steps))
-    return StepProfile(steps, begin, stem, world, phases, window, device)
+    return StepProfile(steps, stem, world, phases, state, on_gpu)
 
 
 def _free_stem(folder: Path, steps: range) -> Path:

@@ -32,7 +32,7 @@ from pipeline.train.checkpoint import CheckpointFolder, read_verified, require_s
 from pipeline.train.folder import RunFolder
 from pipeline.train.lock import first_cause_kept, locked, tell_hang
 from pipeline.train.monitor.monitor import RunMonitor
-from pipeline.train.monitor.showing import Showing
+from pipeline.train.monitor.pictures import Pictures
 from pipeline.train.preflight import decode_largest, require_complete
 from pipeline.train.profile import open_profile
 from pipeline.train.state import TrainState, compared
@@ -63,17 +63,19 @@ def run(config: Config) -> None:
             )
             world.require_same(_decided_alike(trainer))
             resume(trainer)
-            _exclude_listed(trainer)
+            if config.data.exclude is not None:
+                listed, position = Path(config.data.exclude), trainer.position
+                trainer.state.excluded.listed(listed, train_set, val_set, position, world)
             world.together(lambda: _decode_largest(trainer))
             if trainer.finished and world.on_rank0(lambda: bool(folder.last("done"))):
                 log.info("the run in %s is finished: %s", folder.path, _reached(trainer.state))
                 return
             trainer.profile = open_profile(
-                config, trainer.state.step, trainer.course.total_steps, world, trainer.phases,
-                trainer.state.window, device,
+                config, trainer.state, trainer.course.total_steps, world, trainer.phases,
+                on_gpu=device.type == "cuda",
             )  # fmt: skip
             trainer.figures = _known_figures(config, decode, share.cores)
-            world.on_rank0(lambda: _open_files(trainer, folder))
+            world.on_rank0(lambda: _open_files(trainer))
             limit_sec = config.run.step_timeout_sec
             tell = partial(tell_hang, folder, world.rank)
             with (
@@ -84,7 +86,7 @@ def run(config: Config) -> None:
                     with trainer.profile:
                         trainer.fit()
                 world.heartbeat.beat("end")
-                _sum_up(trainer, folder)
+                _sum_up(trainer)
             world.barrier()
 
 
@@ -111,19 +113,8 @@ def resume(trainer: Trainer) -> None:
     """Collective. Puts every rank where the run stands: at its checkpoint, or at rank 0's
     initial weights."""
     world = trainer.world
-    content = world.on_rank0(
-        lambda: _find_checkpoint(trainer.config, trainer.checkpoints, trainer.fingerprint)
-    )
+    content = world.on_rank0(lambda: _find_checkpoint(trainer))
     trainer.state.restore(content or world.broadcast_object(trainer.content()), world)
-
-
-def _exclude_listed(trainer: Trainer) -> None:
-    """Collective. Leaves out the images of data.exclude, from where the run stands."""
-    listed = trainer.config.data.exclude
-    if listed is not None:
-        trainer.state.excluded.listed(
-            Path(listed), trainer.train_set, trainer.val_set, trainer.position, trainer.world
-        )
 
 
 def _decode_largest(trainer: Trainer) -> None:
@@ -148,19 +139,15 @@ def _known_figures(config: Config, decode: DecodeSettings, cores: int) -> Figure
     )
 
 
-def _find_checkpoint(
-    config: Config, checkpoints: CheckpointFolder, facts: dict[str, Any]
-) -> dict[str, Any] | None:
-    """What `--resume` points to, checked to belong to the run with these `facts` (its fingerprint);
-    None for a new run."""
-    choice, folder = config.resume, config.run.path
-    origin = RunFolder(folder).origin
-    started_from = origin.read_text(encoding="utf-8") if origin.exists() else None
-    holds_run = bool(checkpoints.steps()) or RunFolder(folder).metrics.exists()
+def _find_checkpoint(trainer: Trainer) -> dict[str, Any] | None:
+    """What `--resume` points to, checked to belong to this run; None for a new run."""
+    choice, run, checkpoints = trainer.config.resume, trainer.folder, trainer.checkpoints
+    started_from = run.origin.read_text(encoding="utf-8") if run.origin.exists() else None
+    holds_run = bool(checkpoints.steps()) or run.metrics.exists()
     if choice == "none":
         if holds_run:
             raise ValueError(
-                f"{folder} already holds a run and --resume is none; choose another run.name, or "
+                f"{run.path} already holds a run and --resume is none; choose another run.name, or "
                 "--resume auto to go on"
             )
         return None
@@ -174,13 +161,14 @@ def _find_checkpoint(
         content = read_verified(path)
         if holds_run and path.resolve().parent != checkpoints.folder.resolve():
             raise ValueError(
-                f"{folder} already holds another run than --resume {path}; choose another run.name"
+                f"{run.path} already holds another run than --resume {path}; choose another "
+                "run.name"
             )
-    wanted = compared(facts, config)
+    wanted = compared(trainer.fingerprint, trainer.config)
     require_same_run(path, content["fingerprint"], wanted)
     if not holds_run:
         # From here on the run stands on its own, and the same command goes on with it.
-        write_text(origin, str(path.resolve()))
+        write_text(run.origin, str(path.resolve()))
         checkpoints.save(content["step"], content)
     log.info("resuming from %s at step %d", path, content["step"])
     checkpoints.forget_after(content["step"])
@@ -203,47 +191,44 @@ def _link_best(checkpoints: CheckpointFolder, content: dict[str, Any]) -> None:
             )  # fmt: skip
 
 
-def _open_files(trainer: Trainer, folder: RunFolder) -> None:
+def _open_files(trainer: Trainer) -> None:
     """On rank 0: the files of the run, and what is to be known of its start."""
-    config, state = trainer.config, trainer.state
+    config, state, run = trainer.config, trainer.state, trainer.folder
     header = "".join(f"# {name}: {value}\n" for name, value in versions().items())
-    with replacing(folder.config) as new:  # who looks at the run must not see half of it
+    with replacing(run.config) as new:  # who looks at the run must not see half of it
         new.write_text(header + config.to_yaml(), encoding="utf-8")
-    total_images = trainer.course.position(trainer.course.total_steps)
+    classes, root = trainer.val_set.classes, Path(config.data.root)
     trainer.monitor = RunMonitor(
-        folder, config, trainer.position, len(state.history), total_images,
-        Room(folder.path, state.size_bytes(trainer.world.size)),
+        run, config, trainer.position, len(state.history),
+        trainer.course.position(trainer.course.total_steps),
+        Room(run.path, state.size_bytes(trainer.world.size)),
+        Pictures(trainer.decode, trainer.loaders.stream, classes, root),
     )  # fmt: skip
-    trainer.monitor.start(_start(trainer))
-    trainer.showing = Showing(
-        trainer.monitor, trainer.decode, trainer.loaders.stream, trainer.val_set.classes,
-        Path(config.data.root),
-    )  # fmt: skip
+    start = _start(trainer)
+    trainer.monitor.write("start", start)
     ranks = counted(trainer.world.size, "rank")
     decoding = f"JPEG decoding on the {trainer.decode.decoder.upper()}"
     if trainer.decode.decoder == "none":
         decoding = "images that need no decoding"
     log.info(
-        "run %s: %s on %s (%s), %s, %s",
-        folder.path, network_name(config.model), ranks, trainer.decode.device,
-        f"AMP {config.optim.amp}", decoding,
+        "run %s: %s on %s (%s), AMP %s, %s",
+        run.path, start["network"], ranks, start["device"], config.optim.amp, decoding,
     )  # fmt: skip
     log.info(
         "data: %d train and %d val images, %d classes, hash %s",
-        len(trainer.train_set), len(trainer.val_set), len(trainer.train_set.classes),
-        trainer.train_set.digest[:16],
+        start["train_images"], start["val_images"], start["classes"], trainer.train_set.digest[:16],
     )  # fmt: skip
     log.info(
         "batch: %d = %s x %s x %d accumulated; steps %d to %d",
-        config.data.global_batch_size, ranks,
-        counted(trainer.loaders.partition.micro_batch_size, "image"), trainer.loaders.accumulation,
-        state.step, trainer.course.total_steps,
+        start["global_batch_size"], ranks, counted(start["micro_batch_size"], "image"),
+        start["accumulation"], start["step"], start["total_steps"],
     )  # fmt: skip
     if idle := shown_idle(config):
         log.info("without effect: %s", idle)
     log.info("schedule: %s", trainer.schedule.describe(config.data.global_batch_size))
-    order = order_digest(config.run.seed, trainer.epoch, len(trainer.train_set))
-    log.info("order of epoch %d: %s", trainer.epoch, order)
+    epoch = trainer.place["epoch"]
+    order = order_digest(config.run.seed, epoch, len(trainer.train_set))
+    log.info("order of epoch %d: %s", epoch, order)
 
 
 def _start(trainer: Trainer) -> dict[str, Any]:
@@ -284,31 +269,21 @@ def against_expectation(top1: float, expected: float) -> str:
     )
 
 
-def _sum_up(trainer: Trainer, folder: RunFolder) -> None:
+def _sum_up(trainer: Trainer) -> None:
     """The run's last line of metrics, and the closing words for a person."""
     state = trainer.state
     last = state.history[-1]
-    trainer.monitor.done(
-        {
-            "step": state.step,
-            "position": trainer.position,
-            "epoch": trainer.epoch,
-            "top1": last.top1,
-            "top5": last.top5,
-            "best_top1": state.best_top1,
-        }
-    )
+    reached = {"top1": last.top1, "top5": last.top5, "best_top1": state.best_top1}
+    trainer.monitor.write("done", {**trainer.place, **reached})
     if trainer.world.rank != 0:
         return
-    train = [line for line in folder.lines() if line["event"] == "train"]
+    train = [line for line in trainer.folder.lines() if line["event"] == "train"]
     log.info("finished: %s", _reached(state))
-    expected = trainer.config.run.expect_top1
-    if expected is not None:
-        log.info("%s", against_expectation(last.top1, expected))
+    if trainer.config.run.expect_top1 is not None:
+        log.info("%s", against_expectation(last.top1, trainer.config.run.expect_top1))
     if train:
-        # An older line of the same run may have fewer fields.
         names = ("images_per_sec", "data_wait_share", "communication_share")
-        median = {name: statistics.median(line.get(name, 0.0) for line in train) for name in names}
+        median = {name: statistics.median(line[name] for line in train) for name in names}
         log.info(
             "speed: %.0f img/s (median), data wait %.1f%% of the step",
             median["images_per_sec"], 100 * median["data_wait_share"],
@@ -316,5 +291,5 @@ def _sum_up(trainer: Trainer, folder: RunFolder) -> None:
         log.info("limited by: %s", judge(seen(median, trainer.world.size, trainer.figures)))
     log.info(
         "the run lies in %s; look at it with: tensorboard --logdir %s",
-        folder.path, folder.path.parent,
+        trainer.folder.path, trainer.folder.path.parent,
     )  # fmt: skip

@@ -1,18 +1,27 @@
 """The learning rate as a pure function of position (images consumed so far) and history.
 
-Nothing here holds state: a checkpoint needs the position and the history, and no schedule object.
+No schedule holds state: a checkpoint needs the position and the history, of which `ErrorWindow`
+finds when a warm-up ends that waits for the training error to fall.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from pipeline.config import Config, ScheduleConfig, require
 from pipeline.data.batches import total_steps
+from pipeline.ranks.world import World
 from pipeline.system.console import counted
+
+log = logging.getLogger("trainyard")
 
 WARMUP_WINDOW_STEPS = 100
 """Steps over which `ErrorWarmup` measures the training error.
@@ -22,6 +31,7 @@ iterations)" and does not say over how many images that error is taken; the wind
 quarter of that length. Windows are the steps [100k, 100k + 100), counted from step 0.
 """
 
+DROP_FACTOR = 0.1
 _ROUNDING = 1e-9
 """What differences of errors may lack by rounding; one image of ten million is a hundred times as
 much."""
@@ -104,75 +114,98 @@ Warmup = LinearWarmup | ErrorWarmup
 
 
 @dataclass(frozen=True)
-class StepSchedule:
-    """Warm-up, then times `factor` at each of the given positions, counted from position 0."""
+class StepDrops:
+    """Drops at the given positions, counted from position 0."""
 
-    peak_lr: float
-    """Learning rate once the warm-up has ended."""
-    warmup: Warmup
-    """What comes before the peak."""
-    drop_positions: tuple[int, ...]
-    """Positions from which on the lr is lower."""
-    factor: float = 0.1
-    """What a drop multiplies the lr by."""
+    positions: tuple[int, ...]
 
-    def lr(self, position: int, history: History = NOTHING_YET) -> float:
-        """The lr of the step that starts at `position`; validations have no part in it."""
-        drops = sum(position >= drop for drop in self.drop_positions)
-        return self.peak_lr * self.warmup.share(position, history) * self.factor**drops
+    def count(self, position: int, history: History) -> int:
+        """How many there were; validations have no part in it."""
+        del history
+        return sum(position >= drop for drop in self.positions)
 
     def describe(self, global_batch_size: int) -> str:
-        """One line for the log: the peak in force, the warm-up and the drops; a place in training
-        both in images and in steps."""
-        warmup, drops = self.warmup.describe(self.peak_lr, global_batch_size), "no drops"
-        if self.drop_positions:
-            steps = "; ".join(f"{_first_step(p, global_batch_size):,}" for p in self.drop_positions)
-            images = "; ".join(f"{position:,}" for position in self.drop_positions)
-            word = "step" if len(self.drop_positions) == 1 else "steps"
-            drops = f"times {self.factor:g} from {word} {steps} on ({images} images)"
-        return f"lr {self.peak_lr:g}, {warmup}, {drops}"
+        """A few words for the log: places in training both in images and in steps."""
+        if not self.positions:
+            return "no drops"
+        steps = "; ".join(f"{_first_step(p, global_batch_size):,}" for p in self.positions)
+        images = "; ".join(f"{position:,}" for position in self.positions)
+        word = "step" if len(self.positions) == 1 else "steps"
+        return f"times {DROP_FACTOR:g} from {word} {steps} on ({images} images)"
 
 
 @dataclass(frozen=True)
-class PlateauSchedule:
-    """Warm-up, then times `factor` whenever the validation error has stopped falling.
+class PlateauDrops:
+    """Drops whenever the validation error has stopped falling.
 
-    The paper's rule (section 3.4: "divided by 10 when the error plateaus"), made exact by
-    `plateau_drops`.
+    The paper's rule (section 3.4: "divided by 10 when the error plateaus"), made exact by `after`.
+    A drop is in force from the first step after the validation that caused it.
     """
 
-    peak_lr: float
-    """Learning rate once the warm-up has ended."""
-    warmup: Warmup
-    """What comes before the peak."""
     patience: int
     """Validations in a row without improvement that make a plateau."""
     min_improvement: float
     """Least fall of the top-1 error (a fraction) that counts as improvement."""
-    max_drops: int = 3
+    most: int = 3
     """The most drops."""
-    factor: float = 0.1
-    """What a drop multiplies the lr by."""
 
-    def lr(self, position: int, history: History = NOTHING_YET) -> float:
-        """The lr of the step that starts at `position`, after the validations in `history`.
+    def count(self, position: int, history: History) -> int:
+        """How many there were after the validations in `history`."""
+        del position
+        return len(self.after(history.errors))
 
-        A drop is in force from the first step after the validation that caused it.
+    def after(self, errors: Sequence[float]) -> list[int]:
+        """Returns the indices of the validations after which the learning rate dropped.
+
+        A validation improves if its error lies below the best so far by at least `min_improvement`;
+        only then does it become the best, so that many small steps down add up to an improvement. A
+        NaN never improves. After `patience` validations in a row without improvement comes a drop,
+        and the count starts anew; the best stays.
         """
-        drops = plateau_drops(history.errors, self.patience, self.min_improvement, self.max_drops)
-        return self.peak_lr * self.warmup.share(position, history) * self.factor ** len(drops)
+        drops: list[int] = []
+        best, waited = float("inf"), 0
+        for index, error in enumerate(errors):
+            if len(drops) == self.most:
+                break
+            if error < best and best - error >= self.min_improvement - _ROUNDING:
+                best, waited = error, 0
+                continue
+            waited += 1
+            if waited == self.patience:
+                drops.append(index)
+                waited = 0
+        return drops
 
     def describe(self, global_batch_size: int) -> str:
-        """One line for the log: the peak in force, the warm-up and the rule of the drops."""
-        warmup = self.warmup.describe(self.peak_lr, global_batch_size)
+        """A few words for the log: the rule."""
+        del global_batch_size
         return (
-            f"lr {self.peak_lr:g}, {warmup}, times {self.factor:g} "
-            f"after {counted(self.patience, 'validation')} without an error lower by "
-            f"{self.min_improvement:g}, at most {counted(self.max_drops, 'time')}"
+            f"times {DROP_FACTOR:g} after {counted(self.patience, 'validation')} without an error "
+            f"lower by {self.min_improvement:g}, at most {counted(self.most, 'time')}"
         )
 
 
-Schedule = StepSchedule | PlateauSchedule
+Drops = StepDrops | PlateauDrops
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Warm-up, then a constant rate, times `DROP_FACTOR` at each drop."""
+
+    peak_lr: float
+    """Learning rate once the warm-up has ended."""
+    warmup: Warmup
+    drops: Drops
+
+    def lr(self, position: int, history: History = NOTHING_YET) -> float:
+        """The lr of the step that starts at `position`, after what training has shown so far."""
+        drops = self.drops.count(position, history)
+        return self.peak_lr * self.warmup.share(position, history) * DROP_FACTOR**drops
+
+    def describe(self, global_batch_size: int) -> str:
+        """One line for the log: the peak in force, the warm-up and the drops."""
+        warmup = self.warmup.describe(self.peak_lr, global_batch_size)
+        return f"lr {self.peak_lr:g}, {warmup}, {self.drops.describe(global_batch_size)}"
 
 
 def _first_step(position: int, global_batch_size: int) -> int:
@@ -195,17 +228,16 @@ def make_schedule(config: Config, train_images: int) -> Schedule:
     Raises `ConfigError` for a warm-up as long as a run whose length is in steps.
     """
     schedule = config.schedule
-    peak = scaled_lr(config.optim.base_lr, config.data.global_batch_size)
-    warmup = _make_warmup(config, train_images)
+    drops: Drops
     if schedule.rule == "plateau":
-        return PlateauSchedule(
-            peak, warmup, schedule.patience, schedule.min_improvement, schedule.max_drops
-        )
-    if schedule.drop_steps is not None:
-        drops = [step * config.data.global_batch_size for step in schedule.drop_steps]
+        drops = PlateauDrops(schedule.patience, schedule.min_improvement, schedule.max_drops)
+    elif schedule.drop_steps is not None:
+        batch = config.data.global_batch_size
+        drops = StepDrops(tuple(step * batch for step in schedule.drop_steps))
     else:
-        drops = [_images(epoch, train_images) for epoch in schedule.drop_epochs or ()]
-    return StepSchedule(peak, warmup, tuple(drops))
+        drops = StepDrops(tuple(_images(e, train_images) for e in schedule.drop_epochs or ()))
+    peak = scaled_lr(config.optim.base_lr, config.data.global_batch_size)
+    return Schedule(peak, _make_warmup(config, train_images), drops)
 
 
 def _make_warmup(config: Config, train_images: int) -> Warmup:
@@ -229,27 +261,67 @@ def _images(epochs: float, train_images: int) -> int:
     return math.ceil(Fraction(str(epochs)) * train_images)
 
 
-def plateau_drops(
-    errors: Sequence[float], patience: int, min_improvement: float, max_drops: int
-) -> list[int]:
-    """Returns the indices of the validations after which the learning rate dropped.
+class ErrorWindow:
+    """Right answers over fixed windows of steps, in whole images over all ranks: ends an
+    `ErrorWarmup`. Of any other warm-up it counts nothing.
 
-    A validation improves if its error lies below the best so far by at least `min_improvement`;
-    only then does it become the best, so that many small steps down add up to an improvement. A
-    NaN never improves. After `patience` validations in a row without improvement comes a drop,
-    and the count starts anew; the best stays.
+    When the warm-up ends depends on nothing but the training itself: not on when metrics are
+    logged, on checkpoints or on who counts.
     """
-    drops: list[int] = []
-    best = float("inf")
-    waited = 0
-    for index, error in enumerate(errors):
-        if len(drops) == max_drops:
-            break
-        if error < best and best - error >= min_improvement - _ROUNDING:
-            best, waited = error, 0
-            continue
-        waited += 1
-        if waited == patience:
-            drops.append(index)
-            waited = 0
-    return drops
+
+    def __init__(self, warmup: Warmup, global_batch_size: int, device: torch.device) -> None:
+        self._warmup = warmup if isinstance(warmup, ErrorWarmup) else None
+        self._global_batch_size = global_batch_size
+        self._hits_before = 0  # of all ranks in the open window, when it was restored
+        self._hits = torch.zeros(1, dtype=torch.int64, device=device)  # of this rank, since then
+        self.end: int | None = None
+        """The first step after the warm-up; None: not yet, or there is none."""
+
+    def __repr__(self) -> str:
+        """The same text on every rank, as the digest over ranks needs it."""
+        return f"ErrorWindow(end={self.end}, hits={self._hits_before})"
+
+    @property
+    def end_position(self) -> int | None:
+        """The position of the step `end`."""
+        return None if self.end is None else self.end * self._global_batch_size
+
+    def _open_warmup(self) -> ErrorWarmup | None:
+        return self._warmup if self.end is None else None
+
+    def add(self, counts: Tensor) -> None:
+        """Adds a micro-batch's `counts` (2,), those of `correct_counts`, without a host sync."""
+        if self._open_warmup() is not None:
+            self._hits += counts[:1]
+
+    def close(self, next_step: int, world: World) -> None:
+        """Collective after the last step of each window, elsewhere nothing: ends the warm-up if its
+        error was low enough."""
+        warmup = self._open_warmup()
+        if warmup is None or next_step % WARMUP_WINDOW_STEPS != 0:
+            return
+        hits = self._hits_so_far(world)
+        self._begin(0)
+        images = WARMUP_WINDOW_STEPS * self._global_batch_size
+        if warmup.ends(hits, images):
+            self.end = next_step
+            error = 100 - 100 * hits / images
+            log.info("warm-up ended at step %d, training error %.2f%%", next_step, error)
+
+    def state(self, world: World) -> dict[str, Any]:
+        """Collective. What a checkpoint holds of it."""
+        return {"end": self.end, "hits": self._hits_so_far(world)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Goes on where `state` was taken."""
+        self.end = state["end"]
+        self._begin(state["hits"])
+
+    def _hits_so_far(self, world: World) -> int:
+        if self._open_warmup() is None:
+            return 0
+        return self._hits_before + int(world.sum(self._hits.cpu()))  # host sync
+
+    def _begin(self, hits: int) -> None:
+        self._hits_before = hits
+        self._hits.zero_()

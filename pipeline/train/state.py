@@ -18,12 +18,11 @@ from pipeline.model.norm import running_statistics, swapped_statistics
 from pipeline.model.resnet import make_model
 from pipeline.ranks.world import World
 from pipeline.system.failure import TrainingError
-from pipeline.train.excluding import Excluded
+from pipeline.train.loaders import Loaders
 from pipeline.train.metrics import TrainWindow, Validation
 from pipeline.train.optimizer import build_optimizer
 from pipeline.train.precision import Precision
-from pipeline.train.schedule import Schedule
-from pipeline.train.warmup import ErrorWindow
+from pipeline.train.schedule import ErrorWindow, History, Schedule
 
 
 def fingerprint(
@@ -56,14 +55,14 @@ def compared(facts: dict[str, Any], config: Config) -> dict[str, Any]:
 class TrainState:
     """What training changes, and how a checkpoint takes it up again. Built alike on all ranks.
 
-    `model` holds the parameters; `forward` is the model, compiled if asked. `schedule` is that of
-    the run, with `classes` to tell apart, in `accumulation` micro-batches a step. Raises
-    `ValueError` if the norm backend that was asked for cannot run on `device`.
+    `model` holds the parameters; `forward` is the model, compiled if asked. `schedule` and
+    `loaders` are those of the run, with `classes` to tell apart. Raises `ValueError` if the norm
+    backend that was asked for cannot run on `device`.
     """
 
     def __init__(
-        self, config: Config, classes: int, schedule: Schedule, accumulation: int,
-        excluded: Excluded, device: torch.device,
+        self, config: Config, classes: int, schedule: Schedule, loaders: Loaders,
+        device: torch.device,
     ) -> None:  # fmt: skip
         optim = config.optim
         self.model = make_model(config, classes, device)
@@ -75,9 +74,9 @@ class TrainState:
             optim.decay_norm_and_bias,
         )  # fmt: skip
         self.precision = Precision(optim.amp, device)
-        self.window = TrainWindow(config.run.log_every_steps * accumulation, device)
+        self.window = TrainWindow(config.run.log_every_steps * loaders.accumulation, device)
         self.warmup = ErrorWindow(schedule.warmup, config.data.global_batch_size, device)
-        self.excluded = excluded
+        self.excluded = loaders.excluded
         self.step = 0
         """The next step."""
         self.history: list[Validation] = []
@@ -92,6 +91,12 @@ class TrainState:
     def best_top1(self) -> float:
         """Of all validations so far, of which there is one at least."""
         return max(result.top1 for result in self.history)
+
+    @property
+    def so_far(self) -> History:
+        """What training has shown so far, for the learning rate."""
+        errors = tuple(1.0 - result.top1 for result in self.history)
+        return History(errors, self.warmup.end_position)
 
     def take(self, world: World) -> dict[str, Any]:
         """Collective. What a checkpoint before step `step` holds of it; changes nothing.
@@ -126,7 +131,7 @@ class TrainState:
         self.step = content["step"]
         self.history = [Validation(**result) for result in content["history"]]
         self.warmup.load(content["warmup"])
-        self.excluded.load(content.get("excluded", {"train": [], "val": []}))
+        self.excluded.load(content["excluded"])
         self.model.load_state_dict(content["model"])
         statistics, window = content["rank_statistics"], content["window"]
         if len(statistics) == world.size:

@@ -21,21 +21,19 @@ from pipeline.model.norm import swapped_statistics
 from pipeline.ranks.world import World
 from pipeline.system.failure import Stopped, StopSignal
 from pipeline.system.machine import versions
-from pipeline.train import pace
 from pipeline.train.checkpoint import CheckpointFolder
-from pipeline.train.excluding import Excluded
 from pipeline.train.feed import Feed
 from pipeline.train.folder import RunFolder
 from pipeline.train.loaders import Loaders
+from pipeline.train.metrics import of_all_ranks, of_this_rank
 from pipeline.train.monitor.monitor import Monitor
-from pipeline.train.monitor.showing import Showing
 from pipeline.train.optimizer import named_norms, norms, set_lr
 from pipeline.train.phases import Phases
 from pipeline.train.precision import TrainingDiverged, require_finite_loss
 from pipeline.train.profile import Profile
-from pipeline.train.schedule import History, make_schedule, run_length
+from pipeline.train.schedule import make_schedule, run_length
 from pipeline.train.state import TrainState, fingerprint, require_finite
-from pipeline.train.validation import Inspection, require_learning, validate
+from pipeline.train.validation import ErrorAnalysis, require_learning, validate
 from pipeline.train.verdict import Figures, judge, seen
 
 log = logging.getLogger("trainyard")
@@ -45,7 +43,7 @@ class Trainer:
     """One run's loops, with the loaders, ranks and files that they work with beside its `state`.
 
     Built alike on all ranks; needs no collective. Raises `ValueError` for a setting that does not
-    fit the data or the number of ranks. Rank 0 sets a `monitor` and a `showing` that write.
+    fit the data or the number of ranks. Rank 0 sets a `monitor` that writes.
     """
 
     def __init__(
@@ -54,23 +52,20 @@ class Trainer:
     ) -> None:  # fmt: skip
         self.config, self.world, self.decode = config, world, decode
         self.train_set, self.val_set, self.stop = train_set, val_set, stop
-        batch, images, classes = config.data.global_batch_size, len(train_set), train_set.classes
+        batch, images = config.data.global_batch_size, len(train_set)
         self.course = Course(images, batch, run_length(config.schedule, images, batch))
         self.schedule = make_schedule(config, images)
-        excluded = Excluded(config.data.max_excluded)
-        self.loaders = Loaders(config, world, decode, train_set, val_set, excluded)
+        self.loaders = Loaders(config, world, decode, train_set, val_set, self.course.total_steps)
         self.state = TrainState(
-            config, len(classes), self.schedule, self.loaders.accumulation, excluded, decode.device
+            config, len(train_set.classes), self.schedule, self.loaders, decode.device
         )
         self.averager = world.average_gradients(self.state.model, config.optim.gradient_compression)
         self.phases = Phases(world.heartbeat, decode.device)
-        folder = RunFolder(config.run.path).checkpoints
-        self.checkpoints = CheckpointFolder(folder, config.run.keep_checkpoints)
+        self.folder = RunFolder(config.run.path)
+        self.checkpoints = CheckpointFolder(self.folder.checkpoints, config.run.keep_checkpoints)
         self.monitor = Monitor()
-        self.showing: Showing | None = None
         self.profile = Profile()  # of no step, unless --profile asks for some
-        self.figures = Figures()
-        """Of what limits a training, what is known before it begins."""
+        self.figures = Figures()  # of what limits a training, those known before it begins
         hashes = {"train": train_set.digest, "val": val_set.digest}
         self.fingerprint = fingerprint(config, hashes, decode.normalisation)
         self._train_top1 = 0.0  # of the last line of metrics
@@ -82,9 +77,11 @@ class Trainer:
         return self.course.position(self.state.step)
 
     @property
-    def epoch(self) -> int:
-        """Epoch, from 0, of the step before the next one."""
-        return self.course.epoch(self.state.step)
+    def place(self) -> dict[str, int]:
+        """Where the run stands, as a line of metrics has it: the epoch, from 0, is that of the step
+        before the next one."""
+        step = self.state.step
+        return {"step": step, "position": self.position, "epoch": self.course.epoch(step)}
 
     @property
     def validation_due(self) -> bool:
@@ -98,10 +95,7 @@ class Trainer:
 
     def lr(self, step: int) -> float:
         """The learning rate of `step`, after what training has shown so far."""
-        end = self.state.warmup.end
-        errors = tuple(1.0 - result.top1 for result in self.state.history)
-        history = History(errors, warmup_end=None if end is None else self.course.position(end))
-        return self.schedule.lr(self.course.position(step), history)
+        return self.schedule.lr(self.course.position(step), self.state.so_far)
 
     def fit(self) -> None:
         """Trains from where the state stands to the end of the schedule.
@@ -121,7 +115,7 @@ class Trainer:
     def feed(self) -> Feed:
         """This rank's batches from the next step on, past bad images if so configured."""
         loader = self.loaders.train(self.state.step)
-        return Feed(loader, self.world, self.stop, self.loaders.recover, self.phases)
+        return Feed(loader, self.world, self.stop, self.phases, self.loaders.recover)
 
     def start_clock(self) -> None:
         """Begins to measure speed and times: what came before was no training."""
@@ -132,6 +126,7 @@ class Trainer:
     def train_epoch(self, feed: Feed, until: int) -> None:
         """Steps up to step `until`; records metrics and saves on the way."""
         state, every = self.state, self.config.run.checkpoint_every_steps
+        first = state.step
         state.model.train()
         while state.step < until:
             self.profile.before(state.step)
@@ -140,8 +135,8 @@ class Trainer:
                 self.save(last=bool(decision.stop))
             if decision.stop:
                 self._leave(decision.stop)
-            if self.showing is not None:
-                self.showing.images(batch, self.course.epochs_done(state.step), self.position)
+            if state.step == first:
+                self.monitor.images(batch, self.position)
             norms = self.train_step(batch, feed)
             state.step += 1
             state.warmup.close(state.step, self.world)
@@ -229,30 +224,25 @@ class Trainer:
         with self._off_the_clock("validation"):
             average, spread = state.average_statistics(self.world)
             state.model.eval()
-            seen = Inspection(len(self.val_set.classes), keep_mistakes=self.world.rank == 0)
+            classes = len(self.val_set.classes)
+            analysis = ErrorAnalysis(classes, self.world.rank == 0, self.decode.device)
             with closing(self.loaders.val()) as loader, swapped_statistics(state.model, average):
                 counted = validate(
-                    state.forward, loader, state.precision, self.world, len(self.val_set), seen
+                    state.forward, loader, state.precision, self.world, len(self.val_set), analysis
                 )
                 state.excluded.met_in_validation(loader.found, self.world)
-            result = dataclasses.replace(
-                counted, epoch=self.epoch, step=state.step, position=self.position
-            )
-            require_learning(result, self._train_top1, len(self.train_set.classes), self.world)
-            best = all(result.top1 >= earlier.top1 for earlier in state.history)
+            result = dataclasses.replace(counted, **self.place)
+            require_learning(result, self._train_top1, classes, self.world)
             state.history.append(result)
-            self.monitor.val(
-                {
-                    **result.metrics(),
-                    "best_top1": state.best_top1,
-                    "excluded": len(state.excluded.val),
-                    "bn_spread": spread,
-                    **seen.class_top1(),
-                }
-            )
-            if self.showing is not None:
-                self.showing.validation(seen, self.position)
-        self.save(best, last=self.finished)
+            line = {
+                **result.metrics(),
+                "best_top1": state.best_top1,
+                "excluded": len(state.excluded.val),
+                "bn_spread": spread,
+                **analysis.class_top1(),
+            }
+            self.monitor.val(line, analysis)
+        self.save(best=result.top1 >= state.best_top1, last=self.finished)
 
     def _record(self, found: Tensor) -> None:
         """Collective. Writes the line of metrics that ends with the last step; `found` are its
@@ -260,15 +250,13 @@ class Trainer:
         state = self.state
         with self.phases("record"):
             self._require_finite_loss()
-            mine = pace.of_this_rank(
+            mine = of_this_rank(
                 state.window, self.phases, self.world.heartbeat, self.decode.decoder == "gpu"
             )
-            totals = pace.of_all_ranks(self.world.gather(mine))
+            totals = of_all_ranks(self.world.gather(mine))
             self._train_top1 = totals["top1"] or 0.0
             line = {
-                "step": state.step,
-                "position": self.position,
-                "epoch": self.epoch,
+                **self.place,
                 **totals,
                 "lr": state.optimizer.param_groups[0]["lr"],
                 **named_norms(state.model, found),
@@ -292,7 +280,7 @@ class Trainer:
         `Stopped`."""
         step = self.state.step
         log.info("stopped before step %d by %s; start again to go on", step, by)
-        self.world.on_rank0(lambda: RunFolder(self.config.run.path).record_stop(by, step))
+        self.world.on_rank0(lambda: self.folder.record_stop(by, step))
         self.world.barrier()
         raise Stopped
 

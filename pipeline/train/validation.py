@@ -1,6 +1,6 @@
 """Exact validation: every image counts once, on any number of ranks.
 
-Beside the counts an `Inspection` shows which classes fail, and the most certain mistakes.
+Beside the counts an `ErrorAnalysis` finds which classes fail, and the most certain mistakes.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _LEARNED, _GUESSED = 10, 3
 _MANY_CLASSES = 100
 
 
-class Inspection:
-    """Looks at the batches of one validation on this rank, without a host sync in any.
+class ErrorAnalysis:
+    """Hits by class and the most certain mistakes of one validation, without a host sync per batch.
 
     It changes no count, and its hits sum up to the top-1 count. `hits` and `images` (classes,)
     int64 are of all ranks once `take_in` was called. Mistakes are the wrong answers of the highest
-    probability, on ranks with `keep_mistakes` only: `found` has this rank's.
+    probability, on ranks with `keep_mistakes` only: `mistakes` has this rank's.
     """
 
-    def __init__(self, classes: int, keep_mistakes: bool) -> None:
-        self._classes, self._keep_mistakes = classes, keep_mistakes
-        self._counts: Tensor | None = None
+    def __init__(self, classes: int, keep_mistakes: bool, device: torch.device) -> None:
+        self._keep_mistakes = keep_mistakes
+        self._counts = torch.zeros(2, classes, dtype=torch.int64, device=device)
         self._kept: tuple[Tensor, ...] | None = None
         self.hits = self.images = torch.zeros(classes, dtype=torch.int64)
 
@@ -51,8 +51,6 @@ class Inspection:
         labels = batch.labels.clamp(min=0)
         predicted = predicted_classes(logits)
         right = (predicted == batch.labels) & real
-        if self._counts is None:
-            self._counts = torch.zeros(2, self._classes, dtype=torch.int64, device=labels.device)
         self._counts[0].scatter_add_(0, labels, right.long())
         self._counts[1].scatter_add_(0, labels, real.long())
         if self._keep_mistakes:
@@ -73,15 +71,13 @@ class Inspection:
 
     def counts(self) -> Tensor:
         """This rank's hits and images by class, (2 * classes,) int64 on the CPU. A host sync."""
-        if self._counts is None:
-            return torch.zeros(2 * self._classes, dtype=torch.int64)
         return self._counts.flatten().cpu()
 
     def take_in(self, everyone: Tensor) -> None:
         """Takes in `counts` summed over ranks."""
-        self.hits, self.images = everyone.view(2, self._classes)
+        self.hits, self.images = everyone.view(2, -1)
 
-    def found(self) -> tuple[Tensor, list[tuple[int, int, float]]]:
+    def mistakes(self) -> tuple[Tensor, list[tuple[int, int, float]]]:
         """This rank's mistakes, the most certain first: images (n, 3, H, W) as the network gets
         them, and of each (label, predicted, probability). A host sync."""
         if self._kept is None:
@@ -123,7 +119,7 @@ class Observer(Protocol):
 
 def validate(
     model: nn.Module, loader: Iterable[Batch], precision: Precision, world: World, images: int,
-    inspection: Inspection | None = None,
+    analysis: ErrorAnalysis | None = None,
 ) -> Validation:  # fmt: skip
     """Collective. Counts what `model`, in eval mode, makes of this rank's batches; see `count`."""
 
@@ -133,7 +129,7 @@ def validate(
             logits = logits_of(model, precision, batch.images)
             yield batch, logits, F.log_softmax(logits, dim=1)
 
-    return count(scored(), world, images, "validation", inspection)
+    return count(scored(), world, images, "validation", analysis)
 
 
 def logits_of(model: nn.Module, precision: Precision, images: Tensor) -> Tensor:
@@ -176,9 +172,8 @@ def count(
             counts = batch_counts if counts is None else counts + batch_counts
             loss = batch_loss if loss is None else loss + batch_loss
     except Exception as caught:  # whatever it is, the other ranks must hear of it
-        where = f"(met in {during} by rank {world.rank})"
         kind = ValueError if isinstance(caught, ValueError) else TrainingError
-        error = kind(f"{caught} {where}")
+        error = kind(f"{caught} (met in {during} by rank {world.rank})")
     world.raise_together(error)
     mine = torch.zeros(4, dtype=torch.int64) if counts is None else counts.cpu()  # host sync
     my_loss = torch.zeros((), dtype=torch.float64) if loss is None else loss.cpu()

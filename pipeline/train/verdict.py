@@ -227,28 +227,24 @@ def _speed(images_per_sec: float) -> str:
 
 def _input(figures: Figures) -> tuple[list[str], list[str]]:
     """Which part of the loader takes most, and what makes that part quicker."""
-    decode, read = figures.decode_share, figures.read_share
+    cures, decode, read = _more_hands(figures), figures.decode_share, figures.read_share
     if decode is None or read is None:
-        cures = _more_hands(figures)
-        if figures.loader is None and not cures:
-            given = f" --config {shlex.quote(figures.config)}" if figures.config else ""
-            command = f"python -m pipeline.benchmark all{given}"
-            return [f"{command} says which part of the loader it is"], []
-        return [], cures
+        if figures.loader is not None or cures:
+            return [], cures
+        given = f" --config {shlex.quote(figures.config)}" if figures.config else ""
+        command = f"python -m pipeline.benchmark all{given}"
+        return [f"{command} says which part of the loader it is"], []
     other = max(0.0, 1 - decode - read)
     if read >= max(decode, other):
         staged = "the data on a local disk (python -m pipeline.prepare stage)"
         return [f"reading takes {read:.0%} of the loader"], [staged]
     if figures.decoder == "none" or other > decode:
-        smaller = "a smaller data.image_size"
         reason = f"resizing and normalising take {other:.0%} of the loader"
-        return [reason], [*_more_hands(figures), smaller][:2]
-    cures = _more_hands(figures)
+        return [reason], [*cures, "a smaller data.image_size"][:2]
     if figures.decoder == "gpu":
         cures.append("a higher data.hw_decoder_load")
-    if len(cures) < 2:
-        cures.append("image files of fewer pixels")
-    return [f"decoding takes {decode:.0%} of the loader"], cures
+    reason = f"decoding takes {decode:.0%} of the loader"
+    return [reason], [*cures, "image files of fewer pixels"][:2]
 
 
 def _more_hands(figures: Figures) -> list[str]:
@@ -273,13 +269,10 @@ def _communication(figures: Figures) -> tuple[list[str], list[str]]:
     """What is left of the wait if less is sent, or as much for twice the images."""
     share = figures.exposed_communication_share
     assert share is not None, "else it would not be communication-bound"
-    said = _seen_waiting(figures)
-    reasons = [] if said else [f"{share:.0%} of the step waits for gradients"]
-    cures = []
-    factor = figures.fp16_time
+    reasons = [] if _seen_waiting(figures) else [f"{share:.0%} of the step waits for gradients"]
+    cures, factor = [], figures.fp16_time
     if figures.compression == "none" and factor is not None and factor < HELPS:
         left = share * factor / (1 - share + share * factor)
         cures.append(f"optim.gradient_compression=fp16 (leaves about {left:.0%})")
     left = share / (2 - share)
-    cures.append(f"twice the images per rank and step (leaves at most {left:.0%})")
-    return reasons, cures
+    return reasons, [*cures, f"twice the images per rank and step (leaves at most {left:.0%})"]

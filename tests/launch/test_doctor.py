@@ -18,7 +18,8 @@ from launch.doctor.software import code_digest
 from launch.doctor.storage import TOKEN_VARIABLE, token_in
 from pipeline.config import DataConfig
 from pipeline.data.index.manifest import open_manifest
-from pipeline.prepare.drawn.mini import draw_mini
+from pipeline.prepare.mini import draw_mini
+from pipeline.prepare.options import MiniOptions
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMI_LINES = (
@@ -90,7 +91,7 @@ def test_the_data_hash_comes_from_a_manifest_and_nothing_is_scanned(small_data, 
 
 
 def test_the_archive_of_cifar_10_is_looked_into(tmp_path):
-    draw_mini(tmp_path / "mini", train_images=50, test_images=10)
+    draw_mini(MiniOptions(tmp_path / "mini", train=50, test=10))
     done = doctor("--", "--config", "configs/mini/plain-20.yaml", f"--data.root={tmp_path}/mini")
     assert "train 50 images, hash " in done.stdout and "val 10 images, hash " in done.stdout
     done = doctor("--", "--config", "configs/mini/plain-20.yaml", f"--data.root={tmp_path}")

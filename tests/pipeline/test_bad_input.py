@@ -17,7 +17,7 @@ from pipeline.data.index.manifest import open_manifest
 from pipeline.data.order import epoch_permutation
 from pipeline.system.failure import Reported
 from pipeline.train.checkpoint import CheckpointFolder, read_verified
-from pipeline.train.monitor.metrics_file import read_metrics
+from pipeline.train.folder import read_metrics
 
 AT_ONCE = 2  # commands side by side
 ONE_EPOCH = ("--schedule.epochs=1", "--schedule.drop_epochs=[]")

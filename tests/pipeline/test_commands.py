@@ -69,4 +69,4 @@ def test_prepare_demo_draws_the_set_once(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.JPEG")} == drawn
     other = jobs.run([*argv, "--seed=1"])
     assert other.codes == [2], other.text
-    assert "choose another --out or remove the folder" in other.text
+    assert "was begun with seed 0 (now 1)" in other.text

@@ -1,5 +1,4 @@
-"""Executes plans with DALI: its graphs, of encoded images (graph) and of pixels (pixels), and the
-batches they give (loader).
+"""Executes plans with DALI: its graphs (graph) and the batches they give (loader).
 
 The only package that imports DALI.
 """
@@ -9,9 +8,8 @@ from __future__ import annotations
 from pipeline.data.dali.graph import graph_inputs, make_pipeline
 from pipeline.data.dali.loader import Batch, Loader, read_patiently
 from pipeline.data.dali.settings import DecoderMemory, DecodeSettings, gpu_count
-from pipeline.system.machine import available_cores
 
 __all__ = [
-    "Batch", "DecodeSettings", "DecoderMemory", "Loader", "available_cores",
+    "Batch", "DecodeSettings", "DecoderMemory", "Loader",
     "gpu_count", "graph_inputs", "make_pipeline", "read_patiently",
 ]  # fmt: skip

@@ -1,8 +1,4 @@
-"""DALI's graphs and their inputs.
-
-Encoded images are decoded, resized, mirrored and normalised here; what is pixels already goes to
-`pixels`.
-"""
+"""DALI's graphs and their inputs, for encoded images and for images that are pixels already."""
 
 from __future__ import annotations
 
@@ -12,23 +8,16 @@ import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn, types
 
-from pipeline.data.dali import pixels
-from pipeline.data.dali.settings import DecodeSettings, new_pipeline, output_arguments
+from pipeline.data.dali.settings import DecodeSettings
 from pipeline.data.images import ImageSet
 from pipeline.data.stream import Selection
 
-
-def make_decoding_pipeline(source: Any, batch_size: int, settings: DecodeSettings) -> Pipeline:
-    """As `graph.make_pipeline`, up to its first operator; not yet built.
-
-    `source()` gives the first three of `graph_inputs` for each batch. Gives each image's box,
-    (h, w, 3) uint8.
-    """
-    pipe = new_pipeline(batch_size, settings)
-    with pipe:
-        encoded, low, extent = fn.external_source(source=source, num_outputs=3, batch=True)
-        pipe.set_outputs(decoded(encoded, low, extent, settings))
-    return pipe
+# How boxes are given to DALI's operators.
+_IN_PIXELS: dict[str, Any] = {
+    "axis_names": "HW",
+    "normalized_anchor": False,
+    "normalized_shape": False,
+}
 
 
 def graph_inputs(
@@ -42,10 +31,13 @@ def graph_inputs(
     Where there is a mean image, the means hold the colour offset alone.
     """
     plan, normalisation = selection.plan, settings.normalisation
-    settings.require_shape(plan.shape)
+    image = normalisation.image
+    assert image is None or image.shape[:2] == plan.shape, (  # a wrong mean would go unnoticed
+        f"a mean image of {image.shape} for views of {plan.shape}; see DecodeSettings.for_shape"
+    )
     if settings.decoder == "none":
-        return pixels.graph_inputs(selection, encoded)
-    mean = normalisation.mean if normalisation.image is None else np.float32(0)
+        return _pixel_inputs(selection, encoded)
+    mean = normalisation.mean if image is None else np.float32(0)
     sizes = np.stack([manifest.heights[selection.images], manifest.widths[selection.images]], 1)
     start, extent = plan.boxes[:, :2].astype(np.float64), plan.boxes[:, 2:].astype(np.float64)
     extent = np.maximum(extent, 1.0)
@@ -74,77 +66,94 @@ def make_pipeline(source: Any, batch_size: int, settings: DecodeSettings) -> Pip
     a CPU, a graph of the GPU decoder can be serialised and checked, not run.
     """
     if settings.decoder == "none":
-        return pixels.make_pipeline(source, batch_size, settings)
+        return _pixel_pipeline(source, batch_size, settings)
     assert settings.normalisation.image is None or settings.output != "uint8", (
         "pixels that are not normalised yet are mirrored already, and a mean image comes before"
     )
-    pipe = new_pipeline(batch_size, settings)
+    pipe = _new_pipeline(batch_size, settings)
     with pipe:
         encoded, low, extent, begin, end, shape, flips, means, labels = fn.external_source(
             source=source, num_outputs=9, batch=True
         )
-        images = decoded(encoded, low, extent, settings)
-        finished = _finished_on_gpu if settings.decoder == "gpu" else _finished_on_cpu
-        images = finished(images, (begin, end), shape, flips, means, settings)
-        if settings.output == "uint8":
-            pipe.set_outputs(images, labels, means)
-        else:
-            pipe.set_outputs(images, labels)
+        images = _decoded(encoded, low, extent, settings)
+        images = _finished(images, (begin, end), shape, flips, means, settings)
+        pipe.set_outputs(images, labels, *([means] if settings.output == "uint8" else []))
     return pipe
 
 
-def _finished_on_gpu(
+def make_decoding_pipeline(source: Any, batch_size: int, settings: DecodeSettings) -> Pipeline:
+    """As `make_pipeline`, up to its first operator; not yet built.
+
+    `source()` gives the first three of `graph_inputs` for each batch. Gives each image's box,
+    (h, w, 3) uint8.
+    """
+    pipe = _new_pipeline(batch_size, settings)
+    with pipe:
+        encoded, low, extent = fn.external_source(source=source, num_outputs=3, batch=True)
+        pipe.set_outputs(_decoded(encoded, low, extent, settings))
+    return pipe
+
+
+def _new_pipeline(batch_size: int, settings: DecodeSettings) -> Pipeline:
+    return Pipeline(
+        batch_size=batch_size,
+        num_threads=settings.threads,
+        device_id=settings.device.index if settings.decoder == "gpu" else None,
+        prefetch_queue_depth=settings.prefetch,
+        exec_dynamic=True,  # batches are fresh memory and stay valid; also 17% faster
+    )
+
+
+def _finished(
     images: Any, box: tuple[Any, Any], shape: Any, flips: Any, means: Any, settings: DecodeSettings
 ) -> Any:
     """The decoded pixels, resized, mirrored and normalised; `box` is its begin and its end."""
-    images = fn.resize(
-        images,
-        size=shape,
-        roi_start=box[0],
-        roi_end=box[1],
-        roi_relative=False,
-        interp_type=types.INTERP_LINEAR,
-        antialias=True,
-    )
-    if settings.output == "uint8":
-        return fn.crop_mirror_normalize(
-            images, mirror=flips, dtype=types.UINT8, output_layout="HWC"
+    mean_image, on_gpu = settings.normalisation.image, settings.decoder == "gpu"
+    if on_gpu:
+        images = fn.resize(
+            images,
+            size=shape,
+            roi_start=box[0],
+            roi_end=box[1],
+            roi_relative=False,
+            interp_type=types.INTERP_LINEAR,
+            antialias=True,
         )
-    return _normalised(images, flips, means, settings)
+        if settings.output == "uint8":
+            return fn.crop_mirror_normalize(
+                images, mirror=flips, dtype=types.UINT8, output_layout="HWC"
+            )
+    else:  # in one operator where that does all that is asked for
+        from pipeline.data.dali import resampling  # brings numba, which takes half a second
 
-
-def _finished_on_cpu(
-    images: Any, box: tuple[Any, Any], shape: Any, flips: Any, means: Any, settings: DecodeSettings
-) -> Any:
-    """The same, in one operator where that does all that is asked for."""
-    from pipeline.data.dali import resampling  # brings numba, which takes half a second
-
-    if settings.output == "uint8":
-        return resampling.resized(images, box, shape, flips)
-    if settings.output == "float32" and settings.normalisation.image is None:
-        std = settings.normalisation.std
-        return resampling.resized_and_normalised(images, box, shape, flips, means, std)
-    images = resampling.resized(images, box, shape, types.Constant(0, dtype=types.INT32))
-    return _normalised(images, flips, means, settings)
-
-
-def _normalised(images: Any, flips: Any, means: Any, settings: DecodeSettings) -> Any:
-    if settings.normalisation.image is not None:
-        device = "gpu" if settings.decoder == "gpu" else "cpu"
-        images = images - types.Constant(settings.normalisation.image, device=device)
+        if settings.output == "uint8":
+            return resampling.resized(images, box, shape, flips)
+        if settings.output == "float32" and mean_image is None:
+            normaliser = means, settings.normalisation.std
+            return resampling.resized(images, box, shape, flips, normaliser)
+        images = resampling.resized(images, box, shape, types.Constant(0, dtype=types.INT32))
+    if mean_image is not None:
+        images = images - types.Constant(mean_image, device="gpu" if on_gpu else "cpu")
     # The colour offset rides on the mean: an addition by itself takes longer.
-    return fn.crop_mirror_normalize(images, mirror=flips, mean=means, **output_arguments(settings))
+    return fn.crop_mirror_normalize(images, mirror=flips, mean=means, **_output_arguments(settings))
 
 
-def decoded(encoded: Any, low: Any, extent: Any, settings: DecodeSettings) -> Any:
+def _output_arguments(settings: DecodeSettings) -> dict[str, Any]:
+    """How `crop_mirror_normalize` writes normalised pixels, its means aside."""
+    return {
+        "std": settings.normalisation.std.tolist(),
+        "dtype": types.FLOAT16 if settings.output == "float16" else types.FLOAT,
+        "output_layout": "HWC",
+    }
+
+
+def _decoded(encoded: Any, low: Any, extent: Any, settings: DecodeSettings) -> Any:
     """The graph's first operator: the pixels of each image's integer box."""
     return fn.decoders.image_slice(
         encoded,
         low,
         extent,
-        axis_names="HW",
-        normalized_anchor=False,
-        normalized_shape=False,
+        **_IN_PIXELS,
         output_type=types.RGB,
         adjust_orientation=False,  # as Pillow and torchvision; EXIF would swap the box's axes
         **_decoder_arguments(settings),
@@ -173,3 +182,45 @@ def normalise(images: torch.Tensor, means: torch.Tensor, std: np.ndarray) -> tor
     """
     scale = torch.from_numpy(1 / std).to(images.device)
     return images.sub(means.to(images.device)[:, None, None, :]).mul_(scale)
+
+
+# Images that are pixels already, as those of CIFAR-10
+
+
+def _pixel_inputs(selection: Selection, images: list[np.ndarray]) -> tuple[Any, ...]:
+    """As `graph_inputs`, of `images` (H, W, 3) uint8 each.
+
+    Boxes are whole pixels and may lie outside the image.
+    """
+    plan = selection.plan
+    assert not plan.offsets.any(), "this graph adds no colour offset"
+    assert (plan.boxes[:, 2:] == plan.shape).all(), "this graph does not resize"
+    return (
+        np.stack(images),
+        plan.boxes[:, :2].astype(np.int32),
+        plan.boxes[:, 2:].astype(np.int32),
+        plan.flips.astype(np.int32),
+        np.ascontiguousarray(selection.labels),
+    )
+
+
+def _pixel_pipeline(source: Any, batch_size: int, settings: DecodeSettings) -> Pipeline:
+    """As `make_pipeline`: images (B, H, W, 3), float32 or float16, and labels (B,) int64.
+
+    pixels -> subtract the mean -> cut, zeros beyond the image -> mirror -> divide by the deviation,
+    on the CPU. The mean comes before the zeros, so that what is beyond the image counts as average
+    (section 4.2 of the paper).
+    """
+    assert settings.output != "uint8", "the zeros of the padding are zeros after the mean"
+    pipe = _new_pipeline(batch_size, settings)
+    with pipe:
+        images, start, extent, flips, labels = fn.external_source(
+            source=source, num_outputs=5, batch=True, layout=["HWC", "", "", "", ""]
+        )
+        images = images - types.Constant(settings.normalisation.subtracted, device="cpu")
+        images = fn.slice(
+            images, start, extent, **_IN_PIXELS, out_of_bounds_policy="pad", fill_values=0.0
+        )
+        images = fn.crop_mirror_normalize(images, mirror=flips, **_output_arguments(settings))
+        pipe.set_outputs(images, labels)
+    return pipe

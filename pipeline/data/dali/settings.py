@@ -1,15 +1,14 @@
-"""What can be set about executing plans, and what every graph has in common."""
+"""What can be set about executing plans."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline, types
 
 from pipeline.config import Config, DataConfig
 from pipeline.data.images import ImageSet
@@ -60,40 +59,12 @@ class DecodeSettings:
         normalisation = self.normalisation.for_shape(shape)
         return dataclasses.replace(self, normalisation=normalisation)
 
-    def require_shape(self, shape: tuple[int, int]) -> None:
-        """Asserts that the normalisation fits views of this shape; a wrong mean would go
-        unnoticed."""
-        image = self.normalisation.image
-        assert image is None or image.shape[:2] == shape, (
-            f"a mean image of {image.shape} for views of {shape}; see DecodeSettings.for_shape"
-        )
-
 
 def gpu_count() -> int:
     """GPUs that DALI can use here; 0 without a driver."""
     from nvidia.dali.backend import GetCUDADeviceCount  # type: ignore[attr-defined]
 
     return int(GetCUDADeviceCount())
-
-
-def new_pipeline(batch_size: int, settings: DecodeSettings) -> Pipeline:
-    """A pipeline without operators."""
-    return Pipeline(
-        batch_size=batch_size,
-        num_threads=settings.threads,
-        device_id=settings.device.index if settings.decoder == "gpu" else None,
-        prefetch_queue_depth=settings.prefetch,
-        exec_dynamic=True,  # batches are fresh memory and stay valid; also 17% faster
-    )
-
-
-def output_arguments(settings: DecodeSettings) -> dict[str, Any]:
-    """How `crop_mirror_normalize` writes normalised pixels, its means aside."""
-    return {
-        "std": settings.normalisation.std.tolist(),
-        "dtype": types.FLOAT16 if settings.output == "float16" else types.FLOAT,
-        "output_layout": "HWC",
-    }
 
 
 _GPU_DECODER_THREADS = 8  # published configurations have 6 to 8 for each GPU
@@ -111,21 +82,15 @@ def choose_decoding(
     Raises `ValueError` for a GPU decoder without a GPU.
     """
     settings = config.data
-    choice = settings.decode
-    if choice == "gpu" and (device.type != "cuda" or gpu_count() == 0):
+    has_gpu = device.type == "cuda" and gpu_count() > 0
+    if settings.decode == "gpu" and not has_gpu:
         raise ValueError(
             "data.decode=gpu needs an NVIDIA GPU that run.device uses; set data.decode=cpu or auto"
         )
-    decoder: Literal["cpu", "gpu", "none"] = (
-        "gpu" if device.type == "cuda" and gpu_count() else "cpu"
-    )
-    if choice != "auto":
-        decoder = choice
-    if settings.dataset == "cifar-10":
-        decoder = "none"  # its images are pixels
-    on_gpu = decoder == "gpu"
+    encoded = settings.dataset != "cifar-10"
+    on_gpu = encoded and has_gpu and settings.decode != "cpu"
     return DecodeSettings(
-        decoder,
+        "gpu" if on_gpu else "cpu" if encoded else "none",
         device,
         settings.threads or (min(share.cores, _GPU_DECODER_THREADS) if on_gpu else share.cores),
         settings.prefetch_batches or (3 if on_gpu else 2),
@@ -143,13 +108,12 @@ def decoder_memory(config: DataConfig, data: Sequence[ImageSet]) -> DecoderMemor
     for its three colours and a copy in work; an assumption, not yet measured on a GPU. Less than
     DALI's own defaults is never chosen.
     """
-    width = max((int(one.widths.max(initial=0)) for one in data), default=0)
-    height = max((int(one.heights.max(initial=0)) for one in data), default=0)
-    pixels = max(
-        (int((one.widths.astype(np.int64) * one.heights).max(initial=0)) for one in data),
-        default=0,
-    )
-    if config.preallocate is not None:
+    if config.preallocate is None:
+        widths = np.concatenate([np.zeros(1, np.int64), *(one.widths for one in data)])
+        heights = np.concatenate([np.zeros(1, np.int64), *(one.heights for one in data)])
+        width, height = int(widths.max()), int(heights.max())
+        pixels = int((widths * heights).max())
+    else:
         width, height = config.preallocate
         pixels = width * height
     least = DecoderMemory()

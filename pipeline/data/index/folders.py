@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from pipeline.data.index.headers import image_size
-from pipeline.data.index.window import BadContainer, Entry, Window, is_image, reading
+from pipeline.data.index.window import Entry, Window, is_image, reading, unreadable
 
 
 def walk(folder: Path) -> list[Entry]:
@@ -22,14 +22,21 @@ def walk(folder: Path) -> list[Entry]:
     """
     place = os.fsencode(folder)
     try:
-        names = reading(folder, lambda: _list(place))
+        names = reading(place, lambda: _list(place))
     except OSError as error:
-        raise BadContainer(
-            f"the class folder {folder} cannot be read: {error.strerror}; "
-            f"give this user the right to read it"
-        ) from error
+        raise unreadable(f"the class folder {folder}", error) from error
     label = os.path.basename(place)
-    return [Entry(label, name, 0, *_measure(folder, os.path.join(place, name))) for name in names]
+    return [Entry(label, name, 0, *_measure(os.path.join(place, name))) for name in names]
+
+
+def read_size(path: bytes) -> tuple[int, int, int]:
+    """Return bytes, width and height of an image file, the last two 0 without a readable header.
+
+    OSError if it cannot be read.
+    """
+    with open(path, "rb", buffering=0) as file:
+        length = os.fstat(file.fileno()).st_size
+        return length, *image_size(Window(path, file.fileno(), length), 0, length)
 
 
 def _list(place: bytes) -> list[bytes]:
@@ -41,30 +48,8 @@ def _list(place: bytes) -> list[bytes]:
         )
 
 
-def _measure(folder: Path, path: bytes) -> tuple[int, int, int]:
-    """Return bytes, width and height, the last two 0 without a readable header."""
+def _measure(path: bytes) -> tuple[int, int, int]:
     try:
-        return _read_size(folder, path)
-    except (OSError, BadContainer):
-        pass  # or cut off meanwhile; only now is the path made, which costs time
-    image = Path(os.fsdecode(path))
-    try:
-        return reading(image, lambda: _read_size(image, path))
+        return reading(path, lambda: read_size(path))
     except OSError as error:
-        raise BadContainer(
-            f"the image {image} cannot be read: {error.strerror}; {_cure(error)}"
-        ) from error
-
-
-def _read_size(place: Path, path: bytes) -> tuple[int, int, int]:
-    with open(path, "rb", buffering=0) as file:
-        length = os.fstat(file.fileno()).st_size
-        return length, *image_size(Window(place, file.fileno(), length), 0, length)
-
-
-def _cure(error: OSError) -> str:
-    if isinstance(error, PermissionError):
-        return "give this user the right to read it"
-    if isinstance(error, FileNotFoundError):  # a link to nowhere, or removed meanwhile
-        return "put back what it links to, or remove the link"
-    return "copy it anew from its source, or remove it"
+        raise unreadable(f"the image {os.fsdecode(path)}", error) from error

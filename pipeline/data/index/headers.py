@@ -114,9 +114,6 @@ class _Range(io.RawIOBase):
         self._at = offset + (0, self._at, self._length)[whence]
         return self._at
 
-    def tell(self) -> int:
-        return self._at
-
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         wanted = max(0, min(len(buffer), self._length - self._at))
         try:

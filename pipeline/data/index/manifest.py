@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +30,13 @@ from pipeline.data.index.arrow_file import (
     warn_if_fewer,
     write_manifest,
 )
-from pipeline.data.index.open_files import ContainedImages
+from pipeline.data.index.recordio import GAP_BYTES, without_gaps
 from pipeline.data.index.scan import scan
 from pipeline.data.index.survey import Split, name_few, survey
 
 log = logging.getLogger("trainyard")
 
-
+_MOST_OPEN = 4096  # containers
 _INDEX_AGAIN = (
     "if it was replaced on purpose, python -m pipeline.prepare index --again makes the manifest "
     "anew; to runs that began before it is other data"
@@ -62,21 +64,39 @@ class Manifest:
         self.split = split
         self.directory = directory
         self.digest: str = metadata[b"digest"].decode()
-        own_classes: list[str] = json.loads(metadata[b"classes"])
-        self.classes = own_classes if classes is None else list(classes)
+        self.classes: list[str] = json.loads(metadata[b"classes"])
         self._prefix = os.fsencode(directory) + b"/"
         self._files = column(table, "file")
         self.labels: NDArray[np.int32] = column(table, "label").to_numpy()
         self.lengths: NDArray[np.int64] = column(table, "length").to_numpy()
         self.widths: NDArray[np.int32] = column(table, "width").to_numpy()
         self.heights: NDArray[np.int32] = column(table, "height").to_numpy()
-        self._containers = (
-            ContainedImages(table, self._prefix) if b"containers" in metadata else None
-        )
-        if self.classes != own_classes:
+        self._containers = _Containers(table, self._prefix) if b"containers" in metadata else None
+        if classes is not None and self.classes != classes:
+            self._relabel(classes)
+
+    def _relabel(self, classes: Sequence[str]) -> None:
+        """Take the `classes` of the training data for those that were found.
+
+        ValueError for one found that is not among them; one without an image is warned of.
+        """
+        index = {name: label for label, name in enumerate(classes)}
+        unknown = [name for name in self.classes if name not in index]
+        if unknown:
             noun = "class folder(s)" if self._containers is None else "class(es)"
-            label_map = _label_map(own_classes, self.classes, f"{directory} has", noun)
-            self.labels = label_map[self.labels]
+            raise ValueError(
+                f"{self.directory} has {len(unknown)} {noun} that the training data lacks: "
+                f"{name_few(unknown)}; remove them there or add them to training"
+            )
+        empty = [name for name in classes if name not in self.classes]
+        if empty:
+            log.warning(
+                "%s has no images of %d of the %d training classes: %s; its accuracy is that of "
+                "the other classes",
+                self.directory, len(empty), len(classes), name_few(empty),
+            )  # fmt: skip
+        labels = np.array([index[name] for name in self.classes], dtype=np.int32)
+        self.labels, self.classes = labels[self.labels], list(classes)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -120,14 +140,61 @@ class Manifest:
 
     def _read_file(self, index: int) -> NDArray[np.uint8]:
         name: bytes = self._files[int(index)].as_py()
-        # Unbuffered: one read straight into the array, without the GIL.
         with open(self._prefix + name, "rb", buffering=0) as file:
-            length = os.fstat(file.fileno()).st_size
-            content = np.empty(length, dtype=np.uint8)
-            done = 0
-            while done < length and (count := file.readinto(content[done:].data)):
-                done += count
-        return content[:done]
+            return _read_range(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+
+
+class _Containers:
+    """Where the images of a manifest lie in containers, and reading them from there.
+
+    The containers used last stay open: at most a quarter of the files that the process may have
+    open, as training and validation each hold one of these and other parts need descriptors too.
+    """
+
+    def __init__(self, table: pa.Table, prefix: bytes) -> None:
+        metadata = table.schema.metadata
+        paths = [prefix + os.fsencode(name) for name in json.loads(metadata[b"containers"])]
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = _MOST_OPEN if soft == resource.RLIM_INFINITY else min(_MOST_OPEN, soft // 4)
+        self._paths = paths
+        self._gaps: dict[int, list[int]] = dict(json.loads(metadata[b"gaps"]))
+        self._numbers: NDArray[np.int32] = column(table, "container").to_numpy()
+        self._offsets: NDArray[np.int64] = column(table, "offset").to_numpy()
+        # Opens outside its lock: on a network file system other threads need not wait for it.
+        self._opened = lru_cache(max(1, most))(lambda number: _OpenFile(paths[number]))
+
+    def describe(self, index: int, file: bytes) -> bytes:
+        """Say where an image lies, `file` being its class and name."""
+        place = self._paths[self._numbers[index]], file, self._offsets[index]
+        return b"%b:%b at byte %d" % place
+
+    def read(self, index: int, length: int) -> NDArray[np.uint8]:
+        """Return the image's `length` bytes, fewer where the container ends; OSError."""
+        gaps = self._gaps.get(index, ())
+        file = self._opened(int(self._numbers[index]))
+        raw = length + GAP_BYTES * len(gaps)
+        content = _read_range(file.descriptor, int(self._offsets[index]), raw)
+        return without_gaps(content, gaps) if gaps else content
+
+
+class _OpenFile:
+    """A descriptor that is closed when the last thread that reads from it has let go of it."""
+
+    def __init__(self, path: bytes) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+def _read_range(descriptor: int, offset: int, length: int) -> NDArray[np.uint8]:
+    """Return `length` bytes at `offset`, fewer where the file ends; OSError if it fails."""
+    content = np.empty(length, dtype=np.uint8)
+    done = 0
+    while done < length and (count := os.preadv(descriptor, [content[done:].data], offset + done)):
+        done += count
+    return content[:done]
 
 
 def open_manifest(
@@ -142,10 +209,9 @@ def open_manifest(
     `classes` (the training classes, for val) gives the labels; `None` takes the classes in bytewise
     order. A class without an image is warned of. The cache lies in `cache_dir`, or else in
     `<root>/.trainyard`, or else, where that cannot be written, in the user's cache; a staged copy's
-    own, in its `.trainyard`, is used with a `cache_dir` too. Replacing a
-    file of a class folder in place does not change its folder's time and is met when it is read;
-    `again` scans whatever the cache holds. Ranks that share a file system: call on one first, then
-    on the others.
+    own, in its `.trainyard`, is used with a `cache_dir` too. Replacing a file of a class folder in
+    place does not change its folder's time and is met when it is read; `again` scans whatever the
+    cache holds. Ranks that share a file system: call on one first, then on the others.
 
     ValueError, with the cure, for what `survey` and `scan` refuse, a class that `classes` lacks,
     and no place for the cache.
@@ -153,7 +219,7 @@ def open_manifest(
     tree = survey(root, split)
     found = None if again else find_fresh(root, split, cache_dir, tree.stamp)
     if found is not None:
-        return _labelled(Manifest(split, tree.directory, found[1], classes))
+        return Manifest(split, tree.directory, found[1], classes)
     rows = scan(tree)
     places, refused = cache_places(root, split, cache_dir), []
     warn_if_fewer(places, rows, tree)
@@ -161,7 +227,7 @@ def open_manifest(
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             write_manifest(place, rows, tree.stamp)
-            return _labelled(Manifest(split, tree.directory, load_table(place), classes))
+            return Manifest(split, tree.directory, load_table(place), classes)
         except OSError as error:
             refused.append(f"{place.parent} ({error.strerror})")
             if again and load_fresh(place, tree.stamp) is not None:
@@ -170,21 +236,6 @@ def open_manifest(
         f"the manifest of {tree.directory} cannot be written to {' or '.join(refused)}; "
         f"set data.cache_dir to a directory that can be written"
     )
-
-
-def _labelled(manifest: Manifest) -> Manifest:
-    """Warn of classes without an image."""
-    lacking = np.setdiff1d(np.arange(len(manifest.classes)), manifest.labels)
-    if len(lacking):
-        log.warning(
-            "%s has no images of %d of the %d training classes: %s; its accuracy is that of the "
-            "other classes",
-            manifest.directory,
-            len(lacking),
-            len(manifest.classes),
-            name_few([manifest.classes[label] for label in lacking]),
-        )
-    return manifest
 
 
 def cached_manifest(root: Path, split: Split, cache_dir: Path | None) -> Manifest | None:
@@ -203,17 +254,3 @@ def read_manifest(path: Path, split: Split, directory: Path) -> Manifest:
     ValueError if the file is damaged or of another version; OSError if it cannot be read.
     """
     return Manifest(split, directory, load_table(path))
-
-
-def _label_map(
-    own_classes: Sequence[str], classes: Sequence[str], who: str, noun: str
-) -> NDArray[np.int32]:
-    """Return the index in `classes` of each of a split's own classes."""
-    index = {name: label for label, name in enumerate(classes)}
-    unknown = [name for name in own_classes if name not in index]
-    if unknown:
-        raise ValueError(
-            f"{who} {len(unknown)} {noun} that the training data lacks: {name_few(unknown)}; "
-            f"remove them there or add them to training"
-        )
-    return np.array([index[name] for name in own_classes], dtype=np.int32)

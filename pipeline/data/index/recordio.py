@@ -24,12 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.index.headers import image_size, size_of_bytes
-from pipeline.data.index.window import (
-    RECORDIO_LIST,
-    BadContainer,
-    Entry,
-    Window,
-)
+from pipeline.data.index.window import RECORDIO_LIST, BadContainer, Entry, Window
 
 GAP_BYTES = 4  # the length word between two parts of a record
 

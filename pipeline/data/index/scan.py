@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import re
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -21,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.index import folders, recordio, tar, tfrecord
-from pipeline.data.index.scan_progress import ScanProgress
 from pipeline.data.index.survey import CLASSES_FILE, Tree, name_few, no_images
-from pipeline.data.index.window import Entry, Window, opened
+from pipeline.data.index.window import Entry, Window, opened, unreadable
+from pipeline.system.console import Bar
 
 log = logging.getLogger("trainyard")
 
@@ -107,9 +108,8 @@ def scan(tree: Tree) -> Rows:
     time.sleep(min(max(0.0, tree.changed_sec + _CLOCK_TICK_SEC - time.time()), _CLOCK_TICK_SEC))
     started = time.monotonic()
     parts = _walk_all(tree)
-    if not any(part.names for part in parts):
-        raise ValueError(no_images(tree.directory))
-    rows = _folder_rows(tree, parts) if tree.kind == "folders" else _container_rows(tree, parts)
+    _require_images(tree, parts)
+    rows = _rows(tree, parts)
     seconds = time.monotonic() - started
     log.info("scanned %d images in %s in %.1f s", len(rows.files), tree.directory, seconds)
     _warn(tree, rows)
@@ -117,19 +117,36 @@ def scan(tree: Tree) -> Rows:
 
 
 def _walk_all(tree: Tree) -> list[_Part]:
-    """Walk every source, in the sources' order; shows how far it is."""
+    """Walk every source, in the sources' order.
+
+    Shows how far it is: class folders by their number, containers by the bytes passed in them. The
+    bar is drawn by a process whose log tells such things: of a job's ranks that is rank 0.
+    """
     windows: list[Window] = []
+    by_number = tree.kind == "folders"
     with (
-        ScanProgress(tree) as progress,
+        Bar(
+            len(tree.sources) if by_number else tree.size_bytes,
+            f"scanning {tree.directory}",
+            unit=" folders" if by_number else "B",
+            stream=sys.stderr,
+            wanted=log.isEnabledFor(logging.INFO),
+        ) as bar,
         ThreadPoolExecutor(_THREADS, thread_name_prefix="scan") as pool,
     ):
         jobs = [pool.submit(_walk, tree, name, windows) for name in tree.sources]
         pending, images = set(jobs), 0
         try:
             while pending:
-                done, pending = wait(pending, progress.interval_sec, FIRST_COMPLETED)
+                done, pending = wait(pending, bar.interval_sec, FIRST_COMPLETED)
                 images += sum(len(job.result().names) for job in done)  # a failure ends the others
-                progress.show(len(jobs) - len(pending), images, windows)
+                walked, passed = len(jobs) - len(pending), sum(one.position for one in windows)
+                bar.move(walked if by_number else passed, f"{images} images")
+                if bar.line_due():
+                    log.info(
+                        "%s: %d of %d %s%s", tree.directory, walked, len(jobs), tree.source_noun,
+                        "" if by_number else f", {passed / 1e9:.1f} GB passed",
+                    )  # fmt: skip
         finally:
             pool.shutdown(cancel_futures=True)
     hidden = sum(window.hidden for window in windows)
@@ -157,50 +174,42 @@ def _columns(entries: Sequence[Entry]) -> _Part:
     )
 
 
-def _folder_rows(tree: Tree, parts: Sequence[_Part]) -> Rows:
-    counts = [len(part.names) for part in parts]
-    empty = [name for name, count in zip(tree.sources, counts, strict=True) if not count]
-    if empty:
+def _require_images(tree: Tree, parts: Sequence[_Part]) -> None:
+    if not any(part.names for part in parts):
+        raise ValueError(no_images(tree.directory))
+    empty = [name for name, part in zip(tree.sources, parts, strict=True) if not part.names]
+    if empty and tree.kind == "folders":
         raise ValueError(
             f"{len(empty)} class folder(s) of {tree.directory} hold no images: {name_few(empty)}; "
             f"fill them or remove them"
         )
-    _, lengths, widths, heights = np.concatenate([part.numbers for part in parts]).T
-    return Rows(
-        classes=tree.sources,
-        files=[
-            os.fsencode(folder) + b"/" + name
-            for folder, part in zip(tree.sources, parts, strict=True)
-            for name in part.names
-        ],
-        labels=np.repeat(np.arange(len(parts), dtype=np.int32), counts),
-        lengths=np.ascontiguousarray(lengths),
-        widths=widths.astype(np.int32),
-        heights=heights.astype(np.int32),
-    )
 
 
-def _container_rows(tree: Tree, parts: Sequence[_Part]) -> Rows:
-    class_names = _class_names(tree, parts)
+def _rows(tree: Tree, parts: Sequence[_Part]) -> Rows:
+    class_of = _class_names(tree, parts)
     names = [name for part in parts for name in part.names]
-    containers = np.repeat(
-        np.arange(len(parts), dtype=np.int32), [len(part.names) for part in parts]
-    )
-    # Stable: equal names, in different containers, stay in the containers' order.
-    order = sorted(range(len(names)), key=lambda row: (class_names[row], names[row]))
-    classes = sorted(set(class_names))
+    order = list(range(len(names)))
+    if tree.kind != "folders":  # which are walked in order
+        # Stable: equal names, in different containers, stay in the containers' order.
+        order.sort(key=lambda row: (class_of[row], names[row]))
+    classes = sorted(set(class_of))
     label_of = {name: label for label, name in enumerate(classes)}
     offsets, lengths, widths, heights = np.concatenate([part.numbers for part in parts])[order].T
+    places = None
+    if tree.kind != "folders":
+        counts = [len(part.names) for part in parts]
+        containers = np.repeat(np.arange(len(parts), dtype=np.int32), counts)[order]
+        places = Places(
+            tree.sources, containers, np.ascontiguousarray(offsets), _gaps(parts, order)
+        )
     return Rows(
         classes=[os.fsdecode(name) for name in classes],
-        files=[class_names[row] + b"/" + names[row] for row in order],
-        labels=np.array([label_of[class_names[row]] for row in order], dtype=np.int32),
+        files=[class_of[row] + b"/" + names[row] for row in order],
+        labels=np.array([label_of[class_of[row]] for row in order], dtype=np.int32),
         lengths=np.ascontiguousarray(lengths),
         widths=widths.astype(np.int32),
         heights=heights.astype(np.int32),
-        places=Places(
-            tree.sources, containers[order], np.ascontiguousarray(offsets), _gaps(parts, order)
-        ),
+        places=places,
     )
 
 
@@ -245,7 +254,7 @@ def _read_class_list(path: Path) -> list[bytes]:
     try:
         listed = [line.strip() for line in path.read_bytes().strip().split(b"\n")]
     except OSError as error:
-        raise ValueError(f"the class list {path} cannot be read: {error.strerror}") from error
+        raise unreadable(f"the class list {path}", error) from error
     if b"" in listed or len(set(listed)) != len(listed):
         twice = [os.fsdecode(name) for name in sorted({n for n in listed if listed.count(n) > 1})]
         what = f"names classes twice: {name_few(twice)}" if twice else "has empty lines"
@@ -254,46 +263,36 @@ def _read_class_list(path: Path) -> list[bytes]:
 
 
 def _warn(tree: Tree, rows: Rows) -> None:
-    """Log what a user should mend before training meets it."""
-    headless = np.flatnonzero(rows.widths == 0)
-    if len(headless):
+    """Log what a user should repair before training meets it."""
+    headless = [os.fsdecode(rows.files[index]) for index in np.flatnonzero(rows.widths == 0)]
+    if headless:
         log.warning(
-            "%d of %d images in %s have no readable header: %s; "
-            "training fails when it meets one, or excludes it, by data.bad_images",
-            len(headless),
-            len(rows.files),
-            tree.directory,
-            name_few([os.fsdecode(rows.files[index]) for index in headless]),
-        )
-    twice = [] if rows.places is None else [a for a, b in pairwise(rows.files) if a == b]
-    if twice:
+            "%d of %d images in %s have no readable header: %s; training fails when it meets one, "
+            "or excludes it, by data.bad_images",
+            len(headless), len(rows.files), tree.directory, name_few(headless),
+        )  # fmt: skip
+    twice = [os.fsdecode(one) for one, next_one in pairwise(rows.files) if one == next_one]
+    if twice:  # of containers only
         log.warning(
-            "%d images in %s have the class and name of another one, the first %s: "
-            "if %s hold copies, remove them, or training takes each twice",
-            len(twice),
-            tree.directory,
-            os.fsdecode(twice[0]),
-            tree.source_noun,
-        )
-    lacking = _lacking_shards(tree.sources) if tree.kind == "tfrecord" else []
-    if lacking:
+            "%d images in %s have the class and name of another one, the first %s: if %s hold "
+            "copies, remove them, or training takes each twice",
+            len(twice), tree.directory, twice[0], tree.source_noun,
+        )  # fmt: skip
+    missing = _missing_shards(tree.sources) if tree.kind == "tfrecord" else []
+    if missing:
         log.warning(
             "%d TFRecord files that the names of the others count are missing in %s: %s; copy them "
             "too, unless only a part is meant",
-            len(lacking),
-            tree.directory,
-            name_few(lacking),
-        )
+            len(missing), tree.directory, name_few(missing),
+        )  # fmt: skip
     if tree.loose_images:
         log.warning(
             "%d images lie in %s beside its %s and are not used",
-            tree.loose_images,
-            tree.directory,
-            tree.source_noun,
-        )
+            tree.loose_images, tree.directory, tree.source_noun,
+        )  # fmt: skip
 
 
-def _lacking_shards(sources: Sequence[str]) -> list[str]:
+def _missing_shards(sources: Sequence[str]) -> list[str]:
     """Return the names that are not there of those that `<name>-00000-of-01024` stands for."""
     sets = {(found[1], found[3]) for found in map(_NUMBERED.search, sources) if found}
     every = (f"{name}-{k:05}-of-{n}" for name, n in sorted(sets) for k in range(int(n)))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.data.index.window import IMAGE_EXTENSIONS, RECORDIO_LIST, is_image
+from pipeline.data.index.window import IMAGE_EXTENSIONS, RECORDIO_LIST, is_image, unreadable
 
 Split = Literal["train", "val"]
 Kind = Literal["folders", "tar", "tfrecord", "recordio"]
@@ -22,11 +22,11 @@ Kind = Literal["folders", "tar", "tfrecord", "recordio"]
 CLASSES_FILE = "classes.txt"
 """Names the classes, one a line in the order of their numbers, of containers that number them."""
 
-_CONTAINERS: tuple[tuple[Kind, re.Pattern[bytes]], ...] = (
-    ("tar", re.compile(rb"\.tar$", re.I)),
-    ("recordio", re.compile(rb"\.rec$", re.I)),
-    ("tfrecord", re.compile(rb"\.tfrec(ord)?s?(-\d+-of-\d+)?(\.gz)?$|-\d{5}-of-\d{5}$", re.I)),
-)
+_CONTAINERS: dict[Kind, re.Pattern[bytes]] = {
+    "tar": re.compile(rb"\.tar$", re.I),
+    "tfrecord": re.compile(rb"\.tfrec(ord)?s?(-\d+-of-\d+)?(\.gz)?$|-\d{5}-of-\d{5}$", re.I),
+    "recordio": re.compile(rb"\.rec$", re.I),
+}
 _COMPRESSED_TAR = re.compile(rb"\.(tar\.(gz|bz2|xz|zst|lz4|Z)|tgz|tbz2?|txz|tzst)$", re.I)
 _PLURAL = {
     "folders": "class folders",
@@ -44,8 +44,8 @@ class Tree:
     kind: what its images lie in. sources: names of the class folders or containers, in bytewise
     order. class_list: file that names numbered classes, None if there is none. stamp: hex digits
     that change when an entry is added to or removed from a class folder, or a container changes in
-    size or time. changed_sec: when that last happened, in seconds since 1970. loose_images: image
-    files beside the sources, which belong to no class.
+    size or time. changed_sec: when that last happened, in seconds since 1970. size_bytes: of all
+    containers. loose_images: image files beside the sources, which belong to no class.
     """
 
     directory: Path
@@ -54,6 +54,7 @@ class Tree:
     class_list: Path | None
     stamp: str
     changed_sec: float
+    size_bytes: int
     loose_images: int
 
     @property
@@ -83,11 +84,7 @@ def survey(root: Path, split: Split) -> Tree:
         kind, sources = _sources(directory, folders, files)
         return _tree(root, directory, kind, sources, files, len(visible))
     except OSError as error:
-        place = os.fsdecode(error.filename or directory)
-        raise ValueError(
-            f"{place} cannot be read: {error.strerror}; give this user the right to read it, "
-            f"or set data.root to a copy"
-        ) from error
+        raise unreadable(os.fsdecode(error.filename or directory), error) from error
 
 
 def no_images(directory: Path) -> str:
@@ -119,9 +116,7 @@ def _check_directories(root: Path, directory: Path, split: Split) -> None:
         )
 
 
-def _sources(
-    directory: Path, folders: Sequence[bytes], files: Sequence[bytes]
-) -> tuple[Kind, Sequence[bytes]]:
+def _sources(directory: Path, folders: list[bytes], files: list[bytes]) -> tuple[Kind, list[bytes]]:
     """Return the one kind of source that is there, and the sources' names."""
     compressed = [os.fsdecode(name) for name in files if _COMPRESSED_TAR.search(name)]
     if compressed:
@@ -130,12 +125,10 @@ def _sources(
             f"{name_few(compressed)}; uncompress them (gunzip, unxz ...), images do not get "
             f"smaller by it"
         )
-    found: dict[Kind, list[bytes]] = {"folders": list(folders)} if folders else {}
-    for name in files:
-        for kind, pattern in _CONTAINERS:
-            if pattern.search(name):
-                found.setdefault(kind, []).append(name)
-                break
+    found: dict[Kind, list[bytes]] = {"folders": folders} if folders else {}
+    for kind, pattern in _CONTAINERS.items():
+        names = [name for name in files if pattern.search(name)]
+        found |= {kind: names} if names else {}
     if len(found) > 1:
         kinds = " and ".join(
             f"{len(names)} {_PLURAL[kind]} ({name_few([os.fsdecode(name) for name in names])})"
@@ -166,11 +159,12 @@ def _tree(
 ) -> Tree:
     """Stat the directory and each source."""
     parent = os.fsencode(directory)
+    of_sources = [os.stat(os.path.join(parent, name)) for name in sources]
     class_list = None
     if kind != "folders":
         places = (directory / CLASSES_FILE, root / CLASSES_FILE)
         class_list = next((place for place in places if place.exists()), None)
-    states = [os.stat(parent)] + [os.stat(os.path.join(parent, name)) for name in sources]
+    states = [os.stat(parent), *of_sources]
     state: tuple[object, ...] = (visible, list(sources), [one.st_mtime_ns for one in states])
     if kind != "folders":
         states += [] if class_list is None else [os.stat(class_list)]
@@ -186,5 +180,6 @@ def _tree(
         class_list,
         hashlib.sha256(repr(state).encode()).hexdigest(),
         max(one.st_mtime_ns for one in states) / 1e9,
+        sum(one.st_size for one in of_sources),
         sum(map(is_image, files)),
     )

@@ -15,7 +15,7 @@ The class of an image is, in this order:
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from pipeline.data.index.headers import image_size
@@ -77,10 +77,11 @@ def _walk_range(window: Window, begin: int, end: int, archive: bytes) -> list[En
             if label is not None:
                 labels[_key(member.path)] = label
     _check_samples(window, [member for member, _ in images.values()], samples)
-    place = _Classes(window, archive, labels)
+    top = b"/".join(next(iter(images), b"").split(b"/")[:-2])
     for member, size in images.values():
+        label = _class_of(window, member, archive, labels, top)
         name = member.path.rpartition(b"/")[2]
-        entries.append(Entry(place.of(member), name, member.offset, member.length, *size))
+        entries.append(Entry(label, name, member.offset, member.length, *size))
     return entries
 
 
@@ -97,9 +98,9 @@ def _is_hidden(window: Window, member: Member) -> bool:
     if not member.path.startswith(b".") and b"/." not in member.path:
         return False
     if b".." in member.path.split(b"/"):
-        shown = member.path.decode(errors="replace")
+        reason = f"the member {_shown(member)} has .. in its path"
         cure = "write the archive anew from inside the folder (tar -C <folder> -cf x.tar .)"
-        raise window.bad(member.header, f"the member {shown} has .. in its path", cure)
+        raise window.bad(member.header, reason, cure)
     return True
 
 
@@ -113,22 +114,28 @@ def _check_samples(window: Window, images: Iterable[Member], samples: Collection
         key = _key(member.path)
         other = first.setdefault(key, member)
         if other is not member and key in samples:
-            both = " and ".join(one.path.decode(errors="replace") for one in (other, member))
+            reason = f"has the key of {_shown(other)}"
             cure = "leave one image for each key, give masks and the like another extension"
-            raise window.bad(member.header, f"the images {both} have one key", cure)
+            raise _bad_image(window, member, reason, cure)
 
 
 def _check_image(window: Window, member: Member, seen: Collection[bytes]) -> None:
-    shown = member.path.decode(errors="replace")
+    anew = "write the archive anew"
     if member.kind in _LINKS:
-        cure = "write the archive anew with tar --dereference --hard-dereference"
-        raise window.bad(member.header, f"the image {shown} is a link, not a file", cure)
+        cure = f"{anew} with tar --dereference --hard-dereference"
+        raise _bad_image(window, member, "is a link, not a file", cure)
     if member.kind not in _FILES:
-        cure = "write the archive anew without --sparse"
-        raise window.bad(member.header, f"the image {shown} is no plain file", cure)
+        raise _bad_image(window, member, "is no plain file", f"{anew} without --sparse")
     if member.path in seen:
-        cure = "write the archive anew, each image once"
-        raise window.bad(member.header, f"the image {shown} comes a second time", cure)
+        raise _bad_image(window, member, "comes a second time", f"{anew}, each image once")
+
+
+def _bad_image(window: Window, member: Member, reason: str, cure: str) -> Exception:
+    return window.bad(member.header, f"the image {_shown(member)} {reason}", cure)
+
+
+def _shown(member: Member) -> str:
+    return member.path.decode(errors="replace")
 
 
 def _key(path: bytes) -> bytes:
@@ -162,40 +169,32 @@ def _sidecar_label(window: Window, member: Member) -> bytes | int | None:
     raise window.bad(member.offset, f"{member.path!r} holds no label but {value!r}", cure)
 
 
-class _Classes:
-    """How the images of one archive get their classes."""
+def _class_of(
+    window: Window, member: Member, archive: bytes, labels: Mapping[bytes, bytes | int], top: bytes
+) -> bytes | int:
+    """Return an image's label, from beside it, its folder, or the archive's own name.
 
-    def __init__(self, window: Window, archive: bytes, labels: dict[bytes, bytes | int]) -> None:
-        self._window, self._labels = window, labels
-        self._stem = archive.removesuffix(b".tar")
-        self._above: bytes | None = None
-
-    def of(self, member: Member) -> bytes | int:
-        """Return the class's name or number; BadContainer if there is none."""
-        shown = member.path.decode(errors="replace")
-        if self._labels:
-            label = self._labels.get(_key(member.path))
-            if label is None:
-                cure = "add it: every image needs one if any has"
-                raise self._window.bad(
-                    member.header, f"the image {shown} has no label file beside it", cure
-                )
-            return label
-        folder, _, name = member.path.rpartition(b"/")
-        above, _, own = folder.rpartition(b"/")
-        if not own:
-            if name.startswith(self._stem + b"_"):
-                return self._stem
-            cure = "write members as <class>/<file>, or a <key>.cls beside each <key>.jpg"
-            raise self._window.bad(member.header, f"the image {shown} has no class", cure)
-        if self._above is None:
-            self._above = above
-        if above != self._above:
-            cure = "write members as <class>/<file>"
-            other = self._above.decode(errors="replace") or "the top"
-            reason = f"the image {shown} does not lie two levels below {other}, as those before it"
-            raise self._window.bad(member.header, reason, cure)
-        return own
+    top: the folder that class folders lie in.
+    """
+    folder, _, name = member.path.rpartition(b"/")
+    above, _, own = folder.rpartition(b"/")
+    if labels:
+        label = labels.get(_key(member.path))
+        if label is None:
+            cure = "add it: every image needs one if any has"
+            raise _bad_image(window, member, "has no label file beside it", cure)
+        return label
+    if not own:
+        stem = archive.removesuffix(b".tar")
+        if name.startswith(stem + b"_"):
+            return stem
+        cure = "write members as <class>/<file>, or a <key>.cls beside each <key>.jpg"
+        raise _bad_image(window, member, "has no class", cure)
+    if above != top:
+        where = top.decode(errors="replace") or "the top"
+        reason = f"does not lie two levels below {where}, as those before it"
+        raise _bad_image(window, member, reason, "write members as <class>/<file>")
+    return own
 
 
 def members(window: Window, begin: int, end: int) -> Iterator[Member]:

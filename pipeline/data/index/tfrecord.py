@@ -13,6 +13,7 @@ The images' own checksums would cost reading every byte and are not checked.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 
@@ -47,6 +48,7 @@ def walk(window: Window) -> list[Entry]:
     a record without image or class.
     """
     window.check_not_compressed()
+    own_name = os.fsencode(window.path.name)
     table = _crc_table()
     entries: list[Entry] = []
     offset = 0
@@ -59,14 +61,16 @@ def walk(window: Window) -> list[Entry]:
             raise window.bad(offset, reason)
         begin = offset + _HEAD.size
         window.check_inside("a record", offset, begin + length + _TRAILER_BYTES)
-        entries.append(_entry(window, len(entries), begin, begin + length))
+        name = b"%b#%08d" % (own_name, len(entries))
+        entries.append(_entry(window, name, begin, begin + length))
         offset = begin + length + _TRAILER_BYTES
     path = window.path
     window.check_against_index(path.with_name(f"{path.name}.idx"), offset_column=0)
     return entries
 
 
-def _entry(window: Window, number: int, begin: int, end: int) -> Entry:
+def _entry(window: Window, name: bytes, begin: int, end: int) -> Entry:
+    """Return the image of a record; `name` is for one that has none."""
     features = _features(window, begin, end)
     image = next((features[key] for key in _IMAGE if key in features), None)
     place = None if image is None else _first_bytes(window, image)
@@ -74,12 +78,10 @@ def _entry(window: Window, number: int, begin: int, end: int) -> Entry:
         keys = " or ".join(key.decode() for key in _IMAGE)
         raise window.bad(begin, f"is a record without {keys}", "only encoded images can be read")
     size = image_size(window, place[0], place[1] - place[0])
-    names = [_text(window, features[key]) for key in _FILE_NAME if key in features]
-    own_name = window.path.name.encode(errors="surrogateescape")
-    name = next((name.rpartition(b"/")[2] for name in names if name), None)
+    paths = [_text(window, features[key]) for key in _FILE_NAME if key in features]
+    named = next((path.rpartition(b"/")[2] for path in paths if path), b"")
     label = _label(window, features, begin)
-    name = name or b"%b#%08d" % (own_name, number)
-    return Entry(label, name, place[0], place[1] - place[0], *size)
+    return Entry(label, named or name, place[0], place[1] - place[0], *size)
 
 
 def _label(window: Window, features: dict[bytes, _Range], begin: int) -> bytes | int:

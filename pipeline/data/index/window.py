@@ -61,14 +61,19 @@ class Window:
     hidden: images of it passed over so far, as their names begin with a dot.
     """
 
-    def __init__(self, path: Path, descriptor: int, length: int) -> None:
+    def __init__(self, path: Path | bytes, descriptor: int, length: int) -> None:
         """Read from an open file `descriptor`, which stays the caller's."""
-        self.path = path
+        self._path = path
         self.length = length
         self.position = 0
         self.hidden = 0
         self._descriptor = descriptor
         self._kept = b""
+
+    @property
+    def path(self) -> Path:
+        """Made when asked for, as it takes longer than to open a file."""
+        return Path(os.fsdecode(self._path))
 
     def read(self, offset: int, count: int) -> bytes:
         """Return `count` bytes at `offset`, fewer only where the file ended when it was opened.
@@ -139,7 +144,17 @@ class _PatientWindow(Window):
     """One that tries again, as to walk a large container from its begin would cost much more."""
 
     def _pread(self, count: int, offset: int) -> bytes:
-        return reading(self.path, lambda: super(_PatientWindow, self)._pread(count, offset))
+        return reading(self._path, lambda: super(_PatientWindow, self)._pread(count, offset))
+
+
+def unreadable(what: str, error: OSError) -> BadContainer:
+    """Return the error for `what`, a kind of file and its path, which the file system refuses."""
+    cure = "copy it anew from its source"
+    if isinstance(error, PermissionError):
+        cure = "give this user the right to read it"
+    elif isinstance(error, FileNotFoundError):  # a link to nowhere, or removed meanwhile
+        cure = "put back what it links to, or remove the link"
+    return BadContainer(f"{what} cannot be read: {error.strerror}; {cure}")
 
 
 @contextmanager
@@ -152,25 +167,20 @@ def opened(path: Path) -> Iterator[Window]:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         yield _PatientWindow(path, descriptor, os.fstat(descriptor).st_size)
     except OSError as error:
-        place = os.fsdecode(error.filename or path)
-        raise BadContainer(
-            f"the container {place} cannot be read: {error.strerror}; "
-            f"give this user the right to read it, or copy it anew from its source"
-        ) from error
+        raise unreadable(f"the container {os.fsdecode(error.filename or path)}", error) from error
     finally:
         if descriptor >= 0:
             os.close(descriptor)
 
 
-def reading(path: Path, read: Callable[[], _Found]) -> _Found:
+def reading(path: Path | bytes, read: Callable[[], _Found]) -> _Found:
     """Return `read()`, which is a try to read from `path`, patiently; OSError in the end."""
-    return patiently(
-        read,
-        OSError,
-        lambda error, nap_sec: (
-            f"{path} cannot be read: {error.strerror}; tried again in {nap_sec:g} s"
-        ),
-    )
+
+    def words(error: OSError, nap_sec: float) -> str:
+        place = os.fsdecode(path)
+        return f"{place} cannot be read: {error.strerror}; tried again in {nap_sec:g} s"
+
+    return patiently(read, OSError, words)
 
 
 def is_image(name: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""TensorBoard's files of a run: curves and pictures by images seen."""
+"""TensorBoard's files of a run: curves and pictures by images seen, and the pages they stand on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
-from itertools import accumulate
+from itertools import accumulate, cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,27 @@ import numpy as np
 
 from pipeline.config import Config, settings
 from pipeline.system.files import PatientFile, Room
-from pipeline.train.monitor.pages import STACKED, layout_summary, stacked_tag
+
+STACKED = (
+    "data_wait", "forward", "backward", "communication", "agreement", "optimizer", "checkpoint",
+    "validation", "rest",
+)  # fmt: skip
+"""Where the time of a window goes, from the bottom of the stack to its top; metrics.jsonl has the
+share of each as `share_<name>`."""
+
+_GPU_MEMORY = {name: f"train/gpu_memory_{name}_bytes" for name in ("torch", "dali", "other")}
+_SHARES = ("data_wait", "forward", "backward", "communication", "optimizer")
+_MARKS = (
+    "\N{BLACK MEDIUM SQUARE}", "\N{BLACK DIAMOND}", "\N{BLACK UP-POINTING TRIANGLE}",
+    "\N{BLACK STAR}", "\N{HEAVY GREEK CROSS}",
+)  # fmt: skip
+"""What TensorBoard marks the points of a chart's first line with, of its second, and so on."""
+_ABOUT = {
+    "learning": "errors and loss by images seen (STEP)",
+    "speed": "what the time goes into, by images seen (STEP)",
+    "health": "what should change slowly or not at all, by images seen (STEP)",
+    "data": "by images seen (STEP); the pictures of images and mistakes are under IMAGES",
+}
 
 _DRAWN = ("train", "val")
 _NOT_DRAWN = ("event", "time", "step", "position", "images")  # axes and labels, not curves
@@ -33,6 +53,8 @@ class Board:
     def __init__(
         self, folder: Path, position: int, kept: Sequence[Mapping[str, Any]], room: Room
     ) -> None:
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
         lost = not event_files(folder)
         # The session's start takes back `position` itself too, where this must stay.
         again = [metrics for metrics in kept if lost or metrics["position"] >= position]
@@ -40,12 +62,14 @@ class Board:
         pictures = list(_val_pictures(folder, position)) if validated else []
         self.is_new = position == 0 or lost
         """Whether nothing of the run's beginning is there: it starts, with a checkpoint perhaps."""
-        self._file = EventFile(folder, position, room)
+        self._file = _new_file(folder, room)
+        self._add(file_version="brain.Event:2")
+        self._add(step=position, session_log=SessionLog(status=SessionLog.START))
         self._pages_due = lost or not any(metrics["event"] == "train" for metrics in kept)
         for metrics in again:
             self.draw(metrics)
         for event in pictures:
-            self._file.add(event.summary, event.step, event.wall_time)
+            self._add(wall_time=event.wall_time, step=event.step, summary=event.summary)
 
     def describe(self, config: Config) -> None:
         """At the start of a run: its settings."""
@@ -58,7 +82,7 @@ class Board:
         asked = [n for n, said in settings().items() if said.asked and config.get(n) is not None]
         _put_first(tables[0], ("model.network", *asked))
         for summary in (words, *tables):
-            self._file.add(summary, 0)
+            self._add(step=0, summary=summary)
 
     def draw(self, metrics: Mapping[str, Any]) -> None:
         """A line of metrics.jsonl as one event: its numbers, and what charts need beside them."""
@@ -68,20 +92,32 @@ class Board:
             return
         if self._pages_due and metrics["event"] == "train":
             self._pages_due = False
-            self._file.add(layout_summary(gpu="gpu_memory_torch_bytes" in metrics), 0)
+            pages = layout_summary(gpu="gpu_memory_torch_bytes" in metrics)
+            self._add(step=0, summary=pages)
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in curves(metrics)]
-        self._file.add(Summary(value=values), metrics["position"], metrics["time"])
+        summary = Summary(value=values)
+        self._add(wall_time=metrics["time"], step=metrics["position"], summary=summary)
 
     def picture(self, tag: str, pixels: np.ndarray, position: int) -> None:
         """An image (H, W, 3) uint8."""
         from torch.utils.tensorboard.summary import image
 
         summary = image(tag, pixels, dataformats="HWC")  # type: ignore[no-untyped-call]
-        self._file.add(summary, position)
+        self._add(step=position, summary=summary)
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+    def _add(self, **fields: Any) -> None:
+        """Writes an event of these fields, of now unless they have a `wall_time` in seconds."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        record = BytesIO()
+        event = Event(**{"wall_time": time.time(), **fields})
+        RecordWriter(record).write(event.SerializeToString())
+        self._file.write(record.getvalue())
 
 
 def compared_settings(config: Config) -> dict[str, int | float | str]:
@@ -133,13 +169,6 @@ def curves(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield stacked_tag(number), edge
 
 
-def _val_pictures(folder: Path, position: int) -> Iterator[Any]:
-    """The events with a validation's pictures at `position`, which metrics.jsonl does not have."""
-    for event in events_at(folder, position):
-        if any(v.tag.startswith("val/") and v.HasField("image") for v in event.summary.value):
-            yield event
-
-
 _PREFIX = "events.out.tfevents"
 
 
@@ -148,40 +177,14 @@ def event_files(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{_PREFIX}.*"))
 
 
-class EventFile:
-    """A new event file, from which on nothing that `folder` has at `purge_step` or later counts."""
-
-    def __init__(self, folder: Path, purge_step: int, room: Room) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-
-        folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads files in the order of their names, which begin with a second: this
-        # one's must come after those of all earlier starts, whatever the clock did since.
-        seconds = [int(time.time())] + [_second(path) + 1 for path in event_files(folder)]
-        name = f"{_PREFIX}.{max(seconds):010d}.{socket.gethostname()}.{os.getpid()}"
-        self._file = PatientFile(folder / name, room)
-        now = time.time()
-        self._write(Event(wall_time=now, file_version="brain.Event:2"))
-        start = SessionLog(status=SessionLog.START)
-        self._write(Event(wall_time=now, step=purge_step, session_log=start))
-
-    def add(self, summary: Any, position: int, wall_time: float | None = None) -> None:
-        """Adds a `Summary` at `position`, of now unless `wall_time` (seconds) is given."""
-        from tensorboard.compat.proto.event_pb2 import Event
-
-        now = time.time() if wall_time is None else wall_time
-        self._write(Event(wall_time=now, step=position, summary=summary))
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-    def _write(self, event: Any) -> None:
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        record = BytesIO()
-        RecordWriter(record).write(event.SerializeToString())
-        self._file.write(record.getvalue())
+def _new_file(folder: Path, room: Room) -> PatientFile:
+    """A new event file, which TensorBoard reads after all others in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # TensorBoard reads files in the order of their names, which begin with a second: this
+    # one's must come after those of all earlier starts, whatever the clock did since.
+    seconds = [int(time.time())] + [_second(path) + 1 for path in event_files(folder)]
+    name = f"{_PREFIX}.{max(seconds):010d}.{socket.gethostname()}.{os.getpid()}"
+    return PatientFile(folder / name, room)
 
 
 def _second(path: Path) -> int:
@@ -189,14 +192,142 @@ def _second(path: Path) -> int:
     return int(second) if second.isdigit() else 0
 
 
-def events_at(folder: Path, position: int) -> Iterator[Any]:
-    """The events at `position` in the newest file that has some, as they were written."""
+def _val_pictures(folder: Path, position: int) -> Iterator[Any]:
+    """The events with a validation's pictures at `position`, which metrics.jsonl does not have, as
+    the newest file that has events there holds them."""
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event
 
     for path in reversed(event_files(folder)):
         events = (Event.FromString(record) for record in RawEventFileLoader(str(path)).Load())
         found = [event for event in events if event.step == position and event.summary.value]
+        for event in found:
+            if any(v.tag.startswith("val/") and v.HasField("image") for v in event.summary.value):
+                yield event
         if found:
-            yield from found
             return
+
+
+def stacked_tag(number: int) -> str:
+    """The tag of the upper edge of the stack's part `number`; that of -1 is zero throughout.
+
+    TensorBoard shows tags by name, and edges are no charts of their own: they come last.
+    """
+    name = STACKED[number] if number >= 0 else "nothing"
+    return f"where_time_goes/{number + 1}_{name}"
+
+
+def layout(gpu: bool) -> Any:
+    """The pages as a `Layout`, with memory for a `gpu`. A chart is of those of its tags that a run
+    has.
+
+    All lines of a run have its colour, and the legend is folded: titles say which line is which.
+    Pages are written as they are to be read: smoothed charts first.
+    """
+    from tensorboard.plugins.custom_scalar import layout_pb2 as pb
+
+    pages = {
+        "learning": [
+            _marked("error in %, as the paper draws it", train="train/error_percent",
+                    val="val/error_percent"),
+            _marked("loss", train="train/loss", val="val/loss"),
+            _marked("learning rate", lr="train/lr"),
+            _marked("top-5, share of the images", train="train/top5", val="val/top5"),
+        ],
+        "speed": [
+            _smoothed("images per second, all ranks", "train/images_per_sec"),
+            _stack("where the time goes, from below"),
+            _marked("share of the time", **{name: f"train/share_{name}" for name in _SHARES}),
+            _marked("share of the step that waits", for_data="train/data_wait_share",
+                    for_gradients="train/communication_share"),
+            _marked("images per second of a rank by itself", mean="train/rank_images_per_sec",
+                    slowest="train/slowest_images_per_sec"),
+            _marked("which rank is slowest", rank="train/slowest_rank"),
+            *([_marked("GPU memory, bytes", **_GPU_MEMORY)] if gpu else []),
+        ],
+        "health": [
+            _smoothed("gradient norm, of all and by stage", r"train/gradient_norm(_.*)?"),
+            _smoothed("weight norm by stage", r"train/weight_norm_.*"),
+            _smoothed("spread of BN statistics over ranks", "val/bn_spread"),
+            _smoothed("longest time without a heartbeat, seconds", "train/heartbeat_sec"),
+            _marked("loss scale", scale="train/loss_scale"),
+            _marked("steps skipped", steps="train/skipped_steps"),
+            _marked("images excluded", train="train/excluded", val="val/excluded"),
+        ],
+        "data": [
+            _marked("top-1 of a class, share of its images", best="val/class_top1_best",
+                    median="val/class_top1_median", worst="val/class_top1_worst"),
+            _marked("seconds waited for data since the last line", wait="train/data_wait_sec"),
+        ],
+    }  # fmt: skip
+    return pb.Layout(
+        category=[
+            pb.Category(title=f"{page}: {_ABOUT[page]}", chart=_as_shown(charts))
+            for page, charts in pages.items()
+        ]
+    )
+
+
+def layout_summary(gpu: bool) -> Any:
+    """The layout as TensorBoard looks for it. Its own maker of it needs TensorFlow (2.21)."""
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+    from tensorboard.plugins.custom_scalar import metadata
+
+    plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME)
+    content = TensorProto(
+        dtype="DT_STRING",
+        string_val=[layout(gpu).SerializeToString()],
+        tensor_shape=TensorShapeProto(),
+    )
+    value = Summary.Value(
+        tag=metadata.CONFIG_SUMMARY_TAG,
+        tensor=content,
+        metadata=SummaryMetadata(plugin_data=plugin),
+    )
+    return Summary(value=[value])
+
+
+def _as_shown(charts: Sequence[Any]) -> list[Any]:
+    """Charts of bands last to first: so TensorBoard shows them, after all others (2.21)."""
+    bands = [chart for chart in charts if chart.HasField("margin")]
+    return [*(chart for chart in charts if chart not in bands), *reversed(bands)]
+
+
+def _smoothed(title: str, pattern: str) -> Any:
+    """A line for each tag that the regular expression fits, as smooth as is asked for. Which of
+    them gets which mark changes with every start of TensorBoard."""
+    from tensorboard.plugins.custom_scalar import layout_pb2 as pb
+
+    return pb.Chart(title=title, multiline=pb.MultilineChartContent(tag=[f"^{pattern}$"]))
+
+
+def _marked(title: str, **tags: str) -> Any:
+    """Lines, each by its name in the title; not smoothed.
+
+    They are bands without width: in a chart of bands marks go by the order given here.
+    """
+    return _bands(title, {name: (tag, tag) for name, tag in tags.items()})
+
+
+def _stack(title: str) -> Any:
+    """A band for each part, between the upper edge of the one below it and its own."""
+    edges = [stacked_tag(number) for number in range(-1, len(STACKED))]
+    return _bands(title, dict(zip(STACKED, pairwise(edges), strict=True)))
+
+
+def _bands(title: str, bands: Mapping[str, tuple[str, str]]) -> Any:
+    """Bands by their names, each from its lower to its upper tag, which is the line too."""
+    from tensorboard.plugins.custom_scalar import layout_pb2 as pb
+
+    series = [
+        pb.MarginChartContent.Series(value=upper, lower=lower, upper=upper)
+        for lower, upper in bands.values()
+    ]
+    named = zip(cycle(_MARKS), bands, strict=False)
+    words = " ".join(f"{mark} {name.replace('_', ' ')}" for mark, name in named)
+    return pb.Chart(
+        title=f"{title}: {words}" if len(bands) > 1 else title,
+        margin=pb.MarginChartContent(series=series),
+    )

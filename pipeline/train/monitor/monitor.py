@@ -2,50 +2,45 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
 from pipeline.config import Config
+from pipeline.data.dali import Batch
 from pipeline.system.console import log
-from pipeline.system.files import Room
+from pipeline.system.files import PatientFile, Room, replacing
 from pipeline.train.folder import RunFolder
 from pipeline.train.monitor.board import Board, event_files
-from pipeline.train.monitor.metrics_file import MetricsFile
+from pipeline.train.monitor.pictures import Pictures
 from pipeline.train.monitor.progress import Progress, counted_from_one
+from pipeline.train.validation import ErrorAnalysis
 
-Metrics = Mapping[str, int | float | None]
+Metrics = Mapping[str, Any]
+
+_VAL_LINE = (
+    "epoch {epoch} validation: top1 {top1:.2%} top5 {top5:.2%} loss {loss:.4f} ({images} images)"
+)
 
 
 class Monitor:
     """What a rank other than 0 has: nothing is written."""
 
+    def write(self, event: str, metrics: Metrics) -> None:
+        """One line of metrics.jsonl: `start` says what this start of the run trains, on what and
+        how far, and `done` is the run's last. Raises `ValueError` for a number that JSON does not
+        have."""
+
     def train(self, metrics: Metrics, verdict: str = "") -> None:
         """One line of training metrics, and what limits the training in a word."""
 
-    def val(self, metrics: Metrics) -> None:
-        """One validation's result."""
+    def val(self, metrics: Metrics, analysis: ErrorAnalysis | None = None) -> None:
+        """One validation's result, and what it got wrong."""
 
-    def start(self, facts: Mapping[str, Any]) -> None:
-        """What this start of the run trains, on what and how far; with step and position."""
-
-    def done(self, metrics: Metrics) -> None:
-        """The run's last line."""
-
-    def images(self, images: np.ndarray, position: int) -> None:
-        """A grid of augmented training images, (B, H, W, 3) uint8."""
-
-    def mistakes(
-        self, images: np.ndarray, captions: Sequence[tuple[str, str]], position: int
-    ) -> None:
-        """Validation images (B, H, W, 3) uint8 that the network gets wrong, with their captions."""
-
-    def classes(
-        self, names: Sequence[str], hits: Sequence[int], images: Sequence[int], position: int
-    ) -> None:
-        """How many of each class's validation images are right."""
+    def images(self, batch: Batch, position: int) -> None:
+        """A few of the images that the next step trains on, as an epoch or a start begins."""
 
     def advance(self, position: int) -> None:
         """Moves the progress bar."""
@@ -55,7 +50,7 @@ class Monitor:
 
 
 class RunMonitor(Monitor):
-    """Writes the files of one run.
+    """Writes the files of one run, with `pictures` if there are any to be drawn.
 
     `position` is where the run goes on: what was written beyond it by an earlier start is taken
     back, so that no step appears twice. `validations` is how many the checkpoint knows of.
@@ -63,59 +58,44 @@ class RunMonitor(Monitor):
 
     def __init__(
         self, run: RunFolder, config: Config, position: int, validations: int, total_images: int,
-        room: Room | None = None,
+        room: Room | None = None, pictures: Pictures | None = None,
     ) -> None:  # fmt: skip
         room = room or Room(run.path)
-        path, folder = run.metrics, run.tensorboard
-        if event_files(folder) and not path.exists():
+        self._pictures = pictures
+        if event_files(run.tensorboard) and not run.metrics.exists():
             log.warning(
                 "warning: %s is missing in %s and begins anew at %d images seen: reports lack what "
                 "came before, and TensorBoard keeps its curves",
-                path.name, run.path, position,
+                run.metrics.name, run.path, position,
             )  # fmt: skip
-        self._file = MetricsFile(path, position, validations, room)
-        self._board = Board(folder, position, self._file.kept, room)
+        kept = _keep_lines(run, position, validations)
+        self._file = PatientFile(run.metrics, room)
+        self._board = Board(run.tensorboard, position, kept, room)
         if self._board.is_new:
             self._board.describe(config)
         self._progress = Progress(total_images, position)
 
+    def write(self, event: str, metrics: Metrics) -> None:
+        stamped = {"event": event, **metrics, "time": time.time()}
+        self._file.write((json.dumps(stamped, allow_nan=False) + "\n").encode())
+        self._board.draw(stamped)
+
     def train(self, metrics: Metrics, verdict: str = "") -> None:
-        self._write("train", metrics)
+        self.write("train", metrics)
         self._progress.train(metrics, verdict)
 
-    def val(self, metrics: Metrics) -> None:
-        self._write("val", metrics)
-        line = (
-            "epoch {epoch} validation: top1 {top1:.2%} top5 {top5:.2%} loss {loss:.4f} "
-            "({images} images)"
-        )
-        log.info("%s", line.format(**counted_from_one(metrics)))
+    def val(self, metrics: Metrics, analysis: ErrorAnalysis | None = None) -> None:
+        self.write("val", metrics)
+        log.info("%s", _VAL_LINE.format(**counted_from_one(metrics)))
+        if analysis is not None and self._pictures is not None:
+            with _no_more_than_a_picture():
+                for tag, pixels in self._pictures.of_validation(analysis):
+                    self._board.picture(tag, pixels, metrics["position"])
 
-    def start(self, facts: Mapping[str, Any]) -> None:
-        self._write("start", facts)
-
-    def done(self, metrics: Metrics) -> None:
-        self._write("done", metrics)
-
-    def images(self, images: np.ndarray, position: int) -> None:
-        from pipeline.train.monitor.pictures import grid
-
-        self._board.picture("train/augmented", grid(images), position)
-
-    def mistakes(
-        self, images: np.ndarray, captions: Sequence[tuple[str, str]], position: int
-    ) -> None:
-        from pipeline.train.monitor.pictures import captioned
-
-        if len(images):
-            self._board.picture("val/mistakes", captioned(images, captions), position)
-
-    def classes(
-        self, names: Sequence[str], hits: Sequence[int], images: Sequence[int], position: int
-    ) -> None:
-        from pipeline.train.monitor.pictures import class_bars
-
-        self._board.picture("val/classes", class_bars(names, hits, images), position)
+    def images(self, batch: Batch, position: int) -> None:
+        if self._pictures is not None:
+            with _no_more_than_a_picture():
+                self._board.picture("train/augmented", self._pictures.of_batch(batch), position)
 
     def advance(self, position: int) -> None:
         self._progress.move(position)
@@ -125,7 +105,27 @@ class RunMonitor(Monitor):
         self._board.close()
         self._file.close()
 
-    def _write(self, event: str, metrics: Mapping[str, Any]) -> None:
-        stamped: dict[str, Any] = {"event": event, **metrics, "time": time.time()}
-        self._file.write(stamped)
-        self._board.draw(stamped)
+
+@contextmanager
+def _no_more_than_a_picture() -> Iterator[None]:
+    """Only rank 0 draws, and the others are on their way into the next collective: what goes wrong
+    here costs the picture and a warning, not the run."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("warning: a picture for TensorBoard is left out: %s", error)
+
+
+def _keep_lines(run: RunFolder, position: int, validations: int) -> list[dict[str, Any]]:
+    """Rewrites the metrics without what lies beyond the checkpoint; returns what stays."""
+    kept, seen = [], 0
+    for metrics in run.lines():
+        seen += metrics["event"] == "val"
+        beyond = metrics["event"] == "val" and seen > validations
+        if metrics["position"] <= position and not beyond and metrics["event"] != "done":
+            kept.append(metrics)
+    text = "".join(json.dumps(metrics) + "\n" for metrics in kept)
+    if run.metrics.exists() and run.metrics.read_bytes() != text.encode():
+        with replacing(run.metrics) as new:
+            new.write_text(text, encoding="utf-8")
+    return kept

@@ -1,36 +1,27 @@
-"""Each benchmark at a tiny size, as a user starts it. No speed decides anything here."""
+"""Each benchmark at a tiny size, as its command runs it. No speed decides anything here."""
 
-import json
 import subprocess
 import sys
-from pathlib import Path
 
 import jobs
 import pytest
-from terminal import on_terminal
 
-from pipeline.benchmark.__main__ import parse
+from pipeline.benchmark.__main__ import main, parse
+from pipeline.benchmark.allreduce import default_sizes
+from pipeline.benchmark.options import TrainOptions
+from pipeline.benchmark.photos import make_photos
+from pipeline.benchmark.train import settings
 from pipeline.config import ConfigError
+from pipeline.data.batches import total_steps
+from pipeline.system.failure import TrainingError
+
+SHARES = ("data_wait", "agreement", "compute", "exposed_communication")
+TRAIN = ("--device=cpu", "--depths=18", "--size=32", "--batch=4", "--steps=1")
 
 
-def benchmark(tmp_path: Path, name: str, *options: str) -> dict:
-    """The JSON of one benchmark run as a command."""
-    path = tmp_path / f"{name}.json"
-    argv = ["-m", "pipeline.benchmark", name, "--json", str(path), *options]
-    ended = jobs.run(argv, TMPDIR=str(tmp_path))
-    assert ended.codes == [0], ended.text
-    found = json.loads(path.read_text())
-    assert found["benchmark"] == name
-    for ratio in found["ratios"]:
-        assert f"{ratio} = " in ended.text
-    assert {"cpu", "cores", "gpu"} <= found["machine"].keys()
-    assert {"python", "torch", "commit"} <= found["versions"].keys()
-    return found
-
-
-def test_step_compares_the_program_with_a_bare_loop(tmp_path):
+def test_step_compares_the_program_with_a_bare_loop(benchmark):
     options = ("--rounds=2", "--steps=2", "--images=4", "--size=32", "--threads=1", "--device=cpu")
-    found = benchmark(tmp_path, "step", *options)
+    found, _ = benchmark("step", *options)
     assert set(found["ratios"]) == {
         "loop_vs_bare", "monitored_vs_silent", "monitoring_of_step",
         "bf16_channels_last_vs_fp32_row_major",
@@ -42,72 +33,147 @@ def test_step_compares_the_program_with_a_bare_loop(tmp_path):
     assert share == pytest.approx([(a / b - 1) / 20 for a, b in zip(silent, line, strict=True)])
     assert all(one > 0 for found in found["ratio_rounds"].values() for one in found["rounds"])
     assert found["settings"]["device"] == "cpu"
-    assert not list(tmp_path.glob("tmp*"))  # the run's own folder is gone
 
 
-def test_norm_says_which_backends_can_run_and_times_those(tmp_path):
-    options = ("--rounds=1", "--batch=2", "--pixels=32", "--depths=50", "--amps=bf16")
-    argv = ["-m", "pipeline.benchmark", "norm", "--device=cpu", f"--json={tmp_path}/n.json"]
-    said, shown = on_terminal([*argv, *options])
-    assert "bf16 reference: can run here" in said
-    assert "bf16 triton: its kernels need an NVIDIA GPU" in said
-    assert "set --device=cuda" in said and "run.device" not in said
-    assert "eager_of_copy_resnet50_bf16 = " in said
-    assert "\x1b[Kmeasuring: norm bf16, shape 17 of 17: " in shown
-    assert shown.endswith("\r\x1b[K")
-    found = json.loads((tmp_path / "n.json").read_text())
-    assert found["versions"].keys() >= {"python", "torch", "commit"}
-    assert "NVIDIA GPU" in found["raw"]["not_run"]["triton bf16"]
-
-
-def test_step_has_a_table_of_what_can_run_and_what_cannot(tmp_path):
-    shape = ("--depths=18", "--amps=bf16", "--batch=2", "--pixels=32", "--sides=eager,triton")
-    options = ("--parts=table", "--device=cpu", "--table_rounds=2", "--table_steps=1", *shape)
-    found = benchmark(tmp_path, "step", *options)
-    assert list(found["ratios"]) == ["eager_resnet18_bf16_of_roofline"]
-    assert len(found["raw"]["eager_resnet18_bf16_images_per_sec"]["rounds"]) == 2
-    assert set(found["raw"]["not_run"]) == {
-        "eager_graph_resnet18_bf16",
-        "triton_resnet18_bf16",
-        "triton_graph_resnet18_bf16",
-    }
-
-
-def test_manifest_opens_in_processes_of_its_own(tmp_path):
+def test_manifest_opens_in_processes_of_its_own(benchmark):
     options = ("--rounds=1", "--images=2000", "--batch=8", "--rows=100,3000,20000")
-    found = benchmark(tmp_path, "manifest", *options)
-    growth = "plan_cost_20000_vs_1e2"
+    found, _ = benchmark("manifest", *options)
+    raw, growth = found["raw"], "plan_cost_20000_vs_1e2"
     assert set(found["ratios"]) == {"open_vs_aim", "rss_vs_aim", "plan_vs_aim", growth}
     # A batch's memory knows nothing of the manifest's length.
-    peaks = [found["raw"][f"plan_peak_kb_{rows}"] for rows in ("1e2", "3000", "20000")]
+    peaks = [raw[f"plan_peak_kb_{rows}"] for rows in ("1e2", "3000", "20000")]
     assert max(peaks) < 1.2 * min(peaks)
-    assert found["raw"]["permutation_mb_20000"] == 0.08
-    assert found["raw"]["plan_us_per_image_3000"]["median"] > 0
-    assert found["ratios"]["open_vs_aim"] == found["raw"]["open_sec"]["median"] / 0.5
-    assert found["raw"]["permutation_sec"]["median"] > 0
+    assert raw["permutation_mb_20000"] == 0.08
+    assert raw["plan_us_per_image_3000"]["median"] > 0 < raw["permutation_sec"]["median"]
+    assert found["ratios"]["open_vs_aim"] == raw["open_sec"]["median"] / 0.5
+
+
+def test_allreduce_times_two_real_ranks_by_size_and_dtype(benchmark, monkeypatch):
+    monkeypatch.setenv("HOROVOD_CYCLE_TIME", "1")
+    found, text = benchmark("allreduce", "--device=cpu", "--rounds=2", "--sizes=8192,4096")
+    assert "bus GB/s" in text
+    assert found["settings"]["ranks"] == 2 and found["settings"]["device"] == "cpu"
+    assert found["settings"]["environment"]["HOROVOD_CYCLE_TIME"] == "1"
+    rows = found["raw"]["by_size"]
+    assert [(row["dtype"], row["bytes"]) for row in rows] == [
+        ("fp32", 4096), ("fp32", 8192), ("fp16", 2048), ("fp16", 4096),
+    ]  # fmt: skip
+    for row in rows:
+        rounds = found["raw"][f"{row['dtype']}_{row['bytes']}_bytes_sec"]["rounds"]
+        assert len(rounds) == 2 and min(rounds) <= row["sec"] <= max(rounds)
+        assert row["algorithm_bytes_per_sec"] == pytest.approx(row["bytes"] / row["sec"])
+        assert row["bus_bytes_per_sec"] == pytest.approx(row["algorithm_bytes_per_sec"])  # 2 ranks
+    for fit in found["raw"]["fit"].values():
+        assert fit["latency_sec"] >= 0 and fit["sec_per_byte"] >= 0 and fit["tensor_sec"] >= 0
+    assert list(found["ratios"]) == ["fp16_vs_fp32_time"]
+
+
+def test_allreduces_default_sizes_end_at_the_largest_of_the_device():
+    assert default_sizes("cpu") == [4096 * 4**power for power in range(8)]
+    assert default_sizes("cuda")[-1] == 256 * 2**20
+
+
+def shares(found, side):
+    """The side's shares by name, of its first round."""
+    return {share: found["raw"][f"{side}_{share}_share"]["rounds"][0] for share in SHARES}
+
+
+def test_scale_compares_ranks_with_lone_processes_and_one_alone(benchmark):
+    found, text = benchmark(
+        "scale", "--device=cpu", "--rounds=2", "--steps=2", "--images=4", "--size=32"
+    )
+    assert "exposed communication" in text
+    assert list(found["ratios"]) == [
+        "weak_scaling_2", "weak_scaling_2_by_cpu_time", "weak_scaling_2_of_alone",
+        "strong_scaling_2_of_alone",
+    ]  # fmt: skip
+    assert len(found["ratio_rounds"]["weak_scaling_2"]["rounds"]) == 2
+    for side in ("alone", "apart_2", "weak_2", "strong_2"):
+        assert len(found["raw"][f"{side}_images_per_sec"]["rounds"]) == 2
+        assert sum(shares(found, side).values()) == pytest.approx(1.0)
+    for side in ("alone", "apart_2"):
+        assert shares(found, side)["exposed_communication"] < 0.01
+    for side in ("weak_2", "strong_2"):
+        assert shares(found, side)["exposed_communication"] > 0
+        assert shares(found, side)["agreement"] > 0
+    raw = found["raw"]
+    speed, step = (raw[f"alone_{key}"]["rounds"][0] for key in ("images_per_sec", "step_sec"))
+    assert speed == pytest.approx(4 / step)
+    assert 0 < raw["alone_forward_backward_sec"]["rounds"][0] < step
+
+
+def test_scale_waits_for_a_data_set(benchmark, small_data):
+    options = ("--rounds=1", "--steps=2", "--images=4", "--size=32", "--ranks=1")
+    found, _ = benchmark("scale", "--device=cpu", f"--data={small_data}", *options)
+    assert found["ratios"] == {}
+    assert shares(found, "alone")["data_wait"] > 0
+
+
+def test_train_measures_a_run_from_jpegs_line_by_line(benchmark):
+    found, text = benchmark("train", *TRAIN, "--rounds=2", "--files=6", "--classes=3")
+    raw = found["raw"]
+    assert found["ratios"] == {}  # the aims are those of a GPU
+    assert len(raw["resnet18_images_per_sec"]["rounds"]) == 2  # two more lines warm up
+    assert all(0 <= wait <= 1 for wait in raw["resnet18_data_wait_share"]["rounds"])
+    assert raw["resnet18_run_sec"] > 0
+    assert "Horovod" in raw["launched_as"]
+    assert "resnet18" in text
+
+
+def test_train_tells_why_a_run_failed(tmp_path):
+    make_photos(tmp_path / "data", 4, classes=2)
+    with pytest.raises(TrainingError) as caught:
+        main(["train", *TRAIN, "--rounds=1", f"--data={tmp_path / 'data'}"])
+    assert str(caught.value).startswith("the run of ResNet-18 failed: ")
+    assert str(tmp_path / "data" / "val") in str(caught.value)
+    assert not (tmp_path / "data" / ".trainyard").exists()  # nothing is written beside the data
+
+
+@pytest.mark.parametrize("images", [1, 7, 2048, 56_320, 1_281_167])
+def test_the_length_of_a_training_is_its_lines_of_metrics(images):
+    chosen = settings(TrainOptions(batch=256, rounds=9, steps=20), 50, "cuda", images)
+    assert total_steps(chosen["schedule.epochs"], images, 256) == (9 + 2) * 20
+    assert chosen["data.decode"] == "gpu"
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["lodaer"], "there is no benchmark lodaer; did you mean loader?"),
-        (
-            ["xyz"],
-            "there is no benchmark xyz; there are: loader, train, norm, step, scale, manifest",
-        ),
-        ([], "the name of a benchmark is missing; there are: loader"),
-        (["loader", "--thread=3"], "there is no setting --thread; did you mean --threads"),
-        (["step", "--rounds=0"], "--rounds=0 must be at least 1"),
-        (
-            ["step", "--sides=eager,cudnn"],
-            "--sides=eager,cudnn must be some of eager, triton, apex",
-        ),
-        (["norm", "--depths=50,18"], "--depths=50,18 must be some of 50, 101, 152 with commas"),
+        ("", "the name of a benchmark is missing; there are: loader"),
+        ("lodaer", "there is no benchmark lodaer; did you mean loader?"),
+        ("xyz", "there is no benchmark xyz; there are: loader, train, norm, step, scale, manifest"),
+        ("loader --thread=3", "there is no setting --thread; did you mean --threads"),
+        ("loader --threads=0", "--threads=0 must be whole numbers of at least 1"),
+        ("loader --containers=folders,zip", "--containers=folders,zip must be some of folders"),
+        ("loader --crops=center", "--crops=center must be some of random_resized_crop"),
+        ("step --rounds=0", "--rounds=0 must be at least 1"),
+        ("step --sides=eager,cudnn", "--sides=eager,cudnn must be some of eager, triton, apex"),
+        ("norm --depths=50,18", "--depths=50,18 must be some of 50, 101, 152 with commas"),
+        ("train --depths=20", "--depths=20 must be some of 18, 34, 50, 101, 152"),
+        ("train --classes=9 --files=8", "--classes=9 must not be more than --files=8"),
+        ("allreduce --ranks=1", "--ranks=1 must be at least 2"),
+        ("allreduce --sizes=4096,6", "--sizes=4096,6: 6 must be a multiple of 4 bytes"),
+        ("allreduce --sizes=4k", "--sizes=4k must be whole numbers of at least 4"),
+        ("allreduce --dtypes=bf16", "--dtypes=bf16 must be some of fp32, fp16"),
+        ("scale --ranks=1,x", "--ranks=1,x must be whole numbers of at least 1"),
+        ("scale --ranks=2,3", "--images=64 must be a multiple of each of --ranks=2,3"),
+        ("predict --gpus=8,12", "--gpus=8,12: 12 must be whole nodes of --gpus_per_node=8"),
+        ("predict --gpus=0", "--gpus=0 must be whole numbers of at least 1"),
+        ("predict --depth=51", "--depth=51 must be one of 18, 34, 50, 101, 152"),
+        ("predict --link_efficiency=1.5", "--link_efficiency=1.5 must be above 0 and at most 1"),
+        ("predict --step_ms=0", "--step_ms=0 must be above 0"),
+        ("predict --node_us=-1", "--node_us=-1 must not be below 0"),
+        ("all --parts=loader,disk", "--parts=loader,disk must be some of loader, model, step"),
+        ("all --model.depht=50", "no setting --model.depht; did you mean --model.depth"),
+        ("all --model.depth=19", "model.depth=19 does not exist"),
+        ("model --round_sec=0", "--round_sec=0 must be above 0"),
+        ("model --config=none.yaml", "--config none.yaml cannot be read"),
+        ("model --data.threads=2", "there is no setting --data.threads"),
     ],
 )
 def test_a_wrong_command_is_named_with_the_nearest_right_one(argv, message):
     with pytest.raises(ConfigError) as caught:
-        parse(argv)
+        parse(argv.split())
     assert message in str(caught.value)
 
 
@@ -115,29 +181,22 @@ def test_help_and_wrong_names_load_nothing_heavy():
     script = (
         "import sys\n"
         "from pipeline.benchmark.__main__ import main\n"
-        "from pipeline.system.failure import run_command\n"
-        "try:\n    run_command(main, sys.argv[1:])\n"
-        "finally:\n"
-        "    heavy = {'torch', 'nvidia.dali', 'numpy', 'pyarrow', 'horovod'} & set(sys.modules)\n"
-        "    print('heavy:', sorted(heavy))\n"
+        "for argv in (['--help'], ['norm', '--help'], ['x']):\n"
+        "    try:\n        main(argv)\n"
+        "    except (SystemExit, ValueError) as error:\n        print(error)\n"
+        "print('heavy:', {'torch', 'nvidia.dali', 'numpy', 'pyarrow', 'horovod'} & {*sys.modules})"
     )
-    for argv, text in ((["--help"], "manifest"), (["norm", "--help"], "--rounds"), (["x"], "x")):
-        done = subprocess.run(
-            [sys.executable, "-c", script, *argv],
-            capture_output=True, text=True, cwd=jobs.REPOSITORY,
-        )  # fmt: skip
-        assert "heavy: []" in done.stdout, done.stdout + done.stderr
-        assert text in done.stdout + done.stderr
+    said = subprocess.check_output([sys.executable, "-c", script], text=True, cwd=jobs.REPOSITORY)
+    assert said.endswith("heavy: set()\n")
+    assert "--table_rounds" not in said and "--rounds" in said and "manifest" in said
+    assert "there is no benchmark x" in said
 
 
-def test_a_benchmark_refuses_to_be_started_under_horovodrun():
-    ended = jobs.run(["-m", "pipeline.benchmark", "manifest"], HOROVOD_SIZE="2", HOROVOD_RANK="0")
-    assert ended.codes == [2]
-    assert "start them once, not under horovodrun" in ended.text
-
-
-def test_a_json_that_cannot_be_written_is_refused_before_measuring(tmp_path):
-    path = tmp_path / "absent" / "x.json"
-    ended = jobs.run(["-m", "pipeline.benchmark", "step", f"--json={path}"])
-    assert ended.codes == [2]
-    assert f"the folder {path.parent} does not exist" in ended.text
+def test_what_cannot_be_measured_here_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="how they share cores; lower --ranks to at most"):
+        main(["allreduce", "--device=cpu", "--ranks=4096"])
+    with pytest.raises(ConfigError, match="the folder .*absent does not exist"):
+        main(["step", f"--json={tmp_path / 'absent' / 'x.json'}"])
+    monkeypatch.setenv("HOROVOD_SIZE", "2")
+    with pytest.raises(ConfigError, match="start them once, not under horovodrun"):
+        main(["manifest"])

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import io
+import json
+from contextlib import redirect_stderr, redirect_stdout
+from typing import Any
+
 import pytest
 import torch
 
 from pipeline.benchmark import norm
+from pipeline.benchmark.__main__ import main
 from pipeline.benchmark.network import NormCase, network, norm_bytes
-from pipeline.benchmark.norm_layer import Layer, in_seconds
+from pipeline.benchmark.norm import in_seconds
 from pipeline.benchmark.options import NormOptions
 from pipeline.benchmark.result import Result, Spread
 
-CPU = torch.device("cpu")
 TINY = {"device": "cpu", "batch": 2, "pixels": 32, "rounds": 2}
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 @pytest.fixture(scope="module")
-def tiny() -> Result:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, str]:
+    """The JSON of a run of both networks, what it says, and what a terminal shows meanwhile."""
     torch.set_num_threads(1)
-    return norm.run(NormOptions(**TINY, depths="50,152", amps="bf16"))
+    path = tmp_path_factory.mktemp("norm") / "norm.json"
+    argv = [f"--{name}={value}" for name, value in TINY.items()]
+    with redirect_stdout(io.StringIO()) as said, redirect_stderr(Terminal()) as shown:
+        main(["norm", *argv, "--depths=50,152", "--amps=bf16", f"--json={path}"])
+    return json.loads(path.read_text()), said.getvalue(), shown.getvalue()
 
 
 def test_every_shape_is_there_once_with_the_counts_of_both_networks(tiny):
-    shapes = tiny.figures["shapes"]
+    found, said, _ = tiny
+    shapes = found["raw"]["shapes"]
     norms = {depth: network(depth, 32).norms for depth in (50, 152)}
     assert len(shapes) == len(norms[50]) == 17
     for shape in shapes:
@@ -30,16 +46,23 @@ def test_every_shape_is_there_once_with_the_counts_of_both_networks(tiny):
         counts = {f"resnet{depth}": norms[depth][case] for depth in norms}
         assert shape["layers"] == counts and all(counts.values())
         eager = shape["backends"]["eager"]
-        assert (eager["forward_bytes"], eager["backward_bytes"]) == norm_bytes("eager", case, 2, 2)
+        moved = (eager["forward_bytes"], eager["backward_bytes"])
+        assert moved == norm_bytes("eager", case, 2, 2)
         share = eager["forward_bytes"] / eager["forward_sec"]["median"]
         share /= shape["copy_bytes_per_sec"]["median"]
         assert eager["forward_share_of_copy"] == pytest.approx(share)
-    assert len(tiny.table) == 1 + 17
+        assert f"\n{case} bf16 " in said
 
 
-def test_what_cannot_run_is_named_and_has_no_ratio(tiny):
-    assert set(tiny.figures["not_run"]) == {"triton bf16", "apex bf16"}
-    assert set(tiny.ratios) == {"eager_of_copy_resnet50_bf16", "eager_of_copy_resnet152_bf16"}
+def test_what_can_run_and_what_cannot_is_said_and_shown(tiny):
+    found, said, shown = tiny
+    assert set(found["ratios"]) == {"eager_of_copy_resnet50_bf16", "eager_of_copy_resnet152_bf16"}
+    assert set(found["raw"]["not_run"]) == {"triton bf16", "apex bf16"}
+    assert "bf16 reference: can run here" in said
+    assert "bf16 triton: its kernels need an NVIDIA GPU" in said
+    assert "set --device=cuda" in said and "run.device" not in said
+    assert "\x1b[Kmeasuring: norm bf16, shape 17 of 17: " in shown
+    assert shown.endswith("\r\x1b[K")
 
 
 def test_after_the_time_limit_shapes_are_named_not_measured():
@@ -107,15 +130,5 @@ def test_kernels_are_found_by_name_and_counted_per_call():
     seen = {name: 4e6 * (i + 1) for i, name in enumerate(names)} | {"void other_kernel": 1.0}
     found = in_seconds(seen, calls=4)
     assert found == {name: i + 1.0 for i, name in enumerate(names)}
-    with_suffix = {f"{name}_0d1d2d": time for name, time in seen.items()}
-    assert in_seconds(with_suffix, calls=4) == found
     del seen["normalize"]
     assert in_seconds(seen, calls=4) == "the profiler saw no kernel called normalize"
-
-
-@pytest.mark.parametrize("kind", ["plain", "add", "projection"])
-def test_a_layer_takes_both_gradients_of_a_fork(kind):
-    torch.set_num_threads(1)
-    layer = Layer(NormCase(4, 8, kind, True), 2, torch.bfloat16, "reference", CPU)
-    assert layer.forward() > 0 and layer.both() > 0
-    assert layer.launch() == 1

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 
 from pipeline.benchmark import device as devices
 from pipeline.benchmark.network import NormCase
-from pipeline.benchmark.norm_layer import Layer, kernel_seconds
+from pipeline.benchmark.norm import Layer, kernel_seconds
 from pipeline.benchmark.options import Amp, StepOptions
 from pipeline.benchmark.plain import PlainTraining, Setting, train_setting
 from pipeline.benchmark.result import Result
@@ -55,7 +55,7 @@ def in_one(tensors: dict[str, Tensor]) -> Tensor:
 @pytest.mark.usefixtures("deterministic")
 def test_a_captured_step_with_triton_equals_one_that_is_not(amp: Amp) -> None:
     plain, captured = (train_setting(Setting(50, amp, "triton", 64), 16, CUDA) for _ in range(2))
-    replay = captured.captured()
+    replay = devices.capture(captured.step)
     for _ in range(3):
         # From the same state each time: training a network anew magnifies any difference.
         for one, other in zip(state(plain).values(), state(captured).values(), strict=True):

@@ -1,13 +1,11 @@
 """The scaling model against closed forms, and what `benchmark predict` makes of it."""
 
-import json
 import math
 
 import pytest
 
-from pipeline.benchmark.__main__ import parse
-from pipeline.benchmark.predict import check, gradient_schedule, run
-from pipeline.benchmark.rank_options import PredictOptions
+from pipeline.benchmark.options import PredictOptions
+from pipeline.benchmark.predict import gradient_schedule, run
 from pipeline.benchmark.result import write_json
 from pipeline.benchmark.scaling_model import (
     Cluster,
@@ -25,39 +23,37 @@ from pipeline.benchmark.scaling_model import (
 )
 from pipeline.config import ConfigError
 
-FREE = Cost(0.0, 0.0)
+FREE, LATE = Cost(0.0, 0.0), Cost(0.01, 1e-4, 0.002)
 LAYERS = [Gradient(0.25, 100), Gradient(0.5, 100, 2), Gradient(1.0, 200)]
 CLUSTER = Cluster(8, 400e9, 50e9, 3e-6, 10e-6, 1e-3, 5e-6)
 
 
-def test_a_network_of_infinite_speed_costs_nothing():
+def test_infinite_speed_and_one_rank_alone_cost_nothing():
     assert predict(512, 0.1, LAYERS, FREE).efficiency == 1.0
-
-
-def test_one_rank_communicates_with_nobody():
     assert predict(1, 0.1, LAYERS, Cost(1.0, 1.0), jitter_sec=0.5).efficiency == 1.0
 
 
-def test_without_overlap_all_gradients_follow_backward():
-    cost = Cost(0.01, 1e-4, 0.002)
-    wanted = 0.01 + 3 * 0.002 + 400 * 1e-4  # four tensors, 400 bytes
-    assert exposed_sec(without_overlap(LAYERS), 1.0, cost) == pytest.approx(wanted)
-    found = predict(4, 1.0, without_overlap(LAYERS), cost, jitter_sec=0.1)
-    slowest = 0.1 * expected_maximum(4)
-    assert found.efficiency == pytest.approx(1 / (1 + 0.01 + wanted + slowest))
+@pytest.mark.parametrize(
+    ("layers", "cost", "seconds"),
+    [
+        # Ready at 0.25, 0.5 and 1: each is sent before the next is ready, the last after backward.
+        (LAYERS, Cost(0.0, 1e-3), 0.2),
+        # 0.25 .. 0.65 the first; 0.65 .. 1.05 the second; 1.05 .. 1.75 the third.
+        (LAYERS, Cost(0.3, 1e-3), 0.3 + 0.2 + 0.05),
+        # 0.1 .. 0.9 the first, then both others in one go, which takes 0.5 + 2 * 0.3.
+        ([Gradient(ready, 100) for ready in (0.1, 0.2, 0.3)], Cost(0.5, 3e-3), 0.9 + 1.1 - 1.0),
+        # Four tensors, 400 bytes, all after backward.
+        (without_overlap(LAYERS), LATE, 0.01 + 3 * 0.002 + 400 * 1e-4),
+    ],
+)
+def test_what_is_sent_while_backward_runs_is_hidden(layers, cost, seconds):
+    assert exposed_sec(layers, 1.0, cost) == pytest.approx(seconds)
 
 
-def test_what_is_sent_while_backward_runs_is_hidden():
-    # Ready at 0.25, 0.5 and 1: each is sent before the next is ready, the last after backward.
-    assert exposed_sec(LAYERS, 1.0, Cost(0.0, 1e-3)) == pytest.approx(0.2)
-
-
-def test_a_busy_network_sends_what_has_gathered_in_one_go():
-    # 0.25 .. 0.65 the first; 0.65 .. 1.05 the second; 1.05 .. 1.75 the third.
-    assert exposed_sec(LAYERS, 1.0, Cost(0.3, 1e-3)) == pytest.approx(0.3 + 0.2 + 0.05)
-    two_at_once = [Gradient(0.1, 100), Gradient(0.2, 100), Gradient(0.3, 100)]
-    # 0.1 .. 0.9 the first, then both others together, which takes 0.5 + 2 * 0.3.
-    assert exposed_sec(two_at_once, 1.0, Cost(0.5, 3e-3)) == pytest.approx(0.9 + 1.1 - 1.0)
+def test_a_step_waits_for_the_agreement_the_gradients_and_the_slowest():
+    found = predict(4, 1.0, without_overlap(LAYERS), LATE, jitter_sec=0.1)
+    waits = 0.01 + (0.01 + 3 * 0.002 + 400 * 1e-4) + 0.1 * expected_maximum(4)
+    assert found.efficiency == pytest.approx(1 / (1 + waits))
 
 
 def test_a_faster_network_is_never_slower_when_latency_is_small():
@@ -66,29 +62,23 @@ def test_a_faster_network_is_never_slower_when_latency_is_small():
     assert exposed[-1] == pytest.approx(1e-3)
 
 
-def test_a_ring_in_one_node():
-    cost = ring_cost(8, CLUSTER)
-    assert cost.latency_sec == pytest.approx(1e-3 + 14 * 3e-6)
-    assert cost.seconds(400_000_000) == pytest.approx(1e-3 + 42e-6 + 1.75 * 1e-3)
-    assert cost == two_level_cost(8, CLUSTER)
-
-
-def test_a_ring_over_nodes_goes_at_the_pace_of_the_links():
-    cost = ring_cost(64, CLUSTER)
-    assert cost.sec_per_byte == pytest.approx(2 * 63 / 64 / 50e9)
-    assert cost.latency_sec == pytest.approx(1e-3 + 2 * 56 * 3e-6 + 2 * 8 * 10e-6)
-
-
-def test_two_levels_send_each_share_over_the_links_once():
-    cost = two_level_cost(64, CLUSTER)
-    assert cost.sec_per_byte == pytest.approx(2 * 7 / 8 / 400e9 + 2 * 7 / 8 / 50e9)
-    assert cost.latency_sec == pytest.approx(1e-3 + 14 * 3e-6 + 2 * 3 * 10e-6)
-    assert cost.tensor_sec == 5e-6
-
-
-def test_half_a_node_more_is_refused():
-    with pytest.raises(ValueError, match="12 GPUs must be whole nodes of 8"):
-        ring_cost(12, CLUSTER)
+@pytest.mark.parametrize(
+    ("make", "gpus", "hops_sec", "sec_per_byte"),
+    [
+        (ring_cost, 8, 14 * 3e-6, 2 * 7 / 8 / 400e9),
+        (two_level_cost, 8, 14 * 3e-6, 2 * 7 / 8 / 400e9),
+        # Over nodes a ring goes at the pace of the links; two levels send each share once.
+        (ring_cost, 64, 2 * 56 * 3e-6 + 2 * 8 * 10e-6, 2 * 63 / 64 / 50e9),
+        (two_level_cost, 64, 14 * 3e-6 + 2 * 3 * 10e-6, 2 * 7 / 8 / 400e9 + 2 * 7 / 8 / 50e9),
+    ],
+)
+def test_an_allreduce_costs_its_hops_and_its_bytes(make, gpus, hops_sec, sec_per_byte):
+    cost = make(gpus, CLUSTER)
+    assert cost.latency_sec == pytest.approx(1e-3 + hops_sec)
+    assert cost.sec_per_byte == pytest.approx(sec_per_byte)
+    assert cost.seconds(10**9, 3) == pytest.approx(
+        cost.latency_sec + 2 * 5e-6 + 10**9 * sec_per_byte
+    )
 
 
 def test_a_measured_cost_at_other_ranks_keeps_the_bandwidth_of_the_links():
@@ -135,17 +125,14 @@ def test_gradients_come_from_the_last_layer_to_the_first():
 
 
 GIVEN = {
-    "step_ms": 30.0,
-    "jitter_ms": 0.0,
-    "latency_ms": 1.0,
-    "tensor_us": 0.0,
-    "node_gbyte": 350.0,
-}
+    "step_ms": 30.0, "jitter_ms": 0.0, "latency_ms": 1.0, "tensor_us": 0.0, "node_gbyte": 350.0,
+}  # fmt: skip
 
 
-def test_predict_needs_no_files_when_all_is_given():
-    result = run(PredictOptions(**GIVEN))
-    rows = result.figures["predicted"]
+def test_predict_needs_no_files_when_all_is_given(benchmark):
+    argv = [f"--{name}={value}" for name, value in GIVEN.items()]
+    found, text = benchmark("predict", *argv)
+    rows = found["raw"]["predicted"]
     assert [(r["gpus"], r["link_gbit"]) for r in rows] == [
         (8, None), (64, 100), (64, 400), (64, 3200), (512, 100), (512, 400), (512, 3200),
     ]  # fmt: skip
@@ -153,13 +140,15 @@ def test_predict_needs_no_files_when_all_is_given():
     # In one fast node there is nothing to gain: two cycles cost what the overlap saves.
     assert all(r["efficiency_without_overlap"] < r["efficiency"] for r in rows if r["link_gbit"])
     assert rows[1]["efficiency"] < rows[2]["efficiency"]
-    assert "predicted: GPUs" in result.text()
+    assert found["settings"]["inputs"]["step_sec"] == 0.03
+    assert "predicted: GPUs" in text
     half = run(PredictOptions(**GIVEN, dtype="fp16"))
-    assert half.figures["gradient_bytes"] * 2 == result.figures["gradient_bytes"]
+    assert half.figures["gradient_bytes"] * 2 == found["raw"]["gradient_bytes"]
 
 
-def measured(tmp_path):
-    """JSON files as the two benchmarks write them: a line of 1 ms + 1 ns a byte, 2 ranks."""
+def measured(folder, device="cpu"):
+    """The JSON files of the two benchmarks, by option: a line of 1 ms + 1 ns a byte, 2 ranks;
+    `device` is that of scale."""
     fit = {"latency_sec": 1e-3, "sec_per_byte": 1e-9, "bus_bytes_per_sec": 1e9, "tensor_sec": 0.0}
     allreduce = {
         "benchmark": "allreduce",
@@ -174,22 +163,18 @@ def measured(tmp_path):
     raw |= {"weak_2_agreement_share": {"median": 0.05}}
     scale = {
         "benchmark": "scale",
-        "settings": {"device": "cpu", "depth": 18, "size": 64},
+        "settings": {"device": device, "depth": 18, "size": 64},
         "ratios": {"weak_scaling_2": 0.8, "weak_scaling_2_by_cpu_time": 0.9},
         "raw": raw,
     }
-    for content in (allreduce, scale):
-        write_json(tmp_path / f"{content['benchmark']}.json", content)
-    return allreduce, scale
+    paths = {name: folder / f"{name}.json" for name in ("allreduce", "scale")}
+    for path, content in zip(paths.values(), (allreduce, scale), strict=True):
+        write_json(path, content)
+    return {name: str(path) for name, path in paths.items()}
 
 
 def test_the_prediction_is_checked_against_the_measured_rank_counts(tmp_path):
-    measured(tmp_path)
-    result = run(
-        PredictOptions(
-            allreduce=str(tmp_path / "allreduce.json"), scale=str(tmp_path / "scale.json"), depth=18
-        )
-    )
+    result = run(PredictOptions(**measured(tmp_path), depth=18))
     inputs = result.settings["inputs"]
     assert inputs["step_sec"] == 0.5 and inputs["gpu_bytes_per_sec"] == pytest.approx(1e9)
     (found,) = result.figures["checks"]
@@ -202,19 +187,11 @@ def test_the_prediction_is_checked_against_the_measured_rank_counts(tmp_path):
     assert ratio == found["predicted"] / 0.8
 
 
-def test_two_devices_are_not_compared(tmp_path):
-    allreduce, scale = measured(tmp_path)
-    scale["settings"]["device"] = "cuda"
-    with pytest.raises(ConfigError, match="--allreduce was measured on cpu and --scale on cuda"):
-        check(allreduce, scale)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({}, "--step_ms is neither given nor measured; give it or --scale FILE"),
         (GIVEN | {"latency_ms": None}, "--latency_ms is neither given .* or --allreduce FILE"),
-        (GIVEN | {"depth": 51}, "--depth=51"),
         (GIVEN | {"scale": "absent.json"}, "--scale absent.json cannot be read as JSON; write it"),
     ],
 )
@@ -223,42 +200,15 @@ def test_what_is_missing_is_named(options, message):
         run(PredictOptions(**options))
 
 
-def test_a_json_of_another_benchmark_is_refused(tmp_path):
-    measured(tmp_path)
-    with pytest.raises(ConfigError, match="is not the present JSON of that benchmark"):
-        run(PredictOptions(**GIVEN, allreduce=str(tmp_path / "scale.json")))
-
-
-def test_another_depth_than_measured_needs_a_step_of_its_own(tmp_path):
-    measured(tmp_path)
-    paths = {name: str(tmp_path / f"{name}.json") for name in ("allreduce", "scale")}
-    with pytest.raises(ConfigError, match="--scale measured depth 18 and --depth=50; give --step"):
-        run(PredictOptions(**paths))
-    with pytest.raises(ConfigError, match="--allreduce holds fp32, not fp16"):
-        run(PredictOptions(**paths, depth=18, dtype="fp16"))
-
-
-@pytest.mark.parametrize(
-    ("argument", "message"),
-    [
-        ("--gpus=8,12", "--gpus=8,12: 12 must be whole nodes of --gpus_per_node=8"),
-        ("--gpus=0", "--gpus=0 must be whole numbers of at least 1 with commas between"),
-        ("--link_efficiency=1.5", "--link_efficiency=1.5 must be above 0 and at most 1"),
-        ("--step_ms=0", "--step_ms=0 must be above 0"),
-        ("--node_us=-1", "--node_us=-1 must not be below 0"),
-    ],
-)
-def test_wrong_settings_of_a_cluster_are_refused(argument, message):
-    with pytest.raises(ConfigError) as caught:
-        parse(["predict", argument])
-    assert message in str(caught.value)
-
-
-def test_the_command_writes_its_prediction(tmp_path):
-    from pipeline.benchmark.__main__ import main
-
-    path = tmp_path / "predict.json"
-    main(["predict", "--json", str(path), *(f"--{name}={value}" for name, value in GIVEN.items())])
-    found = json.loads(path.read_text())
-    assert found["settings"]["inputs"]["step_sec"] == 0.03
-    assert len(found["raw"]["predicted"]) == 7
+def test_what_was_measured_for_another_question_is_refused(tmp_path):
+    paths = measured(tmp_path)
+    for options, message in (
+        (GIVEN | {"allreduce": paths["scale"]}, "is not the present JSON of that benchmark"),
+        (paths, "--scale measured depth 18 and --depth=50; give --step"),
+        (paths | {"depth": 18, "dtype": "fp16"}, "--allreduce holds fp32, not fp16"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(PredictOptions(**options))
+    paths = measured(tmp_path, device="cuda")
+    with pytest.raises(ConfigError, match="--allreduce was measured on cpu and --scale on cuda"):
+        run(PredictOptions(**paths, depth=18))

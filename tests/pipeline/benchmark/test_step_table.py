@@ -10,14 +10,7 @@ from pipeline.benchmark.network import network, roofline
 from pipeline.benchmark.options import StepOptions
 from pipeline.benchmark.plain import PlainTraining, Setting, train_setting
 from pipeline.benchmark.result import Result, Spread
-from pipeline.benchmark.step import (
-    Comparison,
-    Limits,
-    add_rows,
-    compare,
-    measure_table,
-    settings,
-)
+from pipeline.benchmark.step import Comparison, Limits, add_rows, compare, settings
 
 CPU = torch.device("cpu")
 TINY = StepOptions(
@@ -27,26 +20,19 @@ TINY = StepOptions(
 EAGER = Setting(18, "bf16", "eager", 32)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def empty() -> Result:
     return Result("step", {"batch": 256}, figures={"not_run": {}, "networks": {}})
 
 
-def test_compiling_comes_after_every_other_side():
+def test_eager_comes_before_every_other_side_and_compiling_after_it():
     found = [setting.name for setting in settings(StepOptions(depths="50,152", amps="fp16"))]
     assert found == [
-        "eager_resnet50_fp16",
-        "triton_resnet50_fp16",
-        "apex_resnet50_fp16",
-        "eager_resnet152_fp16",
-        "triton_resnet152_fp16",
-        "apex_resnet152_fp16",
-        "compile_resnet50_fp16",
-        "compile_resnet152_fp16",
+        *(f"{side}_resnet50_fp16" for side in ("eager", "triton", "apex")),
+        *(f"{side}_resnet152_fp16" for side in ("eager", "triton", "apex")),
+        *("compile_resnet50_fp16", "compile_resnet152_fp16"),
     ]
 
 
@@ -114,20 +100,24 @@ def test_a_side_that_fails_is_named_and_the_others_are_measured(monkeypatch):
         return train_setting(setting, images, device)
 
     monkeypatch.setattr(step, "train_setting", broken)
-    result, saved = Result("step", {"batch": 4}, figures={"not_run": {}}), []
-    options = StepOptions(**vars(TINY) | {"sides": "compile,eager,triton"})
-    measure_table(options, CPU, result, lambda so_far: saved.append(len(so_far.table)))
+    saved: list[int] = []
+    options = StepOptions(**vars(TINY) | {"sides": "compile,eager,triton", "parts": "table"})
+    result = step.run(options, lambda so_far: saved.append(len(so_far.table)))
     assert saved == [3, 5, 7]  # a head, and two rows for each side
+    assert set(result.figures["not_run"]) == {
+        f"{side}_resnet18_bf16"
+        for side in ("eager_graph", "triton", "triton_graph", "compile", "compile_graph")
+    }
     assert result.figures["not_run"]["compile_resnet18_bf16"] == "RuntimeError: no compiler"
     assert "NVIDIA GPU" in result.figures["not_run"]["triton_graph_resnet18_bf16"]
     assert list(result.spreads) == ["eager_resnet18_bf16_images_per_sec"]
+    assert list(result.ratios) == ["eager_resnet18_bf16_of_roofline"]
     assert result.figures["copy_gb_per_sec"] > 0
     assert "compile_resnet18_bf16: not run: RuntimeError: no compiler" in result.text()
 
 
 def test_after_the_time_limit_rows_are_named_not_measured():
-    result = Result("step", {"batch": 4}, figures={"not_run": {}})
-    measure_table(StepOptions(**vars(TINY) | {"limit_sec": -1.0}), CPU, result, lambda _: None)
+    result = step.run(StepOptions(**vars(TINY) | {"limit_sec": -1.0, "parts": "table"}))
     assert "time limit of -1 s" in result.figures["not_run"]["eager_resnet18_bf16"]
     assert not result.spreads
 

@@ -75,7 +75,7 @@ def what_is_trained(config: Config) -> tuple[Any, ...]:
     ).param_groups
     schedule = make_schedule(config, 1000)
     rates = [schedule.lr(position) for position in range(0, 40_000, 250)]
-    rule = getattr(schedule, "max_drops", 0) and schedule  # with drops, all of the rule counts
+    rule = getattr(schedule.drops, "most", 0) and schedule  # with drops, all of the rule counts
     model = dataclasses.asdict(config.model)
     return (
         train_planner(config.data), val_planner(config.data), rates, rule, network_of(model),

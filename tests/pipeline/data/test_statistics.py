@@ -4,17 +4,15 @@ import dataclasses
 import shlex
 import shutil
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from cifar_archives import write
 from jobs import copy_data
 from one_process import train_here
-from run_files import newest_checkpoint
 
 from pipeline.config import Config, ConfigError, DataConfig
-from pipeline.data.cifar import open_cifar
 from pipeline.data.crops import CenterCrop, RandomResizedCrop
 from pipeline.data.dali import DecodeSettings, Loader, make_pipeline
 from pipeline.data.index.manifest import open_manifest
@@ -36,6 +34,8 @@ from pipeline.system.failure import Reported
 from pipeline.train.loaders import open_val_loader
 
 CPU = torch.device("cpu")
+NOTHING = Normalisation(np.zeros(3, np.float32), np.ones(3, np.float32), None, np.eye(3))
+CROP = {"train_crop": "scale_jitter", "image_size": 32, "short_side": (36, 60)}
 
 
 def draw(stream, normal: Normalisation, output: str = "float32", count: int = 12) -> np.ndarray:
@@ -76,16 +76,6 @@ def test_means_deviations_and_components_are_numpys():
         np.testing.assert_allclose(covariance @ axis, length * axis, atol=1e-7)
 
 
-def test_the_principal_axes_of_imagenets_published_components_are_imagenets():
-    vectors, values = IMAGENET.color_axes.T / 255, np.array([0.2175, 0.0188, 0.0045])
-    unit = vectors / values
-    covariance = 255.0**2 * (unit * values) @ unit.T
-    found = principal_axes(covariance)
-    # Published to four digits, and each up to its sign.
-    signs = np.sign((found * IMAGENET.color_axes).sum(1, keepdims=True))
-    np.testing.assert_allclose(signs * found, IMAGENET.color_axes, atol=0.02)
-
-
 def test_axes_of_grey_images_have_no_negative_zero_which_would_be_another_digest():
     axes = principal_axes(np.full((3, 3), 900.0))
     np.testing.assert_allclose(axes[1:], 0)
@@ -122,9 +112,6 @@ def test_a_mean_image_is_for_views_of_its_own_shape():
         assert whole.for_shape(shape).image is None
         np.testing.assert_array_equal(whole.for_shape(shape).mean, whole.mean)
     assert IMAGENET.for_shape((64, 64)) is IMAGENET
-    settings = DecodeSettings("cpu", CPU, 1, normalisation=whole)
-    assert settings.for_shape((32, 32)).normalisation is whole
-    assert settings.for_shape((64, 64)).normalisation.image is None
 
 
 # What the graph makes of them
@@ -132,13 +119,12 @@ def test_a_mean_image_is_for_views_of_its_own_shape():
 
 def test_the_mean_image_comes_before_the_mirror_and_the_offset_before_the_division(small_data):
     manifest, normal = open_manifest(small_data, "train"), made()
-    nothing = Normalisation(np.zeros(3, np.float32), np.ones(3, np.float32), None, np.eye(3))
     coloured = RandomResizedCrop(32, color_std=0.3, normalisation=normal)
     stream = TrainStream(manifest, coloured, 0)
     plan = stream.select(np.arange(12)).plan
     assert set(plan.flips.tolist()) == {0, 1}
     assert np.abs(plan.offsets).max() > 5
-    raw = draw(TrainStream(manifest, RandomResizedCrop(32, flip=False), 0), nothing)
+    raw = draw(TrainStream(manifest, RandomResizedCrop(32, flip=False), 0), NOTHING)
     wanted = raw - normal.image
     wanted = np.where(plan.flips[:, None, None, None] == 1, wanted[:, :, ::-1], wanted)
     wanted = (wanted + plan.offsets[:, None, None, :]) / normal.std
@@ -146,28 +132,15 @@ def test_the_mean_image_comes_before_the_mirror_and_the_offset_before_the_divisi
     np.testing.assert_allclose(draw(stream, normal, "float16"), wanted, atol=1e-2)
 
 
-@pytest.mark.parametrize("output", ["float32", "uint8"])
-def test_channel_means_are_subtracted_whatever_pixels_travel_as(small_data, output):
-    manifest, normal = open_manifest(small_data, "train"), made(image=False)
-    stream = TrainStream(manifest, RandomResizedCrop(32, color_std=0.1), 0)
-    found = draw(stream, normal, output) * normal.std + normal.mean
-    published = draw(stream, IMAGENET) * IMAGENET.std + IMAGENET.mean
-    np.testing.assert_allclose(found, published, atol=1e-3)
-
-
-def test_colour_offsets_lie_along_the_axes_of_the_training_set(small_data):
-    config = DataConfig(color_std=0.1)
-    line = Normalisation(
-        IMAGENET.mean, IMAGENET.std, None, np.outer([1.0, 0, 0], [10.0, 20.0, -30.0])
-    )
-    for crop in ("random_resized_crop", "scale_jitter"):
-        planner = train_planner(dataclasses.replace(config, train_crop=crop), line)
-        stream = TrainStream(open_manifest(small_data, "train"), planner, 0)
-        offsets = stream.select(np.arange(20)).plan.offsets
-        np.testing.assert_allclose(
-            offsets, offsets[:, :1] * np.array([[1.0, 2.0, -3.0]]), rtol=1e-5
-        )
-        assert 0.3 < offsets[:, 0].std() < 2
+@pytest.mark.parametrize("crop", ["random_resized_crop", "scale_jitter"])
+def test_colour_offsets_lie_along_the_axes_of_the_training_set(small_data, crop):
+    axes = np.outer([1.0, 0, 0], [10.0, 20.0, -30.0])
+    line = dataclasses.replace(IMAGENET, color_axes=axes)
+    planner = train_planner(DataConfig(color_std=0.1, train_crop=crop), line)
+    stream = TrainStream(open_manifest(small_data, "train"), planner, 0)
+    offsets = stream.select(np.arange(20)).plan.offsets
+    np.testing.assert_allclose(offsets, offsets[:, :1] * np.array([[1.0, 2.0, -3.0]]), rtol=1e-5)
+    assert 0.3 < offsets[:, 0].std() < 2
 
 
 def test_a_view_of_another_shape_than_the_mean_image_is_refused(small_data):
@@ -207,30 +180,21 @@ def test_validation_subtracts_the_mean_image_at_its_size_and_the_means_at_anothe
 
 
 def settings_of(root, **changes) -> DataConfig:
-    return DataConfig(
-        root=str(root), train_crop="scale_jitter", image_size=32, short_side=(36, 60), **changes
-    )
-
-
-def options_of(root, **changes) -> MeanOptions:
-    return MeanOptions(
-        root, train_crop="scale_jitter", image_size=32, short_side=(36, 60), **changes
-    )
+    return DataConfig(root=str(root), **CROP, **changes)
 
 
 @pytest.fixture(scope="module")
 def prepared(small_data, tmp_path_factory):
     """A data set with its means beside its manifest."""
     root = copy_data(small_data, tmp_path_factory.mktemp("prepared") / "data")
-    mean.run(options_of(root))
+    mean.run(MeanOptions(root, **CROP))
     return root
 
 
 def test_the_means_are_those_of_the_crops_of_epoch_0_unflipped_and_uncoloured(prepared):
     manifest = open_manifest(prepared, "train")
     plain = train_planner(settings_of(prepared, flip=False))
-    nothing = Normalisation(np.zeros(3, np.float32), np.ones(3, np.float32), None, np.eye(3))
-    crops = draw(TrainStream(manifest, plain, 0), nothing, count=50)
+    crops = draw(TrainStream(manifest, plain, 0), NOTHING, count=50)
     config = settings_of(prepared, mean="pixel", color_std=0.1)  # flipped and coloured in training
     found = normalisation_of(config, manifest)
     assert found.digest == of_pixels(crops).digest
@@ -250,7 +214,9 @@ def test_threads_and_batches_do_not_change_the_means_and_a_sample_does(prepared,
     assert np.abs(sample.mean - whole.mean).max() < 60
 
 
-def test_prepare_says_what_it_found_and_where_it_lies(prepared, capsys, tmp_path):
+def test_prepare_says_what_it_found_and_a_training_warns_of_a_sample(
+    prepared, capsys, tmp_path, caplog
+):
     name, options = parse(
         ["mean", f"--root={prepared}", "--train-crop=scale_jitter", "--image-size=32",
          "--short-side=[36,60]", "--images=10", f"--cache-dir={tmp_path}"]
@@ -262,11 +228,7 @@ def test_prepare_says_what_it_found_and_where_it_lies(prepared, capsys, tmp_path
     assert "10 images in" in out
     assert f"written: {place}" in out
     assert [one.name for one in tmp_path.iterdir() if one.name.startswith(".")] == []
-
-
-def test_a_training_warns_of_the_means_of_a_sample(prepared, tmp_path, caplog):
-    mean.run(options_of(prepared, images=10, cache_dir=tmp_path))
-    config = dataclasses.replace(settings_of(prepared), mean="channel", cache_dir=str(tmp_path))
+    config = settings_of(prepared, mean="channel", cache_dir=str(tmp_path))
     with caplog.at_level("WARNING", logger="trainyard"):
         normalisation_of(config, open_manifest(prepared, "train"))
     assert "are of 10 of the 50 training images; prepare mean without --images" in caplog.text
@@ -309,59 +271,33 @@ def test_means_of_other_data_or_another_crop_are_not_taken(prepared, tmp_path):
         normalisation_of(other, open_manifest(prepared, "train"))
 
 
-def test_a_damaged_file_of_means_is_not_taken(prepared, tmp_path):
+def changed(content: bytes, at: int, value: int) -> bytes:
+    return content[:at] + bytes([value]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize("damage", [
+    lambda whole: changed(whole, len(whole) // 2, whole[len(whole) // 2] ^ 1),
+    lambda whole: changed(whole, whole.rfind(b"PK\x01\x02") + 10, 99),  # how it is compressed
+    lambda whole: whole[: len(whole) // 3],
+])  # fmt: skip
+def test_a_damaged_file_of_means_is_not_taken(prepared, tmp_path, damage):
     root = shutil.copytree(prepared, tmp_path / "damaged", copy_function=shutil.copy2)
     config = settings_of(root, mean="pixel")
     place = statistics_places(config)[0]
-    content = bytearray(place.read_bytes())
-    content[len(content) // 2] ^= 1
-    place.write_bytes(content)
+    place.write_bytes(damage(place.read_bytes()))
     with pytest.raises(ValueError, match=r"npz is damaged \("):
         normalisation_of(config, open_manifest(root, "train"))
-    whole = bytearray((statistics_places(settings_of(prepared))[0]).read_bytes())
-    whole[whole.rfind(b"PK\x01\x02") + 10] = 99  # a way of compressing that does not exist
-    place.write_bytes(whole)
-    with pytest.raises(ValueError, match=r"npz is damaged \("):
-        normalisation_of(config, open_manifest(root, "train"))
-    place.write_bytes(content[: len(content) // 3])
-    with pytest.raises(ValueError, match=r"npz is damaged \("):
-        normalisation_of(config, open_manifest(root, "train"))
-
-
-OWN_MEANS = (
-    "--data.train_crop=scale_jitter", "--data.short_side=[36,60]", "--data.color_std=0.1",
-    "--data.mean=pixel",
-)  # fmt: skip
-
-
-def test_a_run_trains_with_its_own_means_and_keeps_them(prepared, tmp_path):
-    content = newest_checkpoint(train_here(prepared, tmp_path, *OWN_MEANS))
-    config = settings_of(prepared, mean="pixel")
-    wanted = normalisation_of(config, open_manifest(prepared, "train"))
-    assert Normalisation.from_state(content["normalisation"]).digest == wanted.digest
-    assert content["fingerprint"]["means and deviations"] == wanted.digest
 
 
 def test_a_run_without_the_means_it_asks_for_ends_before_its_first_step(small_data, tmp_path):
     with pytest.raises(Reported, match="run: python -m pipeline.prepare mean --root"):
-        train_here(small_data, tmp_path, *OWN_MEANS)
+        train_here(small_data, tmp_path, "--data.mean=pixel")
     assert not (tmp_path / "test/metrics.jsonl").exists()
 
 
 def test_a_staged_copy_is_found_whatever_the_cache_folder_says(prepared, tmp_path):
     config = settings_of(prepared, mean="pixel", cache_dir=str(tmp_path))
     assert normalisation_of(config, open_manifest(prepared, "train")).image is not None
-
-
-def test_cifars_means_are_computed_at_once_over_its_training_images(tmp_path):
-    write(tmp_path)
-    train, _ = open_cifar(tmp_path, held_out=20)
-    config = DataConfig(
-        root=str(tmp_path), dataset="cifar-10", train_crop="padded", image_size=32, mean="pixel"
-    )
-    found = normalisation_of(config, train)
-    np.testing.assert_allclose(found.image, train.pixels.mean(0), rtol=1e-6)
-    assert len(train) == 50  # the held-out images have no part in it
 
 
 def test_there_is_nothing_to_prepare_for_cifar(tmp_path):
@@ -373,15 +309,10 @@ def test_there_is_nothing_to_prepare_for_cifar(tmp_path):
 
 @pytest.mark.parametrize("wrong, message", [
     ({"images": 0}, "--images=0 must be at least 1"),
+    ({"images": 51}, "--images=51 is more than the 50 training images"),
     ({"workers": -1}, "--workers=-1 must be 0 or more"),
+    ({"root": Path("nothing")}, "--root .*nothing is not a folder"),
 ])  # fmt: skip
-def test_wrong_options_are_refused(tmp_path, wrong, message):
+def test_wrong_options_are_refused(prepared, wrong, message):
     with pytest.raises(ConfigError, match=message):
-        MeanOptions(tmp_path, **wrong)
-
-
-def test_a_root_that_does_not_exist_and_too_many_images_are_refused(prepared, tmp_path):
-    with pytest.raises(ConfigError, match="--root .*nothing is not a folder"):
-        MeanOptions(tmp_path / "nothing")
-    with pytest.raises(ConfigError, match="--images=51 is more than the 50 training images"):
-        mean.run(options_of(prepared, images=51))
+        mean.run(MeanOptions(**{"root": prepared, **CROP, **wrong}))

@@ -13,7 +13,6 @@ from torch import nn
 from pipeline.evaluate.members import Network, scored
 from pipeline.evaluate.result import Tally
 from pipeline.ranks.world import World
-from pipeline.system.failure import ExitCode, Reported
 from pipeline.train.metrics import Validation, correct_counts
 from pipeline.train.precision import Precision
 from pipeline.train.validation import count, logits_of
@@ -79,17 +78,6 @@ class Said(nn.Module):
         return images
 
 
-def test_the_mean_of_probabilities_is_not_the_mean_of_logits():
-    logits = torch.tensor([[[9.0, 0, 0]], [[0, 1.0, 0]], [[0, 1.0, 0]], [[0, 1.0, 0]]])
-    loader = [SimpleNamespace(images=view, labels=torch.tensor([0])) for view in logits]
-    mean = logits.double().softmax(2).mean(0)
-    assert (int(mean.argmax()), int(logits.mean(0).argmax())) == (1, 0)
-    said = partial(logits_of, Said(), Precision("off", CPU))
-    totals, tally = counted([said], loader, 4, images=1, classes=3)
-    assert tally.confusion[0].tolist() == [0, 1, 0]
-    assert totals.loss == pytest.approx(-mean[0, 0].log().item())
-
-
 def test_padding_counts_nowhere_and_an_unreadable_image_as_wrong():
     labels = torch.tensor([3, -1, -2, 0, -1])
     scores = torch.randn(5, CLASSES)
@@ -109,19 +97,3 @@ def test_an_image_that_turns_out_unreadable_in_a_later_view_counts_as_wrong():
     later = SimpleNamespace(images=first.images, labels=torch.tensor([-2, *first.labels[1:]]))
     totals, tally = counted([network(0)], [first, others[0], later], 3, images=4)
     assert (totals.images, tally.unreadable, int(tally.confusion.sum())) == (4, 1, 3)
-
-
-@pytest.mark.parametrize("images", [19, 21])
-def test_an_evaluation_that_does_not_count_every_image_once_fails(images):
-    with pytest.raises(Reported, match=f"counted 20 images, the data set has {images}") as error:
-        counted([network(0)], batches(2), 2, images)
-    assert error.value.code == ExitCode.FAILED
-
-
-def test_an_error_of_the_loader_is_every_ranks_and_names_the_rank():
-    def failing():
-        yield from batches(1, images=6)
-        raise ValueError("the image x cannot be used: no image header")
-
-    with pytest.raises(Reported, match=r"no image header \(met in the evaluation by rank 0\)"):
-        counted([network(0)], failing(), 1)

@@ -98,14 +98,11 @@ def one_rank(trained, tmp_path_factory):
     return outcome(folder)
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_every_protocol_gives_the_same_integers_on_any_number_of_ranks(
-    trained, one_rank, tmp_path, ranks
-):
+def test_every_protocol_gives_the_same_integers_on_three_ranks(trained, one_rank, tmp_path):
     file = tmp_path / "commands.json"
     file.write_text(json.dumps(commands(trained, tmp_path)))
-    job = jobs.run(["tests/evaluate_ranks.py", str(file)], ranks)
-    assert job.codes == [0] * ranks, job.text
+    job = jobs.run(["tests/evaluate_ranks.py", str(file)], ranks=3)
+    assert job.codes == [0] * 3, job.text
     assert job.text.count("at step 7, multi-scale: top-1 ") == 1  # rank 0 says it
     several = outcome(tmp_path)
     for name, alone in one_rank.results.items():
@@ -156,23 +153,8 @@ def test_results_lie_beside_the_run(trained, one_rank):
     }  # fmt: skip
     for name, file in names.items():
         found = json.loads((trained.run / f"{file}.json").read_text())
-        changing = ("date", "loss")  # another test's ranks may have written it since
-        expected = one_rank.results[name]
-        assert {k: v for k, v in found.items() if k not in changing} == {
-            k: v for k, v in expected.items() if k not in changing
-        }
-
-
-def test_a_network_twice_is_the_network_once(trained, tmp_path):
-    out, best = tmp_path / "result.json", trained.checkpoint()
-    results = []
-    for checkpoints in (best,), (best, best):
-        evaluate_here("--checkpoint", *checkpoints, f"--json={out}")
-        results.append(json.loads(out.read_text()))
-    once, twice = results
-    for name in ("top1_correct", "top5_correct"):
-        assert twice[name] == once[name]
-    assert twice["loss"] == pytest.approx(once["loss"], rel=1e-5)
+        changing = {"date": 0, "loss": 0}  # another test's ranks may have written it since
+        assert found | changing == one_rank.results[name] | changing
 
 
 def spoil(trained: Trained, folder: Path) -> tuple[Path, Path]:
@@ -235,7 +217,7 @@ def test_imported_weights_get_statistics_of_any_images_of_their_classes(trained,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--protocol=9-crop"], "--protocol 9-crop does not exist; did you mean 1"),
+        (["--protocol=9-crop"], "protocol: Expected a Literal['1-crop', '10-crop', 'multi-scale']"),
         (["--protocol=10-crop", "--mirror"], "--mirror is not for --protocol 10-crop"),
         (["--bn-images=0"], "--bn-images 0 must be a number of training images, at least 2"),
         (["--per-class=/none/a.csv"], "--per-class /none/a.csv: the folder /none does not exist"),

@@ -37,6 +37,12 @@ def evaluated(run: Path, *options: str) -> dict:
     return json.loads(out.read_text())
 
 
+@pytest.fixture(scope="module")
+def plain(run):
+    """The result with no options."""
+    return evaluated(run)
+
+
 def right_by_hand(run: Path, held_out: int | None) -> tuple[int, int]:
     """Images, and how many of them the network gets right without any loader."""
     content = read_verified(run / "checkpoints" / "best.pt")
@@ -50,23 +56,24 @@ def right_by_hand(run: Path, held_out: int | None) -> tuple[int, int]:
     return len(val), int((scores.argmax(1).numpy() == val.labels).sum())
 
 
-def test_the_test_images_are_evaluated_where_that_is_asked(run):
-    held_out, tested = evaluated(run), evaluated(run, "--test-images")
-    assert (held_out["images"], held_out["top1_correct"]) == right_by_hand(run, 20)
+def test_the_test_images_are_evaluated_where_that_is_asked(run, plain):
+    tested = evaluated(run, "--test-images")
+    assert (plain["images"], plain["top1_correct"]) == right_by_hand(run, 20)
     assert (tested["images"], tested["top1_correct"]) == right_by_hand(run, None)
-    assert (held_out["test_images"], tested["test_images"]) == (False, True)
+    assert (plain["test_images"], tested["test_images"]) == (False, True)
     assert (run / "evaluate-1-crop.json").is_file()
     assert (run / "evaluate-1-crop-test-images.json").is_file()
 
 
-def test_true_averages_over_the_epoch_are_of_the_images_that_are_not_held_out(run):
+def test_true_averages_over_the_epoch_are_of_the_images_that_are_not_held_out(run, plain):
     result = evaluated(run, "--bn-images=all", "--test-images")
     assert (result["images"], result["bn_images"]) == (25, "all")
-    assert result["weights"] != evaluated(run)["weights"]
+    assert result["weights"] != plain["weights"]
 
 
-def test_a_result_with_other_settings_or_data_leaves_that_of_the_training_alone(run, tmp_path):
-    plain = evaluated(run)
+def test_a_result_with_other_settings_or_data_leaves_that_of_the_training_alone(
+    run, plain, tmp_path
+):
     files = set(run.glob("evaluate-*.json"))
     before = (run / "evaluate-1-crop.json").read_bytes()
     other_amp = evaluated(run, "--optim.amp=bf16", "--data.val_resize=64")  # that has no effect

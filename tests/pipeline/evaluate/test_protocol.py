@@ -6,43 +6,32 @@ import pytest
 
 from pipeline.config import Config, ConfigError, DataConfig, ModelConfig
 from pipeline.data.crops import Crop, WholeImage
+from pipeline.evaluate.__main__ import parse_options
 from pipeline.evaluate.protocol import (
-    PAPER_SCALES,
     ViewProtocol,
     choose_protocol,
-    images_for_statistics,
     pool_window,
     smallest_scale,
 )
 
 
-def test_the_paper_averages_over_five_scales():
-    protocol = choose_protocol("multi-scale", None, mirror=False)
-    assert protocol.scales == PAPER_SCALES == (224, 256, 384, 480, 640)
-    views = protocol.views(Config())
-    assert views == tuple(WholeImage(scale) for scale in PAPER_SCALES)
-
-
-def test_each_scale_is_drawn_mirrored_too_where_that_is_asked():
-    protocol = choose_protocol("multi-scale", [256, 384], mirror=True)
-    assert protocol.views(Config()) == (
-        WholeImage(256), WholeImage(256, True), WholeImage(384), WholeImage(384, True),
-    )  # fmt: skip
-
-
-def test_crops_are_cut_as_the_settings_say():
+@pytest.mark.parametrize(
+    ("name", "scales", "mirror", "views"),
+    [
+        ("1-crop", None, False, (Crop(192, 200),)),
+        ("multi-scale", None, False, tuple(map(WholeImage, (224, 256, 384, 480, 640)))),  # paper's
+        ("multi-scale", [256, 384], True,
+         (WholeImage(256), WholeImage(256, True), WholeImage(384), WholeImage(384, True))),
+    ],
+)  # fmt: skip
+def test_views_are_cut_as_the_settings_and_the_command_line_say(name, scales, mirror, views):
     config = Config(DataConfig(image_size=192, val_resize=200))
-    assert choose_protocol("1-crop", None, False).views(config) == (Crop(192, 200),)
-    assert len(choose_protocol("10-crop", None, False).views(config)) == 10
+    assert choose_protocol(name, scales, mirror).views(config) == views
 
 
 @pytest.mark.parametrize(
     ("name", "scales", "mirror", "message"),
     [
-        ("10crop", None, False, "--protocol 10crop does not exist; did you mean 10-crop?"),
-        ("multiscale", None, False, "--protocol multiscale does not exist; did you mean multi-sca"),
-        ("tencrop", None, False, "--protocol tencrop does not exist; there are: 1-crop, 10-crop"),
-        ("?", None, False, "does not exist; there are: 1-crop, 10-crop, multi-scale"),
         ("10-crop", None, True, "--mirror is not for --protocol 10-crop, whose crops are mirrored"),
         ("1-crop", None, True, "--mirror is for --protocol multi-scale and the protocol is 1-crop"),
         ("10-crop", [224], False, "--scales is for --protocol multi-scale and the protocol is 10-"),
@@ -79,12 +68,13 @@ def test_cifar_10_is_tested_on_one_crop_alone():
         ViewProtocol("10-crop").check(config)
 
 
-@pytest.mark.parametrize(("text", "images"), [(None, None), ("all", "all"), ("5000", 5000)])
-def test_statistics_are_of_a_number_of_images_or_all(text, images):
-    assert images_for_statistics(text) == images
-
-
-@pytest.mark.parametrize("text", ["0", "1", "-5", "some", "2.5"])
-def test_any_other_number_of_images_is_refused(text):
-    with pytest.raises(ConfigError, match=f"--bn-images {text} must be a number of training imag"):
-        images_for_statistics(text)
+def test_statistics_are_of_a_number_of_images_or_all():
+    given = [parse_options(["--checkpoint", __file__, *more]).bn_images
+             for more in ([], ["--bn-images=all"], ["--bn-images=5000"])]  # fmt: skip
+    assert given == [None, "all", 5000]
+    for text in ("0", "1", "-5"):
+        with pytest.raises(ConfigError, match=f"--bn-images {text} must be a number of training"):
+            parse_options(["--checkpoint", __file__, f"--bn-images={text}"])
+    for text in ("some", "2.5"):
+        with pytest.raises(ConfigError, match=f"bn_images: .*{text}"):
+            parse_options(["--checkpoint", __file__, f"--bn-images={text}"])

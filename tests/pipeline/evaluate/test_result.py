@@ -1,20 +1,20 @@
-"""The file of a result: what its numbers depend on is part of its name."""
+"""The files of a result: what its numbers depend on is part of the name; tables as a spreadsheet
+would read them."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import csv
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from weight_files import made_member
 
-from pipeline.config import Config, DataConfig, ModelConfig
-from pipeline.data.normalisation import IMAGENET
-from pipeline.evaluate.__main__ import parse_options
-from pipeline.evaluate.members import Member, make_member
+from pipeline.config import DataConfig
 from pipeline.evaluate.protocol import PAPER_SCALES, ViewProtocol
-from pipeline.evaluate.result import changed, file_name
-from pipeline.train.checkpoint import Trained
+from pipeline.evaluate.result import Tally, changed, file_name, write_confusion, write_per_class
 
 ONE_CROP, MULTI = ViewProtocol(), ViewProtocol("multi-scale", PAPER_SCALES)
 CIFAR = DataConfig(dataset="cifar-10", train_crop="padded", image_size=32)
@@ -22,14 +22,6 @@ PLAIN: dict[str, Any] = {
     "protocol": "1-crop", "scales": [], "mirror": False, "ensemble": ["a.pt"], "bn_images": None,
     "test_images": False, "changed": {}, "data_hash": "0123456789abcdef", "other_data": False,
 }  # fmt: skip
-
-
-def member(*options: str, data: DataConfig | None = None) -> Member:
-    config = Config(data or DataConfig(), ModelConfig(depth=18))
-    weights = {"w": torch.ones(2)}
-    trained = Trained(Path("a.pt"), config, ["cat", "dog"], IMAGENET, weights, 7, 1, {}, {})
-    given = parse_options(["--checkpoint", __file__, *options])
-    return make_member(trained, given)
 
 
 @pytest.mark.parametrize(
@@ -48,16 +40,16 @@ def member(*options: str, data: DataConfig | None = None) -> Member:
     ],
 )  # fmt: skip
 def test_what_changes_the_numbers_is_told_from_how_they_are_computed(options, protocol, found):
-    assert changed([member(*options)], protocol) == found
+    assert changed([made_member("a.pt", *options)], protocol) == found
 
 
 def test_a_setting_without_effect_is_no_change():
-    assert changed([member("--data.val_resize=64", data=CIFAR)], ONE_CROP) == {}
+    assert changed([made_member("a.pt", "--data.val_resize=64", data=CIFAR)], ONE_CROP) == {}
 
 
 def test_a_change_for_any_member_of_an_ensemble_is_one():
     large, option = DataConfig(val_resize=320), "--data.val_resize=256"
-    members = [member(option), member(option, data=large)]
+    members = [made_member("a.pt", option), made_member("a.pt", option, data=large)]
     assert changed(members, ONE_CROP) == {"data.val_resize": 256}
     assert changed(members[:1], ONE_CROP) == {}
 
@@ -80,3 +72,42 @@ def test_a_change_for_any_member_of_an_ensemble_is_one():
 )  # fmt: skip
 def test_results_that_differ_lie_in_files_of_their_own(difference, name):
     assert file_name(PLAIN | difference) == f"{name}.json"
+
+
+CLASSES = ["n01", "n02", "a, b"]
+# Five images; one more of class n02 could not be read, and "a, b" has none.
+COUNTS = Tally(3, torch.device("cpu"))
+COUNTS.take_in(torch.tensor([*(2, 1, 0), *(0, 1, 1), *(0, 0, 0), 1, *(3, 2, 0)]))
+
+
+@dataclass
+class Images:
+    classes: list[str] = field(default_factory=lambda: CLASSES)
+    labels: np.ndarray = field(default_factory=lambda: np.array([0, 0, 0, 1, 1, 1], np.int32))
+
+
+def rows_of(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def test_accuracy_by_class_counts_unreadable_images_as_wrong(tmp_path):
+    path = tmp_path / "classes.csv"
+    write_per_class(path, COUNTS, Images(), {"n01": "tench, Tinca tinca"})
+    assert rows_of(path) == [
+        ["class", "words", "images", "top1_correct", "top5_correct", "top1", "top5"],
+        ["n01", "tench, Tinca tinca", "3", "2", "3", str(2 / 3), "1.0"],
+        ["n02", "", "3", "1", "2", str(1 / 3), str(2 / 3)],
+        ["a, b", "", "0", "0", "0", "", ""],
+    ]
+
+
+def test_the_confusion_matrix_has_true_classes_in_rows(tmp_path):
+    path = tmp_path / "confusion.csv"
+    write_confusion(path, COUNTS, CLASSES)
+    assert rows_of(path) == [
+        ["class", *CLASSES],
+        ["n01", "2", "1", "0"],
+        ["n02", "0", "1", "1"],
+        ["a, b", "0", "0", "0"],
+    ]

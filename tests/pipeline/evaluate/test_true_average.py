@@ -41,13 +41,14 @@ def all_at_once(stream, images: int) -> torch.Tensor:
     return batch.images
 
 
-@pytest.mark.parametrize("chunk", [2, 5, 30])
+@pytest.mark.parametrize("chunk", [2, 30])
 @torch.no_grad()
 def test_mean_and_variance_are_those_of_all_values_together(stream, chunk):
     model = small_model()
     chunks = statistics_chunks(30, chunk)
     set_true_averages(model, stream, chunks, Precision("off", CPU), DECODE, World())
-    # The first layer's input does not depend on how anything was normalised.
+    # The spread of the chunks' means is part of the variance. The first layer's input does not
+    # depend on how anything was normalised.
     values = model[0](all_at_once(stream, 30)).double()
     mean, variance = values.mean((0, 2, 3)), values.var((0, 2, 3), unbiased=False)
     assert (variance > 0.01).any()
@@ -55,16 +56,6 @@ def test_mean_and_variance_are_those_of_all_values_together(stream, chunk):
     torch.testing.assert_close(model[1].running_var.double(), variance, rtol=1e-5, atol=1e-6)
     assert not model.training
     assert model[1].momentum == 0.1
-
-
-@torch.no_grad()
-def test_the_spread_of_the_chunks_means_is_part_of_the_variance(stream):
-    model = small_model()
-    chunks = statistics_chunks(30, 2)
-    set_true_averages(model, stream, chunks, Precision("off", CPU), DECODE, World())
-    values = model[0](all_at_once(stream, 30)).double()
-    within = torch.stack([part.var((0, 2, 3), unbiased=False) for part in values.split(2)]).mean(0)
-    assert (within < 0.97 * model[1].running_var).all()
 
 
 @torch.no_grad()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,29 +105,3 @@ def test_a_stand_in_is_squeezed_into_the_shape_of_its_batch(val_set):
     assert selection.plan.boxes[0].tolist() == [0, 0, *size]
     assert selection.labels[0] == -2
     assert (selection.labels[1:] >= 0).all()
-
-
-def spoilt(val_set, folder: Path):
-    """The data set with its third image cut in the middle, and that image's index."""
-    for number in range(len(val_set)):
-        path = val_set.path(number)
-        place = folder / "val" / path.parent.name / path.name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        content = path.read_bytes()
-        place.write_bytes(content[: len(content) // 2] if number == 2 else content)
-    return open_manifest(folder, "val")
-
-
-@pytest.mark.parametrize("protocol", [ViewProtocol("10-crop"), MULTI_SCALE])
-def test_a_bad_image_is_passed_over_where_that_is_allowed(val_set, tmp_path, protocol):
-    bad_set = spoilt(val_set, tmp_path)
-    config = config_of(local_batch_size=3, bad_images="exclude")
-    loader = open_loader(config, bad_set, World(), DECODE, protocol, frozenset())
-    last_labels = {}
-    with closing(loader):
-        for batch in loader:
-            places = batch.positions % len(bad_set)
-            last_labels |= dict(zip(places.tolist(), batch.labels.tolist(), strict=True))
-    assert [found.image for found in loader.found] == [2]
-    assert last_labels.pop(2) == -2
-    assert last_labels == {i: bad_set.labels[i] for i in range(len(bad_set)) if i != 2}

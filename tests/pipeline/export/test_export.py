@@ -1,6 +1,7 @@
 """Weights out: what other programs read is the network of the checkpoint."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from one_process import train_here
 from safetensors import safe_open
 from torch import Tensor, nn
 from weight_files import CIFAR_8, CLASSES, RESNET_18, SMALL, with_image, write_checkpoint
@@ -18,13 +18,12 @@ from pipeline.config import Config, ConfigError, ModelConfig
 from pipeline.data.normalisation import IMAGENET
 from pipeline.export import __main__ as export
 from pipeline.export.__main__ import require_packages
-from pipeline.export.description import describe
+from pipeline.export.formats import describe
 from pipeline.export.onnx_file import Agreement, write_onnx
-from pipeline.system.files import replacing
 from pipeline.train.checkpoint import read, read_verified
 
 CPU = torch.device("cpu")
-
+PLAIN_18 = ModelConfig(depth=18, residual=False, zero_init_last_norm=False)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -81,19 +80,10 @@ def test_torchvisions_file_has_its_names_and_json_beside_it(resnet18, tmp_path, 
 @pytest.mark.parametrize(
     ("model", "normalisation", "message"),
     [
-        (
-            CIFAR_8,
-            IMAGENET,
-            "torchvision has no CIFAR ResNet-8 A, only .* export to .safetensors or",
-        ),
+        (CIFAR_8, IMAGENET, "torchvision has no CIFAR ResNet-8 A, .* export to .safetensors or"),
         (ModelConfig(depth=18, shortcut="A"), IMAGENET, "torchvision has no ResNet-18 A, "),
-        (ModelConfig(depth=18, shortcut="C"), IMAGENET, "torchvision has no ResNet-18 C, "),
         (ModelConfig(depth=50, variant="v1"), IMAGENET, "torchvision has no ResNet-50 v1, "),
-        (
-            ModelConfig(depth=18, residual=False, zero_init_last_norm=False),
-            IMAGENET,
-            "torchvision has no plain-18, ",
-        ),
+        (PLAIN_18, IMAGENET, "torchvision has no plain-18, "),
         (RESNET_18, with_image(32), r"was trained with a mean image \(data.mean=pixel\); export"),
     ],
 )
@@ -180,15 +170,6 @@ def test_a_package_that_lacks_is_named_with_pips_line(monkeypatch, suffix, hidde
     require_packages(Path("a.pth"))
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path):
-    path = tmp_path / "a.onnx"
-    path.write_text("old")
-    with pytest.raises(RuntimeError), replacing(path) as partial:
-        partial.write_text("half of")
-        raise RuntimeError
-    assert [one.read_text() for one in tmp_path.iterdir()] == ["old"]
-
-
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -196,7 +177,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
         (["--checkpoint=C", "--weights=C", "--out=a.onnx"], "give either --checkpoint"),
         (["--checkpoint=C"], "--out is missing; give the path of the file to write"),
         (["--checkpoint=none.pt", "--out=a.onnx"], "--checkpoint none.pt does not exist"),
-        (["--checkpoint=C", "--out=a.onx"], r"suffix .onx and .* \.onnx; did you mean .onnx\?"),
+        (["--checkpoint=C", "--out=a.onx"], r"suffix .onx and should have .* \.onnx"),
         (["--checkpoint=C", "--out=a"], r"--out a has the suffix \(none\) and should have .safet"),
         (["--checkpoint=C", "--out=none/a.onnx"], "the folder none does not exist"),
         (["--checkpoint=C", "--out=a.onnx", "--classes=C"], "--classes goes with --weights"),
@@ -205,33 +186,19 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
         (["--checkpoint=C", "--out=a.onnx", "--model.depth=18"], "--model.depth comes from the"),
         (["--weights=none.pth", "--out=a.pt"], "--weights none.pth does not exist"),
         (["--weights=C", "--out=a.pt"], "--weights .* has the suffix .txt and should have .safe"),
-        (["--weights=W", "--out=a.pth"], r"--out a.pth .* should have .pt; did you mean .pt\?"),
+        (["--weights=W", "--out=a.pth"], r"--out a.pth .* should have .pt$"),
         (["--weights=W", "--out=a.pt"], "--config is missing; give the YAML file of the settings"),
-        (
-            ["--weights=W", "--out=a.pt", "--config=W", "--classes=none.txt"],
-            "--classes none.txt does not exist",
-        ),
     ],
 )
 def test_a_wrong_call_is_answered_with_a_right_one(tmp_path, argv, message):
-    there = {"C": tmp_path / "there.txt", "W": tmp_path / "there.pth"}
-    for path in there.values():
-        path.write_text("")
-    for letter, path in there.items():
-        argv = [
-            f"{argument[:-1]}{path}" if argument.endswith(f"={letter}") else argument
-            for argument in argv
-        ]
+    for letter, name in (("C", "there.txt"), ("W", "there.pth")):
+        (tmp_path / name).touch()
+        argv = [re.sub(f"={letter}$", f"={tmp_path / name}", argument) for argument in argv]
     with pytest.raises(ConfigError, match=message):
         export.main(argv)
 
 
-@pytest.mark.parametrize("settings", [[], ["--model.residual=false"]])
-def test_the_checkpoint_of_a_run_is_exported(small_data, tmp_path, capsys, settings):
-    run_dir = train_here(
-        small_data, tmp_path, "--model.family=cifar", "--model.depth=8",
-        "--model.zero_init_last_norm=false", *settings,
-    )  # fmt: skip
-    run(run_dir / "checkpoints/best.pt", tmp_path / "a.safetensors")
-    kind = "plain-8" if settings else "ResNet-8 A"
-    assert f"CIFAR {kind} of step 7, 10 classes, 7" in capsys.readouterr().out
+def test_the_checkpoint_of_a_run_is_exported(uninterrupted, tmp_path, capsys):
+    run(uninterrupted / "checkpoints/best.pt", tmp_path / "a.safetensors")
+    said = r"CIFAR ResNet-8 A of step \d+, 10 classes, 7"
+    assert re.search(said, capsys.readouterr().out)

@@ -5,11 +5,10 @@ import json
 import shutil
 from pathlib import Path
 
-import jobs
 import numpy as np
 import pytest
 import torch
-from one_process import train_here
+from one_process import evaluate_here, train_here
 from safetensors.torch import save_file
 from weight_files import CIFAR_8, CLASSES, RESNET_18, SMALL, with_image, write_checkpoint
 
@@ -37,6 +36,18 @@ def class_file(folder: Path, *names: str) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """Weights of a ResNet-18 as torchvision's; read only."""
+    return exported(tmp_path_factory.mktemp("source"), ".pth", RESNET_18)
+
+
+@pytest.fixture
+def weights(source, tmp_path) -> Path:
+    """A copy of them, without the JSON that says what they are."""
+    return Path(shutil.copy(source, tmp_path))
+
+
 def same_weights(folder: Path, content: dict[str, object]) -> bool:
     wanted = read_verified(folder / "from.pt")["model"]
     found = content["model"]
@@ -58,10 +69,11 @@ def test_safetensors_come_back_as_they_went(tmp_path, image):
     assert found.digest == normalisation.digest
 
 
-def test_torchvisions_file_becomes_a_checkpoint_that_says_where_it_comes_from(tmp_path):
-    weights = exported(tmp_path, ".pth", RESNET_18)
+def test_torchvisions_file_becomes_a_checkpoint_that_says_where_it_comes_from(
+    source, weights, tmp_path
+):
     content = checkpoint_of(weights, Config(SMALL, RESNET_18), class_file(tmp_path))
-    assert same_weights(tmp_path, content)
+    assert same_weights(source.parent, content)
     assert content["fingerprint"].keys() == {"weights from", "sha256 of the weights"}
     assert content["step"] == 0 and not content["momentum"]
 
@@ -77,8 +89,7 @@ def test_the_json_beside_our_pth_is_read_and_compared(tmp_path):
         checkpoint_of(weights, Config(dataclasses.replace(SMALL, root="none"), RESNET_18), None)
 
 
-def test_a_file_from_before_batches_were_counted_is_read(tmp_path):
-    weights = exported(tmp_path, ".pth", RESNET_18)
+def test_a_file_from_before_batches_were_counted_is_read(weights, tmp_path):
     state = torch.load(weights, weights_only=True)
     torch.save({n: v for n, v in state.items() if "num_batches" not in n}, weights)
     content = checkpoint_of(weights, Config(SMALL, RESNET_18), class_file(tmp_path))
@@ -98,9 +109,7 @@ def test_a_file_from_before_batches_were_counted_is_read(tmp_path):
         ),
     ],
 )  # fmt: skip
-def test_weights_that_do_not_fit_are_refused(tmp_path, model, data, classes, message):
-    weights = exported(tmp_path, ".pth", RESNET_18)
-    weights.with_suffix(".json").unlink()
+def test_weights_that_do_not_fit_are_refused(weights, tmp_path, model, data, classes, message):
     with pytest.raises(ValueError, match=message):
         checkpoint_of(weights, Config(data, model), class_file(tmp_path, *classes))
 
@@ -108,65 +117,40 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, model, data, classes, mes
 @pytest.mark.parametrize(
     ("model", "data", "message"),
     [
-        (
-            ModelConfig("cifar", depth=14),
-            SMALL,
-            "ResNet-8 A, do not .*model.depth is 8 there and 14",
-        ),
-        (
-            ModelConfig("cifar", depth=8, residual=False, zero_init_last_norm=False),
-            SMALL,
-            "model.residual is True there and False here, model.shortcut is A there and None here",
-        ),
+        (ModelConfig("cifar", depth=14), SMALL, "ResNet-8 A, do not .*depth is 8 there and 14"),
+        (ModelConfig("cifar", depth=8, residual=False, zero_init_last_norm=False), SMALL,
+         "model.residual is True there and False here, model.shortcut is A there and None here"),
         (CIFAR_8, DataConfig(image_size=32), "data.val_resize is 36 there and 256 here; set"),
-        (
-            CIFAR_8,
-            DataConfig(image_size=32, val_resize=36, mean="pixel"),
-            "data.mean is other than this there and pixel here",
-        ),
+        (CIFAR_8, DataConfig(image_size=32, val_resize=36, mean="pixel"),
+         "data.mean is other than this there and pixel here"),
     ],
-)
+)  # fmt: skip
 def test_settings_other_than_the_file_says_are_refused(tmp_path, model, data, message):
     weights = exported(tmp_path, ".safetensors", CIFAR_8)
     with pytest.raises(ValueError, match=message):
         checkpoint_of(weights, Config(data, model), None)
 
 
-def damaged(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:5000])
-
-
-def no_tensors(path: Path) -> None:
-    torch.save({"epoch": 3, "state_dict": {}}, path)
-
-
-def a_list(path: Path) -> None:
-    torch.save([torch.zeros(1)], path)
-
-
-def code(path: Path) -> None:
-    torch.save({"conv1.weight": Path}, path)
-
-
-def not_finite(path: Path) -> None:
-    state = torch.load(path, weights_only=True)
+def with_nan(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     state["layer1.0.conv1.weight"][0] = float("nan")
-    torch.save(state, path)
+    return state
 
 
 @pytest.mark.parametrize(
-    ("harm", "message"),
+    ("changed", "message"),
     [
-        (damaged, "weights.pth cannot be used: .*; copy it anew"),
-        (no_tensors, "it holds epoch, state_dict, not tensors by name"),
-        (a_list, "it holds list, not tensors by name"),
-        (code, "weights.pth cannot be used: "),
-        (not_finite, "are not finite: layer1.0.conv1.weight; copy it anew"),
+        (lambda state: {"epoch": 3, "state_dict": state}, "holds epoch, state_dict, not tensors"),
+        (lambda state: list(state.values()), "it holds list, not tensors by name"),
+        (lambda state: {"conv1.weight": Path}, "weights.pth cannot be used: "),  # code
+        (with_nan, "are not finite: layer1.0.conv1.weight; copy it anew"),
+        (None, "weights.pth cannot be used: .*; copy it anew"),  # cut
     ],
 )
-def test_a_file_that_holds_something_else_is_refused(tmp_path, harm, message):
-    weights = exported(tmp_path, ".pth", RESNET_18)
-    harm(weights)
+def test_a_file_that_holds_something_else_is_refused(weights, tmp_path, changed, message):
+    if changed is None:
+        weights.write_bytes(weights.read_bytes()[:5000])
+    else:
+        torch.save(changed(torch.load(weights, weights_only=True)), weights)
     with pytest.raises(ValueError, match=message):
         checkpoint_of(weights, Config(SMALL, RESNET_18), class_file(tmp_path))
 
@@ -189,11 +173,13 @@ def test_damaged_safetensors_are_refused(tmp_path):
         ("a\n\nb\n", "classes.txt: line 2 is empty; write one name a line"),
         ("a\nb\na\n", "classes.txt names a twice; write each class once"),
         ("", "line 1 is empty"),
+        (None, "classes.txt cannot be read as text: .*No such file"),
     ],
 )
 def test_a_wrong_class_list_is_refused(tmp_path, lines, message):
     path = tmp_path / "classes.txt"
-    path.write_text(lines)
+    if lines is not None:
+        path.write_text(lines)
     with pytest.raises(ValueError, match=message):
         read_class_list(path)
 
@@ -202,14 +188,6 @@ def test_of_synset_words_the_names_are_taken(tmp_path):
     path = class_file(tmp_path, "n01440764 tench, Tinca tinca", "n01443537 goldfish")
     assert read_class_list(path) == ["n01440764", "n01443537"]
     assert read_class_list(class_file(tmp_path, "polar bear", "owl")) == ["polar bear", "owl"]
-
-
-def test_without_names_or_data_the_names_are_asked_for(tmp_path):
-    weights = exported(tmp_path, ".pth", RESNET_18)
-    weights.with_suffix(".json").unlink()
-    config = Config(DataConfig(root=str(tmp_path / "none")), RESNET_18)
-    with pytest.raises(ValueError, match="names of the classes are not known: .*; or give --class"):
-        checkpoint_of(weights, config, None)
 
 
 @pytest.fixture(scope="module")
@@ -231,13 +209,10 @@ def imported(small_data, tmp_path_factory) -> Path:
 
 
 def test_evaluate_counts_what_predict_predicts_from_an_imported_checkpoint(
-    imported, small_data, tmp_path, capsys
+    imported, small_data, tmp_path
 ):
-    job = jobs.run([
-        "-m", "pipeline.evaluate", "--checkpoint", str(imported), f"--data.root={small_data}",
-        "--json", str(tmp_path / "counted.json"),
-    ])  # fmt: skip
-    assert job.codes == [0], job.text
+    options = f"--data.root={small_data}", f"--json={tmp_path}/counted.json"
+    evaluate_here("--checkpoint", str(imported), *options)
     counted = json.loads((tmp_path / "counted.json").read_text())
     images = sorted(str(path) for path in (small_data / "val").rglob("*.JPEG"))
     predict.main([*images, f"--checkpoint={imported}", f"--json={tmp_path}/predicted.json"])

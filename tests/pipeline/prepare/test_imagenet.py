@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -14,27 +11,18 @@ import pytest
 from imagenet_archives import (
     WNIDS,
     Archives,
-    jpeg,
     killed_at_file,
     options,
     small_archives,
     tar_of,
+    visible_files,
 )
 
 from pipeline.config import ConfigError
 from pipeline.data.index.manifest import open_manifest
-from pipeline.prepare import files
-from pipeline.prepare.imagenet import imagenet
+from pipeline.prepare import files, imagenet
 
-ROOT = Path(__file__).parents[3]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and ".trainyard" not in path.parts
-    }
+VAL = "ILSVRC2012_val_{:08}.JPEG"
 
 
 def expected(archives: Archives) -> dict[str, bytes]:
@@ -62,11 +50,6 @@ def in_shards(out: Path) -> dict[str, bytes]:
     return found
 
 
-def command(paths: dict[str, Path], out: Path, *more: str) -> list[str]:
-    named = [f"--{name.replace('_', '-')}={path}" for name, path in paths.items()]
-    return [sys.executable, "-m", "pipeline.prepare", "imagenet", *named, f"--out={out}", *more]
-
-
 def test_class_folders_hold_every_image_unchanged_under_its_wnid(tmp_path, capsys):
     archives = small_archives()
     paths = archives.write(tmp_path / "archives")
@@ -74,7 +57,7 @@ def test_class_folders_hold_every_image_unchanged_under_its_wnid(tmp_path, capsy
     imagenet.run(options(paths, out))
     words = "n01440764 tench, Tinca tinca\nn02100735 English setter\n"
     words += "n02119789 kit fox, Vulpes macrotis\nn03661043 library\n"
-    found = contents(out)
+    found = visible_files(out)
     assert found.pop("synset_words.txt").decode() == words
     assert found == expected(archives)
     assert f"18 train and 6 val images of 4 classes written to {out}" in capsys.readouterr().out
@@ -96,7 +79,7 @@ def test_shards_hold_the_same_and_are_the_same_whatever_the_workers(
     imagenet.run(options(paths, tmp_path / "a", layout="shards", shard_mb=1, workers=1))
     imagenet.run(options(paths, tmp_path / "b", layout="shards", shard_mb=1, workers=4))
     assert in_shards(tmp_path / "a") == expected(archives)
-    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert visible_files(tmp_path / "a") == visible_files(tmp_path / "b")
     numbers = sorted(path.name for path in (tmp_path / "a" / "train").iterdir())
     assert numbers == [f"shard-{i:06}.tar" for i in range(len(numbers))]
     # Each class is a tar of 10 to 20 KB.
@@ -134,40 +117,26 @@ def test_a_second_call_finds_all_there_and_another_one_is_refused(tmp_path, caps
         imagenet.run(options(paths, tmp_path / "home"))
 
 
-# Files before: the mark, and 40 val images or their one shard.
-@pytest.mark.parametrize(("layout", "files"), [("folders", 191), ("shards", 5)])
-def test_after_a_kill_the_next_call_ends_as_if_there_had_been_none(tmp_path, layout, files):
-    archives = small_archives(train_per_class=700, val_images=40)
-    paths = archives.write(tmp_path / "archives")
-    more = [f"--layout={layout}", "--shard-mb=1", "--workers=1"]
+# Files before those of train: the mark, and 6 val images or their one shard.
+@pytest.mark.parametrize(("layout", "file", "before"), [("folders", 80, 7), ("shards", 5, 2)])
+def test_after_a_kill_the_next_call_ends_as_if_there_had_been_none(tmp_path, layout, file, before):
+    # 1.2 MB and more for each class.
+    paths = small_archives(train_per_class=30, padding=40_000).write(tmp_path / "archives")
     out, whole = tmp_path / "out", tmp_path / "whole"
-    assert killed_at_file(files, *command(paths, out, *more)[3:]) == -signal.SIGKILL
+    more = {"layout": layout, "shard_mb": 1, "workers": 1}
+    given = (paths | {"out": out} | more).items()
+    argv = [f"--{name.replace('_', '-')}={value}" for name, value in given]
+    assert killed_at_file(file, "imagenet", *argv) == -signal.SIGKILL
     half = out / ".trainyard" / "train"
     assert not (out / "train").exists(), "half a split has its final name"
     kept = {path: path.stat().st_ino for path in half.rglob("*") if path.is_file()}
-    assert len(kept) == {"folders": 149, "shards": 2}[layout]
-    assert subprocess.run(command(paths, out, *more), cwd=ROOT).returncode == 0
-    assert subprocess.run(command(paths, whole, *more), cwd=ROOT).returncode == 0
-    assert contents(out) == contents(whole)
+    assert len(kept) == file - before - 1
+    for folder in (out, whole):
+        imagenet.run(options(paths, folder, **more))
+    assert visible_files(out) == visible_files(whole)
     moved = {out / "train" / path.relative_to(half): inode for path, inode in kept.items()}
     assert {path: path.stat().st_ino for path in moved} == moved
     assert set(os.listdir(out / ".trainyard")) == set(os.listdir(whole / ".trainyard"))
-
-
-def test_a_full_disk_is_said_and_the_next_call_goes_on(tmp_path):
-    archives = small_archives()
-    archives.train[WNIDS[0]][f"{WNIDS[0]}_1.JPEG"] = big = jpeg(5, side=120)
-    paths = archives.write(tmp_path / "archives")
-    limit = len(big) - 100
-    done = subprocess.run(
-        command(paths, tmp_path / "out"), cwd=ROOT, text=True, capture_output=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert f"{WNIDS[0]}_1.JPEG does not fit (File too large): make room" in done.stderr
-    assert not list((tmp_path / "out").rglob(".partial-*"))
-    assert subprocess.run(command(paths, tmp_path / "out"), cwd=ROOT).returncode == 0
-    assert expected(archives).items() <= contents(tmp_path / "out").items()
 
 
 def test_too_little_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
@@ -175,46 +144,53 @@ def test_too_little_room_is_said_before_anything_is_written(tmp_path, monkeypatc
     monkeypatch.setattr(files, "_RESERVE_BYTES", 1 << 60)
     with pytest.raises(ConfigError, match=r"GB free, but \d+\.\d\d GB are needed"):
         imagenet.run(options(paths, tmp_path / "out"))
-    assert contents(tmp_path / "out") == {}
+    assert visible_files(tmp_path / "out") == {}
 
 
-def test_counts_that_differ_are_told_with_both_numbers(tmp_path):
-    fewer = small_archives()
-    fewer.val.popitem()
-    with pytest.raises(ConfigError, match=r"holds 5 images, but the devkit has 6 validation"):
-        imagenet.run(options(fewer.write(tmp_path / "1"), tmp_path / "out"))
-    fewer = small_archives()
-    del fewer.train[WNIDS[2]]
-    with pytest.raises(ConfigError, match=r"holds 3 archives, but the devkit has 4 classes"):
-        imagenet.run(options(fewer.write(tmp_path / "2"), tmp_path / "out"))
-    fewer = small_archives()
-    fewer.train[WNIDS[1]].popitem()
-    message = rf"{WNIDS[1]}.tar in --train-tar .* holds 3 images, but the devkit counts 4"
-    with pytest.raises(ConfigError, match=message):
-        imagenet.run(options(fewer.write(tmp_path / "3"), tmp_path / "out"))
-    other = small_archives()
-    other.train["n99999999"] = other.train.pop(WNIDS[2])
-    with pytest.raises(ConfigError, match=rf"lacks {WNIDS[2]}.tar, the class of 'library'"):
-        imagenet.run(options(other.write(tmp_path / "4"), tmp_path / "out"))
-    assert not (tmp_path / "out" / "train").exists()
+def _with_first(name):
+    def change(archives):
+        archives.train[WNIDS[0]] = {name: b"x", **archives.train[WNIDS[0]]}
+        archives.train_counts[WNIDS[0]] += 1
+
+    return change
 
 
-def test_validation_images_out_of_number_are_refused(tmp_path):
+WRONG = {
+    "fewer images of val": (
+        lambda archives: archives.val.popitem(),
+        "holds 5 images, but the devkit has 6 validation labels",
+    ),
+    "another number": (
+        lambda archives: archives.val.update({VAL.format(9): archives.val.pop(VAL.format(3))}),
+        "has ILSVRC2012_val_00000004.JPEG where image 3 is due",
+    ),
+    "fewer classes": (
+        lambda archives: archives.train.pop(WNIDS[2]),
+        "holds 3 archives, but the devkit has 4 classes",
+    ),
+    "another class": (
+        lambda archives: archives.train.update(n99999999=archives.train.pop(WNIDS[2])),
+        f"lacks {WNIDS[2]}.tar, the class of 'library'",
+    ),
+    "fewer images of a class": (
+        lambda archives: archives.train[WNIDS[1]].popitem(),
+        f"{WNIDS[1]}.tar in --train-tar .* holds 3 images, but the devkit counts 4",
+    ),
+    **{
+        name: (_with_first(name), "is no plain name of a file or folder: refused")
+        for name in ("../escaped.JPEG", "/tmp/escaped.JPEG", "a/b.JPEG", "..", ".x")
+    },
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_archives_that_do_not_go_together_or_leave_their_folder_are_refused(tmp_path, wrong):
+    change, message = WRONG[wrong]
     archives = small_archives()
-    archives.val["ILSVRC2012_val_00000009.JPEG"] = archives.val.pop("ILSVRC2012_val_00000003.JPEG")
-    message = r"has ILSVRC2012_val_00000004.JPEG where image 3 is due"
+    change(archives)
     with pytest.raises(ConfigError, match=message):
-        imagenet.run(options(archives.write(tmp_path / "archives"), tmp_path / "out"))
-
-
-@pytest.mark.parametrize("name", ["../escaped.JPEG", "/tmp/escaped.JPEG", "a/b.JPEG", "..", ".x"])
-def test_names_that_would_leave_the_folder_are_refused(tmp_path, name):
-    archives = small_archives()
-    archives.train[WNIDS[0]] = {name: b"x", **archives.train[WNIDS[0]]}
-    archives.train_counts[WNIDS[0]] += 1
-    paths = archives.write(tmp_path / "archives")
-    with pytest.raises(ValueError, match=r"is no plain name of a file or folder: refused"):
-        imagenet.run(options(paths, tmp_path / "deep" / "out"))
+        imagenet.run(options(archives.write(tmp_path / "archives"), tmp_path / "deep" / "out"))
+    assert not (tmp_path / "deep" / "out" / "train").exists()
     assert not list(tmp_path.rglob("escaped.JPEG"))
 
 
@@ -235,19 +211,18 @@ def test_names_with_spaces_and_letters_beyond_ascii_are_kept(tmp_path, layout):
     images[f"füchse im schnee {'ü' * 90}_1.JPEG"] = images.pop(f"{WNIDS[0]}_1.JPEG")
     out = tmp_path / "out ö"
     imagenet.run(options(archives.write(tmp_path / "archive ä"), out, layout=layout))
-    found = contents(out) if layout == "folders" else in_shards(out)
+    found = visible_files(out) if layout == "folders" else in_shards(out)
     assert expected(archives).items() <= found.items()
 
 
-@pytest.mark.parametrize("archive", ["train_tar", "val_tar"])
-@pytest.mark.parametrize("share", [0.2, 0.6])
+@pytest.mark.parametrize(("archive", "share"), [("train_tar", 0.6), ("val_tar", 0.2)])
 def test_a_truncated_archive_is_told_with_the_byte(tmp_path, archive, share):
     paths = small_archives(20, 20).write(tmp_path / "archives")
     length = paths[archive].stat().st_size
     os.truncate(paths[archive], int(length * share) // 512 * 512 - 200)
     with pytest.raises(ValueError, match=rf"{paths[archive]} cannot be used: at byte \d+"):
         imagenet.run(options(paths, tmp_path / "out"))
-    assert contents(tmp_path / "out") == {}
+    assert visible_files(tmp_path / "out") == {}
 
 
 def test_an_inner_archive_that_is_damaged_is_told_with_the_byte(tmp_path):
@@ -270,17 +245,5 @@ def test_sets_of_no_and_of_one_image_per_class(tmp_path, images):
         archives.train[wnid] = dict(list(found.items())[:images])
         archives.train_counts[wnid] = images
     imagenet.run(options(archives.write(tmp_path / "archives"), tmp_path / "out"))
-    assert expected(archives).items() <= contents(tmp_path / "out").items()
+    assert expected(archives).items() <= visible_files(tmp_path / "out").items()
     assert len(list((tmp_path / "out").rglob("*.JPEG"))) == 5 * images
-
-
-def test_a_missing_option_or_archive_is_answered_in_one_line(tmp_path):
-    paths = small_archives().write(tmp_path)
-    short = command(paths, tmp_path / "out")
-    done = subprocess.run(short[:4] + short[5:], cwd=ROOT, text=True, capture_output=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: --train-tar is missing; see python -m pipeline.prepare")
-    with pytest.raises(ConfigError, match=r"--devkit .*none is not a file; give the archive's"):
-        options({**paths, "devkit": tmp_path / "none"}, tmp_path / "out")
-    with pytest.raises(ConfigError, match="--shard-mb=0 must be at least 1"):
-        options(paths, tmp_path / "out", shard_mb=0)

@@ -15,7 +15,7 @@ def test_a_run_is_read_with_its_versions_settings_and_lines(make_run):
     run = read_run(folder)
     assert (run.name, run.network.label) == ("a", "CIFAR plain-20")
     assert (run.step, run.finished) == (800, True)
-    assert run.versions == {"torch": "2.13.0", "commit": "abc1234"}
+    assert run.start["versions"] == {"torch": "2.13.0", "commit": "abc1234"}
     assert run.settings["run.seed"] == 3
     assert [len(run.events(e)) for e in ("train", "val", "done")] == [16, 3, 1]
 
@@ -56,23 +56,9 @@ def test_every_run_below_a_folder_is_found(make_run):
     assert set(find_runs(make_run.below)) == folders
 
 
-def test_what_is_no_run_is_named_with_what_a_run_holds(make_run, tmp_path):
-    holds = "a run's folder holds config.yaml and metrics.jsonl"
-    runs = make_run.below
-    make_run("a", CIFAR, steps=800)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="nowhere is no run: there is no such folder") as error:
-        read_run(tmp_path / "nowhere")
-    assert holds in str(error.value)
-    with pytest.raises(ValueError, match="has no config.yaml and no metrics.jsonl") as error:
-        read_run(tmp_path / "empty")
-    assert holds in str(error.value)
-    with pytest.raises(ValueError, match="config.yaml is no run but a file"):
-        read_run(runs / "a" / "config.yaml")
-    with pytest.raises(ValueError, match=f"{runs} is no run but holds 1 of them; give {runs}/"):
-        read_run(runs)
-    with pytest.raises(ValueError, match="there is no run below .*empty/ .*train one"):
-        find_runs(tmp_path / "empty")
+def test_below_a_folder_without_a_run_it_says_how_to_get_one(tmp_path):
+    with pytest.raises(ValueError, match=f"there is no run below {tmp_path}/ .*train one"):
+        find_runs(tmp_path)
 
 
 def test_a_configuration_that_cannot_be_read_is_named(make_run):
@@ -85,26 +71,21 @@ def test_a_configuration_that_cannot_be_read_is_named(make_run):
         read_run(folder)
 
 
-def test_cifar_10_is_known_by_its_images(make_run):
-    drawn = CIFAR | {"data.root": "data/drawn"}
-    held = CIFAR | {"data.held_out": 5000}
-    runs = {
-        "real": make_run("real", CIFAR),
-        "held out": make_run("held", held, epoch=352, val=5000),
-        "few test images": make_run("few", drawn, val=2000),
-        "few training images": make_run("small", drawn, epoch=100),
-        "too early": make_run("early", drawn, steps=200),
-        "any data": make_run("any", {"data.root": "data/demo"}),
-        "ImageNet": make_run("imagenet", {"data.dataset": "imagenet-1k"}, val=50_000),
-    }
-    read = {name: read_run(folder) for name, folder in runs.items()}
-    assert {name: run.data_set for name, run in read.items()} == {
-        "real": "cifar-10", "held out": "cifar-10", "few test images": None,
-        "few training images": None, "too early": None, "any data": None,
-        "ImageNet": "imagenet-1k",
-    }  # fmt: skip
-    assert read["held out"].data_label == "CIFAR-10, 5,000 images held out"
-    assert read["few training images"].data_label == "data/drawn"
+@pytest.mark.parametrize(
+    ("settings", "size", "data_set", "label"),
+    [
+        (CIFAR, {}, "cifar-10", "CIFAR-10"),
+        (CIFAR | {"data.held_out": 5000}, {"train": 45_000, "val": 5000}, "cifar-10",
+         "CIFAR-10, 5,000 images held out"),
+        (CIFAR, {"val": 2000}, None, "data/cifar-10"),
+        (CIFAR, {"train": 10_000}, None, "data/cifar-10"),
+        ({"data.root": "data/demo"}, {}, None, "data/demo"),
+        ({"data.dataset": "imagenet-1k"}, {"val": 50_000}, "imagenet-1k", "ImageNet-1k"),
+    ],
+)  # fmt: skip
+def test_cifar_10_is_known_by_its_images(make_run, settings, size, data_set, label):
+    run = read_run(make_run("a", settings, steps=400, **size))
+    assert (run.data_set, run.data_label) == (data_set, label)
 
 
 def test_an_evaluation_is_read_as_errors(make_run):

@@ -42,23 +42,14 @@ def test_of_many_differences_the_first_few_are_listed_and_the_rest_counted(make_
     assert "base_lr=0.3 seed=9 momentum=0.8 threads=1 and 1 more" in rows(tmp_path)["b"]
 
 
-def test_a_name_that_no_run_has_is_answered_by_those_there_are(make_run, tmp_path):
+def test_a_run_is_found_by_name_or_path_and_else_it_says_what_lists_them(make_run, tmp_path):
     for name in ("resnet-50", "deep/resnet-152"):
         make_run(name, CIFAR, steps=50)
     assert find_run("deep/resnet-152", tmp_path) == tmp_path / "deep" / "resnet-152"
     assert find_run(str(tmp_path / "resnet-50"), tmp_path) == tmp_path / "resnet-50"
-    with pytest.raises(ConfigError) as error:
-        find_run("vgg", tmp_path)
-    there_are = "there are: deep/resnet-152, resnet-50"
-    assert str(error.value) == f"there is no run vgg below {tmp_path}/; {there_are}"
-    with pytest.raises(ConfigError, match=rf"no run deep below {tmp_path}/deep/; .*resnet-152"):
-        find_run("deep", tmp_path)
-    with pytest.raises(ConfigError, match=rf"no run resnet-5 below {tmp_path}/; there are: "):
-        find_run(f"{tmp_path}/resnet-5", tmp_path / "deep")
-
-
-def test_where_there_is_no_run_yet_it_says_how_to_get_one(tmp_path):
-    with pytest.raises(ConfigError, match="nor any other; train one: make train trains the demo"):
-        find_run("demo", tmp_path)
-    with pytest.raises(ConfigError, match="no run demo: .*/runs/ does not exist; give the folder"):
-        find_run("demo", tmp_path / "runs")
+    for name, below in (("vgg", tmp_path), ("deep", tmp_path / "deep")):
+        lists = rf"; python -m pipeline.runs {below} lists those there are"
+        with pytest.raises(ConfigError, match=rf"there is no run {name} below {tmp_path}/{lists}"):
+            find_run(name, tmp_path)
+    with pytest.raises(ConfigError, match="there is no run demo below .*/nowhere/; "):
+        find_run("demo", tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""What a person sees who follows a run on a terminal, or through a pipe."""
+"""What a person sees who follows a run on a terminal."""
 
 from __future__ import annotations
 
@@ -69,18 +69,6 @@ def test_a_terminal_has_a_bar_under_the_log_with_the_verdict(tmp_path):
     assert any(FIGURES in line for line in shown[at + 1 :])
     assert GREEN in screen.shown()
     assert shown[-1] == f"{folder}: stopped: by SIGTERM before step 801"
-
-
-def test_a_pipe_has_plain_lines_and_no_bar(tmp_path):
-    with training(tmp_path) as folder:
-        job = jobs.start(["-m", "pipeline.runs", str(tmp_path), "--follow", "live"])
-        jobs.wait_for(lambda: job.processes[0].stdout.readline() == STARTED, "the log")
-        append(folder / "log.txt", "10:05 news")
-    job.wait()
-    assert job.codes == [75]
-    assert "|" not in job.text
-    assert "\x1b" not in job.text
-    assert "10:05 news\n" in job.text
 
 
 def test_json_is_not_mixed_with_a_bar(tmp_path):

@@ -8,7 +8,6 @@ import os
 import time
 
 import pytest
-from small_disk import fill, small_disk
 
 from pipeline.system import files
 from pipeline.system.files import locked, patiently, remove_partials, replacing, write_text
@@ -54,17 +53,6 @@ def test_what_another_file_refuses_keeps_its_name(tmp_path):
     with pytest.raises(FileNotFoundError) as caught, replacing(tmp_path / "a"):
         (tmp_path / "source").read_bytes()
     assert caught.value.filename == str(tmp_path / "source")
-
-
-def test_a_full_disk_keeps_the_old_file_and_its_room(tmp_path):
-    with small_disk(tmp_path / "disk", 1 << 20) as disk:
-        write_text(disk / "a", "old")
-        fill(disk, 100_000)
-        with pytest.raises(OSError, match="No space left on device: '.*/disk/a'"):
-            write_text(disk / "a", "x" * 200_000)
-        assert (disk / "a").read_text() == "old"
-        assert sorted(os.listdir(disk)) == ["a", "filler"]
-        write_text(disk / "a", "x" * 50_000)
 
 
 def test_the_content_is_on_the_disk_before_the_name_where_that_is_wanted(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from one_process import train_here
+from run_files import newest_checkpoint, state_differences
 
 from pipeline.config import Config, setting_names
 from pipeline.config.reading import load_config
@@ -27,8 +28,6 @@ from pipeline.train.checkpoint import (
 )
 from pipeline.train.state import compared, fingerprint
 from pipeline.train.trainer import Trainer
-
-HASHES = {"train": "aaaa", "val": "bbbb"}
 
 
 def content(step: int = 0) -> dict:
@@ -64,59 +63,34 @@ def damage(path: Path) -> None:
 def test_what_is_written_is_read_back_with_bits_types_and_strides(tmp_path):
     path = tmp_path / "a.pt"
     write_atomically(path, content())
-    found = read_verified(path)
     weight = content()["model"]["weight"]
-    assert torch.equal(found["model"]["weight"], weight)
-    assert found["model"]["weight"].stride() == weight.stride()
-    assert {**found, "model": None} == {**content(), "model": None}
+    for found in (read_verified(path), torch.load(path, weights_only=True)):  # plain torch, too
+        assert torch.equal(found["model"]["weight"], weight)
+        assert found["model"]["weight"].stride() == weight.stride()
+        assert {**found, "model": None} == {**content(), "model": None}
     assert os.listdir(tmp_path) == ["a.pt"]
 
 
-def test_a_checkpoint_is_an_ordinary_file_of_torch(tmp_path):
-    write_atomically(tmp_path / "a.pt", content())
-    assert torch.load(tmp_path / "a.pt", weights_only=True)["history"] == [{"top1": 0.5}]
-
-
-def test_a_write_that_fails_before_the_rename_leaves_the_old_file(folder, monkeypatch):
+@pytest.mark.parametrize("step", [4, 5])
+def test_a_write_that_the_disk_refuses_leaves_what_was_there_and_does_not_wait(
+    folder, monkeypatch, step
+):
     (path,) = save_steps(folder, 4)
     old = path.read_bytes()
 
     def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as broken, pytest.raises(SaveError, match="No space left"):
-        broken.setattr(os, "replace", fail)
-        folder.save(4, content(5))
-    assert path.read_bytes() == old
-    with monkeypatch.context() as broken, pytest.raises(SaveError, match="No space left"):
-        broken.setattr(os, "replace", fail)
-        folder.save(5, content(5))
-    assert folder.steps() == [4]
-    assert folder.latest()[1]["step"] == 4
-    assert not list(folder.folder.glob(".partial-*"))
-
-
-def test_what_the_disk_refuses_for_other_reasons_than_room_is_no_waiting(folder, monkeypatch):
-    def fail(*_):
         raise OSError(30, "Read-only file system")
 
-    save_steps(folder, 4)
     monkeypatch.setattr(os, "replace", fail)
     refused = (
-        r"step-000000005.pt cannot be written: Read-only file system .*; the last good one is that "
-        "of step 4; have that folder take files again and start again"
+        rf"step-00000000{step}.pt cannot be written: Read-only file system .*; the last good one "
+        "is that of step 4; have that folder take files again and start again"
     )
     with pytest.raises(SaveError, match=refused):
-        folder.save_or_wait(5, content(5))
-
-
-def test_data_reach_the_disk_before_the_name(tmp_path, monkeypatch):
-    order = []
-    sync, rename = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (order.append("sync"), sync(fd)))
-    monkeypatch.setattr(os, "replace", lambda *names: (order.append("rename"), rename(*names)))
-    write_atomically(tmp_path / "a.pt", content())
-    assert order == ["sync", "rename", "sync"]
+        folder.save_or_wait(step, content(5))
+    assert path.read_bytes() == old
+    assert folder.steps() == [4]
+    assert not list(folder.folder.glob(".partial-*"))
 
 
 def test_one_flipped_bit_inside_a_tensor_is_found(tmp_path):
@@ -138,19 +112,23 @@ def test_a_truncated_file_is_found(tmp_path, kept):
         read_verified(path)
 
 
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        (b"<html>404</html>", "is damaged"),
+        ({"state_dict": {}}, "has format None, this version reads 1"),
+        ([1, 2], "has format 'list', this version reads 1"),
+        (None, r"a\.pt does not exist; give the path"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, stored, message):
     path = tmp_path / "a.pt"
-    path.write_text("<html>404</html>")
-    with pytest.raises(DamagedCheckpoint, match="is damaged"):
+    if isinstance(stored, bytes):
+        path.write_bytes(stored)
+    elif stored is not None:
+        torch.save(stored, path)
+    with pytest.raises(ValueError, match=message):
         read_verified(path)
-    torch.save({"state_dict": {}}, path)
-    with pytest.raises(ValueError, match=r"has format None, this version reads 1"):
-        read_verified(path)
-    torch.save([1, 2], path)
-    with pytest.raises(ValueError, match=r"has format 'list', this version reads 1"):
-        read_verified(path)
-    with pytest.raises(ValueError, match=r"none\.pt does not exist; give the path"):
-        read_verified(tmp_path / "none.pt")
 
 
 class Hostile:
@@ -165,42 +143,36 @@ class Hostile:
 
 def test_code_in_a_file_is_not_run(tmp_path):
     mark, path = tmp_path / "ran", tmp_path / "a.pt"
-    torch.save({**content(), "extra": Hostile(mark)}, path)
-    with pytest.raises(DamagedCheckpoint):
-        read_verified(path)
-    path.write_bytes(pickle.dumps({**content(), "extra": Hostile(mark)}))
-    with pytest.raises(DamagedCheckpoint):
-        read_verified(path)
+    hostile = {**content(), "extra": Hostile(mark)}
+    for write in (
+        lambda: torch.save(hostile, path),
+        lambda: path.write_bytes(pickle.dumps(hostile)),
+    ):
+        write()
+        with pytest.raises(DamagedCheckpoint):
+            read_verified(path)
     assert not mark.exists()
-    torch.save({"extra": Hostile(mark)}, path)
+    torch.save(hostile, path)
     torch.load(path, weights_only=False)
     assert mark.exists()  # the file does hold what it should
 
 
-def test_a_damaged_newest_is_reported_and_the_one_before_is_used(folder, caplog):
+def test_the_newest_whole_one_is_used_and_a_damaged_one_reported(folder, caplog):
+    assert folder.latest() is None
     paths = save_steps(folder, 3, 6, 9)
+    (folder.folder / ".partial-0a1b2c3d-step-000000012.pt").write_bytes(b"half")
+    (folder.folder / "step-12.pt").write_bytes(b"a name of another program")
     damage(paths[2])
     with caplog.at_level(logging.WARNING, logger="trainyard"):
         path, found = folder.latest()
     assert (path, found["step"]) == (paths[1], 6)
     assert "step-000000009.pt is damaged" in caplog.text
     assert "the one before it is tried" in caplog.text
-
-
-def test_when_none_is_whole_nothing_is_chosen_silently(folder):
-    for path in save_steps(folder, 3, 6):
-        damage(path)
-    with pytest.raises(DamagedCheckpoint, match=r"none of the 2 checkpoints in .* is whole"):
-        folder.latest()
-
-
-def test_without_checkpoints_there_is_no_latest(folder):
-    assert folder.latest() is None
-    folder.folder.mkdir()
-    (folder.folder / ".partial-0a1b2c3d-step-000000003.pt").write_bytes(b"half")
-    (folder.folder / "step-3.pt").write_bytes(b"a name of another program")
-    assert folder.steps() == []
-    assert folder.latest() is None
+    folder.forget_after(3)
+    assert folder.steps() == [3]
+    damage(paths[0])
+    with pytest.raises(DamagedCheckpoint, match=r"none of the 1 checkpoints in .* is whole"):
+        folder.latest()  # nothing is begun anew by itself
 
 
 def test_the_newest_and_the_best_are_kept(folder):
@@ -219,12 +191,6 @@ def test_saving_again_at_a_step_does_not_change_the_best_of_it(folder):
     assert read_verified(folder.path(4))["history"] == []
 
 
-def test_going_back_removes_what_lies_ahead(folder):
-    save_steps(folder, 3, 6, 9)
-    folder.forget_after(6)
-    assert folder.steps() == [3, 6]
-
-
 # What a checkpoint must share with the run, and what may change under way.
 
 FREE = {
@@ -238,77 +204,48 @@ FREE = {
 }  # fmt: skip
 
 
-def configured(*argv: str) -> Config:
+def facts(*argv: str) -> tuple[Config, dict]:
+    """A configuration, and what a checkpoint keeps of it."""
     stored = [
         "--config=configs/demo.yaml", "--data.global_batch_size=64", "--data.area=[0.35,1]",
         "--optim.base_lr=0.2", "--schedule.epochs=13", "--schedule.drop_epochs=[8,11]",
     ]  # fmt: skip
-    return load_config([*stored, *argv], "", "")
-
-
-def facts(*argv: str) -> dict:
-    """What a checkpoint keeps."""
-    return fingerprint(configured(*argv), HASHES)
-
-
-def wanted(*argv: str, hashes: dict[str, str] = HASHES) -> dict:
-    """What a run asks of a checkpoint."""
-    config = configured(*argv)
-    return compared(fingerprint(config, hashes), config)
+    config = load_config([*stored, *argv], "", "")
+    return config, fingerprint(config, {"train": "aaaa", "val": "bbbb"})
 
 
 def test_every_setting_is_either_fixed_or_free():
-    fixed = {name for name in facts() if "." in name}
+    fixed = {name for name in facts()[1] if "." in name}
     assert fixed | FREE == set(setting_names())
     assert fixed & FREE == set()
 
 
-@pytest.mark.parametrize(
-    ("changed", "stored", "now"),
-    [
-        ("model.depth", "18", "34"),
-        ("model.zero_init_last_norm", "True", "False"),
-        ("run.seed", "0", "5"),
-        ("data.global_batch_size", "64", "32"),
-        ("data.area", "[0.35, 1.0]", "[0.08, 1.0]"),
-        ("data.flip", "True", "False"),
-        ("data.output", "float32", "uint8"),
-        ("schedule.drop_epochs", "[8.0, 11.0]", "[9.0]"),
-        ("schedule.rule", "steps", "plateau"),
-        ("optim.base_lr", "0.2", "0.4"),
-    ],
-)
-def test_another_run_is_refused_with_both_values(changed, stored, now):
-    argument = f"--{changed}={now.lower() if now == 'False' else now}"
-    with pytest.raises(ValueError) as error:
-        require_same_run(Path("a.pt"), facts(), wanted(argument))
-    message = str(error.value)
-    assert message.startswith("checkpoint a.pt belongs to another run")
-    assert f"({changed}: {stored} in the checkpoint, {now} now)" in message
-    assert "choose another run.name" in message
-
-
-def test_other_data_are_refused_with_both_hashes():
-    with pytest.raises(ValueError, match="hash of val: bbbb in the checkpoint, cccc now"):
-        require_same_run(Path("a.pt"), facts(), wanted(hashes={**HASHES, "val": "cccc"}))
-
-
-def test_every_difference_is_named_and_a_missing_fact_is_one():
-    stored = facts()
+def test_another_run_is_refused_with_both_values_of_every_difference():
+    _, stored = facts()
     del stored["random_scheme"]
+    config, now = facts(
+        "--model.depth=34", "--model.zero_init_last_norm=false", "--run.seed=5",
+        "--data.global_batch_size=32", "--data.area=[0.08,1]", "--data.output=uint8",
+        "--schedule.drop_epochs=[9]", "--optim.base_lr=0.4", "--data.threads=3",
+    )  # fmt: skip
+    now["data hash of val"] = "cccc"
     with pytest.raises(ValueError) as error:
-        require_same_run(Path("a.pt"), stored, wanted("--model.depth=34", "--run.seed=5"))
-    for name in ("model.depth: 18", "run.seed: 0", "random_scheme: (not stored)"):
-        assert name in str(error.value)
-
-
-def test_free_settings_may_change():
-    changed = [
-        "--data.local_batch_size=16", "--data.threads=3", "--data.decode=cpu", "--data.root=copy",
-        "--schedule.epochs=20", "--run.checkpoint_every_steps=7", "--run.log_every_steps=1",
-        "--run.threads=2", "--run.name=other", "--data.prefetch_batches=5",
-    ]  # fmt: skip
-    require_same_run(Path("a.pt"), facts(), wanted(*changed))
+        require_same_run(Path("a.pt"), stored, compared(now, config))
+    start, _, rest = str(error.value).partition(" (")
+    differences, _, end = rest.partition("); ")
+    assert start == "checkpoint a.pt belongs to another run"
+    assert end == "set these back, or choose another run.name"
+    assert set(differences.split("; ")) == {
+        f"{name}: {before} in the checkpoint, {after} now"
+        for name, before, after in (
+            ("random_scheme", "(not stored)", now["random_scheme"]),
+            ("data hash of val", "bbbb", "cccc"), ("model.depth", "18", "34"),
+            ("model.zero_init_last_norm", "True", "False"), ("run.seed", "0", "5"),
+            ("data.global_batch_size", "64", "32"), ("data.output", "float32", "uint8"),
+            ("data.area", "[0.35, 1.0]", "[0.08, 1.0]"), ("optim.base_lr", "0.2", "0.4"),
+            ("schedule.drop_epochs", "[8.0, 11.0]", "[9.0]"),
+        )
+    }  # fmt: skip
 
 
 # The same in a real run: 7 steps, checkpoints 4, 6 and 7, the last one the best.
@@ -340,19 +277,29 @@ def test_a_run_leaves_its_newest_checkpoints_and_the_best(finished):
     folder = CheckpointFolder(finished / "checkpoints", 3)
     assert folder.steps() == [4, 6, 7]
     assert read_verified(folder.best)["step"] == 7
-
-
-def test_the_final_checkpoint_loads_with_plain_torch(finished):
-    found = torch.load(finished / "checkpoints" / "step-000000007.pt", weights_only=True)
-    assert found["position"] == 56
+    found = torch.load(folder.path(7), weights_only=True)  # plain torch is enough
+    assert (found["position"], found["history"][0]["images"], len(found["classes"])) == (56, 30, 10)
     assert found["model"]["conv1.weight"].shape == (16, 3, 3, 3)
-    assert found["history"][0]["images"] == 30
-    assert len(found["classes"]) == 10
 
 
-def test_resume_none_refuses_a_folder_that_holds_a_run(small_data, copied):
-    with pytest.raises(Reported, match="already holds a run and --resume is none") as error:
-        train_here(small_data, copied.parent, "--resume=none")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--resume=none"], "already holds a run and --resume is none"),
+        (["--resume=OTHER/none.pt"], r"none\.pt does not exist"),
+        (["--resume=OTHER/step-000000004.pt"], "already holds another run than --resume"),
+        (
+            ["--run.name=new", "--resume=OTHER/step-000000004.pt", "--run.seed=9"],
+            r"run\.seed: 0 in the checkpoint, 9 now",
+        ),
+    ],
+)
+def test_a_checkpoint_that_is_not_of_the_run_is_refused(
+    small_data, finished, copied, options, message
+):
+    other = str(finished / "checkpoints")
+    with pytest.raises(Reported, match=message) as error:
+        train_here(small_data, copied.parent, *(o.replace("OTHER", other) for o in options))
     assert error.value.code == ExitCode.WRONG_INPUT
 
 
@@ -361,22 +308,6 @@ def test_a_finished_run_says_so_and_changes_nothing(small_data, copied):
     train_here(small_data, copied.parent)
     assert "is finished: top-1" in log_of(copied)
     assert (copied / "metrics.jsonl").read_bytes() == before
-
-
-def test_resume_from_a_missing_path_is_refused(small_data, tmp_path):
-    with pytest.raises(Reported, match=r"none\.pt does not exist") as error:
-        train_here(small_data, tmp_path, f"--resume={tmp_path}/none.pt")
-    assert error.value.code == ExitCode.WRONG_INPUT
-
-
-def test_the_checkpoint_of_another_run_is_refused_in_a_folder_that_holds_one(
-    small_data, finished, copied
-):
-    other = finished / "checkpoints" / "step-000000004.pt"
-    with pytest.raises(Reported, match="already holds another run than --resume"):
-        train_here(small_data, copied.parent, f"--resume={other}")
-    with pytest.raises(Reported, match=r"run\.seed: 0 in the checkpoint, 9 now"):
-        train_here(small_data, copied.parent, "--run.name=new", f"--resume={other}", "--run.seed=9")
 
 
 def test_a_damaged_newest_is_reported_and_the_run_goes_on_with_other_free_settings(
@@ -395,30 +326,18 @@ def test_a_damaged_newest_is_reported_and_the_run_goes_on_with_other_free_settin
     assert "finished: top-1" in log
 
 
-def test_a_run_of_which_no_checkpoint_is_whole_does_not_start_again_by_itself(small_data, copied):
-    for path in (copied / "checkpoints").glob("step-*.pt"):
-        damage(path)
-    with pytest.raises(Reported, match=r"none of the 3 checkpoints in .* is whole"):
-        train_here(small_data, copied.parent)
-
-
 def test_a_run_that_began_with_anothers_checkpoint_stands_on_its_own(
     small_data, finished, tmp_path
 ):
     other = finished / "checkpoints" / "step-000000004.pt"
     run = train_here(small_data, tmp_path, "--run.name=fork", f"--resume={other}")
-    for step in CheckpointFolder(run / "checkpoints", 3).steps()[1:]:  # killed before its first
-        (run / "checkpoints" / f"step-{step:09d}.pt").unlink()
+    CheckpointFolder(run / "checkpoints", 3).forget_after(4)  # killed before its first
     train_here(small_data, tmp_path, "--run.name=fork", f"--resume={other}")  # the same command
     log = log_of(run)
     assert log.count("at step 4") == 2
     assert f"resuming from {other} at step 4" in log
-    newest = CheckpointFolder(run / "checkpoints", 3).latest()
-    wanted = read_verified(finished / "checkpoints" / "step-000000007.pt")
-    assert newest[1]["step"] == 7
-    assert all(
-        torch.equal(newest[1]["model"][name], wanted["model"][name]) for name in wanted["model"]
-    )
+    assert newest_checkpoint(run)["step"] == 7
+    assert state_differences(run, finished) == []
 
 
 def test_what_a_kill_right_after_the_last_save_prevented_is_mended(small_data, copied):

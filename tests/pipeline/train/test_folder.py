@@ -16,46 +16,39 @@ FILES = re.compile(
 )
 OTHERS = {
     ("pipeline/prepare/files.py", "lock"): "of a folder of data",
-    ("pipeline/prepare/drawn/image_set.py", ".lock"): "of a drawn data set",
+    ("pipeline/prepare/drawn.py", ".lock"): "of a drawn data set",
     ("launch/horovod_build.py", "lock"): "of a folder of builds",
     ("launch/horovod_build.py", "nccl"): "of the libraries to link against",
 }
 
 
-def joined_names(path):
-    """Every text that becomes part of a path: an operand of `/`, and what a glob looks for."""
+def names_in(path):
+    """(line, text) of all that becomes part of a path, an operand of `/` or what a glob looks for,
+    and of every text that is a file's name and nothing else."""
     for node in ast.walk(ast.parse(path.read_text())):
         parts = []
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        if isinstance(node, ast.Constant) and "." in str(node.value):
+            yield node.lineno, str(node.value)
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
             parts = [node.left, node.right]
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             looks_for_names = node.func.attr in ("glob", "rglob", "with_name", "joinpath")
             parts = node.args if looks_for_names else []
         for part in parts:
-            if isinstance(part, ast.JoinedStr):
-                part = part.values[0]
-            if isinstance(part, ast.Constant) and isinstance(part.value, str):
-                yield from ((node.lineno, name) for name in part.value.split("/"))
-
-
-def whole_names(path):
-    """Every text that is a file's name and nothing else, wherever it stands."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value:
-            yield node.lineno, node.value
+            first = part.values[0] if isinstance(part, ast.JoinedStr) else part
+            if isinstance(first, ast.Constant) and isinstance(first.value, str):
+                yield from ((node.lineno, name) for name in first.value.split("/"))
 
 
 def test_no_other_module_names_a_file_of_a_run():
-    wrong = []
-    for top in ("pipeline", "launch"):
-        for path in sorted((jobs.REPOSITORY / top).rglob("*.py")):
-            place = str(path.relative_to(jobs.REPOSITORY))
-            if place != CONTRACT:
-                wrong += [
-                    f"{place}:{line}: {name}"
-                    for line, name in sorted({*joined_names(path), *whole_names(path)})
-                    if FILES.match(name) and (place, name) not in OTHERS
-                ]
+    wrong = [
+        f"{place}:{line}: {name}"
+        for top in ("pipeline", "launch")
+        for path in sorted((jobs.REPOSITORY / top).rglob("*.py"))
+        if (place := str(path.relative_to(jobs.REPOSITORY))) != CONTRACT
+        for line, name in sorted(set(names_in(path)))
+        if FILES.match(name) and (place, name) not in OTHERS
+    ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -123,7 +116,7 @@ def test_the_first_cause_stays(tmp_path):
 
 def test_looking_at_runs_needs_neither_torch_nor_numpy():
     probe = (
-        "import sys, pipeline.runs.listing, pipeline.runs.state\n"
+        "import sys, pipeline.runs.follow, pipeline.runs.listing, pipeline.runs.state\n"
         "print([name for name in ('torch', 'numpy', 'nvidia.dali') if name in sys.modules])"
     )
     assert jobs.run(["-c", probe]).text == "[]\n"

@@ -1,11 +1,10 @@
-"""Whose the memory of a GPU is; without one, that nothing is asked and that DALI cannot say."""
+"""Whose the memory of a GPU is; without one nothing is asked."""
 
 from contextlib import closing
 
 import numpy as np
 import pytest
 import torch
-from nvidia.dali import Pipeline, fn
 
 from pipeline.data.crops import CenterCrop
 from pipeline.data.dali import DecodeSettings, Loader
@@ -19,20 +18,6 @@ def test_on_a_cpu_nothing_is_asked():
     memory.dali_is_ready()
     assert memory.held_bytes(dali_decodes=True) == [0.0, 0.0, 0.0]
     assert not torch.cuda.is_initialized()
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_dali_has_no_figures_of_its_own_with_the_executor_of_the_loader(dynamic):
-    """When this fails for True, DALI's own figures can take the place of those by difference."""
-    pipe = Pipeline(
-        batch_size=1, num_threads=1, device_id=None, exec_dynamic=dynamic, enable_memory_stats=True
-    )
-    with pipe:
-        numbers = fn.external_source(source=lambda: [np.zeros(1000, np.uint8)])
-        pipe.set_outputs(numbers + np.uint8(1))
-    pipe.build()
-    pipe.run()
-    assert bool(pipe.executor_statistics()) is not dynamic
 
 
 @pytest.mark.gpu

@@ -1,16 +1,16 @@
-"""SGD's groups, its arithmetic by hand, and the layout of its buffers."""
+"""SGD's groups, its bits, the layout of its buffers; norms by stage of the network."""
 
 import math
 
 import jobs
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.config import ModelConfig
 from pipeline.model.norm import BatchNormAct
 from pipeline.model.resnet import build_network
-from pipeline.train.optimizer import build_optimizer, gradient_norm, set_lr
+from pipeline.train.optimizer import build_optimizer, named_norms, norms, set_lr
 
 
 def small() -> nn.Sequential:
@@ -22,113 +22,75 @@ def small() -> nn.Sequential:
     return model
 
 
-def backward(model: nn.Module, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(4, 3, 8, 8, generator=generator)
+def backward(model: nn.Module, seed: int = 0, side: int = 8) -> None:
+    images = torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(seed))
     model(images.contiguous(memory_format=torch.channels_last)).square().mean().backward()
 
 
-def test_every_parameter_is_in_exactly_one_group_under_its_own_name() -> None:
-    model = build_network(ModelConfig(depth=50), 10)
-    optimizer = build_optimizer(model, 0.1, 0.9, 1e-4, decay_norm_and_bias=False)
-    held = [
-        (name, id(parameter))
+@pytest.mark.parametrize(("decay", "expected"), [(True, 1e-4), (False, 0.0)])
+def test_each_parameter_is_in_one_group_and_norm_and_bias_have_their_own_decay(decay, expected):
+    model = build_network(ModelConfig(depth=18), 10)
+    optimizer = build_optimizer(model, 0.1, 0.9, 1e-4, decay_norm_and_bias=decay)
+    weights, others = optimizer.param_groups
+    assert (weights["name"], weights["weight_decay"]) == ("weights", 1e-4)
+    assert (others["name"], others["weight_decay"]) == ("norm_and_bias", expected)
+    assert {"fc.weight", "layer2.0.downsample.0.weight"} <= set(weights["param_names"])
+    assert {"fc.bias", "layer2.0.downsample.1.weight"} <= set(others["param_names"])
+    assert (len(weights["params"]), len(others["params"])) == (21, 41)
+    held = {
+        name: parameter
         for group in optimizer.param_groups
         for name, parameter in zip(group["param_names"], group["params"], strict=True)
-    ]
-    assert len(held) == 161
-    assert sorted(held) == sorted((name, id(p)) for name, p in model.named_parameters())
-
-
-@pytest.mark.parametrize(("decay", "expected"), [(True, 1e-4), (False, 0.0)])
-def test_norm_and_bias_are_a_group_with_its_own_decay(decay: bool, expected: float) -> None:
-    optimizer = build_optimizer(
-        build_network(ModelConfig(depth=18), 10), 0.1, 0.9, 1e-4, decay_norm_and_bias=decay
-    )
-    groups = {group["name"]: group for group in optimizer.param_groups}
-    assert list(groups) == ["weights", "norm_and_bias"]
-    assert groups["weights"]["weight_decay"] == 1e-4
-    assert groups["norm_and_bias"]["weight_decay"] == expected
-    weights, others = groups["weights"]["param_names"], groups["norm_and_bias"]["param_names"]
-    assert (
-        len(weights) == 21 and "fc.weight" in weights and "layer2.0.downsample.0.weight" in weights
-    )
-    assert len(others) == 41 and "fc.bias" in others and "layer2.0.downsample.1.weight" in others
+    }
+    assert all(held[name] is parameter for name, parameter in model.named_parameters())
 
 
 @pytest.mark.parametrize("decay", [True, False])
-def test_two_steps_equal_the_computation_by_hand(decay: bool) -> None:
-    model = small()
-    optimizer = build_optimizer(model, 0.5, 0.9, 0.01, decay_norm_and_bias=decay)
-    velocity: dict[str, Tensor] = {}
-    for step, lr in enumerate((0.5, 0.05)):  # lr falls: PyTorch's convention differs from Caffe's
+def test_steps_have_the_bits_of_torchs_own_optimizer_also_when_the_rate_falls(decay):
+    ours, theirs = small(), small()
+    optimizer = build_optimizer(ours, 0.5, 0.9, 0.01, decay_norm_and_bias=decay)
+    decays = [0.01 if decay or p.ndim > 1 else 0.0 for p in theirs.parameters()]
+    groups = [
+        {"params": [p], "weight_decay": d}
+        for p, d in zip(theirs.parameters(), decays, strict=True)
+    ]  # fmt: skip
+    wanted = torch.optim.SGD(groups, lr=0.5, momentum=0.9)
+    for step, lr in enumerate((0.5, 0.5, 0.05)):
         set_lr(optimizer, lr)
-        optimizer.zero_grad()
-        backward(model, step)
-        expected = {}
-        for name, p in model.named_parameters():
-            weight_decay = 0.01 if decay or p.ndim > 1 else 0.0
-            gradient = p.grad.double() + weight_decay * p.detach().double()
-            velocity[name] = 0.9 * velocity.get(name, torch.zeros_like(gradient)) + gradient
-            expected[name] = p.detach().double() - lr * velocity[name]
-        optimizer.step()
-        for name, p in model.named_parameters():
-            torch.testing.assert_close(p.detach().double(), expected[name], rtol=1e-6, atol=1e-7)
+        for group in wanted.param_groups:
+            group["lr"] = lr
+        for model, one in ((ours, optimizer), (theirs, wanted)):
+            backward(model, step)
+            one.step()
+            one.zero_grad()
+    for found, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(found, expected)
+        assert found.grad is None
 
 
-def test_set_lr_reaches_every_group() -> None:
-    optimizer = build_optimizer(small(), 0.1, 0.9, 1e-4, decay_norm_and_bias=False)
-    set_lr(optimizer, 0.025)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.025, 0.025]
-
-
-def test_momentum_buffers_stay_channels_last_also_after_a_load() -> None:
-    def channels_last(optimizer: torch.optim.SGD) -> list[bool]:
-        weights = optimizer.param_groups[0]["params"]
-        buffers = [optimizer.state[p]["momentum_buffer"] for p in weights if p.ndim == 4]
-        return [buffer.permute(0, 2, 3, 1).is_contiguous() for buffer in buffers]
-
-    model = build_network(ModelConfig(depth=50), 10)
+def test_momentum_buffers_stay_channels_last_also_after_a_load():
+    model = build_network(ModelConfig(depth=18), 10)
     optimizer = build_optimizer(model, 0.1, 0.9, 1e-4, decay_norm_and_bias=False)
-    images = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
-    model(images).square().mean().backward()
+    backward(model, side=32)
     optimizer.step()
-    assert channels_last(optimizer) == [True] * 53
-
     loaded = build_optimizer(
-        build_network(ModelConfig(depth=50), 10), 0.1, 0.9, 1e-4, decay_norm_and_bias=False
+        build_network(ModelConfig(depth=18), 10), 0.1, 0.9, 1e-4, decay_norm_and_bias=False
     )
     loaded.load_state_dict(optimizer.state_dict())
-    assert channels_last(loaded) == [True] * 53
+    for one in (optimizer, loaded):
+        kernels = [p for p in one.param_groups[0]["params"] if p.ndim == 4]
+        buffers = [one.state[p]["momentum_buffer"] for p in kernels]
+        assert [b.permute(0, 2, 3, 1).is_contiguous() for b in buffers] == [True] * 20
 
 
-def test_gradient_norm_is_that_of_all_gradients_as_one_vector() -> None:
-    model = small()
-    backward(model, 0)
-    values = [v for p in model.parameters() for v in p.grad.flatten().tolist()]
-    norm = gradient_norm(model.parameters())
-    assert norm.shape == ()
-    assert norm.item() == pytest.approx(math.sqrt(math.fsum(v * v for v in values)), rel=1e-5)
-
-
-def test_gradient_norm_leaves_out_missing_gradients_and_shows_infinite_ones() -> None:
-    model = small()
-    backward(model, 0)
-    model[3].bias.grad = None
-    rest = [p for p in model.parameters() if p is not model[3].bias]
-    assert gradient_norm(model.parameters()) == gradient_norm(rest)
-    model[0].weight.grad[0] = float("inf")
-    assert gradient_norm(model.parameters()).isinf()
-
-
-def test_a_first_step_skipped_by_loss_scaling_leaves_the_momentum_at_zero() -> None:
+def test_a_first_step_skipped_by_loss_scaling_leaves_the_momentum_at_zero():
     # The fused SGD skips inside its kernel, which never fills buffers made in that step.
     model = small()
     optimizer = build_optimizer(model, 0.1, 0.9, 1e-4, decay_norm_and_bias=False)
     for group in optimizer.param_groups:
         group["fused"], group["foreach"] = True, False
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    backward(model, 0)
+    backward(model)
     optimizer.grad_scale, optimizer.found_inf = None, torch.ones(())
     optimizer.step()
     del optimizer.grad_scale, optimizer.found_inf
@@ -139,21 +101,7 @@ def test_a_first_step_skipped_by_loss_scaling_leaves_the_momentum_at_zero() -> N
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
-def test_steps_have_the_bits_of_torchs_own_optimizer() -> None:
-    ours, theirs = small(), small()
-    optimizer = build_optimizer(ours, 0.5, 0.9, 0.01, decay_norm_and_bias=True)
-    wanted = torch.optim.SGD(theirs.parameters(), lr=0.5, momentum=0.9, weight_decay=0.01)
-    for step in range(3):
-        for model, optimizer_ in ((ours, optimizer), (theirs, wanted)):
-            backward(model, step)
-            optimizer_.step()
-            optimizer_.zero_grad()
-    for found, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert torch.equal(found, expected)
-        assert found.grad is None
-
-
-def test_a_step_does_not_load_the_compiler() -> None:
+def test_a_step_does_not_load_the_compiler():
     program = """
 import sys, torch
 from pipeline.train.optimizer import build_optimizer
@@ -164,5 +112,30 @@ optimizer.step()
 optimizer.zero_grad(set_to_none=True)
 print("compiler" if "torch._dynamo" in sys.modules else "light")
 """
-    job = jobs.run(["-c", program])
-    assert job.text == "light\n"
+    assert jobs.run(["-c", program]).text == "light\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "stages"),
+    [
+        ({"depth": 18}, ["stem", "layer1", "layer2", "layer3", "layer4", "fc"]),
+        ({"family": "cifar", "depth": 20}, ["stem", "layer1", "layer2", "layer3", "fc"]),
+    ],
+)
+def test_norms_are_of_each_stage_and_of_the_whole(settings, stages):
+    model = build_network(ModelConfig(**settings), 10, "reference")
+    backward(model, side=32)
+    model.fc.bias.grad = None  # a parameter without a gradient is left out
+    found = named_norms(model, norms(model))
+    by_stage = [f"{kind}_norm_{stage}" for kind in ("gradient", "weight") for stage in stages]
+    assert list(found) == ["gradient_norm", *by_stage]
+    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    assert found["gradient_norm"] == pytest.approx(float(torch.cat(gradients).norm()), rel=1e-5)
+    of_stages = [found[f"gradient_norm_{stage}"] for stage in stages]
+    assert math.hypot(*of_stages) == pytest.approx(found["gradient_norm"], rel=1e-5)
+    weights = torch.cat([p.detach().flatten() for p in model.fc.parameters()])
+    assert found["weight_norm_fc"] == pytest.approx(float(weights.norm()), rel=1e-5)
+    model.fc.weight.grad[0] = math.inf
+    found = named_norms(model, norms(model))
+    assert (found["gradient_norm"], found["gradient_norm_fc"]) == (None, None)
+    assert found["gradient_norm_stem"] == pytest.approx(of_stages[0])

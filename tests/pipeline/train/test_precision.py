@@ -35,11 +35,16 @@ class Job:
             loss = nn.functional.cross_entropy(self.model(images), torch.arange(4))
         self.precision.backward(loss)
 
-    def step(self, seed: int = 0, overflow: bool = False) -> None:
+    def step(self, seed: int = 0, value: float | None = None) -> None:
+        """One step, with `value` for one number of a gradient."""
         self.backward(seed)
-        if overflow:
-            self.model[3].weight.grad[0, 0] = float("inf")
+        if value is not None:
+            self.model[3].weight.grad[0, 0] = value
         self.precision.step(self.optimizer)
+
+    def overflow(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.step(value=float("inf"))
 
     def weights(self) -> list[torch.Tensor]:
         return [p.detach().clone() for p in self.model.parameters()]
@@ -52,9 +57,7 @@ def equal(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
 @pytest.mark.parametrize(
     ("mode", "dtype"), [("off", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
 )
-def test_activations_have_the_modes_dtype_and_parameters_fp32(
-    mode: Mode, dtype: torch.dtype
-) -> None:
+def test_activations_have_the_modes_dtype_and_parameters_fp32(mode, dtype):
     job = Job(mode)
     seen = []
     for module in job.model:
@@ -69,7 +72,7 @@ def test_activations_have_the_modes_dtype_and_parameters_fp32(
     assert all(buffer.dtype != dtype or dtype == torch.float32 for buffer in job.model[1].buffers())
 
 
-def test_off_is_plain_pytorch_bit_for_bit() -> None:
+def test_off_is_plain_pytorch_bit_for_bit():
     job, plain = Job("off"), Job("off")
     for seed in range(3):
         job.step(seed)
@@ -81,15 +84,15 @@ def test_off_is_plain_pytorch_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize("mode", ["off", "bf16"])
-def test_only_fp16_has_a_scale_and_skips(mode: Mode) -> None:
+def test_only_fp16_has_a_scale_and_skips(mode):
     job = Job(mode, max_skipped_steps=1)
-    job.step(overflow=True)
-    assert job.precision.scale == 1
-    assert job.precision.skipped_steps == 0
+    job.precision.load_state_dict(Job(mode).precision.state_dict())
+    job.overflow()
+    assert (job.precision.scale, job.precision.skipped_steps) == (1, 0)
 
 
-def test_fp16_unscales_the_gradients_to_those_of_fp32() -> None:
-    exact, job = Job("off"), Job("fp16")
+def test_fp16_unscales_the_gradients_to_those_of_fp32_once():
+    exact, job, unasked = Job("off"), Job("fp16"), Job("fp16")
     exact.backward()
     job.backward()
     scaled = job.model[3].weight.grad.norm()
@@ -97,127 +100,91 @@ def test_fp16_unscales_the_gradients_to_those_of_fp32() -> None:
     expected = exact.model[3].weight.grad
     assert scaled > 60_000 * expected.norm()
     torch.testing.assert_close(job.model[3].weight.grad, expected, rtol=0.02, atol=1e-3)
-
-
-def test_step_unscales_once_whether_asked_before_or_not() -> None:
-    asked, unasked = Job("fp16"), Job("fp16")
-    asked.backward()
-    asked.precision.unscale_(asked.optimizer)
-    asked.precision.step(asked.optimizer)
-    unasked.step()
-    assert equal(asked.weights(), unasked.weights())
-
-
-def test_unscaling_twice_is_refused() -> None:
-    job = Job("fp16")
-    job.backward()
-    job.precision.unscale_(job.optimizer)
     with pytest.raises(RuntimeError, match="already been called"):
         job.precision.unscale_(job.optimizer)
+    job.precision.step(job.optimizer)
+    unasked.step()
+    assert equal(job.weights(), unasked.weights())
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-def test_fp16_skips_a_step_with_a_non_finite_gradient_and_halves_the_scale(value: float) -> None:
+def test_fp16_skips_a_step_with_a_non_finite_gradient_and_halves_the_scale(value):
     job = Job("fp16")
     job.step()
     before, scale = job.weights(), job.precision.scale
-    job.backward()
-    job.model[0].weight.grad[1, 2, 0, 0] = value
-    job.precision.step(job.optimizer)
+    job.step(value=value)
     assert equal(before, job.weights())
     assert job.precision.scale == scale / 2
     assert (job.precision.skipped_steps, job.precision.skipped_in_a_row) == (1, 1)
-
     job.step(1)
     assert not equal(before, job.weights())
     assert (job.precision.skipped_steps, job.precision.skipped_in_a_row) == (1, 0)
 
 
-def test_divergence_names_the_gradient_and_the_scale() -> None:
-    job = Job("fp16", max_skipped_steps=3)
-    job.step(overflow=True)
-    job.step(overflow=True)
+def test_divergence_names_the_gradient_and_the_scale_also_after_a_load():
+    first, job = Job("fp16", max_skipped_steps=3), Job("fp16", max_skipped_steps=3)
+    first.overflow(2)
+    job.precision.load_state_dict(first.precision.state_dict())
     message = r"3 steps in a row .* loss scale of 8192: .*gradient of 3\.weight .*optim\.base_lr"
     with pytest.raises(TrainingDiverged, match=message):
-        job.step(overflow=True)
+        job.overflow()
 
 
-def test_divergence_is_seen_at_the_next_check_when_skips_start_between_two() -> None:
+def test_divergence_is_seen_at_the_next_check_when_skips_start_between_two():
     job = Job("fp16", max_skipped_steps=3)
     job.step()
-    for _ in range(4):
-        job.step(overflow=True)
+    job.overflow(4)
     with pytest.raises(TrainingDiverged, match="5 steps in a row"):
-        job.step(overflow=True)
+        job.overflow()
 
 
-def test_skips_that_are_not_in_a_row_do_not_end_the_run() -> None:
+def test_skips_that_are_not_in_a_row_do_not_end_the_run():
     job = Job("fp16", max_skipped_steps=2)
-    for step in range(6):
-        job.step(overflow=step % 2 == 0)
+    for _ in range(3):
+        job.overflow()
+        job.step()
     assert job.precision.skipped_steps == 3
 
 
-def test_state_survives_a_checkpoint_bit_for_bit() -> None:
-    job = Job("fp16", init_scale=2.0**12)
+def test_state_survives_a_checkpoint_bit_for_bit():
+    job, resumed = Job("fp16", init_scale=2.0**12), Job("fp16")
     job.step(0)
-    job.step(1, overflow=True)
+    job.overflow()
     file = BytesIO()
     torch.save(job.precision.state_dict(), file)
     file.seek(0)
-
-    resumed = Job("fp16")
     resumed.precision.load_state_dict(torch.load(file, weights_only=True))
     resumed.model.load_state_dict(job.model.state_dict())
     # load_state_dict shares the momentum buffers it is given.
     resumed.optimizer.load_state_dict(deepcopy(job.optimizer.state_dict()))
-    assert resumed.precision.scale == 2.0**11
-    assert resumed.precision.skipped_in_a_row == 1
-    for seed, overflow in ((2, False), (3, True), (4, False)):
-        job.step(seed, overflow)
-        resumed.step(seed, overflow)
+    assert (resumed.precision.scale, resumed.precision.skipped_in_a_row) == (2.0**11, 1)
+    for one in (job, resumed):
+        one.step(2)
+        one.overflow()
+        one.step(4)
     assert equal(job.weights(), resumed.weights())
     assert job.precision.state_dict() == resumed.precision.state_dict()
     assert resumed.precision.skipped_steps == 2
 
 
-def test_divergence_is_seen_at_the_same_step_after_a_load() -> None:
-    job, resumed = Job("fp16", max_skipped_steps=3), Job("fp16", max_skipped_steps=3)
-    job.step(overflow=True)
-    job.step(overflow=True)
-    resumed.precision.load_state_dict(job.precision.state_dict())
-    with pytest.raises(TrainingDiverged, match="3 steps in a row"):
-        resumed.step(overflow=True)
-
-
-def test_growth_goes_on_counting_after_a_load() -> None:
+def test_growth_goes_on_counting_after_a_load():
     job, resumed = Job("fp16"), Job("fp16")
     state = job.precision.state_dict()
     state["scaler"]["_growth_tracker"] = 1999  # GradScaler doubles the scale after 2000 good steps
     resumed.precision.load_state_dict(state)
     resumed.step()
-    assert resumed.precision.scale == 2.0**17
-    assert resumed.precision.skipped_steps == 0
+    assert (resumed.precision.scale, resumed.precision.skipped_steps) == (2.0**17, 0)
 
 
-@pytest.mark.parametrize("mode", ["off", "bf16"])
-def test_state_of_a_mode_without_scale_loads(mode: Mode) -> None:
-    job = Job(mode)
-    job.precision.load_state_dict(Job(mode).precision.state_dict())
-    job.step()
-
-
-def test_state_of_another_mode_is_refused_with_both_named() -> None:
+def test_state_of_another_mode_is_refused_with_both_named():
     state = Job("bf16").precision.state_dict()
     with pytest.raises(ValueError, match=r"optim\.amp=fp16 differs from bf16"):
         Job("fp16").precision.load_state_dict(state)
 
 
-def test_fp16_on_a_cpu_warns_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_fp16_on_a_cpu_warns_once(caplog):
     with caplog.at_level(logging.WARNING):
-        job = Job("fp16")
-        job.step()
-        job.step()
+        Job("fp16").step()
         Job("bf16").step()
     assert [record.message for record in caplog.records] == [
         "fp16 on a CPU is about 10 times slower than bf16: it is for tests"

@@ -1,5 +1,6 @@
 """What is found before the first step, or after the first validation."""
 
+import colorsys
 import dataclasses
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from jobs import copy_data
 from one_process import config_of, train_here
+from PIL import Image
 
 from pipeline.data.dali import DecodeSettings
 from pipeline.data.index.manifest import open_manifest
@@ -27,7 +29,7 @@ def test_part_of_a_named_data_set_is_refused_with_what_is_missing(small_data, tm
 
 
 @pytest.mark.parametrize(
-    "train_top1, val_top1, classes, suspicious",
+    ("train_top1", "val_top1", "classes", "suspicious"),
     [
         (0.10, 0.001, 1000, True),
         (0.10, 0.05, 1000, False),
@@ -43,49 +45,79 @@ def test_labels_in_another_order_are_told_from_an_untrained_network(
     assert labels_look_permuted(train_top1, val_top1, classes) == suspicious
 
 
-def test_the_largest_images_are_the_ones_that_are_decoded(small_data, tmp_path, monkeypatch):
-    manifest = open_manifest(small_data, "train")
+@pytest.fixture(scope="module")
+def permuted(tmp_path_factory):
+    """A hundred classes, each of one colour; in val, class k holds the images of class k + 37."""
+    root = tmp_path_factory.mktemp("permuted")
+    for split, images, shift in (("train", 4, 0), ("val", 1, 37)):
+        for label in range(100):
+            folder = root / split / f"class{label:03d}"
+            folder.mkdir(parents=True)
+            hue, level = divmod((label + shift) % 100, 10)
+            colour = colorsys.hsv_to_rgb(hue / 10, 1.0, 0.1 + level / 11)
+            pixels = tuple(round(255 * one) for one in colour)
+            for number in range(images):
+                Image.new("RGB", (40, 40), pixels).save(folder / f"{number}.JPEG", quality=95)
+    return root
+
+
+def test_labels_of_val_in_another_order_are_warned_of(permuted, tmp_path):
+    run = train_here(
+        permuted, tmp_path, "--schedule.epochs=12", "--schedule.drop_epochs=[11]",
+        "--data.global_batch_size=40", "--data.local_batch_size=40", "--optim.base_lr=0.8",
+        "--data.image_size=16", "--data.val_resize=16",
+    )  # fmt: skip
+    said = (run / "log.txt").read_text()
+    assert "the images of val do not lie in their classes' folders" in said
+    assert "python -m pipeline.prepare imagenet" in said
+
+
+@pytest.fixture
+def train_set(small_data):
+    return open_manifest(small_data, "train")
+
+
+@pytest.fixture
+def read(train_set, monkeypatch):
+    """The training images that are read, as they are."""
+    images: list[int] = []
+    real = train_set.read
+    monkeypatch.setattr(train_set, "read", lambda image: images.append(image) or real(image))
+    return images
+
+
+def pixels(train_set):
+    return train_set.widths.astype(np.int64) * train_set.heights
+
+
+def test_the_largest_images_are_the_ones_that_are_decoded_but_for_excluded_ones(
+    small_data, tmp_path, train_set, read
+):
     config = config_of(small_data, tmp_path, "--data.local_batch_size=4").data
-    read: list[int] = []
-    real = manifest.read
-    monkeypatch.setattr(manifest, "read", lambda image: read.append(image) or real(image))
-    decode_largest(manifest, config, CPU)
-    pixels = manifest.widths.astype(np.int64) * manifest.heights
-    assert sorted(pixels[read]) == sorted(pixels)[-4:]
+    by_size = [int(image) for image in np.argsort(pixels(train_set), kind="stable")]
+    decode_largest(train_set, config, CPU)
+    assert sorted(pixels(train_set)[read]) == sorted(pixels(train_set))[-4:]
+    read.clear()
+    decode_largest(train_set, config, CPU, by_size[-2:])
+    assert len(read) == 4 and not set(read) & set(by_size[-2:])
 
 
-def test_a_decoder_without_memory_is_an_error_with_the_cure(small_data, tmp_path):
-    manifest = open_manifest(small_data, "train")
+def test_a_decoder_without_memory_is_an_error_with_the_cure(small_data, tmp_path, train_set):
     config = config_of(small_data, tmp_path).data
     # More bytes than any machine has: what a far too large batch comes to.
-    with pytest.raises(
-        TrainingError, match=r"the 8 largest images of train, up to \d+ x \d+ .* lower"
-    ):
-        decode_largest(
-            manifest, dataclasses.replace(config, image_size=2**20, val_resize=2**20), CPU
-        )
+    huge = dataclasses.replace(config, image_size=2**20, val_resize=2**20)
+    message = r"the 8 largest images of train, up to \d+ x \d+ .* lower"
+    with pytest.raises(TrainingError, match=message):
+        decode_largest(train_set, huge, CPU)
 
 
 def test_a_bad_file_among_the_largest_does_not_end_the_check(small_data, tmp_path):
     root = copy_data(small_data, tmp_path / "data")
     manifest = open_manifest(root, "train")
-    largest = int(np.argmax(manifest.widths.astype(np.int64) * manifest.heights))
-    path = manifest.path(largest)
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
-    huge = dataclasses.replace(config_of(root, tmp_path).data, image_size=2**20, val_resize=2**20)
+    path = manifest.path(int(np.argmax(pixels(manifest))))
     path.write_bytes(b"\xff\xd8" + bytes(path.stat().st_size - 2))
+    config = config_of(root, tmp_path).data
+    huge = dataclasses.replace(config, image_size=2**20, val_resize=2**20)
     with pytest.raises(TrainingError, match="lower data"):
         decode_largest(manifest, huge, CPU)
-    decode_largest(manifest, config_of(root, tmp_path).data, CPU)
-
-
-def test_excluded_images_are_not_tried(small_data, tmp_path, monkeypatch):
-    manifest = open_manifest(small_data, "train")
-    pixels = manifest.widths.astype(np.int64) * manifest.heights
-    out = [int(i) for i in np.argsort(pixels)[-2:]]
-    read: list[int] = []
-    real = manifest.read
-    monkeypatch.setattr(manifest, "read", lambda image: read.append(image) or real(image))
-    config = config_of(small_data, tmp_path, "--data.local_batch_size=4").data
-    decode_largest(manifest, config, CPU, out)
-    assert len(read) == 4 and not set(read) & set(out)
+    decode_largest(manifest, config, CPU)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import signal
 from collections import Counter
 from pathlib import Path
 
 import jobs
 import pytest
-from jobs import SABOTEUR, resumable, train
-from run_files import metrics, state_differences
+from jobs import resumable
+from one_process import train_here
+from run_files import state_differences
 
 from pipeline.config import Config, ConfigError
-from pipeline.config.run import ProfiledSteps, profiled_steps
-from pipeline.system.failure import PeerLost, Stopped
+from pipeline.config.run import profiled_steps
+from pipeline.system.failure import PeerLost, Reported, Stopped
 from pipeline.train.profile import Profile
+from pipeline.train.trainer import Trainer
 
-FINISHED, WRONG_INPUT, STOPPED = 0, 2, 75
+FINISHED, WRONG_INPUT = 0, 2
 IN_EACH_STEP = (
     "data_wait", "agreement", "forward", "backward", "communication", "optimizer",
 )  # fmt: skip
@@ -57,9 +61,7 @@ def test_each_rank_traces_exactly_the_steps_asked_for_by_phase(profiled):
     for rank in (0, 1):
         found = ranges(run / "profile" / f"steps-6-8-rank{rank}.json.gz")
         assert {name: found[name] for name in IN_EACH_STEP} == dict.fromkeys(IN_EACH_STEP, 3)
-        assert [name for name in sorted(found) if name.startswith("step ")] == [
-            "step 6", "step 7", "step 8"
-        ]  # fmt: skip
+        assert {name for name in found if name[:5] == "step "} == {"step 6", "step 7", "step 8"}
         assert found["validation"] == 1
 
 
@@ -80,8 +82,6 @@ def test_horovods_timeline_covers_the_same_steps(profiled):
 def test_profiling_changes_nothing_in_the_training(profiled, uninterrupted):
     run, _ = profiled
     assert state_differences(run, uninterrupted) == []
-    steps = [line["step"] for line in metrics(run)]
-    assert steps == [line["step"] for line in metrics(uninterrupted)]
 
 
 def test_the_log_says_where_the_traces_lie_and_how_to_open_them(profiled):
@@ -94,42 +94,45 @@ def test_the_log_says_where_the_traces_lie_and_how_to_open_them(profiled):
     assert "USDT" not in said + other  # Kineto's own lines
 
 
+GOES_ON = ("--schedule.epochs=1.3", "--schedule.drop_epochs=[1]", "--profile=4-8")
+
+
 @pytest.fixture(scope="module")
 def stopped(small_data, tmp_path_factory):
-    """One rank, stopped among the profiled steps and started again twice: the output of each."""
+    """One rank, stopped among the profiled steps and started again: the folder of the run."""
     runs = tmp_path_factory.mktemp("stopped")
-    settings = [*resumable(small_data, runs), "--schedule.epochs=1.3", "--schedule.drop_epochs=[1]"]
-    first = jobs.run([str(SABOTEUR), "stop-step:5:0", *settings, "--profile=4-8"])
+    real = Trainer.train_step
+
+    def step(self, *rest):
+        if self.state.step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *rest)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Trainer, "train_step", step)
+        train_here(small_data, runs, *GOES_ON, "--data.local_batch_size=4")
     (runs / "test" / "profile" / "steps-6-8-rank0.json.gz").write_bytes(b"of an earlier start")
-    second = jobs.run(["-m", "pipeline.train", *settings, "--profile=4-8"])
-    third = jobs.run(["-m", "pipeline.train", *settings, "--schedule.epochs=1.5", "--profile=4-8"])
-    assert [*first.codes, *second.codes, *third.codes] == [STOPPED, FINISHED, FINISHED], (
-        first.text + second.text + third.text
-    )
-    return runs / "test", third.text
+    return train_here(small_data, runs, *GOES_ON)
 
 
 def test_a_stop_among_the_profiled_steps_leaves_a_whole_trace(stopped):
-    run, _ = stopped
-    trace = run / "profile" / "steps-4-8-rank0.json.gz"
+    trace = stopped / "profile" / "steps-4-8-rank0.json.gz"
     assert steps_in(trace) == ["step 4", "step 5", "step 6"]  # stopped before step 6 computed
     assert ranges(trace)["forward"] == 2 * 2  # one rank accumulates two micro-batches
 
 
-def test_a_run_that_goes_on_profiles_what_is_left_and_keeps_earlier_files(stopped):
-    run, _ = stopped
-    assert files(run) == {
+def test_a_run_that_goes_on_profiles_what_is_left_and_keeps_earlier_files(stopped, small_data):
+    profile = stopped / "profile"
+    wanted = {
         "steps-4-8-rank0.json.gz", "steps-6-8-rank0.json.gz", "steps-6-8-nr2-rank0.json.gz"
     }  # fmt: skip
-    assert (run / "profile" / "steps-6-8-rank0.json.gz").read_bytes() == b"of an earlier start"
-    assert steps_in(run / "profile" / "steps-6-8-nr2-rank0.json.gz") == [
-        "step 6", "step 7", "step 8"
-    ]  # fmt: skip
-
-
-def test_steps_that_lie_behind_are_left_out_with_a_warning(stopped):
-    _, said = stopped
-    assert "warning: nothing is profiled: --profile 4-8 lies behind step 9" in said
+    assert files(stopped) == wanted
+    assert (profile / "steps-6-8-rank0.json.gz").read_bytes() == b"of an earlier start"
+    assert steps_in(profile / "steps-6-8-nr2-rank0.json.gz") == ["step 6", "step 7", "step 8"]
+    train_here(small_data, stopped.parent, *GOES_ON, "--schedule.epochs=1.5")
+    said = "warning: nothing is profiled: --profile 4-8 lies behind step 9"
+    assert said in (stopped / "log.txt").read_text()
+    assert files(stopped) == wanted
 
 
 @pytest.mark.parametrize(("end", "closed"), [(Stopped, True), (PeerLost, False)])
@@ -146,13 +149,16 @@ def test_the_trace_of_a_run_that_lost_a_rank_is_not_waited_for(end, closed):
     assert profile.closed == closed
 
 
-def test_steps_beyond_the_end_are_refused_before_training(small_data, tmp_path):
-    job = jobs.run([*train(small_data, tmp_path), "--profile", "11-13"])
-    assert job.codes == [WRONG_INPUT], job.text
-    assert (
-        "error: --profile 11-13 reaches beyond the run, whose last step is 12; choose steps up to "
-        "that one" in job.text
-    )
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("11-13", "--profile 11-13 reaches beyond the run, whose last step is 6"),
+        ("8", "--profile 8 asks for more steps than the 7 of the run"),
+    ],
+)
+def test_steps_that_the_run_does_not_have_are_refused(small_data, tmp_path, asked, message):
+    with pytest.raises(Reported, match=message):
+        train_here(small_data, tmp_path, f"--profile={asked}")
     assert not (tmp_path / "test" / "metrics.jsonl").exists()
 
 
@@ -162,29 +168,21 @@ def test_anything_but_steps_is_refused_with_the_form(text):
         Config(profile=text)
 
 
-def test_steps_are_read_as_a_number_or_as_first_and_last():
-    assert profiled_steps("5") == ProfiledSteps(None, 5)
-    assert profiled_steps("20-25") == ProfiledSteps(20, 6)
-    assert profiled_steps("0-0") == ProfiledSteps(0, 1)
-
-
-def test_a_number_of_steps_comes_after_the_slow_first_ones():
-    steps = ProfiledSteps(None, 5)
-    assert steps.of_start(0, 1000) == range(10, 15)
-    assert steps.of_start(300, 1000) == range(310, 315)
-    assert steps.of_start(0, 12) == range(7, 12)
-    assert steps.of_start(997, 1000) == range(997, 1000)
-    with pytest.raises(ConfigError, match="--profile 5 asks for more steps than the 4 of the run"):
-        steps.of_start(0, 4)
-
-
-def test_first_and_last_step_are_those_of_the_run():
-    steps = ProfiledSteps(20, 6)
-    assert steps.of_start(0, 26) == range(20, 26)
-    assert steps.of_start(23, 100) == range(23, 26)
-    assert not steps.of_start(26, 100)
-    with pytest.raises(ConfigError, match="--profile 20-25 reaches beyond the run, whose last st"):
-        steps.of_start(0, 25)
+@pytest.mark.parametrize(
+    ("text", "begin", "total", "steps"),
+    [
+        ("5", 0, 1000, range(10, 15)),  # after the slow first ones
+        ("5", 300, 1000, range(310, 315)),
+        ("5", 0, 12, range(7, 12)),
+        ("5", 997, 1000, range(997, 1000)),
+        ("20-25", 0, 26, range(20, 26)),
+        ("20-25", 23, 100, range(23, 26)),
+        ("20-25", 26, 100, range(0)),
+        ("0-0", 0, 9, range(1)),
+    ],
+)
+def test_steps_are_a_number_after_the_first_ones_or_those_named(text, begin, total, steps):
+    assert profiled_steps(text).of_start(begin, total) == steps
 
 
 def test_a_wrong_form_is_answered_before_torch_is_loaded():

@@ -16,13 +16,7 @@ import jobs
 import pytest
 import torch
 from jobs import SABOTEUR, resumable, wait_for
-from run_files import (
-    checkpoint_steps,
-    curves,
-    image_steps,
-    metrics,
-    state_differences,
-)
+from run_files import checkpoint_steps, curves, image_steps, metrics, state_differences
 
 from pipeline.config.reading import load_config
 from pipeline.data.dali.settings import choose_decoding
@@ -30,6 +24,7 @@ from pipeline.data.index.manifest import open_manifest
 from pipeline.ranks.places import Share
 from pipeline.ranks.world import World
 from pipeline.system.failure import StopSignal
+from pipeline.train.folder import RunFolder
 from pipeline.train.trainer import Trainer
 
 KILLED = -9
@@ -41,7 +36,7 @@ class Start:
 
     codes: list[int]
     text: str
-    failure: str | None
+    failure: str
     ended_at: float
     partial_files: int
     """Checkpoints that were cut while written."""
@@ -84,8 +79,7 @@ class Run:
         self._ended(name, ranks.codes, ranks.text)
 
     def _ended(self, name: str, codes: list[int], text: str) -> None:
-        failure = self.path / "failure.txt"
-        cause = failure.read_text() if failure.exists() else None
+        cause = RunFolder(self.path).first_cause() or ""
         cut = len(list((self.path / "checkpoints").glob(".partial-*")))
         self.starts[name] = Start(codes, text, cause, time.time(), cut)
 
@@ -133,7 +127,7 @@ def test_a_killed_rank_ends_the_job_within_seconds_and_is_named(killed):
     lines = [line.removeprefix("[0]<stderr>:") for line in start.text.splitlines()]
     last = [line for line in lines if line.startswith("error:")][-1]
     assert re.match(r"error: .*rank 1 \(process \d+\) on \S+ died without a word, killed by", last)
-    assert start.failure is not None and "rank 1 (process" in start.failure, killed.told
+    assert "rank 1 (process" in start.failure, killed.told
 
 
 def test_whoever_is_left_names_the_rank_that_died(killed):
@@ -142,20 +136,19 @@ def test_whoever_is_left_names_the_rank_that_died(killed):
         dead = start.codes.index(KILLED)
         assert start.ended_at - start.killed_at < 30, killed.told
         assert f"error: rank {1 - dead}: rank {dead} (process" in start.text, killed.told
-        assert start.failure is not None and f"rank {dead} (process" in start.failure, killed.told
+        assert f"rank {dead} (process" in start.failure, killed.told
 
 
-def test_the_killed_run_ends_with_the_bits_of_the_uninterrupted_one(killed, uninterrupted):
+def test_the_killed_run_ends_with_the_bits_and_metrics_of_the_uninterrupted_one(
+    killed, uninterrupted
+):
     assert checkpoint_steps(killed.path)[-1] == 19
     assert state_differences(killed.path, uninterrupted) == [], killed.told
-
-
-def test_the_killed_run_has_the_same_metrics_and_no_step_twice(killed, uninterrupted):
     lines = metrics(killed.path)
     assert lines == metrics(uninterrupted), killed.told
-    assert [m["step"] for m in lines if m["event"] == "train"] == [3, 6, 9, 12, 15, 18, 19]
-    assert [m["step"] for m in lines if m["event"] == "val"] == [7, 13, 19]
-    assert [m["step"] for m in lines if m["event"] == "done"] == [19]
+    steps = {event: [m["step"] for m in lines if m["event"] == event] for event in ("train", "val")}
+    assert steps == {"train": [3, 6, 9, 12, 15, 18, 19], "val": [7, 13, 19]}
+    assert (lines[-1]["event"], lines[-1]["step"]) == ("done", 19)
 
 
 def test_tensorboard_shows_each_step_of_the_killed_run_once(killed, uninterrupted):

@@ -11,12 +11,7 @@ from weight_files import CIFAR_8, CLASSES, RESNET_18, SMALL, with_image, write_c
 from pipeline.config import ConfigError, DataConfig
 from pipeline.data.normalisation import IMAGENET
 from pipeline.model.network import network_name
-from pipeline.train.checkpoint import (
-    DamagedCheckpoint,
-    read,
-    read_verified,
-    write_atomically,
-)
+from pipeline.train.checkpoint import read, read_verified, write_atomically
 
 CPU = torch.device("cpu")
 
@@ -62,10 +57,3 @@ def test_norm_layers_are_those_that_were_asked_for(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="model.norm=triton cannot run here"):
         trained.build(CPU, kernels)
     dataclasses.replace(trained, config=kernels).build(CPU)  # the reference runs everywhere
-
-
-def test_a_damaged_checkpoint_is_read_by_nobody(tmp_path):
-    path = write_checkpoint(tmp_path / "a.pt")
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DamagedCheckpoint, match="a.pt is damaged"):
-        read(path)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from count_ranks import BATCHES, CPU, DECODE, count, small_model
+from one_process import evaluate_here
 
 from pipeline.data.crops import CenterCrop
 from pipeline.data.dali import Loader
@@ -17,7 +18,7 @@ from pipeline.data.index.manifest import open_manifest
 from pipeline.data.stream import ValStream
 from pipeline.ranks.world import World
 from pipeline.system.failure import ExitCode, Reported
-from pipeline.train.monitor.metrics_file import read_metrics
+from pipeline.train.folder import read_metrics
 from pipeline.train.precision import Precision
 from pipeline.train.validation import validate
 
@@ -113,32 +114,20 @@ def test_a_bad_file_met_in_validation_is_named(small_data, tmp_path, model):
     assert error.value.code == ExitCode.WRONG_INPUT
 
 
-@pytest.fixture(scope="module")
-def trained(small_data, tmp_path_factory):
-    """One epoch on two ranks, and what its checkpoint and its validation are."""
-    runs = tmp_path_factory.mktemp("trained")
-    options = ["--schedule.epochs=1", "--schedule.drop_epochs=[]"]
-    job = jobs.run(jobs.train(small_data, runs, *options), ranks=2)
+def test_evaluate_gives_the_number_of_the_training_on_any_number_of_ranks(uninterrupted, tmp_path):
+    checkpoint = uninterrupted / "checkpoints" / "best.pt"
+    alone, two = tmp_path / "alone.json", tmp_path / "two.json"
+    evaluate_here("--checkpoint", str(checkpoint), f"--json={alone}")
+    job = jobs.run(["-m", "pipeline.evaluate", "--checkpoint", str(checkpoint), f"--json={two}"], 2)
     assert job.codes == [0, 0], job.text
-    run = runs / "test"
-    (validation,) = [m for m in read_metrics(run / "metrics.jsonl") if m["event"] == "val"]
-    yield run / "checkpoints" / "best.pt", validation
-    shutil.rmtree(runs)
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_evaluate_gives_the_number_of_the_training(trained, tmp_path, ranks):
-    checkpoint, validation = trained
-    out = tmp_path / "result.json"
-    argv = ["-m", "pipeline.evaluate", "--checkpoint", str(checkpoint), f"--json={out}"]
-    job = jobs.run(argv, ranks)
-    assert job.codes == [0] * ranks, job.text
-    result = json.loads(out.read_text())
-    for name in ("step", "top1", "top5", "images"):
-        assert result[name] == validation[name]
-    assert result["loss"] == pytest.approx(validation["loss"], rel=1e-12)
-    assert result["top1_correct"] == round(result["top1"] * 30)
-    assert result["top5_correct"] == round(result["top5"] * 30)
-    assert Path(result["checkpoint"]) == checkpoint
+    for result in (json.loads(out.read_text()) for out in (alone, two)):
+        lines = read_metrics(uninterrupted / "metrics.jsonl")
+        (validation,) = [m for m in lines if m["event"] == "val" and m["step"] == result["step"]]
+        for name in ("top1", "top5", "images"):
+            assert result[name] == validation[name]
+        assert result["loss"] == pytest.approx(validation["loss"], rel=1e-12)
+        assert result["top1_correct"] == round(result["top1"] * 30)
+        assert result["top5_correct"] == round(result["top5"] * 30)
+        assert Path(result["checkpoint"]) == checkpoint
     said = f"top-1 {result['top1']:.4f} ({result['top1_correct']} of 30), top-5 "
     assert job.text.count(said) == 1  # rank 0 says it, the others nothing

@@ -6,6 +6,7 @@ import jobs
 import numpy as np
 import pytest
 from jobs import SABOTEUR, resumable
+from one_process import train_here
 from run_files import checkpoint_steps, differences, metrics, newest_checkpoint
 
 from pipeline.config import DataConfig
@@ -59,49 +60,34 @@ def steps_of(manifest, epochs):
     return range(-(-epochs * len(manifest) // GLOBAL_BATCH))
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_each_image_comes_exactly_once_per_epoch(manifest, world_size):
-    seen = job_stream(manifest, world_size, steps_of(manifest, EPOCHS))["images"]
-    for epoch in range(EPOCHS):
-        of_epoch = seen[epoch * len(manifest) : (epoch + 1) * len(manifest)]
-        assert sorted(of_epoch) == list(range(len(manifest)))
-
-
-@pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_any_number_of_ranks_sees_the_same_images_with_the_same_augmentations(manifest, world_size):
-    steps = steps_of(manifest, EPOCHS)
-    alone = job_stream(manifest, 1, steps, local_batch_size=GLOBAL_BATCH)
-    together = job_stream(manifest, world_size, steps)
-    assert list(alone["positions"]) == list(range(len(steps) * GLOBAL_BATCH))
-    for name, values in alone.items():
-        np.testing.assert_array_equal(together[name], values, err_msg=name)
-    assert len(np.unique(alone["boxes"], axis=0)) > 100, "the crops are not random"
-
-
-@pytest.mark.parametrize("sizes", [(2, 1), (2, 3), (4, 2)])
-def test_a_run_that_goes_on_with_other_ranks_sees_the_same_images(manifest, sizes):
+@pytest.mark.parametrize("sizes", [(2, 2), (3, 3), (4, 4), (2, 1), (2, 3), (4, 2)])
+def test_any_ranks_see_the_same_images_cut_alike_also_after_a_restart_with_others(manifest, sizes):
     steps, stop = steps_of(manifest, EPOCHS), 6  # inside the second epoch
-    whole = job_stream(manifest, sizes[0], steps)
+    alone = job_stream(manifest, 1, steps, local_batch_size=GLOBAL_BATCH)
     parts = [
         job_stream(manifest, sizes[0], steps[:stop]), job_stream(manifest, sizes[1], steps[stop:])
     ]  # fmt: skip
-    for name, values in whole.items():
+    assert list(alone["positions"]) == list(range(len(steps) * GLOBAL_BATCH))
+    for name, values in alone.items():
         joined = np.concatenate([part[name] for part in parts])
         np.testing.assert_array_equal(joined, values, err_msg=name)
+    assert len(np.unique(alone["boxes"], axis=0)) > 100, "the crops are not random"
+    for epoch in range(EPOCHS):
+        of_epoch = alone["images"][epoch * len(manifest) : (epoch + 1) * len(manifest)]
+        assert sorted(of_epoch) == list(range(len(manifest)))
 
 
 def test_a_run_stopped_at_2_ranks_and_finished_by_1_has_the_same_weights(
     small_data, tmp_path, uninterrupted
 ):
-    settings = resumable(small_data, tmp_path)
-    two = jobs.run([str(SABOTEUR), "stop-step:9:1", *settings], ranks=2)
+    two = jobs.run([str(SABOTEUR), "stop-step:9:1", *resumable(small_data, tmp_path)], ranks=2)
     assert two.codes == [75, 75], two.text
     assert checkpoint_steps(tmp_path / "test")[-1] == 10
-    one = jobs.run(["-m", "pipeline.train", *settings])
-    assert one.codes == [0], one.text
-    assert "batch: 8 = 1 rank x 4 images x 2 accumulated; steps 10 to 19" in one.text
+    run = train_here(small_data, tmp_path, *jobs.RESUMABLE, "--data.local_batch_size=4")
+    said = "batch: 8 = 1 rank x 4 images x 2 accumulated; steps 10 to 19"
+    assert said in (run / "log.txt").read_text()
 
-    found, wanted = newest_checkpoint(tmp_path / "test"), newest_checkpoint(uninterrupted)
+    found, wanted = newest_checkpoint(run), newest_checkpoint(uninterrupted)
     for part in ("step", "position", "momentum"):
         assert differences(found[part], wanted[part]) == []
     # BN's running statistics act once per micro-batch, so these alone depend on the ranks.
@@ -109,18 +95,12 @@ def test_a_run_stopped_at_2_ranks_and_finished_by_1_has_the_same_weights(
     assert len(weights) == 23
     for name in weights:
         assert differences(found["model"][name], wanted["model"][name], name) == []
-    ours, theirs = (training_lines(run) for run in (tmp_path / "test", uninterrupted))
+    ours, theirs = (
+        [line for line in metrics(one) if line.pop("event") == "train"]
+        for one in (run, uninterrupted)
+    )
     assert len(ours) == len(theirs) == 7
     for line, wanted_line in zip(ours, theirs, strict=True):
         # The order in which losses are summed up differs, and nothing else.
         assert line == pytest.approx(wanted_line, rel=1e-12), "other images, or another lr"
     shutil.rmtree(tmp_path)
-
-
-def training_lines(run):
-    """The lines of metrics of training, numbers only."""
-    return [
-        {name: value for name, value in line.items() if name != "event"}
-        for line in metrics(run)
-        if line["event"] == "train"
-    ]

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nvidia.dali import fn
 from PIL import Image
 
 from pipeline.data.crops import CenterCrop, RandomResizedCrop, ScaleJitter
@@ -141,17 +140,6 @@ def test_pixels_are_those_of_pillow(corpus, planner):
         assert np.abs(plan.offsets).max() > 5  # a lost or doubled offset would be seen
 
 
-def test_the_colour_offset_moves_each_channel_by_itself(plain):
-    chunks = [np.arange(20)]
-    coloured, plainly = (
-        TrainStream(plain, RandomResizedCrop(32, color_std=std), seed=1) for std in (0.1, None)
-    )
-    (batch,), (reference,) = draw(coloured, chunks), draw(plainly, chunks)
-    moved = pixels(batch.images) - pixels(reference.images)
-    offsets = coloured.select(chunks[0]).plan.offsets[:, None, None, :]
-    np.testing.assert_allclose(moved, np.broadcast_to(offsets, moved.shape), atol=1e-3)
-
-
 def test_a_batch_is_channels_last_float32_with_int64_labels_and_no_copy(plain):
     (batch,) = draw(TrainStream(plain, RandomResizedCrop(32), 0), [np.arange(6)])
     assert batch.images.shape == (6, 3, 32, 32)
@@ -188,75 +176,40 @@ def test_batches_stay_valid_when_later_ones_are_drawn(plain):
         assert torch.equal(batch.labels, labels)
 
 
-def test_threads_and_prefetch_do_not_change_a_bit(plain):
+def test_threads_prefetch_and_the_size_of_batches_do_not_change_a_bit(plain):
     stream = TrainStream(plain, RandomResizedCrop(32, color_std=0.1), 0)
-    chunks = chunks_of(7, *range(0, 70, 7))
-    one = draw(stream, chunks, threads=1, prefetch=1)
-    for settings in ({"threads": 3, "prefetch": 5}, {"threads": 2, "prefetch": 2}):
-        for batch, reference in zip(draw(stream, chunks, **settings), one, strict=True):
-            assert torch.equal(batch.images, reference.images)
-            assert torch.equal(batch.labels, reference.labels)
+    one = draw(stream, chunks_of(7, *range(0, 70, 7)), threads=1, prefetch=1)
+    for size, threads, prefetch in ((7, 3, 5), (7, 2, 2), (14, 1, 1)):
+        other = draw(
+            stream, chunks_of(size, *range(0, 70, size)), threads=threads, prefetch=prefetch
+        )
+        for name in ("images", "labels"):
+            found, wanted = (torch.cat([getattr(b, name) for b in drawn]) for drawn in (other, one))
+            assert torch.equal(found, wanted)
 
 
-def test_an_image_is_the_same_whatever_batch_it_is_in(plain):
-    stream = TrainStream(plain, RandomResizedCrop(32, color_std=0.1), 0)
-    (whole,) = draw(stream, [np.arange(12)])
-    halves = draw(stream, chunks_of(6, 0, 6))
-    assert torch.equal(whole.images, torch.cat([half.images for half in halves]))
-
-
-@pytest.mark.parametrize("count", [1, 2, 9])
-def test_the_length_is_exact_and_the_end_is_the_end(plain, count):
+def test_the_length_is_exact_and_the_end_is_the_end(plain):
     stream = ValStream(plain, CenterCrop(32, 32))
-    with closing(open_loader(stream, chunks_of(3, *range(0, 3 * count, 3)))) as loader:
-        assert len(loader) == count
-        assert len(list(loader)) == count
-        assert len(loader) == count
+    with closing(open_loader(stream, chunks_of(3, 0, 3))) as loader:
+        assert len(loader) == len(list(loader)) == len(loader) == 2
         assert next(loader, None) is None
 
 
-def graph(decoder: str):
-    return make_pipeline(lambda: None, 4, DecodeSettings(decoder, CPU, threads=1))
-
-
-def devices(serialised: bytes) -> list[bytes]:
-    """The device of every operator."""
-    return re.findall(rb"\x06device\x12\x06string\*.(cpu|gpu|mixed)", serialised, re.DOTALL)
-
-
 def test_the_gpu_graph_is_whole_and_its_operators_are_where_the_pixels_are():
-    serialised = graph("gpu").serialize()
+    settings = DecodeSettings("gpu", CPU, threads=1)
+    serialised = make_pipeline(lambda: None, 4, settings).serialize()
     for operator in (b"decoders__ImageSlice", b"Resize", b"CropMirrorNormalize"):
         assert operator in serialised
+    devices = re.findall(rb"\x06device\x12\x06string\*.(cpu|gpu|mixed)", serialised, re.DOTALL)
     # The decoder is mixed, resize and normalise follow it, the source of inputs stays on the host.
-    assert Counter(devices(serialised)) == {b"mixed": 1, b"gpu": 2, b"cpu": 9}
+    assert Counter(devices) == {b"mixed": 1, b"gpu": 2, b"cpu": 9}
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"), [({"antialiased": True}, "antialiased"), ({"device": "cpu"}, "cpu")]
-)
-def test_serialising_the_gpu_graph_catches_a_wrong_argument(monkeypatch, wrong, message):
-    resize = fn.resize
-    monkeypatch.setattr(fn, "resize", lambda *images, **named: resize(*images, **named, **wrong))
-    with pytest.raises((KeyError, RuntimeError, ValueError), match=message):
-        graph("gpu").serialize()
+# Bad files
 
 
-HEADER = jpeg()[: jpeg().index(b"\xff\xda")]  # all up to the start of the scan
-
-BAD_BEFORE_THE_SCAN = {
-    "truncated": (jpeg()[: len(jpeg()) // 2], "cannot be decoded"),
-    "header only": (HEADER, "cannot be decoded"),
-    "half a header": (jpeg()[:20], "no image header"),
-    "empty": (b"", "the file is empty"),
-    "text": (b"<html>404</html>", "no image header"),
-}
-BAD_AFTER_THE_SCAN = {
-    "missing": (None, "No such file or directory"),
-    "longer": (jpeg() + b"\0", "the manifest recorded"),
-    "emptied": (b"", "the file is empty"),
-    "text": (b"<html>404</html>", "the manifest recorded"),
-}
+WHOLE = jpeg()
+HTML = b"<html>404</html>"
 
 
 def failure_of(stream: ValStream, bad: Path) -> BadImage:
@@ -264,12 +217,6 @@ def failure_of(stream: ValStream, bad: Path) -> BadImage:
     loader = open_loader(stream, chunks_of(5, 0, 5, 10, 15))
     first, second = next(loader), next(loader)
     assert (first.positions[0], second.positions[0]) == (0, 5)
-    for batch in (first, second):
-        wanted = execute(
-            stream.select(batch.positions).plan,
-            [stream.manifest.read(int(position)) for position in batch.positions],
-        )
-        assert np.abs(pixels(batch.images) - wanted).mean() < 0.5
     with pytest.raises(BadImage) as error:
         next(loader)
     assert error.value.path == bad
@@ -285,34 +232,30 @@ def close_in_time(loader: Loader) -> None:
     assert not closing_thread.is_alive(), "close() hangs"
 
 
-@pytest.mark.parametrize("kind", BAD_BEFORE_THE_SCAN)
-def test_a_file_that_was_always_bad_is_named_after_the_batches_before_it(tmp_path, kind):
-    content, reason = BAD_BEFORE_THE_SCAN[kind]
+@pytest.mark.parametrize("content, reason, scanned_as", [
+    (WHOLE[: len(WHOLE) // 2], "cannot be decoded", "bad"),
+    (WHOLE[: WHOLE.index(b"\xff\xda")], "cannot be decoded", "bad"),  # up to the scan's start
+    (WHOLE[:20], "no image header", "bad"),
+    (b"", "the file is empty", "bad"),
+    (HTML, "no image header", "bad"),
+    (None, "No such file or directory", "good"),
+    (WHOLE + b"\0", "the manifest recorded", "good"),
+    (b"", "the file is empty", "good"),
+    (HTML, "the manifest recorded", "good"),
+    (b"x", "cannot be decoded", "good"),  # rubbish of the same length
+])  # fmt: skip
+def test_a_bad_file_is_named_after_the_batches_before_it(tmp_path, content, reason, scanned_as):
     root = write_plain(tmp_path)
     bad = root / "train" / "a" / "12.JPEG"
-    bad.write_bytes(content)
-    stream = ValStream(open_manifest(root, "train"), CenterCrop(32, 32))
-    assert reason in failure_of(stream, bad).reason
-
-
-@pytest.mark.parametrize("kind", BAD_AFTER_THE_SCAN)
-def test_a_file_that_went_bad_after_the_scan_is_named(tmp_path, kind):
-    content, reason = BAD_AFTER_THE_SCAN[kind]
-    root = write_plain(tmp_path)
-    stream = ValStream(open_manifest(root, "train"), CenterCrop(32, 32))
-    bad = root / "train" / "a" / "12.JPEG"
+    if scanned_as == "good":
+        manifest = open_manifest(root, "train")
+    size = bad.stat().st_size
     bad.unlink()
     if content is not None:
-        bad.write_bytes(content)
-    assert reason in failure_of(stream, bad).reason
-
-
-def test_a_file_replaced_by_rubbish_of_the_same_length_is_named(tmp_path):
-    root = write_plain(tmp_path)
-    stream = ValStream(open_manifest(root, "train"), CenterCrop(32, 32))
-    bad = root / "train" / "a" / "12.JPEG"
-    bad.write_bytes(b"x" * bad.stat().st_size)
-    assert "cannot be decoded" in failure_of(stream, bad).reason
+        bad.write_bytes(content * size if content == b"x" else content)
+    if scanned_as == "bad":
+        manifest = open_manifest(root, "train")
+    assert reason in failure_of(ValStream(manifest, CenterCrop(32, 32)), bad).reason
 
 
 def test_the_first_of_several_bad_files_of_a_batch_is_named(tmp_path):

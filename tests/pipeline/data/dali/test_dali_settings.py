@@ -16,6 +16,7 @@ from pipeline.data.dali import DecoderMemory, DecodeSettings, Loader, make_pipel
 from pipeline.data.dali.graph import make_decoding_pipeline
 from pipeline.data.dali.settings import choose_decoding, decoder_memory
 from pipeline.data.index.manifest import open_manifest
+from pipeline.data.normalisation import IMAGENET
 from pipeline.data.stream import TrainStream, ValStream
 from pipeline.ranks.places import Share
 
@@ -61,19 +62,16 @@ def test_a_setting_of_the_gpu_decoder_is_in_its_graph_and_not_in_that_of_the_cpu
     assert name.encode() not in on_cpu.serialize()
 
 
-def test_threads_and_prefetch_are_those_of_the_pipeline():
-    pipe = graph(GPU)
-    assert pipe.num_threads == 7
-    assert pipe.prefetch_queue_depth in (4, {"cpu_size": 4, "gpu_size": 4})
-
-
-def test_the_three_output_types_make_three_graphs():
+def test_threads_and_prefetch_are_the_pipelines_and_each_output_type_has_a_graph():
     graphs = [graph(dataclasses.replace(GPU, output=o)) for o in ("float32", "float16", "uint8")]
+    assert graphs[0].num_threads == 7
+    assert graphs[0].prefetch_queue_depth in (4, {"cpu_size": 4, "gpu_size": 4})
     assert len({re.sub(rb"__\w+?_\d+", b"", one.serialize()) for one in graphs}) == 3
 
 
 def draw(stream, output: str) -> torch.Tensor:
-    settings = DecodeSettings("cpu", CPU, 1, output=output)
+    other = dataclasses.replace(IMAGENET, mean=IMAGENET.mean + 9, std=IMAGENET.std + 9)
+    settings = DecodeSettings("cpu", CPU, 1, output=output, normalisation=other)
     with closing(Loader(stream, [np.arange(12)], 1, 12, settings)) as loader:
         return next(loader).images
 

@@ -11,10 +11,9 @@ from one_process import config_of
 
 from pipeline.config import ConfigError, DataConfig
 from pipeline.data.cifar import CifarImages, open_cifar
-from pipeline.data.crops import PaddedCrop, Untouched
+from pipeline.data.crops import PaddedCrop, WholeImage
 from pipeline.data.dali import DecodeSettings, Loader
 from pipeline.data.dali.settings import choose_decoding
-from pipeline.data.exclusion import Exclusions
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.order import Stream, random_words, uniform
 from pipeline.data.statistics import of_pixels
@@ -71,7 +70,7 @@ def test_padded_crops_are_those_of_numpy(images, mean, output, tolerance):
 def test_validation_is_the_image_untouched_and_padded_at_the_end(images):
     normal = of_pixels(images.pixels)
     positions = np.arange(65, 75)
-    batch = draw(ValStream(images, Untouched()), positions, normal)
+    batch = draw(ValStream(images, WholeImage(32)), positions, normal)
     wanted = (images.pixels[np.minimum(positions, 69)] - normal.image) / normal.std
     np.testing.assert_allclose(batch.images.permute(0, 2, 3, 1).numpy(), wanted, atol=1e-6)
     assert batch.labels.tolist() == [*images.labels[65:].tolist(), *[-1] * 5]
@@ -93,27 +92,15 @@ def test_each_decision_has_its_own_word():
     assert set(np.unique(PaddedCrop(padding=1).plan(sides, sides, words).boxes[:, 0])) == {-1, 0, 1}
 
 
-def test_batches_do_not_depend_on_their_size_and_exclusions_are_passed_over(images):
-    normal, planner = of_pixels(images.pixels), PaddedCrop()
-    stream = TrainStream(images, planner, seed=1)
-    whole = draw(stream, np.arange(12), normal)
-    halves = [draw(stream, np.arange(start, start + 6), normal) for start in (0, 6)]
-    assert torch.equal(whole.images, torch.cat([half.images for half in halves]))
-    first, second = stream.images(np.arange(2)).tolist()
-    stream.exclusions = Exclusions().listed([first], 0)
-    without = draw(stream, np.arange(12), normal)
-    assert without.labels[0] == images.labels[second]
-    assert torch.equal(without.images[1:], whole.images[1:])
-
-
 def config(**changes) -> DataConfig:
-    return DataConfig(dataset="cifar-10", train_crop="padded", image_size=32, **changes)
+    own = {"dataset": "cifar-10", "train_crop": "padded", "image_size": 32, "short_side": (32, 32)}
+    return DataConfig(**own | changes)
 
 
 def test_the_configuration_chooses_crop_view_and_graph(images, tmp_path):
     planner = train_planner(config(padding=2, flip=False))
     assert planner == PaddedCrop(32, 2, flip=False)
-    assert val_planner(config()) == Untouched(32)
+    assert val_planner(config()) == WholeImage(32)
     whole = dataclasses.replace(config_of(tmp_path, tmp_path), data=config(threads=1))
     normal = of_pixels(images.pixels)
     settings = choose_decoding(whole, CPU, Share(2, 0), (images, images), normalisation=normal)
@@ -122,29 +109,18 @@ def test_the_configuration_chooses_crop_view_and_graph(images, tmp_path):
 
 
 @pytest.mark.parametrize("wrong, message", [
-    ({"train_crop": "padded"}, "data.train_crop=padded does not go with data.dataset=None"),
-    ({"dataset": "cifar-10", "image_size": 32},
-     "data.train_crop=random_resized_crop does not go with data.dataset=cifar-10"),
-    ({"held_out": 10}, "data.held_out=10 is for data.dataset=cifar-10 alone"),
-    ({"mean": "pixel", "output": "uint8"}, "data.output=uint8 subtracts the mean .*; set"),
-])  # fmt: skip
-def test_settings_that_need_cifar_or_lack_it_are_refused(wrong, message):
-    with pytest.raises(ConfigError, match=message):
-        DataConfig(**wrong)
-
-
-@pytest.mark.parametrize("wrong, message", [
-    ({"held_out": 0}, "data.held_out=0 must be at least 1, or null for the test images"),
+    ({"dataset": None}, "data.train_crop=padded does not go with data.dataset=None"),
+    ({"train_crop": "scale_jitter"}, "data.train_crop=scale_jitter does not go with data.dataset"),
+    ({"held_out": 0}, "data.held_out=0 must be at least 1, or null"),
+    ({"dataset": None, "train_crop": "scale_jitter", "held_out": 10}, "data.held_out=10 is for"),
     ({"padding": -1}, "data.padding=-1 must be at least 0"),
     ({"color_std": 0.1}, "data.color_std=0.1 is not for data.dataset=cifar-10"),
+    ({"image_size": 64}, "data.image_size=64 must be 32 for data.dataset=cifar-10"),
     ({"decode": "gpu"}, "data.decode=gpu is for JPEGs, and cifar-10 has none"),
     ({"output": "uint8"}, "data.output=uint8 subtracts the mean on the model's device"),
+    ({"dataset": None, "train_crop": "random_resized_crop", "mean": "pixel", "output": "uint8"},
+     "data.output=uint8 subtracts the mean .*; set"),
 ])  # fmt: skip
-def test_settings_that_cifar_cannot_have_are_refused(wrong, message):
+def test_settings_that_need_cifar_or_do_not_go_with_it_are_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):
         config(**wrong)
-
-
-def test_cifar_at_another_size_is_refused():
-    with pytest.raises(ConfigError, match="data.image_size=64 must be 32 for data.dataset=cifar"):
-        DataConfig(dataset="cifar-10", train_crop="padded", image_size=64)

@@ -2,6 +2,9 @@
 
 import logging
 import os
+import re
+import subprocess
+import sys
 from contextlib import closing
 
 import numpy as np
@@ -16,27 +19,30 @@ from container_writers import (
     image_record,
     packed,
     recordio,
+    recordio_of,
     slim_examples,
+    tar_of,
     tfrecord,
+    tfrecord_of,
     webdataset,
+    write,
     write_folders,
-    write_recordio,
-    write_tfrecord,
 )
 
-from pipeline.data.crops import RandomResizedCrop
+from pipeline.data.crops import CenterCrop, RandomResizedCrop
 from pipeline.data.images import BadImage
 from pipeline.data.index.manifest import cached_manifest, open_manifest
-from pipeline.data.stream import TrainStream
-from pipeline.prepare.index import index
+from pipeline.data.stream import TrainStream, ValStream
+
+IMAGE = draw_images(1)[0][2]
 
 
-@pytest.mark.parametrize("write", NAMED)
-@pytest.mark.parametrize("count", [1, 7, 1003])
-def test_the_same_images_are_the_same_data(tmp_path, write, count):
+@pytest.mark.parametrize("write_as", NAMED)
+@pytest.mark.parametrize("count", [1, 7, 203])
+def test_the_same_images_are_the_same_data(tmp_path, write_as, count):
     images = draw_images(count)
     write_folders(tmp_path / "folders" / "train", images)
-    write(tmp_path / "containers" / "train", images)
+    write_as(tmp_path / "containers" / "train", images)
     folders = open_manifest(tmp_path / "folders", "train")
     contained = open_manifest(tmp_path / "containers", "train")
     assert len(contained) == count
@@ -55,18 +61,16 @@ def test_without_names_the_images_and_labels_are_the_same(tmp_path):
     recordio(tmp_path / "train", images)
     manifest = open_manifest(tmp_path, "train")
     assert sorted(contents(manifest)) == sorted((label, content) for label, _, content in images)
-    assert manifest.path(0) == tmp_path / "train" / (
-        f"train0.rec:Z é/train0.rec#00000001 at byte {manifest._containers._offsets[0]}"
-    )
+    place = tmp_path / "train" / "train0.rec:Z é" / "train0.rec#00000001 at byte "
+    assert re.fullmatch(f"{place}[0-9]+", str(manifest.path(0)))
 
 
-@pytest.mark.parametrize("write", NAMED)
-def test_batches_are_those_of_class_folders(tmp_path, write):
+def test_batches_are_those_of_class_folders(tmp_path):
     from pipeline.data.dali import DecodeSettings, Loader
 
     images = draw_images(23)
     write_folders(tmp_path / "folders" / "train", images)
-    write(tmp_path / "containers" / "train", images)
+    packed(tmp_path / "containers" / "train", images)
     batches = []
     for root in (tmp_path / "folders", tmp_path / "containers"):
         stream = TrainStream(open_manifest(root, "train"), RandomResizedCrop(16), seed=3)
@@ -79,29 +83,39 @@ def test_batches_are_those_of_class_folders(tmp_path, write):
         assert torch.equal(ours.labels, theirs.labels)
 
 
-@pytest.mark.parametrize("write", WRITERS)
-def test_an_empty_shard_among_others_is_none_the_worse(tmp_path, write):
-    write(tmp_path / "train", draw_images(2))  # of three shards the last is empty
-    assert len(open_manifest(tmp_path, "train")) == 2
+def test_an_image_that_cannot_be_decoded_is_named_with_its_container(tmp_path):
+    from pipeline.data.dali import DecodeSettings, Loader
+
+    images = list(draw_images(9, ("a",)))
+    images[4] = ("a", images[4][1], images[4][2][:700])
+    packed(tmp_path / "train", images)
+    stream = ValStream(open_manifest(tmp_path, "train"), CenterCrop(16, 16))
+    settings = DecodeSettings("cpu", torch.device("cpu"), threads=1)
+    loader = Loader(stream, [np.arange(9)], 1, 9, settings)
+    with closing(loader), pytest.raises(BadImage, match="cannot be decoded") as caught:
+        next(loader)
+    assert f"{tmp_path}/train/shard-000001.tar:a/{images[4][1]} at byte " in str(caught.value)
 
 
-@pytest.mark.parametrize("write", WRITERS)
-def test_a_changed_container_is_indexed_again(tmp_path, write, caplog):
+@pytest.mark.parametrize("write_as", WRITERS)
+def test_a_changed_container_is_indexed_again(tmp_path, write_as, caplog):
     caplog.set_level(logging.INFO)
-    write(tmp_path / "train", draw_images(6))
+    write_as(tmp_path / "train", draw_images(6))
     first = open_manifest(tmp_path, "train")
-    (tmp_path / "train" / "notes.txt").write_text("about")
+    for name in ("notes.txt", "._shard-0.tar", ".train-00000-of-00003", ".x.rec", ".snapshots/x"):
+        write(tmp_path / "train" / name, b"no container")
     caplog.clear()
     assert open_manifest(tmp_path, "train").digest == first.digest
     assert "scanned" not in caplog.text  # what is no container is no reason
-    write(tmp_path / "train", draw_images(6, seed=1))
+    assert open_manifest(tmp_path, "train", again=True).digest == first.digest
+    write_as(tmp_path / "train", draw_images(6, seed=1))
     assert cached_manifest(tmp_path, "train", None) is None
     assert open_manifest(tmp_path, "train").digest != first.digest
 
 
-@pytest.mark.parametrize("write", [webdataset, tfrecord, recordio])
-def test_numbered_classes_need_a_list_of_names(tmp_path, write):
-    write(tmp_path / "train", draw_images(4))
+@pytest.mark.parametrize("write_as", [webdataset, tfrecord, recordio])
+def test_numbered_classes_need_a_list_of_names(tmp_path, write_as):
+    write_as(tmp_path / "train", draw_images(4))
     listed = tmp_path / "train" / "classes.txt"
     listed.unlink()
     with pytest.raises(ValueError, match=r"give classes as numbers, .*write them, one a line"):
@@ -112,19 +126,22 @@ def test_numbered_classes_need_a_list_of_names(tmp_path, write):
         "a\na\n": "names classes twice: a; write",
     }.items():
         listed.write_text(text)
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises(ValueError, match=re.escape(message)):
             open_manifest(tmp_path, "train")
-        assert message in str(caught.value)
     listed.unlink()
     (tmp_path / "classes.txt").write_text("a\nZ é\n\n")  # one for train and val
     assert open_manifest(tmp_path, "train").classes == ["Z é", "a"]
 
 
-def test_changing_the_list_of_classes_is_seen(tmp_path):
+def test_changing_what_names_classes_is_seen(tmp_path):
     recordio(tmp_path / "train", draw_images(4))
     assert open_manifest(tmp_path, "train").classes == ["Z é", "a"]
     (tmp_path / "train" / "classes.txt").write_text("cat\ndogs\n")
     assert open_manifest(tmp_path, "train").classes == ["cat", "dogs"]
+    write(tmp_path / "val" / "x.rec", recordio_of([image_record(0, IMAGE)]))
+    for name in ("a", "bcd"):
+        write(tmp_path / "val" / "x.lst", f"0\t0\t{name}/1.JPEG\n".encode())
+        assert open_manifest(tmp_path, "val").classes == [name]
 
 
 def test_val_labels_follow_training_whatever_the_containers(tmp_path):
@@ -141,9 +158,8 @@ def test_val_labels_follow_training_whatever_the_containers(tmp_path):
     "name", ["x.tfrecord", "x.tfrecords", "x.tfrec", "i-train.tfrecord-00000-of-00001"]
 )
 def test_tfrecords_by_any_of_their_names(tmp_path, name):
-    write_tfrecord(tmp_path / "train" / name, slim_examples(draw_images(3), None))
+    write(tmp_path / "train" / name, tfrecord_of(slim_examples(draw_images(3), None)))
     (tmp_path / "train" / f"{name}.idx").write_text("0 100\n")  # DALI's tfrecord2idx
-    (tmp_path / "train" / "._x.tfrecord").write_bytes(b"\0")
     assert len(open_manifest(tmp_path, "train")) == 3
 
 
@@ -159,38 +175,82 @@ def test_containers_may_be_symbolic_links_with_spaces(tmp_path):
         open_manifest(tmp_path, "train")
 
 
-def test_index_counts_both_splits_and_finds_them_again(tmp_path):
-    packed(tmp_path / "train", draw_images(9))
-    recordio(tmp_path / "val", draw_images(1))
-    made = index(tmp_path)
-    assert [(one.split, one.images, one.classes, one.scanned) for one in made] == [
-        ("train", 9, 2, True),
-        ("val", 1, 1, True),
-    ]
-    assert str(made[0]).startswith("train: 9 images of 2 classes, 0.00 GB, hash ")
-    assert [one.scanned for one in index(tmp_path)] == [False, False]
-    assert made[0].digest == open_manifest(tmp_path, "train").digest
-
-
 def test_an_image_that_holds_recordios_magic_number_comes_back_whole(tmp_path):
-    (_, _, content), *_ = draw_images(1)
-    hidden = [content]
+    hidden = [IMAGE]
     for places in ([0], [1], [0, 3], [0, 1, 2]):  # in words behind the image's first two bytes
         tail = bytearray(b"\1\2" * 20)
         for place in places:
             tail[4 * place : 4 * place + 4] = MAGIC
-        pad = b"\0" * (-(len(content) + 24) % 4)
-        hidden.append(content + pad + bytes(tail))
-    hidden.append(content[:2] + b"\xff\xfe\x00\x0a" + b"\0\0" + MAGIC + b"\0\0" + content[2:])
+        pad = b"\0" * (-(len(IMAGE) + 24) % 4)
+        hidden.append(IMAGE + pad + bytes(tail))
+    hidden.append(IMAGE[:2] + b"\xff\xfe\x00\x0a" + b"\0\0" + MAGIC + b"\0\0" + IMAGE[2:])
     for vector in (False, True):
-        path = tmp_path / f"{vector}" / "train" / "x.rec"
-        write_recordio(path, [image_record(0, one, vector=vector) for one in hidden])
+        records = [image_record(0, one, vector=vector) for one in hidden]
+        path = write(tmp_path / f"{vector}" / "train" / "x.rec", recordio_of(records))
         (path.parent / "classes.txt").write_text("c\n")
         manifest = open_manifest(path.parent.parent, "train")
         assert [manifest.read(i).tobytes() for i in range(len(hidden))] == hidden
         assert manifest.lengths.tolist() == [len(one) for one in hidden]
         assert len(set(zip(manifest.widths, manifest.heights, strict=True))) == 1
         assert manifest.widths.all()
-        os.truncate(path, int(manifest._containers._offsets[4]) + len(content) + 8)
+        begin = int(str(manifest.path(4)).rpartition(" ")[2])
+        os.truncate(path, begin + len(IMAGE) + 8)
         with pytest.raises(BadImage, match="changed or cut"):
             manifest.read(4)
+
+
+FEW_OPEN = """
+import os, random, resource, sys, threading
+from pathlib import Path
+from pipeline.data.index.manifest import open_manifest
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+manifest = open_manifest(Path(sys.argv[1]), "train", classes=None)
+whole = [manifest.read(image).tobytes() for image in range(40)]
+before, wrong = len(os.listdir("/proc/self/fd")), []
+
+def read(seed):
+    choose = random.Random(seed)
+    for _ in range(1000):
+        image = choose.randrange(40)
+        if manifest.read(image).tobytes() != whole[image]:
+            wrong.append(image)
+
+threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+after = len(os.listdir("/proc/self/fd"))
+del manifest
+print(wrong, after - before, after - len(os.listdir("/proc/self/fd")))
+"""
+
+
+def test_few_containers_stay_open_while_many_threads_read(tmp_path):
+    for number, (label, name, content) in enumerate(draw_images(40)):
+        write(tmp_path / "train" / f"{number}.tar", tar_of([(f"{label}/{name}", content)]))
+    argv = [sys.executable, "-c", FEW_OPEN, str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout == "[] 0 16\n"  # a quarter of 64, and none of them when it is gone
+
+
+def test_hidden_images_are_counted_in_one_line(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    members = [("a/x.jpg", IMAGE), ("a/._x.jpg", b"\0"), (".git/x.jpg", b"\0"), (".notes", b"")]
+    write(tmp_path / "train" / "1.tar", tar_of(members))
+    write(tmp_path / "train" / "2.tar", tar_of([("b/._y.jpg", b"\0"), ("b/y.jpg", IMAGE)]))
+    assert len(open_manifest(tmp_path, "train")) == 2
+    assert caplog.text.count("begin with a dot") == 1
+    assert f"{tmp_path}/train: 3 images passed over, whose names begin with a dot" in caplog.text
+
+
+def test_an_image_that_lies_in_two_shards_is_warned_of_once(tmp_path, caplog):
+    for number in (1, 2):
+        members = [("a/x.jpg", IMAGE), ("a/y.jpg", IMAGE)]
+        write(tmp_path / "train" / f"{number}.tar", tar_of(members))
+    write(tmp_path / "train" / "3.tar", tar_of([("b/x.jpg", IMAGE)]))
+    assert len(open_manifest(tmp_path, "train")) == 5
+    assert caplog.text.count("the class and name of another") == 1
+    assert f"2 images in {tmp_path}/train have the class and name of another" in caplog.text
+    assert "the first a/x.jpg: if tar archives hold copies" in caplog.text

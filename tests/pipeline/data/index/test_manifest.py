@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -56,25 +57,19 @@ def test_images_are_in_bytewise_order_with_sizes_and_labels(root):
     assert manifest.lengths.tolist() == [(root / "train" / n).stat().st_size for n in names]
     types = [manifest.labels.dtype, manifest.lengths.dtype, manifest.widths.dtype]
     assert types == [np.int32, np.int64, np.int32]
-
-
-def test_reading_gives_the_whole_file(root):
-    manifest = open_manifest(root, "train")
-    for index in range(len(manifest)):
+    for index, name in enumerate(names):
         content = manifest.read(index)
         assert content.dtype == np.uint8
-        assert content.tobytes() == manifest.path(index).read_bytes()
+        assert content.tobytes() == (root / "train" / name).read_bytes()
 
 
 def test_what_is_no_image_is_passed_over(root):
-    before = open_manifest(root, "train")
+    before = open_manifest(root, "train").digest
     (root / "train" / "a" / "._x.png").write_bytes(b"\0")
     (root / "train" / "a" / "readme.txt").write_text("about")
     (root / "train" / "a" / "folder.jpg").mkdir()
     add_image(root / "train" / ".hidden" / "y.jpg")
-    after = open_manifest(root, "train")
-    assert after.digest == before.digest
-    assert after.classes == before.classes
+    assert open_manifest(root, "train").digest == before
 
 
 def test_every_format_is_measured_by_its_content_not_its_name(tmp_path):
@@ -92,8 +87,11 @@ def test_large_images_are_measured_and_the_exif_turn_is_not_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
     Image.new("RGB", (40, 20)).save(folder / "turned.jpg", exif=exif)
-    # Above twice Pillow's limit, where Image.open raises DecompressionBombError.
-    Image.new("1", (20_000, 20_000)).save(folder / "vast.png")
+    # A header above twice Pillow's limit, where Image.open raises DecompressionBombError.
+    add_image(folder / "vast.bmp", kind="bmp")
+    vast = bytearray((folder / "vast.bmp").read_bytes())
+    vast[18:26] = struct.pack("<ii", 20_000, 20_000)
+    (folder / "vast.bmp").write_bytes(vast)
     limit = Image.MAX_IMAGE_PIXELS
     manifest = open_manifest(tmp_path, "val")
     assert list(zip(manifest.widths, manifest.heights, strict=True)) == [(40, 20), (20_000, 20_000)]
@@ -206,97 +204,52 @@ def test_beside_read_only_data_the_user_cache_is_used(root, user_cache, caplog):
     assert "scanned" not in caplog.text
 
 
-def test_a_cache_that_cannot_be_put_in_place_leaves_nothing_behind(root, user_cache):
-    (root / ".trainyard" / "train.arrow").mkdir(parents=True)
-    open_manifest(root, "train")
-    assert os.listdir(root / ".trainyard") == ["train.arrow"]
-    assert len(list(user_cache.iterdir())) == 1
-
-
 def test_no_place_for_the_cache_is_an_error(root, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
-    with pytest.raises(ValueError) as caught:
+    wanted = rf"{root}/train cannot be written to {blocked} \(File exists\); set data.cache_dir to"
+    with pytest.raises(ValueError, match=wanted):
         open_manifest(root, "train", cache_dir=blocked)
-    assert str(caught.value) == (
-        f"the manifest of {root}/train cannot be written to {blocked} (File exists); "
-        f"set data.cache_dir to a directory that can be written"
-    )
 
 
-def test_validation_labels_follow_the_training_classes(root):
+def test_validation_labels_follow_the_training_classes(root, caplog):
     add_image(root / "val" / "b" / "1.jpg")
-    add_image(root / "val" / "Z é" / "1.jpg")
-    train = open_manifest(root, "train")
-    val = open_manifest(root, "val", classes=train.classes)
-    assert val.classes == ["Z é", "a", "b"]
-    assert val.labels.tolist() == [0, 2]
-    assert val.labels.dtype == np.int32
-    assert open_manifest(root, "val").labels.tolist() == [0, 1]
-
-
-def test_classes_that_validation_lacks_are_warned_of(root, caplog):
-    add_image(root / "val" / "b" / "1.jpg")
-    train = open_manifest(root, "train")
+    classes = open_manifest(root, "train").classes
     for _ in ("scanned", "from the cache"):
         caplog.clear()
-        open_manifest(root, "val", classes=train.classes)
+        val = open_manifest(root, "val", classes=classes)
+        assert (val.classes, val.labels.tolist(), val.labels.dtype) == (classes, [2], np.int32)
         assert f"{root}/val has no images of 2 of the 3 training classes: Z é, a; " in caplog.text
+    assert open_manifest(root, "val").labels.tolist() == [0]
 
 
 def test_a_class_that_training_lacks_is_named(root):
     for name in ("a", "new", "n2", "n3", "n4"):
         add_image(root / "val" / name / "1.jpg")
-    with pytest.raises(ValueError) as caught:
+    wanted = r"/val has 4 class folder\(s\) that the training data lacks: n2, n3, n4 and 1 more; "
+    with pytest.raises(ValueError, match=wanted):
         open_manifest(root, "val", classes=["a", "b"])
-    assert str(caught.value) == (
-        f"{root}/val has 4 class folder(s) that the training data lacks: n2, n3, n4 and 1 more; "
-        f"remove them there or add them to training"
-    )
 
 
-def test_a_missing_data_directory_says_how_to_get_data(tmp_path):
-    with pytest.raises(ValueError) as caught:
-        open_manifest(tmp_path / "imagenet", "train")
-    assert str(caught.value) == (
-        f"the data directory {tmp_path}/imagenet does not exist; make the demo set with python -m "
-        f"pipeline.prepare demo, or lay ImageNet out as <root>/train/<wnid>/*.JPEG and "
-        f"<root>/val/<wnid>/*.JPEG, and set data.root"
-    )
+NO_IMAGES = r"/val holds no images \(.jpeg .*set data.root"
 
 
-def test_a_missing_split_is_named(root):
-    with pytest.raises(
-        ValueError, match=r"has no folder val; lay the images out as .*/val/<class>"
-    ):
-        open_manifest(root, "val")
-
-
-def test_a_flat_folder_says_how_to_lay_it_out(tmp_path):
-    add_image(tmp_path / "val" / "1.JPEG")
-    add_image(tmp_path / "val" / "2.JPEG")
-    with pytest.raises(ValueError) as caught:
-        open_manifest(tmp_path, "val")
-    assert str(caught.value) == (
-        f"{tmp_path}/val holds 2 images but no class folders, so their labels cannot be known; "
-        f"move each into {tmp_path}/val/<class>/, the folders named as in training"
-    )
-
-
-@pytest.mark.parametrize("folders", [[], ["a", "b"]])
-def test_no_images_at_all_is_an_error(tmp_path, folders):
-    (tmp_path / "train").mkdir()
-    for name in folders:
-        (tmp_path / "train" / name).mkdir()
-        (tmp_path / "train" / name / "notes.txt").write_text("none")
-    with pytest.raises(ValueError, match=r"/train holds no images \(.jpeg .*set data.root"):
-        open_manifest(tmp_path, "train")
-
-
-def test_a_class_without_images_is_named(root):
-    (root / "train" / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"1 class folder\(s\) of .* hold no images: empty;"):
-        open_manifest(root, "train")
+@pytest.mark.parametrize(
+    ("images", "wanted"),
+    [
+        ([], "the data directory .* does not exist; .*pipeline.prepare demo, or lay "),
+        (["train/a/1.jpg"], "has no folder val; lay the images out as .*/val/<class>"),
+        (["val/1.jpg", "val/2.jpg"], "val holds 2 images but no class folders, .*/val/<class>/"),
+        (["val/.hidden"], NO_IMAGES),
+        (["val/a/notes.txt", "val/b/notes.txt"], NO_IMAGES),
+        (["val/a/1.jpg", "val/b/notes.txt"], r"1 class folder\(s\) of .* hold no images: b; fill"),
+    ],
+)
+def test_what_is_no_data_set_says_how_to_lay_it_out(tmp_path, images, wanted):
+    for name in images:
+        add_image(tmp_path / "data" / name)
+    with pytest.raises(ValueError, match=wanted):
+        open_manifest(tmp_path / "data", "val")
 
 
 def test_images_beside_the_class_folders_are_reported(root, caplog):
@@ -354,7 +307,7 @@ def test_a_file_that_changed_since_the_scan_is_a_bad_image(root):
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
-@pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 1000])
+@pytest.mark.parametrize("count", [1, 64, 1000])
 def test_written_rows_come_back_as_views_of_the_map(tmp_path, count):
     labels = np.sort(np.arange(count, dtype=np.int32) % 3)
     rows = Rows(

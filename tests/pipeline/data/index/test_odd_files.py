@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
-from container_writers import WRITERS, draw_images, write_folders
+from container_writers import draw_images, write_folders
 from imagenet_archives import jpeg, options, small_archives
 
 from pipeline.data.index.manifest import open_manifest
-from pipeline.prepare import stage
-from pipeline.prepare.imagenet import imagenet
+from pipeline.prepare import imagenet, stage
 from pipeline.prepare.options import StageOptions
+from pipeline.system import files
 
 
 def test_archives_of_imagenet_may_be_symbolic_links(tmp_path):
@@ -53,17 +52,7 @@ def test_an_image_added_behind_a_linked_class_folder_is_seen(tmp_path):
     assert len(open_manifest(tmp_path / "data", "train")) == 5
 
 
-@pytest.mark.parametrize("write", WRITERS)
-def test_hidden_files_beside_containers_are_passed_over(tmp_path, write):
-    write(tmp_path / "train", draw_images(6))
-    digest = open_manifest(tmp_path, "train").digest
-    for name in ("._shard-000000.tar", ".train-00000-of-00003", ".x.rec", ".DS_Store"):
-        (tmp_path / "train" / name).write_bytes(b"no container")
-    (tmp_path / "train" / ".snapshots").mkdir()
-    assert open_manifest(tmp_path, "train").digest == digest
-
-
-@pytest.mark.parametrize("count", [1, 1003])
+@pytest.mark.parametrize("count", [1, 203])
 def test_any_number_of_files_is_staged(tmp_path, count):
     (tmp_path / "from" / "train" / "a").mkdir(parents=True)
     for number in range(count):
@@ -74,19 +63,18 @@ def test_any_number_of_files_is_staged(tmp_path, count):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
-def test_what_imagenet_may_not_read_or_write_is_named(tmp_path):
-    paths = small_archives().write(tmp_path / "archives")
+def test_what_imagenet_may_not_read_or_write_is_named(unprivileged, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "READ_AGAIN_SEC", (0.0,))
+    folder, drop_rights = unprivileged
+    paths = small_archives().write(folder / "archives")
     imagenet.run(options(paths, tmp_path / "warm"))  # imports what another user may not read
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder != Path("/") and not folder.stat().st_mode & 1:
-            folder.chmod(0o755)
-    out = tmp_path / "out"
+    out = folder / "out"
     out.mkdir()
     for closed in (*paths.values(), out):
         out.chmod(0o777)
         wanted = options(paths, out)
         closed.chmod(0)
-        os.seteuid(65534)
+        drop_rights()
         try:
             with pytest.raises(ValueError, match="Permission denied") as caught:
                 imagenet.run(wanted)

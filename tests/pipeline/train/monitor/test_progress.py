@@ -16,30 +16,39 @@ from terminal import on_terminal
 
 from pipeline.train.monitor.progress import time_left
 
-SHOW = """
+LINE = """
 import sys
-sys.stdout = sys.stderr  # the terminal of this test
-from pipeline.system.console import log, start_logging
+from pathlib import Path
+from pipeline.system.console import log, log_to_file, start_logging
 from pipeline.train.monitor.progress import Progress
 start_logging(0)
-progress = Progress(1000, 0)
 line = {"epoch": 3, "step": 5, "position": 400, "loss": 1.2345, "top1": 0.5, "lr": 0.1,
         "images_per_sec": 10.0, "data_wait_share": 0.25}
+"""
+SHOW = (
+    LINE
+    + """
+progress = Progress(1000, 0)
 progress.train(line, "input-bound")
 progress.move(500)
 log.warning("warning: of something")
 progress.close()
 """
+)
+ON_TERMINAL = "import sys; sys.stdout = sys.stderr  # the terminal of this test\n" + SHOW
 
 
 def test_a_terminal_shows_epoch_loss_speed_time_left_and_the_verdict(monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
-    _, shown = on_terminal(["-c", SHOW])
+    _, shown = on_terminal(["-c", ON_TERMINAL])
     assert "epoch 4" in shown
     assert "| loss 1.234 top1 50.00% 10 img/s 1:00 left input-bound" in shown
     assert " 50%|" in shown
     assert "\x1b[33mwarning: of something\x1b[0m" in shown
     assert "step 5" not in shown
+    *_, last, cleared, end = shown.split("\r")
+    assert "left input-bound" in last
+    assert (cleared.strip(), end) == ("", "")  # no bar stays below the last words
 
 
 NARROW = """
@@ -51,29 +60,21 @@ fcntl.ioctl(2, termios.TIOCSWINSZ, struct.pack("HHHH", 25, {columns}, 0, 0))
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        (90, "loss 1.234 top1 50.00% 10 img/s 1:00 left input-bound"),
         (70, "loss 1.234 10 img/s 1:00 left input-bound"),
         (52, "1:00 left input-bound"),
     ],
 )
 def test_a_narrow_terminal_keeps_a_bar_and_the_whole_verdict(columns, words):
-    _, shown = on_terminal(["-c", NARROW.format(columns=columns) + SHOW])
+    _, shown = on_terminal(["-c", NARROW.format(columns=columns) + ON_TERMINAL])
     shown = re.sub(r"\x1b\[[0-9;]*m", "", shown)
     bars = [frame.split("|") for frame in re.split(r"[\r\n]", shown) if "left" in frame]
     assert bars, shown
     assert all(len(bar) >= 10 and text == f" {words}" for _, bar, text in bars), shown
 
 
-def test_no_bar_stays_below_the_last_words():
-    _, shown = on_terminal(["-c", SHOW])
-    *_, last, cleared, end = shown.split("\r")
-    assert "left input-bound" in last
-    assert (cleared.strip(), end) == ("", "")
-
-
 def test_no_color_is_heeded(monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
-    _, shown = on_terminal(["-c", SHOW])
+    _, shown = on_terminal(["-c", ON_TERMINAL])
     assert "loss 1.234" in shown
     assert "\x1b[3" not in shown
     assert "warning: of something" in shown
@@ -81,21 +82,16 @@ def test_no_color_is_heeded(monkeypatch):
 
 def test_elsewhere_lines_are_plain(monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
-    said, shown = on_terminal(["-c", SHOW.replace("sys.stdout = sys.stderr", "")])
+    said, shown = on_terminal(["-c", SHOW])
     assert said == ("epoch 4 step 5 loss 1.2345 top1 50.00% lr 0.1 10 img/s data wait 25.0%\n")
     assert shown.strip() == "\x1b[33mwarning: of something\x1b[0m"  # stderr is the terminal
 
 
-OUTLIVE = """
-import sys
-from pathlib import Path
-from pipeline.system.console import log, log_to_file, start_logging
-from pipeline.train.monitor.progress import Progress
-start_logging(0)
+OUTLIVE = (
+    LINE
+    + """
 log_to_file(Path(sys.argv[1]) / "log.txt")
 progress = Progress(1000, 0)
-line = {"epoch": 3, "step": 5, "position": 400, "loss": 1.2345, "top1": 0.5, "lr": 0.1,
-        "images_per_sec": 10.0, "data_wait_share": 0.25}
 progress.train(line, "input-bound")
 sys.stdin.readline()  # meanwhile the terminal goes away
 progress.move(500)
@@ -104,6 +100,7 @@ log.info("validated")
 progress.train({**line, "step": 15}, "input-bound")
 progress.close()
 """
+)
 
 
 def test_a_terminal_that_goes_away_ends_neither_the_run_nor_the_logs_lines(tmp_path):

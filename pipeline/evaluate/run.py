@@ -1,0 +1,166 @@
+"""An evaluation from its checkpoints to the files it leaves; every function but the last is
+collective."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.data.classes import class_words
+from pipeline.data.dali.settings import choose_decoding
+from pipeline.data.images import ImageSet
+from pipeline.data.opening import open_data, open_val_data
+from pipeline.evaluate.averages import recompute
+from pipeline.evaluate.members import (
+    Member,
+    Network,
+    build,
+    make_member,
+    require_alike,
+    require_unseen,
+    scored,
+    with_test_images,
+)
+from pipeline.evaluate.protocol import Request
+from pipeline.evaluate.result import (
+    Tally,
+    describe,
+    file_name,
+    write,
+    write_confusion,
+    write_per_class,
+)
+from pipeline.evaluate.view_stream import open_loader
+from pipeline.ranks import connect
+from pipeline.ranks.places import Share, choose_device, own_share, set_threads
+from pipeline.ranks.world import World
+from pipeline.system.console import log, start_logging
+from pipeline.train import checkpoint
+from pipeline.train.folder import run_of
+from pipeline.train.loaders import ValidationLoader
+from pipeline.train.metrics import Validation
+from pipeline.train.validation import count
+
+
+def evaluate(request: Request) -> None:
+    """Counts the images that the networks get right and says so; on rank 0 writes the files that
+    were asked for, and the result beside the first checkpoint's run."""
+    world = connect()
+    start_logging(world.rank)
+    members = _members(request, world)
+    config = members[0].config
+    share = own_share(world)
+    set_threads(config, share)
+    device = world.together(lambda: choose_device(config.run.device, share.gpu))
+    val_set, train_set = _open_data(request, members[0], world)
+    if train_set is not None:
+        images = len(train_set) if request.bn_images == "all" else request.bn_images
+        assert images is not None, "training images are opened for statistics alone"
+        members = [recompute(one, train_set, images, world, share, device) for one in members]
+    totals, tally = _count(members, request, val_set, world, share, device)
+    log.info(
+        "%s at step %d, %s: top-1 %.4f (%d of %d), top-5 %.4f (%d), loss %.4f",
+        ", ".join(str(path) for path in request.checkpoints), members[0].trained.step,
+        request.protocol.name, totals.top1, totals.top1_correct, totals.images, totals.top5,
+        totals.top5_correct, totals.loss,
+    )  # fmt: skip
+    is_other = _is_other_data(request, members[0], val_set, world)
+    world.barrier()
+    if world.rank == 0:
+        result = describe(members, request, totals, tally.unreadable, val_set.digest, is_other)
+        _write_files(request, result, tally, val_set)
+
+
+def _members(request: Request, world: World) -> list[Member]:
+    """The checkpoints, found to fit each other and the protocol."""
+    read = world.on_rank0(lambda: [checkpoint.read(path) for path in request.checkpoints])
+
+    def checked() -> list[Member]:
+        members = [make_member(one, request.settings) for one in read]
+        require_alike(members)
+        if not request.test_images:
+            require_unseen(members)
+        for member in members:
+            request.protocol.check(member.config)
+        return members
+
+    return world.together(checked)
+
+
+def _open_data(request: Request, member: Member, world: World) -> tuple[ImageSet, ImageSet | None]:
+    """The images to test on, and those of training where they are needed."""
+    config, classes = member.config, member.trained.classes
+    if request.test_images:
+        config = world.together(lambda: with_test_images(member.config))
+    if request.bn_images is None:
+        return open_val_data(config, world, classes), None
+    train_set, val_set = open_data(member.config, world)
+    return open_val_data(config, world, classes) if request.test_images else val_set, train_set
+
+
+def _is_other_data(request: Request, member: Member, val_set: ImageSet, world: World) -> bool:
+    """Whether the images tested are of other data than the training's. False where no training is
+    known, as of imported weights.
+
+    Test images are known by the held-out ones, which lie in the same archive.
+    """
+    wanted = member.trained.fingerprint.get("data hash of val")
+    if wanted is None:
+        return False
+    if request.test_images:
+        val_set = open_val_data(member.config, world, member.trained.classes)
+    return bool(val_set.digest != wanted)
+
+
+def _count(
+    members: Sequence[Member], request: Request, val_set: ImageSet, world: World, share: Share,
+    device: torch.device,
+) -> tuple[Validation, Tally]:  # fmt: skip
+    """Runs the networks over the images, and says which could not be read."""
+    config, protocol, excluded = members[0].config, request.protocol, _excluded(members, val_set)
+
+    def opened() -> tuple[list[Network], ValidationLoader]:
+        normalisation = members[0].trained.normalisation
+        decode = choose_decoding(config, device, share, (val_set,), normalisation)
+        networks = [build(member, device, protocol) for member in members]
+        return networks, open_loader(config, val_set, world, decode, protocol, excluded)
+
+    networks, loader = world.together(opened)
+    tally = Tally(len(val_set.classes), device)
+    with closing(loader):
+        batches = scored(networks, loader, len(protocol.views(config)), world)
+        totals = count(batches, world, len(val_set), "the evaluation", tally)
+        passed_over = world.gather_objects(loader.found)
+    for found in (found for theirs in passed_over for found in theirs):
+        log.warning("warning: %s; it counts as wrong", found.error)
+    return totals, tally
+
+
+def _excluded(members: Sequence[Member], val_set: ImageSet) -> frozenset[int]:
+    """The validation images that the runs found unreadable, if they validated on `val_set`."""
+    found: set[int] = set()
+    for trained in (member.trained for member in members):
+        if trained.fingerprint.get("data hash of val") == val_set.digest:  # else other images
+            found |= set(trained.excluded["val"])
+    return frozenset(found)
+
+
+def _write_files(request: Request, result: dict[str, Any], tally: Tally, val_set: ImageSet) -> None:
+    options = request.settings
+    if options.json is not None:
+        write(Path(options.json), result)
+    if options.per_class is not None:
+        words = class_words(Path(result["config"]["data"]["root"]))
+        write_per_class(Path(options.per_class), tally, val_set, words)
+    if options.confusion is not None:
+        write_confusion(Path(options.confusion), tally, val_set.classes)
+    run = run_of(request.checkpoints[0])
+    if run is not None:
+        try:
+            write(run.path / file_name(result), result)
+        except OSError as error:  # the run may be somebody else's; the result has been said
+            log.warning("warning: the result is not kept in %s: %s", run.path, error.strerror)

@@ -1,1 +1,0 @@
-"""`prepare imagenet`: ImageNet's archives laid out as folders or tar files."""

@@ -1,0 +1,47 @@
+"""A process that may not do everything: as another user, or with a limit on the size of files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def nobody(tmp_path: Path) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Makes this process that of a user without rights for a while; `tmp_path` is open to it."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become another user")
+    for folder in (tmp_path, *tmp_path.parents):
+        if not folder.stat().st_mode & 1:
+            folder.chmod(0o755)
+
+    @contextlib.contextmanager
+    def become() -> Iterator[None]:
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+
+    return become
+
+
+@pytest.fixture
+def small_files() -> Callable[[int], contextlib.AbstractContextManager[None]]:
+    """Lets no file of this process grow above so many bytes for a while, as if a disk were full."""
+
+    @contextlib.contextmanager
+    def limit(size_bytes: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit
