@@ -5,15 +5,18 @@ Used by the tests that run the kernels in Triton's interpreter and by those that
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.model.kernels import launch
-from pipeline.model.kernels.launch import Tiling
+from pipeline.model.kernels import ops
+from pipeline.model.kernels.ops import Tiling, backward_pass, forward_pass
 
 MOMENTUM, EPS = 0.1, 1e-5
 
@@ -72,28 +75,31 @@ def tensors(case: Case) -> Tensors:
 def with_kernels(case: Case, given: Tensors, tiling: Tiling | None = None) -> dict[str, Tensor]:
     """Forward and backward in the kernels; every result by name, and the ReLU's mask as `mask`."""
     running = [value.clone() for value in given.running]
-    activations = [given.x, given.z][: len(running) // 2]
-    stats = torch.empty(len(activations), 2, case.channels, device=case.device)
-    for i, activation in enumerate(activations):
-        mean, var = running[2 * i : 2 * i + 2]
-        if case.train:
-            launch.statistics(activation, mean, var, MOMENTUM, EPS, stats[i], tiling)
-        else:
-            stats[i] = torch.stack([mean, torch.rsqrt(var + EPS)])
-    added = case.kind != "plain"
-    y, mask = launch.normalize(
-        given.x, stats, given.parameters, given.z if added else None, case.relu, True, tiling
-    )
-    gradients = launch.gradients(
-        given.dy, given.dy2 if case.fork else None, given.x,
-        given.z if case.kind == "projection" else None, stats, given.parameters, mask, added,
-        case.relu, case.train, tiling,
-    )  # fmt: skip
+    norms, added = len(running) // 2, case.kind != "plain"
+    with _tiled(tiling):
+        y, mask, stats = forward_pass(
+            given.x, given.z if added else None, given.parameters, running, [MOMENTUM] * norms,
+            [EPS] * norms, case.relu, case.train, True,
+        )  # fmt: skip
+        gradients = backward_pass(
+            given.dy, given.dy2 if case.fork else None, given.x,
+            given.z if case.kind == "projection" else None, given.parameters, stats, mask, added,
+            case.relu, case.train,
+        )  # fmt: skip
     count = len(given.parameters)
     found = {"y": y, "mask": mask, "dx": gradients[count]}
     if added:
         found["dz"] = gradients[count + 1]
     return found | _numbered("dparameter", gradients[:count]) | _numbered("running", running)
+
+
+@contextmanager
+def _tiled(tiling: Tiling | None) -> Iterator[None]:
+    if tiling is None:
+        yield
+        return
+    with patch.object(ops, "choose_tiling", lambda *_: tiling):
+        yield
 
 
 def _numbered(name: str, values: list[Tensor]) -> dict[str, Tensor]:

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.config import ModelConfig
 from pipeline.model.norm import BatchNormAct
-from pipeline.model.resnet import resnet
+from pipeline.model.resnet import build_network
 from pipeline.ranks import connect
 from pipeline.ranks.world import World
 from pipeline.system.failure import ExitCode, Reported, TrainingError, run_command
@@ -86,7 +87,7 @@ def flat(model: nn.Module) -> Tensor:
 def averaged_gradients_are_the_mean_of_the_halves(world: World) -> None:
     """ResNet-18, channels-last; BN normalises each half by itself."""
     torch.manual_seed(0)
-    model = resnet(18, 10)
+    model = build_network(ModelConfig(depth=18, zero_init_last_norm=False), 10)
     wanted = one_after_the_other(model, range(world.size), side=32)
     averager = world.average_gradients(model, "none")
     backward(model, world.rank, side=32)

@@ -102,7 +102,7 @@ def install_in_step(what: str, where: str) -> None:
 def install_elsewhere(what: str, count: int) -> None:
     """Builds in a fault that comes when something is done for the `count`-th time."""
     from pipeline.data import stream
-    from pipeline.ranks import averaging
+    from pipeline.ranks import horovod
     from pipeline.train import trainer
 
     if what == "kill-save":
@@ -117,7 +117,7 @@ def install_elsewhere(what: str, count: int) -> None:
     elif what == "kill-validate":
         trainer.validate = at_count(trainer.validate, count, lambda *_: die())
     elif what == "kill-average":
-        averager = averaging.OverlappedAverager
+        averager = horovod.OverlappedAverager
         averager.synchronize = at_count(averager.synchronize, count, lambda *_: die())
     elif what == "sleep-loader":
         # Not the loaders of validation and of the checks before the first step.

@@ -15,7 +15,7 @@ from pipeline.config import Config, DataConfig, ModelConfig, OptimConfig, RunCon
 from pipeline.data.normalisation import IMAGENET, Normalisation
 from pipeline.evaluate.__main__ import parse_options
 from pipeline.evaluate.members import Member, make_member
-from pipeline.model.network import build_network
+from pipeline.model.resnet import build_network
 from pipeline.train.checkpoint import FORMAT, Trained, write_atomically
 
 CIFAR_8 = ModelConfig("cifar", depth=8, zero_init_last_norm=False)

@@ -35,8 +35,8 @@ from launch.slurm.options import Program, split
 from launch.slurm.rank import INTERFACE, NODES, RUN_DIR
 from pipeline.config import ConfigError
 from pipeline.ranks.rendezvous import Rendezvous
+from pipeline.system.console import counted
 from pipeline.system.failure import run_command
-from pipeline.system.text import counted
 
 
 def main(argv: list[str]) -> int:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 from launch.doctor.network import resolve
 from pipeline.config import ConfigError, require
-from pipeline.system.text import counted
+from pipeline.system.console import counted
 
 Run = Callable[..., str]
 """Runs a command and gives its output."""

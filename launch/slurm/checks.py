@@ -19,7 +19,7 @@ from launch.slurm import say
 from launch.slurm.allocation import Allocation, one_per_node, one_per_node_environment, srun
 from launch.slurm.options import Program
 from pipeline.config import ConfigError
-from pipeline.system.text import counted
+from pipeline.system.console import counted
 from pipeline.train.folder import RunFolder
 
 _PATIENCE_SEC = 120.0

@@ -47,11 +47,11 @@ from pipeline.data.dali import gpu_count
 from pipeline.data.dali.settings import choose_decoding
 from pipeline.data.images import ImageSet
 from pipeline.data.index.manifest import open_manifest
-from pipeline.model.network import build_network
+from pipeline.model.resnet import build_network
 from pipeline.ranks.places import own_share
 from pipeline.ranks.world import World
+from pipeline.system.console import counted
 from pipeline.system.failure import TrainingError
-from pipeline.system.text import counted
 from pipeline.train.verdict import Figures, judge
 
 _SIZES = "4096,1048576,16777216"  # bytes: latency, a large layer, a network

@@ -18,7 +18,7 @@ from pipeline.benchmark.result import Result, by_round, interleave, ratio
 from pipeline.model.network import network_name
 from pipeline.ranks.places import choose_device, own_share, set_threads
 from pipeline.ranks.world import World
-from pipeline.system.text import counted
+from pipeline.system.console import counted
 
 PHASES = ("forward", "backward", "optimizer")
 HEAD = ("", "img/s or ms", "quartiles", "share")

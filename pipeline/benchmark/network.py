@@ -11,8 +11,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pipeline.config import ModelConfig
 from pipeline.model.norm import BatchNormAct
-from pipeline.model.resnet import resnet
+from pipeline.model.resnet import build_network
 
 Kind = Literal["plain", "add", "projection"]
 Design = Literal["eager", "fused", "folded"]
@@ -105,7 +106,7 @@ def network(depth: int, size: int) -> Network:
     The last block's two ends are not both used: one gradient comes back to it.
     """
     with torch.device("meta"):
-        seen = calls(resnet(depth, _CLASSES), size)
+        seen = calls(build_network(ModelConfig(depth=depth), _CLASSES), size)
     norms: list[NormCase] = []
     products: list[Product] = []
     pooled: list[tuple[int, int]] = []

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar, get_args
 
 from pipeline.config import Config
-from pipeline.config.errors import at_least_one, require
+from pipeline.config.setting import at_least_one, require
 
 Amp = Literal["fp16", "bf16"]
 Dtype = Literal["fp32", "fp16"]

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from pipeline.benchmark.device import DTYPES
 from pipeline.benchmark.options import Amp, Side
+from pipeline.config import ModelConfig
 from pipeline.model.backends import Backend
-from pipeline.model.resnet import resnet
+from pipeline.model.resnet import build_network
 from pipeline.train.optimizer import build_optimizer
 
 BACKENDS: dict[Side, Backend] = {
@@ -97,7 +98,7 @@ def train_setting(setting: Setting, images: int, device: torch.device) -> PlainT
     """
     torch.manual_seed(0)
     with device:
-        model = resnet(setting.depth, _CLASSES, norm=BACKENDS[setting.side])
+        model = build_network(ModelConfig(depth=setting.depth), _CLASSES, BACKENDS[setting.side])
         noise = torch.randn(images, 3, setting.pixels, setting.pixels)
         labels = torch.randint(0, _CLASSES, (images,))
     batch = (noise.to(memory_format=torch.channels_last), labels)

@@ -30,8 +30,8 @@ from pipeline.benchmark.scaling_model import (
     two_level_cost,
     without_overlap,
 )
-from pipeline.config import ConfigError, require
-from pipeline.model.resnet import resnet
+from pipeline.config import ConfigError, ModelConfig, require
+from pipeline.model.resnet import build_network
 
 _CLASSES = 1000
 _MEASURED_CLASSES = 10  # of the networks in `benchmark scale`
@@ -184,7 +184,7 @@ def _of_apart(raw: dict[str, Any], count: int, gradients: list[Gradient], cost: 
 
 def _network(depth: int, classes: int) -> nn.Module:
     with torch.device("meta"):
-        return resnet(depth, classes)
+        return build_network(ModelConfig(depth=depth), classes)
 
 
 def _read(name: str, path: str | None) -> dict[str, Any] | None:

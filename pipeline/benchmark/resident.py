@@ -29,8 +29,8 @@ from pipeline.data.dali import Batch, Loader
 from pipeline.data.dali.settings import choose_decoding
 from pipeline.data.index.manifest import open_manifest
 from pipeline.ranks.places import Share
-from pipeline.ranks.stop import StopSignal
 from pipeline.ranks.world import World
+from pipeline.system.failure import StopSignal
 from pipeline.train.feed import Feed
 from pipeline.train.folder import RunFolder
 from pipeline.train.monitor.monitor import RunMonitor

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.system import machine
+from pipeline.system.console import counted
 from pipeline.system.files import write_text
-from pipeline.system.text import counted
 
 Measure = Callable[[], float | Mapping[str, float]]
 """Measures one round of a side: a number, or several with names of their own."""

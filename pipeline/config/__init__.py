@@ -12,9 +12,8 @@ from functools import cache
 from typing import Any, cast
 
 from pipeline.config.data import DataConfig
-from pipeline.config.errors import ConfigError, require
 from pipeline.config.run import RunConfig, profiled_steps
-from pipeline.config.setting import Command, Kind, Setting, said_by, setting
+from pipeline.config.setting import Command, ConfigError, Kind, Setting, require, said_by, setting
 from pipeline.config.training import ModelConfig, OptimConfig, ScheduleConfig
 
 __all__ = [
@@ -47,6 +46,10 @@ class Config:
         )
         if self.profile is not None:
             profiled_steps(self.profile)
+
+    def values(self) -> dict[str, Any]:
+        """Every setting by `part.name`."""
+        return {name: self.get(name) for name in settings()}
 
     def to_yaml(self) -> str:
         """The resolved configuration; `--config` reads it back to an equal object."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.config.errors import at_least_one, require
-from pipeline.config.setting import setting
+from pipeline.config.setting import check_limits, require, setting
 
 
 @dataclass(frozen=True)
@@ -24,16 +22,20 @@ class DataConfig:
     dataset: Literal["imagenet-1k", "cifar-10"] | None = setting(None, "recipe")
     """imagenet-1k: refuse to start unless all its classes and images are there; cifar-10: root
     holds its binary or Python archive, or what is in it; null: any tree of images."""
-    held_out: int | None = setting(None, "identity")
+    held_out: int | None = setting(None, "identity", limits="[1, inf)")
     """cifar-10: this many training images, the last of each class, are the validation set (5000 in
     the paper); null: the test images are."""
     cache_dir: str | None = setting(None, "place", ("evaluate", "export"))
     """Folder of the manifests; null: beside the data, or the user's cache if that is read-only."""
-    global_batch_size: int = setting(256, "identity", asked=5)
+    global_batch_size: int = setting(256, "identity", asked=5, limits="[1, inf)")
     """Images per optimizer step over all ranks; fixed for the life of a run."""
-    local_batch_size: int = setting(256, "execution", ("evaluate", "predict", "benchmark"))
+    local_batch_size: int = setting(
+        256, "execution", ("evaluate", "predict", "benchmark"), limits="[1, inf)"
+    )
     """The most images a rank takes at once; more per step are accumulated."""
-    image_size: int = setting(224, "identity", ("evaluate", "predict", "benchmark"), of_view=True)
+    image_size: int = setting(
+        224, "identity", ("evaluate", "predict", "benchmark"), of_view=True, limits="[1, inf)"
+    )
     """Side of the square crop in pixels, in training and validation."""
     train_crop: Literal["random_resized_crop", "scale_jitter", "padded"] = setting(
         "random_resized_crop", "identity", ("benchmark all",)
@@ -44,11 +46,11 @@ class DataConfig:
     """random_resized_crop: least and greatest share of the image's area."""
     short_side: tuple[int, int] = setting((256, 480), "identity", ("benchmark all",))
     """scale_jitter: least and greatest shorter side in pixels before the crop."""
-    padding: int = setting(4, "identity")
+    padding: int = setting(4, "identity", limits="[0, inf)")
     """padded: pixels added on each side of the image, after the mean is subtracted."""
     flip: bool = setting(True, "identity")
     """Mirror half of the training images."""
-    color_std: float | None = setting(None, "identity", ("benchmark all",))
+    color_std: float | None = setting(None, "identity", ("benchmark all",), limits="(0, inf)")
     """Standard deviation of AlexNet's colour offset along the principal components of the training
     pixels (0.1 in the paper); null: none."""
     mean: Literal["imagenet", "channel", "pixel"] = setting("imagenet", "identity")
@@ -63,44 +65,50 @@ class DataConfig:
     )
     """Where JPEGs are decoded; auto: on the GPU when the run has one. Nothing is to be decoded in
     cifar-10, whose batches are made on the CPU."""
-    threads: int | None = setting(None, "execution", ("evaluate", "predict", "benchmark all"))
+    threads: int | None = setting(
+        None, "execution", ("evaluate", "predict", "benchmark all"), limits="[1, inf)"
+    )
     """DALI's CPU threads per rank; null: this rank's share of the cores, at most 8 where the GPU
     decodes."""
-    prefetch_batches: int | None = setting(None, "execution", ("evaluate", "benchmark all"))
+    prefetch_batches: int | None = setting(
+        None, "execution", ("evaluate", "benchmark all"), limits="[1, inf)"
+    )
     """Decoded batches that wait ahead of the model; null: 2, or 3 where the GPU decodes."""
     output: Literal["float32", "float16", "uint8"] = setting(
         "float32", "kept", ("evaluate", "predict", "benchmark all")
     )
     """What the decoder hands to the model's device: float32; float16, half the bytes, which the
     model takes as it is and so needs optim.amp; uint8, a quarter, made float32 on the device."""
-    hw_decoder_load: float = setting(0.65, "execution", ("evaluate", "benchmark all"))
+    hw_decoder_load: float = setting(
+        0.65, "execution", ("evaluate", "benchmark all"), limits="[0, 1]"
+    )
     """GPU decoding: share (0..1) of the JPEGs for the GPU's JPEG engine, where it has one; H100 and
     H200 record runs used 0.99."""
     preallocate: tuple[int, int] | None = setting(None, "execution", ("evaluate",))
     """GPU decoding: width and height in pixels for which decoders set memory aside at the start;
     null: those of the largest images of the data."""
-    device_padding_bytes: int | None = setting(None, "execution", ("evaluate",))
+    device_padding_bytes: int | None = setting(None, "execution", ("evaluate",), limits="[0, inf)")
     """GPU decoding: device memory in bytes set aside for each thread; null: 6 for each pixel of the
     largest image, at least 16 MiB."""
-    host_padding_bytes: int | None = setting(None, "execution", ("evaluate",))
+    host_padding_bytes: int | None = setting(None, "execution", ("evaluate",), limits="[0, inf)")
     """GPU decoding: each of the two host buffers of a thread, in bytes; null: 4 for each pixel of
     the largest image, at least 8 MiB."""
     bad_images: Literal["fail", "exclude"] = setting("fail", "execution", ("evaluate",))
     """What a file that cannot be decoded does: end the run, or be left out from there on."""
-    max_excluded: int = setting(100, "execution")
+    max_excluded: int = setting(100, "execution", limits="[0, inf)")
     """More excluded images than this end the run."""
     exclude: str | None = setting(None, "execution")
     """Exclusion list of `prepare verify`; its images are left out from this start on."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "data.", "global_batch_size", "local_batch_size", "image_size")
+        check_limits(self, "data.")
+        sides = self.preallocate
         require(
-            self.threads is None or self.threads >= 1,
-            f"data.threads={self.threads} must be at least 1, or null for this rank's share",
+            sides is None or all(1 <= side <= 65535 for side in sides),
+            f"data.preallocate={list(sides or ())} must hold a width and a height of 1 to 65535 "
+            "pixels, or be null for those of the data",
         )
-        self._check_decoding()
         self._check_data_set()
-        require(self.max_excluded >= 0, f"data.max_excluded={self.max_excluded} must be at least 0")
         low, high = self.area
         require(
             0 < low <= high <= 1, f"data.area={[low, high]} must satisfy 0 < least <= most <= 1"
@@ -115,10 +123,6 @@ class DataConfig:
             self.val_resize >= self.image_size,
             f"data.val_resize={self.val_resize} must be at least data.image_size={self.image_size}",
         )
-        require(
-            self.color_std is None or 0 < self.color_std < math.inf,
-            f"data.color_std={self.color_std} must be greater than 0, or null for none",
-        )
 
     def _check_data_set(self) -> None:
         cifar = self.dataset == "cifar-10"
@@ -131,11 +135,6 @@ class DataConfig:
             self.held_out is None or cifar,
             f"data.held_out={self.held_out} is for data.dataset=cifar-10 alone; leave it null",
         )
-        require(
-            self.held_out is None or self.held_out >= 1,
-            f"data.held_out={self.held_out} must be at least 1, or null for the test images",
-        )
-        require(self.padding >= 0, f"data.padding={self.padding} must be at least 0")
         require(
             self.color_std is None or not cifar,
             f"data.color_std={self.color_std} is not for data.dataset=cifar-10; leave it null",
@@ -154,25 +153,3 @@ class DataConfig:
             "data.output=uint8 subtracts the mean on the model's device, data.dataset=cifar-10 and "
             "data.mean=pixel before that; set data.output=float32 or float16",
         )
-
-    def _check_decoding(self) -> None:
-        require(
-            self.prefetch_batches is None or self.prefetch_batches >= 1,
-            f"data.prefetch_batches={self.prefetch_batches} must be at least 1, or null for 2 or 3",
-        )
-        require(
-            0 <= self.hw_decoder_load <= 1,
-            f"data.hw_decoder_load={self.hw_decoder_load} must lie in [0, 1]",
-        )
-        sides = self.preallocate
-        require(
-            sides is None or all(1 <= side <= 65535 for side in sides),
-            f"data.preallocate={list(sides or ())} must hold a width and a height of 1 to 65535 "
-            "pixels, or be null for those of the data",
-        )
-        for name in ("device_padding_bytes", "host_padding_bytes"):
-            value = getattr(self, name)
-            require(
-                value is None or value >= 0,
-                f"data.{name}={value} must be at least 0, or null for what the images need",
-            )

@@ -10,6 +10,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from jsonargparse import DefaultHelpFormatter
 
+from pipeline.config.setting import shown
+
 _METAVARS = {int: "N", float: "X", Path: "PATH"}
 
 
@@ -55,14 +57,3 @@ def metavar_of(kind: Any) -> str | None:
         parts = ["..." if one is ... else metavar_of(one) or "ITEM" for one in get_args(kind)]
         return f"[{','.join(parts)}]"
     return _METAVARS.get(kind)
-
-
-def shown(value: Any) -> str:
-    """A value as YAML and the command line have it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple | list):
-        return f"[{','.join(map(shown, value))}]"
-    return str(value)

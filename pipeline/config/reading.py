@@ -8,6 +8,7 @@ answer at once.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import re
@@ -20,8 +21,7 @@ import yaml
 from docstring_parser import parse_from_object
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from pipeline.config import Config, names_for, setting_names
-from pipeline.config.errors import ConfigError, require
+from pipeline.config import Config, ConfigError, names_for, require, setting_names
 from pipeline.config.help import PlainHelp
 from pipeline.config.setting import Command
 
@@ -188,11 +188,10 @@ def overrides(parsed: Any, names: Sequence[str], base: dict[str, Any]) -> Config
 
 def config_of(tree: dict[str, Any]) -> Config:
     """The configuration of settings by part and name, as a YAML holds them."""
-    return to_config(parse(new_parser("", ""), tree, []))
+    return _in_parsed(parse(new_parser("", ""), tree, []))
 
 
-def to_config(parsed: Any) -> Config:
-    """The `Config` in a parser's result."""
+def _in_parsed(parsed: Any) -> Config:
     return Config(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(Config)})
 
 
@@ -339,28 +338,20 @@ def load_config(
 ) -> Config:
     """The configuration of a training: `--config FILE` (default configs/resnet50.yaml), then
     the options of the command line. Raises `ConfigError`; `--help` prints and exits."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--config", type=Path, default=DEFAULT_CONFIG)
+    try:
+        known, rest = first.parse_known_args(argv)
+    except ArgumentError as error:
+        raise ConfigError("--config needs the path of a YAML file") from error
+    path: Path = known.config
+    base = read_yaml(path)
     parser = new_parser(command, description)
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings")
-    path, rest = _take_config(argv)
-    base = read_yaml(path)
     if {"-h", "--help"} & set(rest):  # the defaults shown are those in force
         for part, values in base.items():
             named = values.items() if isinstance(values, dict) else [("", values)]
             parser.set_defaults({f"{part}.{name}".rstrip("."): value for name, value in named})
     # A run is called after its configuration unless either names it.
     base["run"] = {"name": path.stem} | base.get("run", {})
-    return to_config(parse(parser, base, rest))
-
-
-def _take_config(argv: Sequence[str]) -> tuple[Path, list[str]]:
-    path, rest, arguments = DEFAULT_CONFIG, [], list(argv)
-    while arguments:
-        argument = arguments.pop(0)
-        if argument == "--config":
-            require(bool(arguments), "--config needs the path of a YAML file")
-            path = Path(arguments.pop(0))
-        elif argument.startswith("--config="):
-            path = Path(argument.partition("=")[2])
-        else:
-            rest.append(argument)
-    return path, rest
+    return _in_parsed(parse(parser, base, rest))

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.config.errors import at_least_one, require
-from pipeline.config.setting import setting
+from pipeline.config.setting import check_limits, require, setting
 
 MOST_STEPS = 100
 """A trace takes in the order of a megabyte a step, and a browser has to open it."""
@@ -79,21 +78,23 @@ class RunConfig:
         "auto", "execution", ("evaluate", "predict", "benchmark", "doctor")
     )
     """What the model runs on; auto: a GPU per rank where there is one."""
-    threads: int | None = setting(None, "execution", ("evaluate", "predict", "benchmark"))
+    threads: int | None = setting(
+        None, "execution", ("evaluate", "predict", "benchmark"), limits="[1, inf)"
+    )
     """PyTorch's CPU threads per rank; null: this rank's share of the cores."""
-    log_every_steps: int = setting(50, "execution")
+    log_every_steps: int = setting(50, "execution", limits="[1, inf)")
     """Steps between two lines of training metrics."""
-    checkpoint_every_steps: int | None = setting(None, "execution")
+    checkpoint_every_steps: int | None = setting(None, "execution", limits="[1, inf)")
     """Steps between checkpoints inside an epoch; null: none by steps."""
-    checkpoint_every_sec: float | None = setting(900.0, "execution")
+    checkpoint_every_sec: float | None = setting(900.0, "execution", limits="(0, inf)")
     """Seconds between checkpoints inside an epoch; null: none by time."""
-    keep_checkpoints: int = setting(3, "execution")
+    keep_checkpoints: int = setting(3, "execution", limits="[1, inf)")
     """How many of the newest checkpoints stay, besides the best."""
-    step_timeout_sec: float | None = setting(600.0, "execution")
+    step_timeout_sec: float | None = setting(600.0, "execution", limits="[1, 1000000]")
     """Seconds without progress on a rank after which the job ends and names who holds it up; null:
     it waits for ever."""
 
-    expect_top1: float | None = setting(None, "execution")
+    expect_top1: float | None = setting(None, "execution", limits="[0, 1]")
     """Top-1 in [0, 1] that earlier runs of this configuration have reached, which the end of a run
     is held against; null: none is known."""
 
@@ -103,22 +104,7 @@ class RunConfig:
             f"run.name={self.name!r} must be a plain folder name",
         )
         require(0 <= self.seed < 2**63, f"run.seed={self.seed} must lie in [0, 2**63)")
-        for name in ("threads", "checkpoint_every_steps", "checkpoint_every_sec"):
-            value = getattr(self, name)
-            require(
-                value is None or value > 0, f"run.{name}={value} must be greater than 0, or null"
-            )
-        at_least_one(self, "run.", "log_every_steps", "keep_checkpoints")
-        expected = self.expect_top1
-        require(
-            expected is None or 0 <= expected <= 1,
-            f"run.expect_top1={expected} must be a share in [0, 1], or null",
-        )
-        limit = self.step_timeout_sec
-        require(
-            limit is None or 1 <= limit <= 1e6,
-            f"run.step_timeout_sec={limit} must lie in [1, 1000000], or be null for no limit",
-        )
+        check_limits(self, "run.")
 
     @property
     def path(self) -> Path:

@@ -1,10 +1,12 @@
-"""What a setting is to the rest of the house, said where the setting stands."""
+"""What a setting is to the rest of the house, said where the setting stands; what a wrong one
+raises."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 
@@ -19,6 +21,26 @@ Command = Literal["evaluate", "predict", "export", "benchmark", "benchmark all",
 """A command besides training that takes settings of its own, instead of all of them."""
 
 
+class ConfigError(ValueError):
+    """A setting the user can mend: holds the value seen, the rule and the setting's name."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises `ConfigError(message)` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def at_least_one(owner: object, prefix: str, *names: str) -> None:
+    """Raises `ConfigError` unless each named field of `owner` is 1 or more.
+
+    Messages have `prefix` in front of a name, such as `--` or `data.`.
+    """
+    for name in names:
+        value = getattr(owner, name.replace("-", "_"))
+        require(value >= 1, f"{prefix}{name}={value} must be at least 1")
+
+
 @dataclass(frozen=True)
 class Setting:
     """What the code asks of a setting instead of keeping lists of names."""
@@ -26,6 +48,9 @@ class Setting:
     kind: Kind
     commands: tuple[Command, ...] = ()
     """Commands that let it be changed; `benchmark` is that of the model, and part of all."""
+    limits: str | None = None
+    """Between which numbers it lies, such as "[0, 1)" or "[1, inf)"; null is always allowed where
+    its type has it. None: other checks have to do."""
     of_view: bool = False
     """Whether it decides which pixels of an image a test sees."""
     of_network: bool = False
@@ -40,14 +65,10 @@ class Setting:
 _KEY = "setting"
 
 
-def setting(
-    default: T, kind: Kind, commands: tuple[Command, ...] = (), *, of_view: bool = False,
-    of_network: bool = False, asked: int | None = None, in_table: bool = False,
-) -> T:  # fmt: skip
+def setting(default: T, kind: Kind, commands: tuple[Command, ...] = (), **said: Any) -> T:
     """A field of a configuration's dataclass that says what it is, as `Setting` has it."""
-    said = Setting(kind, commands, of_view, of_network, asked, in_table)
     # `field` gives a Field, of which the dataclass makes the default: the type is right for both.
-    found: T = dataclasses.field(default=default, metadata={_KEY: said})
+    found: T = dataclasses.field(default=default, metadata={_KEY: Setting(kind, commands, **said)})
     return found
 
 
@@ -55,3 +76,30 @@ def said_by(field: dataclasses.Field[object]) -> Setting:
     """What a field says that `setting` made. Raises `KeyError` for any other."""
     found: Setting = field.metadata[_KEY]
     return found
+
+
+def check_limits(part: Any, prefix: str) -> None:
+    """Raises `ConfigError` for a setting of `part` outside its `limits`; `prefix` as "data."."""
+    for field in dataclasses.fields(part):
+        limits, value = said_by(field).limits, getattr(part, field.name)
+        if limits is None or value is None:
+            continue
+        low, high = map(float, limits[1:-1].split(","))
+        above = low <= value if limits[0] == "[" else low < value
+        below = value <= high if limits[-1] == "]" else value < high
+        rule = f"lie in {limits}"
+        if high == math.inf:
+            rule = f"be {'at least' if limits[0] == '[' else 'greater than'} {low:g}"
+        null = ", or null" if str(field.type).endswith("| None") else ""
+        require(above and below, f"{prefix}{field.name}={value} must {rule}{null}")
+
+
+def shown(value: Any) -> str:
+    """A value as YAML and the command line have it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | list):
+        return f"[{','.join(map(shown, value))}]"
+    return str(value)

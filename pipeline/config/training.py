@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.config.errors import at_least_one, require
-from pipeline.config.setting import setting
+from pipeline.config.setting import check_limits, require, setting, shown
 
 Family = Literal["imagenet", "cifar"]
+Shortcut = Literal["A", "B", "C"]
+Variant = Literal["v1", "v1.5"]
 
 
 def has_bottlenecks(family: Family, depth: int) -> bool:
@@ -29,12 +29,10 @@ class ModelConfig:
     depth: int = setting(50, "identity", ("benchmark",), of_network=True)
     """Layers: 18, 34, 50, 101 or 152 (plain: 18 or 34); cifar: 6n+2, such as 20, 32, 44, 56, 110
     or 1202."""
-    shortcut: Literal["A", "B", "C"] | None = setting(
-        None, "identity", ("benchmark",), of_network=True
-    )
+    shortcut: Shortcut | None = setting(None, "identity", ("benchmark",), of_network=True)
     """A: zero-padding, no parameters; B: projection where the shape changes; C: projection
     everywhere; null: B, for cifar A."""
-    variant: Literal["v1", "v1.5"] = setting("v1.5", "identity", ("benchmark",), of_network=True)
+    variant: Variant = setting("v1.5", "identity", ("benchmark",), of_network=True)
     """Where a bottleneck halves the resolution: v1 (the paper): first 1x1; v1.5: the 3x3."""
     zero_init_last_norm: bool = setting(True, "identity", ("benchmark",))
     """Start each block's last BN at scale 0, so that a block begins as the identity (Goyal et al.
@@ -83,15 +81,15 @@ class ModelConfig:
 class OptimConfig:
     """SGD, the loss and the arithmetic."""
 
-    base_lr: float = setting(0.1, "identity", asked=1)
+    base_lr: float = setting(0.1, "identity", asked=1, limits="(0, inf)")
     """Learning rate per global batch of 256; the peak in force is base_lr * global batch / 256."""
-    momentum: float = setting(0.9, "identity", in_table=True)
+    momentum: float = setting(0.9, "identity", in_table=True, limits="[0, 1)")
     """Momentum, in PyTorch's convention."""
-    weight_decay: float = setting(1e-4, "identity", in_table=True)
+    weight_decay: float = setting(1e-4, "identity", in_table=True, limits="[0, inf)")
     """L2 penalty."""
     decay_norm_and_bias: bool = setting(False, "identity")
     """Decay BN scales, BN shifts and biases too, as the paper does."""
-    label_smoothing: float = setting(0.0, "identity", in_table=True)
+    label_smoothing: float = setting(0.0, "identity", in_table=True, limits="[0, 1)")
     """Probability mass spread evenly over all classes."""
     amp: Literal["off", "bf16", "fp16"] = setting(
         "bf16", "identity", ("evaluate", "predict", "benchmark", "doctor"), in_table=True
@@ -101,32 +99,23 @@ class OptimConfig:
     """What gradients travel as between ranks; none: fp32."""
 
     def __post_init__(self) -> None:
-        require(0 < self.base_lr < math.inf, f"optim.base_lr={self.base_lr} must be greater than 0")
-        require(0 <= self.momentum < 1, f"optim.momentum={self.momentum} must lie in [0, 1)")
-        require(
-            0 <= self.weight_decay < math.inf,
-            f"optim.weight_decay={self.weight_decay} must be at least 0",
-        )
-        require(
-            0 <= self.label_smoothing < 1,
-            f"optim.label_smoothing={self.label_smoothing} must lie in [0, 1)",
-        )
+        check_limits(self, "optim.")
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
     """How long to train, and when the learning rate falls."""
 
-    epochs: float | None = setting(90.0, "recipe", asked=3)
+    epochs: float | None = setting(90.0, "recipe", asked=3, limits="(0, inf)")
     """Length of the run in passes over the training images; null: steps has it."""
-    steps: int | None = setting(None, "recipe", asked=4)
+    steps: int | None = setting(None, "recipe", asked=4, limits="[1, inf)")
     """Length of the run in optimizer steps, with epochs=null (the paper: 600,000; CIFAR-10:
     64,000); null: epochs has it."""
-    warmup_epochs: float = setting(5.0, "identity", in_table=True)
+    warmup_epochs: float = setting(5.0, "identity", in_table=True, limits="[0, inf)")
     """Length of the linear rise to the peak learning rate; 0: none."""
-    warmup_start_factor: float = setting(0.1, "identity")
+    warmup_start_factor: float = setting(0.1, "identity", limits="(0, 1]")
     """Share of the peak learning rate at the first step of the warm-up."""
-    warmup_until_error: float | None = setting(None, "identity")
+    warmup_until_error: float | None = setting(None, "identity", limits="(0, 1)")
     """A constant warm-up at warmup_start_factor of the peak that ends when the training error of a
     window of 100 steps falls below this fraction (0.8 for the paper's 110 layers on CIFAR-10);
     null: the warm-up is warmup_epochs."""
@@ -137,48 +126,31 @@ class ScheduleConfig:
     drop_steps: tuple[int, ...] | None = setting(None, "identity")
     """steps: the same in optimizer steps, with drop_epochs=null (CIFAR-10: 32,000 and 48,000);
     null: drop_epochs has it."""
-    patience: int = setting(5, "identity")
+    patience: int = setting(5, "identity", limits="[1, inf)")
     """plateau: validations without improvement before a drop."""
-    min_improvement: float = setting(0.001, "identity")
+    min_improvement: float = setting(0.001, "identity", limits="[0, inf)")
     """plateau: least fall of the top-1 error (a fraction) that counts as improvement."""
-    max_drops: int = setting(3, "identity")
+    max_drops: int = setting(3, "identity", limits="[0, inf)")
     """plateau: the most drops."""
 
     def __post_init__(self) -> None:
-        self._check_length()
-        self._check_warmup()
-        self._check_drops()
-
-    def _check_length(self) -> None:
+        check_limits(self, "schedule.")
         require(
             (self.epochs is None) != (self.steps is None),
-            f"the length of a run is either schedule.epochs={_shown(self.epochs)} or schedule.steps"
-            f"={_shown(self.steps)}; set one of them and the other to null",
+            f"the length of a run is either schedule.epochs={shown(self.epochs)} or schedule.steps"
+            f"={shown(self.steps)}; set one of them and the other to null",
         )
-        require(
-            self.epochs is None or (self.epochs > 0 and math.isfinite(self.epochs)),
-            f"schedule.epochs={self.epochs} must be greater than 0",
-        )
-        require(
-            self.steps is None or self.steps >= 1, f"schedule.steps={self.steps} must be at least 1"
-        )
+        self._check_warmup()
+        self._check_drops()
 
     def _check_warmup(self) -> None:
         # How many epochs schedule.steps are is known once the images are counted.
         require(
-            0 <= self.warmup_epochs < (math.inf if self.epochs is None else self.epochs),
-            f"schedule.warmup_epochs={self.warmup_epochs} must be at least 0"
-            + ("" if self.epochs is None else f" and less than schedule.epochs={self.epochs}"),
-        )
-        require(
-            0 < self.warmup_start_factor <= 1,
-            f"schedule.warmup_start_factor={self.warmup_start_factor} must lie in (0, 1]",
+            self.epochs is None or self.warmup_epochs < self.epochs,
+            f"schedule.warmup_epochs={self.warmup_epochs} must be at least 0 and less than "
+            f"schedule.epochs={self.epochs}",
         )
         until = self.warmup_until_error
-        require(
-            until is None or 0 < until < 1,
-            f"schedule.warmup_until_error={until} must lie in (0, 1), or be null for none",
-        )
         require(
             until is None or self.warmup_epochs == 0,
             f"schedule.warmup_until_error={until} and schedule.warmup_epochs={self.warmup_epochs} "
@@ -195,12 +167,12 @@ class ScheduleConfig:
         require(
             (self.drop_epochs is None) != (self.drop_steps is None),
             "the drops of the learning rate stand either in schedule.drop_epochs="
-            f"{_shown(self.drop_epochs)} or in schedule.drop_steps={_shown(self.drop_steps)}; set "
+            f"{shown(self.drop_epochs)} or in schedule.drop_steps={shown(self.drop_steps)}; set "
             "one of them ([] for no drops) and the other to null",
         )
         require(
             self.drop_steps is None or self.rule == "steps",
-            f"schedule.drop_steps={_shown(self.drop_steps)} has no effect with schedule.rule="
+            f"schedule.drop_steps={shown(self.drop_steps)} has no effect with schedule.rule="
             f"{self.rule}; set it to null and leave schedule.drop_epochs as it is, or set "
             "schedule.rule=steps",
         )
@@ -211,16 +183,3 @@ class ScheduleConfig:
                 rising and all(drop > 0 for drop in drops),
                 f"schedule.{name}={list(drops)} must be positive and rising",
             )
-        at_least_one(self, "schedule.", "patience")
-        require(
-            self.min_improvement >= 0,
-            f"schedule.min_improvement={self.min_improvement} must be at least 0",
-        )
-        require(self.max_drops >= 0, f"schedule.max_drops={self.max_drops} must be at least 0")
-
-
-def _shown(value: float | tuple[float, ...] | None) -> str:
-    """As one writes it in a YAML."""
-    if isinstance(value, tuple):
-        return str(list(value))
-    return "null" if value is None else str(value)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.config import Config, names_for, require, settings
-from pipeline.config.effect import settings_of, without_effect
+from pipeline.config.idle import idle_settings
 from pipeline.data.dali import Batch
 from pipeline.evaluate.protocol import ViewProtocol, pool_window
 from pipeline.ranks.world import World
@@ -58,7 +58,7 @@ def make_member(trained: Trained, options: Any) -> Member:
 def require_alike(members: Sequence[Member]) -> None:
     """Raises `ConfigError`, naming both values, if scores of `members` cannot be averaged."""
     first = members[0]
-    idle = without_effect(settings_of(first.config))
+    idle = idle_settings(first.config.values())
     views = [name for name, said in settings().items() if said.of_view and name not in idle]
     for other in members[1:]:
         pairs = zip(_facts(first, views), _facts(other, views), strict=False)  # classes are first

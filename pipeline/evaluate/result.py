@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import names_for, names_of
-from pipeline.config.effect import settings_of, without_effect
+from pipeline.config.idle import idle_settings
 from pipeline.data.dali import Batch
 from pipeline.data.images import UNREADABLE_LABEL, ImageSet
 from pipeline.evaluate.members import Member
@@ -130,7 +130,7 @@ def changed(members: Sequence[Member], protocol: ViewProtocol) -> dict[str, Any]
     """
     config = members[0].config
     held = set(names_of("identity", "kept"))
-    idle = set(without_effect(settings_of(config)))
+    idle = set(idle_settings(config.values()))
     if protocol.fully_convolutional:
         idle.add("data.val_resize")
     return {

@@ -11,7 +11,8 @@ from pipeline.config import Config
 from pipeline.data.index.manifest import open_manifest
 from pipeline.data.normalisation import IMAGENET, Normalisation
 from pipeline.export.formats import Description, Weights, describe, load_into, read_weights
-from pipeline.model.network import build_network, network_name
+from pipeline.model.network import network_name
+from pipeline.model.resnet import build_network
 from pipeline.system.machine import versions
 from pipeline.train.checkpoint import FORMAT
 

@@ -39,7 +39,8 @@ def choose_backend(choice: Choice, device: torch.device, amp: Amp) -> Backend:
         ValueError: the backend that was asked for cannot run here.
     """
     if choice == "auto":
-        problem = triton_problem(device) if device.type == "cuda" else "there is no GPU in use"
+        on_gpu = device.type == "cuda"
+        problem = problem_of("triton", device, amp) if on_gpu else "there is no GPU in use"
         chosen: Backend = "reference" if problem else "triton"
         log.info("norm layers: %s%s", chosen, f" ({problem})" if problem else "")
         return chosen
@@ -74,16 +75,14 @@ def problems(device: torch.device, amp: Amp) -> dict[Backend, str | None]:
 
 def problem_of(backend: Backend, device: torch.device, amp: Amp) -> str | None:
     """Why `backend` cannot run on `device` and what to do about it, or None if it can."""
-    if backend == "triton":
-        return triton_problem(device)
-    return apex_problem(device, amp) if backend == "apex" else None
-
-
-def triton_problem(device: torch.device) -> str | None:
-    """Why our kernels cannot run on `device`, or None. Compiles and runs them once."""
-    missing = missing_package("triton")
-    if missing:
+    missing = missing_package(backend)
+    if missing or backend == "reference":
         return missing
+    return _triton_problem(device) if backend == "triton" else _apex_problem(device, amp)
+
+
+def _triton_problem(device: torch.device) -> str | None:
+    """Compiles and runs our kernels once."""
     if device.type != "cuda" and not interpreting():
         return (
             f"its kernels need an NVIDIA GPU and the device is {device.type}, set run.device=cuda "
@@ -92,25 +91,17 @@ def triton_problem(device: torch.device) -> str | None:
     if device.type == "cuda" and interpreting():
         return "TRITON_INTERPRET=1 keeps its kernels off the GPU, unset it"
     try:
-        _run_kernels(device)
+        x = torch.randn(2, 16, 4, 4, device=device, requires_grad=True)
+        make_norm("triton", 16).to(device)(x).sum().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
     except Exception as error:  # a driver, a C compiler, an architecture: whatever is missing
         reason = str(error).strip().split("\n")[0]
         return f"its first kernel failed with {type(error).__name__}: {reason}"
     return None
 
 
-def _run_kernels(device: torch.device) -> None:
-    x = torch.randn(2, 16, 4, 4, device=device, requires_grad=True)
-    make_norm("triton", 16).to(device)(x).sum().backward()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def apex_problem(device: torch.device, amp: Amp) -> str | None:
-    """Why apex's group norm cannot run on `device` with `amp`, or None."""
-    missing = missing_package("apex")
-    if missing:
-        return missing
+def _apex_problem(device: torch.device, amp: Amp) -> str | None:
     if amp != "fp16":
         return f"it computes in fp16 only and optim.amp is {amp}, set optim.amp=fp16"
     if device.type != "cuda":

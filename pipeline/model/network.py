@@ -1,60 +1,16 @@
-"""The network that the settings of `model` describe, and its name."""
+"""Which network the settings of `model` describe: facts and a name. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipeline.config import Config, ModelConfig
-from pipeline.config.training import Family, has_bottlenecks
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from pipeline.model.backends import Backend
-    from pipeline.model.resnet import ResNet, Shortcut
-
+from pipeline.config import ModelConfig
+from pipeline.config.training import Family, Shortcut, has_bottlenecks
 
 _OWN_SHORTCUT: dict[Family, Shortcut] = {"imagenet": "B", "cifar": "A"}
-
-
-def build_network(config: ModelConfig, classes: int, norm: Backend) -> ResNet:
-    """Builds the network, channels-last, its initial weights drawn from torch's seed.
-
-    It maps images (N, 3, H, W), channels-last, to logits (N, classes); `features` gives what its
-    pooling gets.
-
-    Args:
-        config: which network.
-        classes: width of the last layer.
-        norm: what computes the norm layers, as `backends.choose_backend` gives it.
-
-    Raises:
-        ValueError: `norm` is not installed.
-    """
-    from pipeline.model.resnet import cifar_resnet, resnet
-
-    shortcut = shortcut_of(config)
-    if config.family == "cifar":
-        return cifar_resnet(config.depth, classes, config.zero_init_last_norm, norm, shortcut)
-    return resnet(config.depth, classes, config.variant, config.zero_init_last_norm, norm, shortcut)
-
-
-def make_model(config: Config, classes: int, device: torch.device) -> nn.Module:
-    """The network with its initial weights, drawn on the CPU so that every device starts alike.
-
-    Raises `ValueError` if the norm backend that was asked for cannot run on `device`.
-    """
-    import torch
-
-    from pipeline.model.backends import choose_backend
-
-    norm = choose_backend(config.model.norm, device, config.optim.amp)
-    torch.manual_seed(config.run.seed)
-    return build_network(config.model, classes, norm).to(device)
 
 
 def shortcut_of(config: ModelConfig) -> Shortcut | None:

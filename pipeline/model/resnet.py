@@ -1,24 +1,23 @@
 """The ResNet paper's plain and residual networks, with their initial weights.
 
-From the bottom up: convolutions and shortcuts, the two blocks, a stage of blocks, the network, and
-the two families of it: ImageNet's (table 1) and CIFAR's (section 4.2).
+From the bottom up: convolutions and shortcuts, the two blocks, the network, and what the settings
+of `model` make of it: ImageNet's family (table 1) or CIFAR's (section 4.2).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.model.backends import Backend, make_norm
+from pipeline.config import Config, ModelConfig
+from pipeline.config.training import Shortcut, Variant, has_bottlenecks
+from pipeline.model.backends import Backend, choose_backend, make_norm
+from pipeline.model.network import shortcut_of
 from pipeline.model.norm import BatchNormAct, Fork, ends
-
-Variant = Literal["v1", "v1.5"]
-Shortcut = Literal["A", "B", "C"]
 
 
 @dataclass(frozen=True)
@@ -139,15 +138,6 @@ BlockFactory = Callable[[int, int, int, BlockStyle], BasicBlock | Bottleneck]
 """(in_channels, out_channels, stride, style) -> a block."""
 
 
-def stage(
-    block: BlockFactory, count: int, channels: tuple[int, int], stride: int, style: BlockStyle
-) -> nn.Sequential:
-    """`count` blocks; the first goes from the one to the other of `channels`, with `stride`."""
-    first = block(*channels, stride, style)
-    out = channels[1]
-    return nn.Sequential(first, *(block(out, out, 1, style) for _ in range(count - 1)))
-
-
 def global_average(x: Tensor) -> Tensor:
     """(N, C, H, W), channels-last -> (N, C), the mean over H and W.
 
@@ -178,8 +168,9 @@ class ResNet(nn.Module):
         self._stages = [f"layer{number}" for number in range(1, len(blocks) + 1)]
         widths = [channels * (4 if block is Bottleneck else 1) << n for n in range(len(blocks))]
         for name, count, width in zip(self._stages, blocks, widths, strict=True):
-            stride = 1 if name == "layer1" else 2
-            self.add_module(name, stage(block, count, (channels, width), stride, style))
+            first = block(channels, width, 1 if name == "layer1" else 2, style)
+            later = (block(width, width, 1, style) for _ in range(count - 1))
+            self.add_module(name, nn.Sequential(first, *later))
             channels = width
         self.fc = nn.Linear(channels, num_classes)
 
@@ -196,9 +187,8 @@ class ResNet(nn.Module):
         return self.fc(global_average(self.features(images)))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
 
-def _initialized(model: ResNet, zero_init_last_norm: bool) -> ResNet:
-    """Draws the weights of `model` from torch's global generator, in the order of its modules, and
-    lays them out channels-last; gives `model`.
+def _initialize(model: ResNet, zero_init_last_norm: bool) -> None:
+    """Draws the weights of `model` from torch's global generator, in the order of its modules.
 
     Convolutions: N(0, 2 / fan_out), the backward case of He et al. 2015 ("Delving Deep into
     Rectifiers", equation 14), as in the authors' later implementations. Linear: N(0, 0.01^2),
@@ -215,73 +205,48 @@ def _initialized(model: ResNet, zero_init_last_norm: bool) -> ResNet:
             nn.init.zeros_(module.bn2.weight)
         elif isinstance(module, Bottleneck) and zero_init_last_norm:
             nn.init.zeros_(module.bn3.weight)
+
+
+# Depth -> blocks in each of the four stages (table 1).
+_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3),
+           152: (3, 8, 36, 3)}  # fmt: skip
+
+
+def build_network(config: ModelConfig, classes: int, norm: Backend = "reference") -> ResNet:
+    """Builds the network, channels-last, its initial weights drawn from torch's seed.
+
+    It maps images (N, 3, H, W), channels-last, to logits (N, classes); `features` gives what its
+    pooling gets. H and W are free (224 in the paper, for CIFAR 32); the last stage has a 32nd of
+    them, of CIFAR's family a quarter, rounded up.
+
+    Args:
+        config: which network.
+        classes: width of the last layer.
+        norm: what computes the norm layers, as `backends.choose_backend` gives it.
+
+    Raises:
+        ValueError: `norm` is not installed.
+    """
+    style = BlockStyle(shortcut_of(config), norm, config.variant)
+    if config.family == "cifar":
+        blocks = [(config.depth - 2) // 6] * 3
+        model = ResNet(convolution(3, 16, 3), None, BasicBlock, blocks, classes, style)
+    else:
+        wide = has_bottlenecks(config.family, config.depth)
+        block: BlockFactory = Bottleneck if wide else BasicBlock
+        stem, pool = convolution(3, 64, 7, stride=2), nn.MaxPool2d(3, stride=2, padding=1)
+        model = ResNet(stem, pool, block, _BLOCKS[config.depth], classes, style)
+    _initialize(model, config.zero_init_last_norm)
     # A 1x1 weight is in both layouts at once. Its NHWC view is contiguous whatever strides its
     # dimensions of size 1 have, and the fused optimizers do not compare those either.
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]  # missing in torch
 
 
-# Depth -> blocks in each of the four stages (table 1).
-_BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
-_BOTTLENECK = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+def make_model(config: Config, classes: int, device: torch.device) -> nn.Module:
+    """The network with its initial weights, drawn on the CPU so that every device starts alike.
 
-
-def resnet(
-    depth: int,
-    num_classes: int,
-    variant: Variant = "v1.5",
-    zero_init_last_norm: bool = False,
-    norm: Backend = "reference",
-    shortcut: Shortcut | None = "B",
-) -> ResNet:
-    """Builds an ImageNet network, channels-last, initialised from torch's seed.
-
-    The network maps images (N, 3, H, W), channels-last, to logits (N, num_classes). H and W are
-    free (224 in the paper); the last stage has a 32nd of them, rounded up.
-
-    Args:
-        depth: 18 or 34 (basic blocks), 50, 101 or 152 (bottlenecks).
-        num_classes: width of the last layer.
-        variant: see `BlockStyle`.
-        zero_init_last_norm: start the last BN of each block at scale 0, so that every block
-            begins as the identity (Goyal et al. 2017, section 5.1); False: 1, as in the paper, and
-            what a plain network needs.
-        norm: what computes the norm layers, as `backends.choose_backend` gives it.
-        shortcut: see `BlockStyle`; None: the plain network, of 18 or 34 layers.
-
-    Raises:
-        ValueError: no such network exists, or `norm` is not installed.
+    Raises `ValueError` if the norm backend that was asked for cannot run on `device`.
     """
-    plain = shortcut is None
-    sizes = _BASIC if plain else _BASIC | _BOTTLENECK
-    if depth not in sizes:
-        depths = ", ".join(map(str, sorted(sizes)))
-        kind = " as a plain network" if plain else ""
-        raise ValueError(f"model.depth={depth} does not exist{kind}; those that do: {depths}")
-    block: BlockFactory = BasicBlock if depth in _BASIC else Bottleneck
-    stem, pool = convolution(3, 64, 7, stride=2), nn.MaxPool2d(3, stride=2, padding=1)
-    style = BlockStyle(shortcut, norm, variant)
-    model = ResNet(stem, pool, block, sizes[depth], num_classes, style)
-    return _initialized(model, zero_init_last_norm)
-
-
-def cifar_resnet(
-    depth: int,
-    num_classes: int,
-    zero_init_last_norm: bool = False,
-    norm: Backend = "reference",
-    shortcut: Shortcut | None = "A",
-) -> ResNet:
-    """Builds a CIFAR network as `resnet` does: no pool, three stages of 16, 32 and 64 channels.
-
-    H and W are free (32 in the paper); the last stage has a quarter of them, rounded up. `depth` is
-    6n + 2 for a whole n >= 1: the paper has 20, 32, 44, 56, 110 and 1202, with option A.
-    """
-    blocks, rest = divmod(depth - 2, 6)
-    if rest or blocks < 1:
-        raise ValueError(
-            f"model.depth={depth} does not exist for model.family=cifar; those that do are 6n + 2: "
-            "8, 14, 20, 26, 32, ..."
-        )
-    stem, style = convolution(3, 16, 3), BlockStyle(shortcut, norm)
-    model = ResNet(stem, None, BasicBlock, [blocks] * 3, num_classes, style)
-    return _initialized(model, zero_init_last_norm)
+    norm = choose_backend(config.model.norm, device, config.optim.amp)
+    torch.manual_seed(config.run.seed)
+    return build_network(config.model, classes, norm).to(device)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.config import DataConfig, require
-from pipeline.config.errors import at_least_one
 from pipeline.config.reading import config_of, read_yaml
+from pipeline.config.setting import at_least_one
 
 TrainCrop = Literal["random_resized_crop", "scale_jitter"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -13,10 +13,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pipeline.ranks.averaging import Compression, GradientAverager, OverlappedAverager
 from pipeline.ranks.heartbeat import Peer
 from pipeline.ranks.rendezvous import check_in
-from pipeline.ranks.world import T, World
+from pipeline.ranks.world import Compression, GradientAverager, T, World
 from pipeline.system.failure import PeerLost
 
 _NAP_SEC = 0.0002  # between two looks at a running collective
@@ -153,13 +152,65 @@ class HorovodWorld(World):
         self._hvd.stop_timeline()
 
     def average_gradients(self, model: nn.Module, compression: Compression) -> GradientAverager:
-        return OverlappedAverager(model, compression, self._start_average, self._finish)
+        return OverlappedAverager(self, model, compression)
 
     def _start_average(self, tensor: Tensor, name: str) -> Any:
-        """Begins to replace `tensor` by its average over ranks; the handle for `_finish`."""
+        """Begins to replace a row-major tensor by its average, under a name that all ranks give it;
+        the handle for `_finish`."""
         with self._collective():
             return self._hvd.allreduce_async_(tensor, op=self._hvd.Average, name=name)
 
     def _finish(self, handle: Any) -> None:
+        """Waits until `_start_average` is done."""
         with self._collective():
             self._wait(handle)
+
+
+class OverlappedAverager(GradientAverager):
+    """Starts one in-place all-reduce per parameter as soon as its gradient is complete.
+
+    Horovod's own DistributedOptimizer is not used: it refuses channels-last momentum, steps once
+    in secret when its state is broadcast, and hides SGD's fused AMP path.
+    """
+
+    def __init__(self, world: HorovodWorld, model: nn.Module, compression: Compression) -> None:
+        self._world = world
+        self._half = compression == "fp16"
+        self._pending: list[tuple[Any, Tensor, Tensor]] = []
+        for name, parameter in model.named_parameters():
+            parameter.register_post_accumulate_grad_hook(self._hook(name))  # type: ignore[no-untyped-call]
+
+    def _hook(self, name: str) -> Callable[[Tensor], None]:
+        def start(parameter: Tensor) -> None:
+            if not self.enabled:
+                return
+            assert parameter.grad is not None, name
+            gradient = row_major_view(parameter.grad)
+            sent = gradient.half() if self._half else gradient
+            handle = self._world._start_average(sent, f"gradient.{name}")
+            self._pending.append((handle, gradient, sent))
+
+        return start
+
+    def synchronize(self) -> None:
+        for handle, gradient, sent in self._pending:
+            self._world._finish(handle)
+            if self._half:
+                gradient.copy_(sent)
+        self._pending.clear()
+
+
+def row_major_view(tensor: Tensor) -> Tensor:
+    """A view of the same memory whose dimensions lie in memory order.
+
+    Horovod refuses tensors that are not row-major, which channels-last weights are not; their
+    (O, H, W, I) view is. Raises `ValueError` for any other layout, since a copy would go unseen.
+    """
+    if tensor.is_contiguous():
+        return tensor
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        return tensor.permute(0, 2, 3, 1)
+    raise ValueError(
+        f"a tensor of shape {tuple(tensor.shape)} and strides {tensor.stride()} is neither "
+        "row-major nor channels-last"
+    )

@@ -95,7 +95,7 @@ def check_in() -> None:
     limit_sec = start_timeout_sec()
     store = _Store(address, int(port))
     if rank == 0:
-        missing = _gather(store, rank, size, limit_sec)
+        missing = _gather(store, size, limit_sec)
         store.put("word", " ".join(map(str, missing)) or _ALL)
     else:
         missing = _hear(store, rank, size, limit_sec)
@@ -168,27 +168,26 @@ def _patiently(store: _Store, end: float, look: Callable[[], T | None]) -> T | N
 
 
 def _announce(store: _Store, rank: int, end: float) -> None:
-    _patiently(store, end, lambda: store.put(_key(rank), str(Peer.here(rank))))
+    _patiently(store, end, lambda: store.put(f"rank-{rank}", str(Peer.here(rank))))
 
 
-def _key(rank: int) -> str:
-    return f"rank-{rank}"
+def _came(store: _Store, rank: int) -> bool:
+    return store.get(f"rank-{rank}") is not None
 
 
-def _gather(store: _Store, rank: int, size: int, limit_sec: float) -> list[int]:
-    """The ranks that have not come within the limit."""
+def _gather(store: _Store, size: int, limit_sec: float) -> list[int]:
+    """The ranks that have not come to rank 0 within the limit."""
     end = time.monotonic() + limit_sec
-    _announce(store, rank, end)
-    missing = [other for other in range(size) if other != rank]
+    _announce(store, 0, end)
+    missing = list(range(1, size))
 
     def all_here() -> bool | None:
-        while missing and store.get(_key(missing[0])) is not None:
+        while missing and _came(store, missing[0]):
             missing.pop(0)
         return None if missing else True
 
-    if _patiently(store, end, all_here):
-        return []
-    return [other for other in missing if store.get(_key(other)) is None]
+    _patiently(store, end, all_here)
+    return [other for other in missing if not _came(store, other)]
 
 
 def _hear(store: _Store, rank: int, size: int, limit_sec: float) -> list[int]:
@@ -196,11 +195,11 @@ def _hear(store: _Store, rank: int, size: int, limit_sec: float) -> list[int]:
     end = time.monotonic() + limit_sec + _WORD_SEC
     _announce(store, rank, end)
     word = _patiently(store, end, lambda: store.get("word"))
-    if word is None and store.get(_key(0)) is not None:  # it came later, and counts from then
+    if word is None and _came(store, 0):  # it came later, and counts from then
         word = _patiently(store, end + limit_sec, lambda: store.get("word"))
     if word is None:
         others = (r for r in range(size) if r != rank)
-        return [r for r in others if r == 0 or store.get(_key(r)) is None]
+        return [r for r in others if r == 0 or not _came(store, r)]
     return [] if word == _ALL else [int(r) for r in word.split()]
 
 

@@ -8,15 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from torch import Tensor, nn
 
-from pipeline.ranks.averaging import Compression, GradientAverager
 from pipeline.ranks.heartbeat import Heartbeat, Peer
 from pipeline.system.failure import ExitCode, PeerLost, Reported, TrainingError, say_error
 
 T = TypeVar("T")
+Compression = Literal["none", "fp16"]
+
+
+class GradientAverager:
+    """Averages gradients over ranks while backward runs; alone there is nothing to average.
+
+    `enabled` is set for the last micro-batch of a step only: until then gradients accumulate
+    locally.
+    """
+
+    enabled: bool = True
+
+    def synchronize(self) -> None:
+        """Waits until every gradient holds the average over ranks."""
 
 
 class World:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from pipeline.config import ConfigError, require
 from pipeline.config.reading import command_parser, parse
+from pipeline.system.console import counted
 from pipeline.system.failure import run_command
-from pipeline.system.text import counted
 
 RUNS = Path("runs")
 

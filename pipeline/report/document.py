@@ -23,8 +23,8 @@ from pipeline.report.figures import (
 from pipeline.report.pages import Block, Heading, Paragraph, Picture, Table, write_pages
 from pipeline.report.runs import Run, date
 from pipeline.report.tables import comparison_blocks
+from pipeline.system.console import counted
 from pipeline.system.machine import versions
-from pipeline.system.text import counted
 
 _LINES = (
     "Thin: top-1 error over the augmented training images since the line of metrics before"

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.config import names_of
 from pipeline.config import settings as said_of_settings
-from pipeline.config.effect import without_effect
+from pipeline.config.idle import idle_settings
 from pipeline.model.network import Network, network_in
 from pipeline.report.references import DataSet, Protocol
 from pipeline.train import folder as run_folder
@@ -170,7 +170,7 @@ class Run:
     @cached_property
     def recipe(self) -> dict[str, str]:
         """The settings that make the experiment: runs that have them alike differ in their seed."""
-        counting = set(names_of("identity", "recipe")) - set(without_effect(self.settings))
+        counting = set(names_of("identity", "recipe")) - set(idle_settings(self.settings))
         return {name: str(value) for name, value in self.settings.items() if name in counting}
 
     def is_whole(self, evaluation: Evaluation) -> bool:

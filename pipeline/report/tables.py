@@ -12,7 +12,7 @@ from pipeline.report import references
 from pipeline.report.pages import Block, Heading, Paragraph, Table
 from pipeline.report.references import IMAGENET_CROP, MULTI_SCALES, Recipe, Reference
 from pipeline.report.runs import Evaluation, Run, date
-from pipeline.system.text import counted
+from pipeline.system.console import counted
 
 _HEAD = ("network", "test", "source", "theirs, %", "ours, %", "our run")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import ConfigError, names_of, settings
-from pipeline.config.effect import without_effect
-from pipeline.config.help import shown
+from pipeline.config.idle import idle_settings
+from pipeline.config.setting import shown
 from pipeline.runs.state import RunState, duration, read_state
-from pipeline.system.text import table
+from pipeline.system.console import table
 from pipeline.train.folder import RunFolder, find_runs, search, unreadable, why_no_run
 
 
@@ -128,7 +128,7 @@ def _differing(known: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 def _counting(run: RunState) -> dict[str, Any]:
     # The name stands beside them, and what is of a start is not of the run.
     own = {name for name in names_of("place") if name.startswith("run.")}
-    left_out = {*without_effect(run.settings), *own, *names_of("start")}
+    left_out = {*idle_settings(run.settings), *own, *names_of("start")}
     return {name: value for name, value in run.settings.items() if name not in left_out}
 
 

@@ -25,6 +25,21 @@ def in_colour(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, whose plural ends in s: "1 rank", "2,000 images"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of text, two spaces between them, with no blank at a line's end."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (head, *rows)
+    ]
+    return "\n".join(lines)
+
+
 def say(line: str, stream: TextIO | None = None) -> None:
     """Writes a line to `stream`, by default stdout, above the bar that may stand there."""
     stream = stream or sys.stdout
@@ -33,12 +48,10 @@ def say(line: str, stream: TextIO | None = None) -> None:
 
 
 class _LineFormatter(logging.Formatter):
-    """Time and message; a line of error stands bare, so that it starts with `error:`."""
+    """Leaves a line of error bare, so that it starts with `error:`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        if record.levelno >= logging.ERROR:
-            return record.getMessage()
-        return f"{self.formatTime(record, '%Y-%m-%d %H:%M:%S')} {record.getMessage()}"
+        return record.getMessage() if record.levelno >= logging.ERROR else super().format(record)
 
 
 class ConsoleHandler(logging.Handler):
@@ -61,19 +74,6 @@ class ConsoleHandler(logging.Handler):
             say(line, stream)  # a launcher that ends has closed the pipe; log.txt gets the line
 
 
-class _OtherRankFormatter(logging.Formatter):
-    """Says whose warning it is; a line of error stands bare, as on rank 0."""
-
-    def __init__(self, rank: int) -> None:
-        super().__init__()
-        self._own = f"rank {rank} on {socket.gethostname()}"
-
-    def format(self, record: logging.LogRecord) -> str:
-        if record.levelno >= logging.ERROR:
-            return record.getMessage()
-        return f"{self._own}: {record.getMessage()}"
-
-
 def start_logging(rank: int) -> None:
     """Rank 0 says everything; the others only what they alone know: errors, and what their file
     system refuses, as a node's mount may fail for its own ranks only.
@@ -84,7 +84,7 @@ def start_logging(rank: int) -> None:
         log.removeHandler(handler)
     handler = ConsoleHandler()
     if rank != 0:
-        handler.setFormatter(_OtherRankFormatter(rank))
+        handler.setFormatter(_LineFormatter(f"rank {rank} on {socket.gethostname()}: %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO if rank == 0 else logging.ERROR)
     # A level of its own, which comes before the one above; its lines go to the same handlers.
@@ -96,7 +96,7 @@ def start_logging(rank: int) -> None:
 def log_to_file(path: Path) -> None:
     """Adds the file `path` to where this rank writes."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(_LineFormatter())
+    handler.setFormatter(_LineFormatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.addHandler(handler)
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from pipeline.config import Config
 from pipeline.config.reading import config_of, overrides
 from pipeline.data.normalisation import Normalisation
-from pipeline.model.network import make_model
+from pipeline.model.resnet import make_model
 from pipeline.system.failure import TrainingError
 from pipeline.system.files import remove_partials, replacing
 from pipeline.train.folder import Checkpoints

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 from pipeline.data.dali import Batch, Loader
 from pipeline.data.images import BadImage
-from pipeline.ranks.stop import STOP_SIGNALS, StopSignal
 from pipeline.ranks.world import World
-from pipeline.system.failure import TrainingError
+from pipeline.system.failure import STOP_SIGNALS, StopSignal, TrainingError
 from pipeline.train.phases import Phases
 
 

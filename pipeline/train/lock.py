@@ -6,8 +6,8 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.ranks.world import World
 from pipeline.system import files
 from pipeline.system.console import log_to_file
 from pipeline.system.failure import (
@@ -19,6 +19,9 @@ from pipeline.system.failure import (
     say_error,
 )
 from pipeline.train.folder import Holder, RunFolder
+
+if TYPE_CHECKING:
+    from pipeline.ranks.world import World  # brings torch
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pipeline.config import Config
-from pipeline.config.effect import idle_settings
+from pipeline.config.idle import shown_idle
 from pipeline.data.dali import DecodeSettings, gpu_count
 from pipeline.data.dali.settings import choose_decoding
 from pipeline.data.opening import open_data
@@ -23,12 +23,11 @@ from pipeline.model.network import network_name
 from pipeline.model.norm import norm_layers
 from pipeline.ranks import connect
 from pipeline.ranks.places import choose_device, own_share, set_threads
-from pipeline.ranks.stop import StopSignal
 from pipeline.ranks.watchdog import watched
-from pipeline.system.console import start_logging
+from pipeline.system.console import counted, start_logging
+from pipeline.system.failure import StopSignal
 from pipeline.system.files import Room, replacing, write_text
 from pipeline.system.machine import versions
-from pipeline.system.text import counted
 from pipeline.train.checkpoint import CheckpointFolder, read_verified, require_same_run
 from pipeline.train.folder import RunFolder
 from pipeline.train.lock import first_cause_kept, locked, tell_hang
@@ -224,7 +223,7 @@ def _open_files(trainer: Trainer) -> None:
         start["global_batch_size"], ranks, counted(start["micro_batch_size"], "image"),
         start["accumulation"], start["step"], start["total_steps"],
     )  # fmt: skip
-    if idle := idle_settings(config):
+    if idle := shown_idle(config):
         log.info("without effect: %s", idle)
     log.info("schedule: %s", trainer.schedule.describe(config.data.global_batch_size))
     epoch = trainer.place["epoch"]

@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.config import Config, ScheduleConfig, require
 from pipeline.data.batches import total_steps
 from pipeline.ranks.world import World
-from pipeline.system.text import counted
+from pipeline.system.console import counted
 
 log = logging.getLogger("trainyard")
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import Config, names_of
-from pipeline.config.effect import settings_of, without_effect
+from pipeline.config.idle import idle_settings
 from pipeline.data.normalisation import IMAGENET, Normalisation
 from pipeline.data.order import SCHEME_VERSION
-from pipeline.model.network import make_model, network_facts
+from pipeline.model.network import network_facts
 from pipeline.model.norm import running_statistics, swapped_statistics
+from pipeline.model.resnet import make_model
 from pipeline.ranks.world import World
 from pipeline.system.failure import TrainingError
 from pipeline.train.loaders import Loaders
@@ -47,7 +48,7 @@ def compared(facts: dict[str, Any], config: Config) -> dict[str, Any]:
 
     The checkpoint itself keeps all of them, so that wherever one counts both values can be named.
     """
-    idle = without_effect(settings_of(config))
+    idle = idle_settings(config.values())
     return {name: value for name, value in facts.items() if name not in idle}
 
 

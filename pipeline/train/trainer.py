@@ -18,9 +18,8 @@ from pipeline.data.batches import Course
 from pipeline.data.dali import Batch, DecodeSettings
 from pipeline.data.images import ImageSet
 from pipeline.model.norm import swapped_statistics
-from pipeline.ranks.stop import StopSignal
 from pipeline.ranks.world import World
-from pipeline.system.failure import Stopped
+from pipeline.system.failure import Stopped, StopSignal
 from pipeline.system.machine import versions
 from pipeline.train.checkpoint import CheckpointFolder
 from pipeline.train.feed import Feed

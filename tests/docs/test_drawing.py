@@ -43,8 +43,8 @@ def test_every_box_of_the_drawing_is_joined_to_what_feeds_it():
     assert joined == set(boxes)
     fed_by = {to: start for start, to in arrows}
     # Loss and top-1 are counted from the logits; World holds the heartbeat that the watchdog sees.
-    assert fed_by["train/metrics.py"] == "model/network.py"
-    assert fed_by["ranks/watchdog.py"] == "ranks/averaging.py"
+    assert fed_by["train/metrics.py"] == "model/resnet.py"
+    assert fed_by["ranks/watchdog.py"] == "ranks/world.py"
 
 
 def test_the_drawing_needs_no_network():

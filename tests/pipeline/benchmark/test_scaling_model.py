@@ -109,10 +109,11 @@ def test_a_line_is_never_below_zero():
 def test_gradients_come_from_the_last_layer_to_the_first():
     import torch
 
-    from pipeline.model.resnet import resnet
+    from pipeline.config import ModelConfig
+    from pipeline.model.resnet import build_network
 
     with torch.device("meta"):
-        model = resnet(50, 1000)
+        model = build_network(ModelConfig(depth=50), 1000)
     schedule = gradient_schedule(model, 224, 4)
     assert sum(gradient.size for gradient in schedule) == 4 * 25_557_032  # torchvision's count
     assert sum(gradient.tensors for gradient in schedule) == 161

@@ -15,7 +15,7 @@ from pipeline.config import ModelConfig
 from pipeline.data.cifar import open_cifar
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.statistics import of_pixels
-from pipeline.model.network import build_network
+from pipeline.model.resnet import build_network
 from pipeline.system.failure import Reported
 
 OPTIONS = [

@@ -13,7 +13,7 @@ from one_process import evaluate_here, train_here
 from pipeline.config import ModelConfig
 from pipeline.data.cifar import open_cifar
 from pipeline.data.normalisation import Normalisation
-from pipeline.model.network import build_network
+from pipeline.model.resnet import build_network
 from pipeline.report.runs import read_run
 from pipeline.system.failure import Reported
 from pipeline.train.checkpoint import read_verified

@@ -8,8 +8,7 @@ import torch
 from pipeline.config import ModelConfig
 from pipeline.evaluate.members import FullyConvolutional
 from pipeline.evaluate.protocol import STRIDES
-from pipeline.model.network import build_network
-from pipeline.model.resnet import global_average
+from pipeline.model.resnet import build_network, global_average
 
 
 def network(family: str = "imagenet", depth: int = 18, classes: int = 7):

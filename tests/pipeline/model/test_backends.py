@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from pipeline.config import Config, ModelConfig
-from pipeline.model.backends import choose_backend, make_norm, problem_of, problems
-from pipeline.model.network import make_model
+from pipeline.model.backends import choose_backend, make_norm, problems
 from pipeline.model.norm import norm_layers, reference
+from pipeline.model.resnet import make_model
 from pipeline.train.state import fingerprint
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
+NVIDIA = {"__init__.py": "", "contrib/__init__.py": "", "contrib/groupbn/__init__.py": ""}
+LAYER = "contrib/groupbn/batch_norm.py"
 
 
 @pytest.fixture(autouse=True)
@@ -30,23 +32,9 @@ def forget(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name)
 
 
-def install_apex(folder: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package of that name, first on the path."""
-    for name, source in files.items():
-        path = folder / "apex" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(source)
-    monkeypatch.syspath_prepend(str(folder))
-    forget("apex", monkeypatch)
-
-
-NVIDIA = {"__init__.py": "", "contrib/__init__.py": "", "contrib/groupbn/__init__.py": ""}
-
-
 def test_auto_on_a_cpu_is_the_reference_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="trainyard"):
-        config = Config(model=ModelConfig(depth=18))
-        model = make_model(config, classes=10, device=CPU)
+        model = make_model(Config(model=ModelConfig(depth=18)), classes=10, device=CPU)
     assert {layer.compute for layer in norm_layers(model)} == {reference}
     said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("norm layers")]
     assert said == ["norm layers: reference (there is no GPU in use)"]
@@ -61,71 +49,54 @@ def test_auto_falls_back_where_triton_fails(
     assert "reference (TRITON_INTERPRET=1 keeps its kernels off the GPU" in caplog.text
 
 
-def test_triton_without_a_gpu_names_the_settings() -> None:
+def test_triton_where_it_cannot_run_is_named_with_its_cause() -> None:
     pytest.importorskip("triton")
-    message = (
-        r"model\.norm=triton cannot run here: .*the device is cpu, set run\.device=cuda .*auto$"
-    )
-    with pytest.raises(ValueError, match=message):
-        make_model(Config(model=ModelConfig(depth=18, norm="triton")), classes=10, device=CPU)
-
-
-def test_triton_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    forget("triton", monkeypatch)
-    monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(ValueError, match="Triton is not installed, run pip install triton"):
-        choose_backend("triton", CUDA, "bf16")
-    with pytest.raises(ValueError, match="backend triton cannot run here: Triton is not installed"):
-        make_norm("triton", 8)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
-def test_a_gpu_that_does_not_work_is_named_with_its_cause() -> None:
-    pytest.importorskip("triton")
-    assert "its first kernel failed with " in str(problem_of("triton", CUDA, "bf16"))
-
-
-def test_the_kernels_refuse_a_cpu_tensor() -> None:
-    pytest.importorskip("triton")
-    layer = make_norm("triton", 8)
+    message = r"model\.norm=triton cannot run here: .*the device is cpu, set run\.device=cuda .*"
+    with pytest.raises(ValueError, match=message + "auto$"):
+        choose_backend("triton", CPU, "bf16")
     with pytest.raises(ValueError, match=r"activations on a GPU, not on cpu; set run\.device=cuda"):
-        layer(torch.ones(2, 8, 2, 2))
+        make_norm("triton", 8)(torch.ones(2, 8, 2, 2))
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="its first kernel failed with "):
+            choose_backend("triton", CUDA, "bf16")
 
 
-def test_apex_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    forget("apex", monkeypatch)
+@pytest.mark.parametrize("package", ["triton", "apex"])
+def test_a_package_that_is_not_installed(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget(package, monkeypatch)
     monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(
-        ValueError, match="NVIDIA's apex is not installed, build it from .* APEX_BNP"
-    ):
-        choose_backend("apex", CUDA, "fp16")
-
-
-def test_the_unrelated_apex_of_pypi_is_recognised(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # As apex 0.9.10.dev begins; importing it fails wherever pyramid is missing.
-    source = "from pyramid_mailer.interfaces import IMailer\n"
-    install_apex(tmp_path, {"__init__.py": source, "lib/__init__.py": ""}, monkeypatch)
-    with pytest.raises(ValueError, match="apex in .* is not NVIDIA's but the unrelated one"):
-        choose_backend("apex", CUDA, "fp16")
-
-
-def test_apex_without_its_extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = {"contrib/groupbn/batch_norm.py": "from . import bnp\n"}
-    install_apex(tmp_path, NVIDIA | layer, monkeypatch)
-    with pytest.raises(ValueError, match="without its bnp extension .*APEX_BNP=1"):
-        choose_backend("apex", CUDA, "fp16")
+    missing = {
+        "triton": "Triton is not installed, run pip install triton",
+        "apex": "NVIDIA's apex is not installed, build it from .* APEX_BNP",
+    }[package]
+    with pytest.raises(ValueError, match=missing):
+        choose_backend(package, CUDA, "fp16")
+    with pytest.raises(ValueError, match=f"backend {package} cannot run here: {missing}"):
+        make_norm(package, 8)
 
 
 @pytest.mark.parametrize(
-    ("device", "amp", "message"),
-    [(CUDA, "bf16", "optim.amp is bf16, set optim.amp=fp16"), (CPU, "fp16", "the device is cpu")],
-)
+    ("files", "device", "amp", "message"),
+    [
+        # As apex 0.9.10.dev of PyPI begins; importing it fails wherever pyramid is missing.
+        ({"__init__.py": "from pyramid_mailer.interfaces import IMailer\n"}, CUDA, "fp16",
+         "apex in .* is not NVIDIA's but the unrelated one"),
+        (NVIDIA | {LAYER: "from . import bnp\n"}, CUDA, "fp16",
+         "without its bnp extension .*APEX_BNP=1"),
+        (NVIDIA | {LAYER: ""}, CUDA, "bf16", "optim.amp is bf16, set optim.amp=fp16"),
+        (NVIDIA | {LAYER: ""}, CPU, "fp16", "the device is cpu"),
+    ],
+)  # fmt: skip
 def test_the_limits_of_apex(
-    device: torch.device, amp: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    install_apex(tmp_path, NVIDIA | {"contrib/groupbn/batch_norm.py": ""}, monkeypatch)
+    files: dict[str, str], device: torch.device, amp: str, message: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for name, source in files.items():
+        path = tmp_path / "apex" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    forget("apex", monkeypatch)
     with pytest.raises(ValueError, match=message):
         choose_backend("apex", device, amp)
 

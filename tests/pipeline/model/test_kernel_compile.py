@@ -48,6 +48,8 @@ CASES: list[tuple[Any, dict[str, Any]]] = [
     (kernels.input_gradients, MAPS | {"FIND_MASK": False, "TRAIN": False}),
 ]
 
+ELEMENTWISE = (kernels.normalize, kernels.gradient_sums, kernels.input_gradients)
+
 
 def compiled(kernel: Any, given: dict[str, Any], dtype: str, capability: int, aligned: bool) -> Any:
     """`kernel` for one architecture; `given` holds constants, None for an argument left out."""
@@ -81,51 +83,38 @@ def resources(cubin: bytes, folder: Path) -> dict[str, int]:
     return dict(zip(("registers", "stack", "local"), map(int, found.groups()), strict=True))
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
-def test_no_kernel_spills_or_uses_atomics(
-    dtype: str, capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "aligned"),
+    [
+        ("bf16", 80, True), ("fp32", 80, True), ("fp16", 90, True), ("fp32", 90, True),
+        ("fp16", 90, False),  # channels that nothing divides
+    ],
+)  # fmt: skip
+def test_no_kernel_spills_or_uses_atomics_and_activations_move_16_bytes_at_a_time(
+    dtype: str, capability: int, aligned: bool, tmp_path: Path
+) -> None:
     for kernel, given in CASES:
-        result = compiled(kernel, given, dtype, capability, aligned=True)
+        result = compiled(kernel, given, dtype, capability, aligned)
         used = resources(result.asm["cubin"], tmp_path)
         assert used["stack"] == 0 and used["local"] == 0, f"{result.name} {given}: {used}"
         # The largest is 152. 128 threads of that leave three programs to a multiprocessor.
-        assert used["registers"] <= 160, f"{result.name} {given}: {used}"
+        assert used["registers"] <= 160 or not aligned, f"{result.name} {given}: {used}"
         # No atomics: with them the order of a sum, and so its bits, would change from run to run.
         assert not re.search(r"\b(atom|red)\.", result.asm["ptx"]), result.name
+        if aligned and (dtype, capability) == ("fp16", 90) and kernel in ELEMENTWISE:
+            moves = re.findall(r"\b(?:ld|st)\.global[^;]*", result.asm["ptx"])
+            # The mask goes by bytes; a sum kernel ends with its few sums.
+            sums = "st.global.b32" if kernel is kernels.gradient_sums else "none"
+            narrow = [m for m in moves if ".v4." not in m and ".b8" not in m and sums not in m]
+            assert not narrow and len(moves) > 4, f"{kernel.fn.__name__} {given}: {narrow}"
 
 
-def test_activations_move_16_bytes_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    for kernel, given in CASES:
-        if kernel not in (kernels.normalize, kernels.gradient_sums, kernels.input_gradients):
-            continue
-        ptx = compiled(kernel, given, "fp16", 90, aligned=True).asm["ptx"]
-        moves = re.findall(r"\b(?:ld|st)\.global[^;]*", ptx)
-        # The mask goes by bytes; a sum kernel ends with its few sums.
-        sums = "st.global.b32" if kernel is kernels.gradient_sums else "none"
-        narrow = [m for m in moves if ".v4." not in m and ".b8" not in m and sums not in m]
-        assert not narrow and len(moves) > 4, f"{kernel.fn.__name__} {given}: {narrow}"
-
-
-def test_channels_that_nothing_divides_spill_nothing_either(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    for kernel, given in CASES:
-        result = compiled(kernel, given, "fp16", 90, aligned=False)
-        used = resources(result.asm["cubin"], tmp_path)
-        assert used["stack"] == 0 and used["local"] == 0, f"{result.name} {given}: {used}"
-
-
-def test_counts_of_one_which_triton_makes_constants_compile(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+def test_counts_of_one_which_triton_makes_constants_compile() -> None:
     ones = {"M": 1, "C": 1, "CHUNKS": 1}
     for kernel, given in CASES:
         narrow = {"BLOCK_C": 16} | {n: v for n, v in ones.items() if n in kernel.arg_names}

@@ -15,10 +15,11 @@ pytest.importorskip("triton")
 
 from norm_checks import Case, error, in_float64, require_close, tensors, with_kernels
 
+from pipeline.config import ModelConfig
 from pipeline.model.backends import choose_backend, interpreting, make_norm
-from pipeline.model.kernels import launch
+from pipeline.model.kernels.ops import backward_pass, forward_pass
 from pipeline.model.norm import running_statistics
-from pipeline.model.resnet import resnet
+from pipeline.model.resnet import build_network
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(interpreting(), reason="kernels are interpreted")]
 
@@ -73,12 +74,12 @@ def test_more_than_2_to_the_31_elements() -> None:
     x = x.permute(0, 3, 1, 2)
     parameters = [torch.ones(channels, device="cuda"), torch.zeros(channels, device="cuda")]
     running = [torch.zeros(channels, device="cuda"), torch.ones(channels, device="cuda")]
-    stats = torch.empty(1, 2, channels, device="cuda")
-    launch.statistics(x, *running, 1.0, 1e-5, stats[0])
-    y, mask = launch.normalize(x, stats, parameters, None, True, True)
+    y, mask, stats = forward_pass(
+        x, None, parameters, running, [1.0], [1e-5], relu=True, train=True, keep_mask=True
+    )
     wanted = (x[-2:].float() - stats[0, 0, :, None, None]) * stats[0, 1, :, None, None]
     assert error(y[-2:], wanted.relu()) < 2**-11 + 1e-6
-    *_, dx = launch.gradients(y, None, x, None, stats, parameters, mask, False, True, True)
+    *_, dx = backward_pass(y, None, x, None, parameters, stats, mask, False, True, True)
     assert error(running[1], torch.ones_like(running[1])) < 1e-3
     assert dx[-2:].isfinite().all() and dx[-2:].any()
 
@@ -110,11 +111,12 @@ def test_a_step_of_resnet50_is_as_exact_as_the_reference(amp: torch.dtype | None
     torch.manual_seed(0)
     images = torch.randn(16, 3, 128, 128, device="cuda")
     images = images.contiguous(memory_format=torch.channels_last)
-    plain = resnet(50, 1000).cuda()
+    config = ModelConfig(depth=50, zero_init_last_norm=False)
+    plain = build_network(config, 1000).cuda()
     for name, parameter in plain.named_parameters():
         if name.endswith("bn3.weight"):  # damps the branches: else gradients hold few digits
             nn.init.constant_(parameter, 0.2)
-    fused = resnet(50, 1000, norm="triton").cuda()
+    fused = build_network(config, 1000, "triton").cuda()
     fused.load_state_dict(plain.state_dict())
     exact = copy.deepcopy(plain).double()
     tf32 = torch.backends.cudnn.allow_tf32
@@ -133,7 +135,8 @@ def test_a_step_of_resnet50_is_as_exact_as_the_reference(amp: torch.dtype | None
 @pytest.mark.slow
 def test_compiled_it_equals_eager() -> None:
     torch.manual_seed(0)
-    eager = resnet(18, 10, norm="triton").cuda()
+    config = ModelConfig(depth=18, zero_init_last_norm=False)
+    eager = build_network(config, 10, "triton").cuda()
     compiled = copy.deepcopy(eager)
     run = torch.compile(compiled, fullgraph=True)
     images = torch.randn(8, 3, 64, 64, device="cuda").contiguous(memory_format=torch.channels_last)

@@ -8,8 +8,7 @@ import pytest
 import torch
 from rank_checks import CHECKS
 
-from pipeline.ranks.averaging import row_major_view
-from pipeline.ranks.horovod import HorovodWorld
+from pipeline.ranks.horovod import HorovodWorld, row_major_view
 from pipeline.ranks.world import World
 
 RANK_CHECKS = jobs.REPOSITORY / "tests" / "rank_checks.py"

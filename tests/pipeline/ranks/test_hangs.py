@@ -27,7 +27,6 @@ WATCHED = (f"--run.step_timeout_sec={LIMIT_SEC:g}",)
 CASES: dict[str, tuple[str, ...]] = {
     # The sixth batch of a rank is that of step 5; it is prepared while step 3 is computed.
     "sleep-loader:6:1": WATCHED,
-    "pause-step:5:1": WATCHED,
     "kill-average:6:1": WATCHED,
     "never-start:60:1": WATCHED,
     "pause-step:5:1 in gloo": (),
@@ -108,12 +107,6 @@ def test_a_rank_that_sleeps_in_the_loader(hung):
     assert job.codes[1] == FAILED
     assert "in sleep_in_loader" in job.stacks(1)
     assert "in maximum" in job.stacks(0)
-
-
-def test_a_stopped_rank(hung):
-    job = hung["pause-step:5:1"]
-    assert_told(job, rf"{job.rank1} is stopped \(SIGSTOP, Ctrl-Z or a debugger\)")
-    assert "in synchronize" in job.stacks(0)
 
 
 def test_a_stopped_rank_that_gloo_gives_up_before_the_watchdog(hung):

@@ -9,27 +9,19 @@ ALL_CORES = tuple(range(16))
 FOUR_GPUS = ("gpu-a", "gpu-b", "gpu-c", "gpu-d")
 
 
-def test_ranks_that_see_the_whole_node_divide_it():
-    places = [Place("n1", ALL_CORES, FOUR_GPUS)] * 4 + [Place("n2", ALL_CORES, ("gpu-e",))]
-    assert [share_of(places, rank) for rank in range(5)] == [
-        Share(4, 0), Share(4, 1), Share(4, 2), Share(4, 3), Share(16, 0)
-    ]  # fmt: skip
-
-
-def test_ranks_that_see_their_own_part_have_it_whole():
-    places = [
-        Place("n1", tuple(range(4 * i, 4 * i + 4)), (gpu,)) for i, gpu in enumerate(FOUR_GPUS)
-    ]
-    assert [share_of(places, rank) for rank in range(4)] == [Share(4, 0)] * 4
-
-
-def test_more_ranks_than_cores_have_one_core_each():
-    assert share_of([Place("n1", (0,), ())] * 3, 2).cores == 1
-
-
-def test_nodes_without_gpus_do_not_count_as_sharing():
-    places = [Place("n1", ALL_CORES, ()), Place("n2", ALL_CORES, ())]
-    assert share_of(places, 1) == Share(16, 0)
+@pytest.mark.parametrize(
+    ("places", "shares"),
+    [
+        ([Place("n1", ALL_CORES, FOUR_GPUS)] * 4 + [Place("n2", ALL_CORES, ("gpu-e",))],
+         [*(Share(4, gpu) for gpu in range(4)), Share(16, 0)]),  # those of a node divide it
+        ([Place("n1", ALL_CORES[4 * i : 4 * i + 4], (gpu,)) for i, gpu in enumerate(FOUR_GPUS)],
+         [Share(4, 0)] * 4),  # each sees its own part
+        ([Place("n1", ALL_CORES, ()), Place("n2", ALL_CORES, ())], [Share(16, 0)] * 2),
+        ([Place("n1", (0,), ())] * 3, [Share(1, gpu) for gpu in range(3)]),  # too few cores
+    ],
+)  # fmt: skip
+def test_ranks_divide_what_they_share(places, shares):
+    assert [share_of(places, rank) for rank in range(len(places))] == shares
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

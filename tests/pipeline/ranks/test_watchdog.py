@@ -17,10 +17,6 @@ from pipeline.ranks.heartbeat import Beat, Peer
 from pipeline.ranks.watchdog import Report, explain, find_laggards, read_report
 
 SCRIPT = jobs.REPOSITORY / "tests" / "watchdog_rank.py"
-CASES = (
-    "stall,wait", "wait,freeze", "wait,pause,wait", "wait,wait", "work,stall", "stall", "freeze",
-    "finish,finish",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,10 +26,6 @@ class Ended:
     folder: Path
     codes: list[int | None]
     text: str
-
-    @property
-    def cause(self) -> str:
-        return (self.folder / "failure.txt").read_text()
 
     def stacks(self, rank: int) -> str:
         return (self.folder / "stacks" / f"rank-{rank}.txt").read_text()
@@ -59,79 +51,60 @@ def end(folder: Path, doings: str, ranks: list[subprocess.Popen[str]]) -> Ended:
     try:
         for r, doing in enumerate(doings.split(",")):
             if len(ranks) == 1 or doing not in ("freeze", "pause"):
-                codes[r] = ranks[r].wait(30.0)
+                codes[r] = ranks[r].wait(120.0)
     finally:
         for rank in ranks:
             rank.kill()
     return Ended(folder, codes, "".join(rank.communicate()[0] for rank in ranks))
 
 
+# What each rank does, its exit code, what the cause says (WHO0 stands for rank 0's name), and the
+# function that each rank's last stack shows.
+HANGS = [
+    ("stall,wait", [1, 1],
+     r"error: no progress within run\.step_timeout_sec=1: WHO0 has been in phase data of step 12 "
+     r"for \d s \(stack in \S+/stacks/rank-0\.txt\); rank 1 has waited in phase average of step 12 "
+     r"for \d s; .*start again", {0: "stall", 1: "wait"}),
+    ("wait,freeze", [1, None],
+     r"WHO1 is stuck in native code that holds Python's lock \(GIL\) \(stack in", {1: "freeze"}),
+    ("wait,pause,wait", [1, None, 1], r"WHO1 is stopped \(SIGSTOP", {0: "wait", 2: "wait"}),
+    ("wait,wait", [1, 1], "all 2 ranks wait for each other, so look at network and GPUs; rank", {}),
+    ("work,stall", [1, 1], "sec=1: WHO1 has been in phase data", {0: "work"}),
+    ("stall", [1], r"\(process \d+\).* has been in phase data of step 12", {0: "stall"}),
+    ("freeze", [-signal.SIGALRM], None, {0: "freeze"}),  # alone, with nobody to tell of it
+]  # fmt: skip
+QUIET = "finish,finish"
+
+
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """Every job of `CASES` after its end."""
+    """Every job of `HANGS` after its end, and one without a hang."""
     root = tmp_path_factory.mktemp("watched")
-    started = {case: start(root / case, case) for case in CASES}
+    started = {case: start(root / case, case) for case in [QUIET, *(hang[0] for hang in HANGS)]}
     return {case: end(root / case, case, ranks) for case, ranks in started.items()}
 
 
-def test_a_rank_that_hangs_in_its_own_work_is_named_with_its_phase(ended):
-    job = ended["stall,wait"]
-    assert job.codes == [1, 1], job.text
-    assert re.match(
-        rf"error: no progress within run\.step_timeout_sec=1: {job.who(0)} has been in phase data "
-        r"of step 12 for \d s \(stack in \S+/stacks/rank-0\.txt\); rank 1 has waited in phase "
-        r"average of step 12 for \d s; .*start again",
-        job.cause,
-    ), job.cause
-    assert job.text.count("error:") == 1, "one rank speaks"
-    assert job.cause.splitlines()[0] in job.text
-    assert "in stall" in job.stacks(0) and "in wait" in job.stacks(1)
+@pytest.mark.parametrize(("case", "codes", "cause", "stacks"), HANGS, ids=[h[0] for h in HANGS])
+def test_a_hang_ends_the_job_and_names_who_holds_it_up(ended, case, codes, cause, stacks):
+    job = ended[case]
+    assert job.codes == codes, job.text
+    if cause is not None:
+        told = (job.folder / "failure.txt").read_text()
+        cause = re.sub(r"WHO(\d)", lambda found: job.who(int(found[1])), cause)
+        assert re.search(cause, told), told
+        assert job.text.count("error:") == 1, "one rank speaks"
+        assert told.splitlines()[0] in job.text
+    for rank, function in stacks.items():
+        assert f"in {function}" in job.stacks(rank)
 
 
-def test_a_rank_whose_native_code_holds_the_gil_still_gives_its_stack(ended):
-    job = ended["wait,freeze"]
-    assert job.codes == [1, None], job.text
-    said = rf"{job.who(1)} is stuck in native code that holds Python's lock \(GIL\) \(stack in"
-    assert re.search(said, job.cause), job.cause
-    assert "in freeze" in job.stacks(1)
-
-
-def test_a_stopped_rank_is_named_and_all_others_leave_their_stacks(ended):
-    job = ended["wait,pause,wait"]
-    assert job.codes == [1, None, 1], job.text
-    assert re.search(rf"{job.who(1)} is stopped \(SIGSTOP", job.cause), job.cause
-    assert "in wait" in job.stacks(0) and "in wait" in job.stacks(2)
-
-
-def test_ranks_that_all_wait_for_each_other_are_not_blamed(ended):
-    job = ended["wait,wait"]
-    assert job.codes == [1, 1], job.text
-    assert "all 2 ranks wait for each other, so look at network and GPUs; rank" in job.cause
-
-
-def test_a_rank_that_still_works_reports_when_another_hangs(ended):
-    job = ended["work,stall"]
-    assert job.codes == [1, 1], job.text
-    assert re.search(rf"sec=1: {job.who(1)} has been in phase data", job.cause), job.cause
-    beat = Beat.read(job.stacks(0).splitlines()[1])
+def test_a_rank_that_still_works_reports_where_it_stands(ended):
+    beat = Beat.read(ended["work,stall"].stacks(0).splitlines()[1])
     assert (beat.phase, beat.step, beat.waiting) == ("validate", 12, False)
-    assert "in work" in job.stacks(0)
-
-
-def test_a_process_alone_ends_too(ended):
-    job = ended["stall"]
-    assert job.codes == [1]
-    assert "(process" in job.cause and "has been in phase data of step 12" in job.cause
-
-
-def test_a_frozen_process_alone_leaves_its_stack_and_ends_by_sigalrm(ended):
-    job = ended["freeze"]
-    assert job.codes == [-signal.SIGALRM]
-    assert "in freeze" in job.stacks(0)
 
 
 def test_beats_keep_the_watchdog_quiet_and_a_good_end_leaves_no_files(ended):
-    job = ended["finish,finish"]
+    job = ended[QUIET]
     assert job.codes == [0, 0] and job.text == ""
     assert sorted(f.name for f in job.folder.iterdir()) == ["made", "peer-0", "peer-1"]
 

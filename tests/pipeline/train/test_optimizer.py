@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from pipeline.config import ModelConfig
-from pipeline.model.network import build_network
 from pipeline.model.norm import BatchNormAct
-from pipeline.model.resnet import resnet
+from pipeline.model.resnet import build_network
 from pipeline.train.optimizer import build_optimizer, named_norms, norms, set_lr
 
 
@@ -30,7 +29,7 @@ def backward(model: nn.Module, seed: int = 0, side: int = 8) -> None:
 
 @pytest.mark.parametrize(("decay", "expected"), [(True, 1e-4), (False, 0.0)])
 def test_each_parameter_is_in_one_group_and_norm_and_bias_have_their_own_decay(decay, expected):
-    model = resnet(18, 10)
+    model = build_network(ModelConfig(depth=18), 10)
     optimizer = build_optimizer(model, 0.1, 0.9, 1e-4, decay_norm_and_bias=decay)
     weights, others = optimizer.param_groups
     assert (weights["name"], weights["weight_decay"]) == ("weights", 1e-4)
@@ -70,11 +69,13 @@ def test_steps_have_the_bits_of_torchs_own_optimizer_also_when_the_rate_falls(de
 
 
 def test_momentum_buffers_stay_channels_last_also_after_a_load():
-    model = resnet(18, 10)
+    model = build_network(ModelConfig(depth=18), 10)
     optimizer = build_optimizer(model, 0.1, 0.9, 1e-4, decay_norm_and_bias=False)
     backward(model, side=32)
     optimizer.step()
-    loaded = build_optimizer(resnet(18, 10), 0.1, 0.9, 1e-4, decay_norm_and_bias=False)
+    loaded = build_optimizer(
+        build_network(ModelConfig(depth=18), 10), 0.1, 0.9, 1e-4, decay_norm_and_bias=False
+    )
     loaded.load_state_dict(optimizer.state_dict())
     for one in (optimizer, loaded):
         kernels = [p for p in one.param_groups[0]["params"] if p.ndim == 4]

@@ -22,8 +22,8 @@ from pipeline.config.reading import load_config
 from pipeline.data.dali.settings import choose_decoding
 from pipeline.data.index.manifest import open_manifest
 from pipeline.ranks.places import Share
-from pipeline.ranks.stop import StopSignal
 from pipeline.ranks.world import World
+from pipeline.system.failure import StopSignal
 from pipeline.train.folder import RunFolder
 from pipeline.train.trainer import Trainer
 

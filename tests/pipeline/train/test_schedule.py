@@ -191,7 +191,7 @@ def test_a_warm_up_as_long_as_a_run_in_steps_is_refused():
         ({"epochs": None, "steps": 0}, "schedule.steps=0 must"),
         (
             {"drop_steps": (5,)},
-            "either in schedule.drop_epochs=[30.0, 60.0, 80.0] or in schedule.drop_steps=[5]; set",
+            "either in schedule.drop_epochs=[30.0,60.0,80.0] or in schedule.drop_steps=[5]; set",
         ),
         ({"drop_epochs": None}, "or in schedule.drop_steps=null; set one of them ([] for no drops"),
         ({"drop_epochs": None, "drop_steps": (5, 5)}, "schedule.drop_steps=[5, 5] must"),

@@ -23,8 +23,7 @@ from one_process import train_here
 from run_files import checkpoint_steps, metrics, newest_checkpoint, state_differences
 
 from pipeline.config import ConfigError, RunConfig
-from pipeline.ranks.stop import GO_ON, STOP_SIGNALS, StopSignal
-from pipeline.system.failure import Reported
+from pipeline.system.failure import GO_ON, STOP_SIGNALS, Reported, StopSignal
 from pipeline.train.folder import RunFolder, Stop
 from pipeline.train.run import against_expectation
 
@@ -221,5 +220,5 @@ def test_the_summary_says_whether_the_expectation_was_reached():
     assert against_expectation(0.9, 0.95) == (
         "below expectation: top-1 90.00% is 5.00 points under the 95.00% of run.expect_top1"
     )
-    with pytest.raises(ConfigError, match=r"run\.expect_top1=95 must be a share in \[0, 1\]"):
+    with pytest.raises(ConfigError, match=r"run\.expect_top1=95 must lie in \[0, 1\], or null"):
         RunConfig(expect_top1=95)

@@ -1,9 +1,9 @@
-"""Settings without effect: they are known as such, and two trainings that differ in them alone are
-one."""
+"""Idle settings: they are known as such, and two trainings that differ in them alone are one."""
 
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from one_process import train_here
 
 from pipeline.config import Config
-from pipeline.config.effect import idle_settings, settings_of, without_effect
+from pipeline.config.idle import idle_settings, shown_idle
 from pipeline.config.reading import load_config
 from pipeline.data.stream import train_planner, val_planner
 from pipeline.model.network import network_facts, network_of
@@ -29,41 +29,39 @@ CIFAR = (
 JITTER = ("--data.train_crop=scale_jitter",)
 PLATEAU = ("--schedule.rule=plateau",)
 UNTIL_ERROR = ("--schedule.warmup_epochs=0", "--schedule.warmup_until_error=0.8")
-CASES = [
-    (JITTER, "data.area", "[0.5,1]"),
-    (JITTER, "data.padding", "2"),
-    ((), "data.short_side", "[300,400]"),
-    ((), "data.padding", "2"),
-    (CIFAR, "data.area", "[0.5,1]"),
-    (CIFAR, "data.short_side", "[300,400]"),
-    (CIFAR, "data.val_resize", "64"),
-    (CIFAR, "model.variant", "v1"),
-    (("--model.depth=34",), "model.variant", "v1"),
-    (PLATEAU, "schedule.drop_epochs", "[3]"),
-    ((*PLATEAU, "--schedule.max_drops=0"), "schedule.patience", "7"),
-    ((*PLATEAU, "--schedule.max_drops=0"), "schedule.min_improvement", "0.5"),
-    ((), "schedule.patience", "7"),
-    ((), "schedule.min_improvement", "0.5"),
-    ((), "schedule.max_drops", "9"),
-    (("--schedule.warmup_epochs=0",), "schedule.warmup_start_factor", "0.5"),
-    (("--optim.weight_decay=0",), "optim.decay_norm_and_bias", "true"),
-]
-WITH_EFFECT = [
-    ((), "data.area", "[0.5,1]"),
-    ((), "data.val_resize", "300"),
-    ((), "model.variant", "v1"),
-    ((), "schedule.drop_epochs", "[3]"),
-    ((), "schedule.warmup_start_factor", "0.5"),
-    ((), "optim.decay_norm_and_bias", "true"),
-    (JITTER, "data.short_side", "[300,400]"),
-    (CIFAR, "data.padding", "2"),
-    (PLATEAU, "schedule.patience", "7"),
-    (PLATEAU, "schedule.min_improvement", "0.5"),
-    (PLATEAU, "schedule.max_drops", "9"),
-    (UNTIL_ERROR, "schedule.warmup_start_factor", "0.5"),
-]
+# Settings, with what they are given, by the options beside them.
+IDLE = {
+    (): {"data.short_side": "[300,400]", "data.padding": "2", "schedule.patience": "7",
+         "schedule.min_improvement": "0.5", "schedule.max_drops": "9"},
+    JITTER: {"data.area": "[0.5,1]", "data.padding": "2"},
+    CIFAR: {"data.area": "[0.5,1]", "data.short_side": "[300,400]", "data.val_resize": "64",
+            "model.variant": "v1"},
+    ("--model.depth=34",): {"model.variant": "v1"},
+    PLATEAU: {"schedule.drop_epochs": "[3]"},
+    (*PLATEAU, "--schedule.max_drops=0"): {"schedule.patience": "7",
+                                           "schedule.min_improvement": "0.5"},
+    ("--schedule.warmup_epochs=0",): {"schedule.warmup_start_factor": "0.5"},
+    ("--optim.weight_decay=0",): {"optim.decay_norm_and_bias": "true"},
+}  # fmt: skip
+COUNTING = {
+    (): {"data.area": "[0.5,1]", "data.val_resize": "300", "model.variant": "v1",
+         "schedule.drop_epochs": "[3]", "schedule.warmup_start_factor": "0.5",
+         "optim.decay_norm_and_bias": "true"},
+    JITTER: {"data.short_side": "[300,400]"},
+    CIFAR: {"data.padding": "2"},
+    PLATEAU: {"schedule.patience": "7", "schedule.min_improvement": "0.5",
+              "schedule.max_drops": "9"},
+    UNTIL_ERROR: {"schedule.warmup_start_factor": "0.5"},
+}  # fmt: skip
 
 
+def cases(table: dict[tuple[str, ...], dict[str, str]]) -> list[tuple[tuple[str, ...], str, str]]:
+    return [
+        (beside, *setting) for beside, settings in table.items() for setting in settings.items()
+    ]
+
+
+@cache
 def configured(*options: str) -> Config:
     return load_config(["--config=configs/resnet50.yaml", "--run.name=a", *options], "", "")
 
@@ -89,36 +87,36 @@ def facts(config: Config) -> dict[str, Any]:
     return fingerprint(config, {"train": "aa", "val": "bb"})
 
 
-@pytest.mark.parametrize(("options", "name", "value"), CASES)
-def test_a_setting_without_effect_changes_nothing_that_is_trained(options, name, value):
+@pytest.mark.parametrize(("options", "name", "value"), cases(IDLE))
+def test_an_idle_setting_changes_nothing_that_is_trained(options, name, value):
     one, other = configured(*options), configured(*options, f"--{name}={value}")
     assert one.get(name) != other.get(name)
-    assert name in without_effect(settings_of(one))
-    assert name in without_effect(settings_of(other))
+    assert name in idle_settings(one.values())
+    assert name in idle_settings(other.values())
     assert what_is_trained(one) == what_is_trained(other)
     # A checkpoint of either goes on with the other.
     require_same_run(Path("a.pt"), facts(one), compared(facts(other), other))
     require_same_run(Path("a.pt"), facts(other), compared(facts(one), one))
 
 
-@pytest.mark.parametrize(("options", "name", "value"), WITH_EFFECT)
-def test_a_setting_with_effect_is_compared(options, name, value):
+@pytest.mark.parametrize(("options", "name", "value"), cases(COUNTING))
+def test_a_setting_that_counts_is_compared(options, name, value):
     one, other = configured(*options), configured(*options, f"--{name}={value}")
     assert what_is_trained(one) != what_is_trained(other)
     with pytest.raises(ValueError, match=f"belongs to another run .{name}: .* now.; set these"):
         require_same_run(Path("a.pt"), facts(one), compared(facts(other), other))
 
 
-def test_what_takes_an_effect_away_is_itself_compared():
-    """Else a setting could get its effect back within a run, unnoticed."""
-    for options in {options for options, _, _ in (*CASES, *WITH_EFFECT)}:
+def test_what_makes_a_setting_idle_is_itself_compared():
+    """Else a setting could count again within a run, unnoticed."""
+    for options in {**IDLE, **COUNTING}:
         config = configured(*options)
         kept = compared(facts(config), config)
-        for reasons in without_effect(settings_of(config)).values():
+        for reasons in idle_settings(config.values()).values():
             assert set(reasons) <= kept.keys()
 
 
-def test_a_setting_that_gets_an_effect_is_compared_with_what_the_checkpoint_kept():
+def test_a_setting_that_comes_to_count_is_compared_with_what_the_checkpoint_kept():
     plateau = configured(*PLATEAU, "--schedule.drop_epochs=[3]")
     steps = configured("--schedule.drop_epochs=[7]")
     with pytest.raises(ValueError) as error:
@@ -128,8 +126,8 @@ def test_a_setting_that_gets_an_effect_is_compared_with_what_the_checkpoint_kept
 
 
 def test_those_that_somebody_set_are_told_with_the_reason():
-    assert idle_settings(Config()) == ""
-    told = idle_settings(configured(*JITTER, "--data.area=[0.5,1]", "--model.depth=34",
+    assert shown_idle(Config()) == ""
+    told = shown_idle(configured(*JITTER, "--data.area=[0.5,1]", "--model.depth=34",
                                     "--model.variant=v1"))  # fmt: skip
     assert told == (
         "data.area=[0.5,1.0] (at data.train_crop=scale_jitter), "

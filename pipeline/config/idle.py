@@ -1,6 +1,6 @@
-"""Settings that make no difference in a configuration, because of another setting.
+"""Idle settings: those that change nothing of what is trained, because of another setting.
 
-Two configurations that differ in such settings alone are one training. Imports nothing heavy.
+Two configurations that differ in such settings alone are one training.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.config import Config, setting_names
-from pipeline.config.help import shown
+from pipeline.config import Config
+from pipeline.config.setting import shown
 from pipeline.config.training import has_bottlenecks
 
 _OF_CROP = {
@@ -20,12 +20,7 @@ _OF_CROP = {
 _OF_PLATEAU = ("schedule.patience", "schedule.min_improvement")
 
 
-def settings_of(config: Config) -> dict[str, Any]:
-    """Every setting by `part.name`."""
-    return {name: config.get(name) for name in setting_names()}
-
-
-def without_effect(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+def idle_settings(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """The settings that change nothing of what is trained, each with those that make it so.
 
     `settings` are all of a configuration by `part.name`. What makes a setting idle is never free to
@@ -53,13 +48,13 @@ def without_effect(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     return idle
 
 
-def idle_settings(config: Config) -> str:
-    """Those without effect that are not at their defaults, for the log; empty if there are none."""
-    settings, defaults = settings_of(config), settings_of(Config())
+def shown_idle(config: Config) -> str:
+    """The idle settings that are not at their defaults, for the log; empty if there are none."""
+    settings, defaults = config.values(), Config().values()
     found = [
         f"{name}={shown(settings[name])} "
         f"(at {' and '.join(f'{why}={shown(settings[why])}' for why in reasons)})"
-        for name, reasons in without_effect(settings).items()
+        for name, reasons in idle_settings(settings).items()
         if settings[name] != defaults[name]
     ]
     return ", ".join(found)
