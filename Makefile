@@ -8,7 +8,7 @@
 #
 # make train NP=4 ARGS='--run.name=x'     other ranks, other settings
 # make paper-mini SEEDS='0 1 2'           each network once for each seed
-# make train TORCH=torch==2.11.0          another PyTorch: makes the environment anew
+# make train TORCH=torch==2.11.0          another PyTorch: makes a new environment
 # make train PYTHON=python3.12            another Python, likewise
 
 PYTHON ?= python3
@@ -25,7 +25,7 @@ train: environment
 	@.venv/bin/python -m pipeline.prepare demo --out data/demo
 	@.venv/bin/horovodrun -np $(NP) .venv/bin/python -m pipeline.train --config configs/demo.yaml $(ARGS)
 
-# Every finished network is kept, so that a call that was interrupted goes on where it was.
+# Every finished network is kept, so that an interrupted call continues where it was.
 paper-mini: environment
 	@.venv/bin/python -m pipeline.prepare mini --out data/mini
 	@for seed in $(SEEDS); do for net in plain-20 plain-44 resnet-20 resnet-44; do \

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 
 # The PyTorch that the project is tested with; `make train TORCH=torch==2.11.0` takes another.
@@ -28,7 +29,7 @@ SOURCES = ("setup.py", "pyproject.toml", "launch/environment.py", "launch/horovo
 
 
 class SetupError(Exception):
-    """The set-up cannot go on; each line of the message is one sentence for the user."""
+    """The set-up cannot continue; each line of the message is one sentence for the user."""
 
 
 def missing(
@@ -37,30 +38,30 @@ def missing(
     version: tuple[int, int] = sys.version_info[:2],
     has_ensurepip: bool = importlib.util.find_spec("ensurepip") is not None,
 ) -> list[str]:
-    """What the machine lacks, one sentence each, with the Debian package that has it.
+    """What is not on the machine, one sentence each, with the Debian package that has it.
 
     `path` is searched for programs and `headers` for Python.h; `version` and `has_ensurepip`
     describe the Python that runs this.
     """
-    lacks = []
+    absent = []
     if not OLDEST_PYTHON <= version <= NEWEST_PYTHON:
-        lacks.append(
+        absent.append(
             f"Python {version[0]}.{version[1]} is outside 3.10 to 3.12: name another one with "
             "`make PYTHON=python3.11`, on Debian 12 from the Debian package python3."
         )
     if not has_ensurepip:
-        lacks.append(
+        absent.append(
             "Python's venv module cannot make an environment: install the Debian package "
             "python3-venv."
         )
     if not (headers / "Python.h").is_file():
-        lacks.append(f"Python.h is not in {headers}: install the Debian package python3-dev.")
+        absent.append(f"Python.h is not in {headers}: install the Debian package python3-dev.")
     for program in ("g++", "make"):
         if shutil.which(program, path=path) is None:
-            lacks.append(
+            absent.append(
                 f"the program {program} is not on the PATH: install the Debian package {program}."
             )
-    return lacks
+    return absent
 
 
 def dali_extra(cuda: str | None) -> str:
@@ -95,7 +96,6 @@ class Environment:
         self.python = self.venv / "bin" / "python"
         self._ready = self.venv / ".ready"
         self._made_for = self.venv / ".made-for"
-        self._installing = self.venv / ".installing"
 
     def is_ready(self) -> bool:
         """Whether a set-up from these very files has finished."""
@@ -118,12 +118,10 @@ class Environment:
 
         DALI's two wheels share their files, so that a change of PyTorch never reuses one.
         """
-        if not self._made_for.is_file() or self._installing.exists():
-            return False
-        return self._made_for.read_text() == self._purpose()
+        return self._made_for.is_file() and self._made_for.read_text() == self._purpose()
 
     def make_venv(self) -> None:
-        """Makes `.venv` anew unless what stands can be gone on with."""
+        """Makes a new `.venv` unless the set-up can continue with the one that is there."""
         if self.is_whole():
             return
         _say(f"Python environment {self.venv}")
@@ -136,15 +134,15 @@ class Environment:
     def stage(self, name: str, *command: str) -> None:
         """Runs one installation; SetupError if it fails.
 
-        When it does not get to its end, a package may be there in part: pip would take it for
-        installed, so the next set-up starts from an empty environment.
+        If it is cut short, a package may be there in part, which pip would take for installed:
+        without the file `.made-for` the next set-up starts from an empty environment.
         """
         _say(name)
-        self._installing.touch()
+        self._made_for.unlink()
         done = subprocess.run(command, cwd=self.root, stdout=subprocess.DEVNULL, check=False)
         if done.returncode != 0:
             raise SetupError(f"the set-up stopped at {name}: the reason is above.")
-        self._installing.unlink()
+        self._made_for.write_text(self._purpose())
 
     def _purpose(self) -> str:
         return f"{self.torch}, Python {sys.version}"
@@ -162,20 +160,10 @@ def _say(line: str) -> None:
     print(f"set-up: {line}", flush=True)
 
 
-def main() -> int:
-    """0 when the environment stands, 2 after the sentences that say why it does not."""
-    root = Path(__file__).resolve().parents[1]
-    environment = Environment(root, os.environ.get("TORCH") or TORCH)
-    if environment.is_ready():
-        return 0
+def exit_code(work: Callable[[], None]) -> int:
+    """Does a part of the set-up: 0, or 2 after the sentences that say why it cannot be done."""
     try:
-        lacks = missing(os.environ.get("PATH", ""), Path(sysconfig.get_path("include")))
-        if lacks:
-            raise SetupError("\n".join(lacks))
-        with open(root / ".venv.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # `make train` and `make test` at the same time
-            if not environment.is_ready():
-                environment.set_up()
+        work()
     except SetupError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -185,5 +173,20 @@ def main() -> int:
     return 0
 
 
+def main() -> None:
+    """Sets this checkout up unless that is done; raises SetupError."""
+    root = Path(__file__).resolve().parents[1]
+    environment = Environment(root, os.environ.get("TORCH") or TORCH)
+    if environment.is_ready():
+        return
+    absent = missing(os.environ.get("PATH", ""), Path(sysconfig.get_path("include")))
+    if absent:
+        raise SetupError("\n".join(absent))
+    with open(root / ".venv.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # `make train` and `make test` at the same time
+        if not environment.is_ready():
+            environment.set_up()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

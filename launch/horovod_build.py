@@ -26,6 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.environment import SetupError, exit_code
 from pipeline.system.files import locked
 
 HOROVOD = "0.28.1"
@@ -36,7 +37,7 @@ RECIPE = 1
 LOG_TAIL_LINES, LOG_TAIL_WIDTH = 30, 300  # a command line in the log is 4 kB wide
 
 
-class BuildError(ValueError):
+class BuildError(SetupError):
     """Horovod cannot be built or does not work here; the message is one sentence for the user."""
 
 
@@ -53,14 +54,12 @@ class Edit:
 CXX17_EDITS = (
     Edit("CMakeLists.txt", "set(CMAKE_CXX_STANDARD 14)", "set(CMAKE_CXX_STANDARD 17)"),
     Edit(
-        "horovod/torch/CMakeLists.txt",
-        "set(CMAKE_CXX_STANDARD 14)",
-        "set(CMAKE_CXX_STANDARD 17)",
+        "horovod/torch/CMakeLists.txt", "set(CMAKE_CXX_STANDARD 14)", "set(CMAKE_CXX_STANDARD 17)"
     ),
     Edit("third_party/gloo/CMakeLists.txt", " -std=c++11 -fPIC", " -fPIC"),
 )
-# Horovod takes a CUDA build of PyTorch beside a CUDA folder without a compiler (as run-time
-# containers have it) for a wish to build GPU code, and fails.
+# Given a CUDA build of PyTorch and a CUDA folder without a compiler, as in run-time containers,
+# Horovod tries to build GPU code, and fails.
 NO_CUDA_EDITS = (
     Edit(
         "cmake/Modules/FindPytorch.cmake",
@@ -115,12 +114,11 @@ def this_target() -> Target:
 
 def find_nvcc(environ: Mapping[str, str]) -> Path | None:
     """The CUDA compiler: in CUDA_HOME if that is set, on the PATH, or in /usr/local/cuda."""
-    folders = [Path(folder) for folder in environ.get("PATH", "").split(os.pathsep) if folder]
+    folders = [environ.get("PATH", ""), "/usr/local/cuda/bin"]
     if environ.get("CUDA_HOME"):
-        folders.insert(0, Path(environ["CUDA_HOME"]) / "bin")
-    folders.append(Path("/usr/local/cuda/bin"))
-    found = (folder / "nvcc" for folder in folders)
-    return next((nvcc for nvcc in found if os.access(nvcc, os.X_OK)), None)
+        folders.insert(0, f"{environ['CUDA_HOME']}/bin")
+    found = shutil.which("nvcc", path=os.pathsep.join(folders))
+    return None if found is None else Path(found)
 
 
 def cuda_home(nvcc: Path) -> Path:
@@ -294,14 +292,14 @@ def _say(line: str) -> None:
     print(f"set-up: {line}", file=sys.stderr, flush=True)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Prints the wheel's path; 0, or 2 after one sentence on stderr."""
+def main() -> None:
+    """Builds, installs if asked to, and prints the wheel's path; raises BuildError."""
     parser = argparse.ArgumentParser(
         prog="python -m launch.horovod_build",
         description=f"Build Horovod {HOROVOD} for this environment's PyTorch; print the wheel.",
     )
     parser.add_argument("--install", action="store_true", help="also install the wheel and try it")
-    options = parser.parse_args(argv)
+    options = parser.parse_args()
     target = this_target()
     if target.cuda is not None and not target.nccl:
         _say(
@@ -309,19 +307,12 @@ def main(argv: list[str] | None = None) -> int:
             "will reduce gradients through host memory (Gloo): for NCCL install the CUDA toolkit, "
             f"or set CUDA_HOME to it, and run `make clean` and the set-up again."
         )
-    try:
-        built = wheel(target)
-        if options.install:
-            install(built)
-            verify(target)
-    except BuildError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    built = wheel(target)
+    if options.install:
+        install(built)
+        verify(target)
     print(built)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

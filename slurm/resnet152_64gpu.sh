@@ -3,7 +3,7 @@
 #   sbatch slurm/resnet152_64gpu.sh
 #   sbatch --nodes=4 slurm/resnet152_64gpu.sh                 the same run, half the GPUs
 #   sbatch slurm/resnet152_64gpu.sh --data.root=/scratch/imagenet --run.name=other
-# Five minutes before the time limit the job saves, goes back into the queue and goes on later.
+# Five minutes before the time limit the job saves and requeues itself, to resume later.
 # docs/slurm.md has the rest.
 #SBATCH --job-name=resnet152_64gpu
 #SBATCH --output=%x-%j.log

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # ResNet-50 on ImageNet on one node of 8 GPUs. From the top of the checkout:
 #   sbatch slurm/resnet50_8gpu.sh [--data.root=DIR and other settings]
-# Five minutes before the time limit the job saves, goes back into the queue and goes on later.
+# Five minutes before the time limit the job saves and requeues itself, to resume later.
 #SBATCH --job-name=resnet50_8gpu
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append

@@ -20,12 +20,14 @@ from pathlib import Path
 
 from jobs import environment, wait_for
 
+NODES = ("node1", "node2")
+_BOTH = "node[1-2]"
 GPUS_PER_NODE = 8
 _PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "sinfo")
 _SLURM_CONF = """\
 ClusterName=test
 SlurmctldHost=localhost(127.0.0.1)
-SlurmctldPort={ports[0]}
+SlurmctldPort={port}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/none
@@ -72,9 +74,8 @@ def missing_programs() -> list[str]:
 class Cluster:
     """A running Slurm: `run` gives its commands, `submit` a batch script."""
 
-    def __init__(self, folder: Path, conf: Path, nodes: list[str]) -> None:
+    def __init__(self, folder: Path, conf: Path) -> None:
         self.folder = folder
-        self.nodes = nodes
         self._conf = conf
 
     def env(self, **extra: str) -> dict[str, str]:
@@ -105,23 +106,17 @@ class Cluster:
         shown = self.run("scontrol", "-o", "show", "job", job)
         return dict(re.findall(r"(\w+)=(\S*)", shown))
 
-    def state(self, job: str) -> str:
-        """PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, ..."""
-        return self.job(job)["JobState"]
-
-    def wait_for_state(self, job: str, *states: str, timeout_sec: float = 120.0) -> str:
-        """Waits until the job is in one of `states`; which one."""
+    def wait_for_end(self, job: str, *states: str, timeout_sec: float = 120.0) -> str:
+        """Waits until the job is in one of `states`, by default those of its end; which one."""
+        ends = states or (
+            "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY",
+        )  # fmt: skip
 
         def look() -> str:
-            now = self.state(job)
-            return now if now in states else ""
+            now = self.job(job)["JobState"]
+            return now if now in ends else ""
 
-        return wait_for(look, f"job {job} to be {' or '.join(states)}", timeout_sec)
-
-    def wait_for_end(self, job: str, timeout_sec: float = 120.0) -> str:
-        """Waits for the job's end; its state."""
-        ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
-        return self.wait_for_state(job, *ends, timeout_sec=timeout_sec)
+        return wait_for(look, f"job {job} to be {' or '.join(ends)}", timeout_sec)
 
 
 def processes(marker: str) -> list[int]:
@@ -140,46 +135,43 @@ def processes(marker: str) -> list[int]:
 
 
 @contextmanager
-def cluster(folder: Path, nodes: int = 2, private: Path | None = None) -> Iterator[Cluster]:
-    """Starts a controller and `nodes` nodes named node1, node2, ...; stops them at the end.
+def cluster(folder: Path, private: Path | None = None) -> Iterator[Cluster]:
+    """Starts a controller and the nodes node1 and node2; stops them at the end.
 
-    `private` is a folder that the last node has for itself, as if it were on its own disk (needs
+    `private` is a folder that node2 has for itself, as if it were on its own disk (needs
     root).
     """
     for name in ("state", "run", "log"):
         (folder / name).mkdir(parents=True)
     conf = folder / "slurm.conf"
-    ports = _free_ports(1 + nodes)
-    names = [f"node{number}" for number in range(1, nodes + 1)]
-    ranges = f"node[1-{nodes}]" if nodes > 1 else "node1"
+    ports = _free_ports(1 + len(NODES))
     # Its sockets' paths may have 107 bytes, which pytest's folders take up.
     spool = tempfile.TemporaryDirectory(prefix="slurm-")
     text = _SLURM_CONF.format(
-        folder=folder, spool=spool.name, ports=ports, user=getpass.getuser(), nodes=ranges,
-        gpus=GPUS_PER_NODE,
-        node_ports=f"[{','.join(map(str, ports[1:]))}]" if nodes > 1 else ports[1],
+        folder=folder, spool=spool.name, port=ports[0], user=getpass.getuser(),
+        nodes=_BOTH, node_ports=f"[{','.join(map(str, ports[1:]))}]", gpus=GPUS_PER_NODE,
     )  # fmt: skip
     conf.write_text(text)
     # Count-only GPUs make a node invalid; any device file does.
     (folder / "gres.conf").write_text(
-        f"AutoDetect=off\nNodeName={ranges} Name=gpu Type=h100 File=/dev/tty[0-7]\n"
+        f"AutoDetect=off\nNodeName={_BOTH} Name=gpu Type=h100 File=/dev/tty[0-7]\n"
     )
-    running = Cluster(folder, conf, names)
+    running = Cluster(folder, conf)
     with ExitStack() as stack:
         stack.enter_context(spool)
         stack.enter_context(_daemon(running, "slurmctld", "-D"))
-        for name in names:
+        for name in NODES:
             command = ["slurmd", "-D", "-N", name]
-            if private is not None and name == names[-1]:
+            if private is not None and name == NODES[-1]:
                 own_disk = 'mount -t tmpfs none "$0" && exec "$@"'
                 command = ["unshare", "--mount", "sh", "-c", own_disk, str(private), *command]
             stack.enter_context(_daemon(running, *command))
         wait_for(
             lambda: (
                 running.run("sinfo", "-h", "-N", "-o", "%t", check=False).split()
-                == ["idle"] * nodes
+                == ["idle"] * len(NODES)
             ),
-            f"{nodes} idle nodes (logs in {folder}/log)",
+            f"idle nodes (logs in {folder}/log)",
             30,
         )
         yield running

@@ -23,32 +23,27 @@ def on_terminal(argv: Sequence[str]) -> tuple[str, str]:
 
     Asserts that it ends well. To stdout it may write some KB only: that is read at its end.
     """
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 200, 0, 0))
-    command = [sys.executable, *argv]
-    with subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=theirs, text=True
-    ) as child:
-        os.close(theirs)
-        shown = b""
-        while part := _read(ours):
-            shown += part
-        assert child.stdout is not None
-        said = child.stdout.read()
-    os.close(ours)
-    assert child.returncode == 0, shown
-    return said, shown.decode()
+    terminal = Terminal(argv, os.environ, stdout=subprocess.PIPE)
+    code = terminal.wait()
+    assert code == 0, terminal.shown()
+    assert terminal.process.stdout is not None
+    with terminal.process.stdout as stdout:
+        return stdout.read().decode(), terminal.shown()
 
 
 class Terminal:
-    """A program whose stdout and stderr are one terminal, and what it has shown so far."""
+    """A program whose stderr is a terminal, its stdout too unless told otherwise, and what it has
+    shown there so far."""
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], columns: int = 200) -> None:
+    def __init__(
+        self, argv: Sequence[str], env: Mapping[str, str], columns: int = 200,
+        stdout: int | None = None,
+    ) -> None:  # fmt: skip
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 25, columns, 0, 0))
         self.process = subprocess.Popen(
             [sys.executable, *argv], cwd=REPOSITORY, env=dict(env), stdin=subprocess.DEVNULL,
-            stdout=theirs, stderr=theirs,
+            stdout=theirs if stdout is None else stdout, stderr=theirs,
         )  # fmt: skip
         os.close(theirs)
         self._shown, self._ended = b"", False

@@ -1,10 +1,10 @@
-"""What every check is made of: the facts of a job's nodes, and a line of the table."""
+"""What every check is made of: the facts of a job's nodes, its findings, a line of the table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Facts = dict[str, Any]
 Status = Literal["ok", "warn", "fail"]
@@ -12,13 +12,22 @@ Status = Literal["ok", "warn", "fail"]
 _NAMES_SHOWN = 3
 
 
-@dataclass(frozen=True)
-class Check:
-    """One line of the table. `found` is what was seen; `cure` one sentence, empty if all is well.
+class Finding(NamedTuple):
+    """What one rule of a check has seen, empty where it has nothing to say, and one sentence on
+    what to do about it, empty if all is well.
 
     "fail": the job would not start, not end well or not be right; "warn": it would be slow or
     fragile.
     """
+
+    status: Status
+    found: str
+    cure: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table: the first finding of a check that says something."""
 
     name: str
     status: Status
@@ -32,6 +41,11 @@ class Job:
 
     nodes: Sequence[Facts]
     ranks: Mapping[str, int] | None
+
+    @property
+    def first(self) -> Facts:
+        """The node that stands for all where they are alike."""
+        return self.nodes[0]
 
     @property
     def several_nodes(self) -> bool:
@@ -73,6 +87,11 @@ class Job:
         common = max(values, key=values.count)
         odd = self.where(lambda node: f"{value(node)}" if value(node) != common else None)
         return f"{odd} (the others have {common})"
+
+
+Rules = Mapping[str, Callable[[Job], Iterator[Finding]]]
+"""Checks by name. Each yields its findings, the weightiest first; what comes after one that says
+something is not asked for."""
 
 
 def few(names: Sequence[str]) -> str:

@@ -4,52 +4,46 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
-from launch.doctor.check import Check, Facts, Job, size
+from launch.doctor.check import Facts, Finding, Job, Rules, size
 
 _BUSY_BYTES = 1 << 30
-_QUERY = "index,name,uuid,memory.total,memory.used,driver_version"
 
 
 def gpu_facts() -> Facts:
-    """What the driver says of its GPUs."""
-    gpus, driver, problem = read_gpus()
-    return {"gpus": gpus, "driver": driver, "gpu_problem": problem}
-
-
-def read_gpus() -> tuple[list[dict[str, Any]], str | None, str | None]:
-    """The GPUs that nvidia-smi shows, the driver's version, and why there are none or None.
-
-    A machine without nvidia-smi has no GPUs, no driver and no problem.
-    """
-    if shutil.which("nvidia-smi") is None:
-        return [], None, None
-    argv = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
+    """What the driver says of its GPUs: none, no driver and no problem without nvidia-smi."""
+    names = ("index", "name", "uuid", "memory.total", "memory.used", "driver_version")
+    rows, problem = query_gpus(*names)
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=8)
+        gpus = [_gpu(*row) for row in rows]
+    except (TypeError, ValueError):
+        said = " ".join(word for row in rows for word in row)[:200]
+        rows, gpus, problem = [], [], f"what nvidia-smi says cannot be read: {said}"
+    return {"gpus": gpus, "driver": rows[-1][-1] if rows else None, "gpu_problem": problem}
+
+
+def query_gpus(*names: str) -> tuple[list[list[str]], str | None]:
+    """These properties of every GPU that nvidia-smi shows, a row each, and why there are none or
+    None; a machine without nvidia-smi has neither."""
+    if shutil.which("nvidia-smi") is None:
+        return [], None
+    argv = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return [], None, f"nvidia-smi gave no answer ({type(error).__name__})"
+        return [], f"nvidia-smi gave no answer ({type(error).__name__})"
     if done.returncode != 0:
         said = " ".join((done.stdout + done.stderr).split())[:200]
-        return [], None, f"nvidia-smi failed with code {done.returncode}: {said}"
-    try:
-        return *parse_gpus(done.stdout), None
-    except ValueError:
-        said = " ".join(done.stdout.split())[:200]
-        return [], None, f"what nvidia-smi says cannot be read: {said}"
+        return [], f"nvidia-smi failed with code {done.returncode}: {said}"
+    lines = done.stdout.strip().splitlines()
+    return [[part.strip() for part in line.split(",")] for line in lines], None
 
 
-def parse_gpus(text: str) -> tuple[list[dict[str, Any]], str | None]:
-    """GPUs and driver version from nvidia-smi's lines of comma-separated values."""
-    gpus, driver = [], None
-    for line in text.strip().splitlines():
-        index, name, uuid, total, used, driver = (part.strip() for part in line.split(","))
-        gpus.append(
-            {"index": int(index), "name": name, "uuid": uuid}
-            | {"memory_bytes": _mebibytes(total), "used_bytes": _mebibytes(used)}
-        )
-    return gpus, driver
+def _gpu(index: str, name: str, uuid: str, total: str, used: str, _driver: str) -> dict[str, Any]:
+    sizes = {"memory_bytes": _mebibytes(total), "used_bytes": _mebibytes(used)}
+    return {"index": int(index), "name": name, "uuid": uuid, **sizes}
 
 
 def _mebibytes(text: str) -> int | None:
@@ -57,65 +51,53 @@ def _mebibytes(text: str) -> int | None:
     return int(text) << 20 if text.isdigit() else None
 
 
-def driver(job: Job) -> Check | None:
+def driver(job: Job) -> Iterator[Finding]:
     """The driver answers, in the same version everywhere."""
-    broken = job.where(lambda node: node["gpu_problem"])
-    if broken:
-        fails = job.nodes[0]["asked"]["device"] != "cpu"
-        cure = "Ask the administrator to mend the driver there, and leave the node out till then."
-        return Check("driver", "fail" if fails else "warn", broken, cure)
-    if all(node["driver"] is None for node in job.nodes):
-        return None
-    odd = job.odd_ones(lambda node: node["driver"])
-    if odd:
-        cure = "Ask the administrator for one driver, or choose nodes that have the same."
-        return Check("driver", "warn", odd, cure)
-    return Check("driver", "ok", str(job.nodes[0]["driver"]))
+    broken = job.where(lambda n: n["gpu_problem"])
+    cure = "Ask the administrator to repair the driver there, and leave the node out till then."
+    yield Finding("fail" if job.first["asked"]["device"] != "cpu" else "warn", broken, cure)
+    cure = "Ask the administrator for one driver, or choose nodes that have the same."
+    yield Finding("warn", job.odd_ones(lambda n: n["driver"]), cure)
+    yield Finding("ok", job.first["driver"] or "")
 
 
-def gpus(job: Job) -> Check:
+def gpus(job: Job) -> Iterator[Finding]:
     """Every rank gets a GPU that PyTorch and DALI can use, or all nodes train on CPUs."""
-    asked = job.nodes[0]["asked"]["device"]
+    asked = job.first["asked"]["device"]
     if asked == "cpu":
-        return Check("GPUs", "ok", "not used, run.device=cpu")
-    idle = job.where(_why_no_gpu, when=lambda node: node["device"] == "cpu")
-    if idle and asked == "cuda":
+        yield Finding("ok", "not used, run.device=cpu")
+    idle = job.where(_why_no_gpu, when=lambda n: n["device"] == "cpu")
+    remedy = _cure_no_gpu(job)
+    if asked == "cuda":
         cure = "Ask for GPUs (sbatch --gpus-per-node=8), or set run.device=cpu."
-        return Check("GPUs", "fail", idle, _cure_no_gpu(job) or cure)
+        yield Finding("fail", idle, remedy or cure)
     if len({node["device"] for node in job.nodes}) > 1:
         cure = "Leave these nodes out, or set run.device=cpu to train on the CPUs of all."
-        return Check("GPUs", "fail", f"no GPU to use on some nodes: {idle}", cure)
-    if idle:
-        fallen = any(node["gpus"] for node in job.nodes)
-        return Check("GPUs", "warn" if fallen else "ok", idle, _cure_no_gpu(job))
-    return _gpus_in_use(job)
-
-
-def _gpus_in_use(job: Job) -> Check:
+        yield Finding("fail", f"no GPU to use on some nodes: {idle}", cure)
+    fallen = any(node["gpus"] for node in job.nodes)
+    yield Finding("warn" if fallen else "ok", idle, remedy)
     blind = job.where(
-        lambda n: f"DALI sees none of {len(n['gpus'])} GPUs",
+        lambda n: f"DALI sees none of {len(n['gpus'])} GPUs, so JPEGs are decoded on the CPU",
         when=lambda n: n["dali_gpus"] == 0,
     )
-    if blind:
-        cure = "Take a newer driver, or the DALI wheel for its CUDA version (nvidia-dali-cuda120)."
-        return Check("GPUs", "warn", f"JPEGs are decoded on the CPU: {blind}", cure)
+    cure = "Take a newer driver, or the DALI wheel for its CUDA version (nvidia-dali-cuda120)."
+    yield Finding("warn", blind, cure)
     few = job.where(
         lambda n: f"{job.ranks_on(n)} ranks but {n['torch_gpus']} GPUs",
         when=lambda n: (job.ranks_on(n) or 0) > n["torch_gpus"],
     )
-    if few:
-        return Check("GPUs", "fail", few, "Start at most one rank per GPU on each node.")
+    yield Finding("fail", few, "Start at most one rank per GPU on each node.")
     # Where ranks are counted, a node may well have more GPUs than it is asked for.
     odd = job.odd_ones(_models) or ("" if job.ranks else job.odd_ones(lambda n: n["torch_gpus"]))
-    if odd:
-        cure = "Choose nodes that are alike: every step waits for the slowest rank."
-        return Check("GPUs", "warn", odd, cure)
+    yield Finding(
+        "warn", odd, "Choose nodes that are alike: every step waits for the slowest rank."
+    )
     uuids = [gpu["uuid"] for node in job.nodes for gpu in node["gpus"]]
     if len(set(uuids)) < len(uuids):
         cure = "See that no two ranks get one GPU: these nodes are parts of one machine."
-        return Check("GPUs", "warn", "nodes show the same GPUs (UUID)", cure)
+        yield Finding("warn", "nodes show the same GPUs (UUID)", cure)
     total = sum(node["torch_gpus"] for node in job.nodes)
-    return Check("GPUs", "ok", f"{total} ({_models(job.nodes[0])})")
+    yield Finding("ok", f"{total} ({_models(job.first)})")
 
 
 def _models(node: Facts) -> str:
@@ -141,13 +123,11 @@ def _cure_no_gpu(job: Job) -> str:
     return ""
 
 
-def gpu_memory(job: Job) -> Check | None:
+def gpu_memory(job: Job) -> Iterator[Finding]:
     """No other process holds memory of the GPUs."""
-    busy = job.where(_busy_gpus)
-    if not busy or all(node["device"] == "cpu" for node in job.nodes):
-        return None
-    cure = "End the processes that nvidia-smi lists, if they are yours, or choose other nodes."
-    return Check("GPU memory", "warn", busy, cure)
+    if any(node["device"] != "cpu" for node in job.nodes):
+        cure = "End the processes that nvidia-smi lists, if they are yours, or choose other nodes."
+        yield Finding("warn", job.where(_busy_gpus), cure)
 
 
 def _busy_gpus(node: Facts) -> str | None:
@@ -155,4 +135,4 @@ def _busy_gpus(node: Facts) -> str | None:
     return ", ".join(f"GPU {gpu['index']} holds {size(gpu['used_bytes'])}" for gpu in busy) or None
 
 
-GPU_CHECKS = (driver, gpus, gpu_memory)
+GPU_CHECKS: Rules = {"driver": driver, "GPUs": gpus, "GPU memory": gpu_memory}

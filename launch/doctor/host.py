@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 
-from launch.doctor.check import Check, Facts, Job, size
+from launch.doctor.check import Facts, Finding, Job, Rules, size
 from launch.doctor.storage import space
 from pipeline.system.machine import available_cores
 
@@ -33,55 +34,47 @@ def _limit(which: int) -> int | None:
     return None if soft == resource.RLIM_INFINITY else soft
 
 
-def shared_memory(job: Job) -> Check | None:
+def shared_memory(job: Job) -> Iterator[Finding]:
     """/dev/shm is large enough for NCCL and the ranks of one node to talk."""
-    free = [node["shm"]["free_bytes"] for node in job.nodes]
-    if any(room is None for room in free):
-        found = job.where(lambda _: "not there", when=lambda n: n["shm"]["free_bytes"] is None)
-        return Check("/dev/shm", "warn", found, "Mount a tmpfs on /dev/shm.")
-    if min(free) < _GIB:
-        found = job.where(
-            lambda n: f"{size(n['shm']['free_bytes'])} of {size(n['shm']['total_bytes'])} free",
-            when=lambda n: n["shm"]["free_bytes"] < _GIB,
-        )
-        cure = "Start the container with --shm-size=8g or --ipc=host, and delete what fills it."
-        return Check("/dev/shm", "warn", found, cure)
-    return Check("/dev/shm", "ok", f"{size(min(free))} free")
+    absent = job.where(lambda n: "not there" if n["shm"]["free_bytes"] is None else None)
+    yield Finding("warn", absent, "Mount a tmpfs on /dev/shm.")
+    small = job.where(
+        lambda n: f"{size(n['shm']['free_bytes'])} of {size(n['shm']['total_bytes'])} free",
+        when=lambda n: n["shm"]["free_bytes"] < _GIB,
+    )
+    cure = "Start the container with --shm-size=8g or --ipc=host, and delete what fills it."
+    yield Finding("warn", small, cure)
+    yield Finding("ok", f"{size(min(n['shm']['free_bytes'] for n in job.nodes))} free")
 
 
-def cores(job: Job) -> Check:
+def cores(job: Job) -> Iterator[Finding]:
     """Every rank has at least a core of its own."""
     starved = job.where(
         lambda n: f"{job.ranks_on(n)} ranks may use {n['usable_cores']} of {n['cores']} cores",
         when=lambda n: (job.ranks_on(n) or 1) > n["usable_cores"],
     )
-    if starved:
-        return Check("cores", "warn", starved, "Ask for more with --cpus-per-task.")
-    node = job.nodes[0]
-    odd = job.odd_ones(lambda n: n["usable_cores"])
-    return Check("cores", "ok", odd or f"{node['usable_cores']} of {node['cores']} to use")
+    yield Finding("warn", starved, "Ask for more with --cpus-per-task.")
+    yield Finding("ok", job.odd_ones(lambda n: n["usable_cores"]))
+    yield Finding("ok", f"{job.first['usable_cores']} of {job.first['cores']} to use")
 
 
-def limits(job: Job) -> Check:
+def limits(job: Job) -> Iterator[Finding]:
     """Enough open files for a connection to every rank; no limit on memory for RDMA."""
-    total = sum((job.ranks or {}).values())
-    needed = max(_FEWEST_OPEN_FILES, 4 * total)
+    needed = max(_FEWEST_OPEN_FILES, 4 * sum((job.ranks or {}).values()))
     short = job.where(
         lambda n: f"{n['limits']['open_files']} open files",
         when=lambda n: n["limits"]["open_files"] is not None and n["limits"]["open_files"] < needed,
     )
-    if short:
-        cure = f"Raise the limit with ulimit -n {needed} in the job's script."
-        return Check("limits", "warn", short, cure)
-    pinned = job.where(
-        lambda n: f"{size(n['limits']['locked_bytes'])} of locked memory with InfiniBand",
-        when=lambda n: n["infiniband"] and n["limits"]["locked_bytes"] is not None,
-    )
-    if pinned and job.several_nodes:
+    yield Finding("warn", short, f"Raise the limit with ulimit -n {needed} in the job's script.")
+    if job.several_nodes:
+        pinned = job.where(
+            lambda n: f"{size(n['limits']['locked_bytes'])} of locked memory with InfiniBand",
+            when=lambda n: n["infiniband"] and n["limits"]["locked_bytes"] is not None,
+        )
         cure = "Set LimitMEMLOCK=infinity for slurmd, or NCCL may fall back from InfiniBand."
-        return Check("limits", "warn", pinned, cure)
-    files = job.nodes[0]["limits"]["open_files"]
-    return Check("limits", "ok", f"{'unlimited' if files is None else files} open files")
+        yield Finding("warn", pinned, cure)
+    files = job.first["limits"]["open_files"]
+    yield Finding("ok", f"{'unlimited' if files is None else files} open files")
 
 
-HOST_CHECKS = (shared_memory, cores, limits)
+HOST_CHECKS: Rules = {"/dev/shm": shared_memory, "cores": cores, "limits": limits}

@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from launch.doctor.check import Check, Facts, Job, few
+from launch.doctor.check import Check, Facts, Finding, Job, Rules, few
 from launch.doctor.gpus import GPU_CHECKS, gpu_facts
 from launch.doctor.host import HOST_CHECKS, host_facts
 from launch.doctor.network import NETWORK_CHECKS, network_facts
 from launch.doctor.software import SOFTWARE_CHECKS, software_facts
 from launch.doctor.storage import STORAGE_CHECKS, storage_facts
 from pipeline.config import DataConfig
-
-_CHECKS = (*SOFTWARE_CHECKS, *GPU_CHECKS, *STORAGE_CHECKS, *NETWORK_CHECKS, *HOST_CHECKS)
 
 
 def facts(
@@ -55,19 +53,31 @@ def judge(nodes: Sequence[Facts], ranks: Mapping[str, int] | None = None) -> lis
     GPUs and cores are counted against it and nodes that did not answer are named.
     """
     job = Job(nodes, ranks)
-    first = _answers(job)
-    if not nodes:
-        return [first]
-    found = [check(job) for check in _CHECKS]
-    return [first, *(check for check in found if check is not None)]
+    told = []
+    for name, check in (_CHECKS if nodes else {"nodes": answers}).items():
+        finding = next((finding for finding in check(job) if finding.found), None)
+        if finding is not None:
+            told.append(Check(name, *finding))
+    return told
 
 
-def _answers(job: Job) -> Check:
+def answers(job: Job) -> Iterator[Finding]:
+    """Every node has told its facts."""
     names = [node["node"] for node in job.nodes]
     silent = [name for name in job.ranks or {} if name not in names]
     if silent or not names:
         found = f"no answer from {few(silent) or 'any node'}"
         cure = "Look at what the check printed there, and leave broken nodes out with --exclude."
-        return Check("nodes", "fail", found, cure)
+        yield Finding("fail", found, cure)
     slowest = max(float(node["took_sec"]) for node in job.nodes)
-    return Check("nodes", "ok", f"{len(names)} ({few(names)}), checked in {slowest:.1f} s")
+    yield Finding("ok", f"{len(names)} ({few(names)}), checked in {slowest:.1f} s")
+
+
+_CHECKS: Rules = {
+    "nodes": answers,
+    **SOFTWARE_CHECKS,
+    **GPU_CHECKS,
+    **STORAGE_CHECKS,
+    **NETWORK_CHECKS,
+    **HOST_CHECKS,
+}

@@ -1,18 +1,22 @@
-"""The network of a node: its interfaces, its own address, and which interface holds that."""
+"""The network of a node, its interfaces and addresses; and what NCCL's log says ranks talk over."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from launch.doctor.check import Check, Facts, Job, few
+from launch.doctor.check import Check, Facts, Finding, Job, Rules, few
 
 # What a user may have set for Horovod and NCCL.
 _INTERFACE_VARIABLES = ("HOROVOD_GLOO_IFACE", "NCCL_SOCKET_IFNAME")
+_CONNECTION = re.compile(r"NCCL INFO (?:Channel|Ring|Tree) .*->.* via (.+?)\s*$", re.MULTILINE)
+_NETWORK = re.compile(r"NCCL INFO Using network (.+?)\s*$", re.MULTILINE)
+_PLAIN_SOCKET = "NET/Socket"
 
 
 def network_facts() -> Facts:
@@ -109,31 +113,28 @@ def _default_route_address() -> str | None:
             return None
 
 
-def network(job: Job) -> Check | None:
+def network(job: Job) -> Iterator[Finding]:
     """An interface of each node holds its address, and those that the environment names exist."""
     if not any(node["interfaces"] for node in job.nodes):
-        return None  # psutil, which lists them, comes with Horovod: its check tells
-    wrong = job.where(_wrong_interface)
-    if wrong:
-        seen = ", ".join(sorted({name for node in job.nodes for name in node["interfaces"]}))
-        cure = f"Name one that is there ({seen}), or unset the variable."
-        return Check("network", "fail", wrong, cure)
-    cure = "Mend its address in Slurm (NodeAddr) or /etc/hosts, or give --launch.interface=NAME."
+        return  # psutil, which lists them, comes with Horovod: its check tells
+    seen = ", ".join(sorted({name for node in job.nodes for name in node["interfaces"]}))
+    cure = f"Name one that is there ({seen}), or unset the variable."
+    yield Finding("fail", job.where(_wrong_interface), cure)
+    cure = "Correct its address in Slurm (NodeAddr) or /etc/hosts, or give --launch.interface=NAME."
     homeless = job.where(
         lambda n: f"no interface holds the node's address {n['address']}",
         when=lambda n: (
             n["interface"] is None and "HOROVOD_GLOO_IFACE" not in n["wanted_interfaces"]
         ),
     )
-    if homeless:
-        return Check("network", "fail" if job.several_nodes else "warn", homeless, cure)
-    alone = job.where(
-        lambda n: f"its address is {n['address']}, which no other node reaches",
-        when=lambda n: n["address"].startswith("127."),
-    )
-    if alone and len({node["host"] for node in job.nodes}) > 1:
-        return Check("network", "fail", alone, cure)
-    return Check("network", "ok", few([f"{n['interface']} {n['address']}" for n in job.nodes]))
+    yield Finding("fail" if job.several_nodes else "warn", homeless, cure)
+    if len({node["host"] for node in job.nodes}) > 1:
+        alone = job.where(
+            lambda n: f"its address is {n['address']}, which no other node reaches",
+            when=lambda n: n["address"].startswith("127."),
+        )
+        yield Finding("fail", alone, cure)
+    yield Finding("ok", few([f"{n['interface']} {n['address']}" for n in job.nodes]))
 
 
 def _wrong_interface(node: Facts) -> str | None:
@@ -143,4 +144,66 @@ def _wrong_interface(node: Facts) -> str | None:
     return None
 
 
-NETWORK_CHECKS = (network,)
+NETWORK_CHECKS: Rules = {"network": network}
+
+
+def nccl_transport(log_text: str) -> str | None:
+    """The slowest kind of connection in NCCL's log, or None if there is none in it.
+
+    NCCL writes it with NCCL_DEBUG=INFO in the environment, one file per rank with
+    NCCL_DEBUG_FILE=<folder>/nccl.%h.%p. One line per connection, in versions 2.4 to 2.30:
+    `host:pid:tid [gpu] NCCL INFO Channel 00/0 : 7[7] -> 8[0] [send] via NET/IB/0/GDRDMA`.
+    From slow to fast: "NET/Socket" (TCP), "NET/<name>" of the network's plugin such as "NET/IB",
+    the same with "/GDRDMA" when every such connection goes straight between GPU and network card,
+    "SHM" (the host's memory) and "P2P" (NVLink or PCIe). `log_text` may hold the logs of all ranks.
+    """
+    found = {_kind(match) for match in _CONNECTION.findall(log_text)}
+    # The choice of network is in the log before the first connection over it.
+    found = found or _chosen_networks(log_text)
+    return min(found, key=_speed) if found else None
+
+
+def transport_check(log_text: str, nodes: int) -> Check:
+    """What the ranks of a job on `nodes` nodes talk over; a warning for plain sockets between
+    nodes, or when the log does not tell."""
+    transport = nccl_transport(log_text)
+    # Newer versions connect at the first use: connections inside a node may be all there is yet.
+    # Only NVLink between nodes (MNNVL) needs no network for good.
+    if nodes > 1 and transport in ("P2P", "SHM") and "P2P/MNNVL" not in log_text:
+        transport = min(_chosen_networks(log_text), key=_speed, default=transport)
+    name = "NCCL transport"
+    if transport is None:
+        cure = "Set NCCL_DEBUG=INFO and no NCCL_DEBUG_SUBSYS, so that NCCL says what it uses."
+        return Check(name, "warn", "NCCL's log names no connection", cure)
+    if nodes > 1 and transport == _PLAIN_SOCKET:
+        why = "; no InfiniBand device was found" if "NET/IB : No device" in log_text else ""
+        return Check(
+            name,
+            "warn",
+            f"{transport}: gradients go through plain TCP sockets between the nodes{why}",
+            "Give the job the cluster's InfiniBand, RoCE or EFA devices and NCCL plugin, and see "
+            "that NCCL_IB_DISABLE is not 1 and locked memory is unlimited (ulimit -l).",
+        )
+    return Check(name, "ok", transport)
+
+
+def _chosen_networks(log_text: str) -> set[str]:
+    return {f"NET/{name}" for name in _NETWORK.findall(log_text)}
+
+
+def _kind(connection: str) -> str:
+    """`NET/AWS Libfabric/1/GDRDMA` -> `NET/AWS Libfabric/GDRDMA`, `P2P/IPC/read` -> `P2P`."""
+    if "shared memory" in connection:  # as versions before 2.12 put it
+        return "SHM"
+    parts = connection.split("/")
+    if parts[0] != "NET" or len(parts) < 2:
+        return parts[0]
+    return "/".join(parts[:2] + (["GDRDMA"] if "GDRDMA" in parts[2:] else []))
+
+
+def _speed(kind: str) -> tuple[int, str]:
+    if kind == _PLAIN_SOCKET:
+        return 0, kind
+    if kind.startswith("NET/"):
+        return (2 if kind.endswith("/GDRDMA") else 1), kind
+    return (3 if kind == "SHM" else 4), kind

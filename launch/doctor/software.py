@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, cast
 
-from launch.doctor.check import Check, Facts, Job
+from launch.doctor.check import Facts, Finding, Job, Rules, Status
 from pipeline.system.machine import DALI, version_of
 
 _CODE = Path(__file__).resolve().parent.parent.parent
@@ -100,88 +101,83 @@ def _one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
-def versions(job: Job) -> Check:
+def versions(job: Job) -> Iterator[Finding]:
     """Packages and code are there and the same on all nodes."""
-    mine = job.nodes[0]["versions"]
-    names = list(dict.fromkeys(name for node in job.nodes for name in node["versions"]))
-    missing = job.where(
-        lambda node: ", ".join(n for n in ("torch", "DALI", "numpy") if not node["versions"].get(n))
-    )
-    if missing:
-        cure = "Make the environment there with make train, or start the job from a shared one."
-        return Check("versions", "fail", f"not installed: {missing}", cure)
-    odd = {name: job.odd_ones(lambda node, n=name: node["versions"].get(n)) for name in names}  # type: ignore[misc]
+    cure = "Make the environment there with make train, or start the job from a shared one."
+    yield Finding("fail", job.where(_not_installed), cure)
+    names = dict.fromkeys(name for node in job.nodes for name in node["versions"])
+    odd = {name: job.odd_ones(lambda n, name=name: n["versions"].get(name)) for name in names}  # type: ignore[misc]
     told = "; ".join(f"{name}: {who}" for name, who in odd.items() if who)
-    if told:
-        cure = "Use one environment and one checkout on all nodes, best on a shared file system."
-        return Check("versions", "fail", told, cure)
-    return Check("versions", "ok", ", ".join(f"{n} {v}" for n, v in mine.items() if v))
+    cure = "Use one environment and one checkout on all nodes, best on a shared file system."
+    yield Finding("fail", told, cure)
+    yield Finding("ok", ", ".join(f"{n} {v}" for n, v in job.first["versions"].items() if v))
 
 
-def torch_works(job: Job) -> Check | None:
+def _not_installed(node: Facts) -> str:
+    lacking = [name for name in ("torch", "DALI", "numpy") if not node["versions"].get(name)]
+    return f"not installed: {', '.join(lacking)}" if lacking else ""
+
+
+def torch_works(job: Job) -> Iterator[Finding]:
     """PyTorch can be imported."""
-    broken = job.where(lambda node: node["torch_problem"])
-    cure = "Install PyTorch anew there (make train does), in the version of the other nodes."
-    return Check("PyTorch", "fail", broken, cure) if broken else None
+    cure = "Install PyTorch again there (make train does), in the version of the other nodes."
+    yield Finding("fail", job.where(lambda n: n["torch_problem"]), cure)
 
 
-def horovod(job: Job) -> Check:
+def horovod(job: Job) -> Iterator[Finding]:
     """Horovod is there for several ranks, with Gloo to find each other and NCCL for GPUs."""
-    broken = job.where(lambda node: node["horovod"]["problem"])
-    if broken:
-        cure = "Build it with python -m launch.horovod_build --install; one rank alone needs none."
-        return Check("Horovod", "fail" if job.several_ranks else "warn", broken, cure)
-    no_gloo = job.where(lambda node: None if node["horovod"]["gloo"] else "built without Gloo")
-    if no_gloo:
-        cure = (
-            "Ranks find each other over Gloo: python -m launch.horovod_build --install builds it."
-        )
-        return Check("Horovod", "fail" if job.several_ranks else "warn", no_gloo, cure)
-    no_nccl = job.where(_lacks_nccl)
-    if no_nccl:
-        cure = f"Build it anew on a machine with nvcc and NCCL's headers, {_REBUILD}."
-        return Check("Horovod", "fail" if job.several_ranks else "warn", no_nccl, cure)
-    built = [n for n in ("nccl", "gloo") if all(node["horovod"][n] for node in job.nodes)]
-    return Check("Horovod", "ok", f"built with {' and '.join(built)}")
-
-
-def _lacks_nccl(node: Facts) -> str | None:
+    status: Status = "fail" if job.several_ranks else "warn"
+    cure = "Build it with python -m launch.horovod_build --install; one rank alone needs none."
+    yield Finding(status, job.where(lambda n: n["horovod"]["problem"]), cure)
+    no_gloo = job.where(lambda n: None if n["horovod"]["gloo"] else "built without Gloo")
+    cure = "Ranks find each other over Gloo: python -m launch.horovod_build --install builds it."
+    yield Finding(status, no_gloo, cure)
     # One GPU and one node need no collective, but several ranks may come.
-    if node["device"] == "cuda" and not node["horovod"]["nccl"]:
-        return "built without NCCL, so that gradients of GPUs would go through the CPU"
-    return None
+    no_nccl = job.where(
+        lambda _: "built without NCCL, so that gradients of GPUs would go through the CPU",
+        when=lambda n: n["device"] == "cuda" and not n["horovod"]["nccl"],
+    )
+    cure = f"Build it again on a machine with nvcc and NCCL's headers, {_REBUILD}."
+    yield Finding(status, no_nccl, cure)
+    built = [n for n in ("nccl", "gloo") if all(node["horovod"][n] for node in job.nodes)]
+    yield Finding("ok", f"built with {' and '.join(built)}")
 
 
-def norm(job: Job) -> Check | None:
+def norm(job: Job) -> Iterator[Finding]:
     """The norm layer that was asked for can run on every node."""
-    asked = job.nodes[0]["asked"]["norm"]
-    problem = job.where(lambda node: node["norm_problems"].get(asked))
+    asked = job.first["asked"]["norm"]
+    problem = job.where(lambda n: n["norm_problems"].get(asked))
     if problem:
-        cure = "Mend that, or set model.norm=auto, which takes what works."
-        return Check("norm layer", "fail", f"model.norm={asked} cannot run: {problem}", cure)
+        cure = "Repair that, or set model.norm=auto, which takes what works."
+        yield Finding("fail", f"model.norm={asked} cannot run: {problem}", cure)
     able = [
         name
         for name in ("reference", "triton", "apex")
         if all(name in n["norm_problems"] and not n["norm_problems"][name] for n in job.nodes)
     ]
-    if not able:  # PyTorch is not there, which its own check tells
-        return None
-    return Check("norm layer", "ok", f"model.norm={asked}; {', '.join(able)} can run")
+    if able:  # else PyTorch is not there, which its own check tells
+        yield Finding("ok", f"model.norm={asked}; {', '.join(able)} can run")
 
 
-def apex(job: Job) -> Check | None:
+def apex(job: Job) -> Iterator[Finding]:
     """The package apex is NVIDIA's, if the norm layer needs it."""
     if any(node["apex"] is None for node in job.nodes):
-        return None
-    needed = job.nodes[0]["asked"]["norm"] == "apex"
-    wrong = job.where(lambda node: node["apex"] if node["apex"] != "NVIDIA's with bnp" else None)
-    if wrong and needed:
+        return
+    needed = job.first["asked"]["norm"] == "apex"
+    wrong = job.where(lambda n: n["apex"] if n["apex"] != "NVIDIA's with bnp" else None)
+    if needed:
         cure = (
             "Uninstall any other apex and build https://github.com/NVIDIA/apex from source with "
             "APEX_CPP_EXT=1 APEX_CUDA_EXT=1 APEX_BNP=1, or set model.norm=auto."
         )
-        return Check("apex", "fail", wrong, cure)
-    return Check("apex", "ok", f"{wrong or job.nodes[0]['apex']}{'' if needed else ', not used'}")
+        yield Finding("fail", wrong, cure)
+    yield Finding("ok", f"{wrong or job.first['apex']}{'' if needed else ', not used'}")
 
 
-SOFTWARE_CHECKS = (versions, torch_works, horovod, norm, apex)
+SOFTWARE_CHECKS: Rules = {
+    "versions": versions,
+    "PyTorch": torch_works,
+    "Horovod": horovod,
+    "norm layer": norm,
+    "apex": apex,
+}

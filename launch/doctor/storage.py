@@ -13,14 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from launch.doctor.check import Check, Facts, Job, size
-from pipeline.config import DataConfig
+from launch.doctor.check import Facts, Finding, Job, Rules, size
+from pipeline.config import ConfigError, DataConfig
 
 # The launcher writes a token into the run directory; a node that sees the file shares the folder.
 TOKEN_VARIABLE = "TRAINYARD_TOKEN"
 # A file made on another node may take a moment to show on a network file system.
 _TOKEN_PATIENCE_SEC = 3.0
-_NOTHING: Facts = {"problem": None, "cure": "", "classes": 0, "images": None, "digest": None}
 _GIB = 1 << 30
 _LOCAL_FILE_SYSTEMS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay")
 
@@ -34,18 +33,26 @@ def storage_facts(run_dir: Path | None, data: DataConfig | None) -> Facts:
 
 
 @contextlib.contextmanager
-def token_in(run_dir: Path) -> Iterator[str]:
-    """A mark in the run directory, which must exist, for the nodes' environment as
-    `TOKEN_VARIABLE`; gone at the end.
+def token_in(run_dir: Path) -> Iterator[dict[str, str]]:
+    """Makes the run directory and a mark in it, which goes at the end; gives the variable by which
+    a node that gets it in its environment proves that it shares the folder.
 
-    Its name is new each time, as file servers' clients remember missing files by name.
+    Its name is new each time, as file servers' clients remember missing files by name. Raises
+    `ConfigError` where it cannot be written.
     """
     token = secrets.token_hex(8)
-    _token_path(run_dir, token).touch()
+    path = _token_path(run_dir, token)
     try:
-        yield token
+        run_dir.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        raise ConfigError(
+            f"the folder of the run, {run_dir}, cannot be written ({error.strerror}); set run.dir"
+        ) from error
+    try:
+        yield {TOKEN_VARIABLE: token}
     finally:
-        _token_path(run_dir, token).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def _token_path(run_dir: Path, token: str) -> Path:
@@ -54,25 +61,33 @@ def _token_path(run_dir: Path, token: str) -> Path:
 
 def _run_dir_facts(run_dir: Path) -> Facts:
     """A run directory that does not exist yet is judged by the folder it will be made in."""
-    place = run_dir.absolute()
-    # os.path.exists, as Path.exists raises for a folder that must not be looked into.
-    while not os.path.exists(place):
-        place = place.parent
+    place = _nearest_folder(run_dir.absolute())
     token = os.environ.get(TOKEN_VARIABLE)
-    found = {"path": str(run_dir), "exists": place == run_dir.absolute(), "problem": None}
-    found |= {"sees_token": _sees_token(run_dir, token) if token else None}
-    found |= {"file_system": _file_system(place), "clock_offset_sec": None} | space(place)
+    found = {
+        "path": str(run_dir),
+        "exists": place == run_dir.absolute(),
+        "problem": None,
+        "sees_token": _sees_token(run_dir, token) if token else None,
+        "file_system": _file_system(place),
+        "clock_offset_sec": None,
+        **space(place),
+    }
     try:
         with tempfile.NamedTemporaryFile(dir=place, prefix=".doctor-") as file:
             file.write(b"x")
             file.flush()
             os.fsync(file.fileno())
             now = time.time()
-            offset = os.stat(file.name).st_mtime - now
-            found["clock_offset_sec"] = round(offset, 3)
+            found["clock_offset_sec"] = round(os.stat(file.name).st_mtime - now, 3)
     except OSError as error:
         found["problem"] = f"{place} cannot be written ({error.strerror})"
     return found
+
+
+def _nearest_folder(path: Path) -> Path:
+    """`path` or the first above it that exists."""
+    # os.path.exists, as Path.exists raises for a folder that must not be looked into.
+    return next(place for place in (path, *path.parents) if os.path.exists(place))
 
 
 def _sees_token(run_dir: Path, token: str) -> bool:
@@ -83,32 +98,30 @@ def _sees_token(run_dir: Path, token: str) -> bool:
 
 
 def _file_system(place: Path) -> str:
-    """Type and source of the file system that holds `place`, as `nfs4 server:/home`."""
-    best, named = "", "unknown"
-    real = str(place.resolve())
+    """Type and source of the file system that holds `place`, as `nfs4 server:/home`; "unknown"
+    without psutil, which comes with Horovod."""
     try:
-        lines = Path("/proc/self/mounts").read_text(errors="replace").splitlines()
-    except OSError:
-        return named
-    for line in lines:
-        source, where, kind = line.split(" ")[:3]
-        where = where.encode().decode("unicode_escape")  # spaces stand there as \040
-        inside = real == where or real.startswith(where.rstrip("/") + "/")
-        if inside and len(where) >= len(best):
-            best, named = where, f"{kind} {source}"
-    return named
+        import psutil  # type: ignore[import-untyped]
+    except ImportError:
+        return "unknown"
+    real = place.resolve()
+    around = [
+        one for one in psutil.disk_partitions(all=True) if real.is_relative_to(one.mountpoint)
+    ]
+    # The deepest; of several that are mounted at one place the last, which hides the others.
+    found = max(reversed(around), key=lambda one: len(one.mountpoint))
+    return f"{found.fstype} {found.device}"
 
 
 def _data_facts(config: DataConfig) -> Facts:
-    from pipeline.data.index.arrow_file import cache_places
-
+    """The two splits, and the folder of the manifests' cache, which CIFAR-10's archive has not."""
     root = Path(config.root)
     if config.dataset == "cifar-10":
-        return {"path": str(root)} | _archive_facts(root, config.held_out) | {"cache": None}
+        return {"path": str(root), "cache": None, **_archive_facts(root, config.held_out)}
+    from pipeline.data.index.arrow_file import cache_places
+
     cache_dir = None if config.cache_dir is None else Path(config.cache_dir)
-    cache = cache_places(root, "train", cache_dir)[0].parent
-    while not os.path.exists(cache):
-        cache = cache.parent
+    cache = _nearest_folder(cache_places(root, "train", cache_dir)[0].parent)
     return {
         "path": str(root),
         "train": _split_facts(root, "train", cache_dir),
@@ -124,11 +137,9 @@ def _archive_facts(root: Path, held_out: int | None) -> Facts:
     try:
         splits = open_cifar(root, held_out)
     except (OSError, ValueError) as error:
-        problem, _, cure = str(error).partition("; ")
-        return dict.fromkeys(("train", "val"), _NOTHING | {"problem": problem, "cure": cure})
+        return dict.fromkeys(("train", "val"), _split(error))
     return {
-        images.split: _NOTHING
-        | {"classes": len(images.classes), "images": len(images), "digest": images.digest}
+        images.split: _split(None, len(images.classes), len(images), images.digest)
         for images in splits
     }
 
@@ -145,15 +156,23 @@ def _split_facts(root: Path, split: Literal["train", "val"], cache_dir: Path | N
         classes = len(survey(root, split).classes)
         manifest = cached_manifest(root, split, cache_dir)
     except (OSError, ValueError) as error:
-        problem, _, cure = str(error).partition("; ")
-        return _NOTHING | {"problem": problem, "cure": cure}
+        return _split(error)
     if manifest is None:
-        return _NOTHING | {"classes": classes}
-    known = {"images": len(manifest), "digest": manifest.digest}
-    return _NOTHING | {"classes": classes} | known
+        return _split(None, classes)
+    return _split(None, classes, len(manifest), manifest.digest)
+
+
+def _split(
+    error: Exception | None, classes: int = 0, images: int | None = None, digest: str | None = None
+) -> Facts:
+    """What is known of a split; the errors of data have what to do after a semicolon."""
+    problem, _, cure = str(error or "").partition("; ")
+    known = {"classes": classes, "images": images, "digest": digest}
+    return {"problem": problem or None, "cure": cure, **known}
 
 
 def space(place: Path) -> Facts:
+    """Room on the file system of `place`, None if it is not there."""
     try:
         usage = shutil.disk_usage(place)
     except OSError:
@@ -161,45 +180,40 @@ def space(place: Path) -> Facts:
     return {"total_bytes": usage.total, "free_bytes": usage.free}
 
 
-def run_directory(job: Job) -> Check | None:
+def run_directory(job: Job) -> Iterator[Finding]:
     """All nodes can write to the run directory, and it is the same one."""
     if any(node["run_dir"] is None for node in job.nodes):
-        return None
-    run_dir = job.nodes[0]["run_dir"]
-    path = run_dir["path"]
-    closed = job.where(lambda node: node["run_dir"]["problem"])
-    if closed:
-        return Check("run directory", "fail", closed, "Set run.dir to a folder you can write to.")
-    shared = f"Set run.dir to a folder on a shared file system; {path} is another one on each node."
+        return
+    run_dir = job.first["run_dir"]
+    path, system = run_dir["path"], run_dir["file_system"]
+    closed = job.where(lambda n: n["run_dir"]["problem"])
+    yield Finding("fail", closed, "Set run.dir to a folder you can write to.")
     blind = job.where(
         lambda n: f"{path} on {n['run_dir']['file_system']} is not the folder of the first node",
         when=lambda n: n["run_dir"]["sees_token"] is False,
     )
-    if blind:
-        return Check("run directory", "fail", blind, shared)
+    cure = f"Set run.dir to a folder on a shared file system; {path} is another one on each node."
+    yield Finding("fail", blind, cure)
     unproved = job.several_nodes and run_dir["sees_token"] is None
-    hosts = {node["host"] for node in job.nodes}
-    if unproved and len(hosts) > 1 and run_dir["file_system"].split()[0] in _LOCAL_FILE_SYSTEMS:
-        found = f"{path} is on {run_dir['file_system']}, which looks local"
-        return Check("run directory", "warn", found, "Set run.dir to a shared file system.")
+    several_hosts = len({node["host"] for node in job.nodes}) > 1
+    if unproved and several_hosts and system.split()[0] in _LOCAL_FILE_SYSTEMS:
+        found = f"{path} is on {system}, which looks local"
+        yield Finding("warn", found, "Set run.dir to a shared file system.")
     seen = ", the same on all nodes" if job.several_nodes and not unproved else ""
-    return Check("run directory", "ok", f"{path} on {run_dir['file_system']}{seen}")
+    yield Finding("ok", f"{path} on {system}{seen}")
 
 
-def free_space(job: Job) -> Check | None:
+def free_space(job: Job) -> Iterator[Finding]:
     """The run directory, and the manifests' cache where it is still to be written, have room."""
     if any(node["run_dir"] is None for node in job.nodes):
-        return None
+        return
     least = min(_free(node) for node in job.nodes)
     low = job.where(lambda n: f"{size(_free(n))} free" if _free(n) < 10 * _GIB else None)
-    if low:
-        cure = "Delete old runs, lower run.keep_checkpoints, or set run.dir to a larger disk."
-        return Check("free space", "fail" if least < _GIB else "warn", low, cure)
-    cramped = job.where(_cramped_cache)
-    if cramped:
-        cure = "Make room there, or set data.cache_dir to a folder on a larger disk."
-        return Check("free space", "warn", cramped, cure)
-    return Check("free space", "ok", f"{size(least)} for the run")
+    cure = "Delete old runs, lower run.keep_checkpoints, or set run.dir to a larger disk."
+    yield Finding("fail" if least < _GIB else "warn", low, cure)
+    cure = "Make room there, or set data.cache_dir to a folder on a larger disk."
+    yield Finding("warn", job.where(_cramped_cache), cure)
+    yield Finding("ok", f"{size(least)} for the run")
 
 
 def _free(node: Facts) -> int:
@@ -217,20 +231,18 @@ def _cramped_cache(node: Facts) -> str | None:
     return f"{size(free)} for the manifest's cache in {data['cache']['path']}"
 
 
-def data(job: Job) -> Check | None:
+def data(job: Job) -> Iterator[Finding]:
     """Every node finds training and validation images, and they are the same data."""
     if any(node["data"] is None for node in job.nodes):
-        return None
+        return
     for split in ("train", "val"):
-        missing = job.where(lambda node, s=split: node["data"][s]["problem"])  # type: ignore[misc]
-        if missing:
-            return Check("data", "fail", missing, _cure_of_missing(job, split))
+        missing = job.where(lambda n, split=split: n["data"][split]["problem"])  # type: ignore[misc]
+        yield Finding("fail", missing, _cure_of_missing(job, split))
     for split in ("train", "val"):
         odd = _differing_data(job, split)
-        if odd:
-            cure = "Copy the data anew from one place, or point data.root at one shared folder."
-            return Check("data", "fail", f"{split}: {odd}", cure)
-    return Check("data", "ok", "; ".join(_seen(job, split) for split in ("train", "val")))
+        cure = "Copy the data again from one place, or point data.root at one shared folder."
+        yield Finding("fail", f"{split}: {odd}" if odd else "", cure)
+    yield Finding("ok", "; ".join(_seen(job, split) for split in ("train", "val")))
 
 
 def _cure_of_missing(job: Job, split: str) -> str:
@@ -241,24 +253,23 @@ def _cure_of_missing(job: Job, split: str) -> str:
 
 
 def _differing_data(job: Job, split: str) -> str:
-    odd = job.odd_ones(lambda node: f"{node['data'][split]['classes']} classes")
-    if odd:
-        return odd
     known = Job([node for node in job.nodes if node["data"][split]["digest"]], job.ranks)
-    return known.odd_ones(lambda node: f"data hash {node['data'][split]['digest'][:12]}")
+    return job.odd_ones(lambda n: f"{n['data'][split]['classes']} classes") or known.odd_ones(
+        lambda n: f"data hash {n['data'][split]['digest'][:12]}"
+    )
 
 
 def _seen(job: Job, split: str) -> str:
     """What is there; the hash is only known where a manifest of this state was made."""
     found = next((n["data"][split] for n in job.nodes if n["data"][split]["digest"]), None)
     if found is None:
-        classes = job.nodes[0]["data"][split]["classes"]
+        classes = job.first["data"][split]["classes"]
         what = f"{classes} classes" if classes else "there"
         return f"{split} {what}, not scanned yet (the job's start does)"
     return f"{split} {found['images']} images, hash {found['digest'][:12]}"
 
 
-def clock(job: Job) -> Check | None:
+def clock(job: Job) -> Iterator[Finding]:
     """The clocks agree, as measured against that of the run directory's file server."""
     ahead = {n["node"]: _ahead_sec(n) for n in job.nodes}
     known = [seconds for seconds in ahead.values() if seconds is not None]
@@ -268,15 +279,15 @@ def clock(job: Job) -> Check | None:
     skew = max([*known, middle]) - min([*known, middle])
     if skew > 1:
         who = job.where(lambda n: _off_by(ahead[n["node"]], middle))
-        return Check("clock", "fail" if skew > 60 else "warn", who, cure)
+        yield Finding("fail" if skew > 60 else "warn", who, cure)
     # Some file systems (Lustre) take the client's time. All nodes are asked at once, so that
     # clocks far apart still show; a slow start looks the same, which is why this only warns.
     starts = [float(node["clock_sec"]) for node in job.nodes]
     spread = max(starts) - min(starts)
     if spread > 60:
-        found = f"nodes began this check {spread:.0f} s apart by their own clocks"
-        return Check("clock", "warn", found, cure)
-    return Check("clock", "ok", f"within {max(skew, 0.01):.2f} s") if known else None
+        yield Finding("warn", f"nodes began this check {spread:.0f} s apart by their clocks", cure)
+    if known:
+        yield Finding("ok", f"within {max(skew, 0.01):.2f} s")
 
 
 def _ahead_sec(node: Facts) -> float | None:
@@ -291,4 +302,9 @@ def _off_by(ahead_sec: float | None, middle: float) -> str | None:
     return f"{abs(ahead_sec - middle):.1f} s {direction}"
 
 
-STORAGE_CHECKS = (run_directory, free_space, data, clock)
+STORAGE_CHECKS: Rules = {
+    "run directory": run_directory,
+    "free space": free_space,
+    "data": data,
+    "clock": clock,
+}

@@ -20,12 +20,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 
 from launch.slurm import say
-from launch.slurm.allocation import Allocation, require_rank_per_gpu, this_allocation
+from launch.slurm.allocation import (
+    Allocation,
+    layout,
+    one_per_node,
+    one_per_node_environment,
+    require_rank_per_gpu,
+    srun,
+    this_allocation,
+)
 from launch.slurm.checks import examine, nccl_logging, watch_nccl
 from launch.slurm.end import End, exit_code
 from launch.slurm.options import Program, split
 from launch.slurm.rank import INTERFACE, NODES, RUN_DIR
-from launch.slurm.srun import layout, one_per_node, one_per_node_environment, srun
 from pipeline.config import ConfigError
 from pipeline.ranks.rendezvous import Rendezvous
 from pipeline.system.failure import run_command
@@ -44,8 +51,8 @@ def main(argv: list[str]) -> int:
         + ", ".join(f"{node.name} ({node.ranks})" for node in allocation.nodes)
     )
     if not program.on_every_rank:
-        one = srun(["--nodes=1", "--ntasks=1"], program.command)
-        return exit_code(relay.run(one, os.environ))
+        command = [sys.executable, "-m", *program.module_and_options]
+        return exit_code(relay.run(srun(["--nodes=1", "--ntasks=1"], command), os.environ))
     if not program.on_cpu:
         require_rank_per_gpu(allocation)
     end = End(program.run_dir, allocation, options.requeue)

@@ -1,11 +1,11 @@
-"""What Slurm gave this job: its nodes, their addresses, the ranks and GPUs on each."""
+"""What Slurm gave this job: nodes, addresses, ranks and GPUs; and how srun lays tasks out on it."""
 
 from __future__ import annotations
 
 import json
 import re
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from launch.doctor.network import resolve
@@ -144,8 +144,7 @@ def gpus_per_node(shown: str, run: Run) -> dict[str, int]:
     for nodes, resources in re.findall(r" Nodes=(\S+) CPU_IDs=\S* Mem=\S* GRES=(\S*)", shown):
         # gpu:h100:2(IDX:0-1), with or without the type
         count = sum(map(int, re.findall(r"gpu(?::[^:(,]+)?:(\d+)", resources)))
-        for name in run("scontrol", "show", "hostnames", nodes).split():
-            found[name] = count
+        found |= dict.fromkeys(run("scontrol", "show", "hostnames", nodes).split(), count)
     return found
 
 
@@ -158,9 +157,48 @@ def require_rank_per_gpu(allocation: Allocation) -> None:
             f"submit with one rank for each GPU, such as --ntasks-per-node={node.gpus}, or ask for "
             "as many GPUs as ranks",
         )
-    with_gpus = {node.name: bool(node.gpus) for node in allocation.nodes}
-    lacking = [name for name, has in with_gpus.items() if not has]
+    without = [node.name for node in allocation.nodes if not node.gpus]
     require(
-        not any(with_gpus.values()) or not lacking,
-        f"{', '.join(lacking)} has no GPU in this job and other nodes have; give every node some",
+        len(without) in (0, len(allocation.nodes)),
+        f"{', '.join(without)} has no GPU in this job and other nodes have; give every node some",
     )
+
+
+def layout(allocation: Allocation) -> list[str]:
+    """srun's options for one task per rank, node by node, all ended when one fails.
+
+    The ranks bind themselves to cores (launch/slurm/binding.py), since only they know their GPU.
+    """
+    options = [
+        f"--nodes={len(allocation.nodes)}",
+        f"--ntasks={allocation.ranks}",
+        "--distribution=block",
+        "--kill-on-bad-exit=1",
+        "--cpu-bind=none",
+    ]
+    if allocation.cpus_per_task is not None:
+        options.append(f"--cpus-per-task={allocation.cpus_per_task}")
+    return options
+
+
+def one_per_node(allocation: Allocation) -> list[str]:
+    """srun's options for one task on each node, with all the cores and GPUs the job has there."""
+    count = len(allocation.nodes)
+    options = [f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", "--cpu-bind=none"]
+    gpus = sum(node.gpus for node in allocation.nodes)
+    return [*options, f"--gpus={gpus}"] if gpus else options
+
+
+def one_per_node_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """`env` without what would lay out such a step otherwise: submitted for the ranks, sbatch
+    hands these options on to every srun."""
+    others = ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_NTASKS_PER_GPU")
+    return {name: value for name, value in env.items() if name not in others}
+
+
+def srun(options: Sequence[str], command: Sequence[str]) -> list[str]:
+    """The command line that runs `command` as tasks of this job.
+
+    They get this process's whole environment, also in a job submitted with --export=NONE.
+    """
+    return ["srun", "--mpi=none", "--export=ALL", *options, *command]

@@ -1,6 +1,6 @@
 """Keeps a rank on the cores that its GPU is wired to.
 
-A GPU hangs on one socket's PCIe lanes. A rank that runs on the other socket sends every batch and
+A GPU is wired to the PCIe lanes of one socket. A rank on the other socket sends every batch and
 every kernel launch over the link between the sockets, and has its memory there as well: Linux puts
 a page where the thread that first touches it runs, so that binding the cores binds the memory.
 """
@@ -8,9 +8,10 @@ a page where the thread that first touches it runs, so that binding the cores bi
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+from launch.doctor.gpus import query_gpus
 
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 TOPOLOGY = Path("/sys/devices/system/cpu")
@@ -34,16 +35,8 @@ def bind_near_gpu(env: Mapping[str, str]) -> set[int]:
 
 def bus_ids() -> dict[str, str]:
     """PCI bus id of every GPU of this machine, by index and by UUID; empty without nvidia-smi."""
-    command = ["nvidia-smi", "--query-gpu=index,uuid,pci.bus_id", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    found = {}
-    for line in done.stdout.splitlines() if done.returncode == 0 else []:
-        index, uuid, bus_id = (field.strip() for field in line.split(","))
-        found[index] = found[uuid] = bus_id
-    return found
+    rows, _ = query_gpus("index", "uuid", "pci.bus_id")
+    return {name: bus_id for index, uuid, bus_id in rows for name in (index, uuid)}
 
 
 def visible_gpus(visible: str | None, known: Mapping[str, str]) -> list[str]:

@@ -12,14 +12,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from launch.doctor.__main__ import parse_node_lines, table
-from launch.doctor.check import Check
 from launch.doctor.judge import judge
-from launch.doctor.nccl import nccl_transport, transport_check
-from launch.doctor.storage import TOKEN_VARIABLE, token_in
+from launch.doctor.network import nccl_transport, transport_check
+from launch.doctor.storage import token_in
 from launch.slurm import say
-from launch.slurm.allocation import Allocation
+from launch.slurm.allocation import Allocation, one_per_node, one_per_node_environment, srun
 from launch.slurm.options import Program
-from launch.slurm.srun import one_per_node, one_per_node_environment, srun
 from pipeline.config import ConfigError
 from pipeline.system.text import counted
 from pipeline.train.folder import RunFolder
@@ -68,10 +66,12 @@ def _ask_nodes(allocation: Allocation, program: Program, interface: str | None) 
     env = one_per_node_environment(os.environ)
     if interface is not None:
         env["HOROVOD_GLOO_IFACE"] = interface
-    with _token(program.run_dir) as token:
+    with contextlib.ExitStack() as stack:
+        if program.run_dir is not None:
+            env |= stack.enter_context(token_in(program.run_dir))
         try:
             done = subprocess.run(
-                command, env=env | token, stdout=subprocess.PIPE, text=True, timeout=_PATIENCE_SEC
+                command, env=env, stdout=subprocess.PIPE, text=True, timeout=_PATIENCE_SEC
             )
         except subprocess.TimeoutExpired as error:
             raise ConfigError(
@@ -79,23 +79,6 @@ def _ask_nodes(allocation: Allocation, program: Program, interface: str | None) 
                 "a GPU driver hangs on one of them"
             ) from error
     return done.stdout
-
-
-@contextlib.contextmanager
-def _token(run_dir: Path | None) -> Iterator[dict[str, str]]:
-    """The variable by which a node proves that it shares the run's folder; none without one."""
-    with contextlib.ExitStack() as stack:
-        found = {}
-        if run_dir is not None:
-            try:
-                run_dir.mkdir(parents=True, exist_ok=True)
-                found[TOKEN_VARIABLE] = stack.enter_context(token_in(run_dir))
-            except OSError as error:
-                raise ConfigError(
-                    f"the folder of the run, {run_dir}, cannot be written ({error.strerror}); "
-                    "set run.dir"
-                ) from error
-        yield found
 
 
 def nccl_logging(run_dir: Path, env: Mapping[str, str]) -> dict[str, str]:
@@ -116,18 +99,15 @@ def watch_nccl(run_dir: Path, nodes: int, nap_sec: float = 10.0) -> threading.Th
     def look() -> None:
         end = time.monotonic() + _NCCL_PATIENCE_SEC
         while time.monotonic() < end:
-            found = RunFolder(run_dir).nccl.glob("*.log")
-            logs = [log.read_text(errors="replace") for log in found]
-            if nccl_transport("\n".join(logs)) is not None:
-                _say_unless_ok(transport_check("\n".join(logs), nodes))
+            logs = RunFolder(run_dir).nccl.glob("*.log")
+            text = "\n".join(log.read_text(errors="replace") for log in logs)
+            if nccl_transport(text) is not None:
+                check = transport_check(text, nodes)
+                if check.status != "ok":
+                    print(f"warning: {check.name}: {check.found} -> {check.cure}", flush=True)
                 return
             time.sleep(nap_sec)
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
     return thread
-
-
-def _say_unless_ok(check: Check) -> None:
-    if check.status != "ok":
-        print(f"warning: {check.name}: {check.found} -> {check.cure}", flush=True)

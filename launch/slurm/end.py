@@ -15,7 +15,7 @@ from pipeline.config import ConfigError
 from pipeline.system.failure import ExitCode, say_error
 from pipeline.train.folder import Checkpoints, RunFolder, Stop
 
-# A network file system may go on denying a file that another node has written.
+# A network file system may deny for a while a file that another node has written.
 _PATIENCE_SEC = 5.0
 
 
@@ -27,7 +27,7 @@ def exit_code(code: int) -> int:
 class End:
     """Tells the end of a job by the files that its ranks leave in the run's folder, if it has one.
 
-    Made before the ranks start, so that what lay there before is known. `requeue` allows to put
+    Made before the ranks start, so that what was there before is known. `requeue` permits putting
     the job back into the queue.
     """
 
@@ -73,7 +73,7 @@ class End:
 
     def _stopped(self, by: str) -> int:
         if by != "SIGUSR1" or not self._may_requeue:
-            say("stopped; start it again to go on from its checkpoint, unless Slurm does")
+            say("stopped; start it again to resume from its checkpoint, unless Slurm does")
         elif self._newest_step() > self._step_before or self._restarts == 0:
             requeue(self._job)
         else:
@@ -116,6 +116,6 @@ def requeue(job: str) -> None:
     try:
         output_of("scontrol", "requeue", job)
     except ConfigError as error:
-        say(f"stopped with a checkpoint, but not requeued ({error}); submit it again to go on")
+        say(f"stopped with a checkpoint, but not requeued ({error}); submit it again to resume")
     else:
-        say(f"stopped with a checkpoint; job {job} is requeued and will go on")
+        say(f"stopped with a checkpoint; job {job} is requeued and will resume")

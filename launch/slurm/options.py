@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-import difflib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pipeline.config import Config, ConfigError, names_for, require
-from pipeline.config.reading import load_config
+from pipeline.config import Config, names_for, require
+from pipeline.config.reading import command_parser, load_config, parse
 
-_PREFIX = "--launch."
 _COMMANDS = {
     "train": "pipeline.train",
     "evaluate": "pipeline.evaluate",
@@ -34,6 +32,10 @@ class LaunchOptions:
     requeue: bool = True
     """--launch.requeue: after SIGUSR1, put the job back into the queue."""
 
+    def __post_init__(self) -> None:
+        require(self.interface != "", "--launch.interface needs a value, such as ib0")
+        require(self.stage != "", "--launch.stage needs a value, such as /scratch/imagenet")
+
 
 @dataclass(frozen=True)
 class Program:
@@ -41,7 +43,7 @@ class Program:
 
     module: str
     options: tuple[str, ...]
-    config: Config | None = field(default=None)
+    config: Config | None = None
     """Of a training, checked before anything is started."""
 
     @property
@@ -52,26 +54,23 @@ class Program:
     @property
     def on_cpu(self) -> bool:
         """Whether it was told to leave GPUs alone."""
-        if self.config is not None:
-            return self.config.run.device == "cpu"
-        return self._given("run.device") == "cpu"
+        device = self._given["run.device"] if self.config is None else self.config.run.device
+        return device == "cpu"
 
     @property
     def doctor_settings(self) -> list[str]:
         """The options that say where data and run lie and what the ranks need, for the doctor."""
         if self.config is not None:
             return list(self.options)
-        found = {name: self._given(name) for name in names_for("doctor")}
-        return [f"--{name}={value}" for name, value in found.items() if value is not None]
+        return [f"--{name}={value}" for name, value in self._given.items() if value is not None]
 
-    def _given(self, setting: str) -> str | None:
-        """The value of a setting in the options, as --NAME=VALUE or --NAME VALUE."""
-        found = None
-        for option, following in zip(self.options, (*self.options[1:], ""), strict=True):
-            name, equals, value = option.partition("=")
-            if name == f"--{setting}":
-                found = value if equals else following
-        return found
+    @property
+    def _given(self) -> dict[str, str | None]:
+        """The settings that the doctor looks at, None where the options do not name them."""
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        for name in names_for("doctor"):
+            parser.add_argument(f"--{name}")
+        return vars(parser.parse_known_args(self.options)[0])
 
     @property
     def run_dir(self) -> Path | None:
@@ -82,11 +81,6 @@ class Program:
     def module_and_options(self) -> list[str]:
         """As `python -m` takes them."""
         return [self.module, *self.options]
-
-    @property
-    def command(self) -> list[str]:
-        """As a process is started."""
-        return [sys.executable, "-m", *self.module_and_options]
 
     def staging(self, folder: str) -> list[str]:
         """What copies this training's data set to `folder` of a node."""
@@ -103,37 +97,16 @@ class Program:
 
 def split(argv: Sequence[str]) -> tuple[LaunchOptions, Program]:
     """The launcher's options and the program, wrong ones refused before anything starts."""
-    own: dict[str, Any] = {}
-    for argument in argv:
-        if argument.startswith(_PREFIX):
-            name, _, value = argument.removeprefix(_PREFIX).partition("=")
-            own[name] = _value(name, value)
-    rest = [argument for argument in argv if not argument.startswith(_PREFIX)]
-    require(
-        bool(rest) and rest[0] in _COMMANDS,
-        f"launch.slurm runs {', '.join(_COMMANDS)}, not {rest[0] if rest else 'nothing'}",
-    )
-    module, options = _COMMANDS[rest[0]], tuple(rest[1:])
-    config = load_config(options, module) if rest[0] == "train" else None
-    launch = LaunchOptions(**own)
+    parser = command_parser("launch.slurm", "")
+    parser.add_class_arguments(LaunchOptions, "launch")
+    own = [argument for argument in argv if argument.startswith("--launch.")]
+    launch: LaunchOptions = parse(parser, {}, own).launch
+    command, *options = [argument for argument in argv if argument not in own] or ["nothing"]
+    require(command in _COMMANDS, f"launch.slurm runs {', '.join(_COMMANDS)}, not {command}")
+    module = _COMMANDS[command]
+    config = load_config(options, module) if command == "train" else None
     require(
         launch.stage is None or config is not None,
-        f"--launch.stage={launch.stage} goes with train only; give {rest[0]} a --data.root",
+        f"--launch.stage={launch.stage} goes with train only; give {command} a --data.root",
     )
-    return launch, Program(module, options, config)
-
-
-def _value(name: str, value: str) -> object:
-    known = {f.name: f for f in fields(LaunchOptions)}
-    if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1)
-        hint = (
-            f"did you mean {_PREFIX}{nearest[0]}?" if nearest else f"there are: {', '.join(known)}"
-        )
-        raise ConfigError(f"there is no option {_PREFIX}{name}; {hint}")
-    if known[name].type == "bool":
-        require(value in ("true", "false"), f"{_PREFIX}{name}={value} must be true or false")
-        return value == "true"
-    example = {"interface": "ib0", "stage": "/scratch/imagenet"}[name]
-    require(value != "", f"{_PREFIX}{name} needs a value, as in {_PREFIX}{name}={example}")
-    return value
+    return launch, Program(module, tuple(options), config)

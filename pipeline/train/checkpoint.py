@@ -79,7 +79,7 @@ def read_verified(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
         if broken is not None:
-            raise ValueError(f"checksum of {broken} is wrong")
+            raise zipfile.BadZipFile(f"checksum of {broken} is wrong")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile and torch raise many kinds on a damaged file
         reason = str(error).split("\n")[0]

@@ -37,7 +37,7 @@ def at(boxes: dict[str, tuple[int, ...]], x: int, y: int) -> str:
     return name
 
 
-def test_every_box_of_the_drawing_hangs_on_what_feeds_it():
+def test_every_box_of_the_drawing_is_joined_to_what_feeds_it():
     boxes, arrows = boxes_and_arrows()
     joined = {name for arrow in arrows for name in arrow}
     assert joined == set(boxes)

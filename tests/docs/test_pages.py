@@ -21,7 +21,10 @@ BUILD_PACKAGES = ("sphinx", "myst_parser", "furo")
 GAP = "…"
 _PARTS = "|".join(sorted({name.partition(".")[0] for name in setting_names() if "." in name}))
 _SETTING = re.compile(rf"(?:--)?((?:{_PARTS})\.[a-z0-9_]+)(?:[=:].*)?")
-_SUFFIXES = r"(?:py|yaml|sh|md|json|svg)"
+_FILE = re.compile(
+    r"(?:pipeline|launch|configs|docs|slurm|tests|benchmarks)/[\w/.-]+\.(?:py|yaml|sh|md|json|svg)"
+)
+_VARIABLE = re.compile(r"(?:HOROVOD|NCCL|OMP|TRITON)_[A-Z_]+")
 
 
 def ids(page: Path) -> str:
@@ -35,6 +38,11 @@ def shown_commands() -> list[str]:
 
 def python_files() -> list[Path]:
     return [f for part in ("pipeline", "launch") for f in sorted((REPOSITORY / part).rglob("*.py"))]
+
+
+@cache
+def source() -> str:
+    return "".join(file.read_text() for file in python_files())
 
 
 @pytest.mark.parametrize("page", pages.pages(), ids=ids)
@@ -60,35 +68,21 @@ def test_a_block_that_no_test_would_see_is_refused(text, flaw, tmp_path):
 
 
 @pytest.mark.parametrize("page", pages.pages(), ids=ids)
-def test_settings_that_are_named_exist(page):
-    named = {match[1] for span in pages.spans(page) if (match := _SETTING.fullmatch(span))}
-    modules = {name for name in named if name.endswith(".py")}
-    assert named - modules - set(setting_names()) == set()
+def test_what_a_page_names_exists(page):
+    spans = pages.spans(page)
+    settings = {match[1] for span in spans if (match := _SETTING.fullmatch(span))}
+    modules = {name for name in settings if name.endswith(".py")}
+    assert settings - modules - set(setting_names()) == set()
 
+    files = {span for span in spans if _FILE.fullmatch(span)}
+    assert [name for name in sorted(files) if not (REPOSITORY / name).exists()] == []
 
-@pytest.mark.parametrize("page", pages.pages(), ids=ids)
-def test_files_that_are_named_exist(page):
-    folder = r"(?:pipeline|launch|configs|docs|slurm|tests|benchmarks)"
-    named = {s for s in pages.spans(page) if re.fullmatch(rf"{folder}/[\w/.-]+\.{_SUFFIXES}", s)}
-    assert [name for name in sorted(named) if not (REPOSITORY / name).exists()] == []
-
-
-@pytest.mark.parametrize("page", pages.pages(), ids=ids)
-def test_links_between_pages_lead_somewhere(page):
-    targets = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", pages.prose(page))
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", pages.prose(page))
     # A page is written for the folder it lies in; an anchor is checked by the build.
-    assert [target for target in targets if not (page.parent / target).exists()] == []
+    assert [link for link in links if not (page.parent / link).exists()] == []
 
-
-@pytest.mark.parametrize("page", pages.pages(), ids=ids)
-def test_variables_of_the_environment_that_are_named_are_used(page):
-    named = {
-        match[0]
-        for span in pages.spans(page)
-        if (match := re.match(r"(?:HOROVOD|NCCL|OMP|TRITON)_[A-Z_]+", span))
-    }
-    source = "".join(file.read_text() for file in python_files())
-    assert [name for name in sorted(named) if name not in source] == []
+    variables = {match[0] for span in spans if (match := _VARIABLE.match(span))}
+    assert [name for name in sorted(variables) if name not in source()] == []
 
 
 def test_the_readmes_layout_names_files_that_exist():
@@ -132,8 +126,8 @@ needs_sphinx = pytest.mark.skipif(
 @cache
 def source_texts() -> list[str]:
     fixed_texts = from_docs("from_source").fixed_texts
-    made = [text for _, text in messages()]
-    return made + [text for file in python_files() for text in fixed_texts(file)]
+    made = {text for _, text in messages()}
+    return list(made.union(*map(fixed_texts, python_files())))
 
 
 @cache
@@ -144,20 +138,21 @@ def messages() -> list[tuple[str, str]]:
     return [(str(file), text) for file in files for text in source.message_texts(file)]
 
 
+def entries() -> list[str]:
+    """The entries of the page: messages, a colon, what causes them and how to fix it."""
+    text = (DOCS / "troubleshooting.md").read_text()
+    return re.findall(r"^- .+\n(?:  .+\n)+", text, re.M)
+
+
 def quoted_messages() -> list[str]:
-    text = (DOCS / "troubleshooting.md").read_text()
-    entry = r"^- ((?:`[^`]+`(?:,\s+|\n))+)  - \*\*Cause\.\*\* .+\n  - \*\*Cure\.\*\* .+$"
-    return [quoted for spans in re.findall(entry, text, re.M) for quoted in _spans(spans)]
+    heads = [entry.partition("`:\n")[0] + "`" for entry in entries()]
+    return [quoted for head in heads for quoted in re.findall(r"`([^`]+)`", head)]
 
 
-def _spans(text: str) -> list[str]:
-    return re.findall(r"`([^`]+)`", text)
-
-
-def test_troubleshooting_has_a_cause_and_a_cure_for_each_message():
-    text = (DOCS / "troubleshooting.md").read_text()
-    headed = re.findall(r"^- (`.+?)\n  - ", text, re.M | re.S)
-    assert len(quoted_messages()) == sum(len(_spans(head)) for head in headed) > 110
+def test_troubleshooting_has_a_cause_and_a_fix_for_each_message():
+    form = re.compile(r"- (?:`[^`]+`,\s+)*`[^`]+`:\n  .+\.\s+\*\*Fix:\*\* .+\.\n", re.S)
+    assert [entry for entry in entries() if not form.fullmatch(entry)] == []
+    assert len(quoted_messages()) > 110
 
 
 def pattern(quoted: str) -> re.Pattern[str]:
@@ -168,9 +163,10 @@ def pattern(quoted: str) -> re.Pattern[str]:
 
 
 @needs_docutils
-@pytest.mark.parametrize("message", quoted_messages())
-def test_a_quoted_message_still_stands_in_the_source(message):
-    assert any(pattern(message).search(text) for text in source_texts()), message
+def test_every_quoted_message_is_still_in_the_source():
+    patterns = {message: pattern(message) for message in quoted_messages()}
+    gone = [m for m, found in patterns.items() if not any(map(found.search, source_texts()))]
+    assert gone == []
 
 
 # A rule that was broken, or what to do: after a semicolon, or told to the reader.

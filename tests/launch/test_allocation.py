@@ -38,11 +38,13 @@ def allocation(*nodes: tuple[int, int]) -> Allocation:
     return Allocation("7", tuple(made), None, 0)
 
 
+def in_a_job(**more: str) -> dict[str, str]:
+    """Slurm's environment of a job on two nodes."""
+    return {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]"} | more
+
+
 def test_uneven_nodes_are_read_in_their_order():
-    env = {
-        "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_TASKS_PER_NODE": "2,1",
-        "SLURM_CPUS_PER_TASK": "8", "SLURM_RESTART_COUNT": "3",
-    }  # fmt: skip
+    env = in_a_job(SLURM_TASKS_PER_NODE="2,1", SLURM_CPUS_PER_TASK="8", SLURM_RESTART_COUNT="3")
     found = this_allocation(env, scontrol)
     nodes = (Node("node1", "10.0.0.1", 2, 2), Node("node2", "10.0.0.2", 1, 1))
     assert found == Allocation("7", nodes, 8, 3)
@@ -50,14 +52,29 @@ def test_uneven_nodes_are_read_in_their_order():
     assert nodes_from_json(found.to_json()) == nodes
 
 
-def test_outside_a_job_the_error_says_how_to_get_into_one():
-    with pytest.raises(ConfigError, match="not inside a Slurm job; submit it with sbatch"):
-        this_allocation({}, scontrol)
+def test_a_task_of_an_array_is_named_by_its_own_number():
+    array = {"SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "3"}
+    env = in_a_job(SLURM_TASKS_PER_NODE="1(x2)", **array)
+    assert this_allocation(env, scontrol).job == "9_3"
 
 
 @pytest.mark.parametrize(
-    "text, counts",
-    [("2", [2]), ("2(x3)", [2, 2, 2]), ("2(x2),1", [2, 2, 1]), ("8,4(x2)", [8, 4, 4])],
+    "env, message",
+    [
+        ({}, "not inside a Slurm job; submit it with sbatch"),
+        (
+            in_a_job(SLURM_TASKS_PER_NODE="4(x2)", SLURM_NTASKS="6"),
+            r"4\(x2\) tasks per node for --ntasks=6; submit with --nodes",
+        ),
+    ],
+)
+def test_what_is_no_job_or_not_as_asked_for_is_refused(env, message):
+    with pytest.raises(ConfigError, match=message):
+        this_allocation(env, scontrol)
+
+
+@pytest.mark.parametrize(
+    "text, counts", [("2", [2]), ("2(x2),1", [2, 2, 1]), ("8,4(x2)", [8, 4, 4])]
 )
 def test_tasks_per_node_are_spelled_out(text, counts):
     assert ranks_per_node(text) == counts
@@ -67,41 +84,28 @@ def resolve(name: str) -> str | None:
     return {"node1": "10.0.0.1", "node2": "127.0.1.1"}.get(name)
 
 
+def nodes_named(*names: str) -> str:
+    """As the controller shows nodes whose NodeAddr is their name."""
+    return "\n".join(f"NodeName={n} X=1 NodeAddr={n} NodeHostName={n}" for n in names)
+
+
 def test_a_node_address_that_is_a_name_is_resolved():
-    one_node = "NodeName=node1 X=1 NodeAddr=node1 NodeHostName=node1"
-    assert addresses_of(one_node, resolve) == {"node1": "10.0.0.1"}
+    assert addresses_of(nodes_named("node1"), resolve) == {"node1": "10.0.0.1"}
 
 
-def test_an_address_that_leads_nowhere_or_home_is_refused():
-    lines = [f"NodeName={n} X=1 NodeAddr={n} NodeHostName={n}" for n in ("node1", "node2", "node3")]
-    with pytest.raises(ConfigError, match="node2, the address of node2 in Slurm, is 127.0.1.1 her"):
-        addresses_of("\n".join(lines[:2]), resolve)
-    with pytest.raises(ConfigError, match="node3, the address of node3 in Slurm, does not resolve"):
-        addresses_of(lines[2], resolve)
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (("node1", "node2"), "node2, the address of node2 in Slurm, is 127.0.1.1 here"),
+        (("node3",), "node3, the address of node3 in Slurm, does not resolve"),
+    ],
+)
+def test_an_address_that_leads_nowhere_or_home_is_refused(names, message):
+    with pytest.raises(ConfigError, match=message):
+        addresses_of(nodes_named(*names), resolve)
 
 
-def test_a_task_of_an_array_is_named_by_its_own_number():
-    env = {
-        "SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "3",
-        "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_TASKS_PER_NODE": "1(x2)",
-    }  # fmt: skip
-    assert this_allocation(env, scontrol).job == "9_3"
-
-
-def test_more_ranks_laid_out_than_asked_for_are_refused():
-    env = {
-        "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_TASKS_PER_NODE": "4(x2)",
-        "SLURM_NTASKS": "6",
-    }  # fmt: skip
-    with pytest.raises(
-        ConfigError, match=r"4\(x2\) tasks per node for --ntasks=6; submit with --n"
-    ):
-        this_allocation(env, scontrol)
-
-
-def test_addresses_and_gpus_are_found_by_node():
-    assert addresses_of(NODES) == {"node1": "10.0.0.1", "node2": "10.0.0.2"}
-    assert gpus_per_node(JOB, scontrol) == {"node1": 2, "node2": 1}
+def test_a_job_without_gpus_has_none():
     assert gpus_per_node("Nodes=node[1-2] CPU_IDs=0-1 Mem=0 GRES= X", scontrol) == {}
 
 

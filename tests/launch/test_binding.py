@@ -8,7 +8,6 @@ import pytest
 from jobs import REPOSITORY, environment
 
 from launch.slurm.binding import (
-    bus_ids,
     cores_near,
     parse_cores,
     part,
@@ -45,39 +44,29 @@ def test_visible_gpus_follow_indices_and_uuids():
     assert visible_gpus("GPU-b", known) == ["bus1"]
 
 
-def shares(near: list[set[int]], ranks: int, allowed: set[int]) -> list[set[int]]:
-    return [part(near, rank, ranks, allowed, {}) for rank in range(ranks)]
-
-
-def test_ranks_divide_the_cores_of_their_socket():
-    quarters = [{0, 1, 2, 3}, {4, 5, 6, 7}, {8, 9, 10, 11}, {12, 13, 14, 15}]
-    assert shares(NEAR, 4, ALL) == quarters
+@pytest.mark.parametrize(
+    ("near", "ranks", "allowed", "shares"),
+    [
+        # Ranks divide the cores of their socket; one with fewer ranks gives each more.
+        (NEAR, 4, ALL, [{0, 1, 2, 3}, {4, 5, 6, 7}, {8, 9, 10, 11}, {12, 13, 14, 15}]),
+        (NEAR, 3, ALL, [{0, 1, 2, 3}, {4, 5, 6, 7}, SECOND]),
+        # Cores on one socket only are divided evenly over all.
+        (NEAR, 4, FIRST, [{0, 1}, {2, 3}, {4, 5}, {6, 7}]),
+        # A rank that sees its own GPU only takes all cores near it.
+        ([SECOND], 4, ALL, [SECOND] * 4),
+        # Nothing is bound where the wiring is unknown.
+        ([set()] * 4, 4, ALL, [set()] * 4),
+        ([], 2, ALL, [set()] * 2),
+    ],
+)
+def test_what_each_rank_gets_of_the_cores(near, ranks, allowed, shares):
+    assert [part(near, rank, ranks, allowed, {}) for rank in range(ranks)] == shares
 
 
 def test_hardware_threads_of_one_core_stay_together():
     siblings = {core: core % 4 for core in FIRST}  # 0 and 4 are one core, 1 and 5, ...
-    near = [FIRST, FIRST]
-    assert [part(near, rank, 2, FIRST, siblings) for rank in range(2)] == [
-        {0, 4, 1, 5},
-        {2, 6, 3, 7},
-    ]
-
-
-def test_a_socket_with_fewer_ranks_gives_each_more():
-    assert shares(NEAR, 3, ALL)[2] == SECOND
-
-
-def test_cores_on_one_socket_only_are_divided_evenly_over_all_ranks():
-    assert shares(NEAR, 4, FIRST) == [{0, 1}, {2, 3}, {4, 5}, {6, 7}]
-
-
-def test_a_rank_that_sees_its_own_gpu_only_takes_all_cores_near_it():
-    assert part([SECOND], 3, 4, ALL, {}) == SECOND
-
-
-def test_nothing_is_bound_where_the_wiring_is_unknown():
-    assert shares([set()] * 4, 4, ALL) == [set()] * 4
-    assert shares([], 2, ALL) == [set()] * 2
+    shares = [part([FIRST, FIRST], rank, 2, FIRST, siblings) for rank in range(2)]
+    assert shares == [{0, 4, 1, 5}, {2, 6, 3, 7}]
 
 
 def test_physical_cores_are_read_from_the_kernel(tmp_path):
@@ -88,13 +77,8 @@ def test_physical_cores_are_read_from_the_kernel(tmp_path):
     assert physical_cores({0, 2, 5}, tmp_path) == {0: 0, 2: 0, 5: 5}
 
 
-def test_gpus_and_their_buses_are_read_from_nvidia_smi(install):
-    install("nvidia-smi", "echo '0, GPU-a, 00000000:1B:00.0'\necho '1, GPU-b, 0000:3D:00.0'")
-    assert bus_ids()["GPU-b"] == bus_ids()["1"] == "0000:3D:00.0"
-
-
 def test_a_rank_is_bound_near_the_gpu_it_sees(tmp_path, install):
-    """In a process of its own, with this machine's cores as if they hung on two GPUs' sockets."""
+    """In a process of its own, with this machine's cores as if two GPUs were wired to them."""
     devices = tmp_path / "devices"
     cores = sorted(os.sched_getaffinity(0))
     half = cores[: (len(cores) + 1) // 2]

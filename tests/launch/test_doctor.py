@@ -1,5 +1,6 @@
 """The check before a job: the facts of this machine, the command, and the lines of many nodes."""
 
+import io
 import json
 import os
 import subprocess
@@ -7,38 +8,58 @@ import sys
 from pathlib import Path
 
 import pytest
-from jobs import copy_data
+from jobs import REPOSITORY, copy_data, environment
 
-from launch.doctor.__main__ import node_lines, parse_node_lines, table
+from launch.doctor.__main__ import main, node_lines, parse_node_lines, table
 from launch.doctor.check import Check
-from launch.doctor.gpus import parse_gpus, read_gpus
+from launch.doctor.gpus import gpu_facts
 from launch.doctor.judge import facts, judge
 from launch.doctor.network import interface_of, matches, node_address, read_interfaces
 from launch.doctor.software import code_digest
-from launch.doctor.storage import TOKEN_VARIABLE, token_in
-from pipeline.config import DataConfig
+from launch.doctor.storage import token_in
+from pipeline.config import ConfigError, DataConfig
 from pipeline.data.index.manifest import open_manifest
 from pipeline.prepare.mini import draw_mini
 from pipeline.prepare.options import MiniOptions
+from pipeline.system.failure import ExitCode, Reported
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SMI_LINES = (
     "0, NVIDIA H100 80GB HBM3, GPU-11111111-2222-3333-4444-555555555555, 81559, 4, 570.86.15\n"
-    "1, NVIDIA H100 80GB HBM3, GPU-66666666-7777-8888-9999-000000000000, 81559, 2048, 570.86.15\n"
+    "1, GB10, GPU-66666666-7777-8888-9999-000000000000, [N/A], 2048, 570.86.15\n"
 )
 
 
-def doctor(*argv: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("HOROVOD_", "SLURM", "NCCL"))}
-    return subprocess.run(
-        [sys.executable, "-m", "launch.doctor", *argv],
-        cwd=REPOSITORY, env=clean | {"OMP_NUM_THREADS": "1"} | env,
-        input=stdin, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+@pytest.fixture
+def doctor(monkeypatch, capsys):
+    """Runs the command here, without what a launcher has set; its exit code and what it prints."""
+    monkeypatch.chdir(REPOSITORY)
+    for name in os.environ:
+        if name.startswith(("HOROVOD_", "SLURM", "NCCL")):
+            monkeypatch.delenv(name)
+
+    def run(*argv: str, **env: str) -> tuple[int, str]:
+        with monkeypatch.context() as given:
+            for name, value in env.items():
+                given.setenv(name, value)
+            try:
+                main(list(argv))
+            except Reported as failed:
+                return failed.code, capsys.readouterr().out
+        return ExitCode.FINISHED, capsys.readouterr().out
+
+    return run
+
+
+def this_node(run_dir=None, data=None, device="cpu"):
+    return facts(run_dir, data, device, "auto", "bf16")
+
+
+def verdict(node, name):
+    return next(check for check in judge([node]) if check.name == name)
 
 
 def test_facts_are_json_and_tell_what_this_machine_is(tmp_path):
-    node = facts(tmp_path, None, "cpu", "auto", "bf16")
+    node = this_node(tmp_path)
     assert json.loads(json.dumps(node)) == node
     assert node["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert node["horovod"] == {"problem": None, "nccl": node["horovod"]["nccl"], "gloo": True}
@@ -48,30 +69,36 @@ def test_facts_are_json_and_tell_what_this_machine_is(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("place", [Path("/dev/shm"), Path.cwd()])
+def test_the_file_system_of_the_run_directory_is_named(place):
+    command = ["df", "--output=fstype,source", place]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = this_node(place)["run_dir"]["file_system"]
+    assert found.split() == shown.splitlines()[1].split()
+
+
 def test_a_run_directory_that_is_not_made_yet_is_judged_by_its_parent_and_not_made(tmp_path):
-    node = facts(tmp_path / "runs" / "demo", None, "cpu", "auto", "bf16")
+    node = this_node(tmp_path / "runs" / "demo")
     assert not node["run_dir"]["exists"] and node["run_dir"]["free_bytes"] > 0
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_directory_below_a_file_is_a_problem(tmp_path):
     (tmp_path / "runs").write_text("a file")
-    node = facts(tmp_path / "runs" / "demo", None, "cpu", "auto", "bf16")
-    checks = {check.name: check for check in judge([node])}
-    assert checks["run directory"].status == "fail"
-    assert f"{tmp_path}/runs cannot be written" in checks["run directory"].found
+    node = this_node(tmp_path / "runs" / "demo")
+    check = verdict(node, "run directory")
+    assert check.status == "fail" and f"{tmp_path}/runs cannot be written" in check.found
 
 
 def test_only_a_node_that_sees_the_token_shares_the_run_directory(tmp_path, monkeypatch):
     (tmp_path / "shared").mkdir()
     with token_in(tmp_path / "shared") as token:
-        monkeypatch.setenv(TOKEN_VARIABLE, token)
-        assert facts(tmp_path / "shared", None, "cpu", "auto", "bf16")["run_dir"]["sees_token"]
-        other = facts(tmp_path / "other", None, "cpu", "auto", "bf16")
+        monkeypatch.setenv(*next(iter(token.items())))
+        assert this_node(tmp_path / "shared")["run_dir"]["sees_token"]
+        other = this_node(tmp_path / "other")
     assert other["run_dir"]["sees_token"] is False
-    found = {check.name: check for check in judge([other])}["run directory"]
-    assert found.status == "fail" and "is not the folder of the first node" in found.found
-    assert "shared file system" in found.cure
+    check = verdict(other, "run directory")
+    assert check.status == "fail" and "is not the folder of the first node" in check.found
     assert list((tmp_path / "shared").iterdir()) == []
 
 
@@ -79,51 +106,51 @@ def test_the_data_hash_comes_from_a_manifest_and_nothing_is_scanned(small_data, 
     data, cache = copy_data(small_data, tmp_path / "data"), tmp_path / "cache"
     cache.mkdir()
     settings = DataConfig(root=str(data), cache_dir=str(cache))
-    before = facts(None, settings, "cpu", "auto", "bf16")["data"]
+    before = this_node(None, settings)["data"]
     assert before["train"] == {"problem": None, "cure": "", "classes": 10, "images": None} | {
         "digest": None
     }
     assert list(cache.iterdir()) == []
     manifest = open_manifest(data, "train", cache)
-    after = facts(None, settings, "cpu", "auto", "bf16")["data"]
+    after = this_node(None, settings)["data"]
     assert after["train"]["digest"] == manifest.digest and after["train"]["images"] == 50
     assert after["val"]["digest"] is None
 
 
-def test_the_archive_of_cifar_10_is_looked_into(tmp_path):
+def test_the_archive_of_cifar_10_is_looked_into(tmp_path, doctor):
     draw_mini(MiniOptions(tmp_path / "mini", train=50, test=10))
-    done = doctor("--", "--config", "configs/mini/plain-20.yaml", f"--data.root={tmp_path}/mini")
-    assert "train 50 images, hash " in done.stdout and "val 10 images, hash " in done.stdout
-    done = doctor("--", "--config", "configs/mini/plain-20.yaml", f"--data.root={tmp_path}")
-    assert done.returncode == 2 and "\nfail  data" in done.stdout, done.stdout
+    argv = ("--", "--config", "configs/mini/plain-20.yaml")
+    _, said = doctor(*argv, f"--data.root={tmp_path}/mini")
+    assert "train 50 images, hash " in said and "val 10 images, hash " in said
+    code, said = doctor(*argv, f"--data.root={tmp_path}")
+    assert code == 2 and "\nfail  data" in said
 
 
 def test_gpus_are_read_from_nvidia_smi(install):
     install("nvidia-smi", f"cat <<'END'\n{SMI_LINES}END")
-    gpus, driver, problem = read_gpus()
-    assert (driver, problem) == ("570.86.15", None)
-    assert gpus[1] == {
-        "index": 1, "name": "NVIDIA H100 80GB HBM3", "used_bytes": 2 << 30,
-        "uuid": "GPU-66666666-7777-8888-9999-000000000000", "memory_bytes": 81559 << 20,
+    found = gpu_facts()
+    assert (found["driver"], found["gpu_problem"]) == ("570.86.15", None)
+    assert found["gpus"][0]["memory_bytes"] == 81559 << 20
+    assert found["gpus"][1] == {
+        "index": 1, "name": "GB10", "uuid": "GPU-66666666-7777-8888-9999-000000000000",
+        "used_bytes": 2 << 30, "memory_bytes": None,
     }  # fmt: skip
 
 
-def test_memory_that_nvidia_smi_does_not_know_is_unknown():
-    assert parse_gpus("0, GB10, GPU-1, [N/A], [N/A], 580.1\n")[0][0]["memory_bytes"] is None
-
-
-def test_a_broken_driver_is_told_in_its_own_words(install):
-    install("nvidia-smi", "echo 'NVML: Driver/library version mismatch'; exit 18")
-    node = facts(None, None, "auto", "auto", "bf16")
-    check = {check.name: check for check in judge([node])}["driver"]
-    assert check.status == "fail" and "Driver/library version mismatch" in check.found
-
-
-@pytest.mark.parametrize("text", ["no comma here", "a, b, c, d, e, f"])
-def test_lines_that_nvidia_smi_never_wrote_are_a_problem_not_a_crash(install, text):
-    install("nvidia-smi", f"echo '{text}'")
-    gpus, driver, problem = read_gpus()
-    assert (gpus, driver) == ([], None) and "cannot be read" in problem
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ("echo 'NVML: Driver/library version mismatch'; exit 18", "code 18: NVML: Driver/library"),
+        ("echo 'no comma here'", "cannot be read: no comma here"),
+        ("echo 'a, b, c, d, e, f'", "cannot be read: a b c d e f"),
+    ],
+)
+def test_a_driver_that_gives_no_sensible_answer_is_a_problem_in_its_own_words(
+    install, answer, problem
+):
+    install("nvidia-smi", answer)
+    found = gpu_facts()
+    assert (found["gpus"], found["driver"]) == ([], None) and problem in found["gpu_problem"]
 
 
 def test_the_interface_that_holds_the_nodes_address_is_found():
@@ -134,23 +161,20 @@ def test_the_interface_that_holds_the_nodes_address_is_found():
 
 
 @pytest.mark.parametrize(
-    ("wanted", "taken"),
+    ("variable", "wanted", "taken"),
     [
-        ("eth", {"eth0", "eth1"}),
-        ("=eth0", {"eth0"}),
-        ("=eth0,ib0", {"eth0", "ib0"}),
-        ("^eth,lo", {"ib0"}),
-        ("^=eth1", {"eth0", "ib0", "lo"}),
+        ("HOROVOD_GLOO_IFACE", "eth0", {"eth0"}),
+        ("HOROVOD_GLOO_IFACE", "eth", set()),
+        ("NCCL_SOCKET_IFNAME", "eth", {"eth0", "eth1"}),
+        ("NCCL_SOCKET_IFNAME", "=eth0", {"eth0"}),
+        ("NCCL_SOCKET_IFNAME", "=eth0,ib0", {"eth0", "ib0"}),
+        ("NCCL_SOCKET_IFNAME", "^eth,lo", {"ib0"}),
+        ("NCCL_SOCKET_IFNAME", "^=eth1", {"eth0", "ib0", "lo"}),
     ],
 )
-def test_nccls_way_to_name_interfaces(wanted, taken):
+def test_how_the_environment_names_interfaces(variable, wanted, taken):
     names = {"eth0", "eth1", "ib0", "lo"}
-    assert {name for name in names if matches(name, wanted, "NCCL_SOCKET_IFNAME")} == taken
-
-
-def test_horovods_interface_is_a_whole_name():
-    assert matches("eth0", "eth0", "HOROVOD_GLOO_IFACE")
-    assert not matches("eth0", "eth", "HOROVOD_GLOO_IFACE")
+    assert {name for name in names if matches(name, wanted, variable)} == taken
 
 
 def test_the_code_of_two_checkouts_differs_by_any_file(tmp_path):
@@ -162,18 +186,20 @@ def test_the_code_of_two_checkouts_differs_by_any_file(tmp_path):
     assert code_digest(tmp_path) != before
 
 
-def test_the_command_ends_with_0_and_a_table_where_all_is_well(small_data, tmp_path):
+def test_the_command_ends_with_0_and_a_table_where_all_is_well(small_data, tmp_path, doctor):
     data = copy_data(small_data, tmp_path / "data")  # no other test has indexed it
-    done = doctor(
-        "--data-root", str(data), "--run-dir", str(tmp_path), "--device", "cpu"
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "\n0 failed, " in done.stdout and str(tmp_path) in done.stdout
-    assert "train 10 classes" in done.stdout
+    code, said = doctor("--data-root", str(data), "--run-dir", str(tmp_path), "--device", "cpu")
+    assert code == 0, said
+    assert "\n0 failed, " in said and str(tmp_path) in said
+    assert "train 10 classes" in said
 
 
 def test_the_command_ends_with_2_and_the_cure_under_what_failed(tmp_path):
-    done = doctor("--", "--config", "configs/demo.yaml", f"--data.root={tmp_path}/none")
+    argv = ["launch.doctor", "--", "--config", "configs/demo.yaml", f"--data.root={tmp_path}/none"]
+    done = subprocess.run(
+        [sys.executable, "-m", *argv],
+        cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 2
     lines = done.stdout.splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("fail  data"))
@@ -181,39 +207,40 @@ def test_the_command_ends_with_2_and_the_cure_under_what_failed(tmp_path):
     assert lines[at + 1].lstrip().startswith("-> Make the demo set with")
 
 
-def test_json_holds_facts_and_checks(tmp_path):
-    done = doctor("--json", "--run-dir", str(tmp_path), "--norm", "apex")
-    told = json.loads(done.stdout)
+def test_json_holds_facts_and_checks(tmp_path, doctor):
+    code, said = doctor("--json", "--run-dir", str(tmp_path), "--norm", "apex")
+    told = json.loads(said)
     norm = next(check for check in told["checks"] if check["name"] == "norm layer")
-    assert done.returncode == 2 and norm["status"] == "fail"
+    assert code == 2 and norm["status"] == "fail"
     assert norm["found"].startswith("model.norm=apex cannot run: ")
     assert told["nodes"][0]["run_dir"]["path"] == str(tmp_path)
 
 
-def test_an_interface_that_the_environment_names_and_is_not_there_fails():
-    done = doctor("--device", "cpu", NCCL_SOCKET_IFNAME="^lo", HOROVOD_GLOO_IFACE="ib7")
-    assert done.returncode == 2
-    assert "HOROVOD_GLOO_IFACE=ib7, and there is no such interface" in done.stdout
+def test_an_interface_that_the_environment_names_and_is_not_there_fails(doctor):
+    code, said = doctor("--device", "cpu", NCCL_SOCKET_IFNAME="^lo", HOROVOD_GLOO_IFACE="ib7")
+    assert code == 2
+    assert "HOROVOD_GLOO_IFACE=ib7, and there is no such interface" in said
 
 
-def test_a_wrong_setting_is_answered_with_the_right_one():
-    done = doctor("--config", "configs/demo.yaml", "--dta.root=x")
-    assert done.returncode == 2
-    assert "there is no setting --dta.root; did you mean --data.root?" in done.stderr
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--config", "configs/demo.yaml", "--dta.root=x"), "--dta.root; did you mean --data.root"),
+        (("--collect", "--device", "cpu"), "give the settings to --node"),
+    ],
+)
+def test_settings_that_are_not_taken_are_refused(argv, message, doctor):
+    with pytest.raises(ConfigError, match=message):
+        doctor(*argv)
 
 
-def test_collect_takes_no_settings_of_its_own():
-    done = doctor("--collect", "--device", "cpu")
-    assert done.returncode == 2 and "give the settings to --node" in done.stderr
-
-
-def test_the_lines_of_nodes_are_collected_and_judged(tmp_path):
+def test_the_lines_of_nodes_are_collected_and_judged(tmp_path, doctor, monkeypatch):
     argv = ("--node", "--run-dir", str(tmp_path), "--device", "cpu")
-    printed = "".join(doctor(*argv, SLURMD_NODENAME=f"node{n}").stdout for n in (2, 1))
-    assert [node["node"] for node in parse_node_lines(printed)] == ["node1", "node2"]
-    done = doctor("--collect", stdin=f"srun: a word of Slurm\n{printed}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 (node1, node2)" in done.stdout
+    printed = [doctor(*argv, SLURMD_NODENAME=f"node{n}")[1] for n in (2, 1)]
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"srun: a word of Slurm\n{''.join(printed)}"))
+    code, said = doctor("--collect")
+    assert code == 0, said
+    assert "2 (node1, node2)" in said
 
 
 def test_node_lines_survive_labels_and_being_mixed():
@@ -229,7 +256,7 @@ def test_node_lines_survive_labels_and_being_mixed():
 
 
 def test_a_node_whose_lines_are_cut_is_left_out_and_named():
-    node = facts(None, None, "cpu", "auto", "bf16")
+    node = this_node()
     whole = node_lines(node | {"node": "node1"})
     cut = node_lines(node | {"node": "node2"}).splitlines()[0]
     nodes = parse_node_lines(whole + cut)
@@ -249,7 +276,6 @@ def test_the_table_is_aligned_and_counts():
 
 @pytest.mark.gpu
 def test_a_gpu_is_found_and_usable():
-    node = facts(None, None, "cuda", "auto", "bf16")
-    checks = {check.name: check for check in judge([node])}
+    node = this_node(device="cuda")
     assert node["device"] == "cuda" and node["torch_gpus"] >= 1 and node["driver"]
-    assert checks["GPUs"].status in ("ok", "warn"), checks["GPUs"]
+    assert verdict(node, "GPUs").status in ("ok", "warn"), verdict(node, "GPUs")

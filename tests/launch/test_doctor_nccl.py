@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch.doctor.nccl import nccl_transport, transport_check
+from launch.doctor.network import nccl_transport, transport_check
 
 INSIDE = "n1:10:31 [0] NCCL INFO Channel 00/0 : 0[0] -> 1[1] via P2P/IPC/read\n"
 MEMORY = "n1:10:31 [0] NCCL INFO Channel 01 : 1[1] -> 2[2] via SHM/direct/direct\n"
@@ -44,19 +44,19 @@ def test_plain_sockets_between_nodes_are_a_warning_with_the_reason():
     assert "NCCL_IB_DISABLE" in check.cure
 
 
-def test_connections_inside_a_node_do_not_hide_the_network_between_nodes():
-    log = "n1:10:31 [0] NCCL INFO Using network Socket\n" + INSIDE
-    assert transport_check(log, nodes=2).status == "warn"
-    assert transport_check(log, nodes=1).found == "P2P"
-    between = INSIDE.replace("IPC/read", "MNNVL")
-    assert transport_check(log + between, nodes=2).status == "ok"
+CHOSEN = "n1:10:31 [0] NCCL INFO Using network Socket\n"
 
 
-def test_what_is_fast_or_inside_a_node_is_fine():
-    assert transport_check(INSIDE + RDMA, nodes=2).status == "ok"
-    assert transport_check(INSIDE, nodes=1).status == "ok"
-
-
-def test_a_log_without_connections_says_how_to_get_one():
-    check = transport_check("nothing\n", nodes=2)
-    assert check.status == "warn" and "NCCL_DEBUG=INFO" in check.cure
+@pytest.mark.parametrize(
+    ("log", "nodes", "status"),
+    [
+        # Connections inside a node do not hide the network between nodes.
+        (CHOSEN + INSIDE, 2, "warn"),
+        (CHOSEN + INSIDE, 1, "ok"),
+        (CHOSEN + INSIDE + INSIDE.replace("IPC/read", "MNNVL"), 2, "ok"),
+        (INSIDE + RDMA, 2, "ok"),
+        ("nothing\n", 2, "warn"),
+    ],
+)
+def test_what_is_fast_or_inside_a_node_is_fine(log, nodes, status):
+    assert transport_check(log, nodes).status == status

@@ -25,47 +25,31 @@ CPU = Target(torch="2.13.0", cuda=None, nvcc=None, python="cp311", machine="x86_
 @pytest.fixture
 def sdist(tmp_path: Path) -> Path:
     """A source tree with the lines of Horovod 0.28.1 that the edits are about."""
-    lines = {
-        "CMakeLists.txt": "project(horovod CXX)\nset(CMAKE_CXX_STANDARD 14)\n",
-        "horovod/torch/CMakeLists.txt": "if(NEW)\n    set(CMAKE_CXX_STANDARD 14)\nendif()\n",
-        "third_party/gloo/CMakeLists.txt": (
-            'set(CMAKE_CXX_FLAGS "${CMAKE_CXX_FLAGS} -std=c++11 -fPIC")\n'
-        ),
-    }
-    for name, text in lines.items():
-        path = tmp_path / name
+    for edit in CXX17_EDITS:
+        path = tmp_path / edit.file
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(f"before\n{edit.old}\nafter\n")
     return tmp_path
 
 
 def test_the_edits_raise_every_part_to_cxx17(sdist: Path) -> None:
     apply_edits(sdist, CXX17_EDITS)
-
-    assert (sdist / "CMakeLists.txt").read_text().endswith("set(CMAKE_CXX_STANDARD 17)\n")
-    torch = (sdist / "horovod/torch/CMakeLists.txt").read_text()
-    assert torch == "if(NEW)\n    set(CMAKE_CXX_STANDARD 17)\nendif()\n"
-    gloo = (sdist / "third_party/gloo/CMakeLists.txt").read_text()
-    assert gloo == 'set(CMAKE_CXX_FLAGS "${CMAKE_CXX_FLAGS} -fPIC")\n'
+    texts = [(sdist / edit.file).read_text() for edit in CXX17_EDITS]
+    assert texts == [f"before\n{edit.new}\nafter\n" for edit in CXX17_EDITS]
+    assert [edit.new for edit in CXX17_EDITS] == ["set(CMAKE_CXX_STANDARD 17)"] * 2 + [" -fPIC"]
 
 
 @pytest.mark.parametrize("edit", CXX17_EDITS, ids=lambda edit: edit.file)
-def test_an_edit_that_does_not_fit_names_file_and_text(sdist: Path, edit) -> None:
-    (sdist / edit.file).write_text("project(something else)\n")
-
-    with pytest.raises(BuildError, match=re.escape(f"{edit.file} of the Horovod sdist")) as error:
-        apply_edits(sdist, CXX17_EDITS)
-    assert repr(edit.old) in str(error.value)
-
-
-def test_an_edit_refuses_a_missing_file_and_a_text_that_stands_twice(sdist: Path) -> None:
-    top = sdist / "CMakeLists.txt"
-    top.write_text(top.read_text() * 2)
-    with pytest.raises(BuildError, match="2 times"):
-        apply_edits(sdist, CXX17_EDITS)
-
-    top.unlink()
-    with pytest.raises(BuildError, match="0 times"):
+@pytest.mark.parametrize("times", [None, 0, 2])  # None: no such file
+def test_an_edit_that_does_not_fit_names_file_and_text(sdist: Path, edit, times) -> None:
+    if times is None:
+        (sdist / edit.file).unlink()
+    else:
+        (sdist / edit.file).write_text(edit.old * times)
+    message = re.escape(
+        f"{edit.file} of the Horovod sdist holds the text {edit.old!r} {times or 0} times"
+    )
+    with pytest.raises(BuildError, match=message):
         apply_edits(sdist, CXX17_EDITS)
 
 
@@ -82,12 +66,9 @@ def test_the_cache_key_holds_everything_a_wheel_depends_on() -> None:
         replace(cuda, nvcc=None),  # Gloo only: not the wheel of a later set-up with nvcc
     ]
     assert len({target.key for target in targets}) == len(targets)
+    assert replace(CPU, nvcc=nvcc).key == CPU.key, "a CPU PyTorch has no use for it"
     assert CPU.key.startswith("horovod-0.28.1-torch2.13.0-cp311-cpu-")
     assert cuda.key.startswith("horovod-0.28.1-torch2.13.0-cp311-cu130-")
-
-
-def test_nvcc_on_the_machine_does_not_split_the_cache_of_a_cpu_pytorch() -> None:
-    assert replace(CPU, nvcc=Path("/usr/local/cuda/bin/nvcc")).key == CPU.key
 
 
 def test_wheels_are_kept_per_user() -> None:

@@ -62,14 +62,19 @@ def test_nodes_that_talk_over_a_plain_socket_are_warned_of(tmp_path, capsys, tra
 
 
 @pytest.fixture
-def scontrol(tmp_path, install):
-    """A scontrol that notes what it is asked."""
+def scontrol(tmp_path, install, monkeypatch):
+    """A scontrol that notes what it is asked; the launcher waits for no file system."""
+    monkeypatch.setattr("launch.slurm.end._PATIENCE_SEC", 0.0)
     install("scontrol", f'echo "$@" >> {tmp_path}/asked')
     return tmp_path / "asked"
 
 
-def test_the_cause_of_an_earlier_start_is_not_told_again(tmp_path, capsys):
-    (tmp_path / "failure.txt").write_text("error: long ago\n")
+def failed(run, text):
+    (run / "failure.txt").write_text(text)
+
+
+def test_the_cause_of_an_earlier_start_is_not_told_again(tmp_path, capsys, scontrol):
+    failed(tmp_path, "error: long ago\n")
     end = End(tmp_path, ONCE, requeue=True)
     assert end.told(137, None) == 1
     said = capsys.readouterr().err
@@ -78,32 +83,34 @@ def test_the_cause_of_an_earlier_start_is_not_told_again(tmp_path, capsys):
 
 def test_the_first_cause_is_the_last_word(tmp_path, capsys):
     end = End(tmp_path, ONCE, requeue=True)
-    (tmp_path / "failure.txt").write_text("error: the loss is nan\nrank 1 on node2\n")
+    failed(tmp_path, "error: the loss is nan\nrank 1 on node2\n")
     assert end.told(143, None) == 1
     assert capsys.readouterr().err == "error: the loss is nan\nrank 1 on node2\n"
 
 
 def test_a_failure_without_room_for_a_word_is_one_and_is_not_requeued(tmp_path, capsys, scontrol):
     end = End(tmp_path, ONCE, requeue=True)
-    (tmp_path / "failure.txt").touch()
+    failed(tmp_path, "")
     assert end.told(1, signal.SIGUSR1) == 1
     assert "error: the disk was too full for the cause" in capsys.readouterr().err
     assert not scontrol.exists()
 
 
-def test_sigterm_never_requeues(tmp_path, scontrol):
-    end = End(tmp_path, ONCE, requeue=True)
-    RunFolder(tmp_path).record_stop("SIGTERM", 5)
-    assert end.told(75, signal.SIGUSR1) == 75
-    assert not scontrol.exists()
-
-
-@pytest.mark.parametrize("allowed", [True, False])
-def test_sigusr1_requeues_if_that_is_allowed(tmp_path, scontrol, allowed):
+@pytest.mark.parametrize(
+    ("stopped_by", "received", "allowed", "requeued"),
+    [
+        ("SIGTERM", signal.SIGUSR1, True, False),
+        ("SIGUSR1", None, True, True),
+        ("SIGUSR1", None, False, False),
+    ],
+)
+def test_sigusr1_requeues_if_that_is_allowed_and_sigterm_never(
+    tmp_path, scontrol, stopped_by, received, allowed, requeued
+):
     end = End(tmp_path, ONCE, requeue=allowed)
-    RunFolder(tmp_path).record_stop("SIGUSR1", 5)
-    assert end.told(75, None) == 75
-    assert scontrol.exists() == allowed
+    RunFolder(tmp_path).record_stop(stopped_by, 5)
+    assert end.told(75, received) == 75
+    assert scontrol.exists() == requeued
 
 
 def test_a_signal_that_killed_ranks_while_they_loaded_is_no_failure(tmp_path, scontrol, capsys):
@@ -112,20 +119,20 @@ def test_a_signal_that_killed_ranks_while_they_loaded_is_no_failure(tmp_path, sc
     assert "SIGUSR1 came before the first step" in capsys.readouterr().out
 
 
-def test_a_limit_too_short_for_a_step_does_not_requeue_for_ever(tmp_path, scontrol, capsys):
-    assert End(tmp_path, AGAIN, requeue=True).early(signal.SIGUSR1) == 75
-    assert not scontrol.exists()
-    assert "this start did not make a step; give the job more --time" in capsys.readouterr().out
-
-
-def test_a_start_that_made_steps_is_requeued_again(tmp_path, scontrol):
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "step-000000003.pt").touch()
+@pytest.mark.parametrize("steps_now", [3, 5])
+def test_a_limit_too_short_for_a_step_does_not_requeue_for_ever(
+    tmp_path, scontrol, capsys, steps_now
+):
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / "step-000000003.pt").touch()
     end = End(tmp_path, AGAIN, requeue=True)
-    (tmp_path / "checkpoints" / "step-000000005.pt").touch()
-    RunFolder(tmp_path).record_stop("SIGUSR1", 5)
+    (checkpoints / f"step-{steps_now:09d}.pt").touch()
+    RunFolder(tmp_path).record_stop("SIGUSR1", steps_now)
     assert end.told(75, None) == 75
-    assert scontrol.read_text() == "requeue 7\n"
+    assert scontrol.exists() == (steps_now > 3)
+    refused = "this start did not make a step; give the job more --time" in capsys.readouterr().out
+    assert refused == (steps_now == 3)
 
 
 def test_a_program_without_a_run_folder_has_said_its_cause_above(capsys):

@@ -44,7 +44,7 @@ def limited(slurm, small_data, tmp_path_factory):
     wait_for(lambda: slurm.job(warned)["Restarts"] == "1", "the warning before the limit", 150)
     found = {"warned": slurm.job(warned)}
     slurm.run("scancel", warned)
-    slurm.wait_for_state(unwarned, "TIMEOUT", timeout_sec=180)
+    slurm.wait_for_end(unwarned, "TIMEOUT", timeout_sec=180)
     found["unwarned"] = slurm.job(unwarned)
     yield {
         name: (path / "test", found[name], Path(f"{path}.log").read_text())
@@ -56,7 +56,7 @@ def limited(slurm, small_data, tmp_path_factory):
 def test_a_warning_before_the_limit_saves_and_requeues(limited):
     run, job, log = limited["warned"]
     assert job["Restarts"] == "1"
-    assert "is requeued and will go on" in log
+    assert "is requeued and will resume" in log
     last = newest_checkpoint(run)["step"]
     assert RunFolder(run).stopped() == Stop("SIGUSR1", last)
     lines = metrics(run)  # none on a busy machine, where the warning may come before step 0

@@ -50,20 +50,27 @@ def test_nccl_talks_over_the_same_interface_unless_told_otherwise():
     assert rank_environment(told, INTERFACES)["NCCL_SOCKET_IFNAME"] == "bond0"
 
 
-def test_a_rank_on_another_node_than_planned_says_so():
-    with pytest.raises(ConfigError, match="rank 1 is planned as number 1 of node1, but srun start"):
-        rank_environment(srun(1, 0, "node2"), INTERFACES)
-
-
-def test_an_interface_that_does_not_exist_is_named_with_those_that_do():
-    message = "--launch.interface=ib9 does not exist on node1; there are: lo, ib0, eth0"
-    with pytest.raises(ConfigError, match=message):
-        rank_environment(srun(0, 0, "node1", **{INTERFACE: "ib9"}), INTERFACES)
-
-
 def test_an_interface_named_for_horovod_is_taken_too():
     told = srun(0, 0, "node1", HOROVOD_GLOO_IFACE="eth0")
     assert rank_environment(told, INTERFACES)["HOROVOD_GLOO_IFACE"] == "eth0"
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (
+            srun(1, 0, "node2"),
+            "rank 1 is planned as number 1 of node1, but srun started it as numb",
+        ),
+        (
+            srun(0, 0, "node1", **{INTERFACE: "ib9"}),
+            "--launch.interface=ib9 does not exist on node1; there are: lo, ib0, eth0",
+        ),
+    ],
+)
+def test_a_place_or_interface_that_is_not_as_planned_is_refused(env, message):
+    with pytest.raises(ConfigError, match=message):
+        rank_environment(env, INTERFACES)
 
 
 def test_an_address_that_no_interface_has_asks_for_the_interface():

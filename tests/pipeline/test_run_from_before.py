@@ -1,4 +1,4 @@
-"""A run that an earlier version began and was stopped in goes on and ends with that version's bits.
+"""A run that was stopped under an earlier version resumes and ends with that version's bits.
 
 fixtures/stopped_run holds 36 + 12 drawn JPEGs, and the folder of a run of ResNet-8 on them (lr
 warm-up, two micro-batches a step, a drop to come) that SIGTERM stopped in its second epoch, before
@@ -22,14 +22,14 @@ EXPECTED = json.loads((FIXTURE / "expected.json").read_text(encoding="utf-8"))
 
 # Another CPU or torch rounds otherwise. With other instruction sets (ATEN_CPU_CAPABILITY=default,
 # ONEDNN_MAX_CPU_ISA=SSE41 or AVX2) the sums and norms below moved by up to 1.1e-5 in `model` and
-# 3.3e-4 in `momentum` (`distances`). These are about ten times that. A run that goes on without its
+# 3.3e-4 in `momentum` (`distances`). These are about ten times that. A run that resumes without its
 # velocity or with other images has a tensor that is off by 0.18 and more; 1% more lr gives 0.05.
 TOLERANCE = {"model": 1e-4, "momentum": 3e-3}
 
 
 @dataclass(frozen=True)
 class Ended:
-    """The run after the present version went on with it."""
+    """The run after the present version has finished it."""
 
     path: Path
     text: str
@@ -38,7 +38,7 @@ class Ended:
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """The stored run, copied elsewhere and gone on with to its end."""
+    """The stored run, copied elsewhere and trained to its end."""
     root = tmp_path_factory.mktemp("from_before")
     shutil.copytree(FIXTURE, root, dirs_exist_ok=True)
     run = root / "runs" / "stopped"
@@ -98,14 +98,14 @@ def lines(run: Path) -> list[str]:
     return (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
 
 
-def test_it_goes_on_from_the_stored_checkpoint(ended):
+def test_it_resumes_from_the_stored_checkpoint(ended):
     stored = ended.path / "checkpoints" / "step-000000007.pt"
     assert f"resuming from {stored} at step 7" in ended.text
     assert ended.checkpoint["step"] == EXPECTED["step"]
 
 
-def test_its_metrics_go_on_after_the_stored_lines(ended):
-    # These have their times in them: a run begun anew would have others.
+def test_its_metrics_continue_after_the_stored_lines(ended):
+    # These have their times in them: a run from scratch would have others.
     stored = lines(FIXTURE / "runs" / "stopped")
     written = lines(ended.path)
     assert len(stored) == 2 and written[:2] == stored

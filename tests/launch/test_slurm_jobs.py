@@ -1,4 +1,4 @@
-"""Where srun puts the ranks of an allocation with fake GPUs, and what is refused."""
+"""Short jobs on a real Slurm: where srun puts the ranks, every script, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jobs
 import pytest
+from run_files import metrics
 
 pytestmark = pytest.mark.slurm
 
@@ -19,7 +20,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(PATHS)
 from launch.slurm.allocation import require_rank_per_gpu, this_allocation
 from pipeline.ranks.rendezvous import Rendezvous
 from launch.slurm.__main__ import Relay
-from launch.slurm.srun import layout, one_per_node, one_per_node_environment, srun
+from launch.slurm.allocation import layout, one_per_node, one_per_node_environment, srun
 from launch.slurm.rank import NODES
 allocation = this_allocation(os.environ)
 require_rank_per_gpu(allocation)
@@ -89,49 +90,77 @@ def test_uneven_nodes_count_their_ranks_node_by_node(slurm, tmp_path):
     ]  # fmt: skip
 
 
-def test_slurm_refuses_more_gpus_than_there_are(slurm, tmp_path):
-    with pytest.raises(AssertionError, match="Requested node configuration is not available"):
-        places(slurm, tmp_path, "--nodes=2", "--gpus-per-node=9")
+TWO_RANKS = ("--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=2")
 
 
-def failed(slurm, small_data, tmp_path, *sbatch: str, options: tuple[str, ...] = ()) -> str:
-    """The log of a training that cannot start, its exit code 2 seen."""
-    log = tmp_path / "job.log"
+def ended(slurm, log, script, *arguments, sbatch=TWO_RANKS, state="COMPLETED") -> str:
+    """The log of a job of slurm/<script>.sh, which ends in this state; FAILED is with code 2."""
     job = slurm.submit(
-        "--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1",
-        f"--output={log}", *sbatch, str(jobs.REPOSITORY / "slurm" / "resnet152_64gpu.sh"),
-        *jobs.small_settings(small_data, tmp_path)[2:], "--data.dataset=null", *options,
-        cwd=jobs.REPOSITORY,
+        "--cpus-per-task=1", f"--output={log}", "--open-mode=truncate", *sbatch,
+        str(jobs.REPOSITORY / "slurm" / f"{script}.sh"), *arguments, cwd=jobs.REPOSITORY,
     )  # fmt: skip
-    assert slurm.wait_for_end(job) == "FAILED"
-    assert slurm.job(job)["ExitCode"] == "2:0", log.read_text()
+    assert slurm.wait_for_end(job) == state, log.read_text()
+    assert slurm.job(job)["ExitCode"] == ("2:0" if state == "FAILED" else "0:0"), log.read_text()
     return log.read_text()
 
 
-def test_fewer_ranks_than_gpus_are_refused_before_anything_starts(slurm, small_data, tmp_path):
-    log = failed(slurm, small_data, tmp_path, "--gpus-per-node=8")
-    assert (
-        "error: node1 has 8 GPUs in this job and 1 rank; submit with one rank for each GPU" in log
-    )
-    assert not (tmp_path / "test").exists()
+def test_data_are_prepared_staged_to_each_node_and_a_checkpoint_evaluated(slurm, tmp_path):
+    data, near, runs = tmp_path / "far", tmp_path / "near", tmp_path / "runs"
+    log = tmp_path / "job.log"
+
+    sizes = ("--train", "20", "--val", "10")
+    ended(slurm, log, "prepare", "demo", "--out", str(data), *sizes, sbatch=("--nodes=1",))
+    assert len(list(data.rglob("*.JPEG"))) == 30
+
+    settings = [*jobs.small_settings(data, runs)[2:], "--data.dataset=null"]
+    settings += ["--schedule.epochs=1", "--schedule.drop_epochs=[]", f"--launch.stage={near}"]
+    said = ended(slurm, log, "resnet152_64gpu", *settings)
+    assert "checks passed on 1 node" in said
+    assert f"root: {near}" in (runs / "test" / "config.yaml").read_text()
+    assert len(list(near.rglob("*.JPEG"))) == 30
+
+    best = runs / "test" / "checkpoints" / "best.pt"
+    said = ended(slurm, log, "evaluate", "--checkpoint", str(best))
+    (val,) = (line for line in metrics(runs / "test") if line["event"] == "val")
+    assert f"top-1 {val['top1']:.4f}" in said
 
 
-def test_an_interface_that_does_not_exist_is_refused_with_those_that_do(
-    slurm, small_data, tmp_path
+def test_a_failed_evaluation_ends_with_its_code_and_says_that_the_cause_is_above(slurm, tmp_path):
+    options = ("--checkpoint", "none.pt", "--launch.doctor=false")
+    said = ended(slurm, tmp_path / "job.log", "evaluate", *options, state="FAILED")
+    assert "error: --checkpoint none.pt does not exist" in said
+    assert "srun ended with code 2; the cause stands above" in said
+
+
+@pytest.mark.parametrize(
+    ("sbatch", "options", "parts"),
+    [
+        (("--gpus-per-node=8",), (), ["node1 has 8 GPUs in this job and 1 rank; submit with one"]),
+        (
+            (),
+            ("--launch.interface=ib9", "--launch.doctor=false"),
+            ["--launch.interface=ib9 does not exist on node", "there are: lo"],
+        ),
+        (
+            (),
+            ("--data.root=none",),
+            ["the check before the job failed: data", "data directory none does not"],
+        ),
+    ],
+)
+def test_a_training_that_cannot_start_is_refused(
+    slurm, small_data, tmp_path, sbatch, options, parts
 ):
-    options = ("--launch.interface=ib9", "--launch.doctor=false")
-    log = failed(slurm, small_data, tmp_path, options=options)
-    assert "error: --launch.interface=ib9 does not exist on node" in log
-    assert "there are: lo" in log
+    settings = [*jobs.small_settings(small_data, tmp_path)[2:], "--data.dataset=null", *options]
+    sbatch = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", *sbatch)
+    said = ended(
+        slurm, tmp_path / "job.log", "resnet152_64gpu", *settings, state="FAILED", sbatch=sbatch
+    )
+    assert "error: " in said and all(part in said for part in parts), said
+    assert not (tmp_path / "test" / "metrics.jsonl").exists()
 
 
-def test_missing_data_are_found_by_the_checks_before_the_job(slurm, small_data, tmp_path):
-    log = failed(slurm, small_data, tmp_path, options=(f"--data.root={tmp_path}/none",))
-    assert "error: the check before the job failed: data" in log
-    assert f"{tmp_path}/none" in log
-
-
-def test_outside_a_job_the_launcher_says_how_to_submit(tmp_path):
-    ended = jobs.run(["-m", "launch.slurm", "train"])
-    assert ended.codes == [2]
-    assert "error: this is not inside a Slurm job; submit it with sbatch slurm/" in ended.text
+def test_outside_a_job_the_launcher_says_how_to_submit():
+    refused = jobs.run(["-m", "launch.slurm", "train"])
+    assert refused.codes == [2]
+    assert "error: this is not inside a Slurm job; submit it with sbatch slurm/" in refused.text

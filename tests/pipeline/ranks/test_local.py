@@ -31,16 +31,6 @@ def test_one_rank_is_alone_and_hears_nothing_of_horovod():
         assert ranks.processes[0].communicate(timeout=60)[0].split() == ["None"] * 3
 
 
-def test_two_ranks_find_each_other():
-    script = (
-        "import horovod.torch as hvd, torch; hvd.init();"
-        "print(hvd.allreduce(torch.tensor([hvd.rank() + 1]), op=hvd.Sum).item())"
-    )
-    with start_ranks([sys.executable, "-c", script], 2, CLEAN, stdout=subprocess.PIPE) as ranks:
-        said = [process.communicate(timeout=100)[0].strip() for process in ranks.processes]
-        assert said == ["3", "3"]
-
-
 def test_stop_ends_ranks_that_ignore_sigterm():
     script = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
