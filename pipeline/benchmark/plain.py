@@ -98,7 +98,9 @@ def train_setting(setting: Setting, images: int, device: torch.device) -> PlainT
     """
     torch.manual_seed(0)
     with device:
-        model = build_network(ModelConfig(depth=setting.depth), _CLASSES, BACKENDS[setting.side])
+        # With the last scale of each block at 0 most of a first step's gradients would be 0.
+        network = ModelConfig(depth=setting.depth, zero_init_last_norm=False)
+        model = build_network(network, _CLASSES, BACKENDS[setting.side])
         noise = torch.randn(images, 3, setting.pixels, setting.pixels)
         labels = torch.randint(0, _CLASSES, (images,))
     batch = (noise.to(memory_format=torch.channels_last), labels)

@@ -119,7 +119,10 @@ def test_a_node_that_did_not_answer_is_named(cluster):
         ("GPUs", {"gpus": [], "device": "cpu"}, "fail", "no NVIDIA GPU", "Leave these nodes out"),
         ("free space", {"run_dir__free_bytes": GIB - 1}, "fail", "1024 MiB", "larger disk"),
         ("free space", {"run_dir__free_bytes": 10 * GIB - 1}, "warn", "10.0 GiB", "larger disk"),
-        ("free space", {"data__cache__free_bytes": 5 << 20}, "warn", "5 MiB", "data.cache_dir"),
+        (
+            "free space", {"data__cache__free_bytes": 5 << 20, "data__train__digest": None}, "warn",
+            "5 MiB", "data.cache_dir",
+        ),
         ("/dev/shm", {"shm__free_bytes": 64 << 20}, "warn", "64 MiB of ", "--shm-size"),
         ("/dev/shm", {"shm__free_bytes": None}, "warn", "not there", "tmpfs"),
         ("data", {"data__val__problem": "/d has no val"}, "fail", "/d has no val", "Mount or copy"),
