@@ -136,7 +136,7 @@ def parse_node_lines(text: str) -> list[Facts]:
 
 
 def table(checks: Sequence[Check]) -> str:
-    """The checks for a person: status, name and what was found in columns, the cure below."""
+    """The checks for a person: status, name and what was found in columns, the fix below."""
     width = max((len(check.name) for check in checks), default=0)
     lines = []
     for check in checks:

@@ -22,7 +22,7 @@ class Finding(NamedTuple):
 
     status: Status
     found: str
-    cure: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Check:
     name: str
     status: Status
     found: str
-    cure: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True)

@@ -54,10 +54,10 @@ def _mebibytes(text: str) -> int | None:
 def driver(job: Job) -> Iterator[Finding]:
     """The driver answers, in the same version everywhere."""
     broken = job.where(lambda n: n["gpu_problem"])
-    cure = "Ask the administrator to repair the driver there, and leave the node out till then."
-    yield Finding("fail" if job.first["asked"]["device"] != "cpu" else "warn", broken, cure)
-    cure = "Ask the administrator for one driver, or choose nodes that have the same."
-    yield Finding("warn", job.odd_ones(lambda n: n["driver"]), cure)
+    fix = "Ask the administrator to repair the driver there, and leave the node out till then."
+    yield Finding("fail" if job.first["asked"]["device"] != "cpu" else "warn", broken, fix)
+    fix = "Ask the administrator for one driver, or choose nodes that have the same."
+    yield Finding("warn", job.odd_ones(lambda n: n["driver"]), fix)
     yield Finding("ok", job.first["driver"] or "")
 
 
@@ -67,21 +67,21 @@ def gpus(job: Job) -> Iterator[Finding]:
     if asked == "cpu":
         yield Finding("ok", "not used, run.device=cpu")
     idle = job.where(_why_no_gpu, when=lambda n: n["device"] == "cpu")
-    remedy = _cure_no_gpu(job)
+    remedy = _fix_no_gpu(job)
     if asked == "cuda":
-        cure = "Ask for GPUs (sbatch --gpus-per-node=8), or set run.device=cpu."
-        yield Finding("fail", idle, remedy or cure)
+        fix = "Ask for GPUs (sbatch --gpus-per-node=8), or set run.device=cpu."
+        yield Finding("fail", idle, remedy or fix)
     if len({node["device"] for node in job.nodes}) > 1:
-        cure = "Leave these nodes out, or set run.device=cpu to train on the CPUs of all."
-        yield Finding("fail", f"no GPU to use on some nodes: {idle}", cure)
+        fix = "Leave these nodes out, or set run.device=cpu to train on the CPUs of all."
+        yield Finding("fail", f"no GPU to use on some nodes: {idle}", fix)
     fallen = any(node["gpus"] for node in job.nodes)
     yield Finding("warn" if fallen else "ok", idle, remedy)
     blind = job.where(
         lambda n: f"DALI sees none of {len(n['gpus'])} GPUs, so JPEGs are decoded on the CPU",
         when=lambda n: n["dali_gpus"] == 0,
     )
-    cure = "Take a newer driver, or the DALI wheel for its CUDA version (nvidia-dali-cuda120)."
-    yield Finding("warn", blind, cure)
+    fix = "Take a newer driver, or the DALI wheel for its CUDA version (nvidia-dali-cuda120)."
+    yield Finding("warn", blind, fix)
     few = job.where(
         lambda n: f"{job.ranks_on(n)} ranks but {n['torch_gpus']} GPUs",
         when=lambda n: (job.ranks_on(n) or 0) > n["torch_gpus"],
@@ -94,8 +94,8 @@ def gpus(job: Job) -> Iterator[Finding]:
     )
     uuids = [gpu["uuid"] for node in job.nodes for gpu in node["gpus"]]
     if len(set(uuids)) < len(uuids):
-        cure = "See that no two ranks get one GPU: these nodes are parts of one machine."
-        yield Finding("warn", "nodes show the same GPUs (UUID)", cure)
+        fix = "See that no two ranks get one GPU: these nodes are parts of one machine."
+        yield Finding("warn", "nodes show the same GPUs (UUID)", fix)
     total = sum(node["torch_gpus"] for node in job.nodes)
     yield Finding("ok", f"{total} ({_models(job.first)})")
 
@@ -114,7 +114,7 @@ def _why_no_gpu(node: Facts) -> str:
     return f"{len(node['gpus'])} GPUs, but PyTorch can use none"
 
 
-def _cure_no_gpu(job: Job) -> str:
+def _fix_no_gpu(job: Job) -> str:
     why = {_why_no_gpu(node).partition(", but ")[2] for node in job.nodes} - {""}
     if any("built for CPUs" in reason for reason in why):
         return "Install a CUDA build of PyTorch, as in make train TORCH=torch==2.13.0."
@@ -126,8 +126,8 @@ def _cure_no_gpu(job: Job) -> str:
 def gpu_memory(job: Job) -> Iterator[Finding]:
     """No other process holds memory of the GPUs."""
     if any(node["device"] != "cpu" for node in job.nodes):
-        cure = "End the processes that nvidia-smi lists, if they are yours, or choose other nodes."
-        yield Finding("warn", job.where(_busy_gpus), cure)
+        fix = "End the processes that nvidia-smi lists, if they are yours, or choose other nodes."
+        yield Finding("warn", job.where(_busy_gpus), fix)
 
 
 def _busy_gpus(node: Facts) -> str | None:

@@ -42,8 +42,8 @@ def shared_memory(job: Job) -> Iterator[Finding]:
         lambda n: f"{size(n['shm']['free_bytes'])} of {size(n['shm']['total_bytes'])} free",
         when=lambda n: n["shm"]["free_bytes"] < _GIB,
     )
-    cure = "Start the container with --shm-size=8g or --ipc=host, and delete what fills it."
-    yield Finding("warn", small, cure)
+    fix = "Start the container with --shm-size=8g or --ipc=host, and delete what fills it."
+    yield Finding("warn", small, fix)
     yield Finding("ok", f"{size(min(n['shm']['free_bytes'] for n in job.nodes))} free")
 
 
@@ -71,8 +71,8 @@ def limits(job: Job) -> Iterator[Finding]:
             lambda n: f"{size(n['limits']['locked_bytes'])} of locked memory with InfiniBand",
             when=lambda n: n["infiniband"] and n["limits"]["locked_bytes"] is not None,
         )
-        cure = "Set LimitMEMLOCK=infinity for slurmd, or NCCL may fall back from InfiniBand."
-        yield Finding("warn", pinned, cure)
+        fix = "Set LimitMEMLOCK=infinity for slurmd, or NCCL may fall back from InfiniBand."
+        yield Finding("warn", pinned, fix)
     files = job.first["limits"]["open_files"]
     yield Finding("ok", f"{'unlimited' if files is None else files} open files")
 

@@ -67,8 +67,8 @@ def answers(job: Job) -> Iterator[Finding]:
     silent = [name for name in job.ranks or {} if name not in names]
     if silent or not names:
         found = f"no answer from {few(silent) or 'any node'}"
-        cure = "Look at what the check printed there, and leave broken nodes out with --exclude."
-        yield Finding("fail", found, cure)
+        fix = "Look at what the check printed there, and leave broken nodes out with --exclude."
+        yield Finding("fail", found, fix)
     slowest = max(float(node["took_sec"]) for node in job.nodes)
     yield Finding("ok", f"{len(names)} ({few(names)}), checked in {slowest:.1f} s")
 

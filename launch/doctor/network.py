@@ -118,22 +118,22 @@ def network(job: Job) -> Iterator[Finding]:
     if not any(node["interfaces"] for node in job.nodes):
         return  # psutil, which lists them, comes with Horovod: its check tells
     seen = ", ".join(sorted({name for node in job.nodes for name in node["interfaces"]}))
-    cure = f"Name one that is there ({seen}), or unset the variable."
-    yield Finding("fail", job.where(_wrong_interface), cure)
-    cure = "Correct its address in Slurm (NodeAddr) or /etc/hosts, or give --launch.interface=NAME."
+    fix = f"Name one that is there ({seen}), or unset the variable."
+    yield Finding("fail", job.where(_wrong_interface), fix)
+    fix = "Correct its address in Slurm (NodeAddr) or /etc/hosts, or give --launch.interface=NAME."
     homeless = job.where(
         lambda n: f"no interface holds the node's address {n['address']}",
         when=lambda n: (
             n["interface"] is None and "HOROVOD_GLOO_IFACE" not in n["wanted_interfaces"]
         ),
     )
-    yield Finding("fail" if job.several_nodes else "warn", homeless, cure)
+    yield Finding("fail" if job.several_nodes else "warn", homeless, fix)
     if len({node["host"] for node in job.nodes}) > 1:
         alone = job.where(
             lambda n: f"its address is {n['address']}, which no other node reaches",
             when=lambda n: n["address"].startswith("127."),
         )
-        yield Finding("fail", alone, cure)
+        yield Finding("fail", alone, fix)
     yield Finding("ok", few([f"{n['interface']} {n['address']}" for n in job.nodes]))
 
 
@@ -173,8 +173,8 @@ def transport_check(log_text: str, nodes: int) -> Check:
         transport = min(_chosen_networks(log_text), key=_speed, default=transport)
     name = "NCCL transport"
     if transport is None:
-        cure = "Set NCCL_DEBUG=INFO and no NCCL_DEBUG_SUBSYS, so that NCCL says what it uses."
-        return Check(name, "warn", "NCCL's log names no connection", cure)
+        fix = "Set NCCL_DEBUG=INFO and no NCCL_DEBUG_SUBSYS, so that NCCL says what it uses."
+        return Check(name, "warn", "NCCL's log names no connection", fix)
     if nodes > 1 and transport == _PLAIN_SOCKET:
         why = "; no InfiniBand device was found" if "NET/IB : No device" in log_text else ""
         return Check(

@@ -103,42 +103,42 @@ def _one_line(error: Exception) -> str:
 
 def versions(job: Job) -> Iterator[Finding]:
     """Packages and code are there and the same on all nodes."""
-    cure = "Make the environment there with make train, or start the job from a shared one."
-    yield Finding("fail", job.where(_not_installed), cure)
+    fix = "Make the environment there with make train, or start the job from a shared one."
+    yield Finding("fail", job.where(_not_installed), fix)
     names = dict.fromkeys(name for node in job.nodes for name in node["versions"])
     odd = {name: job.odd_ones(lambda n, name=name: n["versions"].get(name)) for name in names}  # type: ignore[misc]
     told = "; ".join(f"{name}: {who}" for name, who in odd.items() if who)
-    cure = "Use one environment and one checkout on all nodes, best on a shared file system."
-    yield Finding("fail", told, cure)
+    fix = "Use one environment and one checkout on all nodes, best on a shared file system."
+    yield Finding("fail", told, fix)
     yield Finding("ok", ", ".join(f"{n} {v}" for n, v in job.first["versions"].items() if v))
 
 
 def _not_installed(node: Facts) -> str:
-    lacking = [name for name in ("torch", "DALI", "numpy") if not node["versions"].get(name)]
-    return f"not installed: {', '.join(lacking)}" if lacking else ""
+    missing = [name for name in ("torch", "DALI", "numpy") if not node["versions"].get(name)]
+    return f"not installed: {', '.join(missing)}" if missing else ""
 
 
 def torch_works(job: Job) -> Iterator[Finding]:
     """PyTorch can be imported."""
-    cure = "Install PyTorch again there (make train does), in the version of the other nodes."
-    yield Finding("fail", job.where(lambda n: n["torch_problem"]), cure)
+    fix = "Install PyTorch again there (make train does), in the version of the other nodes."
+    yield Finding("fail", job.where(lambda n: n["torch_problem"]), fix)
 
 
 def horovod(job: Job) -> Iterator[Finding]:
     """Horovod is there for several ranks, with Gloo to find each other and NCCL for GPUs."""
     status: Status = "fail" if job.several_ranks else "warn"
-    cure = "Build it with python -m launch.horovod_build --install; one rank alone needs none."
-    yield Finding(status, job.where(lambda n: n["horovod"]["problem"]), cure)
+    fix = "Build it with python -m launch.horovod_build --install; one rank alone needs none."
+    yield Finding(status, job.where(lambda n: n["horovod"]["problem"]), fix)
     no_gloo = job.where(lambda n: None if n["horovod"]["gloo"] else "built without Gloo")
-    cure = "Ranks find each other over Gloo: python -m launch.horovod_build --install builds it."
-    yield Finding(status, no_gloo, cure)
+    fix = "Ranks find each other over Gloo: python -m launch.horovod_build --install builds it."
+    yield Finding(status, no_gloo, fix)
     # One GPU and one node need no collective, but several ranks may come.
     no_nccl = job.where(
         lambda _: "built without NCCL, so that gradients of GPUs would go through the CPU",
         when=lambda n: n["device"] == "cuda" and not n["horovod"]["nccl"],
     )
-    cure = f"Build it again on a machine with nvcc and NCCL's headers, {_REBUILD}."
-    yield Finding(status, no_nccl, cure)
+    fix = f"Build it again on a machine with nvcc and NCCL's headers, {_REBUILD}."
+    yield Finding(status, no_nccl, fix)
     built = [n for n in ("nccl", "gloo") if all(node["horovod"][n] for node in job.nodes)]
     yield Finding("ok", f"built with {' and '.join(built)}")
 
@@ -148,8 +148,8 @@ def norm(job: Job) -> Iterator[Finding]:
     asked = job.first["asked"]["norm"]
     problem = job.where(lambda n: n["norm_problems"].get(asked))
     if problem:
-        cure = "Repair that, or set model.norm=auto, which takes what works."
-        yield Finding("fail", f"model.norm={asked} cannot run: {problem}", cure)
+        fix = "Repair that, or set model.norm=auto, which takes what works."
+        yield Finding("fail", f"model.norm={asked} cannot run: {problem}", fix)
     able = [
         name
         for name in ("reference", "triton", "apex")
@@ -166,11 +166,11 @@ def apex(job: Job) -> Iterator[Finding]:
     needed = job.first["asked"]["norm"] == "apex"
     wrong = job.where(lambda n: n["apex"] if n["apex"] != "NVIDIA's with bnp" else None)
     if needed:
-        cure = (
+        fix = (
             "Uninstall any other apex and build https://github.com/NVIDIA/apex from source with "
             "APEX_CPP_EXT=1 APEX_CUDA_EXT=1 APEX_BNP=1, or set model.norm=auto."
         )
-        yield Finding("fail", wrong, cure)
+        yield Finding("fail", wrong, fix)
     yield Finding("ok", f"{wrong or job.first['apex']}{'' if needed else ', not used'}")
 
 

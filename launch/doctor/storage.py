@@ -166,9 +166,9 @@ def _split(
     error: Exception | None, classes: int = 0, images: int | None = None, digest: str | None = None
 ) -> Facts:
     """What is known of a split; the errors of data have what to do after a semicolon."""
-    problem, _, cure = str(error or "").partition("; ")
+    problem, _, fix = str(error or "").partition("; ")
     known = {"classes": classes, "images": images, "digest": digest}
-    return {"problem": problem or None, "cure": cure, **known}
+    return {"problem": problem or None, "cure": fix, **known}
 
 
 def space(place: Path) -> Facts:
@@ -192,8 +192,8 @@ def run_directory(job: Job) -> Iterator[Finding]:
         lambda n: f"{path} on {n['run_dir']['file_system']} is not the folder of the first node",
         when=lambda n: n["run_dir"]["sees_token"] is False,
     )
-    cure = f"Set run.dir to a folder on a shared file system; {path} is another one on each node."
-    yield Finding("fail", blind, cure)
+    fix = f"Set run.dir to a folder on a shared file system; {path} is another one on each node."
+    yield Finding("fail", blind, fix)
     unproved = job.several_nodes and run_dir["sees_token"] is None
     several_hosts = len({node["host"] for node in job.nodes}) > 1
     if unproved and several_hosts and system.split()[0] in _LOCAL_FILE_SYSTEMS:
@@ -209,10 +209,10 @@ def free_space(job: Job) -> Iterator[Finding]:
         return
     least = min(_free(node) for node in job.nodes)
     low = job.where(lambda n: f"{size(_free(n))} free" if _free(n) < 10 * _GIB else None)
-    cure = "Delete old runs, lower run.keep_checkpoints, or set run.dir to a larger disk."
-    yield Finding("fail" if least < _GIB else "warn", low, cure)
-    cure = "Make room there, or set data.cache_dir to a folder on a larger disk."
-    yield Finding("warn", job.where(_cramped_cache), cure)
+    fix = "Delete old runs, lower run.keep_checkpoints, or set run.dir to a larger disk."
+    yield Finding("fail" if least < _GIB else "warn", low, fix)
+    fix = "Make room there, or set data.cache_dir to a folder on a larger disk."
+    yield Finding("warn", job.where(_cramped_cache), fix)
     yield Finding("ok", f"{size(least)} for the run")
 
 
@@ -237,18 +237,18 @@ def data(job: Job) -> Iterator[Finding]:
         return
     for split in ("train", "val"):
         missing = job.where(lambda n, split=split: n["data"][split]["problem"])  # type: ignore[misc]
-        yield Finding("fail", missing, _cure_of_missing(job, split))
+        yield Finding("fail", missing, _fix_of_missing(job, split))
     for split in ("train", "val"):
         odd = _differing_data(job, split)
-        cure = "Copy the data again from one place, or point data.root at one shared folder."
-        yield Finding("fail", f"{split}: {odd}" if odd else "", cure)
+        fix = "Copy the data again from one place, or point data.root at one shared folder."
+        yield Finding("fail", f"{split}: {odd}" if odd else "", fix)
     yield Finding("ok", "; ".join(_seen(job, split) for split in ("train", "val")))
 
 
-def _cure_of_missing(job: Job, split: str) -> str:
-    cures = [node["data"][split]["cure"] for node in job.nodes]
-    if all(cures):
-        return f"{cures[0][0].upper()}{cures[0][1:]}."
+def _fix_of_missing(job: Job, split: str) -> str:
+    fixes = [node["data"][split]["cure"] for node in job.nodes]
+    if all(fixes):
+        return f"{fixes[0][0].upper()}{fixes[0][1:]}."
     return "Mount or copy the data there, as they lie on the other nodes."
 
 
@@ -273,19 +273,19 @@ def clock(job: Job) -> Iterator[Finding]:
     """The clocks agree, as measured against that of the run directory's file server."""
     ahead = {n["node"]: _ahead_sec(n) for n in job.nodes}
     known = [seconds for seconds in ahead.values() if seconds is not None]
-    cure = "Have the nodes' time set by one server; chronyc tracking shows what is wrong."
+    fix = "Have the nodes' time set by one server; chronyc tracking shows what is wrong."
     # One node can only be compared with the file server.
     middle = statistics.median_low(known) if job.several_nodes and known else 0.0
     skew = max([*known, middle]) - min([*known, middle])
     if skew > 1:
         who = job.where(lambda n: _off_by(ahead[n["node"]], middle))
-        yield Finding("fail" if skew > 60 else "warn", who, cure)
+        yield Finding("fail" if skew > 60 else "warn", who, fix)
     # Some file systems (Lustre) take the client's time. All nodes are asked at once, so that
     # clocks far apart still show; a slow start looks the same, which is why this only warns.
     starts = [float(node["clock_sec"]) for node in job.nodes]
     spread = max(starts) - min(starts)
     if spread > 60:
-        yield Finding("warn", f"nodes began this check {spread:.0f} s apart by their clocks", cure)
+        yield Finding("warn", f"nodes began this check {spread:.0f} s apart by their clocks", fix)
     if known:
         yield Finding("ok", f"within {max(skew, 0.01):.2f} s")
 

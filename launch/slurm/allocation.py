@@ -126,13 +126,13 @@ def addresses_of(shown: str, resolve: Resolve = resolve) -> dict[str, str]:
     found = {}
     for name, given, _ in rows:
         address = resolve(given)
-        cure = "set NodeAddr in slurm.conf to an address that all nodes reach"
+        fix = "set NodeAddr in slurm.conf to an address that all nodes reach"
         if address is None:
-            raise ConfigError(f"{given}, the address of {name} in Slurm, does not resolve; {cure}")
+            raise ConfigError(f"{given}, the address of {name} in Slurm, does not resolve; {fix}")
         if address.startswith("127.") and len(hosts) > 1:
             raise ConfigError(
                 f"{given}, the address of {name} in Slurm, is {address} here, where no other node "
-                f"can reach it; {cure}"
+                f"can reach it; {fix}"
             )
         found[name] = address
     return found

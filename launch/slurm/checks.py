@@ -29,7 +29,7 @@ _NCCL_PATIENCE_SEC = 900.0
 def examine(allocation: Allocation, program: Program, interface: str | None) -> None:
     """Runs the doctor on every node and prints what is not in order.
 
-    Raises `ConfigError` if a check failed, after the table with the cures.
+    Raises `ConfigError` if a check failed, after the table with the fixes.
     """
     ranks = {node.name: node.ranks for node in allocation.nodes}
     with _nothing_left_if_refused(program.run_dir):
@@ -40,7 +40,7 @@ def examine(allocation: Allocation, program: Program, interface: str | None) -> 
         if failed:
             raise ConfigError(
                 f"the check before the job failed: {', '.join(failed)}; the table above has the "
-                "cures (--launch.doctor=false starts without the check)"
+                "fixes (--launch.doctor=false starts without the check)"
             )
     passed, nodes = counted(len(checks), "check"), counted(len(ranks), "node")
     say(f"{passed} passed on {nodes}")

@@ -62,7 +62,7 @@ class End:
             return exit_code(code)
         say_error(
             f"srun ended with code {code} and the ranks left no cause in {run.path}; see the "
-            f"lines above, and sacct -j {self._job} for a signal, lack of memory or a lost node"
+            f"lines above, and sacct -j {self._job} for a signal, exhausted memory or a lost node"
         )
         return ExitCode.FAILED
 

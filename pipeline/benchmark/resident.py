@@ -44,7 +44,7 @@ _ROWS = 100_000  # an epoch no benchmark gets to the end of
 
 
 class _RoundPhases(Phases):
-    """Phases of a whole round while they are `kept`: no line of metrics begins them anew."""
+    """Phases of a whole round while they are `kept`: no line of metrics restarts them."""
 
     kept = False
 

@@ -22,7 +22,7 @@ Command = Literal["evaluate", "predict", "export", "benchmark", "benchmark all",
 
 
 class ConfigError(ValueError):
-    """A setting the user can mend: holds the value seen, the rule and the setting's name."""
+    """A setting the user can correct: names the value seen, the rule and the setting."""
 
 
 def require(condition: bool, message: str) -> None:

@@ -116,7 +116,7 @@ def open_cifar(
     if (len(train), len(test)) != (_TRAIN_IMAGES, _TEST_IMAGES):
         log.warning(
             "warning: %s has %d training and %d test images, CIFAR-10 itself %d and %d; if it is "
-            "to be CIFAR-10, copy its archive anew",
+            "to be CIFAR-10, copy its archive again",
             archive.place, len(train), len(test), _TRAIN_IMAGES, _TEST_IMAGES,
         )  # fmt: skip
     if held_out is None:

@@ -23,7 +23,7 @@ def class_words(root: Path) -> dict[str, str]:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         log.warning(
-            "warning: %s cannot be read (%s), so classes have no words; remove it or mend it",
+            "warning: %s cannot be read (%s), so classes have no words; remove it or fix it",
             path, error,
         )  # fmt: skip
         return {}

@@ -23,8 +23,8 @@ class BadImage(ValueError):
     """An image that cannot be used: `path`, and the `reason` in words.
 
     `path` is as `Manifest.path` gives it. `changed` says that it is not what was scanned, so that
-    putting that one back mends the data set; an image that was bad already is part of the data
-    hash.
+    restoring the original repairs the data set; an image that was bad from the start is part of
+    the data hash.
     """
 
     def __init__(self, path: Path, reason: str, changed: bool = False) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Name = Literal["1-crop", "10-crop", "multi-scale"]
 BnImages = int | Literal["all"] | None
-"""Training images over which BN's statistics are averaged anew; None: those of the training."""
+"""Training images over which BN's statistics are recomputed; None: those of the training."""
 
 PAPER_SCALES = (224, 256, 384, 480, 640)
 """Shorter sides in pixels over which the paper averages its scores."""

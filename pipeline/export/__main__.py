@@ -140,7 +140,7 @@ def import_weights(options: Any) -> None:
 
 
 def require_packages(path: Path) -> None:
-    """Raises `ConfigError`, with the line that installs them, if packages for `path` lack."""
+    """Raises `ConfigError`, with the install command, if packages for `path` are missing."""
     names = PACKAGES.get(path.suffix, ())
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:

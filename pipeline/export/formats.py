@@ -122,7 +122,7 @@ def read_weights(path: Path) -> Weights:
     except Exception as error:  # torch and safetensors raise many kinds on a damaged file
         reason = " ".join(str(error).split("\n")[0].split())[:200]
         raise ValueError(
-            f"--weights {path} cannot be used: {reason}; copy it anew from its source"
+            f"--weights {path} cannot be used: {reason}; copy it again from its source"
         ) from error
 
 
@@ -163,10 +163,10 @@ def load_into(model: nn.Module, tensors: dict[str, Tensor], network: str, path: 
     """Copies `tensors` into `model`. Raises `ValueError`, naming the first of each kind of
     difference, unless they are those of that network.
 
-    Counts of batches may lack, as they do in files from before PyTorch had them.
+    Counts of batches may be missing, as in files from before PyTorch had them.
     """
     wanted = model.state_dict()
-    lacking = [n for n in wanted if n not in tensors and not n.endswith("num_batches_tracked")]
+    missing = [n for n in wanted if n not in tensors and not n.endswith("num_batches_tracked")]
     foreign = [name for name in tensors if name not in wanted]
     shapes = [
         f"{name} is {tuple(value.shape)} and should be {tuple(wanted[name].shape)}"
@@ -174,7 +174,7 @@ def load_into(model: nn.Module, tensors: dict[str, Tensor], network: str, path: 
         if name in wanted and value.shape != wanted[name].shape
     ]
     differences = [
-        *([f"{len(lacking)} tensors lack, the first {lacking[0]}"] if lacking else []),
+        *([f"{len(missing)} tensors are missing, the first {missing[0]}"] if missing else []),
         *([f"{len(foreign)} do not belong there, the first {foreign[0]}"] if foreign else []),
         *shapes[:1],
     ]
@@ -186,7 +186,9 @@ def load_into(model: nn.Module, tensors: dict[str, Tensor], network: str, path: 
         )
     bad = [n for n, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
     if bad:
-        raise ValueError(f"--weights {path} are not finite: {bad[0]}; copy it anew from its source")
+        raise ValueError(
+            f"--weights {path} are not finite: {bad[0]}; copy it again from its source"
+        )
     model.load_state_dict(tensors, strict=False)
 
 
@@ -220,17 +222,17 @@ def write_torchvision(
 
 
 def _require_torchvisions(config: Config, description: Description) -> None:
-    model, cure = config.model, "export to .safetensors or .onnx"
+    model, fix = config.model, "export to .safetensors or .onnx"
     theirs = model.family == "imagenet" and shortcut_of(model) == "B"
     if not theirs or (model.variant != "v1.5" and model.depth >= 50):
         raise ValueError(
             f"torchvision has no {network_name(model)}, only ResNets for ImageNet with shortcut B, "
-            f"those of bottlenecks as v1.5; {cure}"
+            f"those of bottlenecks as v1.5; {fix}"
         )
     if description.normalisation.image is not None:
         raise ValueError(
             "torchvision subtracts a mean for each channel and this network was trained with a "
-            f"mean image (data.mean=pixel); {cure}"
+            f"mean image (data.mean=pixel); {fix}"
         )
 
 

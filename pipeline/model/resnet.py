@@ -41,7 +41,7 @@ def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 
 
 
 class ZeroPadding(nn.Module):
-    """Option A: every `stride`-th pixel of each direction, and zeros as the channels that lack.
+    """Option A: every `stride`-th pixel of each direction, and zeros for the missing channels.
 
     The new channels come last, as in fb.resnet.torch; the paper does not say where.
     """

@@ -73,7 +73,7 @@ def read_image(archive: BinaryIO, image: Image) -> bytes:
         ) from error
     end = image.offset + len(content)
     whole = len(content) == image.length
-    require(whole, f"{archive.name} ends at byte {end}, within {image.name}; copy it anew")
+    require(whole, f"{archive.name} ends at byte {end}, within {image.name}; copy it again")
     return content
 
 
@@ -91,7 +91,7 @@ def train_blocks(archive: Path, devkit: Devkit) -> list[Block]:
     for synset in devkit.synsets:
         require(
             f"{synset.wnid}.tar" in inner,
-            f"--train-tar {archive} lacks {synset.wnid}.tar, the class of {synset.words!r}; "
+            f"--train-tar {archive} has no {synset.wnid}.tar, the class of {synset.words!r}; "
             f"{_OF_ONE_RELEASE}",
         )
     return [_train_block(archive, one, inner[f"{one.wnid}.tar"]) for one in devkit.synsets]
@@ -103,7 +103,7 @@ def _train_block(archive: Path, synset: Synset, inner: Image) -> Block:
         require(
             len(found) == synset.train_images,
             f"{inner.name} in --train-tar {archive} holds {len(found)} images, but the devkit "
-            f"counts {synset.train_images}; copy the archive anew from its source",
+            f"counts {synset.train_images}; copy the archive again from its source",
         )
         return found
 

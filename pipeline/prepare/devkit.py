@@ -56,12 +56,12 @@ class Devkit:
 
 
 def read_devkit(path: Path) -> Devkit:
-    """Reads ILSVRC2012_devkit_t12.tar.gz; ConfigError for anything else, naming what it lacks."""
+    """Reads ILSVRC2012_devkit_t12.tar.gz; ConfigError for anything else, naming what is missing."""
     files = _unpack(path)
     for name in (_META, _TRUTH):
         require(
             name in files,
-            f"--devkit {path} is no ImageNet development kit: it lacks {name}; give "
+            f"--devkit {path} is no ImageNet development kit: it has no {name}; give "
             "ILSVRC2012_devkit_t12.tar.gz",
         )
     try:
@@ -77,7 +77,7 @@ def read_devkit(path: Path) -> Devkit:
     require(
         not wrong,
         f"{_TRUTH} in --devkit {path} names no class of meta.mat at {', '.join(wrong[:3])}; "
-        "copy the devkit anew from its source",
+        "copy the devkit again from its source",
     )
     synsets = sorted(by_id.values(), key=lambda synset: synset.wnid)
     return Devkit(synsets, [by_id[int(line)].wnid for line in truth])
@@ -96,8 +96,8 @@ def _unpack(path: Path) -> dict[str, bytes]:
                     found[name] = reader.read()
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise ConfigError(
-            f"--devkit {path} cannot be read as a .tar.gz archive ({error}); copy it anew from its "
-            "source"
+            f"--devkit {path} cannot be read as a .tar.gz archive ({error}); copy it again from "
+            "its source"
         ) from error
     return found
 
@@ -108,7 +108,7 @@ def _synsets(variables: dict[str, Any]) -> dict[int, Synset]:
     require(isinstance(rows, list) and bool(rows), "it holds no structure named synsets")
     needed = ("ILSVRC2012_ID", "WNID", "words", "num_children", "num_train_images")
     missing = [name for name in needed if name not in rows[0]]
-    require(not missing, f"its synsets lack {', '.join(missing)}")
+    require(not missing, f"its synsets have no {', '.join(missing)}")
     found: dict[int, Synset] = {}
     for row in rows:
         if _scalar(row, "num_children") > 0:

@@ -41,7 +41,7 @@ def writing(path: Path) -> Iterator[None]:
                 "from here"
             ) from error
         raise ConfigError(
-            f"{path} cannot be written: {error.strerror}; mend that and start again"
+            f"{path} cannot be written: {error.strerror}; fix that and start again"
         ) from error
 
 

@@ -112,7 +112,7 @@ class IndexOptions(_OfDataSet):
     """Makes the manifests of a data set ahead of time, so that a job's start only opens them."""
 
     again: bool = False
-    """Also make anew what seems up to date, as after replacing an image in place, which does not
+    """Also rebuild what seems up to date, as after replacing an image in place, which does not
     change its folder's time. A changed image is other data to runs that began before."""
 
 
@@ -150,7 +150,7 @@ class VerifyOptions(_InThreads):
     """Where the findings go, one JSON object per line; beside it <name>.exclude.json, the image
     numbers that training can leave out."""
     repair: Path | None = None
-    """Folder for mended copies of files that lack only the end marker; null: none are made."""
+    """Folder for repaired copies of files that miss only the end marker; null: none are made."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

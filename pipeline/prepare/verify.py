@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 NO_END = "has no end marker"
-"""The reason of a JPEG whose header is right; adding the marker mends it if nothing else lacks."""
+"""The reason for a JPEG with a valid header; adding the marker repairs it if no data is missing."""
 
 _SCAN, _END = b"\xff\xda", b"\xff\xd9"
 _CHUNK = 32  # images that one thread reads in a task; a chunk more than threads is in memory
@@ -124,7 +124,7 @@ def run(options: VerifyOptions) -> None:
         advice = f"replace them, or leave them out by {exclude}"
         if options.repair:
             repaired = sum(finding.repaired is not None for finding in found)
-            advice = f"{repaired} of them are mended in {options.repair}"
+            advice = f"{repaired} of them are repaired in {options.repair}"
         raise ValueError(
             f"{count} of {sum(map(len, manifests.values()))} images would fail in training: "
             f"{options.report} names them; {advice}"
@@ -153,7 +153,7 @@ def _verify(manifest: Manifest, options: VerifyOptions) -> Iterator[Finding]:
                         manifest, read, "bad" if kind == "bad" else "suspect", reason
                     )
                     if decoder and options.repair and read.flaw == NO_END:
-                        finding = _mended(manifest, options.repair, decoder, read, finding)
+                        finding = _repaired(manifest, options.repair, decoder, read, finding)
                     yield finding
             progress.add(len(chunk), sum(int(manifest.lengths[read.image]) for read in chunk))
 
@@ -194,21 +194,21 @@ def _finding(
     return Finding(manifest.split, read.image, path, length, verdict, reason, read.changed)
 
 
-def _mended(
+def _repaired(
     manifest: Manifest, folder: Path, decoder: Decoder, read: _Read, finding: Finding
 ) -> Finding:
     """Copies the image with an end marker to `folder`, if it then decodes without a warning."""
     assert read.content is not None, "an image without an end marker was read"
-    mended = with_end(read.content)
-    verdict = decoder.verdicts({read.image: np.frombuffer(mended, np.uint8)})[read.image]
+    repaired = with_end(read.content)
+    verdict = decoder.verdicts({read.image: np.frombuffer(repaired, np.uint8)})[read.image]
     if verdict.kind != "good":
         reason = f"{NO_END} and is cut off: {verdict.reason}"
         return dataclasses.replace(finding, reason=reason)
     source = manifest.path(read.image)
-    if not source.is_file():  # in a container, which is not written anew
+    if not source.is_file():  # in a container, which is not rewritten
         return finding
     place = folder / manifest.split / source.relative_to(manifest.directory)
     make_folder(place.parent)
     with whole_file(place) as new:
-        new.write_bytes(mended)
+        new.write_bytes(repaired)
     return dataclasses.replace(finding, reason=f"{NO_END}, nothing else", repaired=str(place))

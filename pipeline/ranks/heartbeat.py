@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 _DIED = (
-    "died without a word, killed by a signal or for lack of memory (see dmesg)",
+    "died without a word, killed by a signal or out of memory (see dmesg)",
     ("Z", "X"),
 )
 _STOPPED = ("is stopped (SIGSTOP, Ctrl-Z or a debugger)", ("T", "t"))

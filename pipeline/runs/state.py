@@ -101,8 +101,8 @@ class RunReader:
         # Before the metrics: a run that ends in between then counts as running, not as interrupted.
         holder, locked = run.holder(), is_locked(run)
         settings = self._settings_now(locked)
-        anew, lines = self._metrics.read()
-        if anew:
+        from_start, lines = self._metrics.read()
+        if from_start:
             self._so_far = _SoFar()
         for line in lines:
             self._so_far.add(line)

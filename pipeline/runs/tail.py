@@ -12,9 +12,9 @@ _CHECKED_BYTES = 512
 class Tail:
     """The lines that come to a text file, whole ones only; a file that is not there has none.
 
-    A restart writes a run's metrics anew, without what it takes back, and so does who copies a run
-    over. That is told by another file of the same name, a shorter one, or other bytes in front of
-    where the last look ended; the file is then read from its beginning.
+    A restart rewrites a run's metrics without what it takes back, and so does copying a run over
+    it. Another file of the same name, a shorter one, or other bytes in front of where the last look
+    ended show that; the file is then read from its beginning.
     """
 
     def __init__(self, path: Path) -> None:
@@ -28,7 +28,7 @@ class Tail:
         are the file's from its beginning."""
         try:
             with open(self._path, "rb") as file:
-                if not self._goes_on(file):
+                if not self._is_continued(file):
                     self._offset, self._end = 0, b""
                 file.seek(self._offset)
                 content = file.read()
@@ -36,13 +36,13 @@ class Tail:
             self._offset, self._end = 0, b""
             return True, []
         whole = content[: content.rfind(b"\n") + 1]
-        anew = self._offset == 0
+        from_start = self._offset == 0
         self._offset += len(whole)
         self._end = (self._end + whole[-_CHECKED_BYTES:])[-_CHECKED_BYTES:]
-        return anew, whole.splitlines()
+        return from_start, whole.splitlines()
 
-    def _goes_on(self, file: BinaryIO) -> bool:
-        """Whether what was read before still stands in front of the offset."""
+    def _is_continued(self, file: BinaryIO) -> bool:
+        """Whether what was read before is still in front of the offset."""
         about = os.fstat(file.fileno())
         file_id, self._file_id = self._file_id, (about.st_dev, about.st_ino)
         if file_id != self._file_id or about.st_size < self._offset:
@@ -52,7 +52,7 @@ class Tail:
 
 
 class NewLines:
-    """The lines that come to a text file, each once: of a file that is written anew only those
+    """The lines that come to a text file, each once: of a file that is rewritten only those
     that were not in the old one. Every line has its time, so that no two are alike."""
 
     def __init__(self, path: Path) -> None:
@@ -61,8 +61,8 @@ class NewLines:
 
     def __call__(self) -> list[str]:
         """What has come since the last call; first, all there is."""
-        anew, lines = self._tail.read()
-        if anew:
+        from_start, lines = self._tail.read()
+        if from_start:
             lines = [line for line in lines if hash(line) not in self._seen]
         self._seen.update(map(hash, lines))
         return [line.decode("utf-8", errors="replace") for line in lines]

@@ -171,7 +171,7 @@ class Room:
 class PatientFile:
     """A file that is only ever appended to, and only by whole records.
 
-    What cannot be written now is cut off again and tried anew with the next record.
+    What cannot be written now is cut off and retried with the next record.
     """
 
     def __init__(self, path: Path, room: Room) -> None:

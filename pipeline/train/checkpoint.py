@@ -42,12 +42,12 @@ class DamagedCheckpoint(ValueError):
 
 
 class SaveError(TrainingError):
-    """A checkpoint cannot be written. `reason` names it and the last good one, `cure` what to do;
-    `for_room`: room on the disk is all that it lacks."""
+    """A checkpoint cannot be written. `reason` names it and the last good one, `fix` what to do;
+    `for_room`: free space is all that it needs."""
 
-    def __init__(self, reason: str, cure: str, for_room: bool) -> None:
-        super().__init__(f"{reason}; {cure} and start again")
-        self.reason, self.cure, self.for_room = reason, cure, for_room
+    def __init__(self, reason: str, fix: str, for_room: bool) -> None:
+        super().__init__(f"{reason}; {fix} and start again")
+        self.reason, self.fix, self.for_room = reason, fix, for_room
 
 
 def write_atomically(path: Path, content: Mapping[str, Any]) -> None:
@@ -200,7 +200,7 @@ class CheckpointFolder(Checkpoints):
             if not self._waits_for_room:
                 log.warning(
                     "warning: %s; %s: the training goes on and tries again at the next save%s",
-                    error.reason, error.cure,
+                    error.reason, error.fix,
                     ", but best.pt stays that of an earlier validation" if best else "",
                 )  # fmt: skip
             self._waits_for_room = True

@@ -48,7 +48,7 @@ class Feed:
     def next(self, step: int, wants_save: bool = False, micro: int = 0) -> tuple[Batch, Decision]:
         """Collective. This rank's next micro-batch: number `micro` of `step`.
 
-        When any rank's batch failed, every rank gets it anew without the bad images, or raises
+        When any rank's batch failed, every rank gets it again without the bad images, or raises
         `Reported`.
         """
         while True:
@@ -69,7 +69,7 @@ class Feed:
             self._go_on_without(error, step, micro)
 
     def _go_on_without(self, error: Exception | None, step: int, micro: int) -> None:
-        """Collective. Takes up the data anew at this micro-batch, or raises `Reported`."""
+        """Collective. Reopens the data at this micro-batch, or raises `Reported`."""
         reopen = self._recover(error, step, micro) if self._recover else None
         if reopen is None:
             self._world.raise_together(None if error is None else self._explained(error, step))
@@ -81,11 +81,11 @@ class Feed:
     def _explained(self, error: Exception, step: int) -> Exception:
         where = f"met at step {step} by rank {self._world.rank}"
         if isinstance(error, BadImage):
-            cure = (
+            fix = (
                 "put back the file that was scanned and start again"
                 if error.changed
                 else "go on without it by data.bad_images=exclude, or put a good copy there, which "
                 "changes the data, and start under a new run.name"
             )
-            return ValueError(f"{error} ({where}); {cure}")
+            return ValueError(f"{error} ({where}); {fix}")
         return TrainingError(f"the loader failed: {type(error).__name__}: {error} ({where})")

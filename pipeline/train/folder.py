@@ -163,7 +163,7 @@ class RunFolder:
         except yaml.YAMLError as error:
             raise ValueError(
                 f"{self.config} is not YAML ({' '.join(str(error).split())}); start the run "
-                "again, which writes it anew, or leave the run out"
+                "again, which rewrites it, or leave the run out"
             ) from error
         if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict):
             raise ValueError(f"{self.config} holds no resolved settings; {HOLDS}")

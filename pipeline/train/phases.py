@@ -64,7 +64,7 @@ class Phases:
         return [span.seconds() for span in self._spans.values()]
 
     def restart(self) -> None:
-        """Begins to count anew."""
+        """Restarts the count."""
         for span in self._spans.values():
             span.restart()
 

@@ -33,8 +33,8 @@ quarter of that length. Windows are the steps [100k, 100k + 100), counted from s
 
 DROP_FACTOR = 0.1
 _ROUNDING = 1e-9
-"""What differences of errors may lack by rounding; one image of ten million is a hundred times as
-much."""
+"""How much rounding may take from a difference of errors; one image of ten million is a hundred
+times as much."""
 
 
 def scaled_lr(base_lr: float, global_batch_size: int) -> float:
@@ -160,7 +160,7 @@ class PlateauDrops:
         A validation improves if its error lies below the best so far by at least `min_improvement`;
         only then does it become the best, so that many small steps down add up to an improvement. A
         NaN never improves. After `patience` validations in a row without improvement comes a drop,
-        and the count starts anew; the best stays.
+        and the count starts over; the best stays.
         """
         drops: list[int] = []
         best, waited = float("inf"), 0

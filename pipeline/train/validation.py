@@ -214,7 +214,7 @@ def require_learning(result: Validation, train_top1: float, classes: int, world:
     if labels_look_permuted(train_top1, result.top1, classes):
         log.warning(
             "warning: top-1 is %.1f%% on training images and %.2f%% in validation, no better than "
-            "guessing: the images of val do not lie in their classes' folders; label them anew, "
+            "guessing: the images of val do not lie in their classes' folders; relabel them, "
             "for ImageNet with python -m pipeline.prepare imagenet",
             100 * train_top1, 100 * result.top1,
         )  # fmt: skip

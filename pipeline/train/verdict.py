@@ -139,6 +139,7 @@ class Verdict:
     kind: Kind
     text: str
     cures: tuple[str, ...] = ()
+    """What would help; benchmark files keep it under this name."""
 
     def __str__(self) -> str:
         return self.text
@@ -151,11 +152,11 @@ def judge(figures: Figures) -> Verdict:
         missing = "what the model takes" if figures.model is None else "what the loader gives"
         return Verdict(kind, f"no verdict, as {missing} is not known")
     reasons: list[str] = []
-    cures: list[str] = []
+    fixes: list[str] = []
     if kind == "input-bound":
-        reasons, cures = _input(figures)
+        reasons, fixes = _input(figures)
     elif kind == "communication-bound":
-        reasons, cures = _communication(figures)
+        reasons, fixes = _communication(figures)
     elif figures.headroom is not None:
         digits = 2 if kind == "balanced" else 1 if figures.headroom < 10 else 0
         reasons = [f"the loader could feed {figures.headroom:.{digits}f} times as much"]
@@ -164,9 +165,9 @@ def judge(figures: Figures) -> Verdict:
         reasons.append(f"on the same {figures.cores} cores both reach about {_speed(together)}")
     said = [_LIMITS[kind], _waits(figures)] if _seen_waiting(figures) else [_speeds(figures, kind)]
     parts = [*said, *reasons]
-    if cures:
-        parts.append(" or ".join(cures) + " would lift it")
-    return Verdict(kind, "; ".join(parts), tuple(cures))
+    if fixes:
+        parts.append(" or ".join(fixes) + " would lift it")
+    return Verdict(kind, "; ".join(parts), tuple(fixes))
 
 
 def kind_of(figures: Figures) -> Kind:
@@ -227,10 +228,10 @@ def _speed(images_per_sec: float) -> str:
 
 def _input(figures: Figures) -> tuple[list[str], list[str]]:
     """Which part of the loader takes most, and what makes that part quicker."""
-    cures, decode, read = _more_hands(figures), figures.decode_share, figures.read_share
+    fixes, decode, read = _more_hands(figures), figures.decode_share, figures.read_share
     if decode is None or read is None:
-        if figures.loader is not None or cures:
-            return [], cures
+        if figures.loader is not None or fixes:
+            return [], fixes
         given = f" --config {shlex.quote(figures.config)}" if figures.config else ""
         command = f"python -m pipeline.benchmark all{given}"
         return [f"{command} says which part of the loader it is"], []
@@ -240,16 +241,16 @@ def _input(figures: Figures) -> tuple[list[str], list[str]]:
         return [f"reading takes {read:.0%} of the loader"], [staged]
     if figures.decoder == "none" or other > decode:
         reason = f"resizing and normalising take {other:.0%} of the loader"
-        return [reason], [*cures, "a smaller data.image_size"][:2]
+        return [reason], [*fixes, "a smaller data.image_size"][:2]
     if figures.decoder == "gpu":
-        cures.append("a higher data.hw_decoder_load")
+        fixes.append("a higher data.hw_decoder_load")
     reason = f"decoding takes {decode:.0%} of the loader"
-    return [reason], [*cures, "image files of fewer pixels"][:2]
+    return [reason], [*fixes, "image files of fewer pixels"][:2]
 
 
 def _more_hands(figures: Figures) -> list[str]:
     """As many threads more as the speed of one says are needed and there are cores for; the GPU."""
-    cures = []
+    fixes = []
     fed, wanted, threads = figures.fed, figures.consumed, figures.threads
     if figures.decoder != "gpu" and fed and wanted and threads and figures.cores:
         needed = math.ceil(wanted / (fed / threads)) - threads
@@ -259,10 +260,10 @@ def _more_hands(figures: Figures) -> list[str]:
             if more < needed:  # all cores are not enough
                 share = fed * (threads + more) / threads / wanted
                 setting += f": {share:.0%} of what is needed"
-            cures.append(f"{more} more thread{'s' if more > 1 else ''} ({setting})")
+            fixes.append(f"{more} more thread{'s' if more > 1 else ''} ({setting})")
     if figures.decoder == "cpu" and figures.gpu:
-        cures.append("data.decode=gpu")
-    return cures
+        fixes.append("data.decode=gpu")
+    return fixes
 
 
 def _communication(figures: Figures) -> tuple[list[str], list[str]]:
@@ -270,9 +271,9 @@ def _communication(figures: Figures) -> tuple[list[str], list[str]]:
     share = figures.exposed_communication_share
     assert share is not None, "else it would not be communication-bound"
     reasons = [] if _seen_waiting(figures) else [f"{share:.0%} of the step waits for gradients"]
-    cures, factor = [], figures.fp16_time
+    fixes, factor = [], figures.fp16_time
     if figures.compression == "none" and factor is not None and factor < HELPS:
         left = share * factor / (1 - share + share * factor)
-        cures.append(f"optim.gradient_compression=fp16 (leaves about {left:.0%})")
+        fixes.append(f"optim.gradient_compression=fp16 (leaves about {left:.0%})")
     left = share / (2 - share)
-    return reasons, [*cures, f"twice the images per rank and step (leaves at most {left:.0%})"]
+    return reasons, [*fixes, f"twice the images per rank and step (leaves at most {left:.0%})"]

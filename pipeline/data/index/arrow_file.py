@@ -155,7 +155,7 @@ def warn_if_fewer(places: Sequence[Path], rows: Rows, tree: Tree) -> None:
     if fewer:
         log.warning(
             "%d of the %d %s that %s held when it was indexed last hold fewer images now: %s; "
-            "copy anew from their source what nobody meant to change",
+            "copy again from their source what nobody meant to change",
             len(fewer), len(before), tree.source_noun, tree.directory, name_few(fewer),
         )  # fmt: skip
 

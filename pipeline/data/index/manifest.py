@@ -38,8 +38,8 @@ log = logging.getLogger("trainyard")
 
 _MOST_OPEN = 4096  # containers
 _INDEX_AGAIN = (
-    "if it was replaced on purpose, python -m pipeline.prepare index --again makes the manifest "
-    "anew; to runs that began before it is other data"
+    "if it was replaced on purpose, python -m pipeline.prepare index --again indexes the data "
+    "again; runs that began before will see it as other data"
 )
 
 
@@ -85,7 +85,7 @@ class Manifest:
         if unknown:
             noun = "class folder(s)" if self._containers is None else "class(es)"
             raise ValueError(
-                f"{self.directory} has {len(unknown)} {noun} that the training data lacks: "
+                f"{self.directory} has {len(unknown)} {noun} that are not in the training data: "
                 f"{name_few(unknown)}; remove them there or add them to training"
             )
         empty = [name for name in classes if name not in self.classes]
@@ -121,16 +121,16 @@ class Manifest:
         try:
             if self._containers is None:
                 content, end = self._read_file(index), "the manifest recorded"
-                cure = f" ({_INDEX_AGAIN})"
+                fix = f" ({_INDEX_AGAIN})"
             else:
                 content = self._containers.read(int(index), recorded)
                 end = "its container was changed or cut after the manifest recorded"
-                cure = ""  # such a container is indexed anew at the next start
+                fix = ""  # such a container is indexed again at the next start
         except OSError as error:
             reason = f"it cannot be read: {error.strerror}"
             raise BadImage(self.path(index), reason, changed=True) from error
         if len(content) != recorded and (len(content) or self._containers is not None):
-            reason = f"has {len(content)} bytes, {end} {recorded}{cure}"
+            reason = f"has {len(content)} bytes, {end} {recorded}{fix}"
             raise BadImage(self.path(index), reason, changed=True)
         if len(content) == 0:
             raise BadImage(self.path(index), "the file is empty", changed=recorded != 0)
@@ -213,7 +213,7 @@ def open_manifest(
     place does not change its folder's time and is met when it is read; `again` scans whatever the
     cache holds. Ranks that share a file system: call on one first, then on the others.
 
-    ValueError, with the cure, for what `survey` and `scan` refuse, a class that `classes` lacks,
+    ValueError, with the fix, for what `survey` and `scan` refuse, a class that is not in `classes`,
     and no place for the cache.
     """
     tree = survey(root, split)
@@ -241,7 +241,7 @@ def open_manifest(
 def cached_manifest(root: Path, split: Split, cache_dir: Path | None) -> Manifest | None:
     """Return the manifest of `<root>/<split>` if one is up to date; nothing is scanned.
 
-    ValueError, with the cure, for what `survey` refuses.
+    ValueError, with the fix, for what `survey` refuses.
     """
     tree = survey(root, split)
     found = find_fresh(root, split, cache_dir, tree.stamp)

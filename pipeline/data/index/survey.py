@@ -71,7 +71,7 @@ class Tree:
 def survey(root: Path, split: Split) -> Tree:
     """Return what `<root>/<split>` holds; dotfiles are passed over, symbolic links followed.
 
-    ValueError, with the cure, if the root or the split is missing or cannot be read, or if it holds
+    ValueError, with the fix, if the root or the split is missing or cannot be read, or if it holds
     neither class folders nor containers, both, containers of two kinds, or compressed archives.
     """
     directory = root / split

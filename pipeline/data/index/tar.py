@@ -99,8 +99,8 @@ def _is_hidden(window: Window, member: Member) -> bool:
         return False
     if b".." in member.path.split(b"/"):
         reason = f"the member {_shown(member)} has .. in its path"
-        cure = "write the archive anew from inside the folder (tar -C <folder> -cf x.tar .)"
-        raise window.bad(member.header, reason, cure)
+        fix = "write the archive again from inside the folder (tar -C <folder> -cf x.tar .)"
+        raise window.bad(member.header, reason, fix)
     return True
 
 
@@ -115,23 +115,23 @@ def _check_samples(window: Window, images: Iterable[Member], samples: Collection
         other = first.setdefault(key, member)
         if other is not member and key in samples:
             reason = f"has the key of {_shown(other)}"
-            cure = "leave one image for each key, give masks and the like another extension"
-            raise _bad_image(window, member, reason, cure)
+            fix = "leave one image for each key, give masks and the like another extension"
+            raise _bad_image(window, member, reason, fix)
 
 
 def _check_image(window: Window, member: Member, seen: Collection[bytes]) -> None:
-    anew = "write the archive anew"
+    again = "write the archive again"
     if member.kind in _LINKS:
-        cure = f"{anew} with tar --dereference --hard-dereference"
-        raise _bad_image(window, member, "is a link, not a file", cure)
+        fix = f"{again} with tar --dereference --hard-dereference"
+        raise _bad_image(window, member, "is a link, not a file", fix)
     if member.kind not in _FILES:
-        raise _bad_image(window, member, "is no plain file", f"{anew} without --sparse")
+        raise _bad_image(window, member, "is no plain file", f"{again} without --sparse")
     if member.path in seen:
-        raise _bad_image(window, member, "comes a second time", f"{anew}, each image once")
+        raise _bad_image(window, member, "comes a second time", f"{again}, each image once")
 
 
-def _bad_image(window: Window, member: Member, reason: str, cure: str) -> Exception:
-    return window.bad(member.header, f"the image {_shown(member)} {reason}", cure)
+def _bad_image(window: Window, member: Member, reason: str, fix: str) -> Exception:
+    return window.bad(member.header, f"the image {_shown(member)} {reason}", fix)
 
 
 def _shown(member: Member) -> str:
@@ -165,8 +165,8 @@ def _sidecar_label(window: Window, member: Member) -> bytes | int | None:
         number = -1
     if number >= 0:
         return number
-    cure = "write a class name, or its number from 0"
-    raise window.bad(member.offset, f"{member.path!r} holds no label but {value!r}", cure)
+    fix = "write a class name, or its number from 0"
+    raise window.bad(member.offset, f"{member.path!r} holds no label but {value!r}", fix)
 
 
 def _class_of(
@@ -181,15 +181,15 @@ def _class_of(
     if labels:
         label = labels.get(_key(member.path))
         if label is None:
-            cure = "add it: every image needs one if any has"
-            raise _bad_image(window, member, "has no label file beside it", cure)
+            fix = "add it: every image needs one if any has"
+            raise _bad_image(window, member, "has no label file beside it", fix)
         return label
     if not own:
         stem = archive.removesuffix(b".tar")
         if name.startswith(stem + b"_"):
             return stem
-        cure = "write members as <class>/<file>, or a <key>.cls beside each <key>.jpg"
-        raise _bad_image(window, member, "has no class", cure)
+        fix = "write members as <class>/<file>, or a <key>.cls beside each <key>.jpg"
+        raise _bad_image(window, member, "has no class", fix)
     if above != top:
         where = top.decode(errors="replace") or "the top"
         reason = f"does not lie two levels below {where}, as those before it"
@@ -278,6 +278,6 @@ def _check_zeros(window: Window, at: int, end: int) -> None:
         content = window.read(at, min(_ZEROS_BYTES, end - at))
         rest = content.lstrip(b"\0")
         if rest:
-            cure = "keep joined archives apart, or join them with tar --concatenate"
-            raise window.bad(at + len(content) - len(rest), "something follows the end mark", cure)
+            fix = "keep joined archives apart, or join them with tar --concatenate"
+            raise window.bad(at + len(content) - len(rest), "something follows the end mark", fix)
         at += len(content) or _ZEROS_BYTES

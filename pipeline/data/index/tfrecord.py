@@ -90,11 +90,11 @@ def _label(window: Window, features: dict[bytes, _Range], begin: int) -> bytes |
     for key, first in ((_LABEL_FROM_1, 1), (_LABEL_FROM_0, 0)):
         if key in features and (number := _first_integer(window, features[key])) is not None:
             if number < first:
-                cure = f"write the classes as numbers from {first}, or as image/class/synset"
-                raise window.bad(begin, f"is a record whose {key.decode()} is {number}", cure)
+                fix = f"write the classes as numbers from {first}, or as image/class/synset"
+                raise window.bad(begin, f"is a record whose {key.decode()} is {number}", fix)
             return number - first
-    cure = "write the classes as image/class/synset or image/class/label"
-    raise window.bad(begin, "is a record without a class", cure)
+    fix = "write the classes as image/class/synset or image/class/label"
+    raise window.bad(begin, "is a record without a class", fix)
 
 
 def _features(window: Window, begin: int, end: int) -> dict[bytes, _Range]:

@@ -64,7 +64,7 @@ class RunMonitor(Monitor):
         self._pictures = pictures
         if event_files(run.tensorboard) and not run.metrics.exists():
             log.warning(
-                "warning: %s is missing in %s and begins anew at %d images seen: reports lack what "
+                "warning: %s is missing in %s and starts over at %d images seen: reports miss what "
                 "came before, and TensorBoard keeps its curves",
                 run.metrics.name, run.path, position,
             )  # fmt: skip

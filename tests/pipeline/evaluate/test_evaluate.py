@@ -210,7 +210,7 @@ def test_imported_weights_get_statistics_of_any_images_of_their_classes(trained,
     assert {file.name for file in tmp_path.iterdir()} == {"imported.pt", "result.json"}
     content["classes"] = [*content["classes"][:-1], "zebra"]
     write_atomically(path, content)
-    with pytest.raises(Reported, match="lacks: triangle|needs training images of the 10 classes"):
+    with pytest.raises(Reported, match="data: triangle|needs training images of the 10 classes"):
         evaluate_here(*command)
 
 

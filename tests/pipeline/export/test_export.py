@@ -162,7 +162,7 @@ def test_the_tolerance_is_a_share_of_the_largest_logit(difference, largest, hold
         (".safetensors", "safetensors", "run pip install safetensors$"),
     ],
 )
-def test_a_package_that_lacks_is_named_with_pips_line(monkeypatch, suffix, hidden, message):
+def test_a_missing_package_is_named_with_pips_line(monkeypatch, suffix, hidden, message):
     require_packages(Path(f"a{suffix}"))
     monkeypatch.setitem(sys.modules, hidden, None)  # as if not installed
     with pytest.raises(ConfigError, match=message):

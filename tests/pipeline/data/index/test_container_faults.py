@@ -57,7 +57,7 @@ def test_a_container_that_is_cut_is_an_error_with_the_byte(tmp_path, write_as):
         size = len(path.read_bytes().rstrip(b"\0")) + 512  # one block of the end mark may stay
     for length in (size - 600, size // 2, 100, 7):
         os.truncate(path, length)
-        with pytest.raises(ValueError, match="at byte [0-9]+ .*it is cut off; copy it anew") as got:
+        with pytest.raises(ValueError, match="at byte [0-9]+ .*is cut off; copy it again") as got:
             open_manifest(tmp_path, "train")
         assert str(path) in str(got.value)
     assert not (tmp_path / ".trainyard").exists()

@@ -296,7 +296,7 @@ IN_TAR = {
     "above": (
         [GOOD, ("../b/1.jpg", IMAGE)],
         MEMBER,
-        "the member ../b/1.jpg has .. in its path; write the archive anew from inside the folder",
+        "the member ../b/1.jpg has .. in its path; write the archive again from inside the folder",
     ),
     "a link": ([GOOD, ("a/2.jpg", b"-> 1.jpg")], MEMBER, "the image a/2.jpg is a link, not a file"),
     "a hard link": ([GOOD, ("a/2.jpg", b"=> a/1.jpg")], MEMBER, "the image a/2.jpg is a link, not"),

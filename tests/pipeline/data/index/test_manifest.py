@@ -223,10 +223,10 @@ def test_validation_labels_follow_the_training_classes(root, caplog):
     assert open_manifest(root, "val").labels.tolist() == [0]
 
 
-def test_a_class_that_training_lacks_is_named(root):
+def test_a_class_that_is_not_in_training_is_named(root):
     for name in ("a", "new", "n2", "n3", "n4"):
         add_image(root / "val" / name / "1.jpg")
-    wanted = r"/val has 4 class folder\(s\) that the training data lacks: n2, n3, n4 and 1 more; "
+    wanted = r"/val has 4 class folder\(s\) that are not in .* data: n2, n3, n4 and 1 more; "
     with pytest.raises(ValueError, match=wanted):
         open_manifest(root, "val", classes=["a", "b"])
 
@@ -287,9 +287,9 @@ def test_a_file_that_changed_since_the_scan_is_a_bad_image(root):
     length = int(manifest.lengths[3])
     path = manifest.path(3)
     content = path.read_bytes()
-    cure = (
-        "if it was replaced on purpose, python -m pipeline.prepare index --again makes the "
-        "manifest anew; to runs that began before it is other data"
+    fix = (
+        "if it was replaced on purpose, python -m pipeline.prepare index --again indexes the data "
+        "again; runs that began before will see it as other data"
     )
     reasons = []
     for changed in (content[:100], content + b"x", b"", None):
@@ -298,8 +298,8 @@ def test_a_file_that_changed_since_the_scan_is_a_bad_image(root):
             manifest.read(3)
         reasons.append(caught.value.reason)
     assert reasons == [
-        f"has 100 bytes, the manifest recorded {length} ({cure})",
-        f"has {length + 1} bytes, the manifest recorded {length} ({cure})",
+        f"has 100 bytes, the manifest recorded {length} ({fix})",
+        f"has {length + 1} bytes, the manifest recorded {length} ({fix})",
         "the file is empty",
         "it cannot be read: No such file or directory",
     ]
