@@ -43,7 +43,7 @@ class BuildError(SetupError):
 
 @dataclass(frozen=True)
 class Edit:
-    """One replacement in the unpacked sdist; `old` must stand in the file exactly once."""
+    """One replacement in the unpacked sdist; `old` must occur in the file exactly once."""
 
     file: str
     old: str
@@ -177,7 +177,7 @@ def _unpacked_sdist(scratch: Path) -> Path:
 
 
 def apply_edits(source: Path, edits: tuple[Edit, ...]) -> None:
-    """Edits the unpacked sdist in place; BuildError when a text does not stand exactly once."""
+    """Edits the unpacked sdist in place; BuildError when a text does not occur exactly once."""
     for edit in edits:
         path = source / edit.file
         text = path.read_text() if path.is_file() else ""

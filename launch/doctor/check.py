@@ -44,7 +44,7 @@ class Job:
 
     @property
     def first(self) -> Facts:
-        """The node that stands for all where they are alike."""
+        """The node that represents all where they are alike."""
         return self.nodes[0]
 
     @property

@@ -53,16 +53,16 @@ def judge(nodes: Sequence[Facts], ranks: Mapping[str, int] | None = None) -> lis
     GPUs and cores are counted against it and nodes that did not answer are named.
     """
     job = Job(nodes, ranks)
-    told = []
+    checks = []
     for name, check in (_CHECKS if nodes else {"nodes": answers}).items():
         finding = next((finding for finding in check(job) if finding.found), None)
         if finding is not None:
-            told.append(Check(name, *finding))
-    return told
+            checks.append(Check(name, *finding))
+    return checks
 
 
 def answers(job: Job) -> Iterator[Finding]:
-    """Every node has told its facts."""
+    """Every node has reported its facts."""
     names = [node["node"] for node in job.nodes]
     silent = [name for name in job.ranks or {} if name not in names]
     if silent or not names:

@@ -116,7 +116,7 @@ def _default_route_address() -> str | None:
 def network(job: Job) -> Iterator[Finding]:
     """An interface of each node holds its address, and those that the environment names exist."""
     if not any(node["interfaces"] for node in job.nodes):
-        return  # psutil, which lists them, comes with Horovod: its check tells
+        return  # psutil, which lists them, comes with Horovod, which has its own check
     seen = ", ".join(sorted({name for node in job.nodes for name in node["interfaces"]}))
     fix = f"Name one that is there ({seen}), or unset the variable."
     yield Finding("fail", job.where(_wrong_interface), fix)
@@ -165,7 +165,7 @@ def nccl_transport(log_text: str) -> str | None:
 
 def transport_check(log_text: str, nodes: int) -> Check:
     """What the ranks of a job on `nodes` nodes talk over; a warning for plain sockets between
-    nodes, or when the log does not tell."""
+    nodes, or when the log does not say."""
     transport = nccl_transport(log_text)
     # Newer versions connect at the first use: connections inside a node may be all there is yet.
     # Only NVLink between nodes (MNNVL) needs no network for good.

@@ -107,9 +107,9 @@ def versions(job: Job) -> Iterator[Finding]:
     yield Finding("fail", job.where(_not_installed), fix)
     names = dict.fromkeys(name for node in job.nodes for name in node["versions"])
     odd = {name: job.odd_ones(lambda n, name=name: n["versions"].get(name)) for name in names}  # type: ignore[misc]
-    told = "; ".join(f"{name}: {who}" for name, who in odd.items() if who)
+    differing = "; ".join(f"{name}: {who}" for name, who in odd.items() if who)
     fix = "Use one environment and one checkout on all nodes, best on a shared file system."
-    yield Finding("fail", told, fix)
+    yield Finding("fail", differing, fix)
     yield Finding("ok", ", ".join(f"{n} {v}" for n, v in job.first["versions"].items() if v))
 
 
@@ -155,7 +155,7 @@ def norm(job: Job) -> Iterator[Finding]:
         for name in ("reference", "triton", "apex")
         if all(name in n["norm_problems"] and not n["norm_problems"][name] for n in job.nodes)
     ]
-    if able:  # else PyTorch is not there, which its own check tells
+    if able:  # else PyTorch is missing, which its own check reports
         yield Finding("ok", f"model.norm={asked}; {', '.join(able)} can run")
 
 

@@ -228,7 +228,7 @@ def _cramped_cache(node: Facts) -> str | None:
     free = data["cache"]["free_bytes"]
     if free is None or free >= _GIB:
         return None
-    return f"{size(free)} for the manifest's cache in {data['cache']['path']}"
+    return f"{size(free)} for the image index in {data['cache']['path']}"
 
 
 def data(job: Job) -> Iterator[Finding]:

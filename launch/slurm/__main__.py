@@ -62,11 +62,11 @@ def main(argv: list[str]) -> int:
         command = srun(one_per_node(allocation), program.staging(options.stage))
         code = relay.run(command, one_per_node_environment(os.environ))
         if code and relay.received is None:
-            return exit_code(code)  # its sentence stands above
+            return exit_code(code)  # its sentence is above
         program = program.reading_from(options.stage)
     if relay.received is not None:
         return end.early(relay.received)
-    return end.told(start_ranks(allocation, program, options.interface, relay), relay.received)
+    return end.report(start_ranks(allocation, program, options.interface, relay), relay.received)
 
 
 def start_ranks(
@@ -114,7 +114,7 @@ class Relay:
     def run(self, command: Sequence[str], env: Mapping[str, str]) -> int:
         """Runs srun to its end; what it returns."""
         # In a session of its own: a SIGTERM to the batch script's process group would reach srun,
-        # which then kills its tasks instead of telling them.
+        # which then kills its tasks instead of passing it on.
         self._ranks = subprocess.Popen(command, env=env, start_new_session=True)
         if self.received is not None:  # while it was being started
             self._pass_on(self.received, None)

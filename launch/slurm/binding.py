@@ -78,7 +78,7 @@ def part(
     Ranks whose GPUs share a socket divide its cores, in the order of their ranks; `siblings` names
     the physical core of each, so that its hardware threads stay together. Where that would leave a
     rank with less than half an even share, as in a job whose cores all lie on one socket, all of
-    `allowed` is divided evenly: the slowest rank sets the pace.
+    `allowed` is divided evenly: every step waits for the slowest rank.
     """
     if len(near) == 1 and ranks > 1:
         return near[0] & allowed  # its own GPU only: how the others lie is not known here

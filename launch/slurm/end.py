@@ -25,7 +25,7 @@ def exit_code(code: int) -> int:
 
 
 class End:
-    """Tells the end of a job by the files that its ranks leave in the run's folder, if it has one.
+    """Finds out how a job ended from the files that its ranks leave in the run's folder, if any.
 
     Made before the ranks start, so that what was there before is known. `requeue` permits putting
     the job back into the queue.
@@ -38,7 +38,7 @@ class End:
         self._before = self._words()
         self._step_before = self._newest_step()
 
-    def told(self, code: int, received: signal.Signals | None) -> int:
+    def report(self, code: int, received: signal.Signals | None) -> int:
         """Says how the ranks ended, on the last lines of the log; the exit code.
 
         `code` is what srun returned, `received` the signal that the launcher got, if any.
@@ -58,7 +58,7 @@ class End:
         if received is not None:  # it reached ranks that could not listen yet
             return self.early(received)
         if code == ExitCode.WRONG_INPUT or run is None:
-            say(f"srun ended with code {code}; the cause stands above")
+            say(f"srun ended with code {code}; the cause is above")
             return exit_code(code)
         say_error(
             f"srun ended with code {code} and the ranks left no cause in {run.path}; see the "

@@ -218,7 +218,7 @@ class _Bench:
             )
 
     def _add_link(self, fit: dict[Dtype, dict[str, float]]) -> None:
-        """The gradients of this network, all at once and beside its backward pass."""
+        """The gradients of this network, all at once and overlapped with its backward pass."""
         options, result = self._options, self.result
         with torch.device("meta"):
             classes = len(self._training.trainer.train_set.classes)

@@ -11,7 +11,7 @@ import torch
 
 Work = Callable[[], object]
 Loop = Callable[[int], object]
-"""Takes as many steps as it is told."""
+"""Takes the given number of steps."""
 
 Found = TypeVar("Found")
 
@@ -140,8 +140,8 @@ def reason(error: BaseException) -> str:
 
 
 def as_options(problem: str | None) -> str | None:
-    """Why a backend cannot run, as `pipeline.model.backends` tells a training, with the options of
-    a benchmark for its settings."""
+    """Why a backend cannot run, as `pipeline.model.backends` says it, but naming the options of a
+    benchmark instead of settings."""
     settings = (("run.device=", "--device="), ("optim.amp=", "--amps="), ("optim.amp", "the dtype"))
     for setting, option in settings:
         problem = problem and problem.replace(setting, option)

@@ -217,7 +217,7 @@ def finish(outcomes: Mapping[str, Mapping[str, Any]], path: Path | None) -> None
     print(f"written to {path}")
     failed = [part for part, outcome in outcomes.items() if outcome["status"] == "failed"]
     if failed:
-        raise TrainingError(f"failed: {', '.join(failed)}; the reasons stand in the table")
+        raise TrainingError(f"failed: {', '.join(failed)}; the table has the reasons")
 
 
 def default_path(gpu: str, day: datetime.date) -> Path:

@@ -130,7 +130,7 @@ def _open_all(options: LoaderOptions, folder: Path) -> dict[Container, Manifest]
         root = Path(options.data)
     else:
         make_photos(root, options.files)
-    cache = folder / "cache"  # nothing is written beside somebody's data
+    cache = folder / "cache"  # nothing is written to somebody's data
     everything = open_manifest(root, "train", cache)
     count = min(options.files, len(everything))
     images = [len(everything) * place // count for place in range(count)]

@@ -111,11 +111,11 @@ def network(depth: int, size: int) -> Network:
     products: list[Product] = []
     pooled: list[tuple[int, int]] = []
     # Computed together with the norm they are added to.
-    beside = {
+    of_residuals = {
         call.args[2] for call in seen if isinstance(call.layer, BatchNormAct) and call.args[2:]
     }
     for layer, args, named, y in seen:
-        if isinstance(layer, BatchNormAct) and layer not in beside:
+        if isinstance(layer, BatchNormAct) and layer not in of_residuals:
             x, residual, residual_norm = (*args, None, None)[:3]
             added: Kind = "add" if residual is not None else "plain"
             kind: Kind = "projection" if residual_norm is not None else added
@@ -176,7 +176,7 @@ def roofline(
 
     images / sum over kernels of max(bytes / bandwidth, operations / peak). A product reads two
     and writes one of its input, output and weights in each of three passes; the first has no
-    gradient of its input. The norm layers move `norm_bytes`. Beside them: pooling with its
+    gradient of its input. The norm layers move `norm_bytes`. Besides them: pooling with its
     indices, the images' cast, and SGD with momentum on fp32 parameters, cast once a step.
 
     With what one H200 was measured to reach (4.3 TB/s copied, 790 TFLOP/s) and 256 images of 224

@@ -31,11 +31,11 @@ from pipeline.model.norm import ends
 _HALF = 2  # bytes of an element
 _DESIGNS: dict[Backend, Design] = {"reference": "eager", "triton": "folded", "apex": "fused"}
 _NAMES: dict[Backend, str] = {"reference": "eager", "triton": "triton", "apex": "apex"}
-_NOISE = "< noise"  # of a difference: more rounds, or a machine with nothing else to do, tell it
+_NOISE = "< noise"  # of a difference: more rounds, or an idle machine, resolve it
 _HEAD = ("BN (+ add) + ReLU", "batch", "backend", "fwd us", "bwd us", "fwd of copy", "bwd of copy")
 _MOST_SETS = 32
 _L2_TIMES = 4  # as much memory is gone through between two uses of a tensor
-_ENOUGH_SEC = 2e-3  # a round is repeated to last so long: events tell half a microsecond
+_ENOUGH_SEC = 2e-3  # a round lasts at least this long: events resolve half a microsecond
 _KERNELS = (
     *("statistics", "finish_statistics", "normalize"),
     *("gradient_sums", "finish_gradient_sums", "input_gradients"),
@@ -60,15 +60,15 @@ class Timing:
     def shares(self, copy: Spread) -> tuple[float, float | None]:
         """Bytes over time of the forward and of the backward pass, over what the copy reached.
 
-        None for a backward pass, which is a difference, that is not told from noise: it is if in
-        three rounds of four it takes a tenth of the forward pass or more, though it moves more
-        bytes than that does.
+        None for a backward pass, a difference, that is lost in noise: it counts only if in three
+        rounds of four it takes a tenth of the forward pass or more, though it moves more bytes than
+        that does.
         """
         forward, backward = self.bytes
-        told = self.backward.quartiles[0] > self.forward.median / 10
+        resolved = self.backward.quartiles[0] > self.forward.median / 10
         return (
             forward / self.forward.median / copy.median,
-            backward / self.backward.median / copy.median if told else None,
+            backward / self.backward.median / copy.median if resolved else None,
         )
 
 
@@ -267,7 +267,7 @@ class Layer:
         self._device, self._forked = device, case.forked
         with device:
             self._norm = make_norm(backend, case.channels)
-            self._beside = (
+            self._skip = (
                 make_norm(backend, case.channels, relu=False) if case.kind == "projection" else None
             )
             shape = (images, case.channels, case.side, case.side)
@@ -303,7 +303,7 @@ class Layer:
         return devices.seconds(self._device, lambda: loop(times)) / times / len(self._sets)
 
     def _call(self, on: _Tensors) -> tuple[Tensor, ...]:
-        y = self._norm(on.x, on.z, self._beside, self._forked)
+        y = self._norm(on.x, on.z, self._skip, self._forked)
         return ends(y) if self._forked else (y,)
 
     # What they return is kept to the end of the pass: results in the memory of those before would
@@ -312,7 +312,7 @@ class Layer:
         return [self._call(on) for on in self._sets]
 
     def _go_both(self) -> object:
-        layers = nn.ModuleList([self._norm] if self._beside is None else [self._norm, self._beside])
+        layers = nn.ModuleList([self._norm] if self._skip is None else [self._norm, self._skip])
         parameters = list(layers.parameters())
         kept = []
         for on in self._sets:

@@ -204,16 +204,16 @@ class StepOptions:
 
 @dataclass(frozen=True)
 class ManifestOptions:
-    """A manifest of ImageNet's size: opening it, its memory, and planning a batch."""
+    """An image index of ImageNet's size: opening it, its memory, and planning a batch."""
 
     images: int = 1_281_167
-    """Rows of the manifest; as many as ImageNet's training set."""
+    """Rows of the index; as many as ImageNet's training set."""
     batch: int = 256
     """Images of the batch that is planned."""
     rounds: int = 9
-    """Times the manifest is opened, each in a process of its own, and rounds of each of `rows`."""
+    """Times the index is opened, each in a process of its own, and rounds of each of `rows`."""
     rows: str = "1000,100000,10000000"
-    """Rows of synthetic manifests whose cost per image is compared, with commas between."""
+    """Rows of synthetic indexes whose cost per image is compared, with commas between."""
 
     def __post_init__(self) -> None:
         at_least_one(self, "--", "images", "batch", "rounds")

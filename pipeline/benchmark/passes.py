@@ -50,7 +50,7 @@ def middle_speed(
 
 
 class LoaderPasses:
-    """Passes of a training's `Loader`: each goes on in the stream where the last one ended."""
+    """Passes of a training's `Loader`: each continues in the stream where the last one ended."""
 
     def __init__(self, stream: TrainStream, settings: DecodeSettings, images: int) -> None:
         """`images` in a batch."""

@@ -1,7 +1,7 @@
 """`benchmark predict`: efficiency on a cluster, by `scaling_model` and what was measured here.
 
-Measured values come from the JSON of the other two benchmarks and stand in the result's settings
-beside those that were given; every efficiency it prints is a prediction, none is a measurement.
+Measured values come from the JSON of the other two benchmarks and are in the result's settings,
+with those that were given; every efficiency it prints is a prediction, none is a measurement.
 """
 
 from __future__ import annotations

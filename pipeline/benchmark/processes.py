@@ -1,7 +1,7 @@
 """Processes that work when they are asked to and answer in JSON: what benchmarks of ranks start.
 
 Several groups live through a whole benchmark and are measured in turns. Whoever is not measured is
-stopped by SIGSTOP: Horovod's thread would go on exchanging messages every cycle and slow the
+stopped by SIGSTOP: Horovod's thread would keep exchanging messages every cycle and slow the
 others.
 """
 
@@ -128,7 +128,7 @@ def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
     if not line:
         raise TrainingError(
             f"process {process.pid} of the benchmark ended early with code {process.wait()}; its "
-            "own error stands above"
+            "own error is above"
         )
     answer: dict[str, Any] = json.loads(line)
     return answer

@@ -114,7 +114,7 @@ def at_ranks(measured: Cost, measured_ranks: int, ranks: int) -> Cost:
 
 
 def ring_cost(gpus: int, cluster: Cluster) -> Cost:
-    """One ring through all GPUs, node by node: its slowest link sets the pace.
+    """One ring through all GPUs, node by node: its slowest link limits it.
 
     latency + 2 (n - m) gpu_hop + 2 m node_hop (without the second in one node, and then with 2 (n -
     1) gpu_hop) + S * 2 (n - 1) / n / min(gpu, node bandwidth), for n GPUs in m nodes.
@@ -123,11 +123,11 @@ def ring_cost(gpus: int, cluster: Cluster) -> Cost:
         return Cost(0.0, 0.0)
     nodes = cluster.nodes(gpus)
     hops_sec = 2 * (gpus - nodes) * cluster.gpu_hop_sec
-    pace = cluster.gpu_bytes_per_sec
+    bytes_per_sec = cluster.gpu_bytes_per_sec
     if nodes > 1:
         hops_sec += 2 * nodes * cluster.node_hop_sec
-        pace = min(pace, cluster.node_bytes_per_sec)
-    return Cost(cluster.latency_sec + hops_sec, bus_share(gpus) / pace, cluster.tensor_sec)
+        bytes_per_sec = min(bytes_per_sec, cluster.node_bytes_per_sec)
+    return Cost(cluster.latency_sec + hops_sec, bus_share(gpus) / bytes_per_sec, cluster.tensor_sec)
 
 
 def two_level_cost(gpus: int, cluster: Cluster) -> Cost:

@@ -32,7 +32,7 @@ def run(options: StepOptions, save: Save = lambda result: None) -> Result:
     """The loop (`resident.measure_loop`), then the table, as `options.parts` says.
 
     `save` gets the result so far whenever something was added to it. The loop needs what a training
-    does, DALI for one; beside a table it is named where it cannot run.
+    does, DALI for one; with a table too, it is named where it cannot run.
     """
     device = devices.pick_device(options.device)
     wants_table = options.parts in ("table", "both") or (

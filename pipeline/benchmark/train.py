@@ -42,7 +42,7 @@ def run(options: TrainOptions) -> Result:
     result.table = [("", "img/s", "quartiles", "data wait")]
     with tempfile.TemporaryDirectory() as folder:
         data = _data(options, Path(folder))
-        cache = Path(folder) / "cache"  # nothing is written beside somebody's data
+        cache = Path(folder) / "cache"  # nothing is written to somebody's data
         images = len(open_manifest(data, "train", cache))
         launch, result.figures["launched_as"] = launcher(device)
         for depth in chosen(options.depths, DEPTHS):
@@ -124,7 +124,7 @@ def _train(launch: list[str], given: dict[str, Any], runs: Path) -> list[dict[st
         print("\n".join(done.stdout.splitlines()[-_LAST_LINES:]), file=sys.stderr)
         # horovodrun's own lines follow the one that names the cause.
         cause = re.search(r"error: (.*)", done.stdout)
-        reason = cause[1] if cause else "its last lines stand above"
+        reason = cause[1] if cause else "its last lines are above"
         raise TrainingError(f"the run of ResNet-{given['model.depth']} failed: {reason}")
     (run,) = find_runs(runs)
     lines = [line for line in RunFolder(run).lines() if line["event"] == "train"]

@@ -1,6 +1,6 @@
 """The typed configuration: what can be set, its units, and the checks of each part.
 
-How it is read from YAML and the command line stands in `pipeline/config/reading.py`.
+`pipeline/config/reading.py` reads it from YAML and the command line.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run: RunConfig = field(default_factory=RunConfig)
     resume: str = setting("auto", "start")
-    """auto: go on where the run of this name stands; none: refuse a folder that holds a run; or
+    """auto: resume the run of this name if there is one; none: refuse a folder that holds a run; or
     the path of a checkpoint."""
     profile: str | None = setting(None, "start")
     """Steps to trace into <run>/profile/: 5 for so many soon after the start, or 20-25, first and

@@ -26,7 +26,8 @@ class DataConfig:
     """cifar-10: this many training images, the last of each class, are the validation set (5000 in
     the paper); null: the test images are."""
     cache_dir: str | None = setting(None, "place", ("evaluate", "export"))
-    """Folder of the manifests; null: beside the data, or the user's cache if that is read-only."""
+    """Folder of the image indexes; null: next to the data, or the user's cache if that is
+    read-only."""
     global_batch_size: int = setting(256, "identity", asked=5, limits="[1, inf)")
     """Images per optimizer step over all ranks; fixed for the life of a run."""
     local_batch_size: int = setting(

@@ -1,6 +1,6 @@
 """Reads a configuration: defaults, then a YAML file, then the command line, all names checked.
 
-Every command makes its parser and reads its options by what stands here.
+Every command makes its parser and reads its options with what is here.
 
 The only module that reads YAML. It imports nothing heavy, so that `--help` and a wrong setting
 answer at once.
@@ -50,13 +50,13 @@ def _flat_keys(tree: dict[str, Any], parts: set[str], prefix: str = "") -> Itera
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a name that stands twice, where YAML would quietly forget the first."""
+    """Refuses a name that occurs twice, where YAML would quietly forget the first."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [self.construct_object(key, deep=True) for key, _ in node.value]
         for name in names:
             if names.count(name) > 1:
-                raise yaml.YAMLError(f"{name} stands twice")
+                raise yaml.YAMLError(f"{name} occurs twice")
         return super().construct_mapping(node, deep)
 
 

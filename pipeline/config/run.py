@@ -1,4 +1,4 @@
-"""Settings of a run's place and pace, and which steps `--profile` asks for."""
+"""Settings of where and how a run is kept, and which steps `--profile` asks for."""
 
 from __future__ import annotations
 

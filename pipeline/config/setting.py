@@ -13,9 +13,9 @@ T = TypeVar("T")
 Kind = Literal["identity", "kept", "recipe", "execution", "place", "start"]
 """identity: part of what is trained; a checkpoint is held to it, and another value is another
 experiment. kept: a checkpoint is held to it, but another value makes no other experiment, such as
-another seed. recipe: another value is another experiment, but a run may go on with one: its length,
-and what its data have to be, whose hash the checkpoint is held to. execution: how it runs. place:
-where things lie. start: how this start begins."""
+another seed. recipe: another value is another experiment, but a run may continue with one: its
+length, and what its data have to be, whose hash the checkpoint is held to. execution: how it runs.
+place: where things lie. start: how this start begins."""
 
 Command = Literal["evaluate", "predict", "export", "benchmark", "benchmark all", "doctor"]
 """A command besides training that takes settings of its own, instead of all of them."""

@@ -166,7 +166,7 @@ class ScheduleConfig:
     def _check_drops(self) -> None:
         require(
             (self.drop_epochs is None) != (self.drop_steps is None),
-            "the drops of the learning rate stand either in schedule.drop_epochs="
+            "the drops of the learning rate are set either in schedule.drop_epochs="
             f"{shown(self.drop_epochs)} or in schedule.drop_steps={shown(self.drop_steps)}; set "
             "one of them ([] for no drops) and the other to null",
         )

@@ -74,7 +74,7 @@ class Partition:
 
 
 def total_steps(epochs: float, num_images: int, global_batch_size: int) -> int:
-    """Return ceil(epochs * N / G), exact: 0.1 means one tenth, not the binary number beside it."""
+    """Return ceil(epochs * N / G), exact: 0.1 means one tenth, not the nearest binary number."""
     return math.ceil(Fraction(str(epochs)) * num_images / global_batch_size)
 
 

@@ -50,7 +50,7 @@ class CifarImages:
     """The images of one split; an `ImageSet`.
 
     pixels: (N, 32, 32, 3) uint8. labels: (N,) int32. places: (N,) of `<archive>/<file>:<row>`.
-    Images stand in the order of their batch files and rows, whichever archive they come from, and
+    Images are in the order of their batch files and rows, whichever archive they come from, and
     so does the data hash.
     """
 

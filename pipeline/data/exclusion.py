@@ -1,4 +1,4 @@
-"""Images that a run goes on without, because their files cannot be used.
+"""Images that a run continues without, because their files cannot be used.
 
 The number of images and the data hash stay as they are. In training a position whose image is
 excluded takes the next image of that epoch's order that is not, and every other position keeps its

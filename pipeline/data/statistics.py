@@ -1,6 +1,6 @@
 """Means, deviations and principal components of a training set, exact, and the file they lie in.
 
-The file belongs to one state of the data and one training crop; it lies beside the manifest.
+The file belongs to one state of the data and one training crop; it lies next to the manifest.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def prepare_command(config: DataConfig) -> str:
 
 
 def save(place: Path, normalisation: Normalisation, images: int, facts: dict[str, Any]) -> None:
-    """Writes the file, whole or not at all; OSError if that fails.
+    """Writes the file atomically; OSError if that fails.
 
     `images` are how many of the training set were looked at, `facts` what the file belongs to.
     """

@@ -83,7 +83,7 @@ def describe(
     """The result as JSON holds it: what was tested, how, and the exact counts.
 
     `data_hash` is that of the images, and `other_data` whether they do not belong to the data of
-    the training; beside it stands the hash of those that the training validated on.
+    the training; the result also holds the hash of the images that the training validated on.
     """
     first, protocol = members[0], request.protocol
     run = run_of(first.path)

@@ -48,7 +48,7 @@ from pipeline.train.validation import count
 
 def evaluate(request: Request) -> None:
     """Counts the images that the networks get right and says so; on rank 0 writes the files that
-    were asked for, and the result beside the first checkpoint's run."""
+    were asked for, and the result in the folder of the first checkpoint's run."""
     world = connect()
     start_logging(world.rank)
     members = _members(request, world)

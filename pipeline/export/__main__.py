@@ -23,7 +23,7 @@ from pipeline.system.failure import run_command
 DESCRIPTION = (
     "Writes the network of a checkpoint for other programs, or weights of theirs as a checkpoint "
     "that pipeline.evaluate and pipeline.predict take. The suffix of --out says which: "
-    ".safetensors; .pth, torchvision's state_dict with a .json beside it; .onnx, checked with "
+    ".safetensors; .pth, torchvision's state_dict with a .json next to it; .onnx, checked with "
     "onnxruntime; .pt, a checkpoint."
 )
 _WRITTEN = (".safetensors", ".pth", ".onnx")
@@ -112,8 +112,8 @@ def export(path: Path, out: Path) -> None:
     elif out.suffix == ".safetensors":
         write_safetensors(out, model, description)
     else:
-        beside = write_torchvision(out, model, trained.config, description)
-        notes.append(f"classes and preprocessing are in {beside}")
+        sidecar = write_torchvision(out, model, trained.config, description)
+        notes.append(f"classes and preprocessing are in {sidecar}")
     count = sum(parameter.numel() for parameter in model.parameters())
     print(
         f"{out}: {description.name} of step {trained.step}, {len(trained.classes)} classes, "
@@ -135,7 +135,7 @@ def import_weights(options: Any) -> None:
     write_atomically(Path(options.out), content)
     print(
         f"{options.out}: {network_name(config.model)}, {len(content['classes'])} classes; for "
-        "pipeline.evaluate and pipeline.predict, not for going on with a training"
+        "pipeline.evaluate and pipeline.predict, not for resuming a training"
     )
 
 

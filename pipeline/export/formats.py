@@ -1,5 +1,5 @@
 """Weights in safetensors and torchvision's state_dict, read and written, and what such a file says
-beside them: the network, the classes, the preprocessing."""
+next to them: the network, the classes, the preprocessing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WORDS = ("trainyard", "name")
 _VIEW = "shorter side to `resize` pixels, bilinear with antialiasing; centre square of `image_size`"
 
 MEAN_IMAGE = "preprocessing.mean_image"
-"""Name of the mean image (H, W, 3) fp32 beside the weights, where a network was trained with one.
+"""Name of the mean image (H, W, 3) fp32 next to the weights, where a network was trained with one.
 """
 
 
@@ -146,14 +146,14 @@ def _read_pickled(path: Path) -> Weights:
     others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if others or not content:
         raise ValueError(f"it holds {', '.join(others[:5]) or 'nothing'}, not tensors by name")
-    return Weights(dict(content), _description_beside(path))
+    return Weights(dict(content), _sidecar(path))
 
 
-def _description_beside(path: Path) -> Description | None:
-    """What `write_torchvision` left beside a .pth; None where there is nothing, or another's."""
-    beside = path.with_suffix(".json")
+def _sidecar(path: Path) -> Description | None:
+    """What `write_torchvision` left next to a .pth; None where there is nothing, or another's."""
+    sidecar = path.with_suffix(".json")
     try:
-        found = json.loads(beside.read_text(encoding="utf-8"))
+        found = json.loads(sidecar.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # none, or not JSON and so another program's
         return None
     return from_facts(found, None) if isinstance(found, dict) else None
@@ -208,17 +208,17 @@ def write_safetensors(path: Path, model: nn.Module, description: Description) ->
 def write_torchvision(
     path: Path, model: nn.Module, config: Config, description: Description
 ) -> Path:
-    """What `torchvision.models.resnet50(...).load_state_dict` takes, and JSON beside it.
+    """What `torchvision.models.resnet50(...).load_state_dict` takes, and JSON next to it.
 
     Returns the path of the JSON, which holds the description: a state_dict has no room for it.
     Raises `ValueError` for a network or a preprocessing that torchvision does not have.
     """
     _require_torchvisions(config, description)
-    beside = path.with_suffix(".json")
+    sidecar = path.with_suffix(".json")
     with replacing(path) as partial:
         torch.save(_row_major(model), partial)
-    write_text(beside, json.dumps(description.facts, indent=1) + "\n")
-    return beside
+    write_text(sidecar, json.dumps(description.facts, indent=1) + "\n")
+    return sidecar
 
 
 def _require_torchvisions(config: Config, description: Description) -> None:

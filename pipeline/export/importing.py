@@ -21,8 +21,8 @@ def checkpoint_of(path: Path, config: Config, class_list: Path | None) -> dict[s
     """The content of a checkpoint with the weights in `path` and the settings of `config`.
 
     It says nothing about a training, of which nothing is known: step and position are 0, the
-    fingerprint names the file by its SHA-256 and no data, and there is no velocity. So no run goes
-    on from it: `train --resume` refuses it.
+    fingerprint names the file by its SHA-256 and no data, and there is no velocity. So no run
+    resumes from it: `train --resume` refuses it.
 
     Class names come from `class_list`, or else from the file itself where this program wrote it, or
     else from the training data. Raises `ValueError` if they, the weights and the settings do not

@@ -1,7 +1,7 @@
 """Which arithmetic can normalise here: PyTorch's own, our Triton kernels, or NVIDIA's apex.
 
 All three compute the same layer from the same state_dict; `pipeline.model.norm` holds it. This
-module makes layers with the one that is asked for, and names what stands in its way before a run
+module makes layers with the one that is asked for, and names what prevents it before a run
 begins.
 """
 

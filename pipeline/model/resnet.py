@@ -25,9 +25,9 @@ class BlockStyle:
     """What the blocks of one network have in common."""
 
     shortcut: Shortcut | None
-    """What stands beside a block where the shape changes (section 3.3). A: strided, channels padded
-    with zeros; B: a 1x1 projection; C: a projection beside every block. None: nothing stands beside
-    any block, the plain network."""
+    """The shortcut of a block that changes the shape (section 3.3). A: strided, channels padded
+    with zeros; B: a 1x1 projection; C: a projection in every block. None: no shortcuts, the plain
+    network."""
     norm: Backend = "reference"
     """What computes the norm layers, as `backends.choose_backend` gives it."""
     variant: Variant = "v1.5"

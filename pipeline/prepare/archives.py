@@ -127,7 +127,7 @@ def val_blocks(archive: Path, devkit: Devkit) -> list[Block]:
         require(
             match is not None and int(match[1]) == number,
             f"--val-tar {archive} has {image.name} where image {number} is due, so that labels "
-            "cannot be told; give the archive as it comes from its source",
+            "cannot be known; give the archive as it comes from its source",
         )
         by_class[devkit.val_wnids[number - 1]].append(image)
     return [
@@ -140,7 +140,7 @@ def val_blocks(archive: Path, devkit: Devkit) -> list[Block]:
 def _walk(archive: Path, begin: int, end: int) -> list[Image]:
     """The files of the tar between two offsets, in bytewise order of names; folders are passed.
 
-    ConfigError for a name that is not plain (with a folder, `..` or absolute), stands twice, or
+    ConfigError for a name that is not plain (with a folder, `..` or absolute), occurs twice, or
     belongs to no plain file.
     """
     found: dict[bytes, Image] = {}

@@ -114,7 +114,7 @@ def _synsets(variables: dict[str, Any]) -> dict[int, Synset]:
         if _scalar(row, "num_children") > 0:
             continue
         identity, wnid, words = _scalar(row, "ILSVRC2012_ID"), row["WNID"], row["words"]
-        require(identity not in found, f"ILSVRC2012_ID {identity} stands twice")
+        require(identity not in found, f"ILSVRC2012_ID {identity} occurs twice")
         texts = isinstance(wnid, str) and isinstance(words, str)
         require(texts, f"WNID or words of ILSVRC2012_ID {identity} is no text")
         require(is_plain(wnid), f"{wnid!r} is no plain name of a file or folder")

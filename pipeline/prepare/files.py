@@ -1,5 +1,5 @@
-"""What a long subcommand needs: files written whole or not at all, one writer per folder, room on
-the disk, threads, and how far it is."""
+"""What a long subcommand needs: atomic writes, one writer per folder, free space, threads, and
+progress."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.system.console import Bar
 from pipeline.system.files import locked, remove_partials, replacing
 
 HIDDEN = ".trainyard"
-"""Folder of what this program keeps beside the images; scans pass over it."""
+"""Folder of what this program keeps next to the images; scans pass over it."""
 
 _RESERVE_BYTES = 64 << 20  # a file system that is full to the last byte fails other programs too
 
@@ -31,13 +31,13 @@ T = TypeVar("T")
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turns an `OSError` of the body into the `ConfigError` of a write to `path`: what was written
-    before stays, and a second call goes on."""
+    before stays, and a second call resumes."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise ConfigError(
-                f"{path} does not fit ({error.strerror}): make room; the same command goes on "
+                f"{path} does not fit ({error.strerror}): make room; the same command resumes "
                 "from here"
             ) from error
         raise ConfigError(
@@ -59,7 +59,7 @@ def make_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes a small file, whole or not at all."""
+    """Writes a small file atomically."""
     with whole_file(path) as new:
         new.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 

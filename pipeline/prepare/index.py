@@ -1,4 +1,4 @@
-"""`prepare index`: a data set's manifests made ahead of time; a job's start only opens them."""
+"""`prepare index`: indexes a data set ahead of time; a job's start only opens the index."""
 
 from __future__ import annotations
 

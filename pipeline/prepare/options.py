@@ -25,7 +25,7 @@ class _OfDataSet:
     root: Path
     """Folder of the data set: train/ and val/ with class folders, *.tar, TFRecord or *.rec."""
     cache_dir: Path | None = None
-    """Folder of the manifests, as data.cache_dir of the training; null: where that looks first."""
+    """Folder of the image indexes, as data.cache_dir in training; null: where that looks first."""
 
     def __post_init__(self) -> None:
         _is_folder("root", self.root)
@@ -82,7 +82,7 @@ class MiniOptions:
 
 @dataclass(frozen=True)
 class ImagenetOptions:
-    """Lays ImageNet-1k out from its archives as they come; goes on where a killed call ended."""
+    """Lays ImageNet-1k out from its archives as they come; resumes where a killed call ended."""
 
     train_tar: Path
     """ILSVRC2012_img_train.tar; read where it lies, never unpacked to temporary files."""
@@ -109,7 +109,7 @@ class ImagenetOptions:
 
 @dataclass(frozen=True)
 class IndexOptions(_OfDataSet):
-    """Makes the manifests of a data set ahead of time, so that a job's start only opens them."""
+    """Indexes a data set ahead of time, so that a job's start only opens the index."""
 
     again: bool = False
     """Also rebuild what seems up to date, as after replacing an image in place, which does not
@@ -127,7 +127,7 @@ class StageOptions:
     workers: int = 16
     """Threads that copy; on a network file system they wait more than they compute."""
     cache_dir: Path | None = None
-    """Folder of the source's manifests, as given to index; null: where index puts them."""
+    """Folder of the source's image indexes, as given to index; null: where index puts them."""
 
     def __post_init__(self) -> None:
         at_least_one(self, "--", "workers")
@@ -147,7 +147,7 @@ class VerifyOptions(_InThreads):
     """Also decode every image as training does, and list as suspects those that decode with a
     warning; without it: end markers, headers and sizes only."""
     report: Path = Path("verify.jsonl")
-    """Where the findings go, one JSON object per line; beside it <name>.exclude.json, the image
+    """Where the findings go, one JSON object per line; next to it <name>.exclude.json, the image
     numbers that training can leave out."""
     repair: Path | None = None
     """Folder for repaired copies of files that miss only the end marker; null: none are made."""

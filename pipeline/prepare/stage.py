@@ -78,7 +78,7 @@ def _hashes(root: Path, cache_dir: Path | None = None) -> dict[Split, str]:
 
 
 def _unchanged(target: Path, hashes: Mapping[Split, str]) -> bool:
-    # Something may have cleaned the node's disk: folders' times tell, a walk is not needed.
+    # Something may have cleaned the node's disk: folders' times show it without a walk.
     try:
         return _hashes(target) == hashes
     except ValueError:

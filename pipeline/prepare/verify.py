@@ -36,7 +36,7 @@ _CHUNK = 32  # images that one thread reads in a task; a chunk more than threads
 def find_flaw(content: NDArray[np.uint8], width: int, height: int) -> str | None:
     """Why the encoded image (bytes,) uint8 would fail, None if nothing shows.
 
-    width, height: pixels as the manifest recorded them. Kinds go by the first bytes, as decoders
+    width, height: pixels as the image index recorded them. Kinds go by the first bytes, as decoders
     do, whatever the file's name.
     """
     found = content.tobytes()
@@ -44,7 +44,9 @@ def find_flaw(content: NDArray[np.uint8], width: int, height: int) -> str | None
     if size == (0, 0):
         return "has no readable header"
     if size != (width, height):
-        return f"is {size[0]} x {size[1]} by its header, the manifest recorded {width} x {height}"
+        return (
+            f"is {size[0]} x {size[1]} by its header, the image index recorded {width} x {height}"
+        )
     if found.startswith(b"\xff\xd8"):
         return _jpeg_flaw(found)
     if found.startswith(b"\x89PNG") and found.rfind(b"IEND") < 0:

@@ -75,12 +75,12 @@ class HorovodWorld(World):
                 break
             time.sleep(0.05)
         if lost:
-            return PeerLost(f"{', '.join(lost)}; start again to go on from the last checkpoint")
+            return PeerLost(f"{', '.join(lost)}; start again to resume from the last checkpoint")
         if any(peer.host != self.peers[0].host for peer in self.peers):
             time.sleep(_KNOWER_SEC)
         return PeerLost(
-            f"a collective failed, most often because a peer left ({reason}); start again to go on "
-            "from the last checkpoint"
+            f"a collective failed, most often because a peer left ({reason}); start again to "
+            "resume from the last checkpoint"
         )
 
     def _wait(self, handle: Any) -> Tensor:

@@ -1,7 +1,7 @@
 """What a rank has of its machine: cores, a GPU, threads.
 
-Every rank tells its `Place`; from all of them follows the `Share` of each, which decides its device
-and its threads.
+Every rank reports its `Place`; from all of them follows the `Share` of each, which decides its
+device and its threads.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def explain(reports: Sequence[Report], limit_sec: float, folder: Path) -> str:
         parts.append(f"rank {longest.peer.rank} has waited in {longest.beat}")
     return (
         f"no progress within run.step_timeout_sec={limit_sec:g}: {'; '.join(parts)}; the stacks of "
-        f"all ranks that could answer stand in {folder}; start again to go on from the last "
+        f"all ranks that could answer are in {folder}; start again to resume from the last "
         "checkpoint, with a higher run.step_timeout_sec if this was honest work"
     )
 
@@ -120,11 +120,11 @@ _DUMP_SEC = 0.5  # the C timer needs some milliseconds to write what it has begu
 
 @contextlib.contextmanager
 def watched(
-    folder: Path, world: World, limit_sec: float | None, tell: Callable[[str], object]
+    folder: Path, world: World, limit_sec: float | None, on_hang: Callable[[str], object]
 ) -> Iterator[None]:
     """Collective. Watches over the body on every rank; `limit_sec` None: not at all.
 
-    The ranks report in `folder`; `tell` says why a job that hangs ends, before its rank leaves.
+    The ranks report in `folder`; `on_hang` gets the reason of a hang before its rank leaves.
 
     The files through which ranks talk are there before any rank needs them: a network file system
     shows other hosts what is in a known file at once, but a new file up to a minute late.
@@ -132,7 +132,7 @@ def watched(
     if limit_sec is None:
         yield
         return
-    watchdog = Watchdog(folder, world.peers, world.rank, world.heartbeat, limit_sec, tell)
+    watchdog = Watchdog(folder, world.peers, world.rank, world.heartbeat, limit_sec, on_hang)
     world.on_rank0(watchdog.make_folder)
     world.together(watchdog.open_report)
     world.heartbeat.beat("start")
@@ -148,9 +148,9 @@ class Watchdog:
 
     def __init__(
         self, folder: Path, peers: Sequence[Peer], rank: int, heartbeat: Heartbeat,
-        limit_sec: float, tell: Callable[[str], object],
+        limit_sec: float, on_hang: Callable[[str], object],
     ) -> None:  # fmt: skip
-        self._folder, self._tell = folder, tell
+        self._folder, self._on_hang = folder, on_hang
         self._asked_file = self._folder / "asked"  # not empty: every rank is to report
         self._peers, self._rank = list(peers), rank
         self._heartbeat, self._limit_sec = heartbeat, limit_sec
@@ -226,7 +226,7 @@ class Watchdog:
             speaker = min(r.peer.rank for r in reports if r.beat is not None)
             if self._rank != speaker:
                 time.sleep(_SPEECH_SEC)
-            self._tell(message)
+            self._on_hang(message)
         except Exception:
             traceback.print_exc()
         finally:

@@ -1,4 +1,4 @@
-"""What ranks tell each other.
+"""Collective communication between ranks.
 
 `World` is one process alone; `horovod.HorovodWorld` is the same interface over Horovod. Nothing
 else asks which of the two it has.

@@ -165,8 +165,8 @@ def _change(shallow: Outcome, deep: Outcome) -> tuple[str, ...]:
 
 
 def _left_unsaid(pairs: Sequence[tuple[Outcome, Outcome]], runs: Sequence[Run]) -> list[Block]:
-    """The settings, beside the network's, which the compared runs do not share, and the runs that
-    are not compared."""
+    """The settings, besides the network's, in which the compared runs differ, and the runs that are
+    not compared."""
     compared = [run for pair in pairs for outcome in pair for run in outcome.runs]
     network = {name for name, said in settings().items() if said.of_network}
     names = sorted({name for run in compared for name in run.recipe} - network)

@@ -47,7 +47,7 @@ def write_report(out: Path, runs: Sequence[Run]) -> None:
         "Every number of ours was read from them."
     )
     blocks = [
-        Heading("Runs beside the ResNet paper", 1),
+        Heading("Runs compared with the ResNet paper", 1),
         Paragraph(made),
         *degradation_blocks(by_data),
         *_curve_blocks(out, by_data, styles_of({run.network for run in runs})),
@@ -101,7 +101,7 @@ class _Plots:
     def blocks(self) -> list[Block]:
         """The plots there are enough runs for, in order."""
         plain = [run for run in self.runs if not run.network.residual]
-        # Bottlenecks have no plain net to stand against.
+        # Bottlenecks have no plain net to compare with.
         residual = [run for run in self.runs if run.network.residual and not run.network.variant]
         panels = every = [Panel("all runs", self.runs, self.styles)]
         blocks: list[Block] = []

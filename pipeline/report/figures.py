@@ -118,9 +118,9 @@ class Style:
 
 
 def styles_of(networks: Set[Network]) -> dict[Network, Style]:
-    """A style for each network: the colour tells the depth, dashes a plain net.
+    """A style for each network: the colour shows the depth, dashes a plain net.
 
-    Residual nets of one depth are told apart by their dashes, the first of them solid.
+    Residual nets of one depth differ in their dashes, the first of them solid.
     """
     found: dict[Network, Style] = {}
     seen: dict[int, int] = {}
@@ -199,7 +199,7 @@ def draw_errors(path: Path, panels: Sequence[Panel]) -> None:
 
 def draw_early(path: Path, panels: Sequence[Panel]) -> None:
     """As `draw_errors`, only the early part of each panel, no learning rate, and at most two plots
-    beside each other."""
+    side by side."""
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     with matplotlib.rc_context(_LOOK):

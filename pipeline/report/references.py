@@ -29,7 +29,7 @@ MULTI_SCALES = (224, 256, 384, 480, 640)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run must have been trained with to stand beside a number; None: anything."""
+    """What a run must have been trained with to compare with a number; None: anything."""
 
     epochs: float | None = None
     global_batch_size: int | None = None

@@ -1,5 +1,5 @@
 """Reads what runs left behind: their configuration, their metrics, and their results on whole data,
-those that `python -m pipeline.evaluate` left beside a run and the validations in training."""
+those that `python -m pipeline.evaluate` left with a run and the validations in training."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Evaluation:
     was counted mirrored too; `bn_images` how many training images BN's statistics were averaged
     over ("all", or empty for the moving averages); `ensemble` the number of networks; `changed`
     holds what else was not as in the training, such as "optim.amp=off"; `other_root` is where the
-    images lie if they are not those that the training validated on, nor the test images beside
+    images lie if they are not those that the training validated on, nor the test images next to
     them.
     """
 

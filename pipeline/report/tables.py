@@ -1,4 +1,4 @@
-"""Our errors beside those of the paper and of later work. Matched by what a run's configuration
+"""Our errors next to those of the paper and of later work. Matched by what a run's configuration
 says, never by its name; a row for which nothing was run stays empty."""
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Result:
 
     @property
     def data_set(self) -> str | None:
-        """The data set whose stated errors it may stand beside; None for anything else."""
+        """The data set whose published errors it compares with; None for anything else."""
         return self.run.data_set if self.run.is_whole(self.evaluation) else None
 
     @property
@@ -89,7 +89,7 @@ def comparison_blocks(runs: Sequence[Run]) -> list[Block]:
     """The tables of references with our results, then the results that no reference is of."""
     found = [Result(run, evaluation) for run in runs for evaluation in run.evaluations]
     blocks: list[Block] = [
-        Heading("Beside the paper and later work"),
+        Heading("Compared with the paper and later work"),
         Paragraph(
             "Errors in %, top-1, or top-1 / top-5. Ours is empty where nothing was run. Several "
             "runs that differ in their seed also have a line with their mean ± the standard "
@@ -108,14 +108,14 @@ def comparison_blocks(runs: Sequence[Run]) -> list[Block]:
     known = [result for result in rest if result.data_set is not None]
     other = [result for result in rest if result.data_set is None]
     if known:
-        title = Heading("Results without a number to set beside them", 3)
+        title = Heading("Results without a published number", 3)
         blocks += [title, _own_table(known)]
     if other:
         blocks += [
             Heading("Other data", 3),
             Paragraph(
                 "Not ImageNet-1k's validation images nor CIFAR-10's test images: no published "
-                "number may stand beside these."
+                "number compares with these."
             ),
             _own_table(other),
         ]
@@ -127,10 +127,10 @@ def _rows(reference: Reference, mine: Sequence[Result]) -> list[tuple[str, ...]]
     name = reference.network.label if reference.network else f"ensemble of {reference.ensemble}"
     source = reference.source + (f" ({reference.note})" if reference.note else "")
     theirs = (name, reference.protocol, source, _stated(reference))
-    return _beside(theirs, _our_lines(mine) or [("", "")])
+    return _labelled(theirs, _our_lines(mine) or [("", "")])
 
 
-def _beside(labels: tuple[str, ...], lines: Sequence[tuple[str, str]]) -> list[tuple[str, ...]]:
+def _labelled(labels: tuple[str, ...], lines: Sequence[tuple[str, str]]) -> list[tuple[str, ...]]:
     """A row of a table for each line, of which the first has the labels too."""
     blank = ("",) * len(labels)
     return [(*(blank if i else labels), *line) for i, line in enumerate(lines)]
@@ -174,6 +174,6 @@ def _own_table(mine: Sequence[Result]) -> Table:
     for result in mine:
         labels = (result.run.data_label, result.run.network.label, result.evaluation.protocol)
         kinds.setdefault(labels, []).append(result)
-    by_kind = [_beside(labels, _our_lines(members)) for labels, members in kinds.items()]
+    by_kind = [_labelled(labels, _our_lines(members)) for labels, members in kinds.items()]
     rows = list(chain.from_iterable(by_kind))
     return Table(("data", "network", "test", "error, %", "run"), rows, (3,))

@@ -112,7 +112,7 @@ def _follow(folder: Path, as_json: bool) -> None:
         raise
     except OSError as error:
         raise TrainingError(
-            f"{folder} can no longer be read ({error.strerror}); whether the run goes on is not "
+            f"{folder} can no longer be read ({error.strerror}); whether the run continues is not "
             "known: look again when its file system is back"
         ) from error
     if not as_json:

@@ -28,7 +28,7 @@ def follow(folder: Path, file: Path, past: int, screen: Screen) -> tuple[RunStat
     """Shows the last `past` lines of a run's `file` on `screen`, and each new one until the run has
     ended; at once if it has.
 
-    A run that is silent may go on: that is warned of, once for each silence. Returns how the run
+    A silent run may still be alive: that is warned of, once for each silence. Returns how the run
     ended and the exit code of a job that ends so: 0 finished, 75 stopped, else 1.
     """
     lines = NewLines(file)
@@ -42,7 +42,7 @@ def follow(folder: Path, file: Path, past: int, screen: Screen) -> tuple[RunStat
         screen.show(run)
         now = time.monotonic()
         if run.state == "silent" and not silent:
-            word = f"{folder}: {run.note}; whether it goes on is not known, so it is followed on"
+            word = f"{folder}: {run.note}; whether it continues is not known, so it is followed on"
             screen.warn(word)
         silent = run.state == "silent"
         if run.state == "interrupted":
@@ -66,7 +66,7 @@ class Screen:
         print(line, flush=True)
 
     def warn(self, word: str) -> None:
-        """Shows what is to be known beside the run's own lines."""
+        """Shows a warning, which is not a line of the run."""
         print(f"warning: {word}", file=sys.stderr, flush=True)
 
     def show(self, run: RunState) -> None:

@@ -126,7 +126,7 @@ def _differing(known: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def _counting(run: RunState) -> dict[str, Any]:
-    # The name stands beside them, and what is of a start is not of the run.
+    # The name is shown anyway, and settings of a start are not of the run.
     own = {name for name in names_of("place") if name.startswith("run.")}
     left_out = {*idle_settings(run.settings), *own, *names_of("start")}
     return {name: value for name, value in run.settings.items() if name not in left_out}

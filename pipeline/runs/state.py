@@ -239,7 +239,7 @@ def duration(seconds: float) -> str:
 def is_locked(run: RunFolder) -> bool:
     """Whether a lock on the run is seen from this host.
 
-    Sees every lock of this host and, where the file system's server tells (NFS), those of others;
+    Sees every lock of this host and, where the file server says (NFS), those of others;
     on Lustre the locks of other hosts stay unseen.
     """
     try:

@@ -117,8 +117,8 @@ class Bar:
     line of plain words may take its place. A terminal that goes away takes the bar with it, and
     whatever it does raises nothing. A context manager, which takes the bar away at its end.
 
-    `what` stands in front of the bar, `words` behind it. With a `unit`, "B" for bytes as kB, MB and
-    so on, there stand also how much is done, the time and the speed.
+    `what` is shown in front of the bar, `words` behind it; with a `unit`, "B" for bytes as kB, MB
+    and so on, also how much is done, the time and the speed.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Bar:
     @property
     def shown(self) -> bool:
         """Whether there is a bar and its terminal; of one that was closed the kernel says that it
-        is none. tqdm itself goes on as if its writes succeeded (4.70)."""
+        is none. tqdm itself continues as if its writes succeeded (4.70)."""
         if not self._drawing.disable and not self._stream.isatty():
             self._drawing.disable = True
         return not self._drawing.disable
@@ -166,15 +166,15 @@ class Bar:
         if time.monotonic() - self._drawn_at >= _DRAW_SEC:
             self._draw()
 
-    def tell(self, what: str, words: Sequence[tuple[int, str]]) -> None:
-        """Draws now, with other words around the bar: those behind it each with its rank, as the
-        highest goes first where they leave no room for a bar."""
+    def redraw(self, what: str, words: Sequence[tuple[int, str]]) -> None:
+        """Draws now, with new words around the bar: those behind it each with a rank, of which the
+        highest is left out first where they leave no room for a bar."""
         self._drawing.set_description_str(what, refresh=False)
         self._drawing.words = tuple(words)
         self._draw()
 
     def line_due(self) -> bool:
-        """Whether a line should tell how far this is: nothing is drawn, and it is a while ago."""
+        """Whether a line should report progress: there is no bar, and the last was a while ago."""
         now = time.monotonic()
         if not self._drawing.disable or now - self._line_at <= LINE_SEC:
             return False

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 log = logging.getLogger("trainyard")
 
 # By strength, as ranks agree on the highest index that any has received. SIGUSR1 says that time is
-# nearly up: save and have the job go on later. The others say: save and leave (SIGUSR2 is SIGTERM
+# nearly up: save and have the job resume later. The others say: save and leave (SIGUSR2 is SIGTERM
 # by way of srun, which does not pass that on; SIGHUP comes when the terminal is closed).
 STOP_SIGNALS = ("", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGINT", "SIGTERM")
 GO_ON = 0
@@ -34,11 +34,11 @@ class ExitCode(IntEnum):
     WRONG_INPUT = 2
     """Wrong configuration or data: starting again changes nothing."""
     STOPPED = 75
-    """A signal stopped the run and a good checkpoint is written: start again to go on."""
+    """A signal stopped the run and a good checkpoint is written: start again to resume."""
 
 
 class TrainingError(RuntimeError):
-    """The job cannot go on; the message names the cause and what to do."""
+    """The job cannot continue; the message names the cause and what to do."""
 
 
 class PeerLost(TrainingError):
@@ -55,7 +55,7 @@ class Reported(Exception):
 
 
 class FellWithPeer(Exception):
-    """This rank ends because another failed first, which has told the cause."""
+    """This rank ends because another failed first, which has reported the cause."""
 
 
 class Stopped(Exception):

@@ -1,5 +1,5 @@
-"""Files: written whole or not at all, locked by one process, read again after a hiccup, and those
-of a run that survive a full disk.
+"""Files: written atomically, locked by one process, read again after a hiccup, and those of a run
+that survive a full disk.
 
 Imports the standard library only: `launch.horovod_build` needs it before anything is installed.
 """
@@ -25,7 +25,7 @@ READ_AGAIN_SEC = (0.1, 0.5, 2.0)
 """Naps before a refused read is tried again."""
 
 _PARTIAL = ".partial-"
-_STALE_SEC = 3600.0  # nothing is written to for so long and still goes on
+_STALE_SEC = 3600.0  # a write takes no longer than this
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)  # of file systems that do not have it
 
 _Found = TypeVar("_Found")
@@ -37,9 +37,9 @@ def replacing(path: Path, scratch: Path | None = None, durable: bool = True) -> 
     """Gives a new path to write to; that file takes the place of `path` if the body ends well, and
     goes if not. So `path` holds the old file or the whole new one, whoever else writes it too.
 
-    The path lies beside `path`, from where what a killed process left an hour ago is removed, or in
-    `scratch`, a folder of the same file system whose owner does so by `remove_partials`. `durable`:
-    the content and then the name are on the disk at the end, which a million small files cannot
+    The path lies next to `path`, where leftovers of processes killed over an hour ago are removed,
+    or in `scratch`, a folder of the same file system whose owner calls `remove_partials`.
+    `durable`: the content and then the name are on the disk at the end, which a million small files cannot
     wait for. Raises the `OSError` of the system, with the name of `path` for that of the new file.
     """
     if scratch is None:
@@ -135,7 +135,7 @@ def patiently(
 
 
 class Room:
-    """What a run's file system has left, and whether somebody was told that it is too little.
+    """Free space of a run's file system, and whether a warning was given that it is too little.
 
     `reserve_bytes` belong to the next checkpoint, which needs them more than any curve.
     """
@@ -162,7 +162,7 @@ class Room:
             return
         self._told = True
         log.warning(
-            "warning: %s cannot be written: %s; the training goes on, and what it would have got "
+            "warning: %s cannot be written: %s; training continues, and what it would have got "
             "is kept in memory until there is room",
             path, error.strerror or error,
         )  # fmt: skip

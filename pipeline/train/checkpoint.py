@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, verified before use, never code.
+"""Checkpoints: written atomically, verified before use, never code.
 
 A checkpoint is what `torch.save` writes: a zip file whose records carry a CRC-32 each, so plain
 `torch.load` reads it and Python's `zipfile` verifies it. Only rank 0 writes and reads.
@@ -103,7 +103,7 @@ class Trained:
     weights: parameters and buffers by name, on the CPU; BN's statistics are the mean over ranks.
     step, world_size: where the training stood, and on how many ranks; 0 and 1 for imported weights.
     fingerprint: the facts that make it this run; imported weights name their file alone.
-    excluded: of the sets train and val, the images that the run went on without.
+    excluded: of the sets train and val, the images that the run continued without.
     """
 
     path: Path
@@ -190,7 +190,7 @@ class CheckpointFolder(Checkpoints):
         return path
 
     def save_or_wait(self, step: int, content: Mapping[str, Any], best: bool = False) -> None:
-        """As `save`, but a full disk costs this checkpoint only, not the run, and is told once
+        """As `save`, but a full disk costs this checkpoint only, not the run, and is reported once
         until there is room again. Not for the last save, nor when there is no checkpoint yet."""
         try:
             self.save(step, content, best)
@@ -199,7 +199,7 @@ class CheckpointFolder(Checkpoints):
                 raise
             if not self._waits_for_room:
                 log.warning(
-                    "warning: %s; %s: the training goes on and tries again at the next save%s",
+                    "warning: %s; %s: training continues and tries again at the next save%s",
                     error.reason, error.fix,
                     ", but best.pt stays that of an earlier validation" if best else "",
                 )  # fmt: skip
@@ -253,7 +253,7 @@ class CheckpointFolder(Checkpoints):
         )
 
     def forget_after(self, step: int) -> None:
-        """Removes checkpoints after `step`: the run goes on from there."""
+        """Removes checkpoints after `step`: the run resumes from there."""
         for later in self.steps():
             if later > step:
                 self.path(later).unlink()
@@ -273,8 +273,8 @@ def require_same_run(path: Path, stored: Mapping[str, Any], wanted: Mapping[str,
     of each that differs, or that `stored` is of no run."""
     if "weights from" in stored:  # pipeline.export made it, and knows nothing of a training
         raise ValueError(
-            f"checkpoint {path} holds weights imported from {stored['weights from']}, from which "
-            "no training goes on; give it to pipeline.evaluate or pipeline.predict"
+            f"checkpoint {path} holds weights imported from {stored['weights from']}, so it "
+            "resumes no training; give it to pipeline.evaluate or pipeline.predict"
         )
     differences = [
         f"{name}: {_short(stored.get(name))} in the checkpoint, {_short(value)} now"

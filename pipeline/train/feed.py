@@ -21,13 +21,13 @@ class Decision:
     """What all ranks do before the batch they hold."""
 
     stop: str
-    """The signal to stop by, of `STOP_SIGNALS`; empty: go on."""
+    """The signal to stop by, of `STOP_SIGNALS`; empty: continue."""
     save: bool
 
 
 Recover = Callable[[Exception | None, int, int], Callable[[], Loader] | None]
-"""Collective. Of this rank's error, step and micro-batch: what opens the loader to go on with; None
-if there is none."""
+"""Collective. Takes this rank's error, step and micro-batch; returns what opens the loader to
+continue with, None if there is none."""
 
 
 class Feed:
@@ -84,8 +84,8 @@ class Feed:
             fix = (
                 "put back the file that was scanned and start again"
                 if error.changed
-                else "go on without it by data.bad_images=exclude, or put a good copy there, which "
-                "changes the data, and start under a new run.name"
+                else "continue without it by data.bad_images=exclude, or put a good copy there, "
+                "which changes the data, and start under a new run.name"
             )
             return ValueError(f"{error} ({where}); {fix}")
         return TrainingError(f"the loader failed: {type(error).__name__}: {error} ({where})")

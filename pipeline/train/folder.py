@@ -76,7 +76,7 @@ class Stop:
 
     @classmethod
     def read(cls, text: str) -> Stop:
-        """The one that `stopped.txt` tells of."""
+        """The stop that `stopped.txt` records."""
         return _from_json(cls, text) or cls(None, None)
 
 
@@ -206,7 +206,7 @@ class RunFolder:
         except FileNotFoundError:
             return None
         return first.strip().removeprefix("error: ") or (
-            "the disk was too full for the cause, which stands on the console of the job"
+            "the disk was too full for the cause, which is on the console of the job"
         )
 
     def record_stop(self, by: str, step: int) -> None:
@@ -251,7 +251,7 @@ def last(lines: Sequence[Mapping[str, Any]], event: str) -> Mapping[str, Any]:
 def read_metrics(path: Path, warn: bool = False) -> list[dict[str, Any]]:
     """The whole lines of a `metrics.jsonl`; those that a kill has cut are left out.
 
-    With `warn` they are named in one warning: for who shows the file, or goes on with it.
+    With `warn` they are named in one warning, for readers that show the file or continue it.
     """
     if not path.exists():
         return []

@@ -21,7 +21,7 @@ log = logging.getLogger("trainyard")
 
 
 class Excluded:
-    """The images that a run goes on without (data.bad_images=exclude, data.exclude), the same on
+    """The images that a run continues without (data.bad_images=exclude, data.exclude), the same on
     every rank; at most `most` of them.
 
     In training all ranks agree on what is excluded before any of them uses its next micro-batch,
@@ -45,7 +45,7 @@ class Excluded:
         return {"train": self.train.rows(), "val": list(self.val)}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Goes on with the exclusions in `state`."""
+        """Continues with the exclusions in `state`."""
         self.train, self.val = Exclusions(state["train"]), tuple(state["val"])
 
     def met_in_training(self, found: list[Found], images_per_step: int, world: World) -> None:
@@ -53,7 +53,7 @@ class Excluded:
         is too much."""
         pairs = ((one.image, one.position) for one in found)
         self.train = self.train.failed(pairs, images_per_step)
-        self._tell("train", found, world)
+        self._report("train", found, world)
 
     def met_in_validation(self, mine: list[Found], world: World) -> None:
         """Collective. Makes what each rank passed over in validation known to all."""
@@ -62,7 +62,7 @@ class Excluded:
         by_image = {found.image: found for found in everyone}
         if by_image:
             self.val = tuple(sorted({*self.val, *by_image}))
-            self._tell("val", list(by_image.values()), world)
+            self._report("val", list(by_image.values()), world)
 
     def listed(
         self, path: Path, train_set: ImageSet, val_set: ImageSet, position: int, world: World
@@ -81,15 +81,15 @@ class Excluded:
         for split, images, new in (("train", train_set, new_train), ("val", val_set, new_val)):
             said = f"is in the list {path}"
             found = [Found(i, position, f"the image {images.path(i)} {said}") for i in new]
-            self._tell(split, found, world)
+            self._report(split, found, world)
 
-    def _tell(self, split: str, found: list[Found], world: World) -> None:
-        """Collective. Says what has been excluded; ends the run when it is too much."""
+    def _report(self, split: str, found: list[Found], world: World) -> None:
+        """Collective. Logs what has been excluded; ends the run when it is too much."""
         count = len(self.train) + len(self.val)
         for one in sorted(found, key=lambda f: (f.image, f.position)):
             where = f" at position {one.position}" if split == "train" else ""
             log.warning(
-                "warning: %s; the run goes on without it in %s%s (%d excluded of at most %d)",
+                "warning: %s; the run continues without it in %s%s (%d excluded of at most %d)",
                 one.error, split, where, count, self._most,
             )  # fmt: skip
         world.raise_together(too_many(count, self._most) if count > self._most else None)
@@ -137,8 +137,9 @@ class Loaders:
     def recover(
         self, error: Exception | None, step: int, micro: int
     ) -> Callable[[], Loader] | None:
-        """Collective, when any rank's micro-batch failed. What opens the loader to go on with from
-        this very micro-batch, bad images excluded; None if the run cannot go on without them."""
+        """Collective, when any rank's micro-batch failed. Returns what opens the loader
+        from this very micro-batch on, bad images excluded; None if the run cannot continue
+        without them."""
         if self._config.data.bad_images != "exclude":
             return None
         positions = self.partition.positions(step, micro)

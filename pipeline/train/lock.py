@@ -77,8 +77,8 @@ def first_cause_kept(run: RunFolder, world: World) -> Iterator[None]:
         raise
 
 
-def tell_hang(run: RunFolder, rank: int, cause: str) -> None:
-    """Records why a job that hangs ends, and says it unless another rank did."""
+def record_hang(run: RunFolder, rank: int, cause: str) -> None:
+    """Records why a hung job ends, and reports it unless another rank did."""
     if not run.record_first_cause(cause):
         return
     if rank != 0:  # whose log.txt this is; it may be the one that hangs

@@ -85,13 +85,13 @@ class Validation:
 class GpuMemory:
     """Made once the model lies on the GPU and before DALI builds a graph. On a CPU it asks nothing.
 
-    PyTorch counts its own memory. DALI (2.4) does not tell what its pools and decoders hold: its
+    PyTorch counts its own memory. DALI (2.4) does not report what its pools and decoders hold: its
     `executor_statistics` are of operators' outputs only, and empty with the dynamic executor, which
     hands batches over without a copy. So its part is measured: what the GPU has lost to others than
     PyTorch until `dali_is_ready`. Up to there nothing else allocates: DALI decodes a batch of the
     largest images of both sets (`preflight`) and builds the training's graph. What it takes later,
-    when pools grow or a validation's graph comes, cannot be told from NCCL's buffers and the
-    kernels that CUDA loads when they are first used: it counts with the others.
+    when pools grow or a validation's graph is built, cannot be distinguished from NCCL's buffers
+    and the kernels that CUDA loads at their first use: it counts with the others.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -121,7 +121,7 @@ def _profiler(on_gpu: bool) -> Any:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     else:
         # torch 2.13's Kineto announces every trace on stderr ("USDT: ... profiler_start"), above
-        # its errors: level 6 is silence. On a GPU it has errors to tell, those of CUPTI.
+        # its errors: level 6 is silence. On a GPU it has errors to report, those of CUPTI.
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     return torch.profiler.profile(activities=activities)
 
@@ -133,7 +133,7 @@ def open_profile(
 
     Files of an earlier profile stay: a new one of the same steps gets a number. Raises `Reported`
     on every rank for steps that the run does not have. Steps that lie behind a resumed run are
-    left out with a warning, so that a job that starts again with the same command goes on.
+    left out with a warning, so that a job that starts again with the same command resumes.
     """
     asked = config.profile
     if asked is None:
@@ -141,7 +141,7 @@ def open_profile(
     steps = world.together(lambda: profiled_steps(asked).of_start(state.step, total_steps))
     if not steps:
         log.warning(
-            "warning: nothing is profiled: --profile %s lies behind step %d, where the run goes on",
+            "warning: nothing is profiled: --profile %s lies behind step %d, where the run resumes",
             asked, state.step,
         )  # fmt: skip
         return Profile()

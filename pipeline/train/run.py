@@ -30,7 +30,7 @@ from pipeline.system.files import Room, replacing, write_text
 from pipeline.system.machine import versions
 from pipeline.train.checkpoint import CheckpointFolder, read_verified, require_same_run
 from pipeline.train.folder import RunFolder
-from pipeline.train.lock import first_cause_kept, locked, tell_hang
+from pipeline.train.lock import first_cause_kept, locked, record_hang
 from pipeline.train.monitor.monitor import RunMonitor
 from pipeline.train.monitor.pictures import Pictures
 from pipeline.train.preflight import decode_largest, require_complete
@@ -77,10 +77,10 @@ def run(config: Config) -> None:
             trainer.figures = _known_figures(config, decode, share.cores)
             world.on_rank0(lambda: _open_files(trainer))
             limit_sec = config.run.step_timeout_sec
-            tell = partial(tell_hang, folder, world.rank)
+            on_hang = partial(record_hang, folder, world.rank)
             with (
                 contextlib.closing(trainer.monitor),
-                watched(folder.stacks, world, limit_sec, tell),
+                watched(folder.stacks, world, limit_sec, on_hang),
             ):
                 if not trainer.finished:
                     with trainer.profile:
@@ -148,7 +148,7 @@ def _find_checkpoint(trainer: Trainer) -> dict[str, Any] | None:
         if holds_run:
             raise ValueError(
                 f"{run.path} already holds a run and --resume is none; choose another run.name, or "
-                "--resume auto to go on"
+                "--resume auto to resume it"
             )
         return None
     if choice == "auto" or (holds_run and str(Path(choice).resolve()) == started_from):
@@ -167,7 +167,7 @@ def _find_checkpoint(trainer: Trainer) -> dict[str, Any] | None:
     wanted = compared(trainer.fingerprint, trainer.config)
     require_same_run(path, content["fingerprint"], wanted)
     if not holds_run:
-        # From here on the run stands on its own, and the same command goes on with it.
+        # From here on the run stands on its own, and the same command resumes it.
         write_text(run.origin, str(path.resolve()))
         checkpoints.save(content["step"], content)
     log.info("resuming from %s at step %d", path, content["step"])
@@ -184,9 +184,9 @@ def _link_best(checkpoints: CheckpointFolder, content: dict[str, Any]) -> None:
     if is_result and correct[-1] == max(correct) and path.exists():
         try:
             checkpoints.link_best(path)
-        except OSError as error:  # a full disk; the run itself can go on
+        except OSError as error:  # a full disk; the run itself can continue
             log.warning(
-                "warning: %s cannot be written: %s; make room there: the training goes on",
+                "warning: %s cannot be written: %s; make room there: training continues",
                 checkpoints.best, error.strerror,
             )  # fmt: skip
 
@@ -232,7 +232,7 @@ def _open_files(trainer: Trainer) -> None:
 
 
 def _start(trainer: Trainer) -> dict[str, Any]:
-    """What readers of the run are told of this start, in its `start` event."""
+    """The facts of this start for readers of the run: its `start` event."""
     loaders = trainer.loaders
     return {
         "step": trainer.state.step,

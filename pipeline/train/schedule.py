@@ -313,7 +313,7 @@ class ErrorWindow:
         return {"end": self.end, "hits": self._hits_so_far(world)}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` was taken."""
+        """Resumes where `state` was taken."""
         self.end = state["end"]
         self._begin(state["hits"])
 

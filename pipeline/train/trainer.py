@@ -40,7 +40,7 @@ log = logging.getLogger("trainyard")
 
 
 class Trainer:
-    """One run's loops, with the loaders, ranks and files that they work with beside its `state`.
+    """One run's loops, and the loaders, ranks and files that they use besides its `state`.
 
     Built alike on all ranks; needs no collective. Raises `ValueError` for a setting that does not
     fit the data or the number of ranks. Rank 0 sets a `monitor` that writes.
@@ -189,7 +189,7 @@ class Trainer:
     def save(self, best: bool = False, last: bool = False) -> None:
         """Collective. Writes a checkpoint before the next step; training is not changed by it.
 
-        Never writes one that a non-finite loss has gone into. On a full disk the run goes on
+        Never writes one that a non-finite loss has gone into. On a full disk the run continues
         without, unless it is the `last` one of this start.
         """
         with self._off_the_clock("checkpoint"):
@@ -279,7 +279,7 @@ class Trainer:
         """Collective. Leaves on all ranks together, with a word on why and where; raises
         `Stopped`."""
         step = self.state.step
-        log.info("stopped before step %d by %s; start again to go on", step, by)
+        log.info("stopped before step %d by %s; start again to resume", step, by)
         self.world.on_rank0(lambda: self.folder.record_stop(by, step))
         self.world.barrier()
         raise Stopped

@@ -1,6 +1,6 @@
 """Exact validation: every image counts once, on any number of ranks.
 
-Beside the counts an `ErrorAnalysis` finds which classes fail, and the most certain mistakes.
+Besides the counts, an `ErrorAnalysis` finds which classes fail, and the most confident mistakes.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ class Figures:
 def seen(
     line: Mapping[str, Any], ranks: int | None = None, known: Figures | None = None
 ) -> Figures:
-    """What a line of training metrics says, or the medians of several, beside what is `known`.
+    """What a line of training metrics says, or the medians of several, along with what is `known`.
 
     `ranks` is the number of ranks of the training; None: not known. Raises KeyError for a line
     without its shares.

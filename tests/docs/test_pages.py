@@ -107,7 +107,7 @@ def source_of(page: Path) -> Path:
 
 
 def from_docs(module: str) -> ModuleType:
-    """One of the extensions of Sphinx that lie beside the pages."""
+    """One of the extensions of Sphinx that lie with the pages."""
     sys.path.insert(0, str(DOCS))
     try:
         return importlib.import_module(module)

@@ -58,7 +58,7 @@ def verdict(node, name):
     return next(check for check in judge([node]) if check.name == name)
 
 
-def test_facts_are_json_and_tell_what_this_machine_is(tmp_path):
+def test_facts_are_json_and_describe_this_machine(tmp_path):
     node = this_node(tmp_path)
     assert json.loads(json.dumps(node)) == node
     assert node["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))

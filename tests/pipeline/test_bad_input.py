@@ -161,11 +161,11 @@ def test_a_run_in_use_is_left_alone_and_its_holder_named(small_data, tmp_path):
         # Met by the decoder, in the last of two micro-batches of its rank.
         (
             lambda good: good[: len(good) // 2], 2, "cannot be decoded",
-            "go on without it by data.bad_images=exclude, or put a good copy there, which changes",
+            "continue without it by data.bad_images=exclude, or put a good copy there, which",
         ),
         # Met while it is read, changed since it was scanned.
         (
-            lambda good: good[:100], 4, "has 100 bytes, the manifest recorded",
+            lambda good: good[:100], 4, "has 100 bytes, the image index recorded",
             "put back the file that was scanned and start again",
         ),
     ],

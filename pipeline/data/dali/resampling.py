@@ -94,7 +94,7 @@ def resized(
 
 @functools.cache  # the code lives as long as what numba gives
 def _compiled(function: Callable[..., None], signature: Any) -> Any:
-    """Takes 4 s once, then 0.1 s: it is kept beside this file, or in the user's cache folder.
+    """Takes 4 s once, then 0.1 s: it is kept next to this file, or in the user's cache folder.
 
     Where neither can be written every process compiles it.
     """

@@ -1,4 +1,4 @@
-"""The manifest's file: an Arrow file, whole or not there, that every rank maps into memory."""
+"""The manifest's file: an Arrow file, written atomically, that every rank maps into memory."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _PLACE_COLUMNS = {"container": pa.int32(), "offset": pa.int64()}
 
 
 def write_manifest(path: Path, rows: Rows, stamp: str = "") -> None:
-    """Write rows as an Arrow IPC file, whole or not at all; OSError if that fails.
+    """Write rows as an Arrow IPC file, atomically; OSError if that fails.
 
-    `stamp` tells which state of the images' folder the rows describe.
+    `stamp` identifies the state of the images' folder that the rows describe.
     """
     columns = dict(_COLUMNS)
     arrays = [
@@ -92,10 +92,10 @@ def load_fresh(path: Path, stamp: str) -> pa.Table | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        log.warning("the manifest %s is not used: %s", path, error)
+        log.warning("the image index %s is not used: %s", path, error)
         return None
     if table.schema.metadata[b"stamp"] != stamp.encode():
-        log.info("the manifest %s is out of date", path)
+        log.info("the image index %s is out of date", path)
         return None
     return table
 

@@ -1,7 +1,7 @@
 """Which images exist: name, label, place, bytes and size of every image of a split.
 
 `<root>/<split>/`, class folders or containers, is scanned once and kept as an Arrow file that every
-rank maps into memory; times of folders and containers tell when it has to be made again. Images are
+rank maps into memory; times of folders and containers show when it must be rebuilt. Images are
 in bytewise order of (class, file), which is what an image index means everywhere else, and the same
 whatever they lie in.
 """
@@ -120,11 +120,11 @@ class Manifest:
         recorded = int(self.lengths[index])
         try:
             if self._containers is None:
-                content, end = self._read_file(index), "the manifest recorded"
+                content, end = self._read_file(index), "the image index recorded"
                 fix = f" ({_INDEX_AGAIN})"
             else:
                 content = self._containers.read(int(index), recorded)
-                end = "its container was changed or cut after the manifest recorded"
+                end = "its container was changed or cut after the image index recorded"
                 fix = ""  # such a container is indexed again at the next start
         except OSError as error:
             reason = f"it cannot be read: {error.strerror}"
@@ -233,7 +233,7 @@ def open_manifest(
             if again and load_fresh(place, tree.stamp) is not None:
                 break  # one in a later place would never be looked at
     raise ValueError(
-        f"the manifest of {tree.directory} cannot be written to {' or '.join(refused)}; "
+        f"the image index of {tree.directory} cannot be written to {' or '.join(refused)}; "
         f"set data.cache_dir to a directory that can be written"
     )
 

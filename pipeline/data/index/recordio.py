@@ -4,11 +4,11 @@ A record is `<II`(magic, cflag << 29 | length), that many bytes, and zeros up to
 (dmlc-core, recordio.h). Its bytes are `<IfQQ`(flag, label, id, id2), `flag` further float labels,
 and the image (mxnet.recordio.IRHeader). Where the magic number occurs inside a record at a
 multiple of 4, the writer cuts there and drops it: the parts have cflag 1, 2, ..., 2, 3. About 8 of
-ImageNet's images are cut so. The magic number at the head of the next part stands in for the one
-dropped, which leaves only the length word between as 4 foreign bytes.
+ImageNet's images are cut so. The magic number at the head of the next part takes the place of the
+one dropped, which leaves only the length word between as 4 foreign bytes.
 
-The `.idx` file, lines of `key <tab> offset`, holds what the walk finds as well; it only tells that
-the .rec file was cut between two records, which nothing else shows. The `.lst`
+The `.idx` file, lines of `key <tab> offset`, holds what the walk finds as well; it is used
+only to notice a .rec file that was cut between two records, which nothing else shows. The `.lst`
 file that im2rec was given, lines of `id <tab> label <tab> path`, has what the records do
 not, file names and class folders; it is used where it still lies next to the .rec file.
 """

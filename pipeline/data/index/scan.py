@@ -120,7 +120,7 @@ def _walk_all(tree: Tree) -> list[_Part]:
     """Walk every source, in the sources' order.
 
     Shows how far it is: class folders by their number, containers by the bytes passed in them. The
-    bar is drawn by a process whose log tells such things: of a job's ranks that is rank 0.
+    bar is drawn only by a process that logs such lines: in a job, rank 0.
     """
     windows: list[Window] = []
     by_number = tree.kind == "folders"
@@ -235,7 +235,7 @@ def _class_names(tree: Tree, parts: Sequence[_Part]) -> list[bytes]:
         raise ValueError(
             f"{tree.directory} holds {tree.source_noun} that give classes as numbers, so their "
             f"names are not known; write them, one a line in the order of the numbers, to "
-            f"{tree.directory}/{CLASSES_FILE}, or beside train and val for both"
+            f"{tree.directory}/{CLASSES_FILE}, or next to train and val for both"
         )
     listed = _read_class_list(tree.class_list)
     if number >= len(listed):
@@ -287,7 +287,7 @@ def _warn(tree: Tree, rows: Rows) -> None:
         )  # fmt: skip
     if tree.loose_images:
         log.warning(
-            "%d images lie in %s beside its %s and are not used",
+            "%d images lie in %s next to its %s and are not used",
             tree.loose_images, tree.directory, tree.source_noun,
         )  # fmt: skip
 

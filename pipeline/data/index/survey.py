@@ -45,7 +45,7 @@ class Tree:
     order. class_list: file that names numbered classes, None if there is none. stamp: hex digits
     that change when an entry is added to or removed from a class folder, or a container changes in
     size or time. changed_sec: when that last happened, in seconds since 1970. size_bytes: of all
-    containers. loose_images: image files beside the sources, which belong to no class.
+    containers. loose_images: image files next to the sources, which belong to no class.
     """
 
     directory: Path

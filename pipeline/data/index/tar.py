@@ -5,8 +5,8 @@ and does not read an image's first bytes along with its header. Formats: v7, ust
 base-256 sizes) and pax (POSIX.1-2001), as GNU tar's manual lays them out.
 
 The class of an image is, in this order:
-- what stands beside it under the same key (its path up to the first dot of its name): `key.cls`, or
-  "label", "cls" or "class" of `key.json`; a number from 0, or a name;
+- what has the same key (its path up to the first dot of its name): `key.cls`, or "label", "cls" or
+  "class" of `key.json`; a number from 0, or a name;
 - the folder that holds it, `<class>/<file>`;
 - the archive's own name, where the image's name begins with it: `n01440764_10026.JPEG` in
   `n01440764.tar`. An archive inside an archive is walked in place.
@@ -48,7 +48,7 @@ def walk(window: Window) -> list[Entry]:
 
     Names that begin with a dot, counted by `window.hidden`, and what is no image by extension are
     passed over. BadContainer, with the byte, for a compressed, damaged or cut archive, a path with
-    `..`, an image that is a link, a name that stands twice, a key with two images, and an image
+    `..`, an image that is a link, a name that occurs twice, a key with two images, and an image
     whose class cannot be known.
     """
     window.check_not_compressed()
@@ -94,7 +94,7 @@ def _normal(member: Member) -> Member:
 
 
 def _is_hidden(window: Window, member: Member) -> bool:
-    """Tell whether any name of the path begins with a dot; BadContainer for `..`."""
+    """Return whether any name in the path begins with a dot; BadContainer for `..`."""
     if not member.path.startswith(b".") and b"/." not in member.path:
         return False
     if b".." in member.path.split(b"/"):
@@ -172,7 +172,7 @@ def _sidecar_label(window: Window, member: Member) -> bytes | int | None:
 def _class_of(
     window: Window, member: Member, archive: bytes, labels: Mapping[bytes, bytes | int], top: bytes
 ) -> bytes | int:
-    """Return an image's label, from beside it, its folder, or the archive's own name.
+    """Return an image's label, from its sidecar, its folder, or the archive's own name.
 
     top: the folder that class folders lie in.
     """
@@ -182,13 +182,13 @@ def _class_of(
         label = labels.get(_key(member.path))
         if label is None:
             fix = "add it: every image needs one if any has"
-            raise _bad_image(window, member, "has no label file beside it", fix)
+            raise _bad_image(window, member, "has no label file next to it", fix)
         return label
     if not own:
         stem = archive.removesuffix(b".tar")
         if name.startswith(stem + b"_"):
             return stem
-        fix = "write members as <class>/<file>, or a <key>.cls beside each <key>.jpg"
+        fix = "write members as <class>/<file>, or a <key>.cls next to each <key>.jpg"
         raise _bad_image(window, member, "has no class", fix)
     if above != top:
         where = top.decode(errors="replace") or "the top"
@@ -205,7 +205,7 @@ def members(window: Window, begin: int, end: int) -> Iterator[Member]:
     at, header, pax, pax_for_all = begin, begin, dict[bytes, bytes](), dict[bytes, bytes]()
     while True:
         if at + _BLOCK > end:
-            reason = f"the archive {'goes on' if at > end else 'stops'} without tar's end mark"
+            reason = f"the archive {'continues' if at > end else 'stops'} without tar's end mark"
             raise window.bad(min(at, end), f"{reason}: it is cut off")
         block = window.read(at, _BLOCK)
         if block.count(0) == _BLOCK:

@@ -5,8 +5,8 @@ and their masked CRC-32C (4) (tensorflow/core/lib/io/record_writer.h). Its bytes
 (tensorflow/core/example/feature.proto), of which only the fields' heads and the small values are
 read; the protobuf wire format is that of protobuf.dev/programming-guides/encoding.
 
-A file cut between two records is whole for all it shows. The index that DALI's tfrecord2idx writes,
-`<file>.idx` with lines of `offset size`, tells it where it lies beside the file.
+A file cut between two records looks whole. The index that DALI's tfrecord2idx writes, `<file>.idx`
+with lines of `offset size`, reveals the cut if it lies next to the file.
 
 The images' own checksums would cost reading every byte and are not checked.
 """

@@ -15,7 +15,7 @@ log = logging.getLogger("trainyard")
 
 IMAGE_EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 RECORDIO_LIST = ".lst"
-"""Suffix of the file of names that may lie beside a .rec file."""
+"""Suffix of the file of names that may lie next to a .rec file."""
 
 _ENDINGS = tuple(extension.encode() for extension in IMAGE_EXTENSIONS)
 
@@ -159,7 +159,7 @@ def unreadable(what: str, error: OSError) -> BadContainer:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Window]:
-    """Open a container; BadContainer for whatever the file system goes on to refuse."""
+    """Open a container; BadContainer for whatever the file system keeps refusing."""
     descriptor = -1
     try:
         descriptor = reading(path, lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
@@ -184,5 +184,5 @@ def reading(path: Path | bytes, read: Callable[[], _Found]) -> _Found:
 
 
 def is_image(name: bytes) -> bool:
-    """Tell an image by its name."""
+    """Return whether a file is an image, by its name."""
     return name.lower().endswith(_ENDINGS)

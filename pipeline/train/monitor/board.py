@@ -44,7 +44,7 @@ _COMPARED_METRICS = ("val/best_top1", "val/top1", "val/top5", "val/loss", "train
 
 
 class Board:
-    """The event files of a run that goes on at `position`, and stood there with the lines `kept`.
+    """The event files of a run that resumes at `position`, with the lines `kept` up to there.
 
     What an earlier start drew beyond is taken back by TensorBoard itself; where no file of an
     earlier start is left, all of `kept` is drawn again.
@@ -85,7 +85,7 @@ class Board:
             self._add(step=0, summary=summary)
 
     def draw(self, metrics: Mapping[str, Any]) -> None:
-        """A line of metrics.jsonl as one event: its numbers, and what charts need beside them."""
+        """A line of metrics.jsonl as one event: its numbers, and what else charts need."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         if metrics["event"] not in _DRAWN:
@@ -155,7 +155,7 @@ def _put_first(experiment: Any, names: Sequence[str]) -> None:
 def curves(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """(tag, value) of every curve that a line of metrics is a point of.
 
-    Beside its own numbers: the error in percent, which the paper draws, and the upper edges of the
+    Besides its own numbers: the error in percent, which the paper draws, and the upper edges of the
     stack.
     """
     event = metrics["event"]

@@ -1,4 +1,4 @@
-"""One place to tell what happened: `Monitor`, which rank 0's writes into all its files."""
+"""`Monitor`, the one place to report what happened; rank 0's writes all the files of a run."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Monitor:
 class RunMonitor(Monitor):
     """Writes the files of one run, with `pictures` if there are any to be drawn.
 
-    `position` is where the run goes on: what was written beyond it by an earlier start is taken
+    `position` is where the run resumes: what was written beyond it by an earlier start is taken
     back, so that no step appears twice. `validations` is how many the checkpoint knows of.
     """
 

@@ -49,7 +49,7 @@ class Progress(Bar):
             (0, f"{left} left"),
             (1, verdict),
         )
-        self.tell("epoch {epoch} ".format(**shown), [ranked for ranked in words if ranked[1]])
+        self.redraw("epoch {epoch} ".format(**shown), [ranked for ranked in words if ranked[1]])
 
 
 def time_left(seconds: float) -> str:

@@ -120,13 +120,13 @@ def test_train_measures_a_run_from_jpegs_line_by_line(benchmark):
     assert "resnet18" in text
 
 
-def test_train_tells_why_a_run_failed(tmp_path):
+def test_train_reports_why_a_run_failed(tmp_path):
     make_photos(tmp_path / "data", 4, classes=2)
     with pytest.raises(TrainingError) as caught:
         main(["train", *TRAIN, "--rounds=1", f"--data={tmp_path / 'data'}"])
     assert str(caught.value).startswith("the run of ResNet-18 failed: ")
     assert str(tmp_path / "data" / "val") in str(caught.value)
-    assert not (tmp_path / "data" / ".trainyard").exists()  # nothing is written beside the data
+    assert not (tmp_path / "data" / ".trainyard").exists()  # nothing is written to the data
 
 
 @pytest.mark.parametrize("images", [1, 7, 2048, 56_320, 1_281_167])

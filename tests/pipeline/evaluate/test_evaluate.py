@@ -146,7 +146,7 @@ def test_a_result_says_how_it_was_obtained(trained, one_rank):
         assert result["top1"] == result["top1_correct"] / 30
 
 
-def test_results_lie_beside_the_run(trained, one_rank):
+def test_results_lie_next_to_the_run(trained, one_rank):
     names = {
         "multi-scale": "evaluate-multi-scale-40-56-mirror",
         "ensemble": "evaluate-10-crop-ensemble-of-2", "bn": "evaluate-1-crop-bn-40",

@@ -60,7 +60,7 @@ def test_safetensors_hold_the_tensors_and_say_what_they_are(tmp_path, capsys):
     assert preprocessing["std"] == [50, 60, 70]
 
 
-def test_torchvisions_file_has_its_names_and_json_beside_it(resnet18, tmp_path, capsys):
+def test_torchvisions_file_has_its_names_and_json_next_to_it(resnet18, tmp_path, capsys):
     run(resnet18, tmp_path / "a.pth")
     assert f"classes and preprocessing are in {tmp_path}/a.json" in capsys.readouterr().out
     state = torch.load(tmp_path / "a.pth", weights_only=True)

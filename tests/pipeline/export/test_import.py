@@ -1,4 +1,4 @@
-"""Weights in: a checkpoint that is tested and used, and that no training goes on from."""
+"""Weights in: a checkpoint that is tested and used, and that no training resumes from."""
 
 import dataclasses
 import json
@@ -78,7 +78,7 @@ def test_torchvisions_file_becomes_a_checkpoint_that_says_where_it_comes_from(
     assert content["step"] == 0 and not content["momentum"]
 
 
-def test_the_json_beside_our_pth_is_read_and_compared(tmp_path):
+def test_the_json_next_to_our_pth_is_read_and_compared(tmp_path):
     weights = exported(tmp_path, ".pth", RESNET_18)
     assert checkpoint_of(weights, Config(SMALL, RESNET_18), None)["classes"] == CLASSES
     other = dataclasses.replace(SMALL, image_size=48, val_resize=54)

@@ -93,7 +93,7 @@ def test_a_meta_mat_that_cannot_be_used_is_said(tmp_path, meta, message):
     [
         ({"WNID": "../escaped"}, r"'../escaped' is no plain name"),
         ({"WNID": "n01440764"}, "share 3 wnids"),
-        ({"ILSVRC2012_ID": 2}, "ILSVRC2012_ID 2 stands twice"),
+        ({"ILSVRC2012_ID": 2}, "ILSVRC2012_ID 2 occurs twice"),
         ({"ILSVRC2012_ID": 1.5}, "not one whole number"),
         ({"num_train_images": [1, 2]}, "not one whole number"),
         ({"words": 7}, "is no text"),

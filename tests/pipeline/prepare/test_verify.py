@@ -156,7 +156,7 @@ def test_files_that_went_or_changed_after_the_scan_are_told_and_not_excluded(tmp
     assert [line["reason"] for line in found] == [
         "it cannot be read: No such file or directory",
         "it cannot be read: Is a directory",
-        f"has {len(JPEG) - 100} bytes, the manifest recorded {len(JPEG)} (if it was replaced on "
+        f"has {len(JPEG) - 100} bytes, the image index recorded {len(JPEG)} (if it was replaced on "
         f"purpose, python -m pipeline.prepare index --again indexes the data again; runs that "
         f"began before will see it as other data)",
         "the file is empty",
@@ -173,7 +173,7 @@ def test_an_image_of_another_size_than_recorded_is_found(tmp_path):
     other = JPEG[: frame + 5] + b"\x00\x30" + JPEG[frame + 7 :]  # 48 rows, the same length
     (root / "train/klasse ö/a.JPEG").write_bytes(other)
     (line,) = verified(root)
-    assert line["reason"] == "is 60 x 48 by its header, the manifest recorded 60 x 40"
+    assert line["reason"] == "is 60 x 48 by its header, the image index recorded 60 x 40"
     (root / "train/klasse ö/a.JPEG").write_bytes(b"<html>".ljust(len(JPEG)))
     (line,) = verified(root)
     assert line["reason"] == "has no readable header"

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, verified, never code, and of this very run."""
+"""Checkpoints: written atomically, verified, never code, and of this very run."""
 
 import dataclasses
 import json
