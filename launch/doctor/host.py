@@ -1,4 +1,4 @@
-"""The system of a node: shared memory, cores and limits."""
+"""The operating system of a node: shared memory, cores and limits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FEWEST_OPEN_FILES = 1024
 
 
 def host_facts() -> Facts:
-    """Sizes in bytes, None for unlimited."""
+    """Shared memory, cores and limits; sizes in bytes, None for unlimited."""
     return {
         "shm": space(Path("/dev/shm")),
         "limits": {
@@ -35,7 +35,7 @@ def _limit(which: int) -> int | None:
 
 
 def shared_memory(job: Job) -> Iterator[Finding]:
-    """/dev/shm is large enough for NCCL and the ranks of one node to talk."""
+    """Checks that /dev/shm is large enough for NCCL between the ranks of one node."""
     absent = job.where(lambda n: "not there" if n["shm"]["free_bytes"] is None else None)
     yield Finding("warn", absent, "Mount a tmpfs on /dev/shm.")
     small = job.where(
@@ -48,7 +48,7 @@ def shared_memory(job: Job) -> Iterator[Finding]:
 
 
 def cores(job: Job) -> Iterator[Finding]:
-    """Every rank has at least a core of its own."""
+    """Checks that every rank has at least one core of its own."""
     starved = job.where(
         lambda n: f"{job.ranks_on(n)} ranks may use {n['usable_cores']} of {n['cores']} cores",
         when=lambda n: (job.ranks_on(n) or 1) > n["usable_cores"],
@@ -59,7 +59,7 @@ def cores(job: Job) -> Iterator[Finding]:
 
 
 def limits(job: Job) -> Iterator[Finding]:
-    """Enough open files for a connection to every rank; no limit on memory for RDMA."""
+    """Checks for enough open files to connect to every rank, and unlimited memory for RDMA."""
     needed = max(_FEWEST_OPEN_FILES, 4 * sum((job.ranks or {}).values()))
     short = job.where(
         lambda n: f"{n['limits']['open_files']} open files",

@@ -1,7 +1,6 @@
 """The software of a node: versions, what Horovod was built with, which apex, which norm layers.
 
-In the facts every problem is one of them, never an exception: one broken package must not hide
-the others.
+A problem is one of the facts, never an exception: one broken package must not hide the others.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _REBUILD = "with HOROVOD_GPU_OPERATIONS=NCCL python -m launch.horovod_build --in
 
 
 def software_facts(device: Literal["auto", "cpu", "cuda"], norm: str, amp: str, gpus: int) -> Facts:
-    """Versions (null: not there), GPUs as PyTorch and DALI see them, Horovod, apex, norm layers.
+    """Versions (null: none), GPUs as PyTorch and DALI see them, Horovod, apex, norm layers.
 
     `gpus` is how many the driver shows; DALI is only loaded when there are any. Imports torch and
     Horovod, which takes 2 to 3 s.
@@ -82,7 +81,7 @@ def _horovod() -> Facts:
     """What Horovod was built with; `problem` says why it cannot be used, or is null."""
     try:
         import horovod.torch as hvd
-    except Exception as error:  # not there, or built for another torch
+    except Exception as error:  # not installed, or built for another torch
         return {"problem": _one_line(error), "nccl": False, "gloo": False}
     return {"problem": None, "nccl": bool(hvd.nccl_built()), "gloo": bool(hvd.gloo_built())}
 
@@ -93,7 +92,7 @@ def _dali_gpus() -> int | None:
         from nvidia.dali.backend import GetCUDADeviceCount  # type: ignore[attr-defined]
 
         return int(GetCUDADeviceCount())
-    except Exception:  # the check of the versions says that DALI is not there
+    except Exception:  # the check of the versions reports a missing DALI
         return None
 
 
@@ -102,7 +101,7 @@ def _one_line(error: Exception) -> str:
 
 
 def versions(job: Job) -> Iterator[Finding]:
-    """Packages and code are there and the same on all nodes."""
+    """Checks that packages and code are installed, the same on all nodes."""
     fix = "Make the environment there with make train, or start the job from a shared one."
     yield Finding("fail", job.where(_not_installed), fix)
     names = dict.fromkeys(name for node in job.nodes for name in node["versions"])
@@ -119,13 +118,13 @@ def _not_installed(node: Facts) -> str:
 
 
 def torch_works(job: Job) -> Iterator[Finding]:
-    """PyTorch can be imported."""
+    """Checks that PyTorch can be imported."""
     fix = "Install PyTorch again there (make train does), in the version of the other nodes."
     yield Finding("fail", job.where(lambda n: n["torch_problem"]), fix)
 
 
 def horovod(job: Job) -> Iterator[Finding]:
-    """Horovod is there for several ranks, with Gloo to find each other and NCCL for GPUs."""
+    """Checks that several ranks have Horovod, with Gloo to find each other and NCCL for GPUs."""
     status: Status = "fail" if job.several_ranks else "warn"
     fix = "Build it with python -m launch.horovod_build --install; one rank alone needs none."
     yield Finding(status, job.where(lambda n: n["horovod"]["problem"]), fix)
@@ -144,7 +143,7 @@ def horovod(job: Job) -> Iterator[Finding]:
 
 
 def norm(job: Job) -> Iterator[Finding]:
-    """The norm layer that was asked for can run on every node."""
+    """Checks that the requested norm layer can run on every node."""
     asked = job.first["asked"]["norm"]
     problem = job.where(lambda n: n["norm_problems"].get(asked))
     if problem:
@@ -160,7 +159,7 @@ def norm(job: Job) -> Iterator[Finding]:
 
 
 def apex(job: Job) -> Iterator[Finding]:
-    """The package apex is NVIDIA's, if the norm layer needs it."""
+    """Checks that the package apex is NVIDIA's, if the norm layer needs it."""
     if any(node["apex"] is None for node in job.nodes):
         return
     needed = job.first["asked"]["norm"] == "apex"

@@ -57,7 +57,7 @@ def run(options: TrainOptions) -> Result:
 
 
 def launcher(device: str) -> tuple[list[str], str]:
-    """What a run is started by, and in words."""
+    """The command that starts a run, and its description."""
     if importlib.util.find_spec("horovod") is None:
         return [], "one process without Horovod, which is not installed"
     nccl = nccl_built()
@@ -87,8 +87,8 @@ def _steps(options: TrainOptions) -> int:
 
 
 def settings(options: TrainOptions, depth: int, device: str, images: int) -> dict[str, Any]:
-    """What differs from the defaults of pipeline.train, for `images` training images: where it
-    runs, the size, the length and the rate."""
+    """The settings that differ from pipeline.train's defaults, for `images` training images: where
+    it runs, the size, the length and the rate."""
     # Half a step less: the number of steps is rounded up, and the division may not be exact.
     epochs = (_steps(options) - 0.5) * options.batch / images
     return {

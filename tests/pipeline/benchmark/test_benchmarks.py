@@ -148,7 +148,7 @@ def test_the_length_of_a_training_is_its_lines_of_metrics(images):
         ("loader --crops=center", "--crops=center must be some of random_resized_crop"),
         ("step --rounds=0", "--rounds=0 must be at least 1"),
         ("step --sides=eager,cudnn", "--sides=eager,cudnn must be some of eager, triton, apex"),
-        ("norm --depths=50,18", "--depths=50,18 must be some of 50, 101, 152 with commas"),
+        ("norm --depths=50,18", "--depths=50,18 must be some of 50, 101, 152 separated by"),
         ("train --depths=20", "--depths=20 must be some of 18, 34, 50, 101, 152"),
         ("train --classes=9 --files=8", "--classes=9 must not be more than --files=8"),
         ("allreduce --ranks=1", "--ranks=1 must be at least 2"),
