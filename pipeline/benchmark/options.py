@@ -379,8 +379,8 @@ class AllOptions(ModelOptions):
     made: bool = True
     """Whether the images are generated."""
     ranks: int = LINK_RANKS
-    """For how many ranks the verdict is: those of the stored run, else as many as the batch is
-    for, at most two."""
+    """Number of ranks that the verdict is for: those of the stored run, else as many as the batch
+    is for, at most two."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

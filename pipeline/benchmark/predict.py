@@ -118,7 +118,7 @@ def row(
 
 
 def gradient_schedule(model: nn.Module, pixels: int, bytes_each: int) -> list[Gradient]:
-    """When `model`, on the meta device, has its layers' gradients, in order of readiness.
+    """The times at which `model`, on the meta device, has its layers' gradients, in order.
 
     Time is counted in multiplications of each convolution and linear layer on images of `pixels` a
     side; layers without any are ready with the one before them in the backward pass. The time of

@@ -1,4 +1,4 @@
-"""Settings of the network, the optimizer and the schedule: what is trained, and how."""
+"""Settings of the network, the optimizer and the schedule."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def has_bottlenecks(family: Family, depth: int) -> bool:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which network."""
+    """The network."""
 
     family: Family = setting("imagenet", "identity", ("benchmark",), of_network=True)
     """imagenet: 7x7 stem, four stages (table 1 of the paper); cifar: 3x3 stem, three stages of

@@ -86,7 +86,7 @@ def load_table(path: Path) -> pa.Table:
 
 
 def load_fresh(path: Path, stamp: str) -> pa.Table | None:
-    """Return the table if the file is there, whole, and describes the state `stamp`."""
+    """Return the table if the file exists, is whole, and describes the state `stamp`."""
     try:
         table = load_table(path)
     except FileNotFoundError:
@@ -101,12 +101,12 @@ def load_fresh(path: Path, stamp: str) -> pa.Table | None:
 
 
 def cache_places(root: Path, split: Split, cache_dir: Path | None) -> list[Path]:
-    """Return where the file of `<root>/<split>` may lie, best first.
+    """Return the paths where the file of `<root>/<split>` may be, best first.
 
     In `cache_dir`; without one in `<root>/.trainyard`, or in the user's cache where that cannot be
     written.
     """
-    # Named by the tree's place, as one folder may serve several data sets.
+    # Named after the tree's path, as one folder may serve several data sets.
     place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
     shared_name = f"{place}-{split}.arrow"
     if cache_dir is not None:
@@ -141,7 +141,7 @@ def find_fresh(
 def warn_if_fewer(places: Sequence[Path], rows: Rows, tree: Tree) -> None:
     """Log which containers hold fewer images than a manifest, out of date by now, says.
 
-    Nothing in a TFRecord or RecordIO file that was cut between two records shows it.
+    A TFRecord or RecordIO file that was cut between two records shows no sign of it.
     """
     before = next(filter(None, map(_images_by_container, places)), {})
     if rows.places is None or not before:

@@ -1,9 +1,9 @@
-"""Which images exist: name, label, place, bytes and size of every image of a split.
+"""The index of a split: name, label, place, bytes and size of every image.
 
 `<root>/<split>/`, class folders or containers, is scanned once and kept as an Arrow file that every
 rank maps into memory; times of folders and containers show when it must be rebuilt. Images are
-in bytewise order of (class, file), which is what an image index means everywhere else, and the same
-whatever they lie in.
+in bytewise order of (class, file), which defines the image numbers used everywhere else, and is the
+same whatever they lie in.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Manifest:
             self._relabel(classes)
 
     def _relabel(self, classes: Sequence[str]) -> None:
-        """Take the `classes` of the training data for those that were found.
+        """Replace the classes that were found by the `classes` of the training data.
 
         ValueError for one found that is not among them; one without an image is warned of.
         """
@@ -145,7 +145,7 @@ class Manifest:
 
 
 class _Containers:
-    """Where the images of a manifest lie in containers, and reading them from there.
+    """The containers of a manifest's images, and reading from them.
 
     The containers used last stay open: at most a quarter of the files that the process may have
     open, as training and validation each hold one of these and other parts need descriptors too.
@@ -164,7 +164,7 @@ class _Containers:
         self._opened = lru_cache(max(1, most))(lambda number: _OpenFile(paths[number]))
 
     def describe(self, index: int, file: bytes) -> bytes:
-        """Say where an image lies, `file` being its class and name."""
+        """Return where an image lies, `file` being its class and name."""
         place = self._paths[self._numbers[index]], file, self._offsets[index]
         return b"%b:%b at byte %d" % place
 
@@ -178,7 +178,7 @@ class _Containers:
 
 
 class _OpenFile:
-    """A descriptor that is closed when the last thread that reads from it has let go of it."""
+    """A descriptor that is closed when the last thread reading from it has released it."""
 
     def __init__(self, path: bytes) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -231,7 +231,7 @@ def open_manifest(
         except OSError as error:
             refused.append(f"{place.parent} ({error.strerror})")
             if again and load_fresh(place, tree.stamp) is not None:
-                break  # one in a later place would never be looked at
+                break  # one in a later place would never be read
     raise ValueError(
         f"the image index of {tree.directory} cannot be written to {' or '.join(refused)}; "
         f"set data.cache_dir to a directory that can be written"

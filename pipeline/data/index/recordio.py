@@ -7,7 +7,7 @@ multiple of 4, the writer cuts there and drops it: the parts have cflag 1, 2, ..
 ImageNet's images are cut so. The magic number at the head of the next part takes the place of the
 one dropped, which leaves only the length word between as 4 foreign bytes.
 
-The `.idx` file, lines of `key <tab> offset`, holds what the walk finds as well; it is used
+The `.idx` file, lines of `key <tab> offset`, holds only what the walk finds anyway; it is used
 only to notice a .rec file that was cut between two records, which nothing else shows. The `.lst`
 file that im2rec was given, lines of `id <tab> label <tab> path`, has what the records do
 not, file names and class folders; it is used where it still lies next to the .rec file.

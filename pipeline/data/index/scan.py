@@ -1,4 +1,4 @@
-"""Walks what a survey found: which images, which class, where, how many bytes, what size.
+"""Scans what a survey found: which images, of which class, where, how many bytes, what size.
 
 Class folders and containers give the same rows, in bytewise order of (class, file name) whatever
 the locale, so that the same images in another container are the same data with the same hash.
@@ -33,7 +33,7 @@ _NUMBERED = re.compile(r"^(.+)-(\d{5})-of-(\d{5})$")
 
 # File times advance in ticks of up to 10 ms (the kernel's timer, before multigrain timestamps).
 _CLOCK_TICK_SEC = 0.02
-# More threads than cores: on a network file system a header waits, it does not compute.
+# More threads than cores: on a network file system reading a header is waiting, not computing.
 _THREADS = 16
 
 
@@ -293,7 +293,7 @@ def _warn(tree: Tree, rows: Rows) -> None:
 
 
 def _missing_shards(sources: Sequence[str]) -> list[str]:
-    """Return the names that are not there of those that `<name>-00000-of-01024` stands for."""
+    """Return the missing names among those that `<name>-00000-of-01024` implies."""
     sets = {(found[1], found[3]) for found in map(_NUMBERED.search, sources) if found}
     every = (f"{name}-{k:05}-of-{n}" for name, n in sorted(sets) for k in range(int(n)))
     return sorted(set(every) - set(sources))

@@ -107,7 +107,7 @@ def _features(window: Window, begin: int, end: int) -> dict[bytes, _Range]:
                 if number == 1:
                     key = window.read(value[0], min(value[1] - value[0], _LONGEST_KEY + 1))
                     if key not in _WANTED:
-                        break  # the value, which may be long, is not even looked at
+                        break  # the value, which may be long, is not even read
                 elif number == 2 and key:
                     found[key] = value
     return found

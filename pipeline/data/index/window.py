@@ -1,4 +1,4 @@
-"""Byte ranges of containers, read patiently, and the entries that a scan finds in them."""
+"""Byte ranges of containers, read with retries, and the entries that a scan finds in them."""
 
 from __future__ import annotations
 
@@ -141,14 +141,14 @@ class Window:
 
 
 class _PatientWindow(Window):
-    """One that tries again, as to walk a large container from its begin would cost much more."""
+    """Reads with retries, as walking a large container from its beginning would cost much more."""
 
     def _pread(self, count: int, offset: int) -> bytes:
         return reading(self._path, lambda: super(_PatientWindow, self)._pread(count, offset))
 
 
 def unreadable(what: str, error: OSError) -> BadContainer:
-    """Return the error for `what`, a kind of file and its path, which the file system refuses."""
+    """Return the error for `what`, a kind of file and its path, that the file system refuses."""
     fix = "copy it again from its source"
     if isinstance(error, PermissionError):
         fix = "give this user the right to read it"
@@ -174,7 +174,7 @@ def opened(path: Path) -> Iterator[Window]:
 
 
 def reading(path: Path | bytes, read: Callable[[], _Found]) -> _Found:
-    """Return `read()`, which is a try to read from `path`, patiently; OSError in the end."""
+    """Return `read()`, which reads from `path`, with retries; OSError in the end."""
 
     def words(error: OSError, nap_sec: float) -> str:
         place = os.fsdecode(path)
