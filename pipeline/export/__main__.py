@@ -1,5 +1,6 @@
-"""Weights out and in: `python -m pipeline.export --checkpoint runs/demo/checkpoints/best.pt --out
-demo.onnx`, and back: `--weights resnet50.pth --config configs/resnet50.yaml --out imported.pt`.
+"""Exports and imports weights: `python -m pipeline.export --checkpoint
+runs/demo/checkpoints/best.pt --out demo.onnx`, and back: `--weights resnet50.pth --config
+configs/resnet50.yaml --out imported.pt`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ PACKAGES = {
     ".safetensors": ("safetensors",),
     ".onnx": ("onnx", "onnxscript", "onnxruntime"),
 }
-"""What writes or reads files of these suffixes, as pip calls it."""
+"""Packages that write or read files of these suffixes, as pip names them."""
 
 
 def main(argv: list[str]) -> None:
@@ -96,7 +97,7 @@ def _check_suffix(option: str, path: str, known: tuple[str, ...]) -> None:
 
 
 def export(path: Path, out: Path) -> None:
-    """Writes the network of checkpoint `path` in the format of `out`'s suffix; says what, where."""
+    """Writes the network of checkpoint `path` in the format of `out`'s suffix; prints a summary."""
     import torch
 
     from pipeline.export.formats import describe, write_safetensors, write_torchvision
@@ -124,7 +125,7 @@ def export(path: Path, out: Path) -> None:
 
 
 def import_weights(options: Any) -> None:
-    """Writes the checkpoint that the parsed command line asks for, and says what it is."""
+    """Writes the checkpoint that the parsed command line asks for; prints a summary."""
     from pipeline.export.importing import checkpoint_of
     from pipeline.model.network import network_name
     from pipeline.train.checkpoint import write_atomically

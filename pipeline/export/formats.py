@@ -1,5 +1,5 @@
-"""Weights in safetensors and torchvision's state_dict, read and written, and what such a file says
-next to them: the network, the classes, the preprocessing."""
+"""Reads and writes weights as safetensors and torchvision's state_dict, and their description: the
+network, the classes, the preprocessing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MEAN_IMAGE = "preprocessing.mean_image"
 
 @dataclass(frozen=True)
 class Description:
-    """What must be known to use a network's weights.
+    """The facts needed to use a network's weights.
 
     `network` is how its layers are built, `resize` and `image_size` are pixels, `classes` the names
     of its outputs in order.
@@ -44,7 +44,7 @@ class Description:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """All of it in plain values, but for a mean image."""
+        """The description in plain values, without a mean image."""
         normal = self.normalisation
         preprocessing = {
             "view": _VIEW,
@@ -64,7 +64,7 @@ class Description:
         }
 
     def text(self) -> dict[str, str]:
-        """The facts as the metadata of a file: words, and JSON for what is no word."""
+        """The facts as the metadata of a file: strings, and JSON for everything else."""
         return {n: v if isinstance(v, str) else json.dumps(v) for n, v in self.facts.items()}
 
 
@@ -133,7 +133,7 @@ def _read_safetensors(path: Path) -> Weights:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         text = file.metadata() or {}
     image = tensors.pop(MEAN_IMAGE, None)
-    # Only metadata of ours are known to be JSON.
+    # Only our own metadata are known to be JSON.
     words = _WORDS if text.get("trainyard") == _FORMAT else text
     facts = {name: value if name in words else json.loads(value) for name, value in text.items()}
     return Weights(tensors, from_facts(facts, None if image is None else image.numpy()))
@@ -193,7 +193,7 @@ def load_into(model: nn.Module, tensors: dict[str, Tensor], network: str, path: 
 
 
 def write_safetensors(path: Path, model: nn.Module, description: Description) -> None:
-    """Row-major tensors by name; the description is the file's metadata."""
+    """Writes row-major tensors by name; the description is the file's metadata."""
     from safetensors.torch import save
 
     tensors = _row_major(model)
@@ -201,14 +201,14 @@ def write_safetensors(path: Path, model: nn.Module, description: Description) ->
     if image is not None:
         tensors[MEAN_IMAGE] = torch.from_numpy(image.copy())
     with replacing(path) as partial:
-        # save_file would make a file that its owner alone can read.
+        # save_file would make a file that only its owner can read.
         partial.write_bytes(save(tensors, description.text()))
 
 
 def write_torchvision(
     path: Path, model: nn.Module, config: Config, description: Description
 ) -> Path:
-    """What `torchvision.models.resnet50(...).load_state_dict` takes, and JSON next to it.
+    """Writes what `torchvision.models.resnet50(...).load_state_dict` takes, and JSON next to it.
 
     Returns the path of the JSON, which holds the description: a state_dict has no room for it.
     Raises `ValueError` for a network or a preprocessing that torchvision does not have.

@@ -1,4 +1,4 @@
-"""ImageNet's archives as they come: which images lie where, without unpacking anything.
+"""Locates the images in ImageNet's original archives, without unpacking anything.
 
 The training archive is a tar of one tar per class; both levels are read by position, so that any
 number of threads works on it at once.
@@ -36,9 +36,9 @@ class Image(NamedTuple):
 class Block:
     """Images of one class in one archive.
 
-    files and stored_bytes are known from the start, of a part about; `images` walks the archive for
-    the rest, in bytewise order of names, and raises ConfigError or BadContainer for what is wrong
-    there.
+    files and stored_bytes are known from the start, for a part of a class only about; `images`
+    walks the archive for the rest, in bytewise order of names, and raises ConfigError or
+    BadContainer for what is wrong there.
     """
 
     archive: Path
@@ -48,7 +48,7 @@ class Block:
     images: Callable[[], Sequence[Image]]
 
     def parts(self, count: int) -> list[Block]:
-        """The block in `count` about equal ones, in order."""
+        """Splits the block into `count` about equal ones, in order."""
 
         def images(part: int) -> Sequence[Image]:
             found = self.images()
@@ -138,7 +138,7 @@ def val_blocks(archive: Path, devkit: Devkit) -> list[Block]:
 
 
 def _walk(archive: Path, begin: int, end: int) -> list[Image]:
-    """The files of the tar between two offsets, in bytewise order of names; folders are passed.
+    """The files of the tar between two offsets, in bytewise order of names, without folders.
 
     ConfigError for a name that is not plain (with a folder, `..` or absolute), occurs twice, or
     belongs to no plain file.

@@ -1,10 +1,10 @@
-"""ImageNet's development kit: what the ids of its classes and of the validation labels mean.
+"""ImageNet's development kit: the ids of its classes and of the validation labels.
 
 Its ids are not the labels of training: there, labels follow the sorted names of the class folders
 (wnids); ILSVRC2012_ID follows an order of its own.
 
-The table of classes is a MATLAB 5 file, read by own code because SciPy is a hundred megabytes for
-one table. The format is that of MathWorks' "MAT-File Format", as far as the table needs it: text,
+The table of classes is a MATLAB 5 file, read by our own code because SciPy is a hundred megabytes
+for one table. The format is MathWorks' "MAT-File Format", as far as the table needs it: text,
 numbers and structures, little-endian.
 """
 
@@ -137,7 +137,7 @@ def _scalar(row: dict[str, Any], field: str) -> int:
 
 
 def read_variables(content: bytes) -> dict[str, Any]:
-    """Each variable by name.
+    """Reads each variable by name.
 
     A structure is a list of dicts by field, in column-major order; text is str (rows joined);
     numbers are float64 arrays of one dimension. ValueError for what is no such file, damaged, or of

@@ -1,4 +1,4 @@
-"""What the drawn data sets share: ten shapes, and a folder that is made atomically.
+"""Common parts of the drawn data sets: ten shapes, and a folder that is made atomically.
 
 The class decides the outline and nothing else that is the same in both sets. No outline becomes
 another class when it is mirrored or rotated.

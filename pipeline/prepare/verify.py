@@ -34,10 +34,10 @@ _CHUNK = 32  # images that one thread reads in a task; a chunk more than threads
 
 
 def find_flaw(content: NDArray[np.uint8], width: int, height: int) -> str | None:
-    """Why the encoded image (bytes,) uint8 would fail, None if nothing shows.
+    """The reason why the encoded image (bytes,) uint8 would fail, None if none is visible.
 
-    width, height: pixels as the image index recorded them. Kinds go by the first bytes, as decoders
-    do, whatever the file's name.
+    width, height: pixels as the image index recorded them. The format is taken from the first
+    bytes, as decoders do, whatever the file's name.
     """
     found = content.tobytes()
     size = size_of_bytes(found)
@@ -62,7 +62,7 @@ def find_flaw(content: NDArray[np.uint8], width: int, height: int) -> str | None
 
 
 def _jpeg_flaw(found: bytes) -> str | None:
-    """What is wrong behind the frame header: no scan, or none that ends."""
+    """The flaw behind the frame header: no scan, or none that ends."""
     header = jpeg_header(found)
     # Pillow, which has read an odd header, does not say where it ended.
     scan = found.find(_SCAN) if header is None else header[1]
@@ -73,7 +73,7 @@ def _jpeg_flaw(found: bytes) -> str | None:
 
 
 def with_end(content: NDArray[np.uint8]) -> bytes:
-    """A JPEG without end marker with one, whose first half may be there."""
+    """The bytes of a JPEG with its missing end marker added, whose first half may be there."""
     found = content.tobytes()
     return found + (_END[1:] if found.endswith(_END[:1]) else _END)
 
@@ -94,7 +94,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class _Read:
-    """An image as it was found: its bytes unless they cannot be had, and what is wrong at once."""
+    """An image as it was read: its bytes, unless unreadable, and any immediate flaw."""
 
     image: int
     content: NDArray[np.uint8] | None
@@ -134,7 +134,7 @@ def run(options: VerifyOptions) -> None:
 
 
 def _verify(manifest: Manifest, options: VerifyOptions) -> Iterator[Finding]:
-    """What is found in a split, in the order of its images."""
+    """The findings in a split, in the order of its images."""
     with contextlib.ExitStack() as stack:
         decoder: Decoder | None = None
         if options.full or options.repair:

@@ -74,7 +74,7 @@ class ErrorAnalysis:
         return self._counts.flatten().cpu()
 
     def take_in(self, everyone: Tensor) -> None:
-        """Takes in `counts` summed over ranks."""
+        """Sets the counts to `counts`, summed over ranks."""
         self.hits, self.images = everyone.view(2, -1)
 
     def mistakes(self) -> tuple[Tensor, list[tuple[int, int, float]]]:
@@ -114,7 +114,7 @@ class Observer(Protocol):
         """This rank's counts, (n,) int64 on the CPU, n alike on all ranks. A host sync."""
 
     def take_in(self, everyone: Tensor) -> None:
-        """Takes in `counts` summed over ranks."""
+        """Sets the counts to `counts`, summed over ranks."""
 
 
 def validate(

@@ -1,4 +1,4 @@
-"""What computes a `BatchNormAct` in one go: our Triton kernels, and apex."""
+"""Fused arithmetic for `BatchNormAct`: our Triton kernels, and apex."""
 
 from __future__ import annotations
 
