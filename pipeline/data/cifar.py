@@ -334,7 +334,7 @@ class _Array:
     pixels: NDArray[np.uint8] | None = None
 
     def __init__(self, *_: Any) -> None:
-        """Returns an empty stand-in, whatever array the pickle asks for."""
+        """Starts empty, whatever array the pickle asks for."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, column_order, content = state

@@ -1,4 +1,4 @@
-"""A report of runs: which plots and tables it has, in which order."""
+"""The report of runs: its plots and tables, in order."""
 
 from __future__ import annotations
 
@@ -93,13 +93,13 @@ class _Plots:
 
     out: Path
     name: str
-    """What the names of their files begin with."""
+    """Prefix of the names of their files."""
     data: str
     runs: Sequence[Run]
     styles: Styles
 
     def blocks(self) -> list[Block]:
-        """The plots there are enough runs for, in order."""
+        """The plots for which there are enough runs, in order."""
         plain = [run for run in self.runs if not run.network.residual]
         # Bottlenecks have no plain net to compare with.
         residual = [run for run in self.runs if run.network.residual and not run.network.variant]

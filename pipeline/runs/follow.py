@@ -1,4 +1,4 @@
-"""Following a run from outside: what it says, line by line, until it ends."""
+"""Follows a run: prints its log, line by line, until it ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.train.verdict import kind_of, seen
 
 _LOOK_SEC = 0.5
 _WORD_SEC = 5.0
-"""The ranks that a killed one leaves behind need so long to write why the job ended."""
+"""Time that the surviving ranks of a killed one need to write why the job ended."""
 
 _ENDS = ("finished", "stopped", "failed")
 _CODES = {"finished": ExitCode.FINISHED, "stopped": ExitCode.STOPPED}
@@ -70,14 +70,14 @@ class Screen:
         print(f"warning: {word}", file=sys.stderr, flush=True)
 
     def show(self, run: RunState) -> None:
-        """The run now stands so."""
+        """Shows the present state of the run."""
 
     def close(self) -> None:
-        """No line comes any more."""
+        """Ends the output."""
 
 
 class LiveScreen(Screen):
-    """A terminal: under the lines stands the bar that the run itself would show on one, with epoch,
+    """A terminal: the lines, and below them the bar that the run itself would show, with epoch,
     loss, top-1, img/s, time left and verdict as of its last line of training metrics."""
 
     def __init__(self) -> None:

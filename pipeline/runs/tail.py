@@ -1,4 +1,4 @@
-"""What comes to a text file, each byte read once: a look costs what is new, not what there is."""
+"""Reads a growing text file, each byte once: a read costs what is new, not the whole file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _CHECKED_BYTES = 512
 
 
 class Tail:
-    """The lines that come to a text file, whole ones only; a file that is not there has none.
+    """The complete lines added to a text file; a missing file has none.
 
     A restart rewrites a run's metrics without what it takes back, and so does copying a run over
     it. Another file of the same name, a shorter one, or other bytes in front of where the last look
@@ -24,8 +24,8 @@ class Tail:
         self._end = b""  # the last bytes in front of the offset
 
     def read(self) -> tuple[bool, list[bytes]]:
-        """The lines since the last call, first all there are, without their ends; and whether they
-        are the file's from its beginning."""
+        """Whether the lines are from the file's beginning, and the lines since the last call,
+        without their ends; the first call returns all."""
         try:
             with open(self._path, "rb") as file:
                 if not self._is_continued(file):
@@ -52,15 +52,15 @@ class Tail:
 
 
 class NewLines:
-    """The lines that come to a text file, each once: of a file that is rewritten only those
-    that were not in the old one. Every line has its time, so that no two are alike."""
+    """The lines added to a text file, each once: of a rewritten file only those that were not in
+    the old one. Every line has its time, so that no two are alike."""
 
     def __init__(self, path: Path) -> None:
         self._tail = Tail(path)
         self._seen: set[int] = set()  # their hashes
 
     def __call__(self) -> list[str]:
-        """What has come since the last call; first, all there is."""
+        """The lines since the last call; the first call returns all."""
         from_start, lines = self._tail.read()
         if from_start:
             lines = [line for line in lines if hash(line) not in self._seen]

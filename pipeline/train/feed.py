@@ -18,7 +18,7 @@ from pipeline.train.phases import Phases
 
 @dataclass(frozen=True)
 class Decision:
-    """What all ranks do before the batch they hold."""
+    """The ranks' common decision before the batch they hold."""
 
     stop: str
     """The signal to stop by, of `STOP_SIGNALS`; empty: continue."""
@@ -57,7 +57,7 @@ class Feed:
             with self._phases("data_wait", step):
                 try:
                     batch = next(self._batches)
-                except Exception as caught:  # whatever it is, the other ranks must hear of it
+                except Exception as caught:  # whatever it is, the other ranks must know
                     error = caught
             with self._phases("agreement"):
                 stop, save, failed = self._world.maximum(
@@ -74,7 +74,7 @@ class Feed:
         if reopen is None:
             self._world.raise_together(None if error is None else self._explained(error, step))
             return
-        self._loader.close()  # first: two decoders at once may not fit into a GPU's memory
+        self._loader.close()  # close first: two decoders at once may not fit into a GPU's memory
         self._loader = self._world.together(reopen)
         self._batches = iter(self._loader)
 

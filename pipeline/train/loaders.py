@@ -25,7 +25,7 @@ class Excluded:
     every rank; at most `most` of them.
 
     In training all ranks agree on what is excluded before any of them uses its next micro-batch,
-    and then take up the data at the same place. In validation each rank passes over its own bad
+    and then take up the data at the same place. In validation each rank skips its own bad
     files and the ranks exchange them at the end.
     """
 
@@ -37,11 +37,11 @@ class Excluded:
         """Validation images, which count as wrong unseen, rising."""
 
     def __repr__(self) -> str:
-        """The same text on every rank, as the digest over ranks needs it."""
+        """The same text on every rank, for the digest over ranks."""
         return f"Excluded({self.state()})"
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
+        """The exclusions as a checkpoint stores them."""
         return {"train": self.train.rows(), "val": list(self.val)}
 
     def load(self, state: dict[str, Any]) -> None:
@@ -49,16 +49,16 @@ class Excluded:
         self.train, self.val = Exclusions(state["train"]), tuple(state["val"])
 
     def met_in_training(self, found: list[Found], images_per_step: int, world: World) -> None:
-        """Collective. Leaves out what all ranks together have `found`. Raises `Reported` when that
-        is too much."""
+        """Collective. Excludes what all ranks together have `found`. Raises `Reported` if that is
+        too much."""
         pairs = ((one.image, one.position) for one in found)
         self.train = self.train.failed(pairs, images_per_step)
         self._report("train", found, world)
 
     def met_in_validation(self, mine: list[Found], world: World) -> None:
-        """Collective. Makes what each rank passed over in validation known to all."""
+        """Collective. Exchanges what each rank skipped in validation."""
         everyone = [found for theirs in world.gather_objects(mine) for found in theirs]
-        # Two ranks may have met the same image, one of them in place of another that is bad, too.
+        # Two ranks may have met the same image, one of them in place of another bad one.
         by_image = {found.image: found for found in everyone}
         if by_image:
             self.val = tuple(sorted({*self.val, *by_image}))
@@ -67,7 +67,7 @@ class Excluded:
     def listed(
         self, path: Path, train_set: ImageSet, val_set: ImageSet, position: int, world: World
     ) -> None:
-        """Collective. Leaves out the images of the list data.exclude, from `position` on.
+        """Collective. Excludes the images of the list data.exclude, from `position` on.
 
         Raises `Reported` for a list that cannot be read or is of other data, naming both hashes.
         """

@@ -30,11 +30,11 @@ The same names are used in metrics.jsonl (`share_<name>`), in traces and in repo
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
 _OF_HOST = ("checkpoint", "validation", "record")
-"""They wait for the device, and so wall clock is theirs."""
+"""Phases that wait for the device, so that wall clock measures them."""
 
 
 class Phases:
-    """Where this rank's time has gone since `restart`, in seconds by phase.
+    """This rank's time since `restart`, in seconds by phase.
 
     A phase may come any number of times, with others in it (whose time then counts in both), but
     not within itself.

@@ -1,4 +1,4 @@
-"""What is checked before the first step, because it costs seconds and saves days."""
+"""Checks before the first step, which cost seconds and save days."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def decode_largest(
     """Decodes one full batch of the largest images on this rank's decoder, so that memory
     runs out now and not in the middle of an epoch.
 
-    Leaves out `without`, and files that cannot be used, which are left for their turn. Raises
+    Leaves out `without`, and unusable files, which are reported when their turn comes. Raises
     `TrainingError` with the fix.
     """
     pixels = manifest.widths.astype(np.int64) * manifest.heights

@@ -105,7 +105,8 @@ def _is_hidden(window: Window, member: Member) -> bool:
 
 
 def _check_samples(window: Window, images: Iterable[Member], samples: Collection[bytes]) -> None:
-    """What shares a key with a label file is one sample of webdataset, of one image.
+    """Raise BadContainer for a second image with the key of a label file: a webdataset sample has
+    one.
 
     Without label files, names in a class folder may have any dots.
     """
