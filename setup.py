@@ -1,4 +1,4 @@
-"""What trainyard needs, each with its reason; the rest of the metadata stands in pyproject.toml.
+"""What trainyard needs, each with its reason; the rest of the metadata is in pyproject.toml.
 
 Horovod is not listed: its release does not compile against today's PyTorch, so that
 `python -m launch.horovod_build --install` builds it and brings what its own metadata asks for

@@ -193,7 +193,7 @@ class Messages(Directive):
 
 
 def setup(app: Any) -> dict[str, bool]:
-    """Tells Sphinx the two directives."""
+    """Registers the two directives with Sphinx."""
     os.environ["COLUMNS"] = "88"  # how wide help texts are
     app.add_directive("help", Help)
     app.add_directive("messages", Messages)

@@ -53,6 +53,6 @@ class Commands(SphinxDirective):
 
 
 def setup(app: Any) -> dict[str, bool]:
-    """Tells Sphinx the directive."""
+    """Registers the directive with Sphinx."""
     app.add_directive("sh", Commands)
     return {"parallel_read_safe": True}

@@ -1,1 +1,1 @@
-"""What runs once per job or machine: the set-up, the Horovod build and the checks before a job."""
+"""Set-up, Horovod build and pre-job checks: what runs once per job or machine."""

@@ -1,9 +1,9 @@
-"""Makes the environment that every command runs in: `python3 -m launch.environment`.
+"""Sets up the environment that every command runs in: `python3 -m launch.environment`.
 
 The Makefile calls it first, under the system's Python, so it uses the standard library only. It
 checks the machine, makes `.venv`, installs PyTorch, DALI and this project from the registry with
-pip, and builds Horovod. When all of that stands it does nothing; after an installation that was
-cut short it starts over. It exits with 2 after one sentence for each thing that is missing.
+pip, and builds Horovod. When all of that is done it does nothing; after an interrupted
+installation it starts over. It exits with 2 after one sentence for each thing that is missing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 # The PyTorch that the project is tested with; `make train TORCH=torch==2.11.0` takes another.
 TORCH = "torch==2.13.0"
-# What building Horovod takes: its CMake files import distutils, which setuptools < 81 brings.
+# What Horovod's build needs: its CMake files import distutils, which setuptools < 81 brings.
 BUILD_TOOLS = ("setuptools<81", "wheel", "packaging", "cmake")
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 12)
 # The set-up is done again when one of these changes.
@@ -38,7 +38,7 @@ def missing(
     version: tuple[int, int] = sys.version_info[:2],
     has_ensurepip: bool = importlib.util.find_spec("ensurepip") is not None,
 ) -> list[str]:
-    """What is not on the machine, one sentence each, with the Debian package that has it.
+    """What the machine does not have, one sentence each, with the Debian package that has it.
 
     `path` is searched for programs and `headers` for Python.h; `version` and `has_ensurepip`
     describe the Python that runs this.
@@ -81,7 +81,7 @@ def dali_extra(cuda: str | None) -> str:
 
 
 def digest(root: Path, torch: str) -> str:
-    """What a finished set-up stands for: its files, the PyTorch asked for, the Python."""
+    """What identifies a finished set-up: its files, the requested PyTorch, the Python."""
     files = [(root / name).read_bytes() for name in SOURCES]
     return hashlib.sha256(b"\0".join([torch.encode(), sys.version.encode(), *files])).hexdigest()
 
@@ -98,11 +98,11 @@ class Environment:
         self._made_for = self.venv / ".made-for"
 
     def is_ready(self) -> bool:
-        """Whether a set-up from these very files has finished."""
+        """Whether a set-up from exactly these files has finished."""
         return self._ready.is_file() and self._ready.read_text() == digest(self.root, self.torch)
 
     def set_up(self) -> None:
-        """Does what is left to do; raises SetupError."""
+        """Finishes the set-up; raises SetupError."""
         self.make_venv()
         pip = [str(self.python), "-m", "pip", "install", "-q"]
         self.stage(f"PyTorch ({self.torch})", *pip, self.torch, *BUILD_TOOLS)
@@ -114,7 +114,7 @@ class Environment:
         self._ready.write_text(digest(self.root, self.torch))
 
     def is_whole(self) -> bool:
-        """Whether `.venv` is for this PyTorch and Python, and whole as far as its set-up came.
+        """Whether `.venv` is for this PyTorch and Python, and intact as far as its set-up got.
 
         DALI's two wheels share their files, so that a change of PyTorch never reuses one.
         """
@@ -134,7 +134,7 @@ class Environment:
     def stage(self, name: str, *command: str) -> None:
         """Runs one installation; SetupError if it fails.
 
-        If it is cut short, a package may be there in part, which pip would take for installed:
+        If it is interrupted, a package may be there in part, which pip would take for installed:
         without the file `.made-for` the next set-up starts from an empty environment.
         """
         _say(name)
@@ -161,7 +161,7 @@ def _say(line: str) -> None:
 
 
 def exit_code(work: Callable[[], None]) -> int:
-    """Does a part of the set-up: 0, or 2 after the sentences that say why it cannot be done."""
+    """Runs a part of the set-up: 0, or 2 after sentences on why it failed."""
     try:
         work()
     except SetupError as error:

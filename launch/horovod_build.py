@@ -1,12 +1,12 @@
 """Builds Horovod from its released source for the PyTorch of the running environment.
 
-`python -m launch.horovod_build` prints where the wheel lies and builds it first if need be; with
+`python -m launch.horovod_build` prints the path of the wheel, building it first if need be; with
 `--install` it also installs the wheel and tries it. The last release (June 2023) does not compile
-against PyTorch >= 2.1, which wants C++17; its sdist gets the edits that Horovod's unreleased
-master branch has too.
+against PyTorch >= 2.1, which needs C++17; its sdist gets the edits that Horovod's unreleased
+master branch has, too.
 
-A wheel is kept once per user, under `${XDG_CACHE_HOME:-~/.cache}/trainyard/wheels`, in a folder
-named by all that it depends on. Standard library only (so is `pipeline.system.files`), but for
+A wheel is cached once per user, under `${XDG_CACHE_HOME:-~/.cache}/trainyard/wheels`, in a folder
+named by everything it depends on. Standard library only (so is `pipeline.system.files`), but for
 torch, which decides what is built.
 """
 
@@ -32,7 +32,7 @@ from pipeline.system.files import locked
 HOROVOD = "0.28.1"
 # The edits below are known to fit this sdist, and it is run unread: no other is taken.
 SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
-# Raise it when edits or build settings change: wheels of an older recipe are then left alone.
+# Raise it when edits or build settings change: wheels of an older recipe are then ignored.
 RECIPE = 1
 LOG_TAIL_LINES, LOG_TAIL_WIDTH = 30, 300  # a command line in the log is 4 kB wide
 
@@ -43,7 +43,7 @@ class BuildError(SetupError):
 
 @dataclass(frozen=True)
 class Edit:
-    """One replacement in the unpacked sdist; `old` must stand in the file exactly once."""
+    """One replacement in the unpacked sdist; `old` must occur in the file exactly once."""
 
     file: str
     old: str
@@ -158,7 +158,7 @@ def wheel(target: Target) -> Path:
 
 
 def _unpacked_sdist(scratch: Path) -> Path:
-    """Downloads, checks and unpacks the release; gives its top folder."""
+    """Downloads, checks and unpacks the release; returns its top folder."""
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-binary", "horovod", "--no-deps"]
     command += ["--no-build-isolation", "--dest", str(scratch), f"horovod=={HOROVOD}"]
     if subprocess.run(command, check=False).returncode != 0:
@@ -177,7 +177,7 @@ def _unpacked_sdist(scratch: Path) -> Path:
 
 
 def apply_edits(source: Path, edits: tuple[Edit, ...]) -> None:
-    """Edits the unpacked sdist in place; BuildError when a text does not stand exactly once."""
+    """Edits the unpacked sdist in place; BuildError when a text does not occur exactly once."""
     for edit in edits:
         path = source / edit.file
         text = path.read_text() if path.is_file() else ""
@@ -191,7 +191,7 @@ def apply_edits(source: Path, edits: tuple[Edit, ...]) -> None:
 
 
 def _compiled(source: Path, target: Target, log: Path) -> Path:
-    """Compiles the edited source; gives the wheel. What the tools print goes to `log`."""
+    """Compiles the edited source; returns the wheel. What the tools print goes to `log`."""
     _say(f"compiling Horovod {HOROVOD}, about 3 minutes on 2 cores (log: {log})")
     out = source.parent / "out"
     # --use-pep517: an older pip would call setup.py, which then fetches run-time packages itself.
@@ -223,7 +223,7 @@ def _build_env(target: Target, scratch: Path) -> dict[str, str]:
         # CMake >= 4 refuses the bundled gloo's cmake_minimum_required(2.8.12) without it.
         "CMAKE_POLICY_VERSION_MINIMUM": "3.5",
         "CMAKE_GENERATOR": "Unix Makefiles",
-        # Also keeps out what a surrounding make (ours) passes on.
+        # Also keeps out what a surrounding make (ours) passes down.
         "MAKEFLAGS": f"-j{len(os.sched_getaffinity(0))}",
         "CXXFLAGS": f"{os.environ.get('CXXFLAGS', '')} {headers}".strip(),
     }
@@ -252,7 +252,7 @@ def _nccl_env(nvcc: Path, scratch: Path) -> dict[str, str]:
 
 
 def log_tail(log: str) -> list[str]:
-    """The last lines up to where CMake or make gave up: pip adds pages of its own to that."""
+    """The last lines before CMake or make gave up: pip adds pages of its own."""
     lines = log.splitlines()
     words = ("Configuring incomplete", "Generate step failed", "make: *** ")
     gave_up = [i for i, line in enumerate(lines) if any(word in line for word in words)]
@@ -288,12 +288,12 @@ def verify(target: Target) -> None:
 
 
 def _say(line: str) -> None:
-    """Progress goes to stderr: stdout holds the wheel's path."""
+    """Prints progress to stderr: stdout holds the wheel's path."""
     print(f"set-up: {line}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    """Builds, installs if asked to, and prints the wheel's path; raises BuildError."""
+    """Builds the wheel, installs it if asked to, and prints its path; raises BuildError."""
     parser = argparse.ArgumentParser(
         prog="python -m launch.horovod_build",
         description=f"Build Horovod {HOROVOD} for this environment's PyTorch; print the wheel.",

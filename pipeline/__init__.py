@@ -1,1 +1,1 @@
-"""Training of ResNets on ImageNet: what runs on every rank of a job."""
+"""ResNet training on ImageNet: the code that runs on every rank of a job."""

@@ -1,4 +1,4 @@
-"""Names what images show: `python -m pipeline.predict --checkpoint runs/demo/checkpoints/best.pt
+"""Classifies images: `python -m pipeline.predict --checkpoint runs/demo/checkpoints/best.pt
 cat.jpg dog.jpg`.
 """
 

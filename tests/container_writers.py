@@ -81,8 +81,8 @@ def webdataset_members(
     for class_name, name, content in images:
         label = class_name if labels is None else labels[class_name]
         key = name.split(".")[0]
-        beside = json.dumps({"label": label, "width": 5}) if kind == "json" else str(label)
-        yield f"{key}.{kind}", beside.encode()
+        sidecar = json.dumps({"label": label, "width": 5}) if kind == "json" else str(label)
+        yield f"{key}.{kind}", sidecar.encode()
         yield f"{key}.{name.split('.', 1)[1]}", content
 
 

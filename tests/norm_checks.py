@@ -164,7 +164,7 @@ def tolerance(case: Case, name: str) -> float:
     """The error allowed for the result `name`."""
     if name.startswith(("dparameter", "running")):
         return SUMS
-    # What is added up or goes on to a norm of z is rounded on the way.
+    # What is added up or passed to a norm of z is rounded on the way.
     twice = name == "dx" and case.kind != "plain" or name == "dz" and case.kind == "projection"
     return (2 if twice or case.fork else 1) * ROUNDING[case.dtype] + SUMS
 

@@ -297,7 +297,7 @@ def main(argv: list[str]) -> None:
 
     def fail_on_rank1() -> None:
         if world.rank == 1:
-            raise ValueError("the last error of the checks; nothing is to be mended")
+            raise ValueError("the last error of the checks; nothing is to be fixed")
 
     world.together(fail_on_rank1)
 

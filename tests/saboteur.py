@@ -52,7 +52,7 @@ def at_count(function: Callable[..., Any], count: int, fault: Callable[..., None
 
 
 def sleep_in_loader(*_: Any) -> None:
-    """Never comes back; its name stands in the stack."""
+    """Never comes back; its name is in the stack."""
     while True:
         time.sleep(60.0)
 

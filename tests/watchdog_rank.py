@@ -16,7 +16,7 @@ from pathlib import Path
 from pipeline.ranks.heartbeat import Heartbeat, Peer
 from pipeline.ranks.watchdog import Watchdog
 from pipeline.train.folder import RunFolder
-from pipeline.train.lock import tell_hang
+from pipeline.train.lock import record_hang
 
 LIMIT_SEC = 1.0
 
@@ -35,7 +35,7 @@ def stall(heartbeat: Heartbeat) -> None:
 
 
 def work(heartbeat: Heartbeat) -> None:
-    """Goes on with work of its own."""
+    """Continues with work of its own."""
     for _ in range(3000):
         heartbeat.beat("validate")
         time.sleep(0.01)
@@ -80,8 +80,8 @@ def main() -> None:
     folder, rank, doings = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(",")
     heartbeat = Heartbeat()
     run, peers = RunFolder(folder), met(folder, rank, len(doings))
-    tell = partial(tell_hang, run, rank)
-    watchdog = Watchdog(run.stacks, peers, rank, heartbeat, LIMIT_SEC, tell)
+    on_hang = partial(record_hang, run, rank)
+    watchdog = Watchdog(run.stacks, peers, rank, heartbeat, LIMIT_SEC, on_hang)
     if rank == 0:
         watchdog.make_folder()
         (folder / "made").touch()

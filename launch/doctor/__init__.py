@@ -1,1 +1,1 @@
-"""`python -m launch.doctor`: what would go wrong on this machine, and how to repair it."""
+"""`python -m launch.doctor`: finds what would go wrong on this machine, and how to fix it."""

@@ -23,7 +23,7 @@ from pipeline.config.reading import load_config
 from pipeline.system.failure import ExitCode, Reported, run_command
 
 MARKER = "trainyard-node"
-# srun passes a line of more than 1024 bytes on in several messages, and another node's may come
+# srun forwards a line of more than 1024 bytes in several messages, and another node's may come
 # between them: with Slurm 22.05, 224 of 2400 lines of 5000 bytes were broken, none of 900.
 _LINE_BYTES = 900
 
@@ -86,12 +86,12 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _short(setting: str) -> str:
-    """data-root of data.root, as a root could be that of anything; of others the last part."""
+    """The option's name: data-root for data.root, as a root could be any; else the last part."""
     return setting.replace(".", "-") if setting.startswith("data.") else setting.split(".")[1]
 
 
 def _own_facts(options: argparse.Namespace, settings: list[str]) -> Facts:
-    """Without a configuration only the machine is looked at: no data, no run directory."""
+    """The facts of this machine; without a configuration no data and no run directory."""
     config = load_config(settings)
     named = {argument.partition("=")[0] for argument in settings}
     a_run = "--config" in named
@@ -136,7 +136,7 @@ def parse_node_lines(text: str) -> list[Facts]:
 
 
 def table(checks: Sequence[Check]) -> str:
-    """The checks for a person: status, name and what was found in columns, the cure below."""
+    """The checks as a table: status, name and what was found in columns, the fix below."""
     width = max((len(check.name) for check in checks), default=0)
     lines = []
     for check in checks:

@@ -1,4 +1,4 @@
-"""What every check is made of: the facts of a job's nodes, its findings, a line of the table."""
+"""The parts of every check: the facts of a job's nodes, its findings, a line of the table."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _NAMES_SHOWN = 3
 
 
 class Finding(NamedTuple):
-    """What one rule of a check has seen, empty where it has nothing to say, and one sentence on
-    what to do about it, empty if all is well.
+    """What one rule of a check found, empty for nothing, and one sentence on what to do about it,
+    empty if all is well.
 
     "fail": the job would not start, not end well or not be right; "warn": it would be slow or
     fragile.
@@ -22,29 +22,29 @@ class Finding(NamedTuple):
 
     status: Status
     found: str
-    cure: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table: the first finding of a check that says something."""
+    """One line of the table: the first non-empty finding of a check."""
 
     name: str
     status: Status
     found: str
-    cure: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is judged: the facts of each node, and how many ranks each is to run where known."""
+    """The facts to judge, of each node, and how many ranks each is to run where known."""
 
     nodes: Sequence[Facts]
     ranks: Mapping[str, int] | None
 
     @property
     def first(self) -> Facts:
-        """The node that stands for all where they are alike."""
+        """The node that represents all where they are alike."""
         return self.nodes[0]
 
     @property
@@ -64,7 +64,7 @@ class Job:
         problem: Callable[[Facts], str | None],
         when: Callable[[Facts], object] = lambda _: True,
     ) -> str:
-        """`problem` of each node that has one and `when` holds for, as "node3: text"; else "".
+        """`problem` of each node where it is not empty and `when` holds, as "node3: text"; or "".
 
         Equal texts share one mention; the only node of a job is not named, nor are all of them.
         """
@@ -80,7 +80,7 @@ class Job:
         return "; ".join(f"{few(names)}: {text}" for text, names in by_text.items())
 
     def odd_ones(self, value: Callable[[Facts], Any]) -> str:
-        """ "" if `value` is the same on all nodes, else who has another one than most."""
+        """Which nodes differ from most in `value`; "" if it is the same on all nodes."""
         values = [value(node) for node in self.nodes]
         if all(other == values[0] for other in values):
             return ""
@@ -90,8 +90,8 @@ class Job:
 
 
 Rules = Mapping[str, Callable[[Job], Iterator[Finding]]]
-"""Checks by name. Each yields its findings, the weightiest first; what comes after one that says
-something is not asked for."""
+"""Checks by name. Each yields its findings, the most serious first, and is not resumed after the
+first that is not empty."""
 
 
 def few(names: Sequence[str]) -> str:
@@ -101,7 +101,7 @@ def few(names: Sequence[str]) -> str:
 
 
 def size(count: int | None) -> str:
-    """Bytes for a person: 1.5 GiB."""
+    """Bytes in readable units: 1.5 GiB."""
     if count is None:
         return "unknown"
     if count >= 1 << 30:

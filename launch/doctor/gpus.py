@@ -13,7 +13,7 @@ _BUSY_BYTES = 1 << 30
 
 
 def gpu_facts() -> Facts:
-    """What the driver says of its GPUs: none, no driver and no problem without nvidia-smi."""
+    """What the driver reports of its GPUs: none, no driver and no problem without nvidia-smi."""
     names = ("index", "name", "uuid", "memory.total", "memory.used", "driver_version")
     rows, problem = query_gpus(*names)
     try:
@@ -25,8 +25,8 @@ def gpu_facts() -> Facts:
 
 
 def query_gpus(*names: str) -> tuple[list[list[str]], str | None]:
-    """These properties of every GPU that nvidia-smi shows, a row each, and why there are none or
-    None; a machine without nvidia-smi has neither."""
+    """The given properties of every GPU in nvidia-smi, a row each, and why there are none, or None;
+    a machine without nvidia-smi has neither."""
     if shutil.which("nvidia-smi") is None:
         return [], None
     argv = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits"]
@@ -52,36 +52,36 @@ def _mebibytes(text: str) -> int | None:
 
 
 def driver(job: Job) -> Iterator[Finding]:
-    """The driver answers, in the same version everywhere."""
+    """Checks that the driver answers, in the same version everywhere."""
     broken = job.where(lambda n: n["gpu_problem"])
-    cure = "Ask the administrator to repair the driver there, and leave the node out till then."
-    yield Finding("fail" if job.first["asked"]["device"] != "cpu" else "warn", broken, cure)
-    cure = "Ask the administrator for one driver, or choose nodes that have the same."
-    yield Finding("warn", job.odd_ones(lambda n: n["driver"]), cure)
+    fix = "Ask the administrator to repair the driver there, and leave the node out until then."
+    yield Finding("fail" if job.first["asked"]["device"] != "cpu" else "warn", broken, fix)
+    fix = "Ask the administrator for one driver, or choose nodes that have the same."
+    yield Finding("warn", job.odd_ones(lambda n: n["driver"]), fix)
     yield Finding("ok", job.first["driver"] or "")
 
 
 def gpus(job: Job) -> Iterator[Finding]:
-    """Every rank gets a GPU that PyTorch and DALI can use, or all nodes train on CPUs."""
+    """Checks that every rank gets a GPU for PyTorch and DALI, or that all nodes train on CPUs."""
     asked = job.first["asked"]["device"]
     if asked == "cpu":
         yield Finding("ok", "not used, run.device=cpu")
     idle = job.where(_why_no_gpu, when=lambda n: n["device"] == "cpu")
-    remedy = _cure_no_gpu(job)
+    remedy = _fix_no_gpu(job)
     if asked == "cuda":
-        cure = "Ask for GPUs (sbatch --gpus-per-node=8), or set run.device=cpu."
-        yield Finding("fail", idle, remedy or cure)
+        fix = "Ask for GPUs (sbatch --gpus-per-node=8), or set run.device=cpu."
+        yield Finding("fail", idle, remedy or fix)
     if len({node["device"] for node in job.nodes}) > 1:
-        cure = "Leave these nodes out, or set run.device=cpu to train on the CPUs of all."
-        yield Finding("fail", f"no GPU to use on some nodes: {idle}", cure)
+        fix = "Leave these nodes out, or set run.device=cpu to train on the CPUs of all."
+        yield Finding("fail", f"no GPU to use on some nodes: {idle}", fix)
     fallen = any(node["gpus"] for node in job.nodes)
     yield Finding("warn" if fallen else "ok", idle, remedy)
     blind = job.where(
         lambda n: f"DALI sees none of {len(n['gpus'])} GPUs, so JPEGs are decoded on the CPU",
         when=lambda n: n["dali_gpus"] == 0,
     )
-    cure = "Take a newer driver, or the DALI wheel for its CUDA version (nvidia-dali-cuda120)."
-    yield Finding("warn", blind, cure)
+    fix = "Take a newer driver, or the DALI wheel for its CUDA version (nvidia-dali-cuda120)."
+    yield Finding("warn", blind, fix)
     few = job.where(
         lambda n: f"{job.ranks_on(n)} ranks but {n['torch_gpus']} GPUs",
         when=lambda n: (job.ranks_on(n) or 0) > n["torch_gpus"],
@@ -89,13 +89,11 @@ def gpus(job: Job) -> Iterator[Finding]:
     yield Finding("fail", few, "Start at most one rank per GPU on each node.")
     # Where ranks are counted, a node may well have more GPUs than it is asked for.
     odd = job.odd_ones(_models) or ("" if job.ranks else job.odd_ones(lambda n: n["torch_gpus"]))
-    yield Finding(
-        "warn", odd, "Choose nodes that are alike: every step waits for the slowest rank."
-    )
+    yield Finding("warn", odd, "Choose identical nodes: every step waits for the slowest rank.")
     uuids = [gpu["uuid"] for node in job.nodes for gpu in node["gpus"]]
     if len(set(uuids)) < len(uuids):
-        cure = "See that no two ranks get one GPU: these nodes are parts of one machine."
-        yield Finding("warn", "nodes show the same GPUs (UUID)", cure)
+        fix = "See that no two ranks share a GPU: these nodes are parts of one machine."
+        yield Finding("warn", "nodes show the same GPUs (UUID)", fix)
     total = sum(node["torch_gpus"] for node in job.nodes)
     yield Finding("ok", f"{total} ({_models(job.first)})")
 
@@ -114,7 +112,7 @@ def _why_no_gpu(node: Facts) -> str:
     return f"{len(node['gpus'])} GPUs, but PyTorch can use none"
 
 
-def _cure_no_gpu(job: Job) -> str:
+def _fix_no_gpu(job: Job) -> str:
     why = {_why_no_gpu(node).partition(", but ")[2] for node in job.nodes} - {""}
     if any("built for CPUs" in reason for reason in why):
         return "Install a CUDA build of PyTorch, as in make train TORCH=torch==2.13.0."
@@ -124,10 +122,10 @@ def _cure_no_gpu(job: Job) -> str:
 
 
 def gpu_memory(job: Job) -> Iterator[Finding]:
-    """No other process holds memory of the GPUs."""
+    """Checks that no other process holds GPU memory."""
     if any(node["device"] != "cpu" for node in job.nodes):
-        cure = "End the processes that nvidia-smi lists, if they are yours, or choose other nodes."
-        yield Finding("warn", job.where(_busy_gpus), cure)
+        fix = "End the processes that nvidia-smi lists, if they are yours, or choose other nodes."
+        yield Finding("warn", job.where(_busy_gpus), fix)
 
 
 def _busy_gpus(node: Facts) -> str | None:

@@ -1,4 +1,4 @@
-"""The system of a node: shared memory, cores and limits."""
+"""The operating system of a node: shared memory, cores and limits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FEWEST_OPEN_FILES = 1024
 
 
 def host_facts() -> Facts:
-    """Sizes in bytes, None for unlimited."""
+    """Shared memory, cores and limits; sizes in bytes, None for unlimited."""
     return {
         "shm": space(Path("/dev/shm")),
         "limits": {
@@ -35,20 +35,20 @@ def _limit(which: int) -> int | None:
 
 
 def shared_memory(job: Job) -> Iterator[Finding]:
-    """/dev/shm is large enough for NCCL and the ranks of one node to talk."""
+    """Checks that /dev/shm is large enough for NCCL between the ranks of one node."""
     absent = job.where(lambda n: "not there" if n["shm"]["free_bytes"] is None else None)
     yield Finding("warn", absent, "Mount a tmpfs on /dev/shm.")
     small = job.where(
         lambda n: f"{size(n['shm']['free_bytes'])} of {size(n['shm']['total_bytes'])} free",
         when=lambda n: n["shm"]["free_bytes"] < _GIB,
     )
-    cure = "Start the container with --shm-size=8g or --ipc=host, and delete what fills it."
-    yield Finding("warn", small, cure)
+    fix = "Start the container with --shm-size=8g or --ipc=host, and delete what fills it."
+    yield Finding("warn", small, fix)
     yield Finding("ok", f"{size(min(n['shm']['free_bytes'] for n in job.nodes))} free")
 
 
 def cores(job: Job) -> Iterator[Finding]:
-    """Every rank has at least a core of its own."""
+    """Checks that every rank has at least one core of its own."""
     starved = job.where(
         lambda n: f"{job.ranks_on(n)} ranks may use {n['usable_cores']} of {n['cores']} cores",
         when=lambda n: (job.ranks_on(n) or 1) > n["usable_cores"],
@@ -59,7 +59,7 @@ def cores(job: Job) -> Iterator[Finding]:
 
 
 def limits(job: Job) -> Iterator[Finding]:
-    """Enough open files for a connection to every rank; no limit on memory for RDMA."""
+    """Checks for enough open files to connect to every rank, and unlimited memory for RDMA."""
     needed = max(_FEWEST_OPEN_FILES, 4 * sum((job.ranks or {}).values()))
     short = job.where(
         lambda n: f"{n['limits']['open_files']} open files",
@@ -71,8 +71,8 @@ def limits(job: Job) -> Iterator[Finding]:
             lambda n: f"{size(n['limits']['locked_bytes'])} of locked memory with InfiniBand",
             when=lambda n: n["infiniband"] and n["limits"]["locked_bytes"] is not None,
         )
-        cure = "Set LimitMEMLOCK=infinity for slurmd, or NCCL may fall back from InfiniBand."
-        yield Finding("warn", pinned, cure)
+        fix = "Set LimitMEMLOCK=infinity for slurmd, or NCCL may fall back from InfiniBand."
+        yield Finding("warn", pinned, fix)
     files = job.first["limits"]["open_files"]
     yield Finding("ok", f"{'unlimited' if files is None else files} open files")
 

@@ -1,4 +1,4 @@
-"""What a node is, and the verdict over all nodes of a job: one topic after the other."""
+"""The facts of a node, and the verdict over all nodes of a job, one topic after the other."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def facts(
     norm: str,
     amp: str,
 ) -> Facts:
-    """What this node is: a dictionary that JSON can hold, sizes in bytes, times in seconds.
+    """The facts of this node: a dictionary that JSON can hold, sizes in bytes, times in seconds.
 
     `run_dir` and `data` are those of the run, None to leave them out; the others are the settings
-    run.device, model.norm and optim.amp. Takes 2 to 5 s, and changes nothing: one temporary file
-    comes and goes in the run directory. What goes wrong on the way is a fact too, so that one
-    missing thing does not hide the others.
+    run.device, model.norm and optim.amp. Takes 2 to 5 s, and changes nothing but one temporary file
+    in the run directory, which it removes. A failure on the way is a fact too, so that one missing
+    thing does not hide the others.
     """
     started_sec, clock_sec = time.monotonic(), time.time()
     host = socket.gethostname()
@@ -47,28 +47,28 @@ def facts(
 
 
 def judge(nodes: Sequence[Facts], ranks: Mapping[str, int] | None = None) -> list[Check]:
-    """The checks over the facts of all nodes of a job, in the order of a table.
+    """The checks of the facts of all nodes of a job, in the order of the table.
 
     `ranks` is how many ranks each node is to run, by node name, where a launcher knows it: then
     GPUs and cores are counted against it and nodes that did not answer are named.
     """
     job = Job(nodes, ranks)
-    told = []
+    checks = []
     for name, check in (_CHECKS if nodes else {"nodes": answers}).items():
         finding = next((finding for finding in check(job) if finding.found), None)
         if finding is not None:
-            told.append(Check(name, *finding))
-    return told
+            checks.append(Check(name, *finding))
+    return checks
 
 
 def answers(job: Job) -> Iterator[Finding]:
-    """Every node has told its facts."""
+    """Checks that every node has reported its facts."""
     names = [node["node"] for node in job.nodes]
     silent = [name for name in job.ranks or {} if name not in names]
     if silent or not names:
         found = f"no answer from {few(silent) or 'any node'}"
-        cure = "Look at what the check printed there, and leave broken nodes out with --exclude."
-        yield Finding("fail", found, cure)
+        fix = "Read what the check printed there, and leave broken nodes out with --exclude."
+        yield Finding("fail", found, fix)
     slowest = max(float(node["took_sec"]) for node in job.nodes)
     yield Finding("ok", f"{len(names)} ({few(names)}), checked in {slowest:.1f} s")
 

@@ -1,4 +1,4 @@
-"""The network of a node, its interfaces and addresses; and what NCCL's log says ranks talk over."""
+"""The network of a node, its interfaces and addresses, and NCCL's transport by its log."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def node_address() -> str:
 
 
 def matches(interface: str, wanted: str, variable: str) -> bool:
-    """Whether the environment's `variable`=`wanted` takes `interface`.
+    """Whether `variable`=`wanted` in the environment selects `interface`.
 
     HOROVOD_GLOO_IFACE is a name. NCCL_SOCKET_IFNAME is a comma-separated list of prefixes; `=` in
     front means whole names, `^` all but these.
@@ -107,33 +107,33 @@ def _default_route_address() -> str | None:
     """The address this node would send from; connecting a datagram socket sends nothing."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # reserved for documentation: leads to no one
+            probe.connect(("192.0.2.1", 9))  # reserved for documentation: no such host
             return str(probe.getsockname()[0])
         except OSError:
             return None
 
 
 def network(job: Job) -> Iterator[Finding]:
-    """An interface of each node holds its address, and those that the environment names exist."""
+    """Checks that an interface has each node's address, and that those in the environment exist."""
     if not any(node["interfaces"] for node in job.nodes):
-        return  # psutil, which lists them, comes with Horovod: its check tells
+        return  # psutil, which lists them, comes with Horovod, which has its own check
     seen = ", ".join(sorted({name for node in job.nodes for name in node["interfaces"]}))
-    cure = f"Name one that is there ({seen}), or unset the variable."
-    yield Finding("fail", job.where(_wrong_interface), cure)
-    cure = "Correct its address in Slurm (NodeAddr) or /etc/hosts, or give --launch.interface=NAME."
+    fix = f"Name one that exists ({seen}), or unset the variable."
+    yield Finding("fail", job.where(_wrong_interface), fix)
+    fix = "Correct its address in Slurm (NodeAddr) or /etc/hosts, or give --launch.interface=NAME."
     homeless = job.where(
         lambda n: f"no interface holds the node's address {n['address']}",
         when=lambda n: (
             n["interface"] is None and "HOROVOD_GLOO_IFACE" not in n["wanted_interfaces"]
         ),
     )
-    yield Finding("fail" if job.several_nodes else "warn", homeless, cure)
+    yield Finding("fail" if job.several_nodes else "warn", homeless, fix)
     if len({node["host"] for node in job.nodes}) > 1:
         alone = job.where(
             lambda n: f"its address is {n['address']}, which no other node reaches",
             when=lambda n: n["address"].startswith("127."),
         )
-        yield Finding("fail", alone, cure)
+        yield Finding("fail", alone, fix)
     yield Finding("ok", few([f"{n['interface']} {n['address']}" for n in job.nodes]))
 
 
@@ -154,7 +154,7 @@ def nccl_transport(log_text: str) -> str | None:
     NCCL_DEBUG_FILE=<folder>/nccl.%h.%p. One line per connection, in versions 2.4 to 2.30:
     `host:pid:tid [gpu] NCCL INFO Channel 00/0 : 7[7] -> 8[0] [send] via NET/IB/0/GDRDMA`.
     From slow to fast: "NET/Socket" (TCP), "NET/<name>" of the network's plugin such as "NET/IB",
-    the same with "/GDRDMA" when every such connection goes straight between GPU and network card,
+    the same with "/GDRDMA" when all such connections are direct between GPU and network card,
     "SHM" (the host's memory) and "P2P" (NVLink or PCIe). `log_text` may hold the logs of all ranks.
     """
     found = {_kind(match) for match in _CONNECTION.findall(log_text)}
@@ -164,8 +164,8 @@ def nccl_transport(log_text: str) -> str | None:
 
 
 def transport_check(log_text: str, nodes: int) -> Check:
-    """What the ranks of a job on `nodes` nodes talk over; a warning for plain sockets between
-    nodes, or when the log does not tell."""
+    """The transport between the ranks of a job on `nodes` nodes; a warning for plain sockets
+    between nodes, or when the log does not say."""
     transport = nccl_transport(log_text)
     # Newer versions connect at the first use: connections inside a node may be all there is yet.
     # Only NVLink between nodes (MNNVL) needs no network for good.
@@ -173,8 +173,8 @@ def transport_check(log_text: str, nodes: int) -> Check:
         transport = min(_chosen_networks(log_text), key=_speed, default=transport)
     name = "NCCL transport"
     if transport is None:
-        cure = "Set NCCL_DEBUG=INFO and no NCCL_DEBUG_SUBSYS, so that NCCL says what it uses."
-        return Check(name, "warn", "NCCL's log names no connection", cure)
+        fix = "Set NCCL_DEBUG=INFO and no NCCL_DEBUG_SUBSYS, so that NCCL says what it uses."
+        return Check(name, "warn", "NCCL's log names no connection", fix)
     if nodes > 1 and transport == _PLAIN_SOCKET:
         why = "; no InfiniBand device was found" if "NET/IB : No device" in log_text else ""
         return Check(

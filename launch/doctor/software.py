@@ -1,7 +1,6 @@
 """The software of a node: versions, what Horovod was built with, which apex, which norm layers.
 
-In the facts every problem is one of them, never an exception: one broken package must not hide
-the others.
+A problem is one of the facts, never an exception: one broken package must not hide the others.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _REBUILD = "with HOROVOD_GPU_OPERATIONS=NCCL python -m launch.horovod_build --in
 
 
 def software_facts(device: Literal["auto", "cpu", "cuda"], norm: str, amp: str, gpus: int) -> Facts:
-    """Versions (null: not there), GPUs as PyTorch and DALI see them, Horovod, apex, norm layers.
+    """Versions (null: none), GPUs as PyTorch and DALI see them, Horovod, apex, norm layers.
 
     `gpus` is how many the driver shows; DALI is only loaded when there are any. Imports torch and
     Horovod, which takes 2 to 3 s.
@@ -82,7 +81,7 @@ def _horovod() -> Facts:
     """What Horovod was built with; `problem` says why it cannot be used, or is null."""
     try:
         import horovod.torch as hvd
-    except Exception as error:  # not there, or built for another torch
+    except Exception as error:  # not installed, or built for another torch
         return {"problem": _one_line(error), "nccl": False, "gloo": False}
     return {"problem": None, "nccl": bool(hvd.nccl_built()), "gloo": bool(hvd.gloo_built())}
 
@@ -93,7 +92,7 @@ def _dali_gpus() -> int | None:
         from nvidia.dali.backend import GetCUDADeviceCount  # type: ignore[attr-defined]
 
         return int(GetCUDADeviceCount())
-    except Exception:  # the check of the versions says that DALI is not there
+    except Exception:  # the check of the versions reports a missing DALI
         return None
 
 
@@ -102,75 +101,75 @@ def _one_line(error: Exception) -> str:
 
 
 def versions(job: Job) -> Iterator[Finding]:
-    """Packages and code are there and the same on all nodes."""
-    cure = "Make the environment there with make train, or start the job from a shared one."
-    yield Finding("fail", job.where(_not_installed), cure)
+    """Checks that packages and code are installed, the same on all nodes."""
+    fix = "Make the environment there with make train, or start the job from a shared one."
+    yield Finding("fail", job.where(_not_installed), fix)
     names = dict.fromkeys(name for node in job.nodes for name in node["versions"])
     odd = {name: job.odd_ones(lambda n, name=name: n["versions"].get(name)) for name in names}  # type: ignore[misc]
-    told = "; ".join(f"{name}: {who}" for name, who in odd.items() if who)
-    cure = "Use one environment and one checkout on all nodes, best on a shared file system."
-    yield Finding("fail", told, cure)
+    differing = "; ".join(f"{name}: {who}" for name, who in odd.items() if who)
+    fix = "Use one environment and one checkout on all nodes, best on a shared file system."
+    yield Finding("fail", differing, fix)
     yield Finding("ok", ", ".join(f"{n} {v}" for n, v in job.first["versions"].items() if v))
 
 
 def _not_installed(node: Facts) -> str:
-    lacking = [name for name in ("torch", "DALI", "numpy") if not node["versions"].get(name)]
-    return f"not installed: {', '.join(lacking)}" if lacking else ""
+    missing = [name for name in ("torch", "DALI", "numpy") if not node["versions"].get(name)]
+    return f"not installed: {', '.join(missing)}" if missing else ""
 
 
 def torch_works(job: Job) -> Iterator[Finding]:
-    """PyTorch can be imported."""
-    cure = "Install PyTorch again there (make train does), in the version of the other nodes."
-    yield Finding("fail", job.where(lambda n: n["torch_problem"]), cure)
+    """Checks that PyTorch can be imported."""
+    fix = "Install PyTorch again there (make train does), in the version of the other nodes."
+    yield Finding("fail", job.where(lambda n: n["torch_problem"]), fix)
 
 
 def horovod(job: Job) -> Iterator[Finding]:
-    """Horovod is there for several ranks, with Gloo to find each other and NCCL for GPUs."""
+    """Checks that several ranks have Horovod, with Gloo to find each other and NCCL for GPUs."""
     status: Status = "fail" if job.several_ranks else "warn"
-    cure = "Build it with python -m launch.horovod_build --install; one rank alone needs none."
-    yield Finding(status, job.where(lambda n: n["horovod"]["problem"]), cure)
+    fix = "Build it with python -m launch.horovod_build --install; one rank alone needs none."
+    yield Finding(status, job.where(lambda n: n["horovod"]["problem"]), fix)
     no_gloo = job.where(lambda n: None if n["horovod"]["gloo"] else "built without Gloo")
-    cure = "Ranks find each other over Gloo: python -m launch.horovod_build --install builds it."
-    yield Finding(status, no_gloo, cure)
+    fix = "Ranks find each other over Gloo: python -m launch.horovod_build --install builds it."
+    yield Finding(status, no_gloo, fix)
     # One GPU and one node need no collective, but several ranks may come.
     no_nccl = job.where(
         lambda _: "built without NCCL, so that gradients of GPUs would go through the CPU",
         when=lambda n: n["device"] == "cuda" and not n["horovod"]["nccl"],
     )
-    cure = f"Build it again on a machine with nvcc and NCCL's headers, {_REBUILD}."
-    yield Finding(status, no_nccl, cure)
+    fix = f"Build it again on a machine with nvcc and NCCL's headers, {_REBUILD}."
+    yield Finding(status, no_nccl, fix)
     built = [n for n in ("nccl", "gloo") if all(node["horovod"][n] for node in job.nodes)]
     yield Finding("ok", f"built with {' and '.join(built)}")
 
 
 def norm(job: Job) -> Iterator[Finding]:
-    """The norm layer that was asked for can run on every node."""
+    """Checks that the requested norm layer can run on every node."""
     asked = job.first["asked"]["norm"]
     problem = job.where(lambda n: n["norm_problems"].get(asked))
     if problem:
-        cure = "Repair that, or set model.norm=auto, which takes what works."
-        yield Finding("fail", f"model.norm={asked} cannot run: {problem}", cure)
+        fix = "Repair that, or set model.norm=auto, which takes what works."
+        yield Finding("fail", f"model.norm={asked} cannot run: {problem}", fix)
     able = [
         name
         for name in ("reference", "triton", "apex")
         if all(name in n["norm_problems"] and not n["norm_problems"][name] for n in job.nodes)
     ]
-    if able:  # else PyTorch is not there, which its own check tells
+    if able:  # else PyTorch is missing, which its own check reports
         yield Finding("ok", f"model.norm={asked}; {', '.join(able)} can run")
 
 
 def apex(job: Job) -> Iterator[Finding]:
-    """The package apex is NVIDIA's, if the norm layer needs it."""
+    """Checks that the package apex is NVIDIA's, if the norm layer needs it."""
     if any(node["apex"] is None for node in job.nodes):
         return
     needed = job.first["asked"]["norm"] == "apex"
     wrong = job.where(lambda n: n["apex"] if n["apex"] != "NVIDIA's with bnp" else None)
     if needed:
-        cure = (
+        fix = (
             "Uninstall any other apex and build https://github.com/NVIDIA/apex from source with "
             "APEX_CPP_EXT=1 APEX_CUDA_EXT=1 APEX_BNP=1, or set model.norm=auto."
         )
-        yield Finding("fail", wrong, cure)
+        yield Finding("fail", wrong, fix)
     yield Finding("ok", f"{wrong or job.first['apex']}{'' if needed else ', not used'}")
 
 

@@ -34,10 +34,10 @@ def storage_facts(run_dir: Path | None, data: DataConfig | None) -> Facts:
 
 @contextlib.contextmanager
 def token_in(run_dir: Path) -> Iterator[dict[str, str]]:
-    """Makes the run directory and a mark in it, which goes at the end; gives the variable by which
-    a node that gets it in its environment proves that it shares the folder.
+    """Makes the run directory and a mark in it, removed at the end; yields the environment variable
+    by which a node proves that it shares the folder.
 
-    Its name is new each time, as file servers' clients remember missing files by name. Raises
+    The mark's name is new each time, as clients of file servers cache missing names. Raises
     `ConfigError` where it cannot be written.
     """
     token = secrets.token_hex(8)
@@ -60,7 +60,7 @@ def _token_path(run_dir: Path, token: str) -> Path:
 
 
 def _run_dir_facts(run_dir: Path) -> Facts:
-    """A run directory that does not exist yet is judged by the folder it will be made in."""
+    """The run directory, or the folder it will be made in if it does not exist yet."""
     place = _nearest_folder(run_dir.absolute())
     token = os.environ.get(TOKEN_VARIABLE)
     found = {
@@ -114,7 +114,7 @@ def _file_system(place: Path) -> str:
 
 
 def _data_facts(config: DataConfig) -> Facts:
-    """The two splits, and the folder of the manifests' cache, which CIFAR-10's archive has not."""
+    """The two splits, and the folder of the image indexes, which CIFAR-10 does not need."""
     root = Path(config.root)
     if config.dataset == "cifar-10":
         return {"path": str(root), "cache": None, **_archive_facts(root, config.held_out)}
@@ -131,7 +131,7 @@ def _data_facts(config: DataConfig) -> Facts:
 
 
 def _archive_facts(root: Path, held_out: int | None) -> Facts:
-    """The two splits of CIFAR-10's archive, which is read as a job would read it."""
+    """The two splits of CIFAR-10's archive, read as a job would read it."""
     from pipeline.data.cifar import open_cifar
 
     try:
@@ -145,7 +145,7 @@ def _archive_facts(root: Path, held_out: int | None) -> Facts:
 
 
 def _split_facts(root: Path, split: Literal["train", "val"], cache_dir: Path | None) -> Facts:
-    """Class folders and, where a manifest is up to date, the data hash. Never reads the images.
+    """Class folders and, where an image index is up to date, the data hash. Never reads images.
 
     Containers have no class folders and count 0.
     """
@@ -165,14 +165,14 @@ def _split_facts(root: Path, split: Literal["train", "val"], cache_dir: Path | N
 def _split(
     error: Exception | None, classes: int = 0, images: int | None = None, digest: str | None = None
 ) -> Facts:
-    """What is known of a split; the errors of data have what to do after a semicolon."""
-    problem, _, cure = str(error or "").partition("; ")
+    """The facts of a split; data errors say what to do after a semicolon."""
+    problem, _, fix = str(error or "").partition("; ")
     known = {"classes": classes, "images": images, "digest": digest}
-    return {"problem": problem or None, "cure": cure, **known}
+    return {"problem": problem or None, "cure": fix, **known}
 
 
 def space(place: Path) -> Facts:
-    """Room on the file system of `place`, None if it is not there."""
+    """Free space on the file system of `place`, None if it does not exist."""
     try:
         usage = shutil.disk_usage(place)
     except OSError:
@@ -181,7 +181,7 @@ def space(place: Path) -> Facts:
 
 
 def run_directory(job: Job) -> Iterator[Finding]:
-    """All nodes can write to the run directory, and it is the same one."""
+    """Checks that all nodes can write to the run directory, and that it is the same one."""
     if any(node["run_dir"] is None for node in job.nodes):
         return
     run_dir = job.first["run_dir"]
@@ -192,8 +192,8 @@ def run_directory(job: Job) -> Iterator[Finding]:
         lambda n: f"{path} on {n['run_dir']['file_system']} is not the folder of the first node",
         when=lambda n: n["run_dir"]["sees_token"] is False,
     )
-    cure = f"Set run.dir to a folder on a shared file system; {path} is another one on each node."
-    yield Finding("fail", blind, cure)
+    fix = f"Set run.dir to a folder on a shared file system; {path} differs between nodes."
+    yield Finding("fail", blind, fix)
     unproved = job.several_nodes and run_dir["sees_token"] is None
     several_hosts = len({node["host"] for node in job.nodes}) > 1
     if unproved and several_hosts and system.split()[0] in _LOCAL_FILE_SYSTEMS:
@@ -204,15 +204,15 @@ def run_directory(job: Job) -> Iterator[Finding]:
 
 
 def free_space(job: Job) -> Iterator[Finding]:
-    """The run directory, and the manifests' cache where it is still to be written, have room."""
+    """Checks that the run directory, and the image index if still to be written, have room."""
     if any(node["run_dir"] is None for node in job.nodes):
         return
     least = min(_free(node) for node in job.nodes)
     low = job.where(lambda n: f"{size(_free(n))} free" if _free(n) < 10 * _GIB else None)
-    cure = "Delete old runs, lower run.keep_checkpoints, or set run.dir to a larger disk."
-    yield Finding("fail" if least < _GIB else "warn", low, cure)
-    cure = "Make room there, or set data.cache_dir to a folder on a larger disk."
-    yield Finding("warn", job.where(_cramped_cache), cure)
+    fix = "Delete old runs, lower run.keep_checkpoints, or set run.dir to a larger disk."
+    yield Finding("fail" if least < _GIB else "warn", low, fix)
+    fix = "Make room there, or set data.cache_dir to a folder on a larger disk."
+    yield Finding("warn", job.where(_cramped_cache), fix)
     yield Finding("ok", f"{size(least)} for the run")
 
 
@@ -228,27 +228,27 @@ def _cramped_cache(node: Facts) -> str | None:
     free = data["cache"]["free_bytes"]
     if free is None or free >= _GIB:
         return None
-    return f"{size(free)} for the manifest's cache in {data['cache']['path']}"
+    return f"{size(free)} for the image index in {data['cache']['path']}"
 
 
 def data(job: Job) -> Iterator[Finding]:
-    """Every node finds training and validation images, and they are the same data."""
+    """Checks that every node finds the same training and validation images."""
     if any(node["data"] is None for node in job.nodes):
         return
     for split in ("train", "val"):
         missing = job.where(lambda n, split=split: n["data"][split]["problem"])  # type: ignore[misc]
-        yield Finding("fail", missing, _cure_of_missing(job, split))
+        yield Finding("fail", missing, _fix_of_missing(job, split))
     for split in ("train", "val"):
         odd = _differing_data(job, split)
-        cure = "Copy the data again from one place, or point data.root at one shared folder."
-        yield Finding("fail", f"{split}: {odd}" if odd else "", cure)
+        fix = "Copy the data again from one source, or point data.root at one shared folder."
+        yield Finding("fail", f"{split}: {odd}" if odd else "", fix)
     yield Finding("ok", "; ".join(_seen(job, split) for split in ("train", "val")))
 
 
-def _cure_of_missing(job: Job, split: str) -> str:
-    cures = [node["data"][split]["cure"] for node in job.nodes]
-    if all(cures):
-        return f"{cures[0][0].upper()}{cures[0][1:]}."
+def _fix_of_missing(job: Job, split: str) -> str:
+    fixes = [node["data"][split]["cure"] for node in job.nodes]
+    if all(fixes):
+        return f"{fixes[0][0].upper()}{fixes[0][1:]}."
     return "Mount or copy the data there, as they lie on the other nodes."
 
 
@@ -260,7 +260,7 @@ def _differing_data(job: Job, split: str) -> str:
 
 
 def _seen(job: Job, split: str) -> str:
-    """What is there; the hash is only known where a manifest of this state was made."""
+    """What the split holds; the hash is known only where an image index is up to date."""
     found = next((n["data"][split] for n in job.nodes if n["data"][split]["digest"]), None)
     if found is None:
         classes = job.first["data"][split]["classes"]
@@ -270,22 +270,22 @@ def _seen(job: Job, split: str) -> str:
 
 
 def clock(job: Job) -> Iterator[Finding]:
-    """The clocks agree, as measured against that of the run directory's file server."""
+    """Checks that the clocks agree, measured against that of the run directory's file server."""
     ahead = {n["node"]: _ahead_sec(n) for n in job.nodes}
     known = [seconds for seconds in ahead.values() if seconds is not None]
-    cure = "Have the nodes' time set by one server; chronyc tracking shows what is wrong."
+    fix = "Have the nodes' time set by one server; chronyc tracking shows what is wrong."
     # One node can only be compared with the file server.
     middle = statistics.median_low(known) if job.several_nodes and known else 0.0
     skew = max([*known, middle]) - min([*known, middle])
     if skew > 1:
         who = job.where(lambda n: _off_by(ahead[n["node"]], middle))
-        yield Finding("fail" if skew > 60 else "warn", who, cure)
+        yield Finding("fail" if skew > 60 else "warn", who, fix)
     # Some file systems (Lustre) take the client's time. All nodes are asked at once, so that
     # clocks far apart still show; a slow start looks the same, which is why this only warns.
     starts = [float(node["clock_sec"]) for node in job.nodes]
     spread = max(starts) - min(starts)
     if spread > 60:
-        yield Finding("warn", f"nodes began this check {spread:.0f} s apart by their clocks", cure)
+        yield Finding("warn", f"nodes began this check {spread:.0f} s apart by their clocks", fix)
     if known:
         yield Finding("ok", f"within {max(skew, 0.01):.2f} s")
 

@@ -2,8 +2,8 @@
 
     python -m launch.slurm [--launch.NAME=VALUE ...] train|evaluate|prepare [its options]
 
-as the last line of a batch script (see slurm/), which hands it Slurm's signals by `exec`. The
-ranks are started by srun and meet at a server on the first node. It ends with what the ranks
+is the last line of a batch script (see slurm/), which hands it Slurm's signals by `exec`. The
+ranks are started by srun and meet at a server on the first node. It returns what the ranks
 returned: 0 finished, 2 wrong configuration or data, 75 stopped with a good checkpoint, else 1.
 SIGUSR1, sent before the time limit, ends in a checkpoint and a requeue of the job; SIGTERM
 (scancel, preemption) in a checkpoint only.
@@ -40,7 +40,7 @@ from pipeline.system.failure import run_command
 
 
 def main(argv: list[str]) -> int:
-    """Checks, starts the ranks, waits for them and says how it ended; the exit code."""
+    """Checks, starts the ranks, waits for them and prints how they ended; returns the exit code."""
     relay = Relay()
     options, program = split(argv)
     allocation = this_allocation(os.environ)
@@ -62,17 +62,17 @@ def main(argv: list[str]) -> int:
         command = srun(one_per_node(allocation), program.staging(options.stage))
         code = relay.run(command, one_per_node_environment(os.environ))
         if code and relay.received is None:
-            return exit_code(code)  # its sentence stands above
+            return exit_code(code)  # its sentence is above
         program = program.reading_from(options.stage)
     if relay.received is not None:
         return end.early(relay.received)
-    return end.told(start_ranks(allocation, program, options.interface, relay), relay.received)
+    return end.report(start_ranks(allocation, program, options.interface, relay), relay.received)
 
 
 def start_ranks(
     allocation: Allocation, program: Program, interface: str | None, relay: Relay
 ) -> int:
-    """Runs the program on every rank of the job; what srun returns."""
+    """Runs the program on every rank of the job; returns srun's code."""
     with _rendezvous(allocation) as server:
         env = {**os.environ, **server.environment, NODES: allocation.to_json()}
         if interface is not None:
@@ -103,7 +103,7 @@ def _rendezvous(allocation: Allocation) -> Iterator[Rendezvous]:
 
 
 class Relay:
-    """Passes the signals that this process gets on to the ranks, from its making on."""
+    """Passes signals on to the ranks, from its creation on."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -112,9 +112,9 @@ class Relay:
             signal.signal(number, self._pass_on)
 
     def run(self, command: Sequence[str], env: Mapping[str, str]) -> int:
-        """Runs srun to its end; what it returns."""
+        """Runs srun to its end; returns its code."""
         # In a session of its own: a SIGTERM to the batch script's process group would reach srun,
-        # which then kills its tasks instead of telling them.
+        # which then kills its tasks instead of passing it on.
         self._ranks = subprocess.Popen(command, env=env, start_new_session=True)
         if self.received is not None:  # while it was being started
             self._pass_on(self.received, None)
@@ -124,14 +124,14 @@ class Relay:
         self.received = signal.Signals(number)
         if self._ranks is None:
             return
-        # srun takes SIGTERM and SIGINT as the order to kill its tasks, and passes on the others.
-        # scancel from here is no way: it tries again and again while the job ends, and then hits
+        # srun kills its tasks on SIGTERM and SIGINT, and passes on other signals.
+        # scancel from here does not work: it retries while the job ends, and then hits
         # the job's next start.
         self._ranks.send_signal(number if number == signal.SIGUSR1 else signal.SIGUSR2)
 
 
 def _run(argv: list[str]) -> None:
-    # run_command takes --debug for itself; the ranks are to show tracebacks, too.
+    # run_command consumes --debug; the ranks should show tracebacks, too.
     code = main([*argv, "--debug"] if "--debug" in sys.argv else argv)
     if code:
         sys.exit(code)

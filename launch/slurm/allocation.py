@@ -1,4 +1,4 @@
-"""What Slurm gave this job: nodes, addresses, ranks and GPUs; and how srun lays tasks out on it."""
+"""The allocation of this job: nodes, addresses, ranks and GPUs; and srun's task layout on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.config import ConfigError, require
 from pipeline.system.console import counted
 
 Run = Callable[..., str]
-"""Runs a command and gives its output."""
+"""Runs a command and returns its output."""
 Resolve = Callable[[str], str | None]
 """The IPv4 address of a name, or None."""
 
@@ -36,7 +36,7 @@ class Allocation:
     job: str
     nodes: tuple[Node, ...]
     cpus_per_task: int | None
-    """As asked for at submission; srun does not take it over by itself."""
+    """As requested at submission; srun does not inherit it."""
     restarts: int
     """How often Slurm has started this job before."""
 
@@ -51,7 +51,7 @@ class Allocation:
         return [(node.name, node.ranks) for node in self.nodes]
 
     def to_json(self) -> str:
-        """For the ranks, which get it in their environment; `nodes_from_json` reads it."""
+        """The nodes as JSON, for the ranks' environment; `nodes_from_json` reads it."""
         return json.dumps([asdict(node) for node in self.nodes])
 
 
@@ -76,7 +76,7 @@ def this_allocation(
 ) -> Allocation:
     """The allocation that this process runs in, from Slurm's environment and its controller.
 
-    Raises `ConfigError` outside of one, and for a node whose address is of no use to others.
+    Raises `ConfigError` outside of one, and for a node whose address others cannot use.
     """
     if "SLURM_JOB_ID" not in env:
         raise ConfigError(
@@ -117,8 +117,9 @@ def ranks_per_node(text: str) -> list[int]:
 def addresses_of(shown: str, resolve: Resolve = resolve) -> dict[str, str]:
     """The IPv4 address of each node, from the lines of `scontrol -o show node`.
 
-    NodeAddr there is an address or a name. Raises `ConfigError` for a name that leads nowhere, or
-    to the node itself when there are several hosts (Debian gives a host's own name 127.0.1.1).
+    NodeAddr there is an address or a name. Raises `ConfigError` for a name that does not resolve,
+    or resolves to the node itself when there are several hosts (Debian gives a host's own name
+    127.0.1.1).
     """
     pattern = r"^NodeName=(\S+).*? NodeAddr=(\S+) NodeHostName=(\S+)"
     rows = re.findall(pattern, shown, re.MULTILINE)
@@ -126,13 +127,13 @@ def addresses_of(shown: str, resolve: Resolve = resolve) -> dict[str, str]:
     found = {}
     for name, given, _ in rows:
         address = resolve(given)
-        cure = "set NodeAddr in slurm.conf to an address that all nodes reach"
+        fix = "set NodeAddr in slurm.conf to an address that all nodes reach"
         if address is None:
-            raise ConfigError(f"{given}, the address of {name} in Slurm, does not resolve; {cure}")
+            raise ConfigError(f"{given}, the address of {name} in Slurm, does not resolve; {fix}")
         if address.startswith("127.") and len(hosts) > 1:
             raise ConfigError(
                 f"{given}, the address of {name} in Slurm, is {address} here, where no other node "
-                f"can reach it; {cure}"
+                f"can reach it; {fix}"
             )
         found[name] = address
     return found
@@ -190,8 +191,8 @@ def one_per_node(allocation: Allocation) -> list[str]:
 
 
 def one_per_node_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """`env` without what would lay out such a step otherwise: submitted for the ranks, sbatch
-    hands these options on to every srun."""
+    """`env` without the variables that change the layout of such a step: sbatch passes the options
+    of the submission on to every srun."""
     others = ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_NTASKS_PER_GPU")
     return {name: value for name, value in env.items() if name not in others}
 
@@ -199,6 +200,6 @@ def one_per_node_environment(env: Mapping[str, str]) -> dict[str, str]:
 def srun(options: Sequence[str], command: Sequence[str]) -> list[str]:
     """The command line that runs `command` as tasks of this job.
 
-    They get this process's whole environment, also in a job submitted with --export=NONE.
+    The tasks get this process's whole environment, even in a job submitted with --export=NONE.
     """
     return ["srun", "--mpi=none", "--export=ALL", *options, *command]

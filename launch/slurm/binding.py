@@ -1,4 +1,4 @@
-"""Keeps a rank on the cores that its GPU is wired to.
+"""Binds a rank to the cores that its GPU is wired to.
 
 A GPU is wired to the PCIe lanes of one socket. A rank on the other socket sends every batch and
 every kernel launch over the link between the sockets, and has its memory there as well: Linux puts
@@ -20,8 +20,8 @@ TOPOLOGY = Path("/sys/devices/system/cpu")
 def bind_near_gpu(env: Mapping[str, str]) -> set[int]:
     """Binds this process to its part of the cores near its GPU; returns the cores it then has.
 
-    Does nothing without nvidia-smi or where the kernel does not know the wiring. The rank of
-    number HOROVOD_LOCAL_RANK takes the GPU of that number among those it sees, or the only one.
+    Does nothing without nvidia-smi or where the kernel does not know the wiring. Local rank n
+    (HOROVOD_LOCAL_RANK) uses GPU n of those it sees, or the only one.
     """
     allowed = os.sched_getaffinity(0)
     gpus = visible_gpus(env.get("CUDA_VISIBLE_DEVICES"), bus_ids())
@@ -47,7 +47,7 @@ def visible_gpus(visible: str | None, known: Mapping[str, str]) -> list[str]:
 
 
 def cores_near(bus_id: str, devices: Path) -> set[int]:
-    """The cores that the kernel says are wired to a PCI device; empty if it does not say.
+    """The cores wired to a PCI device, as the kernel reports; empty if it does not.
 
     nvidia-smi writes 00000000:1B:00.0 where the folder in /sys/bus/pci/devices is 0000:1b:00.0.
     """
@@ -78,7 +78,7 @@ def part(
     Ranks whose GPUs share a socket divide its cores, in the order of their ranks; `siblings` names
     the physical core of each, so that its hardware threads stay together. Where that would leave a
     rank with less than half an even share, as in a job whose cores all lie on one socket, all of
-    `allowed` is divided evenly: the slowest rank sets the pace.
+    `allowed` is divided evenly: every step waits for the slowest rank.
     """
     if len(near) == 1 and ranks > 1:
         return near[0] & allowed  # its own GPU only: how the others lie is not known here
@@ -101,7 +101,7 @@ def part(
 def physical_cores(cores: Iterable[int], topology: Path) -> dict[int, int]:
     """The first hardware thread of the physical core that each of `cores` belongs to.
 
-    `topology` is /sys/devices/system/cpu; a core that it does not know stands for itself.
+    `topology` is /sys/devices/system/cpu; a core that is not in it is its own first thread.
     """
     found = {}
     for core in cores:

@@ -1,4 +1,4 @@
-"""The doctor inside a Slurm job: every node before the ranks start, NCCL's choice once they run."""
+"""The doctor in a Slurm job: checks nodes before the ranks start, NCCL's transport afterwards."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _NCCL_PATIENCE_SEC = 900.0
 
 
 def examine(allocation: Allocation, program: Program, interface: str | None) -> None:
-    """Runs the doctor on every node and prints what is not in order.
+    """Runs the doctor on every node and prints what is wrong.
 
-    Raises `ConfigError` if a check failed, after the table with the cures.
+    Raises `ConfigError` if a check failed, after the table with the fixes.
     """
     ranks = {node.name: node.ranks for node in allocation.nodes}
     with _nothing_left_if_refused(program.run_dir):
@@ -40,7 +40,7 @@ def examine(allocation: Allocation, program: Program, interface: str | None) -> 
         if failed:
             raise ConfigError(
                 f"the check before the job failed: {', '.join(failed)}; the table above has the "
-                "cures (--launch.doctor=false starts without the check)"
+                "fixes (--launch.doctor=false starts without the check)"
             )
     passed, nodes = counted(len(checks), "check"), counted(len(ranks), "node")
     say(f"{passed} passed on {nodes}")
@@ -48,7 +48,7 @@ def examine(allocation: Allocation, program: Program, interface: str | None) -> 
 
 @contextlib.contextmanager
 def _nothing_left_if_refused(run_dir: Path | None) -> Iterator[None]:
-    """Takes the run's folder away again if it was made for the check and no run begins in it."""
+    """Removes the run's folder if it was made for the check and no run begins in it."""
     is_new = run_dir is not None and not run_dir.exists()
     try:
         yield
@@ -75,14 +75,14 @@ def _ask_nodes(allocation: Allocation, program: Program, interface: str | None) 
             )
         except subprocess.TimeoutExpired as error:
             raise ConfigError(
-                f"the check of the nodes had no end after {_PATIENCE_SEC:.0f} s: a file system or "
-                "a GPU driver hangs on one of them"
+                f"the check of the nodes did not end within {_PATIENCE_SEC:.0f} s: a file system "
+                "or a GPU driver hangs on one of them"
             ) from error
     return done.stdout
 
 
 def nccl_logging(run_dir: Path, env: Mapping[str, str]) -> dict[str, str]:
-    """What makes NCCL write its log into the run's folder; nothing if the user has it elsewhere."""
+    """Variables that make NCCL log to the run's folder; none if the user logs elsewhere."""
     if "NCCL_DEBUG" in env or "NCCL_DEBUG_FILE" in env:
         say("NCCL_DEBUG is set, so NCCL's transport is not looked at")
         return {}
@@ -94,7 +94,7 @@ def nccl_logging(run_dir: Path, env: Mapping[str, str]) -> dict[str, str]:
 
 
 def watch_nccl(run_dir: Path, nodes: int, nap_sec: float = 10.0) -> threading.Thread:
-    """Warns in the log, once, if the ranks on `nodes` nodes turn out to talk over plain sockets."""
+    """Warns in the log, once, if the ranks on `nodes` nodes communicate over plain sockets."""
 
     def look() -> None:
         end = time.monotonic() + _NCCL_PATIENCE_SEC

@@ -1,4 +1,4 @@
-"""How a job under Slurm ended: its last words, its exit code, and whether it is requeued."""
+"""How a Slurm job ended: its last messages, its exit code, and whether it is requeued."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.config import ConfigError
 from pipeline.system.failure import ExitCode, say_error
 from pipeline.train.folder import Checkpoints, RunFolder, Stop
 
-# A network file system may deny for a while a file that another node has written.
+# A network file system may show a file that another node has written only after a while.
 _PATIENCE_SEC = 5.0
 
 
@@ -25,10 +25,10 @@ def exit_code(code: int) -> int:
 
 
 class End:
-    """Tells the end of a job by the files that its ranks leave in the run's folder, if it has one.
+    """Finds out how a job ended from the files that its ranks leave in the run's folder, if any.
 
-    Made before the ranks start, so that what was there before is known. `requeue` permits putting
-    the job back into the queue.
+    Created before the ranks start, so that older files are known. `requeue` allows requeueing the
+    job.
     """
 
     def __init__(self, run_dir: Path | None, allocation: Allocation, requeue: bool) -> None:
@@ -38,8 +38,8 @@ class End:
         self._before = self._words()
         self._step_before = self._newest_step()
 
-    def told(self, code: int, received: signal.Signals | None) -> int:
-        """Says how the ranks ended, on the last lines of the log; the exit code.
+    def report(self, code: int, received: signal.Signals | None) -> int:
+        """Prints how the ranks ended, on the last lines of the log; returns the exit code.
 
         `code` is what srun returned, `received` the signal that the launcher got, if any.
         """
@@ -55,19 +55,19 @@ class End:
         if run is not None and run.stop in found:  # a full disk has room for its name only
             by = Stop.read(found[run.stop]).signal
             return self._stopped(by or (received.name if received is not None else ""))
-        if received is not None:  # it reached ranks that could not listen yet
+        if received is not None:  # it reached ranks that did not listen yet
             return self.early(received)
         if code == ExitCode.WRONG_INPUT or run is None:
-            say(f"srun ended with code {code}; the cause stands above")
+            say(f"srun ended with code {code}; the cause is above")
             return exit_code(code)
         say_error(
             f"srun ended with code {code} and the ranks left no cause in {run.path}; see the "
-            f"lines above, and sacct -j {self._job} for a signal, lack of memory or a lost node"
+            f"lines above, and sacct -j {self._job} for a signal, exhausted memory or a lost node"
         )
         return ExitCode.FAILED
 
     def early(self, received: signal.Signals) -> int:
-        """What to do about a signal that came before the ranks were under way; the exit code."""
+        """Handles a signal that came before the first step; returns the exit code."""
         say(f"{received.name} came before the first step")
         return self._stopped(received.name)
 
@@ -77,7 +77,7 @@ class End:
         elif self._newest_step() > self._step_before or self._restarts == 0:
             requeue(self._job)
         else:
-            # Else a limit that is too short for a start would keep nodes busy for ever.
+            # Otherwise a limit too short for a start would keep nodes busy for ever.
             say(
                 "stopped, and not requeued, since this start did not make a step; give the job "
                 "more --time than its start and the warning (--signal) take"
@@ -90,7 +90,7 @@ class End:
         return max(steps, default=-1)
 
     def _wait_for_words(self) -> dict[Path, str]:
-        """What the ranks have written of their end, by file; waits a moment for the first."""
+        """What the ranks have written about their end, by file; waits a moment for the first."""
         end = time.monotonic() + _PATIENCE_SEC
         while self._run is not None:
             if self._run.path.is_dir():
@@ -103,7 +103,7 @@ class End:
         return {}
 
     def _words(self) -> dict[Path, tuple[int, str]]:
-        """When each file on the end was written and what it says, of those there are."""
+        """When each existing file about the end was written, and its content."""
         found = {}
         for path in (self._run.failure, self._run.stop) if self._run is not None else ():
             with contextlib.suppress(OSError):
@@ -112,7 +112,7 @@ class End:
 
 
 def requeue(job: str) -> None:
-    """Puts the job back into the queue: it starts again as soon as Slurm has the nodes."""
+    """Requeues the job: it starts again as soon as Slurm has the nodes."""
     try:
         output_of("scontrol", "requeue", job)
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""What a batch script passes to launch/slurm/__main__.py: its own options and the program's."""
+"""Options of `launch.slurm`: the launcher's own and those of the program it runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COMMANDS = {
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """The options of the launcher itself, given anywhere among the program's."""
+    """The options of the launcher itself, accepted anywhere among the program's."""
 
     interface: str | None = None
     """--launch.interface: network interface of every node; default: the one with its address."""
@@ -39,7 +39,7 @@ class LaunchOptions:
 
 @dataclass(frozen=True)
 class Program:
-    """What every rank runs."""
+    """The program that every rank runs."""
 
     module: str
     options: tuple[str, ...]
@@ -48,25 +48,25 @@ class Program:
 
     @property
     def on_every_rank(self) -> bool:
-        """Whether it is a job of several ranks; data are prepared by one process."""
+        """Whether the job has several ranks; data are prepared by one process."""
         return self.module != _COMMANDS["prepare"]
 
     @property
     def on_cpu(self) -> bool:
-        """Whether it was told to leave GPUs alone."""
+        """Whether the options keep it off the GPUs."""
         device = self._given["run.device"] if self.config is None else self.config.run.device
         return device == "cpu"
 
     @property
     def doctor_settings(self) -> list[str]:
-        """The options that say where data and run lie and what the ranks need, for the doctor."""
+        """The options for the doctor: where data and run lie and what the ranks need."""
         if self.config is not None:
             return list(self.options)
         return [f"--{name}={value}" for name, value in self._given.items() if value is not None]
 
     @property
     def _given(self) -> dict[str, str | None]:
-        """The settings that the doctor looks at, None where the options do not name them."""
+        """The settings that the doctor reads, None where the options do not set them."""
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         for name in names_for("doctor"):
             parser.add_argument(f"--{name}")
@@ -79,11 +79,11 @@ class Program:
 
     @property
     def module_and_options(self) -> list[str]:
-        """As `python -m` takes them."""
+        """The module and its options, as `python -m` takes them."""
         return [self.module, *self.options]
 
     def staging(self, folder: str) -> list[str]:
-        """What copies this training's data set to `folder` of a node."""
+        """The command that copies this training's data set to `folder` on a node."""
         assert self.config is not None, "only a training stages its data"
         data = self.config.data
         copy = ["--from", data.root, "--to", folder]
@@ -91,12 +91,12 @@ class Program:
         return [sys.executable, "-m", _COMMANDS["prepare"], "stage", *copy]
 
     def reading_from(self, folder: str) -> Program:
-        """The same, with the data set in `folder`."""
+        """The same program, with the data set in `folder`."""
         return dataclasses.replace(self, options=(*self.options, f"--data.root={folder}"))
 
 
 def split(argv: Sequence[str]) -> tuple[LaunchOptions, Program]:
-    """The launcher's options and the program, wrong ones refused before anything starts."""
+    """Parses the launcher's options and the program; refuses wrong ones before anything starts."""
     parser = command_parser("launch.slurm", "")
     parser.add_class_arguments(LaunchOptions, "launch")
     own = [argument for argument in argv if argument.startswith("--launch.")]

@@ -1,4 +1,4 @@
-"""One rank under srun: learns its place, takes the cores near its GPU, becomes the program.
+"""One rank under srun: finds its place, binds to the cores near its GPU, becomes the program.
 
 Started by launch/slurm/__main__.py as `srun ... python -m launch.slurm.rank MODULE [options]`.
 """
@@ -28,10 +28,10 @@ RUN_DIR = "TRAINYARD_RUN_DIR"
 def rank_environment(
     env: Mapping[str, str], interfaces: Mapping[str, Sequence[str]]
 ) -> dict[str, str]:
-    """What Horovod and NCCL need to know of this rank, from srun's environment.
+    """Variables for Horovod and NCCL on this rank, from srun's environment.
 
     `interfaces` are the addresses of each network interface of this node. Raises `ConfigError` if
-    srun has laid out the ranks otherwise than planned, or no interface has the node's address.
+    srun has laid out the ranks in another way than planned, or no interface has the node's address.
     """
     nodes = nodes_from_json(env[NODES])
     rank, here = int(env["SLURM_PROCID"]), env["SLURMD_NODENAME"]
@@ -74,19 +74,19 @@ def choose_interface(
 
 
 def _refuse(message: str) -> int:
-    """Says on each node once what is wrong there, and notes it in the folder of the run."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all when the first rank has left
+    """Prints what is wrong, once on each node, and records it in the run's folder."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all when the first rank has ended
     if os.environ["SLURM_LOCALID"] == "0":
         if RUN_DIR in os.environ:
             RunFolder(Path(os.environ[RUN_DIR])).record_first_cause(message)
         say_error(message)
-    time.sleep(2.0)  # so that ranks of other nodes come as far as this, too
+    time.sleep(2.0)  # so that ranks of other nodes get this far, too
     return ExitCode.WRONG_INPUT
 
 
 def main(argv: list[str]) -> int:
-    """Does not return when all is well."""
-    # These may come while the program still loads, which must not die of them. Held back here, they
+    """Becomes the program; returns only on an error."""
+    # These may come while the program still loads, and must not kill it. Blocked here, they
     # are delivered when pipeline/train/feed.py listens.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
     try:

@@ -31,7 +31,7 @@ _FROM_SETTINGS = {"config", "made", "ranks"}
 
 
 def parse(argv: list[str]) -> tuple[str, Any, Path | None]:
-    """The benchmark's name, its options (of its class in `OPTIONS`) and where its JSON goes.
+    """The benchmark's name, its options (of its class in `OPTIONS`) and the path for its JSON.
 
     Raises `ConfigError` for an unknown name or option, with the nearest right one; `--help` prints
     and exits.
@@ -62,7 +62,7 @@ def _read_settings(parsed: Any, name: str) -> dict[str, Any]:
     base: dict[str, Any] = {"data": {}, "model": {}, "optim": {}, "run": {}}
     base |= read_yaml(Path(parsed.config))
     size = parsed["data.image_size"]
-    if size is not None:  # nothing is validated here, and the two settings must fit
+    if size is not None:  # nothing is validated here, but the two settings must fit
         base["data"] = base["data"] | {"val_resize": size}
     config = overrides(parsed, _settings(name), base)
     if name != "all":
@@ -74,7 +74,7 @@ def _read_settings(parsed: Any, name: str) -> dict[str, Any]:
 
 
 def _stored_run(path: Path) -> RunFolder | None:
-    """The run whose resolved settings `path` holds; None: it holds no run's."""
+    """The run whose resolved settings are in `path`, or None."""
     from pipeline.train.folder import run_of
 
     run = run_of(path)

@@ -1,8 +1,8 @@
 """`benchmark all`: each part of a configuration by itself, for one rank, and what limits it.
 
-Loader, model and training loop take turns, so that a slow spell of the machine meets them all. How
-much of the all-reduce stays exposed is computed (`scaling_model`) from its measured times and the
-model's measured backward pass; that it also slows the computing on CPUs is left out.
+Loader, model and training loop take turns, so that a slow spell of the machine affects them all.
+How much of the all-reduce stays exposed is computed (`scaling_model`) from its measured times and
+the model's measured backward pass; that it also slows the computing on CPUs is left out.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ _NORM_LIMIT_SEC = 120.0
 
 
 def run(options: AllOptions) -> Result:
-    """What each part reaches, ratios between them, shares of each, and the figure `verdict`.
+    """The speed of each part, ratios between them, shares of each, and the figure `verdict`.
 
-    `loader_vs_model` and `step_vs_model` are of neighbours in time. What cannot run here is named
-    in the figure `not_run`. Raises `ValueError` for a device, decoder or data set that is not
-    there.
+    `loader_vs_model` and `step_vs_model` compare neighbours in time. What cannot run here is named
+    in the figure `not_run`. Raises `ValueError` for a device, decoder or data set that does
+    not exist.
     """
     with status_line() as show:
         with tempfile.TemporaryDirectory() as folder:
@@ -105,7 +105,7 @@ class _Bench:
         )
 
     def measure(self) -> None:
-        """Loader, model and training loop, in turn, and the ratios between them."""
+        """Measures loader, model and training loop, in turn, and the ratios between them."""
         result = self.result
         with ExitStack() as stack:
             result.spreads = interleave(self._options.rounds, self._sides(stack), self._show)
@@ -125,7 +125,7 @@ class _Bench:
                 result.table.append(("step", *step.cells(), ""))
 
     def allreduce(self) -> None:
-        """Two ranks of this machine, on the device of the model; the wait that it leaves."""
+        """Measures two ranks of this machine, on the model's device, and the wait that remains."""
         kind = cast(Kind, self._training.device.type)
         reason = _no_link(self._options.ranks, kind, self.known.cores or 1)
         if reason is None:
@@ -141,7 +141,7 @@ class _Bench:
         self._add_link(found.figures["fit"])
 
     def norm(self) -> None:
-        """The norm layers of the network, where there are kernels for them."""
+        """Measures the norm layers of the network, where there are kernels for them."""
         config, not_run = self._options.config, self.result.figures["not_run"]
         if self._training.device.type != "cuda":
             not_run["norm"] = "its kernels need an NVIDIA GPU"
@@ -163,13 +163,14 @@ class _Bench:
             self._include(found)
 
     def _include(self, found: Result) -> None:
-        """Takes over what another benchmark found, under its name."""
+        """Adds what another benchmark found, under its name."""
         self.result.figures[found.name] = found.figures
         self.result.spreads |= {f"{found.name}_{key}": one for key, one in found.spreads.items()}
         self.result.ratios |= {f"{found.name}_{key}": one for key, one in found.ratios.items()}
 
     def _sides(self, stack: ExitStack) -> dict[str, Measure]:
-        """What measures a round of each part; `stack` closes the files of the training loop."""
+        """Functions that measure a round of each part; `stack` closes the files of the training
+        loop."""
         options = self._options
         sides: dict[str, Measure] = {}
         if "loader" in self.parts:
@@ -205,7 +206,7 @@ class _Bench:
         return LoaderParts(images, config, settings, options.images, options.round_sec)
 
     def _split_loader(self) -> None:
-        """The shares of the loader's parts; there are none where nothing is decoded."""
+        """The shares of the loader's parts; none where nothing is decoded."""
         shares = loader_shares(self.result.spreads)
         self.result.ratios |= shares
         for name, share in shares.items():
@@ -218,7 +219,7 @@ class _Bench:
             )
 
     def _add_link(self, fit: dict[Dtype, dict[str, float]]) -> None:
-        """The gradients of this network, all at once and beside its backward pass."""
+        """The gradients of this network, all at once and overlapped with its backward pass."""
         options, result = self._options, self.result
         with torch.device("meta"):
             classes = len(self._training.trainer.train_set.classes)
@@ -248,7 +249,7 @@ class _Bench:
 
 
 def _images(options: AllOptions, folder: Path) -> ImageSet:
-    """The training images, those of data.root or made ones."""
+    """The training images, those of data.root or generated ones."""
     data = options.config.data
     if not options.made:
         if data.dataset == "cifar-10":

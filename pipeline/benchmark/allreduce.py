@@ -1,8 +1,8 @@
-"""`benchmark allreduce`: how long ranks of this machine need to average a tensor, by its size.
+"""`benchmark allreduce`: the time in which ranks of this machine average a tensor, by its size.
 
 Bandwidths are those of NCCL's tests (doc/PERFORMANCE.md of nccl-tests): algorithm bandwidth is
 bytes / seconds, bus bandwidth that times 2 (n - 1) / n for n ranks, which is what each link of a
-ring carries and does not depend on n. Times are those of the whole call as training makes it, with
+ring carries and does not depend on n. Times are of the whole call as training makes it, with
 Horovod's negotiation and its cycle; nccl-tests times the bare NCCL call.
 
 Each rank is this module too, started as `python -m pipeline.benchmark.allreduce DEVICE`, cpu or
@@ -37,9 +37,9 @@ _DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float1
 
 
 def run(options: AllreduceOptions) -> Result:
-    """Seconds and bandwidths of every size and dtype, and a line through the times of each dtype.
+    """Seconds and bandwidths of every size and dtype, and a line fitted to the times of each dtype.
 
-    Raises ValueError: there are too few GPUs or cores.
+    Raises ValueError if there are too few GPUs or cores.
     """
     kind = pick_kind(options.device, options.ranks)
     sizes = default_sizes(kind) if options.sizes is None else numbers(options.sizes)
@@ -61,7 +61,7 @@ def run(options: AllreduceOptions) -> Result:
     result = Result("allreduce", settings, spreads=spreads)
     _add_sizes(result, dtypes, sizes, bus_share(options.ranks))
     result.figures["fit"] = {d: _fit(spreads, d, sizes, options.ranks) for d in dtypes}
-    if len(dtypes) > 1:  # the same gradients, those of the largest size
+    if len(dtypes) > 1:  # the same gradients, of the largest size
         half, whole = (spreads[_name(dtype, sizes[-1])] for dtype in ("fp16", "fp32"))
         result.ratios["fp16_vs_fp32_time"] = ratio(half, whole)
     return result
@@ -119,7 +119,7 @@ def _add_sizes(result: Result, dtypes: list[Dtype], sizes: list[int], bus: float
 def _fit(
     spreads: dict[str, Spread], dtype: Dtype, sizes: list[int], ranks: int
 ) -> dict[str, float | None]:
-    """Latency + bytes / bandwidth through the medians; the time of one more tensor in flight."""
+    """Fits latency + bytes / bandwidth to the medians; the time of one more tensor in flight."""
     times = [spreads[_name(dtype, size)].median for size in sizes]
     latency, per_byte = fit_line([_sent(dtype, size) for size in sizes], times)
     burst = spreads[f"{dtype}_burst_sec"].median
@@ -137,9 +137,8 @@ def measure(
 ) -> dict[str, float]:
     """Collective. Seconds until `tensors` of `size` bytes each are averaged.
 
-    They are in flight together. The mean of `repeats` times one after the other, without waiting
-    for the other ranks in between, as NCCL's own tests have it. One more goes first: a size that is
-    new needs memory.
+    They are in flight together. The mean of `repeats` runs in a row, without waiting for the other
+    ranks in between, as in NCCL's own tests. One run comes before: a new size needs memory.
     """
     kind = _DTYPES[dtype]
     sent = [torch.zeros(size // kind.itemsize, dtype=kind, device=device) for _ in range(tensors)]

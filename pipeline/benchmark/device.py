@@ -1,4 +1,4 @@
-"""The device a benchmark runs on: its choice, its clock, its limits, and graphs captured on it."""
+"""The device a benchmark runs on: choosing it, its clock, its limits, and graphs captured on it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 Work = Callable[[], object]
 Loop = Callable[[int], object]
-"""Takes as many steps as it is told."""
+"""Takes the given number of steps."""
 
 Found = TypeVar("Found")
 
@@ -23,9 +23,9 @@ _PRODUCT_SIDE = {"cuda": 8192, "cpu": 128}
 
 
 def pick_device(choice: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """The device for a benchmark; a GPU becomes the current one. ValueError: there is none.
+    """The device for a benchmark; a GPU becomes the current one. ValueError if there is none.
 
-    Apart from `pipeline.ranks.places.choose_device` so that DALI need not be installed.
+    Separate from `pipeline.ranks.places.choose_device` so that DALI need not be installed.
     """
     if choice == "cpu" or (choice == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -39,7 +39,7 @@ def pick_device(choice: Literal["auto", "cpu", "cuda"]) -> torch.device:
 
 
 def seconds(device: torch.device, work: Work) -> float:
-    """How long `work` takes, by the GPU's own events where there is one."""
+    """Seconds that `work` takes, by CUDA events on a GPU."""
     if device.type != "cuda":
         started = time.perf_counter()
         work()
@@ -54,7 +54,7 @@ def seconds(device: torch.device, work: Work) -> float:
 
 
 def again(step: Work) -> Loop:
-    """The loop that is nothing but `step`."""
+    """A loop of nothing but `step`."""
 
     def loop(steps: int) -> None:
         for _ in range(steps):
@@ -64,15 +64,15 @@ def again(step: Work) -> Loop:
 
 
 def rate(device: torch.device, images: int, steps: int, loop: Loop) -> Callable[[], float]:
-    """What measures a round of `loop`: images per second over `steps` steps of `images` each."""
+    """A function that measures a round of `loop`: images/s over `steps` steps of `images` each."""
     return lambda: images * steps / seconds(device, lambda: loop(steps))
 
 
 def capture(work: Work, warm_up: int = 3) -> Callable[[], None]:
-    """Captures the kernels of `work` in a CUDA graph; returns what launches them all at once.
+    """Captures the kernels of `work` in a CUDA graph; returns a function that launches it.
 
-    `work` reads and writes the same memory each time; it is run `warm_up` times before on a stream
-    of its own, as PyTorch's notes on CUDA graphs have it. RuntimeError: it cannot be captured.
+    `work` reads and writes the same memory each time; it first runs `warm_up` times on a stream of
+    its own, as PyTorch's notes on CUDA graphs say. RuntimeError if it cannot be captured.
     """
     before, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(before)
@@ -93,7 +93,7 @@ def capture(work: Work, warm_up: int = 3) -> Callable[[], None]:
 
 
 def release(device: torch.device) -> None:
-    """Gives memory that nothing refers to any more back to the device."""
+    """Returns unreferenced memory to the device."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -101,7 +101,7 @@ def release(device: torch.device) -> None:
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether the device's memory was too small, be it several errors back."""
+    """Whether the device ran out of memory, possibly several errors back in the chain."""
     while error is not None:
         if isinstance(error, torch.OutOfMemoryError):
             return True
@@ -110,7 +110,7 @@ def out_of_memory(error: BaseException | None) -> bool:
 
 
 def fitting(images: int, device: torch.device, work: Callable[[int], Found]) -> Found:
-    """`work` of `images`, or of the next half of it that fits into the device's memory."""
+    """`work` of `images`, halved until it fits into the device's memory."""
     while True:
         try:
             return work(images)
@@ -122,7 +122,7 @@ def fitting(images: int, device: torch.device, work: Callable[[int], Found]) -> 
 
 
 def time_limit(limit_sec: float | None) -> Callable[[], str | None]:
-    """What says why nothing more is begun, once `limit_sec` from now are over; until then None."""
+    """A function that returns None until `limit_sec` from now, then why nothing more is started."""
     started = time.monotonic()
 
     def reason() -> str | None:
@@ -134,14 +134,14 @@ def time_limit(limit_sec: float | None) -> Callable[[], str | None]:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, in one line."""
+    """The error in one line."""
     said = str(error).strip().splitlines()
     return f"{type(error).__name__}: {said[0][:300] if said else 'no message'}"
 
 
 def as_options(problem: str | None) -> str | None:
-    """Why a backend cannot run, as `pipeline.model.backends` tells a training, with the options of
-    a benchmark for its settings."""
+    """Why a backend cannot run, as `pipeline.model.backends` says it, but naming the options of a
+    benchmark instead of settings."""
     settings = (("run.device=", "--device="), ("optim.amp=", "--amps="), ("optim.amp", "the dtype"))
     for setting, option in settings:
         problem = problem and problem.replace(setting, option)
@@ -149,7 +149,7 @@ def as_options(problem: str | None) -> str | None:
 
 
 class Copy:
-    """What the memory gives: one large tensor copied to another, on a GPU of 1 GiB."""
+    """Memory bandwidth: one large tensor copied to another, of 1 GiB on a GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -165,7 +165,7 @@ class Copy:
 
 
 def flop_per_sec(device: torch.device, dtype: torch.dtype) -> float:
-    """What matrix products reach here: the best of a few square ones, on a GPU of side 8192."""
+    """Arithmetic peak: the best of a few square matrix products, of side 8192 on a GPU."""
     side = _PRODUCT_SIDE[device.type]
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     times = [seconds(device, lambda: a @ b) for _ in range(10)]

@@ -1,7 +1,7 @@
-"""What only a GPU can show: `make gpu-check`, or `python -m pipeline.benchmark.gpu_check`.
+"""The checks that need a GPU: `make gpu-check`, or `python -m pipeline.benchmark.gpu_check`.
 
 Needs PyTorch with its Triton, and numpy; pytest for the tests, and for the loader DALI, pyarrow and
-pillow. What is missing is named. Leaves with 2 where there is no GPU, and with 1 if a part failed.
+pillow. Names what is missing. Exits with 2 where there is no GPU, and with 1 if a part failed.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Part(NamedTuple):
-    """One entry, which runs in a process of its own."""
+    """One part, which runs in a process of its own."""
 
     budget_sec: float
-    """Until it is killed, with all that it has started."""
+    """Seconds until it is killed, with all that it has started."""
     run: str
     """The full name of a function of `options` and a `Save`; imported only in that process."""
     options: Any = None
@@ -62,12 +62,12 @@ PARTS = {
         ),
     ),
 }  # fmt: skip
-"""In the order they run. Their limits leave what has begun a quarter of the time."""
+"""The parts in the order they run. Their limits leave a quarter of the time to what has begun."""
 
 
 def run_tests(_options: None, save: Save) -> Result:
-    """The tests marked `gpu`, those also marked `slow` last; only their files are read, as others
-    need more packages. Raises `TrainingError` if one fails."""
+    """Runs the tests marked `gpu`, those also marked `slow` last; collects only their files, as
+    others need more packages. Raises `TrainingError` if one fails."""
     import pytest
 
     counts = TestCounts(save)
@@ -80,7 +80,7 @@ def run_tests(_options: None, save: Save) -> Result:
 
 
 class TestCounts:
-    """A plugin of pytest: saves how many tests passed, failed and were skipped after each."""
+    """A pytest plugin: saves after each test how many passed, failed and were skipped."""
 
     __test__ = False
 
@@ -94,7 +94,7 @@ class TestCounts:
         items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        """Counts a test, which fails in its fixtures too."""
+        """Counts a test, including failures in its fixtures."""
         figures = self.result.figures
         figures["passed"] += report.passed and report.when == "call"
         figures["skipped"] += report.skipped
@@ -111,7 +111,7 @@ def gpu_test_files(folder: Path) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
-    """Runs the parts one after the other, each of which prints its table; writes one JSON.
+    """Runs the parts one after the other, each printing its table; writes one JSON.
 
     Raises `ValueError` for a wrong option or where there is no GPU, `TrainingError` at the end if a
     part failed.
@@ -127,9 +127,9 @@ def main(argv: list[str]) -> None:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    # Not jsonargparse, which a machine that is only measured need not have.
+    # Not jsonargparse, which a machine that only runs this need not have.
     parser = argparse.ArgumentParser(f"python -m {__spec__.name}", description=__doc__)
-    parser.add_argument("--parts", default=",".join(PARTS), help="which, with commas between")
+    parser.add_argument("--parts", default=",".join(PARTS), help="which, separated by commas")
     parser.add_argument("--json", type=Path, help="default: benchmarks/gpu_<GPU>_<date>.json")
     options = parser.parse_args(argv)
     within(options, "parts", list(PARTS))
@@ -155,7 +155,7 @@ def run_part(part: Part) -> dict[str, Any]:
     """Runs a part in a process of its own, which is killed after its budget.
 
     Returns its `status` (done, failed, missing: a package, over time), the `seconds` it took, the
-    `reason` unless it is done, and the JSON of its `result` as far as it came.
+    `reason` unless it is done, and the JSON of its `result` as far as it got.
     """
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -167,7 +167,7 @@ def run_part(part: Part) -> dict[str, Any]:
         try:
             process.join(part.budget_sec)
             code = process.exitcode
-        finally:  # with all of its session, such as compilers it has started
+        finally:  # with its whole session, such as compilers it has started
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid or 0, signal.SIGKILL)
             process.kill()
@@ -179,8 +179,8 @@ def run_part(part: Part) -> dict[str, Any]:
 
 
 def run_here(part: Part, path: Path) -> None:
-    """Runs a part in this process, which may be killed at any time: `path`, which is there, always
-    holds what it has found so far."""
+    """Runs a part in this process, which may be killed at any time: the existing `path` always
+    holds the result so far."""
     os.setsid()
     outcome = json.loads(path.read_text(encoding="utf-8"))
 
@@ -217,7 +217,7 @@ def finish(outcomes: Mapping[str, Mapping[str, Any]], path: Path | None) -> None
     print(f"written to {path}")
     failed = [part for part, outcome in outcomes.items() if outcome["status"] == "failed"]
     if failed:
-        raise TrainingError(f"failed: {', '.join(failed)}; the reasons stand in the table")
+        raise TrainingError(f"failed: {', '.join(failed)}; the table has the reasons")
 
 
 def default_path(gpu: str, day: datetime.date) -> Path:

@@ -2,7 +2,7 @@
 Pillow and against bare full decoding by simplejpeg, which binds libjpeg-turbo. Also decoding on the
 GPU against decoding on the CPU.
 
-The images are in the page cache: what is measured is reading them there, decoding and augmenting.
+The images are in the page cache: this measures reading them from there, decoding, augmenting.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ Rate = Callable[[], float]
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: this project's loader on one container, or what it is held against."""
+    """A row of the table: this project's loader on one container, or a reference."""
 
     container: Container | None
     crop: Crop | None
@@ -77,7 +77,7 @@ class Row:
 
 
 def run(options: LoaderOptions) -> Result:
-    """Images per second of every row in a steady state, and the ratios for class folders.
+    """Images per second of every row in steady state, and the ratios for class folders.
 
     Ratios: `loader_vs_dataloader`, `loader_vs_dataloader_jitter` and `loader_vs_decode` (random-
     resized crop over bare decoding), at the most threads; those at fewer end in `_<threads>t`.
@@ -112,7 +112,7 @@ def run(options: LoaderOptions) -> Result:
 
 
 def rows(options: LoaderOptions) -> list[Row]:
-    """What is measured of this project's loader."""
+    """The rows of this project's loader."""
     containers, crops = chosen(options.containers, CONTAINERS), chosen(options.crops, CROPS)
     return [
         Row(container, crop, threads)
@@ -124,13 +124,13 @@ def rows(options: LoaderOptions) -> list[Row]:
 
 
 def _open_all(options: LoaderOptions, folder: Path) -> dict[Container, Manifest]:
-    """The same images in every container, and always in class folders, which Pillow reads."""
+    """The same images in every container, always including class folders, which Pillow reads."""
     root = folder / "made"
     if options.data is not None:
         root = Path(options.data)
     else:
         make_photos(root, options.files)
-    cache = folder / "cache"  # nothing is written beside somebody's data
+    cache = folder / "cache"  # nothing is written to somebody's data
     everything = open_manifest(root, "train", cache)
     count = min(options.files, len(everything))
     images = [len(everything) * place // count for place in range(count)]
@@ -142,7 +142,7 @@ def _open_all(options: LoaderOptions, folder: Path) -> dict[Container, Manifest]
 
 
 def _sides(options: LoaderOptions, manifests: Mapping[Container, Manifest]) -> dict[Row, Rate]:
-    """What measures a round of each row; those with workers come first, as they fork."""
+    """Functions that measure a round of each row; those with workers come first, as they fork."""
     sides: dict[Row, Rate] = {}
     for threads in numbers(options.threads):
         for crop in chosen(options.crops, CROPS):
@@ -204,8 +204,8 @@ def _table(spreads: dict[Row, Spread]) -> list[tuple[str, ...]]:
 
 
 class _Middle:
-    """What is timed of a pass: whole turns of the workers, which deliver in bursts, between two
-    edges in which every queue is full."""
+    """The timed part of a pass: whole turns of the workers, which deliver in bursts, between two
+    edges at which every queue is full."""
 
     def __init__(self, options: LoaderOptions, workers: int) -> None:
         self.edge = workers * _PREFETCH + 2
@@ -216,8 +216,8 @@ class _Middle:
 def _ours(
     options: LoaderOptions, manifest: Manifest, data: DataConfig, device: torch.device, workers: int
 ) -> Rate:
-    """What measures a round of this project's `Loader`, as a training makes it; its queues fill and
-    empty like those of so many `workers`."""
+    """A function that measures a round of this project's `Loader` as training opens it; its queues
+    fill and empty like those of so many `workers`."""
     share = Share(data.threads or 1, 0)
     settings = choose_decoding(Config(data=data), device, share, (manifest,))
     stream = TrainStream(manifest, train_planner(data), seed=0)
@@ -226,8 +226,8 @@ def _ours(
 
 
 def _reference(manifest: Manifest, options: LoaderOptions, crop: Crop, workers: int) -> Rate:
-    """What measures a round of the usual loader: workers that live on, each with one thread, and
-    Pillow's transforms."""
+    """A function that measures a round of the usual loader: persistent workers, each with one
+    thread, and Pillow's transforms."""
     middle, short_side = _Middle(options, workers), _short_side(options.size)
     length = middle.batches * options.batch
     loader = DataLoader(
@@ -310,7 +310,7 @@ class PhotoDataset(Dataset[tuple[Tensor, int]]):
         return image.resize((self._size, self._size), Image.Resampling.BILINEAR, box)
 
     def _scale_jitter(self, image: Image.Image) -> Image.Image:
-        """The paper's crop as it is usually written: the whole image is resized, then cut."""
+        """The paper's crop as usually implemented: the whole image is resized, then cropped."""
         width, height = image.size
         side, shorter = random.randint(*self._short_side), min(image.size)
         resized = image.resize(
@@ -322,7 +322,8 @@ class PhotoDataset(Dataset[tuple[Tensor, int]]):
 
 
 def use_one_thread(_worker: int) -> None:
-    """Workers are processes side by side: more threads in each would only crowd the cores."""
+    """Sets one thread in a worker: workers are processes, and more threads would crowd the
+    cores."""
     torch.set_num_threads(1)
 
 
@@ -341,14 +342,14 @@ def _random_box(width: int, height: int) -> tuple[int, int, int, int]:
 
 
 def can_run() -> bool:
-    """Whether simplejpeg is installed. Nothing else is measured in its place."""
+    """Whether simplejpeg is installed. Nothing else replaces it."""
     return importlib.util.find_spec("simplejpeg") is not None
 
 
 class BareDecode:
     """Decodes whole images from memory to RGB, one after the other on each of some threads.
 
-    What simplejpeg refuses, such as ImageNet's few CMYK files and its PNG, is left out.
+    Files that simplejpeg refuses, such as ImageNet's few CMYK files and its PNG, are left out.
     """
 
     def __init__(self, manifest: Manifest, threads: int, images: int) -> None:

@@ -1,4 +1,4 @@
-"""`benchmark manifest`: a manifest of ImageNet's size, opened and planned from."""
+"""`benchmark manifest`: opens an index of ImageNet's size and plans batches from it."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _AIM_OPEN_SEC, _AIM_RSS_MB, _AIM_PLAN_MS = 0.5, 150.0, 2.0
 def run(options: ManifestOptions) -> Result:
     """Time and memory of opening in fresh processes, and of planning a batch in this one.
 
-    The ratios are each figure over its aim, 1 or less reaching it, and the cost of an image in the
-    longest of `rows` over that in the shortest, `plan_cost_1e7_vs_1e3` by default.
+    Each ratio is a figure over its target, reached at 1 or less; one more is the cost of an image
+    in the longest of `rows` over that in the shortest, `plan_cost_1e7_vs_1e3` by default.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.arrow"
@@ -59,7 +59,7 @@ def run(options: ManifestOptions) -> Result:
 
 
 def _add_growth(result: Result, options: ManifestOptions) -> None:
-    """What an image costs, and what memory a batch takes, at each length of the manifest."""
+    """The time for an image, and the memory for a batch, at each length of the manifest."""
     lengths = {_power(rows): rows for rows in numbers(options.rows)}
     plans = {n: _Plans(synthetic_manifest(rows), options.batch) for n, rows in lengths.items()}
     costs = interleave(options.rounds, {name: one.us_per_image for name, one in plans.items()})
@@ -81,9 +81,9 @@ def _power(number: int) -> str:
 
 
 class _Plans:
-    """Batches ordered and planned one after the other in the middle of an epoch.
+    """Times of batches ordered and planned one after the other in the middle of an epoch.
 
-    `first_sec` is what the very first took, which waits for the epoch's permutation.
+    `first_sec` is the time of the very first, which waits for the epoch's permutation.
     """
 
     def __init__(self, manifest: Manifest, batch: int) -> None:
@@ -93,15 +93,15 @@ class _Plans:
         time.sleep(3 * self.first_sec)  # the next epoch's permutation is made in the background
 
     def seconds(self) -> list[float]:
-        """Of each of many batches."""
+        """Seconds of each of many batches."""
         return [self._plan() for _ in range(_BATCHES)]
 
     def us_per_image(self) -> float:
-        """Microseconds, by the median of many batches."""
+        """Microseconds per image, by the median of many batches."""
         return statistics.median(self.seconds()) / self._batch * 1e6
 
     def peak_bytes(self) -> int:
-        """The most memory that is taken while one batch is ordered and planned."""
+        """The peak of memory while one batch is ordered and planned."""
         tracemalloc.start()
         try:
             self._plan()
@@ -119,8 +119,8 @@ class _Plans:
 
 
 def synthetic_manifest(rows: int, classes: int = 1, side: int | None = None) -> Manifest:
-    """A manifest in memory, made without scanning or hashing names: every image is called alike and
-    of the first of `classes`, with sides as ImageNet's or all of `side` pixels."""
+    """A manifest in memory, made without scanning or hashing names: every image has the same name
+    and the first of `classes`, with sides like ImageNet's or all of `side` pixels."""
     rng = np.random.default_rng(0)
     offsets = np.arange(rows + 1, dtype=np.int32) * len(_NAME)
     files = pa.Array.from_buffers(
@@ -140,7 +140,7 @@ def synthetic_manifest(rows: int, classes: int = 1, side: int | None = None) -> 
 
 
 def _rows(manifest: Manifest) -> Rows:
-    """What a scan would have found."""
+    """The result that a scan would have."""
     return Rows(
         classes=manifest.classes,
         files=[_NAME] * len(manifest),

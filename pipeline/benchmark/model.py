@@ -1,7 +1,7 @@
-"""`benchmark model`: what the model of a configuration reaches when nothing waits for data.
+"""`benchmark model`: the speed of a configuration's model when nothing waits for data.
 
-The phases of the program's own steps that are the model's: forward and loss, backward, optimizer.
-What the loop adds around them is `benchmark step`.
+Times the model's phases of the program's own steps: forward and loss, backward, optimizer.
+`benchmark step` measures what the loop adds around them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CLASSES = {"imagenet": 1000, "cifar": 10}
 
 
 class ModelStep:
-    """Rounds of a training's own steps, of which the phases of the model count."""
+    """Rounds of a training's own steps, of which the model's phases count."""
 
     def __init__(self, training: Training, images: int, round_sec: float) -> None:
         """`images` in each step; a round takes `round_sec`. Takes a few steps."""
@@ -61,10 +61,10 @@ def run(options: ModelOptions) -> Result:
 
 
 def one_rank_training(options: ModelOptions, folder: Path) -> Training:
-    """The configuration's training for one rank on this machine without its data; files in
+    """The configuration's training for one rank on this machine, without its data; files go to
     `folder`.
 
-    A step of it has no more than one micro-batch, and it writes no checkpoints.
+    Its steps have at most one micro-batch, and it writes no checkpoints.
     """
     world, config = World(), options.config
     share = own_share(world)
@@ -84,7 +84,7 @@ def one_rank_training(options: ModelOptions, folder: Path) -> Training:
 
 
 def describe(options: ModelOptions, training: Training) -> dict[str, str | int]:
-    """What was run, for the table's end and the JSON."""
+    """The settings that were run, for the end of the table and the JSON."""
     on_gpu = training.device.type == "cuda"
     place = str(training.device) if on_gpu else counted(torch.get_num_threads(), "thread")
     config = options.config

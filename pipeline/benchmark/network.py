@@ -1,4 +1,4 @@
-"""What a ResNet's step has to move and to compute: its norm layers, its bytes, its roofline."""
+"""Bytes and operations of a ResNet's training step: its norm layers, its traffic, its roofline."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ class Product:
 
 @dataclass(frozen=True)
 class Network:
-    """What matters of a network for the bytes and the arithmetic of its step."""
+    """The facts of a network that determine the bytes and the arithmetic of its step."""
 
     norms: Mapping[NormCase, int]
-    """How many layers there are of each case."""
+    """The number of layers of each case."""
     products: tuple[Product, ...]
-    """In the order of the forward pass."""
+    """The products in the order of the forward pass."""
     pixels: int
     """Elements of an image."""
     pooled: tuple[int, int]
@@ -86,8 +86,8 @@ class Call(NamedTuple):
 
 
 def calls(model: nn.Module, size: int) -> list[Call]:
-    """All calls of layers in a forward pass of `model`, on the device meta, in the order in which
-    they end; it sees two images of `size` pixels a side."""
+    """All layer calls in a forward pass of `model` on the meta device, in the order in which they
+    return; it sees two images of `size` pixels a side."""
     found: list[Call] = []
     hooks = [
         layer.register_forward_hook(lambda *call: found.append(Call(*call)), with_kwargs=True)
@@ -101,9 +101,9 @@ def calls(model: nn.Module, size: int) -> list[Call]:
 
 
 def network(depth: int, size: int) -> Network:
-    """The ResNet-`depth` at images of `size` pixels a side, as its own forward pass finds it.
+    """The ResNet-`depth` at images of `size` pixels a side, taken from its own forward pass.
 
-    The last block's two ends are not both used: one gradient comes back to it.
+    The output of the last block is used once: one gradient comes back to it.
     """
     with torch.device("meta"):
         seen = calls(build_network(ModelConfig(depth=depth), _CLASSES), size)
@@ -111,11 +111,11 @@ def network(depth: int, size: int) -> Network:
     products: list[Product] = []
     pooled: list[tuple[int, int]] = []
     # Computed together with the norm they are added to.
-    beside = {
+    of_residuals = {
         call.args[2] for call in seen if isinstance(call.layer, BatchNormAct) and call.args[2:]
     }
     for layer, args, named, y in seen:
-        if isinstance(layer, BatchNormAct) and layer not in beside:
+        if isinstance(layer, BatchNormAct) and layer not in of_residuals:
             x, residual, residual_norm = (*args, None, None)[:3]
             added: Kind = "add" if residual is not None else "plain"
             kind: Kind = "projection" if residual_norm is not None else added
@@ -131,8 +131,8 @@ def network(depth: int, size: int) -> Network:
 
 
 def kernel_bytes(case: NormCase, images: int, element_bytes: int) -> dict[str, float]:
-    """Bytes that each of our kernels has to read and write once, a bit per element of mask
-    included. What merges the chunks' sums moves less than a thousandth and is left out."""
+    """Bytes that each of our kernels must read and write once, including a bit per element of mask.
+    Merging the chunks' sums moves less than a thousandth and is left out."""
     plain, projection = case.kind == "plain", case.kind == "projection"
     mask = 0.0 if plain else 1 / 8 / element_bytes
     passes = {
@@ -152,7 +152,7 @@ def norm_bytes(
 
     "eager": PyTorch's operators one after the other, in place where the layer does that. "fused":
     one layer, its mask kept as bits where something is added; a projection's norm and the sum of
-    two gradients stand apart. "folded": our kernels, which take in those two as well.
+    two gradients are separate. "folded": our kernels, which take in those two as well.
     """
     if design == "folded":
         found = kernel_bytes(case, images, element_bytes)
@@ -176,10 +176,10 @@ def roofline(
 
     images / sum over kernels of max(bytes / bandwidth, operations / peak). A product reads two
     and writes one of its input, output and weights in each of three passes; the first has no
-    gradient of its input. The norm layers move `norm_bytes`. Beside them: pooling with its
+    gradient of its input. The norm layers move `norm_bytes`. Besides them: pooling with its
     indices, the images' cast, and SGD with momentum on fp32 parameters, cast once a step.
 
-    With what one H200 was measured to reach (4.3 TB/s copied, 790 TFLOP/s) and 256 images of 224
+    At the measured limits of one H200 (4.3 TB/s copied, 790 TFLOP/s) and 256 images of 224
     pixels: "eager" 8,110 and 3,650 img/s for ResNet-50 and -152, "fused" 10,130 and 4,560,
     "folded" 11,000 and 4,890.
     """

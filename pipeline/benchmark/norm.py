@@ -1,7 +1,7 @@
 """`benchmark norm`: BN (+ add) + ReLU of every shape in a ResNet, against a copy's bandwidth.
 
 On a GPU each call is captured in a CUDA graph, so that times are those of the kernels and not of
-launching them, and goes through several sets of tensors, more than fit into the L2 cache.
+launching them, and cycles through more sets of tensors than fit into the L2 cache.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from pipeline.model.norm import ends
 _HALF = 2  # bytes of an element
 _DESIGNS: dict[Backend, Design] = {"reference": "eager", "triton": "folded", "apex": "fused"}
 _NAMES: dict[Backend, str] = {"reference": "eager", "triton": "triton", "apex": "apex"}
-_NOISE = "< noise"  # of a difference: more rounds, or a machine with nothing else to do, tell it
+_NOISE = "< noise"  # of a difference: more rounds, or an idle machine, resolve it
 _HEAD = ("BN (+ add) + ReLU", "batch", "backend", "fwd us", "bwd us", "fwd of copy", "bwd of copy")
 _MOST_SETS = 32
-_L2_TIMES = 4  # as much memory is gone through between two uses of a tensor
-_ENOUGH_SEC = 2e-3  # a round is repeated to last so long: events tell half a microsecond
+_L2_TIMES = 4  # as much memory is touched between two uses of a tensor
+_ENOUGH_SEC = 2e-3  # a round lasts at least this long: events resolve half a microsecond
 _KERNELS = (
     *("statistics", "finish_statistics", "normalize"),
     *("gradient_sums", "finish_gradient_sums", "input_gradients"),
@@ -50,25 +50,25 @@ class Timing:
     both: Spread
     bytes: tuple[float, float]
     kernels: dict[str, float] | str | None = None
-    """Of our kernels each by itself: seconds, or why they could not be told apart."""
+    """Seconds of each of our kernels by itself, or why the profiler could not separate them."""
 
     @property
     def backward(self) -> Spread:
-        """The rest of both passes, round by round."""
+        """The backward pass, round by round: both passes minus the forward pass."""
         return by_round(operator.sub, self.both, self.forward)
 
     def shares(self, copy: Spread) -> tuple[float, float | None]:
         """Bytes over time of the forward and of the backward pass, over what the copy reached.
 
-        None for a backward pass, which is a difference, that is not told from noise: it is if in
-        three rounds of four it takes a tenth of the forward pass or more, though it moves more
-        bytes than that does.
+        None for a backward pass, a difference, that is lost in noise: it counts only if in three
+        rounds of four it takes a tenth of the forward pass or more, though it moves more bytes than
+        that does.
         """
         forward, backward = self.bytes
-        told = self.backward.quartiles[0] > self.forward.median / 10
+        resolved = self.backward.quartiles[0] > self.forward.median / 10
         return (
             forward / self.forward.median / copy.median,
-            backward / self.backward.median / copy.median if told else None,
+            backward / self.backward.median / copy.median if resolved else None,
         )
 
 
@@ -84,12 +84,12 @@ class Measured:
 
 
 def run(options: NormOptions, save: Save = lambda result: None) -> Result:
-    """Forward and backward time of each backend that can run here; the others with their reason.
+    """Forward and backward time of each backend that can run here; for the others, why not.
 
     Ratios: `triton_vs_eager_resnet50_fp16`, eager's time over triton's, summed over the network's
     layers; `triton_of_copy_...`, its bytes over its time over the copy's bandwidth, likewise;
-    `worst_share_of_copy`, the least of a pass of our kernels over all shapes, and
-    `worst_kernel_share_of_copy`, that of a kernel. `save` gets the result after each shape.
+    `worst_share_of_copy`, the lowest for a pass of our kernels over all shapes, and
+    `worst_kernel_share_of_copy`, the lowest for a kernel. `save` gets the result after each shape.
     """
     device = devices.pick_device(options.device)
     depths = chosen(options.depths, DEPTHS)
@@ -123,7 +123,7 @@ def run(options: NormOptions, save: Save = lambda result: None) -> Result:
 
 
 def _able(device: torch.device, amp: Amp, result: Result) -> list[Backend]:
-    """The backends that can run; says of all of them which can and why not."""
+    """The backends that can run; prints for each whether it can or why not."""
     found = {name: devices.as_options(problem) for name, problem in problems(device, amp).items()}
     for backend, problem in found.items():
         print(f"{amp} {backend}: {problem or 'can run here'}", flush=True)
@@ -136,7 +136,8 @@ def measure(
     case: NormCase, amp: Amp, backends: list[Backend], options: NormOptions, copy: devices.Copy,
     result: Result,
 ) -> Measured:  # fmt: skip
-    """All backends on one shape, in turn, at `options.batch` images or the next half that fits."""
+    """Measures all backends on one shape, in turn, at `options.batch` images, halved until they
+    fit."""
 
     def at(images: int) -> Measured:
         layers: dict[Backend, Layer] = {}
@@ -171,7 +172,7 @@ def _interleaved(
 
 
 def _add_rows(result: Result, measured: Measured, amp: Amp, counts: Mapping[int, int]) -> None:
-    """The shape's rows in the table, and all of it in the figure `shapes`."""
+    """Adds the shape's rows to the table, and all of it to the figure `shapes`."""
     case, backends = measured.case, {}
     for backend, timing in measured.timings.items():
         forward, backward = timing.shares(measured.copy)
@@ -210,7 +211,7 @@ def _add_rows(result: Result, measured: Measured, amp: Amp, counts: Mapping[int,
 
 
 def _kernels(measured: Measured, timing: Timing) -> dict[str, dict[str, float]] | str | None:
-    """Seconds, bytes and share of copy of each of our kernels that reads activations."""
+    """Seconds, bytes and share of the copy's bandwidth of each kernel that reads activations."""
     if not isinstance(timing.kernels, dict):
         return timing.kernels
     moved = kernel_bytes(measured.case, measured.images, _HALF)
@@ -263,11 +264,11 @@ class Layer:
         self, case: NormCase, images: int, dtype: torch.dtype, backend: Backend,
         device: torch.device,
     ) -> None:  # fmt: skip
-        """Draws everything, and on a GPU captures both passes. RuntimeError: it cannot."""
+        """Draws all tensors, and on a GPU captures both passes. RuntimeError if it cannot."""
         self._device, self._forked = device, case.forked
         with device:
             self._norm = make_norm(backend, case.channels)
-            self._beside = (
+            self._skip = (
                 make_norm(backend, case.channels, relu=False) if case.kind == "projection" else None
             )
             shape = (images, case.channels, case.side, case.side)
@@ -290,7 +291,7 @@ class Layer:
         return self._seconds(self._both)
 
     def launch(self) -> int:
-        """Both passes over all sets, kernel by kernel; how many calls of the layer that was."""
+        """Runs both passes over all sets, kernel by kernel; returns the number of layer calls."""
         self._go_both()
         return len(self._sets)
 
@@ -303,16 +304,16 @@ class Layer:
         return devices.seconds(self._device, lambda: loop(times)) / times / len(self._sets)
 
     def _call(self, on: _Tensors) -> tuple[Tensor, ...]:
-        y = self._norm(on.x, on.z, self._beside, self._forked)
+        y = self._norm(on.x, on.z, self._skip, self._forked)
         return ends(y) if self._forked else (y,)
 
-    # What they return is kept to the end of the pass: results in the memory of those before would
-    # be written to the cache only.
+    # Results are kept to the end of the pass: if they reused each other's memory, they would be
+    # written to the cache only.
     def _go_forward(self) -> object:
         return [self._call(on) for on in self._sets]
 
     def _go_both(self) -> object:
-        layers = nn.ModuleList([self._norm] if self._beside is None else [self._norm, self._beside])
+        layers = nn.ModuleList([self._norm] if self._skip is None else [self._norm, self._skip])
         parameters = list(layers.parameters())
         kept = []
         for on in self._sets:
@@ -322,7 +323,7 @@ class Layer:
 
 
 class _Tensors:
-    """What goes in: x, what is added to it, and the gradients that come back."""
+    """The inputs: x, what is added to it, and the gradients that come back."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, add: bool, forked: bool) -> None:
         def activation() -> Tensor:
@@ -334,7 +335,7 @@ class _Tensors:
 
 
 def _sets(device: torch.device, tensor_bytes: int) -> int:
-    """So many that a tensor has left the L2 cache when its turn comes again."""
+    """The number of sets with which a tensor has left the L2 cache when its turn comes again."""
     if device.type != "cuda":
         return 1
     cache = torch.cuda.get_device_properties(device).L2_cache_size
@@ -353,14 +354,13 @@ def kernel_seconds(layer: Layer) -> dict[str, float] | str:
             calls = layer.launch()
             torch.cuda.synchronize()
         events = profiler.key_averages()
-    except Exception as error:  # a driver may not let it; all else is measured without
+    except Exception as error:  # a driver may forbid it; all else is measured without
         return devices.reason(error)
     return in_seconds({event.key: event.device_time_total for event in events}, calls)
 
 
 def in_seconds(microseconds: Mapping[str, float], calls: int) -> dict[str, float] | str:
-    """The time of our kernels per call from those of all kernels, which are called by their
-    names."""
+    """The time of our kernels per call, found by name among the times of all kernels."""
     found = {}
     for name in _KERNELS:
         if microseconds.get(name, 0.0) <= 0:

@@ -1,4 +1,4 @@
-"""The options of each benchmark, and lists with commas between.
+"""The options of each benchmark, and comma-separated lists.
 
 Imports nothing heavy: `--help` answers at once.
 """
@@ -26,13 +26,13 @@ CROPS: tuple[Crop, ...] = get_args(Crop)
 DEPTHS = (18, 34, 50, 101, 152)
 PARTS = ("loader", "model", "step", "allreduce", "norm")
 LINK_RANKS = 2
-"""Ranks on this machine between which `all` measures the link."""
+"""Number of local ranks between which `all` measures the link."""
 
 T = TypeVar("T")
 
 
 def chosen(value: str, known: Sequence[T]) -> list[T]:
-    """Those of `known` that a list with commas names, in its order."""
+    """Those of `known` that a comma-separated list names, in its order."""
     return [one for name in value.split(",") for one in known if str(one) == name]
 
 
@@ -41,12 +41,12 @@ def within(options: object, name: str, known: Sequence[object]) -> None:
     value, names = getattr(options, name), [str(one) for one in known]
     require(
         set(value.split(",")) <= set(names),
-        f"--{name}={value} must be some of {', '.join(names)} with commas between",
+        f"--{name}={value} must be some of {', '.join(names)} separated by commas",
     )
 
 
 def numbers(value: str) -> list[int]:
-    """The numbers of a list with commas, ascending, each once."""
+    """The numbers of a comma-separated list, ascending, each once."""
     return sorted({int(part) for part in value.split(",")})
 
 
@@ -55,13 +55,13 @@ def whole_numbers(options: object, name: str, least: int) -> None:
     value = getattr(options, name)
     require(
         all(part.isdecimal() and int(part) >= least for part in value.split(",")),
-        f"--{name}={value} must be whole numbers of at least {least} with commas between",
+        f"--{name}={value} must be whole numbers of at least {least} separated by commas",
     )
 
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """JPEG files to training batches: this project's loader against others, as a table."""
+    """From JPEG files to training batches: this project's loader against others, as a table."""
 
     data: str | None = None
     """Data set in any container; `files` of its training images, spread over all of it, are
@@ -69,12 +69,12 @@ class LoaderOptions:
     files: int = 512
     """Images, which lie in a temporary folder in each container."""
     containers: str = "folders,tar,tfrecord,recordio"
-    """Containers of the same images, with commas between."""
+    """Containers of the same images, comma-separated."""
     crops: str = "random_resized_crop,scale_jitter"
-    """Training crops, with commas between."""
+    """Training crops, comma-separated."""
     threads: str = "2"
     """DALI's threads, the workers of the DataLoader and the threads of bare decoding: one or more
-    counts, with commas between."""
+    counts, comma-separated."""
     table: Literal["short", "full"] = "short"
     """short: every crop from the first container, and the other containers at the first crop only;
     full: every container at every crop. Both at every count of threads."""
@@ -109,7 +109,7 @@ class TrainOptions:
     classes: int = 100
     """Classes of the JPEGs that are made."""
     depths: str = "50,152"
-    """Layers of the ResNets, one run each, with commas between."""
+    """Layers of the ResNets, one run each, comma-separated."""
     amp: Amp = "bf16"
     """Mixed precision."""
     batch: int = 256
@@ -137,9 +137,9 @@ class NormOptions:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """What the layers run on; auto: a GPU where there is one."""
     depths: str = "50,152"
-    """Layers of the ResNets whose norm layers are measured, with commas between."""
+    """Layers of the ResNets whose norm layers are measured, comma-separated."""
     amps: str = "fp16,bf16"
-    """Dtypes of the activations, with commas between."""
+    """Dtypes of the activations, comma-separated."""
     batch: int = 256
     """Images; halved for a shape that does not fit into the device's memory."""
     pixels: int = 224
@@ -177,12 +177,12 @@ class StepOptions:
     threads: int = 2
     """PyTorch's CPU threads."""
     depths: str = "50,152"
-    """Table: layers of the ResNets, with commas between."""
+    """Table: layers of the ResNets, comma-separated."""
     amps: str = "fp16,bf16"
-    """Table: mixed precision, with commas between."""
+    """Table: mixed precision, comma-separated."""
     sides: str = "eager,triton,apex,compile"
-    """Table: what computes the norm layers (compile: the eager model under torch.compile), with
-    commas between; every other side is compared with eager."""
+    """Table: what computes the norm layers (compile: the eager model under torch.compile),
+    comma-separated; every other side is compared with eager."""
     batch: int = 256
     """Table: images per step; halved for a side that does not fit into the device's memory."""
     pixels: int = 224
@@ -204,16 +204,16 @@ class StepOptions:
 
 @dataclass(frozen=True)
 class ManifestOptions:
-    """A manifest of ImageNet's size: opening it, its memory, and planning a batch."""
+    """An image index of ImageNet's size: opening it, its memory, and planning a batch."""
 
     images: int = 1_281_167
-    """Rows of the manifest; as many as ImageNet's training set."""
+    """Rows of the index; as many as ImageNet's training set."""
     batch: int = 256
     """Images of the batch that is planned."""
     rounds: int = 9
-    """Times the manifest is opened, each in a process of its own, and rounds of each of `rows`."""
+    """Times the index is opened, each in a process of its own, and rounds of each of `rows`."""
     rows: str = "1000,100000,10000000"
-    """Rows of synthetic manifests whose cost per image is compared, with commas between."""
+    """Rows of synthetic indexes whose cost per image is compared, comma-separated."""
 
     def __post_init__(self) -> None:
         at_least_one(self, "--", "images", "batch", "rounds")
@@ -229,7 +229,7 @@ class AllreduceOptions:
     ranks: int = 2
     """Horovod ranks on this machine, at least 2."""
     sizes: str | None = None
-    """Bytes of the tensors in fp32, with commas between, each a multiple of 4; null: from 4 KiB in
+    """Bytes of the tensors in fp32, comma-separated, each a multiple of 4; null: from 4 KiB in
     steps of 4 times, on GPUs to 256 MiB, on CPUs to 64 MiB."""
     dtypes: str = "fp32,fp16"
     """What is sent: as many numbers in fp32, or in half the bytes as by
@@ -257,7 +257,7 @@ class ScaleOptions:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """What the model runs on; auto: GPUs where there are enough and Horovod has NCCL."""
     ranks: str = "1,2"
-    """Numbers of ranks, with commas between; up to the machine's GPUs, or its cores."""
+    """Numbers of ranks, comma-separated; up to the machine's GPUs, or its cores."""
     rounds: int = 13
     """Rounds of each side, in turn."""
     steps: int = 6
@@ -297,11 +297,11 @@ class PredictOptions:
     dtype: Dtype = "fp32"
     """What is sent: fp32, or fp16 as by optim.gradient_compression."""
     gpus: str = "8,64,512"
-    """Numbers of GPUs, with commas between; above one node whole nodes."""
+    """Numbers of GPUs, comma-separated; above one node whole nodes."""
     gpus_per_node: int = 8
     """GPUs in a node."""
     link_gbit: str = "100,400,3200"
-    """Rated speeds of all network links of one node together, in Gbit/s, with commas between."""
+    """Rated speeds of all network links of one node together, in Gbit/s, comma-separated."""
     link_efficiency: float = 0.8
     """Share of the rated speed that arrives, above 0 up to 1: an assumption to put your own
     measurement in for."""
@@ -355,7 +355,7 @@ class ModelOptions:
     round_sec: float = 1.0
     """A round takes about this long, in whole steps and at least one."""
     config: Config = field(default_factory=Config)
-    """What is measured, for one rank."""
+    """The configuration measured, for one rank."""
 
     def __post_init__(self) -> None:
         at_least_one(self, "--", "rounds")
@@ -372,15 +372,15 @@ class AllOptions(ModelOptions):
     """Loader, model, step, all-reduce and norm layers of a configuration, and what limits it."""
 
     parts: str = ",".join(PARTS)
-    """What is measured, with commas between."""
+    """What is measured, comma-separated."""
     files: int = 512
     """JPEGs to make where --data.root is not given, nor --config of a run whose data are there: as
     large for data.image_size as ImageNet's are for 224."""
     made: bool = True
-    """Whether the images are made."""
+    """Whether the images are generated."""
     ranks: int = LINK_RANKS
-    """For how many ranks the verdict is: those of the stored run, else as many as the batch is
-    for, at most two."""
+    """Number of ranks that the verdict is for: those of the stored run, else as many as the batch
+    is for, at most two."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -389,7 +389,7 @@ class AllOptions(ModelOptions):
 
 
 CONFIGURED: dict[str, type[ModelOptions]] = {"model": ModelOptions, "all": AllOptions}
-"""Of the benchmarks that measure a training's configuration."""
+"""The benchmarks that measure a training's configuration."""
 
 OPTIONS: dict[str, type] = {
     "loader": LoaderOptions,

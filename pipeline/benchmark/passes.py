@@ -1,9 +1,9 @@
 """Passes of the loader that are timed between two of their batches, away from both their ends.
 
-Three passes over the same images say which part of the time of a configuration's loader goes where:
-the loader as a training has it; its graph with the files already in memory and the crops planned;
-of that graph only the decoding. Their times per image split the first one: decoding; the rest of
-the graph; reading, planning and handing over.
+Three passes over the same images show where the time of a configuration's loader goes:
+the loader as in training; its graph with the files already in memory and the crops planned; only
+the decoding of that graph. Their times per image split the first: decoding; the rest of the graph;
+reading, planning and handing over.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ Rate = Callable[[], float]
 def middle_speed(
     batches: Iterable[object], first: int, timed: int, images: int, device: torch.device
 ) -> float:
-    """Images per second of the `timed` batches after the `first` ones of a pass, whose batches have
-    `images` each and count when they are there on `device`.
+    """Images per second of the `timed` batches after the `first` ones of a pass; batches have
+    `images` each and count when they have arrived on `device`.
 
-    Those before fill the queues, or are taken from full ones; those after keep every worker busy
-    until the clock stops. The pass is taken to its end, so that nothing is left running.
+    The batches before fill the queues, or come from full ones; those after keep every worker busy
+    until the clock stops. The pass runs to its end, so that nothing is left running.
     """
     arrived = []
     for _ in batches:
@@ -50,7 +50,7 @@ def middle_speed(
 
 
 class LoaderPasses:
-    """Passes of a training's `Loader`: each goes on in the stream where the last one ended."""
+    """Passes of a training's `Loader`, each continuing in the stream where the last one ended."""
 
     def __init__(self, stream: TrainStream, settings: DecodeSettings, images: int) -> None:
         """`images` in a batch."""
@@ -74,7 +74,8 @@ class LoaderPasses:
         )
 
     def images_per_sec(self, edge: int, timed: int) -> float:
-        """Of the middle of the next pass, which has `edge` batches before it and after it."""
+        """Images per second in the middle of the next pass, with `edge` batches before and
+        after."""
         with self.open(timed + 2 * edge) as loader:
             return middle_speed(loader, edge, timed, self._images, self._settings.device)
 
@@ -86,11 +87,11 @@ class LoaderParts:
         self, images: ImageSet, config: Config, settings: DecodeSettings, batch: int,
         round_sec: float,
     ) -> None:  # fmt: skip
-        """A round takes about `round_sec`; `batch` images at once."""
+        """Prepares rounds of about `round_sec`, with batches of `batch` images."""
         planner = train_planner(config.data, settings.normalisation)
         self._stream = TrainStream(images, planner, config.run.seed)
         self._settings, self._batch, self._round_sec = settings, batch, round_sec
-        # At the start queues are full or filling, at the end planners have nothing to do any more.
+        # At the start queues are full or filling, at the end planners have nothing left to do.
         self._first, self._last = 2 * settings.prefetch + 1, settings.prefetch + 1
         self._passes = LoaderPasses(self._stream, settings, batch)
         self._inputs: list[tuple[Any, ...]] = []
@@ -98,8 +99,8 @@ class LoaderParts:
             self._inputs = [self._input(chunk) for chunk in self._passes.chunks(_KEPT)]
 
     def sides(self) -> dict[str, Rate]:
-        """What measures a round of each pass, by the name of its spread. The first round is to warm
-        up: its few batches say how many the others have."""
+        """Functions that measure a round of each pass, by the name of its spread. The first round
+        warms up: its few batches determine how many the others have."""
         sides = {"loader_images_per_sec": self._side(self._passes.open)}
         if self._settings.decoder != "none":
             sides["from_memory_images_per_sec"] = self._side(
@@ -129,7 +130,8 @@ class LoaderParts:
     def _graph(
         self, make: Callable[..., Any], batches: int, inputs: int | None = None
     ) -> Iterator[Iterator[Any]]:
-        """The batches of a graph that takes the first `inputs` of those in memory; None: all."""
+        """The batches of a graph that takes the first `inputs` of the inputs in memory; None:
+        all."""
         taken = [one[:inputs] for one in self._inputs]
         left = itertools.islice(itertools.cycle(taken), batches)
         pipe = make(lambda: next(left), self._batch, self._settings)
@@ -146,7 +148,7 @@ def loader_shares(spreads: dict[str, Spread]) -> dict[str, Spread]:
     """Shares of the loader's time per image, by round, from the spreads of `LoaderParts.sides`.
 
     `decoding_of_loader`, `resizing_of_loader` (the rest of the graph), `reading_of_loader` (the
-    rest): none below 0, as noise of two passes could have it. Empty where nothing is decoded.
+    rest): clipped at 0 against the noise of two passes. Empty where nothing is decoded.
     """
     if "decoding_images_per_sec" not in spreads:
         return {}

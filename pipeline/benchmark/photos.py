@@ -1,5 +1,5 @@
-"""Files like ImageNet's photographs, for measuring how fast they are read and decoded, and the same
-images in each container that this project reads."""
+"""Files like ImageNet's photographs, to measure reading and decoding, and the same images in each
+container that this project reads."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make_photos(
     scale: float = 1.0,
 ) -> None:
     """Makes `<root>/<split>/photo_000/*.JPEG` and so on, round the classes: `count` files of about
-    500 x 375 pixels times `scale`, at 1 of 82 KB. Raises `FileExistsError` if they are there."""
+    500 x 375 pixels times `scale`, at 1 of 82 KB. Raises `FileExistsError` if they exist."""
     folders = [root / split / f"photo_{label:03d}" for label in range(classes)]
     for folder in folders:
         folder.mkdir(parents=True)
@@ -162,7 +162,8 @@ def _recordio(folder: Path, images: Iterable[Packed]) -> None:
 
 
 def _record(content: bytes) -> bytes:
-    """As dmlc's RecordIOWriter: cut where the magic number stands at a multiple of 4.
+    """A record as dmlc's RecordIOWriter writes it: cut where the magic number is at a multiple of
+    4.
 
     A part's flag is 0 for a whole record; 1, 2, 3 for the first, a middle and the last part of one.
     """

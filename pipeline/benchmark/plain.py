@@ -1,6 +1,6 @@
-"""The training loop that anyone would write first, on images in memory; also as one CUDA graph.
+"""The plainest training loop, on images in memory; also as one CUDA graph.
 
-What the program is held against, and what whole steps are measured by where DALI is not installed.
+The program is compared with it, and it measures whole steps where DALI is not installed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ _WARM_UP_STEPS = 3
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained: ResNet-`depth` with `side`'s norm layers on images of `pixels` a side."""
+    """The network trained: ResNet-`depth` with `side`'s norm layers on images of `pixels` a
+    side."""
 
     depth: int
     amp: Amp
@@ -45,12 +46,12 @@ class Setting:
 
     @property
     def network(self) -> str:
-        """As ratios between sides are called after it."""
+        """The name of ratios between sides."""
         return f"resnet{self.depth}_{self.amp}"
 
     @property
     def name(self) -> str:
-        """As figures are called after it."""
+        """The name of figures."""
         return f"{self.side}_{self.network}"
 
 
@@ -69,14 +70,14 @@ class PlainTraining:
         self._scaler = torch.amp.GradScaler(device.type, _SCALE, enabled=amp == "fp16")
         self._autocast = torch.autocast(device.type, DTYPES.get(amp), enabled=amp != "off")
         self.loss = torch.zeros((), device=device)
-        """Of the last plain step, a scalar on the device."""
+        """Loss of the last plain step, a scalar on the device."""
 
     def step(self) -> None:
-        """One step, its kernels launched one by one. Never waits for the device, so that a CUDA
-        graph can hold it, learning rate and (one) batch with it.
+        """Takes one step, its kernels launched one by one. Never waits for the device, so that a
+        CUDA graph can hold it, including the learning rate and (one) batch.
 
-        Nor does the loss scaling, as fused SGD takes the scale and the flag of a non-finite
-        gradient as tensors: one of them skips the update on the device, in a graph as well.
+        Nor does loss scaling, as fused SGD takes the scale and the flag of a non-finite gradient
+        as tensors: the flag skips the update on the device, in a graph as well.
         """
         images, labels = next(self._batches)
         with self._autocast:
@@ -84,13 +85,13 @@ class PlainTraining:
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.step(self.optimizer)
         self._scaler.update()
-        # At the end, as the program does, which it is compared with.
+        # At the end, as in the program that it is compared with.
         self.optimizer.zero_grad(set_to_none=True)
         self.loss = loss.detach()
 
 
 def train_setting(setting: Setting, images: int, device: torch.device) -> PlainTraining:
-    """Draws the model and one batch of `images`, and takes a few steps.
+    """Initialises the model and one batch of `images`, and takes a few steps.
 
     Channels-last, autocast, the program's own optimizer (fused on a GPU). "eager" is PyTorch's
     `nn.BatchNorm2d`, addition and ReLU, in place where torchvision's network is: the layer's

@@ -1,7 +1,7 @@
 """`benchmark predict`: efficiency on a cluster, by `scaling_model` and what was measured here.
 
-Measured values come from the JSON of the other two benchmarks and stand in the result's settings
-beside those that were given; every efficiency it prints is a prediction, none is a measurement.
+Measured values come from the JSON of the other two benchmarks and are in the result's settings,
+with those that were given; every efficiency it prints is a prediction, none is a measurement.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _GIVEN = {
     "tensor_sec": ("tensor_us", 1e-6, "--allreduce"),
     "gpu_bytes_per_sec": ("node_gbyte", 1e9, "--allreduce"),
 }
-"""Of each of `Inputs` the option that gives it, its unit, and whose JSON else does."""
+"""For each of `Inputs` the option that gives it, its unit, and the benchmark that measures it."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a prediction starts from: seconds, bytes per second."""
+    """The inputs of a prediction: seconds, bytes per second."""
 
     step_sec: float
     jitter_sec: float
@@ -90,8 +90,8 @@ def row(
 ) -> dict[str, Any]:  # fmt: skip
     """The prediction for `gpus` GPUs; `link_gbit` is None inside one node.
 
-    Of a ring and two levels it takes the one with which the step is quicker; NCCL chooses for each
-    all-reduce by a model of its own.
+    It takes a ring or two levels, whichever makes the step faster; NCCL chooses for each all-reduce
+    by a model of its own.
     """
     network = (link_gbit or 1) * 1e9 / 8 * options.link_efficiency
     cluster = Cluster(
@@ -118,11 +118,11 @@ def row(
 
 
 def gradient_schedule(model: nn.Module, pixels: int, bytes_each: int) -> list[Gradient]:
-    """When `model`, on the device meta, has its layers' gradients: in order of readiness.
+    """The times at which `model`, on the meta device, has its layers' gradients, in order.
 
-    Time goes by the multiplications of each convolution and linear layer on images of `pixels` a
-    side; layers without any are ready with the one that backward passes before them. That norm
-    layers take time of their own is left out: it falls evenly between the others.
+    Time is counted in multiplications of each convolution and linear layer on images of `pixels` a
+    side; layers without any are ready with the one before them in the backward pass. The time of
+    norm layers is left out: it is spread evenly among the others.
     """
     layers: list[tuple[list[nn.Parameter], float]] = []
     for layer, _, _, y in calls(model, pixels):
@@ -140,9 +140,9 @@ def gradient_schedule(model: nn.Module, pixels: int, bytes_each: int) -> list[Gr
 
 
 def check(allreduce: dict[str, Any], scale: dict[str, Any]) -> list[dict[str, Any]]:
-    """The model against every `weak_scaling_N` of `scale`, nothing fitted to those.
+    """The model against every `weak_scaling_N` of `scale`, without fitting to those.
 
-    A step without communication is that of as many processes apart. Raises `ConfigError` if the
+    A step without communication is that of as many separate processes. Raises `ConfigError` if the
     two were measured on different devices.
     """
     settings, raw = scale["settings"], scale["raw"]
@@ -166,7 +166,8 @@ def check(allreduce: dict[str, Any], scale: dict[str, Any]) -> list[dict[str, An
         waits = (raw[f"weak_{count}_{w}_share"]["median"] for w in _WAITS)
         checks.append({
             "ranks": int(count), "predicted": found.efficiency, "measured": measured,
-            # A rank that waits for averages may wait for a slower rank: told apart by no clock.
+            # A rank that waits for averages may wait for a slower rank: no clock can separate the
+            # two.
             "predicted_wait_sec": found.agreement_sec + found.exposed_sec + found.jitter_sec,
             "measured_wait_sec": sum(waits) * raw[f"weak_{count}_step_sec"]["median"],
         })  # fmt: skip
@@ -213,7 +214,7 @@ def _fit(allreduce: dict[str, Any], dtype: Dtype) -> dict[str, Any]:
 def _inputs(
     options: PredictOptions, allreduce: dict[str, Any] | None, scale: dict[str, Any] | None
 ) -> Inputs:
-    """What was given, else what was measured. Raises `ConfigError` for what is neither."""
+    """The given inputs, else the measured ones. Raises `ConfigError` for one that is neither."""
     values: dict[str, Any] = {}
     if allreduce is not None:
         fit = _fit(allreduce, options.dtype)

@@ -1,7 +1,7 @@
-"""Processes that work when they are asked to and answer in JSON: what benchmarks of ranks start.
+"""Worker processes for benchmarks of ranks, which run tasks on request and answer in JSON.
 
-Several groups live through a whole benchmark and are measured in turns. Whoever is not measured is
-stopped by SIGSTOP: Horovod's thread would go on exchanging messages every cycle and slow the
+Several groups live through a whole benchmark and are measured in turns. Those not being measured
+are stopped by SIGSTOP: Horovod's thread would keep exchanging messages every cycle and slow the
 others.
 """
 
@@ -32,7 +32,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Processes:
-    """The processes of `jobs`, which run only while they are asked."""
+    """The processes of `jobs`, which run only during a request."""
 
     def __init__(self, jobs: Sequence[LocalRanks]) -> None:
         self._jobs = jobs
@@ -52,7 +52,7 @@ class Processes:
         return answers
 
     def end(self) -> None:
-        """Ends all. They hold nothing worth saving, and one may wait for another."""
+        """Kills all. They hold nothing worth saving, and one may wait for another."""
         self._signal(signal.SIGKILL)
         for job in self._jobs:
             job.stop()
@@ -63,7 +63,7 @@ class Processes:
 
 
 def start(module: str, arguments: Sequence[str], ranks: int) -> LocalRanks:
-    """Starts `python -m module arguments...` on each rank, one thread each, to be asked."""
+    """Starts `python -m module arguments...` on each rank, one thread each, to await requests."""
     root = Path(__file__).resolve().parents[2]
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
     return start_ranks(
@@ -76,15 +76,15 @@ def start(module: str, arguments: Sequence[str], ranks: int) -> LocalRanks:
 
 
 def serve(work: Callable[..., Mapping[str, Any]]) -> None:
-    """In such a process: `work` gets each task by name and returns the answer."""
-    # One that is stopped would not notice that the benchmark was killed: the kernel does.
+    """Serves requests in such a process: `work` gets each task by name and returns the answer."""
+    # A stopped process would not notice that the benchmark was killed: the kernel does.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for line in sys.stdin:
         print(json.dumps(work(**json.loads(line))), flush=True)
 
 
 def own_device(kind: Kind, number: int) -> torch.device:
-    """In such a process: one thread, and on GPUs the one of that number as the current one."""
+    """Sets up such a process: one thread, and on GPUs the one of that number as the current one."""
     torch.set_num_threads(1)
     if kind == "cpu":
         return torch.device("cpu")
@@ -94,9 +94,10 @@ def own_device(kind: Kind, number: int) -> torch.device:
 
 
 def pick_kind(choice: Literal["auto", "cpu", "cuda"], ranks: int) -> Kind:
-    """What `ranks` ranks on this machine run on.
+    """The device kind for `ranks` ranks on this machine.
 
-    Raises ValueError: "cuda" without a GPU for each rank or without NCCL; more ranks than cores.
+    Raises ValueError for "cuda" without a GPU for each rank or without NCCL, and for more ranks
+    than cores.
     """
     if choice == "cuda":
         pick_device(choice)
@@ -128,7 +129,7 @@ def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
     if not line:
         raise TrainingError(
             f"process {process.pid} of the benchmark ended early with code {process.wait()}; its "
-            "own error stands above"
+            "own error is above"
         )
     answer: dict[str, Any] = json.loads(line)
     return answer

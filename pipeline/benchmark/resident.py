@@ -1,7 +1,7 @@
-"""The program's own training on images that lie in memory: what a step costs without the loader,
-and what the program adds to a step.
+"""The program's own training on images in memory: the cost of a step without the loader, and what
+the program adds to a step.
 
-The one place of the benchmarks that knows how a `Trainer` is run.
+The only module of the benchmarks that knows how a `Trainer` is run.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from pipeline.train.trainer import Trainer
 
 _LOG_EVERY_STEPS = 20  # as configs/demo.yaml has it
 _CLASSES = 10
-_ROWS = 100_000  # an epoch no benchmark gets to the end of
+_ROWS = 100_000  # an epoch that no benchmark finishes
 
 
 class _RoundPhases(Phases):
-    """Phases of a whole round while they are `kept`: no line of metrics begins them anew."""
+    """Phases of a whole round while they are `kept`: no line of metrics restarts them."""
 
     kept = False
 
@@ -54,7 +54,7 @@ class _RoundPhases(Phases):
 
 
 class _Untimed(_RoundPhases):
-    """Phases that only beat the heart."""
+    """Phases that only beat the heartbeat."""
 
     def __call__(self, phase: Phase, step: int | None = None) -> AbstractContextManager[None]:
         self._heartbeat.beat(phase, step)
@@ -74,11 +74,12 @@ class Training:
         self._feed = Feed(loader, trainer.world, trainer.stop, self._phases)
 
     def run(self, steps: int) -> None:
-        """Takes `steps` steps as an epoch does, metrics included."""
+        """Takes `steps` steps as an epoch does, including metrics."""
         self.trainer.train_epoch(self._feed, self.trainer.state.step + steps)
 
     def phase_seconds(self, steps: int) -> dict[str, float]:
-        """Takes `steps` steps; seconds in each of `PHASES`. Waits for the device at the end."""
+        """Takes `steps` steps; returns seconds in each of `PHASES`. Waits for the device at the
+        end."""
         self._phases.restart()
         self._phases.kept = True
         self.run(steps)
@@ -87,7 +88,7 @@ class Training:
 
     @contextmanager
     def monitored(self) -> Iterator[None]:
-        """Has the metrics written as a run does, into the folder of the configuration's run."""
+        """Makes metrics be written as in a run, to the folder of the configuration's run."""
         trainer, config = self.trainer, self.trainer.config
         config.run.path.mkdir(parents=True)
         images = trainer.course.total_steps * config.data.global_batch_size
@@ -97,7 +98,7 @@ class Training:
 
 
 class _ResidentLoader:
-    """Gives the same few batches again and again, without end."""
+    """Yields the same few batches again and again, without end."""
 
     def __init__(self, batches: list[Batch]) -> None:
         self._batches = batches
@@ -108,7 +109,8 @@ class _ResidentLoader:
 
 
 def resident_batches(images: int, size: int, device: torch.device) -> list[Batch]:
-    """Two of noise: images (B, 3, H, W) float32, channels-last, on `device`; labels random."""
+    """Two batches of noise: images (B, 3, H, W) float32, channels-last, on `device`; labels
+    random."""
     draw = torch.Generator().manual_seed(0)
     batches = []
     for number in range(2):
@@ -150,7 +152,7 @@ def resident_training(
     batches: list[Batch] | None = None, classes: int = _CLASSES, timed: bool = True,
 ) -> Training:  # fmt: skip
     """A training of `config` over a manifest whose files do not exist: it gets `batches`, by
-    default those of its size. One step is one micro-batch."""
+    default noise of its size. One step is one micro-batch."""
     data = config.data
     manifest = synthetic_manifest(_ROWS, classes, data.image_size)
     decode = choose_decoding(config, device, Share(cores=1, gpu=0))
@@ -177,8 +179,8 @@ def training_from_files(
 
 
 def measure_loop(options: StepOptions, device: torch.device, result: Result) -> None:
-    """Images per second of `train_epoch`, of the same without timing phases and writing metrics, of
-    a bare loop, and of a bare loop in row-major fp32."""
+    """Images per second of `train_epoch`, of the same without timed phases and metrics, of a bare
+    loop, and of a bare loop in row-major fp32."""
     torch.set_num_threads(options.threads)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -198,11 +200,11 @@ def measure_loop(options: StepOptions, device: torch.device, result: Result) -> 
 def _loops(
     options: StepOptions, device: torch.device, folder: Path, stack: ExitStack
 ) -> dict[str, Callable[[], float]]:
-    """What measures a round of each loop; `stack` closes their files in `folder`."""
+    """Functions that measure a round of each loop; `stack` closes their files in `folder`."""
     steps, images = options.steps, options.images
     batches = resident_batches(images, options.size, device)
     config = resident_config(options.depth, options.size, images, folder, threads=options.threads)
-    # Of the silent one the first line is due after the benchmark.
+    # The first line of the silent one is due after the benchmark.
     each_step, never = (
         dataclasses.replace(
             config, run=dataclasses.replace(config.run, name=name, log_every_steps=every)
@@ -234,7 +236,7 @@ def _bare(
     training: Training, model: nn.Module, amp: Literal["off", "bf16", "fp16"],
     batches: list[tuple[Tensor, Tensor]],
 ) -> PlainTraining:  # fmt: skip
-    """What anyone would write first, over the training's own kind of optimizer."""
+    """The plainest loop, with the training's own kind of optimizer."""
     optim, lr = training.trainer.config.optim, training.trainer.lr(0)
     optimizer = build_optimizer(
         model, lr, optim.momentum, optim.weight_decay, optim.decay_norm_and_bias

@@ -19,18 +19,18 @@ from pipeline.system.console import counted
 from pipeline.system.files import write_text
 
 Measure = Callable[[], float | Mapping[str, float]]
-"""Measures one round of a side: a number, or several with names of their own."""
+"""Measures one round of a side: a number, or several named ones."""
 
 Show = Callable[[str], None]
-"""Shows a text in the place of the one before; an empty one makes room for lines of others."""
+"""Shows a text in place of the previous one; an empty one makes room for other lines."""
 
 _PACKAGES = ("triton", "pillow", "simplejpeg", "apex")  # besides those of a run
 
 
 @contextmanager
 def status_line() -> Iterator[Show]:
-    """What a benchmark is at: a line at the end of stderr if that is a terminal, which is gone when
-    the body ends, however it does."""
+    """Shows what a benchmark is doing: a line at the end of stderr if that is a terminal, removed
+    when the body ends, however it does."""
     shown = sys.stderr.isatty()
 
     def show(text: str) -> None:
@@ -45,7 +45,7 @@ def status_line() -> Iterator[Show]:
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and quartiles of `rounds`; of one round all three are that round."""
+    """Median and quartiles of `rounds`; for one round all three are that round."""
 
     rounds: tuple[float, ...]
 
@@ -63,7 +63,7 @@ class Spread:
         return self.quartiles[1]
 
     def cells(self, factor: float = 1.0, unit: str = "") -> tuple[str, str]:
-        """For a table, times `factor`: the median with its `unit`, and the quartiles."""
+        """Cells of a table, times `factor`: the median with its `unit`, and the quartiles."""
         low, middle, high = (number(factor * one) for one in self.quartiles)
         return middle + unit, f"{low} .. {high}"
 
@@ -74,7 +74,7 @@ class Spread:
 
 
 def by_round(work: Callable[..., float], *spreads: Spread) -> Spread:
-    """What `work` makes of each round of `spreads`: neighbours in time belong together."""
+    """`work` applied to each round of `spreads`: neighbours in time belong together."""
     rounds = zip(*(spread.rounds for spread in spreads), strict=True)
     return Spread(tuple(work(*found) for found in rounds))
 
@@ -87,10 +87,11 @@ def ratio(upper: Spread, lower: Spread) -> Spread:
 def interleave(
     rounds: int, sides: Mapping[str, Measure], show: Show = lambda text: None
 ) -> dict[str, Spread]:
-    """Runs the sides in turn, A, B, A, B, ..., so that a slow spell of the machine meets them all.
+    """Runs the sides in turn, A, B, A, B, ..., so that a slow spell of the machine affects them
+    all.
 
-    The first call of each warms up and does not count: imports, kernels, memory, connections.
-    `show` gets to know which is next. Returns the rounds of each number, in order.
+    The first call of each is a warm-up and does not count: imports, kernels, memory, connections.
+    `show` gets the name of the next. Returns the rounds of each number, in order.
     """
     measured: dict[str, list[float]] = {}
     for turn in range(rounds + 1):
@@ -105,10 +106,10 @@ def interleave(
 
 @dataclass
 class Result:
-    """What a benchmark found.
+    """The result of a benchmark.
 
-    `ratios` are what an aim is set for, `spreads` what they were made of and what else was
-    measured in rounds, `figures` single numbers and `settings` what was run; `table` is for
+    `ratios` have targets, `spreads` are what they were made of and what else was measured in
+    rounds, `figures` single numbers and `settings` what was run; `table` is for
     people: a row of cells each, the first row the head. Names carry the unit.
     """
 
@@ -164,16 +165,16 @@ class Result:
 
 
 Save = Callable[[Result], None]
-"""Gets a result as far as it has come."""
+"""Receives a result as far as it has got."""
 
 
 def number(value: float) -> str:
-    """Four digits, or all of those before the point."""
+    """A number with four digits, or all of those before the point."""
     return f"{value:.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.4g}"
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Lines of a table; the first column to the left, the others to the right."""
+    """Lines of a table; the first column left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

@@ -1,7 +1,7 @@
 """`benchmark scale`: Horovod ranks against processes that do not communicate, and one alone.
 
 Weak scaling: every rank has as many images as one alone. Strong: all together have. `processes.py`
-says how the sides take turns.
+describes how the sides take turns.
 
 Each process is this module too, started as `python -m pipeline.benchmark.scale PART FOLDER`, the
 JSON of a `Part` and an existing folder for the training's files, which the benchmark removes: the
@@ -40,13 +40,13 @@ _SHARES = ("data_wait", "agreement", "compute", "exposed_communication")
 _WAITS = {
     "data_wait": "data_wait", "agreement": "agreement", "exposed_communication": "communication",
 }  # fmt: skip
-"""Shares of a step that are a phase's: what a rank waits for the loader, for the other ranks before
-a batch is used, and after backward for averages, be it for a rank whose backward has not ended."""
+"""Shares of a step by phase: waiting for the loader, for the other ranks before a batch is used,
+and after backward for averages, which may mean waiting for a rank whose backward has not ended."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one process does: steps of ResNet-`depth` with `images` of `size` pixels, on the GPU
+    """The task of one process: steps of ResNet-`depth` with `images` of `size` pixels, on the GPU
     `gpu` + its local rank where `kind` is cuda."""
 
     depth: int
@@ -59,9 +59,9 @@ class Part:
 
 
 def run(options: ScaleOptions) -> Result:
-    """Images per second of every side, where its steps' time goes, and the sides' ratios.
+    """Images per second of every side, how its steps' time is spent, and the sides' ratios.
 
-    Raises ValueError: there are too few GPUs or cores.
+    Raises ValueError if there are too few GPUs or cores.
     """
     counts = numbers(options.ranks)
     kind = pick_kind(options.device, counts[-1])
@@ -80,7 +80,7 @@ def run(options: ScaleOptions) -> Result:
 def _sides(
     options: ScaleOptions, kind: Kind, folder: Path, stack: ExitStack
 ) -> dict[str, Callable[[], dict[str, float]]]:
-    """What measures a round of each side; `stack` ends their processes."""
+    """Functions that measure a round of each side; `stack` ends their processes."""
     images, counts = options.images, numbers(options.ranks)
 
     def begun(name: str, images: int, ranks: int, gpu: int = 0) -> LocalRanks:
@@ -110,8 +110,8 @@ def _sides(
 
 
 def _round(name: str, processes: Processes, images: int, steps: int) -> dict[str, float]:
-    """Images per second of all together, each by its own clock; what was measured besides is the
-    mean over the processes."""
+    """Images per second of all processes together, each by its own clock; other measurements are
+    the mean over the processes."""
     answers = processes.ask(steps=steps)
     speed = sum(images / answer["step_sec"] for answer in answers)
     means = {key: statistics.fmean(answer[key] for answer in answers) for key in answers[0]}
@@ -128,7 +128,7 @@ def _add_ratios(result: Result, counts: list[int]) -> None:
         times_alone = Spread(tuple(count * speed for speed in alone.rounds))
         result.ratios |= {
             f"weak_scaling_{count}": ratio(weak, apart),
-            # Less moved by whatever else runs on the machine; a thread that spins counts as work.
+            # Less affected by whatever else runs on the machine; a spinning thread counts as work.
             f"weak_scaling_{count}_by_cpu_time": ratio(
                 spreads[f"apart_{count}_cpu_sec_per_step"],
                 spreads[f"weak_{count}_cpu_sec_per_step"],
@@ -167,7 +167,7 @@ def _training(part: Part, world: World, device: torch.device, folder: Path) -> T
 
 
 def _train(training: Training, steps: int) -> dict[str, float]:
-    """Where the time of `steps` steps goes, by the program's own phases.
+    """How the time of `steps` steps is spent, by the program's own phases.
 
     They are read after each step. That waits for the GPU, as the averager has done just before.
     """

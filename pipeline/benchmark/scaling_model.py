@@ -1,4 +1,4 @@
-"""How long a step takes on n GPUs: pure functions, no measurement and no torch.
+"""The time of a step on n GPUs: pure functions, no measurement and no torch.
 
 A step on n GPUs is a step without communication, plus the agreement before it, plus what is left of
 the gradients' all-reduce when backward has ended, plus the wait for the slowest:
@@ -13,8 +13,8 @@ the gradients' all-reduce when backward has ended, plus the wait for the slowest
 - Gradients become ready from the last layer to the first while backward runs, and the network sends
   what is ready whenever it is free (Shi, Chu and Li 2019, "MG-WFBP", section III).
 
-What it leaves out: that communication slows computation (on CPUs it takes cores from it), other
-jobs on the network, and loaders that cannot keep up.
+It leaves out that communication slows computation (on CPUs it takes cores from it), other jobs on
+the network, and loaders that cannot keep up.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class Gradient:
 
 @dataclass(frozen=True)
 class Cost:
-    """What an all-reduce costs: see the module's first formula. In seconds and seconds per byte."""
+    """The cost of an all-reduce (the module's first formula), in seconds and seconds per byte."""
 
     latency_sec: float
     sec_per_byte: float
     tensor_sec: float = 0.0
 
     def seconds(self, size: int, tensors: int = 1) -> float:
-        """Of `tensors` in flight together, `size` bytes in all."""
+        """Seconds of `tensors` in flight together, `size` bytes in all."""
         return self.latency_sec + (tensors - 1) * self.tensor_sec + size * self.sec_per_byte
 
     def together(self, gradients: Sequence[Gradient]) -> float:
@@ -76,7 +76,7 @@ class Cluster:
     """Of each further tensor in flight."""
 
     def nodes(self, gpus: int) -> int:
-        """How many `gpus` fill; if several, to the last GPU."""
+        """The number of nodes that `gpus` fill; if several, completely."""
         return -(-gpus // self.gpus_per_node)
 
 
@@ -105,7 +105,7 @@ def fit_line(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, f
 
 
 def at_ranks(measured: Cost, measured_ranks: int, ranks: int) -> Cost:
-    """`measured` with `measured_ranks` ranks, as a ring of `ranks` of the same links has it.
+    """The cost `measured` with `measured_ranks` ranks, for a ring of `ranks` over the same links.
 
     The latency is taken as it is: Horovod's cycle is most of it.
     """
@@ -114,7 +114,7 @@ def at_ranks(measured: Cost, measured_ranks: int, ranks: int) -> Cost:
 
 
 def ring_cost(gpus: int, cluster: Cluster) -> Cost:
-    """One ring through all GPUs, node by node: its slowest link sets the pace.
+    """One ring through all GPUs, node by node: its slowest link limits it.
 
     latency + 2 (n - m) gpu_hop + 2 m node_hop (without the second in one node, and then with 2 (n -
     1) gpu_hop) + S * 2 (n - 1) / n / min(gpu, node bandwidth), for n GPUs in m nodes.
@@ -123,11 +123,11 @@ def ring_cost(gpus: int, cluster: Cluster) -> Cost:
         return Cost(0.0, 0.0)
     nodes = cluster.nodes(gpus)
     hops_sec = 2 * (gpus - nodes) * cluster.gpu_hop_sec
-    pace = cluster.gpu_bytes_per_sec
+    bytes_per_sec = cluster.gpu_bytes_per_sec
     if nodes > 1:
         hops_sec += 2 * nodes * cluster.node_hop_sec
-        pace = min(pace, cluster.node_bytes_per_sec)
-    return Cost(cluster.latency_sec + hops_sec, bus_share(gpus) / pace, cluster.tensor_sec)
+        bytes_per_sec = min(bytes_per_sec, cluster.node_bytes_per_sec)
+    return Cost(cluster.latency_sec + hops_sec, bus_share(gpus) / bytes_per_sec, cluster.tensor_sec)
 
 
 def two_level_cost(gpus: int, cluster: Cluster) -> Cost:
@@ -195,12 +195,12 @@ def expected_maximum(count: int) -> float:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One step on many GPUs, in seconds."""
+    """The parts of one step on many GPUs, in seconds."""
 
     step_sec: float
-    """Without communication."""
+    """The step without communication."""
     agreement_sec: float
-    """The ranks' one decision before the step: nothing hides it."""
+    """The ranks' common decision before the step: nothing hides it."""
     exposed_sec: float
     jitter_sec: float
 

@@ -31,8 +31,8 @@ Found = TypeVar("Found")
 def run(options: StepOptions, save: Save = lambda result: None) -> Result:
     """The loop (`resident.measure_loop`), then the table, as `options.parts` says.
 
-    `save` gets the result so far whenever something was added to it. The loop needs what a training
-    does, DALI for one; beside a table it is named where it cannot run.
+    `save` gets the result so far whenever something was added to it. The loop needs what training
+    does, such as DALI; with a table too, it is named where it cannot run.
     """
     device = devices.pick_device(options.device)
     wants_table = options.parts in ("table", "both") or (
@@ -55,7 +55,7 @@ def run(options: StepOptions, save: Save = lambda result: None) -> Result:
 
 @dataclass(frozen=True)
 class Limits:
-    """What this device reaches, measured."""
+    """Measured limits of this device."""
 
     bytes_per_sec: float
     flop_per_sec: dict[str, float]
@@ -63,7 +63,7 @@ class Limits:
 
 @dataclass
 class Comparison:
-    """What `compare` found of one side at one batch: speeds by "eager", "plain" and "graph"."""
+    """Speeds that `compare` measured of one side at one batch, by "eager", "plain" and "graph"."""
 
     images: int
     images_per_sec: dict[str, Spread]
@@ -98,8 +98,8 @@ def _attempt(
     setting: Setting, device: torch.device, work: Callable[[Setting], Found],
     reason: str | None = None,
 ) -> Found | str:  # fmt: skip
-    """What `work` gives, or why `setting` does not run here, for a `reason` of the caller's; leaves
-    the device's memory empty."""
+    """The result of `work`, or why `setting` does not run here, including a `reason` of the
+    caller's; leaves the device's memory empty."""
     problem = problem_of(BACKENDS[setting.side], device, setting.amp)
     found: Found | str | None = reason or devices.as_options(problem)
     if found is None:
@@ -114,8 +114,8 @@ def _attempt(
 
 
 def settings(options: StepOptions) -> list[Setting]:
-    """What is measured, in order: eager before what is compared with it, and compiling, which takes
-    minutes, after every other side."""
+    """The settings to measure, in order: eager before what is compared with it, and compiling,
+    which takes minutes, after every other side."""
     sides = chosen(options.sides, SIDES)
     found = [
         Setting(depth, amp, side, options.pixels)
@@ -127,7 +127,7 @@ def settings(options: StepOptions) -> list[Setting]:
 
 
 def measure_limits(device: torch.device, options: StepOptions) -> Limits:
-    """The median of copies and the best matrix products in each precision."""
+    """Measures the device: the median of copies and the best matrix products in each precision."""
     copies = interleave(options.table_rounds, {"copy": devices.Copy(device).bytes_per_sec})
     amps = chosen(options.amps, AMPS)
     return Limits(
@@ -137,7 +137,7 @@ def measure_limits(device: torch.device, options: StepOptions) -> Limits:
 
 
 def compare(setting: Setting, options: StepOptions, device: torch.device) -> Comparison:
-    """One side against eager, at `options.batch` images or the next half of it that fits: rounds of
+    """Measures one side against eager, at `options.batch` images, halved until they fit: rounds of
     eager, the side, and the side as a graph, in turn."""
     return devices.fitting(
         options.batch, device, lambda images: _compare(setting, images, options, device)
@@ -196,7 +196,7 @@ def add_rows(
         if speed is not base:
             result.ratios[f"{label}_vs_eager_{setting.network}"] = to_eager
         if kind == "graph":
-            # What is lost to launching kernels one by one.
+            # The time lost to launching kernels one by one.
             result.ratios[f"{label}_vs_plain_{setting.network}"] = ratio(speed, speeds["plain"])
         result.figures["networks"][name] = {
             "batch": found.images,

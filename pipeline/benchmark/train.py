@@ -42,7 +42,7 @@ def run(options: TrainOptions) -> Result:
     result.table = [("", "img/s", "quartiles", "data wait")]
     with tempfile.TemporaryDirectory() as folder:
         data = _data(options, Path(folder))
-        cache = Path(folder) / "cache"  # nothing is written beside somebody's data
+        cache = Path(folder) / "cache"  # nothing is written to somebody's data
         images = len(open_manifest(data, "train", cache))
         launch, result.figures["launched_as"] = launcher(device)
         for depth in chosen(options.depths, DEPTHS):
@@ -57,7 +57,7 @@ def run(options: TrainOptions) -> Result:
 
 
 def launcher(device: str) -> tuple[list[str], str]:
-    """What a run is started by, and in words."""
+    """The command that starts a run, and its description."""
     if importlib.util.find_spec("horovod") is None:
         return [], "one process without Horovod, which is not installed"
     nccl = nccl_built()
@@ -87,8 +87,8 @@ def _steps(options: TrainOptions) -> int:
 
 
 def settings(options: TrainOptions, depth: int, device: str, images: int) -> dict[str, Any]:
-    """What differs from the defaults of pipeline.train, for `images` training images: where it
-    runs, the size, the length and the rate."""
+    """The settings that differ from pipeline.train's defaults, for `images` training images: where
+    it runs, the size, the length and the rate."""
     # Half a step less: the number of steps is rounded up, and the division may not be exact.
     epochs = (_steps(options) - 0.5) * options.batch / images
     return {
@@ -124,7 +124,7 @@ def _train(launch: list[str], given: dict[str, Any], runs: Path) -> list[dict[st
         print("\n".join(done.stdout.splitlines()[-_LAST_LINES:]), file=sys.stderr)
         # horovodrun's own lines follow the one that names the cause.
         cause = re.search(r"error: (.*)", done.stdout)
-        reason = cause[1] if cause else "its last lines stand above"
+        reason = cause[1] if cause else "its last lines are above"
         raise TrainingError(f"the run of ResNet-{given['model.depth']} failed: {reason}")
     (run,) = find_runs(runs)
     lines = [line for line in RunFolder(run).lines() if line["event"] == "train"]

@@ -1,6 +1,6 @@
-"""The typed configuration: what can be set, its units, and the checks of each part.
+"""The typed configuration: settings, their units, and the checks of each part.
 
-How it is read from YAML and the command line stands in `pipeline/config/reading.py`.
+`pipeline/config/reading.py` reads it from YAML and the command line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a run is made of."""
+    """The whole configuration of a run."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -32,7 +32,7 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run: RunConfig = field(default_factory=RunConfig)
     resume: str = setting("auto", "start")
-    """auto: go on where the run of this name stands; none: refuse a folder that holds a run; or
+    """auto: resume the run of this name if there is one; none: refuse a folder that holds a run; or
     the path of a checkpoint."""
     profile: str | None = setting(None, "start")
     """Steps to trace into <run>/profile/: 5 for so many soon after the start, or 20-25, first and
@@ -52,8 +52,8 @@ class Config:
         return {name: self.get(name) for name in settings()}
 
     def to_yaml(self) -> str:
-        """The resolved configuration; `--config` reads it back to an equal object."""
-        import yaml  # only now: a machine that shall only measure a GPU may not have it
+        """Writes the resolved configuration; `--config` reads it back to an equal object."""
+        import yaml  # only here: a machine that only measures a GPU may not have it
 
         return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False)
 
@@ -64,7 +64,7 @@ class Config:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, which is what YAML has."""
+    """A value with tuples as lists, which YAML has."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
@@ -72,7 +72,7 @@ def _plain(value: Any) -> Any:
 
 @cache
 def settings() -> Mapping[str, Setting]:
-    """What each setting says of itself, by `part.name`, in order."""
+    """The `Setting` of each setting, by `part.name`, in order."""
     found = {}
     for part in dataclasses.fields(Config):
         inner = part.default_factory

@@ -1,4 +1,4 @@
-"""Settings of the data."""
+"""Settings of the data: which images, batches, crops and decoder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.config.setting import check_limits, require, setting
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images, in which batches, cut how, decoded where."""
+    """The images, their batches, their crops and their decoder."""
 
     root: str = setting(
         "data/imagenet",
@@ -26,7 +26,8 @@ class DataConfig:
     """cifar-10: this many training images, the last of each class, are the validation set (5000 in
     the paper); null: the test images are."""
     cache_dir: str | None = setting(None, "place", ("evaluate", "export"))
-    """Folder of the manifests; null: beside the data, or the user's cache if that is read-only."""
+    """Folder of the image indexes; null: next to the data, or the user's cache if that is
+    read-only."""
     global_batch_size: int = setting(256, "identity", asked=5, limits="[1, inf)")
     """Images per optimizer step over all ranks; fixed for the life of a run."""
     local_batch_size: int = setting(
@@ -73,7 +74,7 @@ class DataConfig:
     prefetch_batches: int | None = setting(
         None, "execution", ("evaluate", "benchmark all"), limits="[1, inf)"
     )
-    """Decoded batches that wait ahead of the model; null: 2, or 3 where the GPU decodes."""
+    """Decoded batches that wait for the model; null: 2, or 3 where the GPU decodes."""
     output: Literal["float32", "float16", "uint8"] = setting(
         "float32", "kept", ("evaluate", "predict", "benchmark all")
     )
@@ -94,7 +95,7 @@ class DataConfig:
     """GPU decoding: each of the two host buffers of a thread, in bytes; null: 4 for each pixel of
     the largest image, at least 8 MiB."""
     bad_images: Literal["fail", "exclude"] = setting("fail", "execution", ("evaluate",))
-    """What a file that cannot be decoded does: end the run, or be left out from there on."""
+    """A file that cannot be decoded ends the run, or is left out from there on."""
     max_excluded: int = setting(100, "execution", limits="[0, inf)")
     """More excluded images than this end the run."""
     exclude: str | None = setting(None, "execution")

@@ -1,4 +1,4 @@
-"""How `--help` shows an option: what to write after it, and its default as one would write it."""
+"""How `--help` shows an option: the form of its value, and its default as one would type it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _METAVARS = {int: "N", float: "X", Path: "PATH"}
 
 
 class PlainHelp(DefaultHelpFormatter):
-    """Shows a type as the form of its value, and no default where there is nothing to know.
+    """Shows a type as the form of its value, and no default where it says nothing.
 
     A default of null is shown where the help says what null means.
     """
 
     def _get_type_str(self, action: Action) -> None:
-        """None: the type stands after the option, not in its help."""
+        """Returns None: the type is shown after the option, not in its help."""
 
     def _get_help_string(self, action: Action) -> str:
         help_text = action.help or ""
@@ -47,7 +47,7 @@ class PlainHelp(DefaultHelpFormatter):
 
 
 def metavar_of(kind: Any) -> str | None:
-    """What stands for a value of a type: N, X, PATH, {a,b} or [X,X]; None for any other."""
+    """The placeholder for a value of a type: N, X, PATH, {a,b} or [X,X]; None for any other."""
     if get_origin(kind) in (Union, types.UnionType):
         inner = [one for one in get_args(kind) if one is not type(None)]
         return metavar_of(inner[0]) if len(inner) == 1 else None

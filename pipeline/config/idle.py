@@ -1,4 +1,4 @@
-"""Idle settings: those that change nothing of what is trained, because of another setting.
+"""Idle settings: those without effect on the training because of another setting.
 
 Two configurations that differ in such settings alone are one training.
 """
@@ -21,7 +21,7 @@ _OF_PLATEAU = ("schedule.patience", "schedule.min_improvement")
 
 
 def idle_settings(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """The settings that change nothing of what is trained, each with those that make it so.
+    """The settings without effect on the training, each with those that make it idle.
 
     `settings` are all of a configuration by `part.name`. What makes a setting idle is never free to
     change during a run, so that it is idle for the whole of it (`train.state.fingerprint`).

@@ -1,6 +1,6 @@
 """Reads a configuration: defaults, then a YAML file, then the command line, all names checked.
 
-Every command makes its parser and reads its options by what stands here.
+Every command makes its parser and reads its options with these functions.
 
 The only module that reads YAML. It imports nothing heavy, so that `--help` and a wrong setting
 answer at once.
@@ -50,27 +50,28 @@ def _flat_keys(tree: dict[str, Any], parts: set[str], prefix: str = "") -> Itera
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a name that stands twice, where YAML would quietly forget the first."""
+    """Refuses a name that occurs twice, where YAML would quietly forget the first."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [self.construct_object(key, deep=True) for key, _ in node.value]
         for name in names:
             if names.count(name) > 1:
-                raise yaml.YAMLError(f"{name} stands twice")
+                raise yaml.YAMLError(f"{name} occurs twice")
         return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The settings of a YAML file and of those it builds on, names checked. Raises `ConfigError`.
 
-    `base: FILE`, by its path from the file that says so, stands for all settings of FILE; what the
-    file itself sets comes on top, one setting at a time.
+    `base: FILE`, a path relative to the file that names it, includes all settings of FILE; the
+    file's own settings override them, one at a time.
     """
     return _read_chain(path, f"--config {path}", [])
 
 
 def _read_chain(path: Path, named: str, above: list[Path]) -> dict[str, Any]:
-    """`named` is how the user comes to `path`; `above` are the files that build on it."""
+    """Reads one file. `named` is how the user refers to `path`; `above` are the files that build on
+    it."""
     if any(path.resolve() == file.resolve() for file in above):
         chain = " -> ".join(str(file) for file in [*above, path])
         raise ConfigError(f"{path} builds on itself: {chain}; take base out of one of them")
@@ -112,7 +113,7 @@ def _read_one(path: Path, named: str) -> dict[str, Any]:
 
 
 def _configs_like(path: Path) -> str:
-    """The files in configs/ with the names nearest to `path`, all where none is near."""
+    """The files in configs/ with the names nearest to `path`, or all if none is near."""
     found = sorted(str(file.relative_to(CONFIGS.parent)) for file in CONFIGS.rglob("*.yaml"))
     near = difflib.get_close_matches(str(path), found, n=3, cutoff=0.75)
     return f"{', '.join(near)} and others" if near else ", ".join(found)
@@ -134,7 +135,7 @@ def new_parser(command: str, description: str) -> ArgumentParser:
 
 
 def _add_debug(parser: ArgumentParser) -> None:
-    """`run_command` looks for it on the command line itself; here it gets its help."""
+    """Adds the help of `--debug`, which `run_command` itself reads from the command line."""
     if "--debug" not in _options(parser):
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
@@ -162,8 +163,9 @@ def parse_overrides(
     command: Command,
     refusal: str = "--{} comes from the checkpoint; --help lists what can change",
 ) -> Any:
-    """What the command line gives to a command that has its settings from a checkpoint or file, and
-    lets some of them change. Raises `ConfigError` with `refusal`, which gets its name, for another.
+    """Parses the options of a command that takes its settings from a checkpoint or file and lets
+    some of them change. Raises `ConfigError` with `refusal`, formatted with the name, for any
+    other.
     """
     _add_debug(parser)
     add_overrides(parser, names_for(command))
@@ -187,7 +189,7 @@ def overrides(parsed: Any, names: Sequence[str], base: dict[str, Any]) -> Config
 
 
 def config_of(tree: dict[str, Any]) -> Config:
-    """The configuration of settings by part and name, as a YAML holds them."""
+    """The configuration from settings by part and name, as a YAML file has them."""
     return _in_parsed(parse(new_parser("", ""), tree, []))
 
 
@@ -196,7 +198,7 @@ def _in_parsed(parsed: Any) -> Config:
 
 
 def field_docs(kind: type) -> dict[str, str]:
-    """What stands below each field of a dataclass and those it extends, on one line, by name."""
+    """The docstring below each field of a dataclass and its bases, on one line, by name."""
     owners = [one for one in reversed(kind.__mro__) if dataclasses.is_dataclass(one)]
     params = [param for one in owners for param in parse_from_object(one).params]
     return {field.arg_name: " ".join((field.description or "").split()) for field in params}
@@ -207,7 +209,7 @@ def add_options(
 ) -> None:
     """Gives `parser` an option for each field of the dataclass `kind` but those in `skip`.
 
-    Words of a name stand apart by `joint`; what stands below the field is the help.
+    Words of a name are joined by `joint`; the docstring below the field is the help.
     """
     docs, types = field_docs(kind), get_type_hints(kind)
     for field in dataclasses.fields(kind):
@@ -228,7 +230,7 @@ def add_options(
 def read_options(
     parsed: Any, parser: ArgumentParser, kind: type[T], joint: Literal["-", "_"], **known: Any
 ) -> T:
-    """A `kind` of what `add_options` found on the command line, and of `known` fields.
+    """A `kind` made of what `add_options` found on the command line and of `known` fields.
 
     Raises `ConfigError` for a field without a default that is not given.
     """
@@ -253,7 +255,7 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 def take_name(
     argv: Sequence[str], kinds: Mapping[str, type], what: str, command: str, about: str
 ) -> str:
-    """The first argument, which is to be one of the names in `kinds` of a `what`.
+    """The first argument, which must be one of the names in `kinds` of a `what`.
 
     Raises `ConfigError` with the nearest for another; `--help` lists them, below what the command
     is `about` (its usage and purpose), and exits.
@@ -308,12 +310,12 @@ def parse(parser: ArgumentParser, base: dict[str, Any], argv: Sequence[str]) -> 
         raise ConfigError(_one_sentence(str(error), parser)) from error
 
 
-# What jsonargparse says of a value that is neither of a type nor null.
+# jsonargparse's message for a value that is neither of a type nor null.
 _OF_NO_TYPE = re.compile(
     r"Does not validate against any of the Union subtypes Subtypes: \[(?P<types>.+)\] Errors: "
     r".* Given value: (?P<value>.*)"
 )
-# Which option a file without one was meant for.
+# The option that a file without one was meant for.
 _OPTION_OF = ((".yaml", "--config"), (".yml", "--config"), (".pt", "--checkpoint"))
 
 
@@ -352,6 +354,6 @@ def load_config(
         for part, values in base.items():
             named = values.items() if isinstance(values, dict) else [("", values)]
             parser.set_defaults({f"{part}.{name}".rstrip("."): value for name, value in named})
-    # A run is called after its configuration unless either names it.
+    # A run is named after its configuration unless either names it.
     base["run"] = {"name": path.stem} | base.get("run", {})
     return _in_parsed(parse(parser, base, rest))

@@ -1,4 +1,4 @@
-"""Settings of a run's place and pace, and which steps `--profile` asks for."""
+"""Settings of where and how often a run writes, and the steps of `--profile`."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Literal
 from pipeline.config.setting import check_limits, require, setting
 
 MOST_STEPS = 100
-"""A trace takes in the order of a megabyte a step, and a browser has to open it."""
+"""The limit on steps in a trace: it takes about a megabyte a step, and a browser has to open it."""
 WARM_STEPS = 10
-"""Steps of a start before those that `--profile 5` takes: the first are slower than the rest."""
+"""Steps of a start before those that `--profile 5` traces: the first are slower than the rest."""
 
 _STEPS_FORM = re.compile(r"(\d{1,12})(?:-(\d{1,12}))?", re.ASCII)
 
 
 @dataclass(frozen=True)
 class ProfiledSteps:
-    """Steps counted from 0, as in the log's "stopped before step 7": `count` of them from `first`
-    on, or if that is None soon after the start."""
+    """Steps to trace, counted from 0 as in the log's "stopped before step 7": `count` of them from
+    `first` on, or soon after the start if that is None."""
 
     first: int | None
     count: int
 
     def of_start(self, begin: int, total_steps: int) -> range:
-        """The steps for a start that trains [begin, total_steps); empty if they lie behind it.
+        """The steps for a start that trains [begin, total_steps); empty if they are already done.
 
         Raises `ConfigError` for steps that the run does not have.
         """
@@ -48,7 +48,7 @@ class ProfiledSteps:
 
 
 def profiled_steps(text: str) -> ProfiledSteps:
-    """What `text`, such as 5 or 20-25, stands for. Raises `ConfigError`."""
+    """The steps that `text`, such as 5 or 20-25, means. Raises `ConfigError`."""
     found = _STEPS_FORM.fullmatch(text)
     steps = None
     if found is not None and found[2] is None:
@@ -66,7 +66,7 @@ def profiled_steps(text: str) -> ProfiledSteps:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where a run lies, what it writes when, and what it runs on."""
+    """Where a run is kept, what it writes when, and what it runs on."""
 
     name: str = setting("resnet50", "place")
     """Name of the run; it lies in <dir>/<name>/."""
@@ -95,8 +95,8 @@ class RunConfig:
     it waits for ever."""
 
     expect_top1: float | None = setting(None, "execution", limits="[0, 1]")
-    """Top-1 in [0, 1] that earlier runs of this configuration have reached, which the end of a run
-    is held against; null: none is known."""
+    """Top-1 in [0, 1] that earlier runs of this configuration reached, to which the end of a run
+    is compared; null: none is known."""
 
     def __post_init__(self) -> None:
         require(

@@ -1,4 +1,4 @@
-"""What a setting is to the rest of the house, said where the setting stands; what a wrong one
+"""The properties that each setting declares where it is defined, and the error that a wrong one
 raises."""
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ T = TypeVar("T")
 Kind = Literal["identity", "kept", "recipe", "execution", "place", "start"]
 """identity: part of what is trained; a checkpoint is held to it, and another value is another
 experiment. kept: a checkpoint is held to it, but another value makes no other experiment, such as
-another seed. recipe: another value is another experiment, but a run may go on with one: its length,
-and what its data have to be, whose hash the checkpoint is held to. execution: how it runs. place:
-where things lie. start: how this start begins."""
+another seed. recipe: another value is another experiment, but a run may continue with one: its
+length, and what its data have to be, whose hash the checkpoint is held to. execution: how it runs.
+place: where things lie. start: how this start begins."""
 
 Command = Literal["evaluate", "predict", "export", "benchmark", "benchmark all", "doctor"]
 """A command besides training that takes settings of its own, instead of all of them."""
 
 
 class ConfigError(ValueError):
-    """A setting the user can mend: holds the value seen, the rule and the setting's name."""
+    """A setting the user can correct: names the value seen, the rule and the setting."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -43,20 +43,20 @@ def at_least_one(owner: object, prefix: str, *names: str) -> None:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the code asks of a setting instead of keeping lists of names."""
+    """The properties of a setting that the code asks for, instead of keeping lists of names."""
 
     kind: Kind
     commands: tuple[Command, ...] = ()
-    """Commands that let it be changed; `benchmark` is that of the model, and part of all."""
+    """Commands in which it can be changed; `benchmark` is that of the model, and part of all."""
     limits: str | None = None
-    """Between which numbers it lies, such as "[0, 1)" or "[1, inf)"; null is always allowed where
-    its type has it. None: other checks have to do."""
+    """The range it must lie in, such as "[0, 1)" or "[1, inf)"; null is always allowed where its
+    type has it. None: other checks apply."""
     of_view: bool = False
-    """Whether it decides which pixels of an image a test sees."""
+    """Whether it determines which pixels of an image a test sees."""
     of_network: bool = False
-    """Whether it decides which function the network is."""
+    """Whether it determines the function of the network."""
     asked: int | None = None
-    """Its place among those that people ask for first when they compare runs, from 1."""
+    """Its rank among those that people ask for first when they compare runs, from 1."""
     in_table: bool = False
     """Whether TensorBoard's table of hyperparameters has it; it has those of the network and
     those in `asked` anyway."""
@@ -66,14 +66,14 @@ _KEY = "setting"
 
 
 def setting(default: T, kind: Kind, commands: tuple[Command, ...] = (), **said: Any) -> T:
-    """A field of a configuration's dataclass that says what it is, as `Setting` has it."""
+    """A field of a configuration's dataclass with the properties of a `Setting`."""
     # `field` gives a Field, of which the dataclass makes the default: the type is right for both.
     found: T = dataclasses.field(default=default, metadata={_KEY: Setting(kind, commands, **said)})
     return found
 
 
 def said_by(field: dataclasses.Field[object]) -> Setting:
-    """What a field says that `setting` made. Raises `KeyError` for any other."""
+    """The `Setting` of a field that `setting` made. Raises `KeyError` for any other."""
     found: Setting = field.metadata[_KEY]
     return found
 

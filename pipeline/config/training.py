@@ -1,4 +1,4 @@
-"""Settings of the network, the optimizer and the schedule: what is trained, and how."""
+"""Settings of the network, the optimizer and the schedule."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def has_bottlenecks(family: Family, depth: int) -> bool:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which network."""
+    """The network."""
 
     family: Family = setting("imagenet", "identity", ("benchmark",), of_network=True)
     """imagenet: 7x7 stem, four stages (table 1 of the paper); cifar: 3x3 stem, three stages of
@@ -166,7 +166,7 @@ class ScheduleConfig:
     def _check_drops(self) -> None:
         require(
             (self.drop_epochs is None) != (self.drop_steps is None),
-            "the drops of the learning rate stand either in schedule.drop_epochs="
+            "the drops of the learning rate are set either in schedule.drop_epochs="
             f"{shown(self.drop_epochs)} or in schedule.drop_steps={shown(self.drop_steps)}; set "
             "one of them ([] for no drops) and the other to null",
         )

@@ -1,1 +1,1 @@
-"""Which image, at which position, cut how, executed by DALI."""
+"""The data path: which image is at which position, how it is cropped, decoded by DALI."""

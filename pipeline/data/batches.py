@@ -1,4 +1,4 @@
-"""Which positions make up a step, and which of them a rank takes: steps, ranks, micro-batches."""
+"""The positions of a step and of each rank: steps, ranks, micro-batches."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def split_global_batch(
     while share % accumulation:
         accumulation += 1
     if accumulation > 2 * fewest:
-        # A prime share would go image by image, which batch normalisation cannot live on.
+        # A prime share would go image by image, which batch normalisation cannot use.
         part = fewest * world_size
         near = round(global_batch_size / part) * part
         raise ValueError(
@@ -44,11 +44,11 @@ def split_global_batch(
 
 @dataclass(frozen=True)
 class Partition:
-    """Which positions a rank takes in each step.
+    """The positions that a rank takes in each step.
 
     Step t is cut into G / b chunks of b consecutive positions; rank r runs chunks rA .. (r+1)A -
-    1 in order (A = accumulation). At the same b the chunks, and so the groups batch normalisation
-    sees, are the same sets at every world size.
+    1 in order (A = accumulation). With the same b the chunks, and so the groups that batch
+    normalisation sees, are the same sets at every world size.
     """
 
     global_batch_size: int
@@ -74,13 +74,13 @@ class Partition:
 
 
 def total_steps(epochs: float, num_images: int, global_batch_size: int) -> int:
-    """Return ceil(epochs * N / G), exact: 0.1 means one tenth, not the binary number beside it."""
+    """Return ceil(epochs * N / G), exact: 0.1 means one tenth, not the nearest binary number."""
     return math.ceil(Fraction(str(epochs)) * num_images / global_batch_size)
 
 
 @dataclass(frozen=True)
 class Course:
-    """A run of `total_steps` over epochs of `images`, `batch` of them a step; steps count from 0.
+    """A run of `total_steps` over epochs of `images`, `batch` images a step; steps count from 0.
 
     An epoch is validated after the first step with which it is complete.
     """
@@ -102,13 +102,13 @@ class Course:
         return self.position(step) // self.images
 
     def next_validation(self, step: int) -> int:
-        """The first step after `step` before which an epoch is complete, or the run is."""
+        """The first step after `step` before which an epoch, or the run, is complete."""
         images = (self.epochs_done(step) + 1) * self.images
         return min(-(-images // self.batch), self.total_steps)
 
     def validation_due(self, step: int, validated: int) -> bool:
-        """Whether an epoch, or the run, is complete before `step` that was not yet when it was last
-        validated, before step `validated` (0: never)."""
+        """Whether an epoch, or the run, has been completed before `step` since the last validation,
+        which was before step `validated` (0: never)."""
         at_the_end = step == self.total_steps and validated != step
         return at_the_end or self.epochs_done(step) > self.epochs_done(validated)
 

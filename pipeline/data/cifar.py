@@ -2,7 +2,7 @@
 
 Binary form: rows of 3073 bytes, the label and then 32 x 32 of R, of G and of B, row by row. Python
 form: a pickled dict with the same pixels as an array (n, 3072). No pickled object is ever made: the
-names that those files hold stand for classes of this module, and any other name is refused.
+names in those files map to classes of this module, and any other name is refused.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _ROW_BYTES = 1 + _PIXEL_BYTES
 _TRAIN_IMAGES, _TEST_IMAGES = 50_000, 10_000
 _OFFICIAL_BATCHES, _OFFICIAL_BATCH = 5, 10_000
 """Training files of CIFAR-10, and the images in each of them. A file of that size is taken for one
-of them, so that the others must be there; a set of one's own in this format, such as the drawn one
-of `prepare mini`, is known by files of other sizes."""
+of them, so that the others must exist; other sets in this format, such as the drawn one of
+`prepare mini`, are recognised by files of other sizes."""
 
 _PUT = (
     "put cifar-10-binary.tar.gz or cifar-10-python.tar.gz of "
@@ -50,7 +50,7 @@ class CifarImages:
     """The images of one split; an `ImageSet`.
 
     pixels: (N, 32, 32, 3) uint8. labels: (N,) int32. places: (N,) of `<archive>/<file>:<row>`.
-    Images stand in the order of their batch files and rows, whichever archive they come from, and
+    Images are in the order of their batch files and rows, whichever archive they come from, and
     so does the data hash.
     """
 
@@ -61,7 +61,7 @@ class CifarImages:
     places: NDArray[np.object_]
 
     def __post_init__(self) -> None:
-        """All are squares of one size."""
+        """Widths (N,); all images are squares of one size."""
         self.heights: NDArray[np.int32] = np.full(len(self.labels), _SIDE, dtype=np.int32)
         self.widths = self.heights
 
@@ -86,7 +86,7 @@ class CifarImages:
         return np.asarray(self.pixels[index])
 
     def part(self, split: Split, chosen: NDArray[np.bool_]) -> CifarImages:
-        """Return the `chosen` (N,) of these images, in the same order, as a split."""
+        """Return a split of the `chosen` (N,) images, in the same order."""
         arrays = self.pixels[chosen], self.labels[chosen], self.places[chosen]
         return CifarImages(split, self.classes, *arrays)
 
@@ -116,7 +116,7 @@ def open_cifar(
     if (len(train), len(test)) != (_TRAIN_IMAGES, _TEST_IMAGES):
         log.warning(
             "warning: %s has %d training and %d test images, CIFAR-10 itself %d and %d; if it is "
-            "to be CIFAR-10, copy its archive anew",
+            "to be CIFAR-10, copy its archive again",
             archive.place, len(train), len(test), _TRAIN_IMAGES, _TEST_IMAGES,
         )  # fmt: skip
     if held_out is None:
@@ -166,7 +166,7 @@ def _last_of_each(
 
 
 class _Form(NamedTuple):
-    """How one of the two archives is named, the folder in it, and the files of that."""
+    """One of the two archive forms: its name, the folder in it, and the files in that."""
 
     archive: str
     folder: str
@@ -198,7 +198,7 @@ class _Archive:
     files: dict[str, bytes]
 
     def train_files(self, least: int = 1) -> list[str]:
-        """The training batches, which have numbers from 1 without a gap, at least `least`.
+        """The training batches, numbered from 1 without a gap, at least `least`.
 
         Raises `ValueError` naming the first one that is missing.
         """
@@ -234,7 +234,7 @@ def _open_archive(root: Path) -> _Archive:
 
 
 def _unpacked_in_memory(path: Path) -> _Archive:
-    """Nothing is written to disk, so that no member's name can lead anywhere."""
+    """Reads the members of a tar.gz. Nothing is written to disk, so no member's name can escape."""
     files: dict[_Form, dict[str, bytes]] = {form: {} for form in _FORMS}
     try:
         with gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
@@ -245,7 +245,7 @@ def _unpacked_in_memory(path: Path) -> _Archive:
                         content = tar.extractfile(member)
                         assert content is not None, "a plain file has content"
                         files[form][name] = content.read()
-            # A tar ends before its gzip does, where the checksum of all pixels stands.
+            # A tar ends before its gzip does, which holds the checksum of all pixels at its end.
             while stream.read(2**20):
                 pass
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -329,12 +329,12 @@ def _python(where: Path, content: bytes) -> tuple[NDArray[np.uint8], list[int]]:
 
 
 class _Array:
-    """Stands for numpy's array in a pickle: takes bytes in row order, and nothing else."""
+    """Stand-in for numpy's array in a pickle: takes bytes in row order, and nothing else."""
 
     pixels: NDArray[np.uint8] | None = None
 
     def __init__(self, *_: Any) -> None:
-        """Whatever array the pickle asks for, there is none yet."""
+        """Starts empty, whatever array the pickle asks for."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, column_order, content = state
@@ -343,16 +343,16 @@ class _Array:
 
 
 class _Kind:
-    """Stands for numpy's dtype in a pickle."""
+    """Stand-in for numpy's dtype in a pickle."""
 
     def __init__(self, code: Any, *_: Any) -> None:
         self.code = code
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and the like; bytes have none."""
+        """Ignores byte order and the like, which bytes do not have."""
 
 
-# Classes with a __setstate__ alone: the attributes of anything else a pickle could set for good.
+# Only classes with a __setstate__: a pickle could set the attributes of anything else for good.
 _STANDS_FOR: dict[str, Any] = {
     "numpy.core.multiarray _reconstruct": _Array,
     "numpy._core.multiarray _reconstruct": _Array,
@@ -362,7 +362,7 @@ _STANDS_FOR: dict[str, Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes dicts, lists, numbers and text, and the stand-ins above; refuses every other name."""
+    """Loads dicts, lists, numbers, text and the stand-ins above; refuses every other name."""
 
     def find_class(self, module: str, name: str) -> Any:
         stand_in = _STANDS_FOR.get(f"{module} {name}")

@@ -1,4 +1,4 @@
-"""What the classes of a data set are called by people. Imports nothing heavy."""
+"""Human-readable names of the classes of a data set. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 log = logging.getLogger("trainyard")
 
 WORDS_FILE = "synset_words.txt"
-"""In data.root, as `prepare imagenet` writes it: a class name and what it means, one a line."""
+"""File in data.root, as `prepare imagenet` writes it: a class name and its words, one a line."""
 
 
 def class_words(root: Path) -> dict[str, str]:
     """Words by class name; empty if the data set has none.
 
-    A file that cannot be read costs its words and a warning: whoever asks has a result to show.
+    A file that cannot be read gives no words and a warning, as the caller has a result to show.
     """
     path = root / WORDS_FILE
     try:
@@ -23,7 +23,7 @@ def class_words(root: Path) -> dict[str, str]:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         log.warning(
-            "warning: %s cannot be read (%s), so classes have no words; remove it or mend it",
+            "warning: %s cannot be read (%s), so classes have no words; remove it or fix it",
             path, error,
         )  # fmt: skip
         return {}

@@ -1,7 +1,7 @@
-"""Which part of each image is taken, and how large it becomes: plans, computed in numpy.
+"""Crop plans, computed in numpy: which part of each image is taken, and its output size.
 
-A planner turns image sizes and random words into a `Plan`; `pipeline.data.dali` executes it. What a
-planner is made of, `DataConfig` has checked.
+A planner turns image sizes and random words into a `Plan`; `pipeline.data.dali` executes it.
+`DataConfig` has checked the parameters of a planner.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TRIES = 10  # torchvision's RandomResizedCrop gives up after ten
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What to do with each image of a batch of B; every array is C-contiguous.
+    """Crop, flip and colour offset of each image in a batch of B; every array is C-contiguous.
 
     boxes: (B, 4) float32 (y, x, h, w) in source pixels, inside the image and at least 1 pixel a
     side; those of `PaddedCrop` may reach beyond it.
@@ -46,12 +46,12 @@ class Plan:
 
 
 class Planner(ABC):
-    """A kind of view: says where its boxes lie, and, if need be, what is mirrored and coloured."""
+    """A kind of view: plans its boxes, and, where random, mirroring and colour."""
 
     words_per_position: ClassVar[int] = 0
-    """Random words each position owns: a multiple of 4, 0 if nothing is random."""
+    """Random words for each position: a multiple of 4, 0 if nothing is random."""
     mirror: bool = False
-    """Whether every view is mirrored, unless that is random."""
+    """Whether every view is mirrored; ignored where that is random."""
 
     def plan(
         self,
@@ -100,7 +100,7 @@ class _Square(Planner):
 
 @dataclass(frozen=True)
 class _RandomCrop(_Square):
-    """One that is mirrored in half of all cases, unless `flip` is False."""
+    """A view that is mirrored with probability 1/2, unless `flip` is False."""
 
     flip: bool = field(default=True, kw_only=True)
 
@@ -112,7 +112,7 @@ class _RandomCrop(_Square):
 
 @dataclass(frozen=True)
 class _ColouredCrop(_RandomCrop):
-    """One with AlexNet's colour offset, whose four draws follow the one that mirrors.
+    """A view with AlexNet's colour offset, whose four draws follow the one for mirroring.
 
     `color_std` is the standard deviation of its coefficients (`None`: no offset; the paper: 0.1),
     `normalisation` has its axes.
@@ -257,7 +257,7 @@ class CenterCrop(_Square):
 
 @dataclass(frozen=True)
 class Crop(CenterCrop):
-    """The same square at another `place` of the resized image, or mirrored: a view of a test."""
+    """The same square at another `place` of the resized image, or mirrored: a test view."""
 
     place: Place = "centre"
     mirror: bool = False
@@ -277,7 +277,7 @@ class WholeImage(Planner):
     """The whole image, its shorter side resized to `short_side` pixels, mirrored or not.
 
     The longer side is truncated, as torchvision's Resize(short_side) does. Images that are planned
-    together must give views of one shape. CIFAR's validation view, where nothing is resized.
+    together must give views of one shape. Also CIFAR's validation view, where nothing is resized.
     """
 
     short_side: int
@@ -309,10 +309,10 @@ def _sides(pixels: NDArray[np.int32]) -> Sides:
 
 
 def _draws(words: NDArray[np.uint64]) -> Floats:
-    """Return uniform numbers (words a position, B), each decision's row contiguous.
+    """Return uniform numbers (words per position, B), each decision's row contiguous.
 
-    numpy may take another loop, and round exp or log otherwise, over strided numbers than over
-    contiguous ones; a batch of one would be contiguous either way, and a position must not notice.
+    numpy may use another loop, and round exp or log differently, over strided numbers than over
+    contiguous ones; a batch of one is contiguous either way, and a position must not depend on it.
     """
     return uniform(np.ascontiguousarray(words.T))
 
@@ -344,7 +344,7 @@ def _span(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return start and extent as float32, widened to 1 pixel about the middle, inside 0..side.
 
-    Inside holds for the float32 values themselves, so that ceil(start + extent) <= side.
+    The bound holds for the float32 values themselves, so that ceil(start + extent) <= side.
     """
     extent_f32 = np.maximum(extent, 1.0).astype(np.float32)
     latest = _latest(side, extent_f32)
@@ -353,7 +353,7 @@ def _span(
 
 
 def _latest(sides: Sides, extents: NDArray[np.float32]) -> Floats:
-    """Return where boxes (B,) that end with the image begin."""
+    """Return the start of boxes (B,) that end with the image."""
     return np.asarray(sides - extents.astype(np.float64), dtype=np.float64)
 
 

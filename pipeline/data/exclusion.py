@@ -1,7 +1,7 @@
-"""Images that a run goes on without, because their files cannot be used.
+"""Images that a run continues without, because their files cannot be used.
 
 The number of images and the data hash stay as they are. In training a position whose image is
-excluded takes the next image of that epoch's order that is not, and every other position keeps its
+excluded takes the next image in that epoch's order that is not, and every other position keeps its
 own. In validation an excluded image counts as wrong.
 """
 
@@ -20,15 +20,15 @@ from pipeline.data.order import GlobalOrder
 
 
 class Exclusions:
-    """Excluded training images. Never changes; `failed` and `listed` make others.
+    """Excluded training images. Immutable; `failed` and `listed` return new ones.
 
-    An image that failed at a position is excluded there, and wherever it stands from the next step
-    on. Not elsewhere in the same step, whose other positions may be used already: that depends on
-    the number of ranks, and what stands where must not.
+    An image that failed at a position is excluded there, and at any position from the next step
+    on. Not elsewhere in the same step, whose other positions may already be used: that depends on
+    the number of ranks, and the order of images must not.
     """
 
     def __init__(self, rows: Iterable[Iterable[int]] = ()) -> None:
-        """`rows` as `rows()` gives them: image, position from which it is excluded, and the
+        """Takes `rows` as `rows()` returns them: image, position from which it is excluded, and the
         positions before that where it failed."""
         self._rows = {row[0]: list(row) for row in sorted(map(tuple, rows))}
         self._images = np.array(list(self._rows), dtype=np.int64)
@@ -44,11 +44,12 @@ class Exclusions:
         return image in self._rows
 
     def rows(self) -> list[list[int]]:
-        """By image: image, position from which it is excluded, positions before where it failed."""
+        """Rows by image: image, position from which it is excluded, earlier positions where it
+        failed."""
         return list(map(list, self._rows.values()))
 
     def failed(self, found: Iterable[tuple[int, int]], images_per_step: int) -> Exclusions:
-        """These and `found`, pairs of an image and the position where it failed."""
+        """These exclusions and `found`, pairs of an image and the position where it failed."""
         rows = dict(self._rows)
         for image, position in found:
             next_step = (position // images_per_step + 1) * images_per_step
@@ -57,7 +58,7 @@ class Exclusions:
         return Exclusions(rows.values())
 
     def listed(self, images: Iterable[int], position: int) -> Exclusions:
-        """These and `images`, from `position` on, which begins a step."""
+        """These exclusions and `images`, from `position` on, which begins a step."""
         return Exclusions([*self.rows(), *([i, position] for i in images if i not in self)])
 
     def holds(self, image: int, position: int) -> bool:
@@ -128,7 +129,7 @@ def _no_list(path: Path) -> str:
 
 
 def too_many(count: int, most: int) -> ValueError:
-    """What ends a run that excludes more than it may."""
+    """The error of a run that excludes more than it may."""
     return ValueError(
         f"{count} images are excluded and data.max_excluded={most}; check the data set with "
         "python -m pipeline.prepare verify, or allow more"

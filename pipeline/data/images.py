@@ -23,12 +23,12 @@ class BadImage(ValueError):
     """An image that cannot be used: `path`, and the `reason` in words.
 
     `path` is as `Manifest.path` gives it. `changed` says that it is not what was scanned, so that
-    putting that one back mends the data set; an image that was bad already is part of the data
-    hash.
+    restoring the original repairs the data set; an image that was bad from the start is part of
+    the data hash.
     """
 
     def __init__(self, path: Path, reason: str, changed: bool = False) -> None:
-        """Keep all; they are the arguments too, so the error survives pickling."""
+        """Keep all fields; they are also the arguments, so the error survives pickling."""
         super().__init__(path, reason, changed)
         self.path = path
         self.reason = reason
@@ -48,7 +48,7 @@ class ImageSet(Protocol):
 
     @property
     def split(self) -> Split:
-        """Which part of the data set."""
+        """Name of the part of the data set."""
 
     @property
     def classes(self) -> list[str]:
@@ -60,7 +60,7 @@ class ImageSet(Protocol):
 
     @property
     def labels(self) -> NDArray[np.int32]:
-        """(N,)."""
+        """Labels (N,) int32."""
 
     @property
     def widths(self) -> NDArray[np.int32]:
@@ -74,11 +74,11 @@ class ImageSet(Protocol):
         """Number of images."""
 
     def path(self, index: int) -> Path:
-        """Where image `index` lies, for a message."""
+        """The place of image `index`, for a message."""
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        """What the decoder takes: the whole encoded file (bytes,), or where nothing is encoded the
-        pixels (H, W, 3). Raises `BadImage`; may be called by several threads at once."""
+        """The input of the decoder: the whole encoded file (bytes,), or, where nothing is encoded,
+        the pixels (H, W, 3). Raises `BadImage`; may be called by several threads at once."""
 
 
 class GivenImages:

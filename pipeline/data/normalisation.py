@@ -1,6 +1,6 @@
-"""What is subtracted from pixels, what they are divided by, and the axes of the colour offset.
+"""Normalisation of pixels: means, deviations and the axes of the colour offset.
 
-ImageNet's published figures, or the ones that `prepare mean` computed from a training set.
+Either ImageNet's published figures, or those that `prepare mean` computed from a training set.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ class Normalisation:
         return summary.hexdigest()[:16]
 
     def for_shape(self, shape: tuple[int, int] | None) -> Normalisation:
-        """This for views of height and width `shape` (None: they vary): without the mean image
-        where that has another shape, so that the channel means take its place."""
+        """The normalisation for views of height and width `shape` (None: they vary): without a mean
+        image of another shape, so that the channel means take its place."""
         if self.image is None or self.image.shape[:2] == shape:
             return self
         return dataclasses.replace(self, image=None)
 
     @property
     def subtracted(self) -> NDArray[np.float32]:
-        """The mean image (H, W, 3), or where there is none the channel means (1, 1, 3)."""
+        """The mean image (H, W, 3), or without one the channel means (1, 1, 3)."""
         return self.mean[None, None, :] if self.image is None else self.image
 
     def state(self) -> dict[str, Tensor | None]:
@@ -68,7 +68,7 @@ class Normalisation:
 
     @property
     def arrays(self) -> dict[str, Any]:
-        """By name, in the order of the digest; without `image` where there is none."""
+        """The values by name, in the order of the digest; without `image` where there is none."""
         names = ("mean", "std", "color_axes", *(["image"] if self.image is not None else []))
         return {name: getattr(self, name) for name in names}
 

@@ -1,4 +1,4 @@
-"""The images of train and val as a configuration names them, opened by all ranks."""
+"""Opens the images of train and val that a configuration names, on all ranks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def open_data(config: Config, world: World) -> tuple[ImageSet, ImageSet]:
-    """Collective. The images of train and val, the same data on every rank."""
+    """Collective. Opens the images of train and val, checked to be the same on every rank."""
 
     def open_both() -> tuple[ImageSet, ImageSet]:
         if config.data.dataset == "cifar-10":
@@ -30,7 +30,7 @@ def open_data(config: Config, world: World) -> tuple[ImageSet, ImageSet]:
 
 
 def open_val_data(config: Config, world: World, classes: list[str]) -> ImageSet:
-    """Collective. The images of val alone, labelled by the `classes` of a training."""
+    """Collective. Opens the images of val alone, labelled by the `classes` of a training."""
     val_set = _in_turn(world, lambda: _open_val(config, classes))
     world.require_same({"data hash of val": val_set.digest[:16]})
     return val_set
@@ -47,8 +47,8 @@ def _open_val(config: Config, classes: list[str]) -> ImageSet:
 
 
 def _in_turn(world: World, work: Callable[[], T]) -> T:
-    """Collective. Rank 0 works first and the rest find its cache; one rank of each further node
-    comes next, in case that node has a copy of the data of its own."""
+    """Collective. Rank 0 opens the data first and the rest find its cache; one rank of each other
+    node comes next, in case that node has its own copy of the data."""
     turn = 0 if world.rank == 0 else 1 if world.local_rank == 0 else 2
     done: list[T] = []
     for now in range(3):

@@ -1,10 +1,10 @@
-"""Which image stands at which position: pure functions of the seed and the position.
+"""The order of images: pure functions of the seed and the position.
 
 A position counts the images the whole job has consumed. Epoch `p // N` has its own permutation of
 the N images, and the image at position p is entry `p % N` of it. World size, threads and restarts
-do not enter. Every random number is a raw word of a counter-based Philox4x64-10 generator (Salmon
-et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), so any slice of positions is reached
-without drawing the ones before it.
+have no influence. Every random number is a raw word of a counter-based Philox4x64-10 generator
+(Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), so any slice of positions is
+reached without drawing the ones before it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _WORDS_PER_BLOCK = 4  # Philox4x64 yields four words for each value of its count
 
 
 class Stream(IntEnum):
-    """What random words are drawn for: half of the generator's key, so streams never meet."""
+    """The purpose of random words: half of the generator's key, so streams never overlap."""
 
     ORDER = 0
     AUGMENT = 1
@@ -104,7 +104,7 @@ class GlobalOrder:
         return images
 
     def permutation(self, epoch: int) -> NDArray[np.int32]:
-        """Return the order of an epoch, (num_images,) int32, and have the next one made."""
+        """Return the order of an epoch, (num_images,) int32, and start computing the next one."""
         with self._lock:
             for wanted in (epoch, epoch + 1):
                 if wanted not in self._permutations:

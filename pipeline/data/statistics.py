@@ -1,6 +1,6 @@
-"""Means, deviations and principal components of a training set, exact, and the file they lie in.
+"""Exact means, deviations and principal components of a training set, and their file.
 
-The file belongs to one state of the data and one training crop; it lies beside the manifest.
+The file belongs to one state of the data and one training crop; it lies next to the manifest.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class PixelSums:
             self.images += len(block)
 
     def normalisation(self) -> Normalisation:
-        """The mean image, and over all pixels of all images the rest. Needs an image."""
+        """The mean image, and the other statistics over all pixels of all images. Needs an
+        image."""
         assert self._image is not None, "nothing was added"
         image = self._image / self.images
         pixels = self.images * image.shape[0] * image.shape[1]
@@ -75,7 +76,7 @@ class PixelSums:
 def principal_axes(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
     """Colour axes (3, 3) by rows, largest first, of a covariance (3, 3) of pixels in 0..255.
 
-    An axis could as well point the other way; its largest component is positive here.
+    An axis could equally point the other way; here its largest component is positive.
     """
     values, vectors = np.linalg.eigh(covariance / 255.0**2)
     values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
@@ -100,7 +101,7 @@ def crop_settings(config: DataConfig) -> dict[str, Any]:
 
 
 def statistics_places(config: DataConfig) -> list[Path]:
-    """Where the file for this data set and crop may lie, best first."""
+    """The paths where the file for this data set and crop may be, best first."""
     crop = json.dumps(crop_settings(config)).encode()
     key = hashlib.sha256(crop).hexdigest()[:8]
     cache = Path(config.cache_dir) if config.cache_dir else None
@@ -109,7 +110,7 @@ def statistics_places(config: DataConfig) -> list[Path]:
 
 
 def prepare_command(config: DataConfig) -> str:
-    """What computes the statistics that `config` asks for."""
+    """The command that computes the statistics that `config` asks for."""
     parts = ["python", "-m", "pipeline.prepare", "mean", "--root", config.root]
     for name, value in crop_settings(config).items():
         given = json.dumps(value).replace(" ", "") if isinstance(value, list) else str(value)
@@ -120,9 +121,9 @@ def prepare_command(config: DataConfig) -> str:
 
 
 def save(place: Path, normalisation: Normalisation, images: int, facts: dict[str, Any]) -> None:
-    """Writes the file, whole or not at all; OSError if that fails.
+    """Writes the file atomically; OSError if that fails.
 
-    `images` are how many of the training set were looked at, `facts` what the file belongs to.
+    `images` is the number of training images used, `facts` what the file belongs to.
     """
     assert normalisation.image is not None, "the statistics of a data set have a mean image"
     header = json.dumps({"version": _VERSION, "images": images, **facts})
@@ -132,13 +133,13 @@ def save(place: Path, normalisation: Normalisation, images: int, facts: dict[str
 
 
 def facts_of(config: DataConfig, digest: str) -> dict[str, Any]:
-    """What a file of statistics must say to belong to the data set `digest` and this crop."""
+    """The facts of a statistics file that belongs to the data set `digest` and this crop."""
     return {"data_hash": digest, "crop": crop_settings(config)}
 
 
 def load(place: Path, facts: dict[str, Any]) -> tuple[Normalisation, int] | str:
-    """The statistics at `place` and the number of images that were looked at; or why they cannot be
-    used, in words."""
+    """The statistics at `place` and the number of images used; or why they cannot be used, in
+    words."""
     try:
         with np.load(place, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}  # checks each one's checksum
@@ -157,7 +158,7 @@ def load(place: Path, facts: dict[str, Any]) -> tuple[Normalisation, int] | str:
 
 
 def normalisation_of(config: DataConfig, train_set: ImageSet) -> Normalisation:
-    """What `data.mean` asks for: published, or of `train_set`.
+    """The normalisation that `data.mean` asks for: published, or of `train_set`.
 
     Raises `ValueError` with the command to run where the statistics have not been computed.
     """

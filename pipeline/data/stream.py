@@ -1,4 +1,4 @@
-"""What stands at each position: image, label and crop, as a pure function of (seed, position).
+"""Image, label and crop at each position, as a pure function of (seed, position).
 
 Everything downstream (DALI, world size, restarts) only executes what is decided here.
 """
@@ -41,7 +41,7 @@ class Selection:
 
 
 class ImageStream(ABC):
-    """What stands at each position of `manifest`, cut as `planner` says."""
+    """The selection at each position of `manifest`, cropped as `planner` says."""
 
     def __init__(self, manifest: ImageSet, planner: Planner) -> None:
         self.manifest = manifest
@@ -49,7 +49,7 @@ class ImageStream(ABC):
 
     @abstractmethod
     def images(self, positions: np.ndarray) -> np.ndarray:
-        """The images at `positions`, both (B,) int64, as things stand."""
+        """The images at `positions`, both (B,) int64, with the exclusions so far."""
 
     def select(self, positions: np.ndarray) -> Selection:
         """The selection at `positions`, (B,) int64. Raises `BadImage` for one without a size."""
@@ -67,7 +67,7 @@ class ImageStream(ABC):
         """The image that made the batch at `positions` (B,) fail with `error`.
 
         None if nothing is to be excluded: a file that could not be read or was changed after the
-        scan is as good as ever once it is put back.
+        scan is good again once it is restored.
         """
         if not isinstance(error, BadImage) or error.changed:
             return None
@@ -80,7 +80,7 @@ class ImageStream(ABC):
         return np.asarray(self.manifest.labels[images], dtype=np.int64)
 
     def _words(self, positions: np.ndarray) -> np.ndarray | None:
-        """The planner's random words (B, words_per_position), where it takes any."""
+        """The planner's random words (B, words_per_position), if it takes any."""
         return None
 
     def _plan(self, positions: np.ndarray, images: np.ndarray) -> Plan:
@@ -89,7 +89,7 @@ class ImageStream(ABC):
 
 
 class TrainStream(ImageStream):
-    """Shuffled epochs without end, whose boundaries positions cross freely.
+    """Endless shuffled epochs, whose boundaries a batch may cross.
 
     The positions of a selection must be consecutive and rising, as every chunk's are.
     """
@@ -101,7 +101,7 @@ class TrainStream(ImageStream):
         self.exclusions = Exclusions()
 
     def images(self, positions: np.ndarray) -> np.ndarray:
-        """The images at `positions`, both (B,) int64, as things stand."""
+        """The images at `positions`, both (B,) int64, with the exclusions so far."""
         return self.exclusions.images(self.order, positions)
 
     def _words(self, positions: np.ndarray) -> np.ndarray:
@@ -111,7 +111,8 @@ class TrainStream(ImageStream):
 
 
 class ValStream(ImageStream):
-    """Position p is image p; positions past the end repeat the last image under label -1."""
+    """The validation order: position p is image p; positions past the end repeat the last image
+    with label -1."""
 
     def __init__(self, manifest: ImageSet, planner: Planner):
         super().__init__(manifest, planner)

@@ -1,4 +1,4 @@
-"""BN statistics that are true averages over training images, as the paper's authors tested with.
+"""BN statistics as true averages over training images, as the paper's authors tested with.
 
 The mean and variance of a channel are those of its values over all the images together: with chunks
 k of n_k images, mean m_k and biased variance v_k,
@@ -35,8 +35,8 @@ from pipeline.ranks.world import World
 from pipeline.train.precision import Precision
 
 _BLOCKS = 64
-"""Chunks are summed in this many blocks, each by one rank. More ranks than blocks gain nothing; a
-ResNet-152 has 1.2 MB of sums in each."""
+"""Number of blocks in which chunks are summed, each by one rank. More ranks than blocks gain
+nothing; a ResNet-152 has 1.2 MB of sums in each."""
 
 
 def recompute(
@@ -54,7 +54,7 @@ def recompute(
     size = chunk_size(config, member.trained.world_size, member.config.data.local_batch_size)
     precision = Precision(config.optim.amp, device)
     set_true_averages(model, stream, statistics_chunks(images, size), precision, decode, world)
-    # Nothing else: the counts of batches are this rank's, and not those of the training.
+    # Nothing else: the counts of batches are this rank's, not the training's.
     statistics = {
         name: value.detach().cpu()
         for name, value in model.state_dict().items()
@@ -67,7 +67,7 @@ def recompute(
 def _opened(
     member: Member, train_set: ImageSet, share: Share, device: torch.device
 ) -> tuple[nn.Module, TrainStream, DecodeSettings]:
-    """The network, the training crops it saw, and how they are decoded. Raises `ConfigError`."""
+    """The network, its training crops and their decoding. Raises `ConfigError`."""
     config, trained = member.as_trained, member.trained
     trained_on = trained.fingerprint.get("data hash of train")  # None: imported weights
     require(
@@ -99,7 +99,7 @@ def statistics_chunks(images: int, chunk_size: int) -> list[np.ndarray]:
 
 
 def chunk_size(config: Config, trained_ranks: int, local_batch_size: int) -> int:
-    """The images over which training normalised, of which memory may allow fewer; at least 2."""
+    """Number of images over which training normalised, or fewer if memory is short; at least 2."""
     data = config.data
     micro_batch, _ = split_global_batch(
         data.global_batch_size, data.local_batch_size, trained_ranks
@@ -148,7 +148,7 @@ def set_true_averages(
 def _block_sums(
     model: nn.Module, loader: Loader, count: int, precision: Precision, world: World
 ) -> Tensor:
-    """Over the next `count` chunks: sums of n m and n (v + m^2) by layer, flat float64, on the
+    """Sums over the next `count` chunks of n m and n (v + m^2) by layer, flat float64, on the
     CPU."""
     layers = list(norm_layers(model))
     momenta = [layer.momentum for layer in layers]

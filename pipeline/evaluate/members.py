@@ -30,8 +30,8 @@ Network = Callable[[Tensor], Tensor]
 class Member:
     """A network, the settings to test it with, and those it was trained with.
 
-    `as_trained` differs from what the checkpoint stores only in where the data lie and what this
-    machine is.
+    `as_trained` differs from the stored settings only in the place of the data and in what depends
+    on this machine.
     """
 
     trained: Trained
@@ -45,7 +45,7 @@ class Member:
 
 
 def make_member(trained: Trained, options: Any) -> Member:
-    """A member with the settings that the command line `options` gave in place of its own."""
+    """A member whose settings are overridden by those in the command line `options`."""
     names = names_for("evaluate")
     # The local batch is one too: a training of another size normalised over other images.
     of_test = {name for name, said in settings().items() if said.of_view}
@@ -71,7 +71,8 @@ def require_alike(members: Sequence[Member]) -> None:
 
 
 def _facts(member: Member, views: Sequence[str]) -> list[str]:
-    """What members of an ensemble have alike, in words: classes, `views` and normalisation."""
+    """The common properties of an ensemble's members, in words: classes, `views` and
+    normalisation."""
     classes, normal = member.trained.classes, member.trained.normalisation
     mean, std = (", ".join(f"{value:.2f}" for value in v) for v in (normal.mean, normal.std))
     image = "" if normal.image is None else " and a mean image"
@@ -101,7 +102,7 @@ def require_unseen(members: Sequence[Member]) -> None:
 class FullyConvolutional(nn.Module):
     """A network's classifier as a 1x1 convolution over its feature map, pooled at the end.
 
-    Each cell of the score map is what the dense network makes of one window of `window` x `window`
+    Each cell of the score map is the dense network's output for one window of `window` x `window`
     cells of the feature map (7 at 224 pixels): average pooling with stride 1, then `fc` as a 1x1
     convolution. The image's score is the mean over cells. On an image of the training's size there
     is one cell, and the scores are the dense network's.

@@ -1,4 +1,4 @@
-"""The test protocols of the paper (section 3.4) and what may be asked of each.
+"""The test protocols of the paper (section 3.4) and the options valid for each.
 
 Imports nothing heavy, so that a wrong option is answered before torch is loaded.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Name = Literal["1-crop", "10-crop", "multi-scale"]
 BnImages = int | Literal["all"] | None
-"""Training images over which BN's statistics are averaged anew; None: those of the training."""
+"""Training images over which BN's statistics are recomputed; None: those of the training."""
 
 PAPER_SCALES = (224, 256, 384, 480, 640)
 """Shorter sides in pixels over which the paper averages its scores."""
@@ -29,7 +29,7 @@ STRIDES = {"imagenet": 32, "cifar": 4}
 
 @dataclass(frozen=True)
 class ViewProtocol:
-    """Which views of a test image are averaged.
+    """The views of a test image that are averaged.
 
     `scales` are the shorter sides in pixels of multi-scale, empty for crops; `mirror` adds the
     mirrored image at each of them.
@@ -78,7 +78,7 @@ class ViewProtocol:
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be tested and how, as the command line says it."""
+    """The test that the command line asks for."""
 
     checkpoints: tuple[Path, ...]
     protocol: ViewProtocol

@@ -1,4 +1,4 @@
-"""What an evaluation counts by class, and the files it writes: scores as JSON, tables by class."""
+"""Counts by class of an evaluation, and the files it writes: scores as JSON, tables by class."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ _DATA = ("root", "dataset", "image_size", "val_resize", "output")  # settings in
 class Tally:
     """Counts by class, as an observer of `validation.count`; after it they are of all ranks.
 
-    confusion: (classes, classes) int64 on the CPU, images of the row's class that were taken for
-    the column's. top5: (classes,) int64, images of each class among whose five best it is.
+    confusion: (classes, classes) int64 on the CPU, images of the row's class that were predicted
+    as the column's. top5: (classes,) int64, images of each class among whose five best it is.
     unreadable: images that count as wrong unseen; they are not in `confusion`.
     """
 
@@ -53,7 +53,7 @@ class Tally:
         self._counts = torch.zeros(classes**2 + classes + 2, dtype=torch.int64, device=device)
 
     def add(self, batch: Batch, scores: Tensor) -> None:
-        """Takes in images by their `scores` (B, classes), the greatest best."""
+        """Counts images by their `scores` (B, classes), the highest best."""
         classes, labels = self._classes, batch.labels
         unreadable, nowhere = classes**2, classes**2 + classes + 1
         predicted = predicted_classes(scores)
@@ -69,7 +69,7 @@ class Tally:
         return self._counts[:-1].cpu()
 
     def take_in(self, everyone: Tensor) -> None:
-        """Takes in `counts` summed over ranks."""
+        """Sets the counts to `counts`, summed over ranks."""
         pairs = self._classes**2
         self.confusion = everyone[:pairs].view(self._classes, self._classes)
         self.unreadable = int(everyone[pairs])
@@ -83,7 +83,7 @@ def describe(
     """The result as JSON holds it: what was tested, how, and the exact counts.
 
     `data_hash` is that of the images, and `other_data` whether they do not belong to the data of
-    the training; beside it stands the hash of those that the training validated on.
+    the training; the result also holds the hash of the images that the training validated on.
     """
     first, protocol = members[0], request.protocol
     run = run_of(first.path)
@@ -123,10 +123,11 @@ def describe(
 
 
 def changed(members: Sequence[Member], protocol: ViewProtocol) -> dict[str, Any]:
-    """The settings, with their values, by which the numbers can differ from those with the settings
-    of the training: as `part.name`, where any of the members was trained with another value.
+    """The settings, with their values, by which the numbers can differ from those of the training's
+    settings: as `part.name`, where any member was trained with another value.
 
-    The numbers depend on what a checkpoint is held to; all else is how and where it runs.
+    The numbers depend on the settings that a checkpoint is held to; others only say how and where
+    it runs.
     """
     config = members[0].config
     held = set(names_of("identity", "kept"))
@@ -181,7 +182,7 @@ def write_per_class(path: Path, counts: Tally, val_set: ImageSet, words: dict[st
 
 
 def write_confusion(path: Path, counts: Tally, classes: Sequence[str]) -> None:
-    """Rows are true classes, columns what the images were taken for.
+    """Writes the confusion matrix: rows are true classes, columns predicted ones.
 
     Images that cannot be read are in no column.
     """

@@ -47,8 +47,8 @@ from pipeline.train.validation import count
 
 
 def evaluate(request: Request) -> None:
-    """Counts the images that the networks get right and says so; on rank 0 writes the files that
-    were asked for, and the result beside the first checkpoint's run."""
+    """Counts the images that the networks get right and logs it; on rank 0 writes the files that
+    were asked for, and the result in the folder of the first checkpoint's run."""
     world = connect()
     start_logging(world.rank)
     members = _members(request, world)
@@ -76,7 +76,7 @@ def evaluate(request: Request) -> None:
 
 
 def _members(request: Request, world: World) -> list[Member]:
-    """The checkpoints, found to fit each other and the protocol."""
+    """The checkpoints, checked to fit each other and the protocol."""
     read = world.on_rank0(lambda: [checkpoint.read(path) for path in request.checkpoints])
 
     def checked() -> list[Member]:
@@ -92,7 +92,7 @@ def _members(request: Request, world: World) -> list[Member]:
 
 
 def _open_data(request: Request, member: Member, world: World) -> tuple[ImageSet, ImageSet | None]:
-    """The images to test on, and those of training where they are needed."""
+    """The test images, and the training images where they are needed."""
     config, classes = member.config, member.trained.classes
     if request.test_images:
         config = world.together(lambda: with_test_images(member.config))
@@ -103,10 +103,10 @@ def _open_data(request: Request, member: Member, world: World) -> tuple[ImageSet
 
 
 def _is_other_data(request: Request, member: Member, val_set: ImageSet, world: World) -> bool:
-    """Whether the images tested are of other data than the training's. False where no training is
-    known, as of imported weights.
+    """Whether the tested images belong to other data than the training's. False where no training
+    is known, as for imported weights.
 
-    Test images are known by the held-out ones, which lie in the same archive.
+    Test images are recognised by the held-out ones, which are in the same archive.
     """
     wanted = member.trained.fingerprint.get("data hash of val")
     if wanted is None:
@@ -120,7 +120,7 @@ def _count(
     members: Sequence[Member], request: Request, val_set: ImageSet, world: World, share: Share,
     device: torch.device,
 ) -> tuple[Validation, Tally]:  # fmt: skip
-    """Runs the networks over the images, and says which could not be read."""
+    """Runs the networks over the images, and logs which could not be read."""
     config, protocol, excluded = members[0].config, request.protocol, _excluded(members, val_set)
 
     def opened() -> tuple[list[Network], ValidationLoader]:
@@ -162,5 +162,5 @@ def _write_files(request: Request, result: dict[str, Any], tally: Tally, val_set
     if run is not None:
         try:
             write(run.path / file_name(result), result)
-        except OSError as error:  # the run may be somebody else's; the result has been said
+        except OSError as error:  # the run may be somebody else's; the result has been logged
             log.warning("warning: the result is not kept in %s: %s", run.path, error.strerror)

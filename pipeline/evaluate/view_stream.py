@@ -21,7 +21,7 @@ from pipeline.train.loaders import ValidationLoader, open_val_loader
 
 
 class ViewStream(ValStream):
-    """Position v * N + i is view v of image i, N being the number of images.
+    """The stream of views: position v * N + i is view v of image i of N.
 
     The positions of a batch are of one view, and where that is a `WholeImage`, their images have
     one size in source pixels. The stand-in of an excluded image is squeezed into its shape.
@@ -72,9 +72,9 @@ def _pixels(manifest: ImageSet, images: np.ndarray, view: WholeImage) -> int:
 
 
 def own_chunks(costs: Sequence[int], rank: int, world_size: int) -> range:
-    """Which chunks a rank takes: contiguous, about equal in the sum of their `costs`.
+    """The chunks that a rank takes: contiguous, about equal in the sum of their `costs`.
 
-    Over all ranks each chunk is taken exactly once. A rank may get none.
+    Each chunk is taken exactly once over all ranks. A rank may get none.
     """
     middles = np.cumsum(costs) - np.asarray(costs) / 2
     owners = (middles * world_size / max(1, sum(costs))).astype(np.int64)

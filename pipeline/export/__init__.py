@@ -1,1 +1,2 @@
-"""`python -m pipeline.export`: a checkpoint's weights for other programs, and back."""
+"""`python -m pipeline.export`: exports a checkpoint's weights for other programs, and imports
+theirs."""

@@ -1,5 +1,6 @@
-"""Weights out and in: `python -m pipeline.export --checkpoint runs/demo/checkpoints/best.pt --out
-demo.onnx`, and back: `--weights resnet50.pth --config configs/resnet50.yaml --out imported.pt`.
+"""Exports and imports weights: `python -m pipeline.export --checkpoint
+runs/demo/checkpoints/best.pt --out demo.onnx`, and back: `--weights resnet50.pth --config
+configs/resnet50.yaml --out imported.pt`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pipeline.system.failure import run_command
 DESCRIPTION = (
     "Writes the network of a checkpoint for other programs, or weights of theirs as a checkpoint "
     "that pipeline.evaluate and pipeline.predict take. The suffix of --out says which: "
-    ".safetensors; .pth, torchvision's state_dict with a .json beside it; .onnx, checked with "
+    ".safetensors; .pth, torchvision's state_dict with a .json next to it; .onnx, checked with "
     "onnxruntime; .pt, a checkpoint."
 )
 _WRITTEN = (".safetensors", ".pth", ".onnx")
@@ -32,7 +33,7 @@ PACKAGES = {
     ".safetensors": ("safetensors",),
     ".onnx": ("onnx", "onnxscript", "onnxruntime"),
 }
-"""What writes or reads files of these suffixes, as pip calls it."""
+"""Packages that write or read files of these suffixes, as pip names them."""
 
 
 def main(argv: list[str]) -> None:
@@ -96,7 +97,7 @@ def _check_suffix(option: str, path: str, known: tuple[str, ...]) -> None:
 
 
 def export(path: Path, out: Path) -> None:
-    """Writes the network of checkpoint `path` in the format of `out`'s suffix; says what, where."""
+    """Writes the network of checkpoint `path` in the format of `out`'s suffix; prints a summary."""
     import torch
 
     from pipeline.export.formats import describe, write_safetensors, write_torchvision
@@ -112,8 +113,8 @@ def export(path: Path, out: Path) -> None:
     elif out.suffix == ".safetensors":
         write_safetensors(out, model, description)
     else:
-        beside = write_torchvision(out, model, trained.config, description)
-        notes.append(f"classes and preprocessing are in {beside}")
+        sidecar = write_torchvision(out, model, trained.config, description)
+        notes.append(f"classes and preprocessing are in {sidecar}")
     count = sum(parameter.numel() for parameter in model.parameters())
     print(
         f"{out}: {description.name} of step {trained.step}, {len(trained.classes)} classes, "
@@ -124,7 +125,7 @@ def export(path: Path, out: Path) -> None:
 
 
 def import_weights(options: Any) -> None:
-    """Writes the checkpoint that the parsed command line asks for, and says what it is."""
+    """Writes the checkpoint that the parsed command line asks for; prints a summary."""
     from pipeline.export.importing import checkpoint_of
     from pipeline.model.network import network_name
     from pipeline.train.checkpoint import write_atomically
@@ -135,12 +136,12 @@ def import_weights(options: Any) -> None:
     write_atomically(Path(options.out), content)
     print(
         f"{options.out}: {network_name(config.model)}, {len(content['classes'])} classes; for "
-        "pipeline.evaluate and pipeline.predict, not for going on with a training"
+        "pipeline.evaluate and pipeline.predict, not for resuming a training"
     )
 
 
 def require_packages(path: Path) -> None:
-    """Raises `ConfigError`, with the line that installs them, if packages for `path` lack."""
+    """Raises `ConfigError`, with the install command, if packages for `path` are missing."""
     names = PACKAGES.get(path.suffix, ())
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:

@@ -1,5 +1,5 @@
-"""Weights in safetensors and torchvision's state_dict, read and written, and what such a file says
-beside them: the network, the classes, the preprocessing."""
+"""Reads and writes weights as safetensors and torchvision's state_dict, and their description: the
+network, the classes, the preprocessing."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _WORDS = ("trainyard", "name")
 _VIEW = "shorter side to `resize` pixels, bilinear with antialiasing; centre square of `image_size`"
 
 MEAN_IMAGE = "preprocessing.mean_image"
-"""Name of the mean image (H, W, 3) fp32 beside the weights, where a network was trained with one.
+"""Name of the mean image (H, W, 3) fp32 next to the weights, where a network was trained with one.
 """
 
 
 @dataclass(frozen=True)
 class Description:
-    """What must be known to use a network's weights.
+    """The facts needed to use a network's weights.
 
     `network` is how its layers are built, `resize` and `image_size` are pixels, `classes` the names
     of its outputs in order.
@@ -44,7 +44,7 @@ class Description:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """All of it in plain values, but for a mean image."""
+        """The description in plain values, without a mean image."""
         normal = self.normalisation
         preprocessing = {
             "view": _VIEW,
@@ -64,7 +64,7 @@ class Description:
         }
 
     def text(self) -> dict[str, str]:
-        """The facts as the metadata of a file: words, and JSON for what is no word."""
+        """The facts as the metadata of a file: strings, and JSON for everything else."""
         return {n: v if isinstance(v, str) else json.dumps(v) for n, v in self.facts.items()}
 
 
@@ -122,7 +122,7 @@ def read_weights(path: Path) -> Weights:
     except Exception as error:  # torch and safetensors raise many kinds on a damaged file
         reason = " ".join(str(error).split("\n")[0].split())[:200]
         raise ValueError(
-            f"--weights {path} cannot be used: {reason}; copy it anew from its source"
+            f"--weights {path} cannot be used: {reason}; copy it again from its source"
         ) from error
 
 
@@ -133,7 +133,7 @@ def _read_safetensors(path: Path) -> Weights:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         text = file.metadata() or {}
     image = tensors.pop(MEAN_IMAGE, None)
-    # Only metadata of ours are known to be JSON.
+    # Only our own metadata are known to be JSON.
     words = _WORDS if text.get("trainyard") == _FORMAT else text
     facts = {name: value if name in words else json.loads(value) for name, value in text.items()}
     return Weights(tensors, from_facts(facts, None if image is None else image.numpy()))
@@ -146,14 +146,14 @@ def _read_pickled(path: Path) -> Weights:
     others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if others or not content:
         raise ValueError(f"it holds {', '.join(others[:5]) or 'nothing'}, not tensors by name")
-    return Weights(dict(content), _description_beside(path))
+    return Weights(dict(content), _sidecar(path))
 
 
-def _description_beside(path: Path) -> Description | None:
-    """What `write_torchvision` left beside a .pth; None where there is nothing, or another's."""
-    beside = path.with_suffix(".json")
+def _sidecar(path: Path) -> Description | None:
+    """What `write_torchvision` left next to a .pth; None where there is nothing, or another's."""
+    sidecar = path.with_suffix(".json")
     try:
-        found = json.loads(beside.read_text(encoding="utf-8"))
+        found = json.loads(sidecar.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # none, or not JSON and so another program's
         return None
     return from_facts(found, None) if isinstance(found, dict) else None
@@ -163,10 +163,10 @@ def load_into(model: nn.Module, tensors: dict[str, Tensor], network: str, path: 
     """Copies `tensors` into `model`. Raises `ValueError`, naming the first of each kind of
     difference, unless they are those of that network.
 
-    Counts of batches may lack, as they do in files from before PyTorch had them.
+    Counts of batches may be missing, as in files from before PyTorch had them.
     """
     wanted = model.state_dict()
-    lacking = [n for n in wanted if n not in tensors and not n.endswith("num_batches_tracked")]
+    missing = [n for n in wanted if n not in tensors and not n.endswith("num_batches_tracked")]
     foreign = [name for name in tensors if name not in wanted]
     shapes = [
         f"{name} is {tuple(value.shape)} and should be {tuple(wanted[name].shape)}"
@@ -174,7 +174,7 @@ def load_into(model: nn.Module, tensors: dict[str, Tensor], network: str, path: 
         if name in wanted and value.shape != wanted[name].shape
     ]
     differences = [
-        *([f"{len(lacking)} tensors lack, the first {lacking[0]}"] if lacking else []),
+        *([f"{len(missing)} tensors are missing, the first {missing[0]}"] if missing else []),
         *([f"{len(foreign)} do not belong there, the first {foreign[0]}"] if foreign else []),
         *shapes[:1],
     ]
@@ -186,12 +186,14 @@ def load_into(model: nn.Module, tensors: dict[str, Tensor], network: str, path: 
         )
     bad = [n for n, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
     if bad:
-        raise ValueError(f"--weights {path} are not finite: {bad[0]}; copy it anew from its source")
+        raise ValueError(
+            f"--weights {path} are not finite: {bad[0]}; copy it again from its source"
+        )
     model.load_state_dict(tensors, strict=False)
 
 
 def write_safetensors(path: Path, model: nn.Module, description: Description) -> None:
-    """Row-major tensors by name; the description is the file's metadata."""
+    """Writes row-major tensors by name; the description is the file's metadata."""
     from safetensors.torch import save
 
     tensors = _row_major(model)
@@ -199,38 +201,38 @@ def write_safetensors(path: Path, model: nn.Module, description: Description) ->
     if image is not None:
         tensors[MEAN_IMAGE] = torch.from_numpy(image.copy())
     with replacing(path) as partial:
-        # save_file would make a file that its owner alone can read.
+        # save_file would make a file that only its owner can read.
         partial.write_bytes(save(tensors, description.text()))
 
 
 def write_torchvision(
     path: Path, model: nn.Module, config: Config, description: Description
 ) -> Path:
-    """What `torchvision.models.resnet50(...).load_state_dict` takes, and JSON beside it.
+    """Writes what `torchvision.models.resnet50(...).load_state_dict` takes, and JSON next to it.
 
     Returns the path of the JSON, which holds the description: a state_dict has no room for it.
     Raises `ValueError` for a network or a preprocessing that torchvision does not have.
     """
     _require_torchvisions(config, description)
-    beside = path.with_suffix(".json")
+    sidecar = path.with_suffix(".json")
     with replacing(path) as partial:
         torch.save(_row_major(model), partial)
-    write_text(beside, json.dumps(description.facts, indent=1) + "\n")
-    return beside
+    write_text(sidecar, json.dumps(description.facts, indent=1) + "\n")
+    return sidecar
 
 
 def _require_torchvisions(config: Config, description: Description) -> None:
-    model, cure = config.model, "export to .safetensors or .onnx"
+    model, fix = config.model, "export to .safetensors or .onnx"
     theirs = model.family == "imagenet" and shortcut_of(model) == "B"
     if not theirs or (model.variant != "v1.5" and model.depth >= 50):
         raise ValueError(
             f"torchvision has no {network_name(model)}, only ResNets for ImageNet with shortcut B, "
-            f"those of bottlenecks as v1.5; {cure}"
+            f"those of bottlenecks as v1.5; {fix}"
         )
     if description.normalisation.image is not None:
         raise ValueError(
             "torchvision subtracts a mean for each channel and this network was trained with a "
-            f"mean image (data.mean=pixel); {cure}"
+            f"mean image (data.mean=pixel); {fix}"
         )
 
 

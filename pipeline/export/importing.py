@@ -1,4 +1,4 @@
-"""Weights of other programs as a checkpoint, which `evaluate` and `predict` take."""
+"""Imports weights of other programs as a checkpoint, which `evaluate` and `predict` accept."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from pipeline.train.checkpoint import FORMAT
 def checkpoint_of(path: Path, config: Config, class_list: Path | None) -> dict[str, Any]:
     """The content of a checkpoint with the weights in `path` and the settings of `config`.
 
-    It says nothing about a training, of which nothing is known: step and position are 0, the
-    fingerprint names the file by its SHA-256 and no data, and there is no velocity. So no run goes
-    on from it: `train --resume` refuses it.
+    It says nothing about the unknown training: step and position are 0, the
+    fingerprint names the file by its SHA-256 and no data, and there is no velocity. So no run
+    resumes from it: `train --resume` refuses it.
 
     Class names come from `class_list`, or else from the file itself where this program wrote it, or
     else from the training data. Raises `ValueError` if they, the weights and the settings do not
@@ -71,10 +71,10 @@ def _class_names(
 
 
 def read_class_list(path: Path) -> list[str]:
-    """Names of classes, one a line. Raises `ValueError` for an empty line or a name twice.
+    """Reads names of classes, one a line. Raises `ValueError` for an empty line or a repeated name.
 
-    Of a file like ImageNet's synset_words.txt, whose every line begins with a synset's name, that
-    is taken: the names of the data set's folders.
+    In a file like ImageNet's synset_words.txt, whose every line begins with a synset's name, only
+    that is read: the names of the data set's folders.
     """
     try:
         lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
@@ -104,7 +104,7 @@ def _normalisation(path: Path, config: Config, weights: Weights) -> Normalisatio
 
 
 def _require_same(path: Path, found: Description, config: Config, classes: list[str]) -> None:
-    """Raises `ValueError` naming what the file says otherwise than the settings."""
+    """Raises `ValueError` naming where the file and the settings differ."""
     wanted = describe(config, classes, found.normalisation)
     pairs = [(f"model.{name}", found.network.get(name), v) for name, v in wanted.network.items()]
     pairs += [

@@ -1,4 +1,4 @@
-"""A network as ONNX, checked against PyTorch before the file takes its place."""
+"""Exports a network as ONNX, checked against PyTorch before the file takes its place."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _CHECKED = 3  # images; not the number that the graph is traced with
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far onnxruntime and PyTorch are apart: the largest difference and the largest logit."""
+    """The agreement of onnxruntime and PyTorch: the largest difference and the largest logit."""
 
     difference: float
     largest: float
 
     @property
     def holds(self) -> bool:
-        """Whether the file can be trusted; never where a number is not finite."""
+        """Whether the file can be trusted; never if a number is not finite."""
         return self.difference <= TOLERANCE * self.largest
 
     def __str__(self) -> str:
@@ -43,8 +43,8 @@ class Agreement:
 
 
 class WithMeanImage(nn.Module):
-    """A network that was trained with a mean image, for images with the channel means subtracted:
-    all that other programs know how to do."""
+    """A network trained with a mean image, adapted to images with the channel means subtracted,
+    which is all that other programs can do."""
 
     shift: Tensor
 
@@ -65,7 +65,7 @@ def write_onnx(path: Path, model: nn.Module, description: Description) -> Agreem
     """Writes input "images" (N, 3, image_size, image_size) fp32 -> "logits" (N, classes) for any N.
 
     `model` is on the CPU, in evaluation mode; the description is the file's metadata. Raises
-    `ValueError` if onnxruntime computes something else than PyTorch; then there is no file.
+    `ValueError` if onnxruntime and PyTorch disagree; then no file is written.
     """
     size = description.image_size
     if description.normalisation.image is not None:
@@ -101,7 +101,7 @@ def _export(path: Path, model: nn.Module, example: Tensor) -> None:
     exporter.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # what the exporter says of its own dependencies
+            warnings.simplefilter("ignore")  # the exporter's messages about its own dependencies
             torch.onnx.export(
                 model, (example,), str(path), dynamo=True, verbose=False, external_data=False,
                 input_names=["images"], output_names=["logits"], opset_version=_OPSET,

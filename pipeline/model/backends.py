@@ -1,8 +1,7 @@
-"""Which arithmetic can normalise here: PyTorch's own, our Triton kernels, or NVIDIA's apex.
+"""Backends of the norm layers: PyTorch's operators, our Triton kernels, or NVIDIA's apex.
 
-All three compute the same layer from the same state_dict; `pipeline.model.norm` holds it. This
-module makes layers with the one that is asked for, and names what stands in its way before a run
-begins.
+All three compute the same layer, `pipeline.model.norm`, from the same state_dict. This module makes
+layers with the requested one, or says before a run begins why it cannot.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ log = logging.getLogger("trainyard")
 
 
 def choose_backend(choice: Choice, device: torch.device, amp: Amp) -> Backend:
-    """The backend for a network on `device`; says in the log what "auto" came to.
+    """The backend for a network on `device`; logs what "auto" chose.
 
     "auto" takes Triton on a GPU where it works, and else the reference; never apex, whose gradient
-    of ReLU at 0 is another one.
+    of ReLU at 0 differs.
 
     Args:
         choice: the setting model.norm.
@@ -51,7 +50,7 @@ def choose_backend(choice: Choice, device: torch.device, amp: Amp) -> Backend:
 
 
 def make_norm(backend: Backend, channels: int, relu: bool = True, **settings: Any) -> BatchNormAct:
-    """A norm layer that `backend` computes; the other arguments are those of `BatchNormAct`.
+    """A norm layer computed by `backend`; the other arguments are those of `BatchNormAct`.
 
     "reference" runs anywhere, "triton" where its kernels do, "apex" within the limits of
     `ApexNorm`; `choose_backend` finds one that runs. Raises `ValueError` if the backend is not
@@ -69,7 +68,7 @@ def make_norm(backend: Backend, channels: int, relu: bool = True, **settings: An
 
 
 def problems(device: torch.device, amp: Amp) -> dict[Backend, str | None]:
-    """For each backend why it cannot run on `device` and what to do about it, or None if it can."""
+    """Why each backend cannot run on `device` and what to do about it, or None if it can."""
     return {backend: problem_of(backend, device, amp) for backend in get_args(Backend)}
 
 
@@ -95,7 +94,7 @@ def _triton_problem(device: torch.device) -> str | None:
         make_norm("triton", 16).to(device)(x).sum().backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-    except Exception as error:  # a driver, a C compiler, an architecture: whatever is missing
+    except Exception as error:  # a missing driver, C compiler or architecture
         reason = str(error).strip().split("\n")[0]
         return f"its first kernel failed with {type(error).__name__}: {reason}"
     return None
@@ -115,15 +114,15 @@ def _apex_problem(device: torch.device, amp: Amp) -> str | None:
 
 
 def missing_package(backend: Backend) -> str | None:
-    """What has to be installed before `backend` can be built, or None."""
+    """What must be installed before `backend` can be built, or None."""
     if backend == "triton" and importlib.util.find_spec("triton") is None:
         return "Triton is not installed, run pip install triton"
     return apex_package()[1] if backend == "apex" else None
 
 
 def apex_package() -> tuple[str, str | None]:
-    """Whose package answers to the name apex here, and what has to be done to normalise with it,
-    or None if it can."""
+    """Which package named apex is installed, and what must be done to normalise with it, or
+    None."""
     build = (
         "build it from https://github.com/NVIDIA/apex with APEX_CPP_EXT=1 APEX_CUDA_EXT=1 "
         "APEX_BNP=1"

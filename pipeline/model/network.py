@@ -1,4 +1,4 @@
-"""Which network the settings of `model` describe: facts and a name. Imports nothing heavy."""
+"""The network that the settings of `model` describe: facts and a name. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def network_facts(config: ModelConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True, order=True)
 class Network:
-    """Which network it is, for people, whatever it is trained on.
+    """The network as people name it, whatever it is trained on.
 
     `shortcut` is A, B or C, and empty for a plain net. `variant` is v1 or v1.5, and empty where
     the two are the same network: without bottlenecks.
@@ -47,8 +47,8 @@ class Network:
 
     @property
     def label(self) -> str:
-        """What a person calls it: "ResNet-50 v1.5", "ResNet-34 A", "plain-18", "CIFAR ResNet-110
-        A". With bottlenecks option B goes without saying."""
+        """Its name for people: "ResNet-50 v1.5", "ResNet-34 A", "plain-18", "CIFAR ResNet-110
+        A". Option B is not mentioned with bottlenecks."""
         kind = "ResNet" if self.residual else "plain"
         family = "CIFAR " if self.family == "cifar" else ""
         shortcut = "" if self.variant and self.shortcut == "B" else self.shortcut
@@ -57,7 +57,7 @@ class Network:
 
     @property
     def kind(self) -> tuple[Family, bool, str, str]:
-        """What networks that differ only in depth have in common."""
+        """The properties that networks of different depth share."""
         return self.family, self.residual, self.shortcut, self.variant
 
 
@@ -76,7 +76,7 @@ def resnet(
 def network_of(model: Mapping[str, Any]) -> Network:
     """The network that the part `model` of a resolved configuration describes.
 
-    Runs from before a setting existed are what its default says: residual, ImageNet's family.
+    Runs from before a setting existed have its default: residual, ImageNet's family.
     """
     family: Family = model.get("family", "imagenet")
     depth = int(model["depth"])
@@ -93,5 +93,5 @@ def network_in(settings: Mapping[str, Any]) -> Network:
 
 
 def network_name(config: ModelConfig) -> str:
-    """What a person calls the network of these settings; see `Network.label`."""
+    """The name for people of the network of these settings; see `Network.label`."""
     return network_of(dataclasses.asdict(config)).label

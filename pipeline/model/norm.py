@@ -1,7 +1,7 @@
 """Batch normalisation (+ addition) (+ ReLU) as one layer, and its running statistics.
 
-Every normalisation of every network is a `BatchNormAct`. What computes it is handed to it
-(`pipeline.model.backends` picks); parameters, buffers and results are those of `nn.BatchNorm2d`
+Every normalisation of every network is a `BatchNormAct`. Its arithmetic is passed to it
+(`pipeline.model.backends` picks one); parameters, buffers and results are those of `nn.BatchNorm2d`
 with any arithmetic.
 """
 
@@ -22,7 +22,8 @@ Fork = tuple[Tensor, Tensor]
 
 
 class Arithmetic(Protocol):
-    """What computes `BatchNormAct.forward` for the layer `norm`; the other arguments are its."""
+    """Arithmetic of `BatchNormAct.forward` for the layer `norm`; the other arguments are its
+    own."""
 
     def __call__(
         self, norm: BatchNormAct, x: Tensor, residual: Tensor | None,
@@ -83,7 +84,7 @@ class BatchNormAct(nn.BatchNorm2d):
         return self.compute(self, x, residual, residual_norm, fork)
 
     def count_batch(self) -> float:
-        """Counts a training batch; its weight in the running statistics. As torch counts."""
+        """Counts a training batch as torch does; returns its weight in the running statistics."""
         assert self.num_batches_tracked is not None, _NO_STATISTICS
         self.num_batches_tracked.add_(1)
         if self.momentum is None:
@@ -111,7 +112,7 @@ def normalised(residual: Tensor | None, norm: BatchNormAct | None) -> Tensor | N
 
 
 def ends(x: Tensor | Fork) -> Fork:
-    """The two views of a `Fork`; one tensor stands for both."""
+    """The two views of a `Fork`; one tensor serves as both."""
     return x if isinstance(x, tuple) else (x, x)
 
 

@@ -1,7 +1,7 @@
 """The ResNet paper's plain and residual networks, with their initial weights.
 
-From the bottom up: convolutions and shortcuts, the two blocks, the network, and what the settings
-of `model` make of it: ImageNet's family (table 1) or CIFAR's (section 4.2).
+From the bottom up: convolutions and shortcuts, the two blocks, the network, and its construction
+from the settings of `model`: ImageNet's family (table 1) or CIFAR's (section 4.2).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class BlockStyle:
     """What the blocks of one network have in common."""
 
     shortcut: Shortcut | None
-    """What stands beside a block where the shape changes (section 3.3). A: strided, channels padded
-    with zeros; B: a 1x1 projection; C: a projection beside every block. None: nothing stands beside
-    any block, the plain network."""
+    """The shortcut of a block that changes the shape (section 3.3). A: strided, channels padded
+    with zeros; B: a 1x1 projection; C: a projection in every block. None: no shortcuts, the plain
+    network."""
     norm: Backend = "reference"
-    """What computes the norm layers, as `backends.choose_backend` gives it."""
+    """Backend of the norm layers, as `backends.choose_backend` gives it."""
     variant: Variant = "v1.5"
     """Where a bottleneck halves the resolution: "v1" in its first 1x1, as the paper has it, "v1.5"
     in its 3x3. Basic blocks are the same in both."""
@@ -41,7 +41,7 @@ def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 
 
 
 class ZeroPadding(nn.Module):
-    """Option A: every `stride`-th pixel of each direction, and zeros as the channels that lack.
+    """Option A: every `stride`-th pixel of each direction, and zeros for the missing channels.
 
     The new channels come last, as in fb.resnet.torch; the paper does not say where.
     """
@@ -63,8 +63,8 @@ class ZeroPadding(nn.Module):
 def shape_change(
     in_channels: int, out_channels: int, stride: int, style: BlockStyle
 ) -> nn.Sequential | ZeroPadding | None:
-    """What turns a block's input into the shape of its output; None is the identity, and what a
-    plain network has."""
+    """The module that brings a block's input to the shape of its output; None for the identity, and
+    in plain networks."""
     same = in_channels == out_channels and stride == 1
     if style.shortcut is None or (same and style.shortcut != "C"):
         return None

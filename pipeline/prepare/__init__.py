@@ -1,1 +1,1 @@
-"""`python -m pipeline.prepare`: makes data sets ready."""
+"""`python -m pipeline.prepare`: prepares data sets."""

@@ -1,4 +1,4 @@
-"""Makes data sets ready: `python -m pipeline.prepare NAME [options]`."""
+"""Prepares data sets: `python -m pipeline.prepare NAME [options]`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     """Runs one subcommand."""
     name, options = parse(argv)
     subcommand = importlib.import_module(f"pipeline.prepare.{name}")
-    # What a scan reports; without a time, as the lines stand among the subcommand's own.
+    # Lines of a scan, without a time, as they appear among the subcommand's own.
     logging.basicConfig(format="%(message)s", handlers=[ConsoleHandler(sys.stdout)])
     logging.getLogger("trainyard").setLevel(logging.INFO)
     subcommand.run(options)

@@ -1,4 +1,4 @@
-"""ImageNet's archives as they come: which images lie where, without unpacking anything.
+"""Locates the images in ImageNet's original archives, without unpacking anything.
 
 The training archive is a tar of one tar per class; both levels are read by position, so that any
 number of threads works on it at once.
@@ -36,9 +36,9 @@ class Image(NamedTuple):
 class Block:
     """Images of one class in one archive.
 
-    files and stored_bytes are known from the start, of a part about; `images` walks the archive for
-    the rest, in bytewise order of names, and raises ConfigError or BadContainer for what is wrong
-    there.
+    files and stored_bytes are known from the start, for a part of a class only about; `images`
+    walks the archive for the rest, in bytewise order of names, and raises ConfigError or
+    BadContainer for what is wrong there.
     """
 
     archive: Path
@@ -48,7 +48,7 @@ class Block:
     images: Callable[[], Sequence[Image]]
 
     def parts(self, count: int) -> list[Block]:
-        """The block in `count` about equal ones, in order."""
+        """Splits the block into `count` about equal ones, in order."""
 
         def images(part: int) -> Sequence[Image]:
             found = self.images()
@@ -73,7 +73,7 @@ def read_image(archive: BinaryIO, image: Image) -> bytes:
         ) from error
     end = image.offset + len(content)
     whole = len(content) == image.length
-    require(whole, f"{archive.name} ends at byte {end}, within {image.name}; copy it anew")
+    require(whole, f"{archive.name} ends at byte {end}, within {image.name}; copy it again")
     return content
 
 
@@ -91,7 +91,7 @@ def train_blocks(archive: Path, devkit: Devkit) -> list[Block]:
     for synset in devkit.synsets:
         require(
             f"{synset.wnid}.tar" in inner,
-            f"--train-tar {archive} lacks {synset.wnid}.tar, the class of {synset.words!r}; "
+            f"--train-tar {archive} has no {synset.wnid}.tar, the class of {synset.words!r}; "
             f"{_OF_ONE_RELEASE}",
         )
     return [_train_block(archive, one, inner[f"{one.wnid}.tar"]) for one in devkit.synsets]
@@ -103,7 +103,7 @@ def _train_block(archive: Path, synset: Synset, inner: Image) -> Block:
         require(
             len(found) == synset.train_images,
             f"{inner.name} in --train-tar {archive} holds {len(found)} images, but the devkit "
-            f"counts {synset.train_images}; copy the archive anew from its source",
+            f"counts {synset.train_images}; copy the archive again from its source",
         )
         return found
 
@@ -127,7 +127,7 @@ def val_blocks(archive: Path, devkit: Devkit) -> list[Block]:
         require(
             match is not None and int(match[1]) == number,
             f"--val-tar {archive} has {image.name} where image {number} is due, so that labels "
-            "cannot be told; give the archive as it comes from its source",
+            "cannot be known; give the archive as it comes from its source",
         )
         by_class[devkit.val_wnids[number - 1]].append(image)
     return [
@@ -138,9 +138,9 @@ def val_blocks(archive: Path, devkit: Devkit) -> list[Block]:
 
 
 def _walk(archive: Path, begin: int, end: int) -> list[Image]:
-    """The files of the tar between two offsets, in bytewise order of names; folders are passed.
+    """The files of the tar between two offsets, in bytewise order of names, without folders.
 
-    ConfigError for a name that is not plain (with a folder, `..` or absolute), stands twice, or
+    ConfigError for a name that is not plain (with a folder, `..` or absolute), occurs twice, or
     belongs to no plain file.
     """
     found: dict[bytes, Image] = {}

@@ -1,7 +1,7 @@
-"""Decodes images as training does, one verdict for each, with what the decoders print on the way.
+"""Decodes images as training does, with one verdict for each and what the decoders print.
 
-The graph is training's own, with the whole image as the box. What libjpeg only warns about decodes,
-perhaps to grey blocks, and DALI hands no warning on: it stands on stderr and nowhere else.
+The graph is training's own, with the whole image as the box. A file that libjpeg only warns about
+is decoded, perhaps to grey blocks, and DALI does not pass the warning on: it is only on stderr.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from pipeline.data.dali import DecodeSettings, graph_inputs, make_pipeline
 from pipeline.data.index.manifest import Manifest
 from pipeline.data.stream import Selection
 
-_SIDE = 8  # the resize has to read every pixel and costs little more
+_SIDE = 8  # the resize must read every pixel and costs little more
 _BATCH = 32
 _BATCH_PIXELS = 40_000_000  # 120 MB of RGB: one image of 10000 x 10000 goes alone
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Verdict(NamedTuple):
-    """Whether an image decodes, and the decoders' words about it: an error, or a warning."""
+    """Whether an image decodes, and the decoders' message: an error, or a warning."""
 
     kind: Literal["good", "suspect", "bad"]
     reason: str
@@ -40,7 +40,7 @@ class Decoder:
     """Decodes images of `manifest` on CPU in `threads` threads; see `listening`."""
 
     def __init__(self, manifest: Manifest, threads: int, said: BinaryIO) -> None:
-        """`said` gets what C code writes to stderr. Nothing is built yet."""
+        """Prepares a decoder. `said` gets what C code writes to stderr. Nothing is built yet."""
         self._manifest, self._said = manifest, said
         self._settings = DecodeSettings("cpu", torch.device("cpu"), threads, prefetch=1)
         self._inputs: Any = None
@@ -117,8 +117,8 @@ def _last_line(failure: str) -> str:
 
 @contextlib.contextmanager
 def listening(manifest: Manifest, threads: int) -> Iterator[Decoder]:
-    """A decoder that takes what C code writes to descriptor 2 meanwhile for its words; Python's own
-    `sys.stderr` goes where it went."""
+    """A decoder whose messages are what C code writes to descriptor 2 meanwhile; Python's own
+    `sys.stderr` is unaffected."""
     sys.stderr.flush()
     before, python = os.dup(2), sys.stderr
     with tempfile.TemporaryFile() as said, open(os.dup(before), "w", buffering=1) as shown:

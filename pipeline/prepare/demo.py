@@ -45,10 +45,10 @@ def run(options: DemoOptions) -> None:
 
 
 def draw_demo(options: DemoOptions) -> bool:
-    """Draws `out/train/<class>/<name>.JPEG` and `out/val/<class>/<name>.JPEG`, all or nothing.
+    """Draws `out/train/<class>/<name>.JPEG` and `out/val/<class>/<name>.JPEG`, atomically.
 
-    The images are spread evenly over the ten classes; every seed gives others. Returns False when
-    `out` already held exactly this set. ValueError as `draw_once`.
+    The images are spread evenly over the ten classes; every seed gives different ones. Returns
+    False when `out` already held exactly this set. ValueError as `draw_once`.
     """
     counts: tuple[tuple[Split, int], ...] = (("train", options.train), ("val", options.val))
 

@@ -1,10 +1,10 @@
-"""ImageNet's development kit: what the ids of its classes and of the validation labels mean.
+"""ImageNet's development kit: the ids of its classes and of the validation labels.
 
 Its ids are not the labels of training: there, labels follow the sorted names of the class folders
 (wnids); ILSVRC2012_ID follows an order of its own.
 
-The table of classes is a MATLAB 5 file, read by own code because SciPy is a hundred megabytes for
-one table. The format is that of MathWorks' "MAT-File Format", as far as the table needs it: text,
+The table of classes is a MATLAB 5 file, read by our own code because SciPy is a hundred megabytes
+for one table. The format is MathWorks' "MAT-File Format", as far as the table needs it: text,
 numbers and structures, little-endian.
 """
 
@@ -56,12 +56,12 @@ class Devkit:
 
 
 def read_devkit(path: Path) -> Devkit:
-    """Reads ILSVRC2012_devkit_t12.tar.gz; ConfigError for anything else, naming what it lacks."""
+    """Reads ILSVRC2012_devkit_t12.tar.gz; ConfigError for anything else, naming what is missing."""
     files = _unpack(path)
     for name in (_META, _TRUTH):
         require(
             name in files,
-            f"--devkit {path} is no ImageNet development kit: it lacks {name}; give "
+            f"--devkit {path} is no ImageNet development kit: it has no {name}; give "
             "ILSVRC2012_devkit_t12.tar.gz",
         )
     try:
@@ -77,7 +77,7 @@ def read_devkit(path: Path) -> Devkit:
     require(
         not wrong,
         f"{_TRUTH} in --devkit {path} names no class of meta.mat at {', '.join(wrong[:3])}; "
-        "copy the devkit anew from its source",
+        "copy the devkit again from its source",
     )
     synsets = sorted(by_id.values(), key=lambda synset: synset.wnid)
     return Devkit(synsets, [by_id[int(line)].wnid for line in truth])
@@ -96,8 +96,8 @@ def _unpack(path: Path) -> dict[str, bytes]:
                     found[name] = reader.read()
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise ConfigError(
-            f"--devkit {path} cannot be read as a .tar.gz archive ({error}); copy it anew from its "
-            "source"
+            f"--devkit {path} cannot be read as a .tar.gz archive ({error}); copy it again from "
+            "its source"
         ) from error
     return found
 
@@ -108,13 +108,13 @@ def _synsets(variables: dict[str, Any]) -> dict[int, Synset]:
     require(isinstance(rows, list) and bool(rows), "it holds no structure named synsets")
     needed = ("ILSVRC2012_ID", "WNID", "words", "num_children", "num_train_images")
     missing = [name for name in needed if name not in rows[0]]
-    require(not missing, f"its synsets lack {', '.join(missing)}")
+    require(not missing, f"its synsets have no {', '.join(missing)}")
     found: dict[int, Synset] = {}
     for row in rows:
         if _scalar(row, "num_children") > 0:
             continue
         identity, wnid, words = _scalar(row, "ILSVRC2012_ID"), row["WNID"], row["words"]
-        require(identity not in found, f"ILSVRC2012_ID {identity} stands twice")
+        require(identity not in found, f"ILSVRC2012_ID {identity} occurs twice")
         texts = isinstance(wnid, str) and isinstance(words, str)
         require(texts, f"WNID or words of ILSVRC2012_ID {identity} is no text")
         require(is_plain(wnid), f"{wnid!r} is no plain name of a file or folder")
@@ -137,7 +137,7 @@ def _scalar(row: dict[str, Any], field: str) -> int:
 
 
 def read_variables(content: bytes) -> dict[str, Any]:
-    """Each variable by name.
+    """Reads each variable by name.
 
     A structure is a list of dicts by field, in column-major order; text is str (rows joined);
     numbers are float64 arrays of one dimension. ValueError for what is no such file, damaged, or of

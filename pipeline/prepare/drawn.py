@@ -1,4 +1,4 @@
-"""What the drawn data sets share: ten shapes, and a folder that is whole or not there.
+"""Common parts of the drawn data sets: ten shapes, and a folder that is made atomically.
 
 The class decides the outline and nothing else that is the same in both sets. No outline becomes
 another class when it is mirrored or rotated.
@@ -120,7 +120,7 @@ def draw_once(
     """Lets `draw` fill a folder that becomes `out` when complete; `<kind>.json` says what it holds:
     the `version` of the generator, the seed, and the images of each part by `counts`.
 
-    The set grows in a hidden folder beside `out`; what a killed drawing left behind is removed by
+    The set grows in a hidden folder next to `out`; what a killed drawing left behind is removed by
     the next one. Returns False when `out` already held exactly this set. ConfigError if it holds
     another one or anything else, a number is out of range, or as `writing`.
     """
@@ -133,7 +133,7 @@ def draw_once(
     meant = {"generator_version": version, "seed": seed}
     meant |= {f"{part}_images": count for part, count in counts}
 
-    out = out.resolve()  # a link to another disk stays: the set is drawn beside its target
+    out = out.resolve()  # a link to another disk stays: the set is drawn next to its target
 
     def is_there() -> bool:
         known = read_mark(out, out / f"{kind}.json", f"a {kind} set") if out.exists() else None
@@ -160,7 +160,7 @@ def draw_once(
 
 @contextlib.contextmanager
 def _scratch_folder(out: Path) -> Iterator[Path]:
-    """A fresh folder beside `out`, locked while in use, removed at the end as are leftovers."""
+    """A fresh folder next to `out`, locked while in use, removed at the end as are leftovers."""
     prefix, suffix = f".{out.name}.", ".drawing"
     for leftover in out.parent.glob(f"{prefix}*{suffix}"):
         # One that is locked is still being drawn by another.

@@ -1,5 +1,5 @@
-"""What a long subcommand needs: files written whole or not at all, one writer per folder, room on
-the disk, threads, and how far it is."""
+"""Helpers of long subcommands: atomic writes, one writer per folder, free space, threads, and
+progress."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.system.console import Bar
 from pipeline.system.files import locked, remove_partials, replacing
 
 HIDDEN = ".trainyard"
-"""Folder of what this program keeps beside the images; scans pass over it."""
+"""Folder of what this program keeps next to the images; scans pass over it."""
 
 _RESERVE_BYTES = 64 << 20  # a file system that is full to the last byte fails other programs too
 
@@ -31,42 +31,42 @@ T = TypeVar("T")
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turns an `OSError` of the body into the `ConfigError` of a write to `path`: what was written
-    before stays, and a second call goes on."""
+    before stays, and a second call resumes."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise ConfigError(
-                f"{path} does not fit ({error.strerror}): make room; the same command goes on "
+                f"{path} does not fit ({error.strerror}): make room; the same command resumes "
                 "from here"
             ) from error
         raise ConfigError(
-            f"{path} cannot be written: {error.strerror}; mend that and start again"
+            f"{path} cannot be written: {error.strerror}; fix that and start again"
         ) from error
 
 
 @contextlib.contextmanager
 def whole_file(path: Path, scratch: Path | None = None, durable: bool = True) -> Iterator[Path]:
-    """Does as `replacing`, its errors those of `writing`."""
+    """Works as `replacing`, with the errors of `writing`."""
     with writing(path), replacing(path, scratch, durable) as partial:
         yield partial
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder and those above it, its errors those of `writing`."""
+    """Makes a folder and its parents, with the errors of `writing`."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes a small file, whole or not at all."""
+    """Writes a small file atomically."""
     with whole_file(path) as new:
         new.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[Path]:
-    """Makes `folder/.trainyard` and holds its lock, which falls with the process; yields it.
+    """Makes `folder/.trainyard` and holds its lock, released with the process; yields the folder.
 
     Waits while another process on this machine holds it.
     """
@@ -100,9 +100,9 @@ def on_disk(length: int, block: int = 4096) -> int:
 
 
 def read_mark(folder: Path, mark: Path, purpose: str) -> dict[str, Any] | None:
-    """What an earlier call kept of itself in the file `mark`; None where there was none.
+    """What an earlier call recorded in the file `mark`; None where there was none.
 
-    Raises `ConfigError` when `folder` then holds anything visible, so is not for this `purpose`.
+    Raises `ConfigError` if `folder` then holds anything visible, and so is not for this `purpose`.
     """
     if mark.exists():
         try:
@@ -120,7 +120,7 @@ def read_mark(folder: Path, mark: Path, purpose: str) -> dict[str, Any] | None:
 
 
 def require_same(folder: Path, known: Mapping[str, object], meant: Mapping[str, object]) -> None:
-    """Raises `ConfigError`, with what differs, unless an earlier call meant what this one means."""
+    """Raises `ConfigError`, with what differs, unless an earlier call had the same parameters."""
     differing = [
         f"{name} {known.get(name)} (now {value})"
         for name, value in meant.items()
@@ -134,7 +134,7 @@ def require_same(folder: Path, known: Mapping[str, object], meant: Mapping[str, 
 
 
 def in_threads(work: Callable[[T], object], tasks: Sequence[T], workers: int) -> None:
-    """Does all tasks in threads; the first error ends the rest and is raised."""
+    """Runs all tasks in threads; the first error ends the rest and is raised."""
     # The threads share the iterator: a future for each of a million files would be 2 GB.
     left, stop = iter(tasks), threading.Event()
 
@@ -161,7 +161,7 @@ class Progress(Bar):
     """Counts files and bytes towards known totals; `add` may be called from any thread."""
 
     def __init__(self, what: str, files: int, total_bytes: int) -> None:
-        """`what` begins every line; the totals are of what is left to do."""
+        """Starts counting. `what` begins every line; the totals are of what is left to do."""
         super().__init__(total_bytes, what, unit="B", stream=sys.stderr)
         self._what = what
         self._files, self._bytes = files, total_bytes
@@ -170,7 +170,7 @@ class Progress(Bar):
         self._started = time.monotonic()
 
     def add(self, files: int, done_bytes: int) -> None:
-        """So much more is done."""
+        """Adds what has been done."""
         with self._lock:
             self._files_done += files
             self._bytes_done += done_bytes

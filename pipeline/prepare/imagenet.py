@@ -1,7 +1,7 @@
-"""`prepare imagenet`: ImageNet-1k from its three archives to a folder that training can use.
+"""`prepare imagenet`: turns ImageNet-1k's three archives into a folder that training can use.
 
-A split grows in `<out>/.trainyard/<split>`, as class folders or as packed shards, and takes its
-place when complete, so training never meets half of one.
+A split is written to `<out>/.trainyard/<split>`, as class folders or as packed shards, and moved to
+its place when complete, so training never sees half of one.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def run(options: ImagenetOptions) -> None:
 
 
 def _check_mark(options: ImagenetOptions, mark: Path, classes: int) -> None:
-    """A second call must mean the same set; ConfigError with both otherwise."""
+    """Raises ConfigError, with both values, unless a second call means the same set."""
     known = read_mark(options.out, mark, "a data set that was begun here")
     meant = {
         "layout": options.layout,
@@ -91,7 +91,7 @@ def _check_mark(options: ImagenetOptions, mark: Path, classes: int) -> None:
 
 @dataclass(frozen=True)
 class Task:
-    """What one thread writes at a time: the folder of one class, or a shard (a tar file)."""
+    """The unit that one thread writes: the folder of one class, or a shard (a tar file)."""
 
     place: Path
     blocks: Sequence[Block]
@@ -109,7 +109,7 @@ class Task:
 
     @property
     def needed_bytes(self) -> int:
-        """Room on the disk that it takes yet, at most: an earlier call may have begun a folder."""
+        """Disk space that it still takes, at most: an earlier call may have begun a folder."""
         if self.is_shard:
             return on_disk(self.stored_bytes + 1024 * self.files)
         taken = sum(on_disk(length) for length in _lengths(self.place).values())
@@ -124,8 +124,8 @@ class Task:
 
 
 def _tasks(options: ImagenetOptions, folder: Path, blocks: Sequence[Block]) -> list[Task]:
-    """What an earlier call left to do: all class folders, which are looked through as they are
-    written, or the shards that are not there, as one has its name only when whole."""
+    """The units still to write: all class folders, which are checked as they are written, or the
+    missing shards, as one gets its name only when complete."""
     if options.layout == "folders":
         return [Task(folder / block.wnid, [block], False) for block in blocks]
     shards = enumerate(_shards(blocks, options.shard_mb * _MB))
@@ -134,8 +134,9 @@ def _tasks(options: ImagenetOptions, folder: Path, blocks: Sequence[Block]) -> l
 
 
 def _shards(blocks: Sequence[Block], shard_bytes: int) -> list[list[Block]]:
-    """What goes into each shard of about `shard_bytes`: neighbouring classes together, a class much
-    larger than that in parts. Depends on the archives' headers only, so a restart plans alike."""
+    """The content of each shard of about `shard_bytes`: neighbouring classes together, a class much
+    larger than that in parts. Depends only on the archives' headers, so a restart plans the
+    same."""
     shards: list[list[Block]] = []
     filled = shard_bytes
     for block in blocks:
@@ -164,13 +165,13 @@ def _write_folder(folder: Path, block: Block, scratch: Path) -> None:
         for image in block.images():
             if there.get(image.name) != image.length:
                 content = read_image(archive, image)
-                # They are more than a million: one sync at the end is for all of them.
+                # They are more than a million: one sync at the end covers all of them.
                 with whole_file(folder / image.name, scratch, durable=False) as partial:
                     partial.write_bytes(content)
 
 
 def _write_shard(path: Path, blocks: Sequence[Block], scratch: Path) -> None:
-    """Plain tar without times or owners: the same archives give the same bytes."""
+    """A plain tar without times or owners: the same archives give the same bytes."""
     with (
         whole_file(path, scratch) as partial,
         tarfile.open(partial, "w", format=tarfile.GNU_FORMAT) as shard,  # names of any bytes

@@ -1,4 +1,4 @@
-"""`prepare index`: a data set's manifests made ahead of time; a job's start only opens them."""
+"""`prepare index`: indexes a data set ahead of time; a job's start only opens the index."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pipeline.prepare.options import IndexOptions
 
 
 def run(options: IndexOptions) -> None:
-    """Makes the manifests of both splits, or finds them up to date, and says what they hold.
+    """Makes the manifests of both splits, or finds them up to date, and prints what they hold.
 
     A job finds them if it has the same `cache_dir`. ValueError as `open_manifest`, also if val has
-    a class that train has not.
+    a class that train does not have.
     """
     root, cache, classes = options.root, options.cache_dir, None
     for split in get_args(Split):

@@ -32,7 +32,7 @@ _NOTHING = Normalisation(np.zeros(3, np.float32), np.ones(3, np.float32), None, 
 
 
 def run(options: MeanOptions) -> None:
-    """Computes and stores them, and says what they are."""
+    """Computes and stores the statistics, and prints them."""
     config = options.data
     cache = Path(config.cache_dir) if config.cache_dir else None
     manifest = open_manifest(options.root, "train", cache)
@@ -81,7 +81,7 @@ def compute(config: DataConfig, manifest: Manifest, images: int, threads: int) -
 
 
 def _store(places: list[Path], found: Normalisation, images: int, facts: dict[str, object]) -> Path:
-    """Where the file lies now: the first place that can be written."""
+    """Writes the file to the first place that can be written; returns that."""
     *others, last = places
     for place in others:
         with contextlib.suppress(OSError):

@@ -20,12 +20,12 @@ TrainCrop = Literal["random_resized_crop", "scale_jitter"]
 
 @dataclass(frozen=True)
 class _OfDataSet:
-    """Options of what works on a data set."""
+    """Options of subcommands that work on a data set."""
 
     root: Path
     """Folder of the data set: train/ and val/ with class folders, *.tar, TFRecord or *.rec."""
     cache_dir: Path | None = None
-    """Folder of the manifests, as data.cache_dir of the training; null: where that looks first."""
+    """Folder of the image indexes, as data.cache_dir in training; null: where that looks first."""
 
     def __post_init__(self) -> None:
         _is_folder("root", self.root)
@@ -33,7 +33,7 @@ class _OfDataSet:
 
 @dataclass(frozen=True)
 class _InThreads(_OfDataSet):
-    """Options of what reads its images in threads."""
+    """Options of subcommands that read its images in threads."""
 
     workers: int = 0
     """Threads that read and decode; 0: one for each core."""
@@ -44,7 +44,7 @@ class _InThreads(_OfDataSet):
 
     @property
     def threads(self) -> int:
-        """How many threads there are to be."""
+        """The number of threads."""
         return self.workers or len(os.sched_getaffinity(0))
 
 
@@ -82,7 +82,7 @@ class MiniOptions:
 
 @dataclass(frozen=True)
 class ImagenetOptions:
-    """Lays ImageNet-1k out from its archives as they come; goes on where a killed call ended."""
+    """Lays ImageNet-1k out from its original archives; resumes where a killed call ended."""
 
     train_tar: Path
     """ILSVRC2012_img_train.tar; read where it lies, never unpacked to temporary files."""
@@ -109,10 +109,10 @@ class ImagenetOptions:
 
 @dataclass(frozen=True)
 class IndexOptions(_OfDataSet):
-    """Makes the manifests of a data set ahead of time, so that a job's start only opens them."""
+    """Indexes a data set ahead of time, so that a job's start only opens the index."""
 
     again: bool = False
-    """Also make anew what seems up to date, as after replacing an image in place, which does not
+    """Also rebuild what seems up to date, as after replacing an image in place, which does not
     change its folder's time. A changed image is other data to runs that began before."""
 
 
@@ -127,7 +127,7 @@ class StageOptions:
     workers: int = 16
     """Threads that copy; on a network file system they wait more than they compute."""
     cache_dir: Path | None = None
-    """Folder of the source's manifests, as given to index; null: where index puts them."""
+    """Folder of the source's image indexes, as given to index; null: where index puts them."""
 
     def __post_init__(self) -> None:
         at_least_one(self, "--", "workers")
@@ -147,10 +147,10 @@ class VerifyOptions(_InThreads):
     """Also decode every image as training does, and list as suspects those that decode with a
     warning; without it: end markers, headers and sizes only."""
     report: Path = Path("verify.jsonl")
-    """Where the findings go, one JSON object per line; beside it <name>.exclude.json, the image
+    """Where the findings go, one JSON object per line; next to it <name>.exclude.json, the image
     numbers that training can leave out."""
     repair: Path | None = None
-    """Folder for mended copies of files that lack only the end marker; null: none are made."""
+    """Folder for repaired copies of files that miss only the end marker; null: none are made."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -192,7 +192,7 @@ class MeanOptions(_InThreads):
     short_side: tuple[int, int] | None = None
     """data.short_side of the training; null: that of --config, or the default."""
     images: int | None = None
-    """Look at so many images only, drawn at random; null: at all of them."""
+    """Use this many images only, drawn at random; null: all of them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -215,7 +215,7 @@ class MeanOptions(_InThreads):
             if getattr(self, name) is not None
         }
         cache_dir = config.cache_dir if self.cache_dir is None else str(self.cache_dir)
-        if "image_size" in given:  # validation does not matter here, and its check must not
+        if "image_size" in given:  # validation does not matter here, nor may its check
             given["val_resize"] = max(config.val_resize, given["image_size"])
         return dataclasses.replace(config, root=str(self.root), cache_dir=cache_dir, **given)
 

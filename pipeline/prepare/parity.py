@@ -1,4 +1,4 @@
-"""`prepare parity`: DALI's pixels, on the CPU and on the GPU where there is one, against Pillow's.
+"""`prepare parity`: compares DALI's pixels, on the CPU and any GPU, with Pillow's.
 
 All execute the same plans on images of the data set itself: both training crops, the centre crop of
 validation, and this last also by torchvision's own steps. Differences are in levels of 0..255.
@@ -45,7 +45,7 @@ File = bytes | NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The most that two executors may differ by, in levels of 0..255."""
+    """The tolerance between two executors, in levels of 0..255."""
 
     inside: float
     edge: float
@@ -64,7 +64,7 @@ TOLERANCES: dict[Decoder, Tolerance] = {
 
 @dataclass
 class Difference:
-    """What one comparison has found so far. `view` is the crop, `decoder` where DALI decodes."""
+    """The result of a comparison so far. `view` is the crop, `decoder` where DALI decodes."""
 
     view: str
     decoder: Decoder
@@ -80,7 +80,7 @@ class Difference:
     def add(
         self, paths: Sequence[Path], errors: NDArray[np.float32], masks: NDArray[np.bool_]
     ) -> None:
-        """Takes a batch in: `errors` (B, H, W, 3), absolute; `masks` (B, H, W), True inside."""
+        """Adds a batch: `errors` (B, H, W, 3), absolute; `masks` (B, H, W), True inside."""
         for path, error, mask in zip(paths, errors, masks, strict=True):
             inside, mean = float(error[mask].max(initial=0.0)), float(error.mean())
             self.inside = max(self.inside, inside)
@@ -97,7 +97,7 @@ class Difference:
         return self.inside > allowed.inside or self.edge > allowed.edge or self.mean > allowed.mean
 
     def __str__(self) -> str:
-        """What was compared and found, what is allowed, and the worst image."""
+        """The comparison, its differences, the tolerances, and the worst image, in a line."""
         allowed = TOLERANCES[self.decoder]
         return (
             f"{self.view}: DALI {self.decoder} - {self.against}: {self.images} images, "
@@ -136,7 +136,7 @@ def judge(found: Sequence[Difference]) -> None:
 
 
 def _views(manifests: Mapping[Split, Manifest]) -> dict[str, TrainStream | ValStream]:
-    """What is compared, of the splits that are there."""
+    """The comparisons, for the splits that exist."""
     views: dict[str, TrainStream | ValStream] = {}
     for crop in get_args(TrainCrop) if "train" in manifests else ():
         planner = train_planner(DataConfig(image_size=_SIZE, train_crop=crop, color_std=0.1))
@@ -197,7 +197,7 @@ def compare(
 def _references(
     stream: TrainStream | ValStream, selection: Selection
 ) -> dict[str, NDArray[np.float32]]:
-    """The batch as each of the others makes it, (B, H, W, 3) in levels."""
+    """The batch as each reference makes it, (B, H, W, 3) in levels."""
     files = [stream.manifest.read(image) for image in selection.images.tolist()]
     found = {"Pillow": execute(selection.plan, files)}
     if isinstance(stream, ValStream):
@@ -207,7 +207,7 @@ def _references(
 
 
 def execute(plan: Plan, files: Sequence[File]) -> NDArray[np.float32]:
-    """Decode, crop, resize, mirror and colour image files.
+    """Decodes, crops, resizes, mirrors and colours image files.
 
     Returns (B, *plan.shape, 3) float32 RGB in 0..255 units, neither clipped after the colour offset
     nor normalised. The resize is Pillow's bilinear, which filters when it shrinks.
@@ -227,7 +227,7 @@ def _execute_one(plan: Plan, index: int, file: File) -> NDArray[np.float32]:
 
 
 def torchvision_center_crop(file: File, resize: int, size: int) -> NDArray[np.float32]:
-    """What torchvision's Resize(resize) and CenterCrop(size) make of an image on Pillow.
+    """Applies torchvision's Resize(resize) and CenterCrop(size) to an image with Pillow.
 
     Returns (size, size, 3) float32 RGB in 0..255 units. The whole image is resized, its longer side
     to int(resize * long / short), and cut at round((side - size) / 2), as in torchvision's

@@ -1,6 +1,6 @@
-"""`prepare stage`: a data set copied to a node's own disk, which then counts as the same data.
+"""`prepare stage`: copies a data set to a node's own disk; the copy counts as the same data.
 
-Times of files and folders are copied too. By them a manifest knows its tree, so the source's
+Times of files and folders are copied too. A manifest recognises its tree by them, so the source's
 manifest, laid in the copy's .trainyard folder, is valid for the copy, and no header is read a
 second time. A run finds it there, with data.cache_dir set or not.
 """
@@ -45,7 +45,7 @@ class _File(NamedTuple):
 
 
 def run(options: StageOptions) -> None:
-    """Copies what is missing; nothing where the copy is there. ConfigError when it cannot."""
+    """Copies what is missing, nothing if the copy is complete. ConfigError if it cannot."""
     source, target = options.from_, options.to
     hashes = _hashes(source, options.cache_dir)
     with only_writer(target) as hidden:
@@ -78,7 +78,7 @@ def _hashes(root: Path, cache_dir: Path | None = None) -> dict[Split, str]:
 
 
 def _unchanged(target: Path, hashes: Mapping[Split, str]) -> bool:
-    # Something may have cleaned the node's disk: folders' times tell, a walk is not needed.
+    # Something may have cleaned the node's disk: folders' times show it without a walk.
     try:
         return _hashes(target) == hashes
     except ValueError:
@@ -90,7 +90,8 @@ def _words(hashes: Mapping[Split, str]) -> str:
 
 
 def _copy(options: StageOptions, hidden: Path, splits: Sequence[Split]) -> tuple[int, int]:
-    """Copies files, then times of folders, then manifests; files in all and bytes copied."""
+    """Copies files, then times of folders, then manifests; returns all files and the bytes
+    copied."""
     source, target, workers = options.from_, options.to, options.workers
     folders, files = _walk(source, workers)
     for name, _ in folders:
@@ -178,7 +179,7 @@ def _is_there(path: Path, file: _File) -> bool:
 
 
 def _copy_file(source: Path, target: Path, scratch: Path) -> None:
-    """Copies bytes and time; the copy has its name only when its size is the source's."""
+    """Copies bytes and time; the copy gets its name only when its size is the source's."""
     with whole_file(target, scratch, durable=False) as partial:  # they may be a million
         with _reading(source), open(source, "rb") as reader:
             status = os.fstat(reader.fileno())

@@ -27,24 +27,26 @@ if TYPE_CHECKING:
 
 
 NO_END = "has no end marker"
-"""The reason of a JPEG whose header is right; adding the marker mends it if nothing else lacks."""
+"""The reason for a JPEG with a valid header; adding the marker repairs it if no data is missing."""
 
 _SCAN, _END = b"\xff\xda", b"\xff\xd9"
 _CHUNK = 32  # images that one thread reads in a task; a chunk more than threads is in memory
 
 
 def find_flaw(content: NDArray[np.uint8], width: int, height: int) -> str | None:
-    """Why the encoded image (bytes,) uint8 would fail, None if nothing shows.
+    """The reason why the encoded image (bytes,) uint8 would fail, None if none is visible.
 
-    width, height: pixels as the manifest recorded them. Kinds go by the first bytes, as decoders
-    do, whatever the file's name.
+    width, height: pixels as the image index recorded them. The format is taken from the first
+    bytes, as decoders do, whatever the file's name.
     """
     found = content.tobytes()
     size = size_of_bytes(found)
     if size == (0, 0):
         return "has no readable header"
     if size != (width, height):
-        return f"is {size[0]} x {size[1]} by its header, the manifest recorded {width} x {height}"
+        return (
+            f"is {size[0]} x {size[1]} by its header, the image index recorded {width} x {height}"
+        )
     if found.startswith(b"\xff\xd8"):
         return _jpeg_flaw(found)
     if found.startswith(b"\x89PNG") and found.rfind(b"IEND") < 0:
@@ -60,7 +62,7 @@ def find_flaw(content: NDArray[np.uint8], width: int, height: int) -> str | None
 
 
 def _jpeg_flaw(found: bytes) -> str | None:
-    """What is wrong behind the frame header: no scan, or none that ends."""
+    """The flaw behind the frame header: no scan, or none that ends."""
     header = jpeg_header(found)
     # Pillow, which has read an odd header, does not say where it ended.
     scan = found.find(_SCAN) if header is None else header[1]
@@ -71,7 +73,7 @@ def _jpeg_flaw(found: bytes) -> str | None:
 
 
 def with_end(content: NDArray[np.uint8]) -> bytes:
-    """A JPEG without end marker with one, whose first half may be there."""
+    """The bytes of a JPEG with its missing end marker added, whose first half may be there."""
     found = content.tobytes()
     return found + (_END[1:] if found.endswith(_END[:1]) else _END)
 
@@ -92,7 +94,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class _Read:
-    """An image as it was found: its bytes unless they cannot be had, and what is wrong at once."""
+    """An image as it was read: its bytes, unless unreadable, and any immediate flaw."""
 
     image: int
     content: NDArray[np.uint8] | None
@@ -124,7 +126,7 @@ def run(options: VerifyOptions) -> None:
         advice = f"replace them, or leave them out by {exclude}"
         if options.repair:
             repaired = sum(finding.repaired is not None for finding in found)
-            advice = f"{repaired} of them are mended in {options.repair}"
+            advice = f"{repaired} of them are repaired in {options.repair}"
         raise ValueError(
             f"{count} of {sum(map(len, manifests.values()))} images would fail in training: "
             f"{options.report} names them; {advice}"
@@ -132,7 +134,7 @@ def run(options: VerifyOptions) -> None:
 
 
 def _verify(manifest: Manifest, options: VerifyOptions) -> Iterator[Finding]:
-    """What is found in a split, in the order of its images."""
+    """The findings in a split, in the order of its images."""
     with contextlib.ExitStack() as stack:
         decoder: Decoder | None = None
         if options.full or options.repair:
@@ -153,7 +155,7 @@ def _verify(manifest: Manifest, options: VerifyOptions) -> Iterator[Finding]:
                         manifest, read, "bad" if kind == "bad" else "suspect", reason
                     )
                     if decoder and options.repair and read.flaw == NO_END:
-                        finding = _mended(manifest, options.repair, decoder, read, finding)
+                        finding = _repaired(manifest, options.repair, decoder, read, finding)
                     yield finding
             progress.add(len(chunk), sum(int(manifest.lengths[read.image]) for read in chunk))
 
@@ -194,21 +196,21 @@ def _finding(
     return Finding(manifest.split, read.image, path, length, verdict, reason, read.changed)
 
 
-def _mended(
+def _repaired(
     manifest: Manifest, folder: Path, decoder: Decoder, read: _Read, finding: Finding
 ) -> Finding:
     """Copies the image with an end marker to `folder`, if it then decodes without a warning."""
     assert read.content is not None, "an image without an end marker was read"
-    mended = with_end(read.content)
-    verdict = decoder.verdicts({read.image: np.frombuffer(mended, np.uint8)})[read.image]
+    repaired = with_end(read.content)
+    verdict = decoder.verdicts({read.image: np.frombuffer(repaired, np.uint8)})[read.image]
     if verdict.kind != "good":
         reason = f"{NO_END} and is cut off: {verdict.reason}"
         return dataclasses.replace(finding, reason=reason)
     source = manifest.path(read.image)
-    if not source.is_file():  # in a container, which is not written anew
+    if not source.is_file():  # in a container, which is not rewritten
         return finding
     place = folder / manifest.split / source.relative_to(manifest.directory)
     make_folder(place.parent)
     with whole_file(place) as new:
-        new.write_bytes(mended)
+        new.write_bytes(repaired)
     return dataclasses.replace(finding, reason=f"{NO_END}, nothing else", repaired=str(place))

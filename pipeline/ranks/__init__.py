@@ -1,4 +1,4 @@
-"""Ranks and what they tell each other."""
+"""The ranks of a job and their communication."""
 
 from __future__ import annotations
 

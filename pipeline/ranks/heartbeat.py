@@ -1,4 +1,4 @@
-"""The processes of a job's ranks, and what one rank can see of another on its own host."""
+"""Processes and heartbeats of a job's ranks, and what one rank sees of another on its host."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 _DIED = (
-    "died without a word, killed by a signal or for lack of memory (see dmesg)",
+    "died without a word, killed by a signal or out of memory (see dmesg)",
     ("Z", "X"),
 )
 _STOPPED = ("is stopped (SIGSTOP, Ctrl-Z or a debugger)", ("T", "t"))
@@ -49,12 +49,12 @@ class Peer:
 
 @dataclass(frozen=True)
 class Beat:
-    """Where a rank stands."""
+    """The state of a rank: step and phase."""
 
     phase: str
     step: int
     age_sec: float
-    """Seconds since the rank came here."""
+    """Seconds since the rank entered the phase."""
     waiting: bool
     """Whether it waits for the other ranks, in a collective."""
 
@@ -68,7 +68,7 @@ class Beat:
 
     @classmethod
     def read(cls, line: str) -> Beat | None:
-        """The one in a line of a report; None if the line is not whole, or of something else."""
+        """Parses a line of a report; None if the line is incomplete, or something else."""
         try:
             return cls(**json.loads(line))
         except (ValueError, TypeError):
@@ -76,7 +76,7 @@ class Beat:
 
 
 class Heartbeat:
-    """Where this rank stands, kept in memory. Any thread may read it at any time."""
+    """The current state of this rank, in memory. Any thread may read it at any time."""
 
     def __init__(self) -> None:
         self._last = (time.monotonic(), "start", 0)
@@ -85,7 +85,8 @@ class Heartbeat:
         """Set while the rank waits for the others in a collective."""
 
     def beat(self, phase: str, step: int | None = None) -> None:
-        """The rank begins `phase`, or makes progress in it; of the same step unless given."""
+        """Records that the rank begins `phase`, or makes progress in it; the same step unless
+        given."""
         last, now = self._last, time.monotonic()
         self._longest_sec = max(self._longest_sec, now - last[0])
         self._last = (now, phase, last[2] if step is None else step)
@@ -96,6 +97,6 @@ class Heartbeat:
         return longest
 
     def now(self) -> Beat:
-        """Where the rank stands at this moment."""
+        """The rank's state at this moment."""
         since, phase, step = self._last
         return Beat(phase, step, time.monotonic() - since, self.waiting)

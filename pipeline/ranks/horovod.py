@@ -1,4 +1,4 @@
-"""Ranks over Horovod. The only module that imports it."""
+"""Communication over Horovod. The only module that imports it."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def nccl_built() -> bool:
 
 
 def _unpacked(data: Tensor) -> Any:
-    """What `torch.save` made the bytes `data` of. They come from a rank of this job, not a file."""
+    """The object that `torch.save` turned into `data`, from a rank of this job, not a file."""
     return torch.load(io.BytesIO(data.numpy().tobytes()), weights_only=False)
 
 
 class HorovodWorld(World):
-    """Several ranks over Horovod. Every method is collective."""
+    """The world of several ranks over Horovod. Every method is collective."""
 
     def __init__(self) -> None:
         import horovod.torch as hvd
@@ -75,12 +75,12 @@ class HorovodWorld(World):
                 break
             time.sleep(0.05)
         if lost:
-            return PeerLost(f"{', '.join(lost)}; start again to go on from the last checkpoint")
+            return PeerLost(f"{', '.join(lost)}; start again to resume from the last checkpoint")
         if any(peer.host != self.peers[0].host for peer in self.peers):
             time.sleep(_KNOWER_SEC)
         return PeerLost(
-            f"a collective failed, most often because a peer left ({reason}); start again to go on "
-            "from the last checkpoint"
+            f"a collective failed, most often because a peer left ({reason}); start again to "
+            "resume from the last checkpoint"
         )
 
     def _wait(self, handle: Any) -> Tensor:
@@ -155,8 +155,8 @@ class HorovodWorld(World):
         return OverlappedAverager(self, model, compression)
 
     def _start_average(self, tensor: Tensor, name: str) -> Any:
-        """Begins to replace a row-major tensor by its average, under a name that all ranks give it;
-        the handle for `_finish`."""
+        """Starts replacing a row-major tensor by its average, under a name common to all ranks;
+        returns the handle for `_finish`."""
         with self._collective():
             return self._hvd.allreduce_async_(tensor, op=self._hvd.Average, name=name)
 

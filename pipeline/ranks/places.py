@@ -1,7 +1,7 @@
-"""What a rank has of its machine: cores, a GPU, threads.
+"""A rank's share of its machine: cores, a GPU, threads.
 
-Every rank tells its `Place`; from all of them follows the `Share` of each, which decides its device
-and its threads.
+Every rank reports its `Place`; from all of them follows the `Share` of each, which decides its
+device and its threads.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class Place:
 
 @dataclass(frozen=True)
 class Share:
-    """What a rank has to itself of the machine it runs on."""
+    """The part of its machine that a rank has to itself."""
 
     cores: int
-    """How many cores, at least 1."""
+    """Number of cores, at least 1."""
     gpu: int
     """CUDA's index of its GPU; beyond the last one if there are fewer GPUs than ranks."""
 
 
 def own_share(world: World) -> Share:
-    """Collective. This rank's cores and GPU."""
+    """Collective. Returns this rank's cores and GPU."""
     gpus = (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
     place = Place(
         socket.gethostname(),
@@ -55,7 +55,7 @@ def share_of(places: Sequence[Place], rank: int) -> Share:
 
     Some launchers show every rank of a node all its cores and GPUs (horovodrun, Slurm's
     --gpus-per-node), others each rank its own (--cpus-per-task, --gpus-per-task). Ranks that see
-    the very same ones divide them in the order of their ranks.
+    exactly the same ones divide them in the order of their ranks.
     """
     mine = places[rank]
     on_same_cores = sum((p.host, p.cores) == (mine.host, mine.cores) for p in places)

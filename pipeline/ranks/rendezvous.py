@@ -1,12 +1,12 @@
-"""Where the ranks of a job find each other, and how all meet there before Horovod starts.
+"""The rendezvous at which the ranks of a job find each other before Horovod starts.
 
 The rendezvous is Horovod's key-value server over HTTP, on one address only: Horovod's own start
-lets it listen on every interface of the machine. It has no secret: whoever reaches it can read and
-change where ranks connect to, so that it should be seen by the job's nodes and nobody else.
+lets it listen on every interface of the machine. It has no secret: anyone who reaches it can read
+and change where ranks connect to, so only the job's nodes should be able to reach it.
 
 When a rank never comes, Horovod 0.28.1 aborts the others after 30 s without saying who is missing.
-So each rank first puts its name there. Rank 0 looks for the others and they for its word, so that n
-ranks ask n times, not n squared.
+So each rank first puts its name there. Rank 0 looks for the others and they for its answer, so that
+n ranks ask n times, not n squared.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T")
 _DEFAULT_SEC = 120  # importing torch from a cold network file system takes a minute
 _SCOPE = "trainyard"  # Horovod's own are global, local_* and cross_*
 _ALL = "all"
-_WORD_SEC = 2.0  # how much later than rank 0 the others give up, so that its word comes first
+_WORD_SEC = 2.0  # how much later than rank 0 the others give up, so that its error comes first
 
 
 class Rendezvous:
@@ -47,7 +47,7 @@ class Rendezvous:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What every rank needs to find the others, besides its own slot."""
+        """Variables that every rank needs to find the others, besides its own slot."""
         address, port = self._server.server_address[:2]
         return {
             "HOROVOD_GLOO_RENDEZVOUS_ADDR": str(address),
@@ -57,7 +57,7 @@ class Rendezvous:
         }
 
     def stop(self) -> None:
-        """Ends the server; ranks that run already do not need it any more."""
+        """Ends the server; running ranks no longer need it."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -73,7 +73,7 @@ def slots_of(hosts: Sequence[tuple[str, int]]) -> list[Any]:
 
 
 def slot_environment(slot: Any) -> dict[str, str]:
-    """What the rank in `slot` needs to know about itself."""
+    """Variables that describe the rank in `slot` to itself."""
     from horovod.runner.gloo_run import create_slot_env_vars
 
     found: dict[str, str] = create_slot_env_vars(slot)
@@ -81,7 +81,7 @@ def slot_environment(slot: Any) -> dict[str, str]:
 
 
 def check_in() -> None:
-    """Collective. Returns when every rank of the job has come here.
+    """Collective. Returns when every rank of the job has arrived.
 
     Raises `TrainingError` naming who has not after HOROVOD_START_TIMEOUT seconds (default 120) on
     the lowest rank there is, and `FellWithPeer` on the others. Does nothing without a rendezvous,
@@ -104,7 +104,7 @@ def check_in() -> None:
 
 
 def start_timeout_sec() -> int:
-    """How long ranks wait for each other to start. Raises `ValueError` for a bad setting."""
+    """Seconds that ranks wait for each other to start. Raises `ValueError` for a bad setting."""
     value = os.environ.get("HOROVOD_START_TIMEOUT", str(_DEFAULT_SEC))
     if not value.isascii() or not value.isdigit() or int(value) == 0:
         raise ValueError(f"HOROVOD_START_TIMEOUT={value} must be a whole number of seconds above 0")
@@ -126,7 +126,7 @@ class _Store:
         return True
 
     def get(self, key: str) -> str | None:
-        """What is stored; None if nothing is."""
+        """The stored value; None if there is none."""
         return self._ask("GET", key, None)
 
     def _ask(self, method: str, key: str, body: bytes | None) -> str | None:
@@ -143,7 +143,7 @@ class _Store:
 
 
 def _patiently(store: _Store, end: float, look: Callable[[], T | None]) -> T | None:
-    """What `look` returns as soon as that is not None; None once `end` has come.
+    """The first result of `look` that is not None; None once `end` has passed.
 
     Raises `TrainingError` if the store could still not be reached then.
     """
@@ -176,7 +176,7 @@ def _came(store: _Store, rank: int) -> bool:
 
 
 def _gather(store: _Store, size: int, limit_sec: float) -> list[int]:
-    """The ranks that have not come to rank 0 within the limit."""
+    """The ranks that have not arrived at rank 0 within the limit."""
     end = time.monotonic() + limit_sec
     _announce(store, 0, end)
     missing = list(range(1, size))

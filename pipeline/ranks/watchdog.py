@@ -1,8 +1,7 @@
-"""Ends a job that hangs, and names the rank that holds it up.
+"""Ends a hung job, and names the rank that holds it up.
 
-Every rank watches its own heartbeat from a thread. One that finds no progress reports where it
-stands, with its stacks, asks the others to do the same, and the lowest rank that can speak says
-who it is.
+Every rank watches its own heartbeat from a thread. One that finds no progress reports its state and
+stacks, asks the others to do the same, and the lowest rank that still answers names the culprit.
 """
 
 from __future__ import annotations
@@ -32,26 +31,27 @@ _NAMED = 3  # laggards that the sentence describes; the reports have the rest
 
 @dataclass(frozen=True)
 class Report:
-    """What is known of one rank."""
+    """The report of one rank."""
 
     peer: Peer
     beat: Beat | None
-    """None: its Python runs no more, so that only the C part of its watchdog may have spoken."""
+    """None: its Python no longer runs, so that only the C part of its watchdog may have
+    reported."""
     has_stacks: bool
 
     @property
     def given(self) -> bool:
-        """Whether the rank has reported in one way or the other."""
+        """Whether the rank has reported in either way."""
         return self.beat is not None or self.has_stacks
 
 
 def report_path(folder: Path, rank: int) -> Path:
-    """Where the report of `rank` lies in `folder`."""
+    """The path of the report of `rank` in `folder`."""
     return folder / f"rank-{rank}.txt"
 
 
 def read_report(folder: Path, peer: Peer) -> Report:
-    """The report of a rank as far as it is written."""
+    """Reads the report of a rank as far as it is written."""
     try:
         text = report_path(folder, peer.rank).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -93,7 +93,7 @@ def explain(reports: Sequence[Report], limit_sec: float, folder: Path) -> str:
         parts.append(f"rank {longest.peer.rank} has waited in {longest.beat}")
     return (
         f"no progress within run.step_timeout_sec={limit_sec:g}: {'; '.join(parts)}; the stacks of "
-        f"all ranks that could answer stand in {folder}; start again to go on from the last "
+        f"all ranks that could answer are in {folder}; start again to resume from the last "
         "checkpoint, with a higher run.step_timeout_sec if this was honest work"
     )
 
@@ -112,19 +112,19 @@ def _described(report: Report, folder: Path) -> str:
 
 _FROZEN_SEC = 2.0  # beyond the limit: the C timer writes the stacks
 _REPORTS_SEC = 10.0  # how long a rank waits for the reports of the others
-_SPEECH_SEC = 3.0  # how long the rank that names the cause has for it: the first exit ends the job
-# Beyond the limit: SIGALRM ends a process that could not end itself; one alone waits for nobody.
+_SPEECH_SEC = 3.0  # time for the rank that names the cause: the first exit ends the job
+# Beyond the limit: SIGALRM ends a process that could not end itself; a single one waits for nobody.
 _ALARM_SEC, _ALARM_ALONE_SEC = 30.0, 5.0
 _DUMP_SEC = 0.5  # the C timer needs some milliseconds to write what it has begun
 
 
 @contextlib.contextmanager
 def watched(
-    folder: Path, world: World, limit_sec: float | None, tell: Callable[[str], object]
+    folder: Path, world: World, limit_sec: float | None, on_hang: Callable[[str], object]
 ) -> Iterator[None]:
     """Collective. Watches over the body on every rank; `limit_sec` None: not at all.
 
-    The ranks report in `folder`; `tell` says why a job that hangs ends, before its rank leaves.
+    The ranks report in `folder`; `on_hang` gets the reason of a hang before its rank leaves.
 
     The files through which ranks talk are there before any rank needs them: a network file system
     shows other hosts what is in a known file at once, but a new file up to a minute late.
@@ -132,7 +132,7 @@ def watched(
     if limit_sec is None:
         yield
         return
-    watchdog = Watchdog(folder, world.peers, world.rank, world.heartbeat, limit_sec, tell)
+    watchdog = Watchdog(folder, world.peers, world.rank, world.heartbeat, limit_sec, on_hang)
     world.on_rank0(watchdog.make_folder)
     world.together(watchdog.open_report)
     world.heartbeat.beat("start")
@@ -148,9 +148,9 @@ class Watchdog:
 
     def __init__(
         self, folder: Path, peers: Sequence[Peer], rank: int, heartbeat: Heartbeat,
-        limit_sec: float, tell: Callable[[str], object],
+        limit_sec: float, on_hang: Callable[[str], object],
     ) -> None:  # fmt: skip
-        self._folder, self._tell = folder, tell
+        self._folder, self._on_hang = folder, on_hang
         self._asked_file = self._folder / "asked"  # not empty: every rank is to report
         self._peers, self._rank = list(peers), rank
         self._heartbeat, self._limit_sec = heartbeat, limit_sec
@@ -164,12 +164,12 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def make_folder(self) -> None:
-        """For one rank, before any `open_report`."""
+        """Makes the folder; for one rank, before any `open_report`."""
         self._folder.mkdir(exist_ok=True)
         self._asked_file.write_bytes(b"")
 
     def open_report(self) -> None:
-        """For every rank, before any `start`: the report, so far with the rank's name only."""
+        """Creates the rank's report with its name only; for every rank, before any `start`."""
         path = report_path(self._folder, self._rank)
         self._report = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
         head = f"{self._peers[self._rank]}; the main thread's stack is the last\n"
@@ -182,7 +182,7 @@ class Watchdog:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the watch and removes its files; does not return once a hang was found."""
+        """Stops watching and removes its files; does not return once a hang was found."""
         self._closing.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
@@ -207,7 +207,7 @@ class Watchdog:
                 self._end_job(beat)
 
     def _asked(self) -> bool:
-        """Whether another rank has found a hang, which a rank with work of its own may not see."""
+        """Whether another rank has found a hang, which a busy rank may not notice itself."""
         if time.monotonic() < self._asked_at + self._ask_sec:
             return False
         self._asked_at = time.monotonic()
@@ -217,8 +217,8 @@ class Watchdog:
             return False
 
     def _end_job(self, beat: Beat) -> None:
-        """Reports, waits for the reports of others, and leaves the process; SIGALRM is behind it
-        should a dead file system or a full pipe hold it here."""
+        """Reports, waits for the reports of others, and exits the process; SIGALRM ends it if a
+        dead file system or a full pipe blocks it here."""
         try:
             self._write_report(beat)
             reports = self._wait_for_reports()
@@ -226,7 +226,7 @@ class Watchdog:
             speaker = min(r.peer.rank for r in reports if r.beat is not None)
             if self._rank != speaker:
                 time.sleep(_SPEECH_SEC)
-            self._tell(message)
+            self._on_hang(message)
         except Exception:
             traceback.print_exc()
         finally:

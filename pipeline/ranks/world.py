@@ -1,4 +1,4 @@
-"""What ranks tell each other.
+"""Collective communication between ranks.
 
 `World` is one process alone; `horovod.HorovodWorld` is the same interface over Horovod. Nothing
 else asks which of the two it has.
@@ -40,11 +40,11 @@ class World:
     local_rank: int = 0
     local_size: int = 1
     on_failure: Callable[[str], object] | None = None
-    """Called on rank 0 with the first cause, before any rank leaves."""
+    """Function called on rank 0 with the first cause, before any rank leaves."""
 
     def __init__(self) -> None:
         self.heartbeat = Heartbeat()
-        """Where this rank stands, for `pipeline.ranks.watchdog`."""
+        """This rank's heartbeat, for `pipeline.ranks.watchdog`."""
         self.peers = [Peer.here(0)]
         """The processes of all ranks, by rank."""
 
@@ -71,18 +71,18 @@ class World:
         """
 
     def maximum(self, values: Sequence[int]) -> list[int]:
-        """The element-wise maximum over ranks: how all ranks come to one decision."""
+        """The element-wise maximum over ranks, by which all ranks reach one decision."""
         return list(values)
 
     def barrier(self) -> None:
-        """Returns when every rank has come here."""
+        """Returns when every rank has arrived."""
 
     def start_timeline(self, path: Path) -> None:
-        """Begins to write what Horovod does to `path`, where rank 0 can write; needs `connect`
-        with `timeline`."""
+        """Starts writing Horovod's timeline to `path`, which rank 0 must be able to write; needs
+        `connect` with `timeline`."""
 
     def stop_timeline(self) -> None:
-        """Ends what `start_timeline` began; the file is whole then."""
+        """Stops the timeline; the file is then complete."""
 
     def average_gradients(self, model: nn.Module, compression: Compression) -> GradientAverager:
         """Makes backward average the gradients of `model`'s parameters over ranks."""
@@ -104,14 +104,14 @@ class World:
         try:
             result = work()
         except PeerLost:
-            raise  # the collectives are broken: no agreement is possible any more
+            raise  # the collectives are broken: agreement is no longer possible
         except Exception as caught:
             error = caught
         self.raise_together(error)
         return cast(T, result)
 
     def raise_together(self, error: BaseException | None) -> None:
-        """Collective. If any rank brings an error, all ranks leave with it.
+        """Collective. If any rank has an error, all ranks leave with it.
 
         Rank 0 prints the first one (lowest rank); every rank raises `Reported` from the same
         point, so that none is still inside another collective.
@@ -128,7 +128,8 @@ class World:
             raise Reported(message, ExitCode(code)) from error
 
     def require_same(self, facts: dict[str, Any]) -> None:
-        """Collective. Every rank must hold the same facts; else all leave, naming who differs.
+        """Collective. Checks that all ranks have the same facts; else all leave, naming those that
+        differ.
 
         A fact that a rank does not know is not compared with it.
         """

@@ -1,1 +1,1 @@
-"""`python -m pipeline.report`: curves and tables of runs beside the paper's."""
+"""`python -m pipeline.report`: curves and tables of runs compared with the paper's."""

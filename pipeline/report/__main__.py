@@ -1,6 +1,6 @@
 """Makes a report of runs: `python -m pipeline.report runs/plain-20 runs/resnet-20`.
 
-It shows our curves and numbers beside the paper's, as one HTML page and as Markdown.
+It shows our curves and numbers next to the paper's, as one HTML page and as Markdown.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.system.failure import run_command
 RUNS = Path("runs")
 
 DESCRIPTION = (
-    "Writes index.html and report.md: training and validation curves, and our numbers beside the "
+    "Writes index.html and report.md: training and validation curves, and our numbers next to the "
     "paper's, from the files of runs alone."
 )
 

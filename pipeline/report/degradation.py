@@ -1,4 +1,4 @@
-"""What the runs say about the paper's question: does a deeper net train worse?"""
+"""The paper's question, answered by the runs: does a deeper net train worse?"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.report.pages import Block, Heading, Paragraph, Table
 from pipeline.report.runs import Run
 
 LAST_SHARE = 0.05
-"""The final training error is that of the images of the last 5% of a run's iterations."""
+"""Share of a run's iterations at the end whose images give the final training error."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +70,19 @@ class Outcome:
 
     @property
     def mean(self) -> float:
-        """Of the training errors."""
+        """Mean of the training errors."""
         return statistics.fmean(self.errors)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where the training error lies: the range over runs; of one run what counting allows."""
+        """The interval of the training error: the range over runs; for one run the counting
+        error."""
         around = self.training[0].uncertainty if len(self.training) == 1 else 0.0
         return min(self.errors) - around, max(self.errors) + around
 
     @property
     def text(self) -> str:
-        """The training error and where it lies."""
+        """The training error and its interval, as text."""
         low, high = self.interval
         return f"{self.mean:.2f} ({low:.2f} to {high:.2f})"
 
@@ -99,7 +100,7 @@ def outcomes(runs: Iterable[Run]) -> list[Outcome]:
 
 
 def changes(found: Sequence[Outcome]) -> list[tuple[Outcome, Outcome]]:
-    """(shallow, deep) of plain nets and then of residual ones, for each pair of depths that both
+    """Pairs (shallow, deep) of plain and then of residual nets, for each pair of depths that both
     kinds have: every deeper one against the shallowest."""
     plain = {(o.network.family, o.network.depth): o for o in found if not o.network.residual}
     kinds: dict[object, list[Outcome]] = {}
@@ -121,7 +122,7 @@ _NUMBERS = ("network", "runs", "training error, %", "range", "validation error, 
 
 
 def degradation_blocks(by_data: dict[str, list[Run]]) -> list[Block]:
-    """The section: for the runs on each data set the pairs of depths, and the numbers."""
+    """The section of the report: the pairs of depths on each data set, and the numbers."""
     blocks: list[Block] = [
         Heading("Degradation"),
         Paragraph(
@@ -155,7 +156,7 @@ def degradation_blocks(by_data: dict[str, list[Run]]) -> list[Block]:
 
 
 def _change(shallow: Outcome, deep: Outcome) -> tuple[str, ...]:
-    """What depth did to one kind of net."""
+    """The effect of depth on one kind of net."""
     points = deep.mean - shallow.mean
     (low, high), (other_low, other_high) = shallow.interval, deep.interval
     by_chance = low <= other_high and other_low <= high  # a value that both intervals have
@@ -165,8 +166,8 @@ def _change(shallow: Outcome, deep: Outcome) -> tuple[str, ...]:
 
 
 def _left_unsaid(pairs: Sequence[tuple[Outcome, Outcome]], runs: Sequence[Run]) -> list[Block]:
-    """The settings, beside the network's, which the compared runs do not share, and the runs that
-    are not compared."""
+    """The settings, besides the network's, in which the compared runs differ, and the runs that are
+    not compared."""
     compared = [run for pair in pairs for outcome in pair for run in outcome.runs]
     network = {name for name, said in settings().items() if said.of_network}
     names = sorted({name for run in compared for name in run.recipe} - network)

@@ -1,4 +1,4 @@
-"""A report of runs: which plots and tables it has, in which order."""
+"""The report of runs: its plots and tables, in order."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write_report(out: Path, runs: Sequence[Run]) -> None:
         "Every number of ours was read from them."
     )
     blocks = [
-        Heading("Runs beside the ResNet paper", 1),
+        Heading("Runs compared with the ResNet paper", 1),
         Paragraph(made),
         *degradation_blocks(by_data),
         *_curve_blocks(out, by_data, styles_of({run.network for run in runs})),
@@ -93,15 +93,15 @@ class _Plots:
 
     out: Path
     name: str
-    """What the names of their files begin with."""
+    """Prefix of the names of their files."""
     data: str
     runs: Sequence[Run]
     styles: Styles
 
     def blocks(self) -> list[Block]:
-        """The plots there are enough runs for, in order."""
+        """The plots for which there are enough runs, in order."""
         plain = [run for run in self.runs if not run.network.residual]
-        # Bottlenecks have no plain net to stand against.
+        # Bottlenecks have no plain net to compare with.
         residual = [run for run in self.runs if run.network.residual and not run.network.variant]
         panels = every = [Panel("all runs", self.runs, self.styles)]
         blocks: list[Block] = []

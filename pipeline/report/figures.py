@@ -21,7 +21,7 @@ from pipeline.report.runs import Run
 from pipeline.system.files import replacing
 
 # The colours of Okabe and Ito, which colour-blind readers can tell apart, without yellow and
-# light blue, too pale for a line on white. By depth: the same in every plot and report.
+# light blue, too pale for a line on white. By depth, the same in every plot and report.
 _COLOURS = {
     18: "#0072B2", 34: "#D55E00", 50: "#009E73", 101: "#CC79A7", 152: "#000000",
     20: "#0072B2", 32: "#D55E00", 44: "#009E73", 56: "#CC79A7", 110: "#000000", 1202: "#E69F00",
@@ -44,16 +44,16 @@ _LOOK: Any = {
 _THIN = {"linewidth": 0.9, "alpha": 0.75}
 _BOLD = {"linewidth": 2.3, "alpha": 1.0, "solid_capstyle": "round"}
 _SETTLED_SHARE = 0.02
-"""The first 2% of the iterations do not set the top of the axis: every net begins near chance."""
+"""Share of the iterations that does not set the top of the axis: every net begins near chance."""
 
 EARLY_SHARE = 0.2
-"""Early convergence is shown over the first fifth of the iterations."""
+"""Share of the iterations over which early convergence is shown."""
 
 POINTS = 250
 """The most points of a curve of training error: more would be a band, not a line."""
 
 NORM_POINTS = 60
-"""The same of a gradient norm, which jumps from step to step."""
+"""The most points of a gradient norm, which jumps from step to step."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Curve:
 
     @classmethod
     def of(cls, lines: Sequence[Mapping[str, Any]], name: str) -> Curve:
-        """What lines of metrics say of `name`, where they do."""
+        """The curve of `name` over the lines of metrics that have it."""
         points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
         steps = np.array([step for step, _ in points], dtype=np.int64)
         return cls(steps, np.array([value for _, value in points], dtype=np.float64))
@@ -77,7 +77,8 @@ class Curve:
         return Curve(self.steps[early], self.values[early])
 
     def thinned(self, summary: Callable[[np.ndarray], Any], most: int) -> Curve:
-        """At most `most` points, each the `summary` of as many neighbours, at the last's step."""
+        """A curve of at most `most` points, each the `summary` of equally many neighbours, at the
+        last's step."""
         size = -(-len(self.steps) // most)
         if size <= 1:
             return self
@@ -99,8 +100,8 @@ def validation_error(run: Run) -> Curve:
 
 
 def gradient_norm(run: Run) -> Curve:
-    """The norm over all weights of the gradient that one step took; of neighbouring lines the
-    median. Steps that fp16 skipped have none."""
+    """The gradient norm of a step over all weights, the median of neighbouring lines. Steps that
+    fp16 skipped have none."""
     return Curve.of(run.events("train"), "gradient_norm").thinned(np.median, NORM_POINTS)
 
 
@@ -111,16 +112,16 @@ def learning_rate(run: Run) -> Curve:
 
 @dataclass(frozen=True)
 class Style:
-    """How a network is drawn, in every plot of a report."""
+    """The style of a network in every plot of a report."""
 
     colour: str
     dash: Dash
 
 
 def styles_of(networks: Set[Network]) -> dict[Network, Style]:
-    """A style for each network: the colour tells the depth, dashes a plain net.
+    """A style for each network: the colour shows the depth, dashes a plain net.
 
-    Residual nets of one depth are told apart by their dashes, the first of them solid.
+    Residual nets of one depth differ in their dashes, the first of them solid.
     """
     found: dict[Network, Style] = {}
     seen: dict[int, int] = {}
@@ -199,7 +200,7 @@ def draw_errors(path: Path, panels: Sequence[Panel]) -> None:
 
 def draw_early(path: Path, panels: Sequence[Panel]) -> None:
     """As `draw_errors`, only the early part of each panel, no learning rate, and at most two plots
-    beside each other."""
+    side by side."""
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     with matplotlib.rc_context(_LOOK):

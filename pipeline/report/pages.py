@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.system.files import write_text
 
-# Without anything from outside: the page must open on a node without a network, and in a mail.
+# Self-contained: the page must open on a node without a network, and in a mail.
 _STYLE = """
 :root { color-scheme: light dark; --text: #1c1e21; --soft: #5b6168; --line: #d9dce0;
   --back: #fff; --head: #f4f5f7; }
@@ -43,7 +43,7 @@ figcaption { color: var(--soft); font-size: .875rem; line-height: 1.45; margin-t
 """
 
 _LONG_CELL = 26
-"""Characters beyond which the cells of a column may be broken into lines."""
+"""Characters beyond which the cells of a column may be wrapped."""
 
 _SHARE_OF_PIXELS = 0.6
 """Width of a plot on the page in CSS pixels over its own: sharp on dense screens."""
@@ -75,7 +75,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file of the report's folder; `alt` says what one would see."""
+    """A PNG file in the report's folder; `alt` describes it."""
 
     file: str
     caption: str
@@ -112,7 +112,7 @@ def _html_block(block: Block, folder: Path) -> str:
         case Picture(file, caption, alt):
             content = (folder / file).read_bytes()
             image = base64.b64encode(content).decode("ascii")
-            pixels = int.from_bytes(content[16:20], "big")  # where a PNG file has its width
+            pixels = int.from_bytes(content[16:20], "big")  # the width in a PNG file
             return (
                 f'<figure><div><img width="{round(_SHARE_OF_PIXELS * pixels)}" '
                 f'alt="{html.escape(alt)}" src="data:image/png;base64,{image}"></div>'

@@ -1,7 +1,7 @@
-"""The errors that the paper and later work state, each with its source.
+"""The errors published in the paper and later work, each with its source.
 
 Errors in %, on the validation images of ImageNet-1k and the test images of CIFAR-10. Where a
-source states accuracies, the error is 100 minus that. Sources:
+source gives accuracies, the error is 100 minus that. Sources:
 
 - paper: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", 2015.
 - released weights: the authors' models, as published with the paper's code.
@@ -29,7 +29,7 @@ MULTI_SCALES = (224, 256, 384, 480, 640)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run must have been trained with to stand beside a number; None: anything."""
+    """What a run must have been trained with to compare with a number; None: anything."""
 
     epochs: float | None = None
     global_batch_size: int | None = None
@@ -38,7 +38,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Reference:
-    """One stated number. `top1` and `top5` are errors in %, None where the source has none.
+    """One published number. `top1` and `top5` are errors in %, None where the source has none.
 
     `spread` is the standard deviation of `top1` over runs; `ensemble` the number of networks.
     """

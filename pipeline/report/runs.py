@@ -1,5 +1,5 @@
-"""Reads what runs left behind: their configuration, their metrics, and their results on whole data,
-those that `python -m pipeline.evaluate` left beside a run and the validations in training."""
+"""Reads the files of runs: their configuration, their metrics, and their results on whole data,
+those that `python -m pipeline.evaluate` left with a run and the validations in training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.train.folder import HOLDS, RunFolder, last, why_no_run
 _IMAGES: dict[DataSet, tuple[int, int]] = {
     "imagenet-1k": (1_281_167, 50_000), "cifar-10": (50_000, 10_000),
 }  # fmt: skip
-"""Training images, and those that the stated errors count (of CIFAR-10: the test images)."""
+"""Training images, and those that the published errors count (for CIFAR-10: the test images)."""
 
 _LABELS: dict[DataSet, str] = {"imagenet-1k": "ImageNet-1k", "cifar-10": "CIFAR-10"}
 
@@ -34,11 +34,11 @@ class Evaluation:
 
     `top1` and `top5` are errors in %; `dataset` as the setting of that name; `crop` is the side of
     the crop and the shorter side it is cut from, in pixels; `time` is in seconds since 1970, None
-    where unknown; `scales` are the shorter sides in pixels of multi-scale, `mirror` whether each
+    if unknown; `scales` are the shorter sides in pixels of multi-scale, `mirror` whether each
     was counted mirrored too; `bn_images` how many training images BN's statistics were averaged
     over ("all", or empty for the moving averages); `ensemble` the number of networks; `changed`
-    holds what else was not as in the training, such as "optim.amp=off"; `other_root` is where the
-    images lie if they are not those that the training validated on, nor the test images beside
+    holds what else differs from the training, such as "optim.amp=off"; `other_root` is where the
+    images lie if they are not those that the training validated on, nor the test images next to
     them.
     """
 
@@ -60,14 +60,14 @@ class Evaluation:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is what a validation in training does: one view, one network as it is."""
+        """Whether it equals a validation in training: one view, one network, unchanged."""
         special = self.bn_images or self.ensemble > 1 or self.changed or self.other_root
         return self.protocol == "1-crop" and not special
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """The result in a file of `pipeline.evaluate`. Raises ValueError, naming the file, if it is
-    none."""
+    """Reads a result file of `pipeline.evaluate`. Raises ValueError, naming the file, if it is not
+    one."""
     of_crop = {name for name, one in said_of_settings().items() if one.of_view}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -116,7 +116,7 @@ class Run:
 
     @cached_property
     def network(self) -> Network:
-        """What was trained."""
+        """The network that was trained."""
         return network_in(self.settings)
 
     def events(self, event: str) -> list[dict[str, Any]]:
@@ -125,27 +125,27 @@ class Run:
 
     @property
     def start(self) -> Mapping[str, Any]:
-        """The line of its last start."""
+        """The line of metrics of its last start."""
         return last(self.lines, "start")
 
     @property
     def finished(self) -> bool:
-        """Whether it came to the end of its schedule."""
+        """Whether it reached the end of its schedule."""
         return bool(self.events("done"))
 
     @property
     def step(self) -> int:
-        """The last step of which there is a line; 0 without any."""
+        """The last step with a line of metrics; 0 without any."""
         return max((int(line["step"]) for line in self.lines), default=0)
 
     @property
     def time(self) -> float | None:
-        """When its last line was written, in seconds since 1970."""
+        """Time of its last line of metrics, in seconds since 1970."""
         return max((line["time"] for line in self.lines if "time" in line), default=None)
 
     @cached_property
     def data_set(self) -> DataSet | None:
-        """The data set if it was trained on just that, else None.
+        """The data set if it was trained on exactly that, else None.
 
         A run on ImageNet-1k has checked this at its start; data in CIFAR-10's format are CIFAR-10
         if they have as many images.
@@ -160,7 +160,7 @@ class Run:
 
     @property
     def data_label(self) -> str:
-        """What it was trained on, for people."""
+        """The name for people of the data it was trained on."""
         if self.data_set is None:
             return str(self.settings["data.root"])
         held_out = self.settings["data.held_out"]
@@ -169,12 +169,12 @@ class Run:
 
     @cached_property
     def recipe(self) -> dict[str, str]:
-        """The settings that make the experiment: runs that have them alike differ in their seed."""
+        """The settings that define the experiment: runs that share them differ in their seed."""
         counting = set(names_of("identity", "recipe")) - set(idle_settings(self.settings))
         return {name: str(value) for name, value in self.settings.items() if name in counting}
 
     def is_whole(self, evaluation: Evaluation) -> bool:
-        """Whether a result counts what the stated errors of its data set count."""
+        """Whether a result counts the images that the published errors of its data set count."""
         named = self.data_set
         whole = named is not None and evaluation.images == _IMAGES[named][1]
         return whole and evaluation.dataset == named
@@ -186,8 +186,8 @@ class Run:
 
     @property
     def evaluations(self) -> list[Evaluation]:
-        """What it is judged by: the results of `pipeline.evaluate`, and its last validation unless
-        one of them is the same."""
+        """Its results: those of `pipeline.evaluate`, and its last validation unless one of them is
+        the same."""
         validated = [
             Evaluation(
                 "1-crop", int(line["step"]), int(line["images"]), 100 * (1 - line["top1"]),
@@ -207,7 +207,8 @@ def date(seconds: float | None) -> str:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs in `folders`, each once, by data, network and name; ValueError for what is none."""
+    """The runs in `folders`, each once, sorted by data, network and name; ValueError for a folder
+    that is no run."""
     unique = {folder.resolve(): folder for folder in folders}
     runs = [read_run(folder) for folder in unique.values()]
     return sorted(runs, key=lambda run: (run.data_label, run.network, run.name))
@@ -225,7 +226,7 @@ def find_runs(below: Path) -> list[Path]:
 
 
 def read_run(folder: Path) -> Run:
-    """The run in `folder`. A line of metrics that a kill has cut is left out with a warning.
+    """Reads the run in `folder`. A line of metrics that a kill has cut is left out with a warning.
 
     Raises ValueError naming the folder if it holds no run, or a file in it that cannot be read.
     """

@@ -1,4 +1,4 @@
-"""Our errors beside those of the paper and of later work. Matched by what a run's configuration
+"""Our errors next to those of the paper and of later work. Matched by what a run's configuration
 says, never by its name; a row for which nothing was run stays empty."""
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ _HEAD = ("network", "test", "source", "theirs, %", "ours, %", "our run")
 
 @dataclass(frozen=True)
 class Result:
-    """One evaluation with the run it is of."""
+    """One evaluation and its run."""
 
     run: Run
     evaluation: Evaluation
 
     @property
     def data_set(self) -> str | None:
-        """The data set whose stated errors it may stand beside; None for anything else."""
+        """The data set whose published errors it compares with; None for anything else."""
         return self.run.data_set if self.run.is_whole(self.evaluation) else None
 
     @property
     def group(self) -> tuple[object, ...]:
-        """What results that are averaged over seeds have in common."""
+        """The key that results averaged over seeds share."""
         run = self.run
         kind = replace(self.evaluation, step=0, top1=0.0, top5=0.0, dataset=None, time=None)
         recipe = tuple(sorted(run.recipe.items()))
@@ -41,7 +41,7 @@ class Result:
     def origin(self) -> str:
         """The run it comes from: name, step, images and date, and what is special about it."""
         e, run = self.evaluation, self.run
-        # The crop that the stated errors are of; for other data what the run itself has.
+        # The crop of the published errors; for other data that of the run itself.
         usual_crop = IMAGENET_CROP if self.data_set == "imagenet-1k" else run.crop
         parts = [run.name, f"step {e.step:,} of {run.settings['data.global_batch_size']} images"]
         parts += [] if run.finished else ["run unfinished"]
@@ -60,14 +60,14 @@ class Result:
 
 
 def is_of(result: Result, reference: Reference, data_set: str) -> bool:
-    """Whether a result is of the network, test, data and recipe that a reference is of."""
+    """Whether a result has the network, test, data and recipe of a reference."""
     e, network = result.evaluation, reference.network
     if (result.data_set, e.protocol, e.ensemble) != (
         data_set, reference.protocol, reference.ensemble,
     ):  # fmt: skip
         return False
     if reference.protocol == "multi-scale":
-        # The side of the crop is what the pooling window of a fully convolutional net comes from.
+        # The pooling window of a fully convolutional net follows from the side of the crop.
         if set(e.scales) != set(MULTI_SCALES) or e.crop[0] != IMAGENET_CROP[0]:
             return False
     elif data_set == "imagenet-1k" and e.crop != IMAGENET_CROP:
@@ -86,10 +86,10 @@ def _follows(run: Run, recipe: Recipe) -> bool:
 
 
 def comparison_blocks(runs: Sequence[Run]) -> list[Block]:
-    """The tables of references with our results, then the results that no reference is of."""
+    """The tables of references with our results, then the results without a reference."""
     found = [Result(run, evaluation) for run in runs for evaluation in run.evaluations]
     blocks: list[Block] = [
-        Heading("Beside the paper and later work"),
+        Heading("Compared with the paper and later work"),
         Paragraph(
             "Errors in %, top-1, or top-1 / top-5. Ours is empty where nothing was run. Several "
             "runs that differ in their seed also have a line with their mean ± the standard "
@@ -108,14 +108,14 @@ def comparison_blocks(runs: Sequence[Run]) -> list[Block]:
     known = [result for result in rest if result.data_set is not None]
     other = [result for result in rest if result.data_set is None]
     if known:
-        title = Heading("Results without a number to set beside them", 3)
+        title = Heading("Results without a published number", 3)
         blocks += [title, _own_table(known)]
     if other:
         blocks += [
             Heading("Other data", 3),
             Paragraph(
                 "Not ImageNet-1k's validation images nor CIFAR-10's test images: no published "
-                "number may stand beside these."
+                "number compares with these."
             ),
             _own_table(other),
         ]
@@ -127,10 +127,10 @@ def _rows(reference: Reference, mine: Sequence[Result]) -> list[tuple[str, ...]]
     name = reference.network.label if reference.network else f"ensemble of {reference.ensemble}"
     source = reference.source + (f" ({reference.note})" if reference.note else "")
     theirs = (name, reference.protocol, source, _stated(reference))
-    return _beside(theirs, _our_lines(mine) or [("", "")])
+    return _labelled(theirs, _our_lines(mine) or [("", "")])
 
 
-def _beside(labels: tuple[str, ...], lines: Sequence[tuple[str, str]]) -> list[tuple[str, ...]]:
+def _labelled(labels: tuple[str, ...], lines: Sequence[tuple[str, str]]) -> list[tuple[str, ...]]:
     """A row of a table for each line, of which the first has the labels too."""
     blank = ("",) * len(labels)
     return [(*(blank if i else labels), *line) for i, line in enumerate(lines)]
@@ -146,7 +146,7 @@ def _stated(reference: Reference) -> str:
 
 
 def _our_lines(mine: Sequence[Result]) -> list[tuple[str, str]]:
-    """(error, origin) of every result, the mean over seeds above those it is of."""
+    """(error, origin) of every result, with the mean over seeds above its results."""
     groups: dict[tuple[object, ...], list[Result]] = {}
     for result in mine:
         groups.setdefault(result.group, []).append(result)
@@ -169,11 +169,11 @@ def _mean(members: Sequence[Result]) -> str:
 
 
 def _own_table(mine: Sequence[Result]) -> Table:
-    """Results by themselves, by data, network and test."""
+    """A table of our results alone, by data, network and test."""
     kinds: dict[tuple[str, ...], list[Result]] = {}
     for result in mine:
         labels = (result.run.data_label, result.run.network.label, result.evaluation.protocol)
         kinds.setdefault(labels, []).append(result)
-    by_kind = [_beside(labels, _our_lines(members)) for labels, members in kinds.items()]
+    by_kind = [_labelled(labels, _our_lines(members)) for labels, members in kinds.items()]
     rows = list(chain.from_iterable(by_kind))
     return Table(("data", "network", "test", "error, %", "run"), rows, (3,))

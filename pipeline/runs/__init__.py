@@ -1,1 +1,1 @@
-"""`python -m pipeline.runs`: runs seen from outside, without touching them."""
+"""`python -m pipeline.runs`: shows runs without touching them."""

@@ -1,6 +1,6 @@
 """Shows runs without touching them: `python -m pipeline.runs [DIR]`.
 
-`runs A B` shows in which settings runs differ, `--follow NAME` what a run says until it ends.
+`runs A B` shows in which settings runs differ, `--follow NAME` prints a run's log until it ends.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ DESCRIPTION = (
     "Lists the runs below a folder: how each stands, how far it is and when it last gave a sign of "
     "life. With several runs: the settings in which they differ. Only reads, whoever is running."
 )
-_LINES_BEFORE = 10  # of its log, shown of a run that is followed
+_LINES_BEFORE = 10  # of its log, shown when following a run
 
 
 def main(argv: list[str]) -> None:
-    """Parses and checks, then looks and prints."""
+    """Parses and checks, then reads and prints."""
     parser = command_parser("pipeline.runs", DESCRIPTION)
     parser.add_argument(
         "runs", nargs="*", type=str, default=[], metavar="RUN",
@@ -46,12 +46,12 @@ def main(argv: list[str]) -> None:
         "--json", action="store_true", help="print JSON; with --follow, its lines of metrics"
     )
     options = parse(parser, {}, argv)
-    # A cut last line is nothing to warn of here: a live run may be writing it right now.
+    # A truncated last line needs no warning here: a live run may be writing it right now.
     logging.getLogger("trainyard").setLevel(logging.ERROR)
     try:
         _show(options.follow, options.runs, options.json)
         sys.stdout.flush()
-    except (KeyboardInterrupt, BrokenPipeError):  # who looks has had enough, or closed the pager
+    except (KeyboardInterrupt, BrokenPipeError):  # the user has had enough, or closed the pager
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(130)
 
@@ -103,7 +103,7 @@ def _compare(folders: list[Path], as_json: bool) -> None:
 
 def _follow(folder: Path, as_json: bool) -> None:
     run = RunFolder(folder)
-    # Of the metrics nothing that was there before: whoever wants it reads the file.
+    # Of the metrics only new lines: the file has the earlier ones.
     file, past = (run.metrics, 0) if as_json else (run.log, _LINES_BEFORE)
     try:
         with closing(LiveScreen() if sys.stdout.isatty() and not as_json else Screen()) as screen:
@@ -112,7 +112,7 @@ def _follow(folder: Path, as_json: bool) -> None:
         raise
     except OSError as error:
         raise TrainingError(
-            f"{folder} can no longer be read ({error.strerror}); whether the run goes on is not "
+            f"{folder} can no longer be read ({error.strerror}); whether the run continues is not "
             "known: look again when its file system is back"
         ) from error
     if not as_json:

@@ -1,4 +1,4 @@
-"""Following a run from outside: what it says, line by line, until it ends."""
+"""Follows a run: prints its log, line by line, until it ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.train.verdict import kind_of, seen
 
 _LOOK_SEC = 0.5
 _WORD_SEC = 5.0
-"""The ranks that a killed one leaves behind need so long to write why the job ended."""
+"""Time that the surviving ranks of a killed one need to write why the job ended."""
 
 _ENDS = ("finished", "stopped", "failed")
 _CODES = {"finished": ExitCode.FINISHED, "stopped": ExitCode.STOPPED}
@@ -28,7 +28,7 @@ def follow(folder: Path, file: Path, past: int, screen: Screen) -> tuple[RunStat
     """Shows the last `past` lines of a run's `file` on `screen`, and each new one until the run has
     ended; at once if it has.
 
-    A run that is silent may go on: that is warned of, once for each silence. Returns how the run
+    A silent run may still be alive: that is warned of, once for each silence. Returns how the run
     ended and the exit code of a job that ends so: 0 finished, 75 stopped, else 1.
     """
     lines = NewLines(file)
@@ -42,7 +42,7 @@ def follow(folder: Path, file: Path, past: int, screen: Screen) -> tuple[RunStat
         screen.show(run)
         now = time.monotonic()
         if run.state == "silent" and not silent:
-            word = f"{folder}: {run.note}; whether it goes on is not known, so it is followed on"
+            word = f"{folder}: {run.note}; whether it continues is not known, so it is followed on"
             screen.warn(word)
         silent = run.state == "silent"
         if run.state == "interrupted":
@@ -66,18 +66,18 @@ class Screen:
         print(line, flush=True)
 
     def warn(self, word: str) -> None:
-        """Shows what is to be known beside the run's own lines."""
+        """Shows a warning, which is not a line of the run."""
         print(f"warning: {word}", file=sys.stderr, flush=True)
 
     def show(self, run: RunState) -> None:
-        """The run now stands so."""
+        """Shows the present state of the run."""
 
     def close(self) -> None:
-        """No line comes any more."""
+        """Ends the output."""
 
 
 class LiveScreen(Screen):
-    """A terminal: under the lines stands the bar that the run itself would show on one, with epoch,
+    """A terminal: the lines, and below them the bar that the run itself would show, with epoch,
     loss, top-1, img/s, time left and verdict as of its last line of training metrics."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The runs below a folder, which of them a person means, and in what they differ."""
+"""Lists the runs below a folder, finds a run by name, and compares their settings."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pipeline.train.folder import RunFolder, find_runs, search, unreadable, why_
 
 @dataclass
 class Listing:
-    """Runs, the one with the newest sign of life last, and (folder, reason) of what is none."""
+    """Runs, the one with the newest sign of life last, and (folder, reason) for other folders."""
 
     runs: list[RunState] = field(default_factory=list)
     skipped: list[tuple[Path, str]] = field(default_factory=list)
 
 
 def list_runs(below: Path) -> Listing:
-    """The runs below `below`, or the one that it is; none below what is no folder."""
+    """The runs below `below`, or `below` itself if it is one; none if it is no folder."""
     listing = Listing()
     for folder, reason in search(below):
         if not reason:
@@ -87,7 +87,7 @@ def _row(run: RunState, below: Path, differing: str) -> tuple[str, ...]:
 
 
 def _epoch(run: RunState) -> str:
-    """Passes over the training images, of how many; two digits where all of it is less than one."""
+    """Passes over the training images, out of all; two digits if all are less than one."""
     if run.epoch is None or run.epochs is None:
         return "-"
     digits = 1 if run.epochs >= 1 else 2
@@ -99,10 +99,10 @@ _SHOWN = 4  # differences in a column
 
 
 def distinctions(runs: Sequence[RunState]) -> list[dict[str, Any]]:
-    """For each run its settings, by `part.name`, that are not the same in all runs of its network,
-    what people ask for first in front. Settings without effect in a run do not count there.
+    """For each run the settings, by `part.name`, that differ among the runs of its network, the
+    most asked-for first. Settings without effect in a run do not count there.
 
-    A run that is the only one of its network has none, nor one whose configuration is not there.
+    Empty for the only run of a network, and for a run without a configuration.
     """
     by_network: dict[str | None, list[int]] = {}
     for number, run in enumerate(runs):
@@ -119,14 +119,14 @@ def distinctions(runs: Sequence[RunState]) -> list[dict[str, Any]]:
 
 
 def _differing(known: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """What has not the same value in all of `known`, with its values; None where it is missing."""
+    """The names with different values in `known`, with these; None where one is missing."""
     names = dict.fromkeys(name for facts in known for name in facts)
     values = {name: [facts.get(name) for facts in known] for name in names}
     return {name: found for name, found in values.items() if any(v != found[0] for v in found)}
 
 
 def _counting(run: RunState) -> dict[str, Any]:
-    # The name stands beside them, and what is of a start is not of the run.
+    # The name is shown anyway, and settings of a start are not of the run.
     own = {name for name in names_of("place") if name.startswith("run.")}
     left_out = {*idle_settings(run.settings), *own, *names_of("start")}
     return {name: value for name, value in run.settings.items() if name not in left_out}
@@ -142,7 +142,7 @@ def _place(name: str) -> tuple[int, int, str]:
 
 
 def in_short(differing: dict[str, Any]) -> str:
-    """The first few for a column: `base_lr=0.1 seed=1`."""
+    """The first few differences for a column: `base_lr=0.1 seed=1`."""
     parts = [f"{name.rpartition('.')[2]}={shown(value)}" for name, value in differing.items()]
     if len(parts) > _SHOWN:
         parts[_SHOWN:] = [f"and {len(parts) - _SHOWN} more"]
@@ -182,7 +182,7 @@ def describe_differences(folders: Sequence[Path], found: dict[str, list[Any]]) -
 def find_run(name: str, below: Path) -> Path:
     """The run of this name below `below`, or the one in the folder of this path.
 
-    Raises ConfigError that says where was looked.
+    Raises ConfigError, naming the place searched.
     """
     folders = (below / name, Path(name))
     for folder in folders:

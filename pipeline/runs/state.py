@@ -1,7 +1,7 @@
-"""How a run stands, read from its folder: whether it runs, or how it ended.
+"""The state of a run, read from its folder: whether it is running, or how it ended.
 
-Whether a job holds the folder is found out without taking its lock: to take it, even shared and for
-a moment, could turn away a run that starts just then.
+Whether a job holds the folder is determined without taking its lock: taking it, even shared and for
+a moment, could refuse a run that starts just then.
 """
 
 from __future__ import annotations
@@ -23,28 +23,29 @@ from pipeline.runs.tail import Tail
 from pipeline.train.folder import Holder, RunFolder, metrics_of
 
 State = Literal["running", "silent", "finished", "stopped", "failed", "interrupted"]
-"""silent: on a host whose locks are not seen here, and it has written nothing for longer than
-run.step_timeout_sec. It may be dead; or it validates, which may take any time and writes nothing on
-the way. interrupted: it ended without a word, for it ran on this host and its lock is free."""
+"""silent: on a host whose locks are not visible here, and it has written nothing for longer than
+run.step_timeout_sec. It may be dead; or it is validating, which may take any time and writes
+nothing. interrupted: it ended without a record, as it ran on this host and its lock is free."""
 
 _FLOCK = "hhqqi"  # struct flock of 64-bit Linux: type, whence, start, length, process
 
 _SILENT_SEC = 600.0
-"""A run with no step_timeout_sec on a host whose locks are not seen counts as running so long."""
+"""Time that a run without step_timeout_sec on a host whose locks are not visible counts as
+running."""
 
 _SPEEDS = 5
-"""Lines of training whose median is a run's speed: one alone may have met a busy machine."""
+"""Lines of training whose median is a run's speed: a single one may be from a busy moment."""
 
 
 @dataclass(frozen=True)
 class RunState:
-    """One run as it stands.
+    """The state of one run.
 
     `step` is the number of steps done, of `total_steps`; `epoch` the passes over the training
     images, of `epochs`; top-1 is a fraction; `last_sign` is in seconds since 1970. None: not known.
-    `note` says what the state does not: the signal, the first cause of a failure.
+    `note` adds to the state: the signal, or the first cause of a failure.
     `images_per_sec` is the median of the last lines of training, `latest` the very last of them;
-    `settings` are all by `part.name`, none of a run that did not come as far.
+    `settings` are all by `part.name`, empty for a run that did not get that far.
     """
 
     folder: Path
@@ -64,7 +65,7 @@ class RunState:
 
     @property
     def age_sec(self) -> float | None:
-        """Seconds since its last sign of life; 0 for one from the future, as clocks differ."""
+        """Seconds since its last sign of life; 0 for one in the future, as clocks differ."""
         return None if self.last_sign is None else max(0.0, time.time() - self.last_sign)
 
     @property
@@ -83,12 +84,13 @@ class RunState:
 
 
 def read_state(folder: Path) -> RunState:
-    """The run in `folder` as it stands now. Raises ValueError or OSError if it cannot be read."""
+    """The present state of the run in `folder`. Raises ValueError or OSError if it cannot be
+    read."""
     return RunReader(folder).read()
 
 
 class RunReader:
-    """How one run stands, looked at again and again; a look reads only what is new."""
+    """Reads the state of one run repeatedly; each call reads only what is new."""
 
     def __init__(self, folder: Path) -> None:
         self._run = RunFolder(folder)
@@ -96,13 +98,13 @@ class RunReader:
         self._settings: tuple[tuple[int, ...], dict[str, Any]] = ((), {})
 
     def read(self) -> RunState:
-        """As it stands now. Raises ValueError or OSError if it cannot be read."""
+        """The present state. Raises ValueError or OSError if it cannot be read."""
         run = self._run
         # Before the metrics: a run that ends in between then counts as running, not as interrupted.
         holder, locked = run.holder(), is_locked(run)
         settings = self._settings_now(locked)
-        anew, lines = self._metrics.read()
-        if anew:
+        from_start, lines = self._metrics.read()
+        if from_start:
             self._so_far = _SoFar()
         for line in lines:
             self._so_far.add(line)
@@ -133,7 +135,7 @@ class RunReader:
         )
 
     def _settings_now(self, locked: bool) -> dict[str, Any]:
-        """None of a run that did not come as far, or that is just writing them."""
+        """The settings; none for a run that did not get that far or is just writing them."""
         try:
             about = self._run.config.stat()
         except FileNotFoundError:
@@ -151,7 +153,7 @@ class RunReader:
 
 @dataclass
 class _SoFar:
-    """What the lines of metrics come to; those that are cut or of another make add nothing."""
+    """The sum of the lines of metrics; truncated or foreign lines add nothing."""
 
     any: bool = False
     done: bool = False
@@ -196,8 +198,8 @@ class _SoFar:
 
 
 def _ended(run: RunFolder, so_far: _SoFar) -> tuple[State, str] | None:
-    """What a run that is not locked has said of its end; None: nothing. A start removes what the
-    end before it left, so that a word on the end is of the last start."""
+    """What an unlocked run has recorded about its end; None: nothing. A start removes the records
+    of earlier ends, so that any record is of the last start."""
     failure, stop = run.first_cause(), run.stopped()
     if so_far.done:
         return "finished", f"a later start failed: {failure}" if failure else ""
@@ -209,7 +211,7 @@ def _ended(run: RunFolder, so_far: _SoFar) -> tuple[State, str] | None:
 
 
 def _without_word(holder: Holder | None, sign: float | None, limit_sec: float) -> tuple[State, str]:
-    """Of a run whose lock is not seen, and that has said nothing of an end."""
+    """The state of a run whose lock is not visible and that has recorded no end."""
     if holder is None or holder.is_here:
         return "interrupted", "it left no word of its end"
     age_sec = 0.0 if sign is None else max(0.0, time.time() - sign)
@@ -219,9 +221,9 @@ def _without_word(holder: Holder | None, sign: float | None, limit_sec: float) -
 
 
 def last_sign(run: RunFolder) -> float | None:
-    """When the run last wrote anything, in seconds since 1970; None if it never did."""
+    """Time of the run's last write, in seconds since 1970; None if it never wrote."""
     found = []
-    # What a run that makes progress writes to; of a folder the time of the newest file in it.
+    # Files that a run in progress writes to; for a folder the time of the newest file in it.
     for path in (run.metrics, run.log, run.checkpoints, run.lock):
         with contextlib.suppress(OSError):
             found.append(path.stat().st_mtime)
@@ -229,7 +231,7 @@ def last_sign(run: RunFolder) -> float | None:
 
 
 def duration(seconds: float) -> str:
-    """Rounded down to one unit: 12 s, 3 min, 5 h, 2 d."""
+    """A duration rounded down to one unit: 12 s, 3 min, 5 h, 2 d."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{int(seconds / size)} {unit}"
@@ -237,10 +239,10 @@ def duration(seconds: float) -> str:
 
 
 def is_locked(run: RunFolder) -> bool:
-    """Whether a lock on the run is seen from this host.
+    """Whether a lock on the run is visible from this host.
 
-    Sees every lock of this host and, where the file system's server tells (NFS), those of others;
-    on Lustre the locks of other hosts stay unseen.
+    Sees every lock of this host and, where the file server says (NFS), those of others;
+    on Lustre the locks of other hosts are invisible.
     """
     try:
         about = run.lock.stat()
@@ -252,8 +254,8 @@ def is_locked(run: RunFolder) -> bool:
 def _in_table(about: os.stat_result, holder: Holder | None) -> bool:
     """Whether /proc/locks, the kernel's own table, has a `flock` of the file.
 
-    It is known by device and inode. On overlayfs and btrfs stat gives a number of no disk (major
-    0) instead of the table's device: there by inode and the process that the lock file names.
+    The file is identified by device and inode. On overlayfs and btrfs stat gives an anonymous
+    device (major 0), not the table's: there by inode and the process that the lock file names.
     """
     try:
         with open("/proc/locks", encoding="ascii") as table:
@@ -275,7 +277,7 @@ def _in_table(about: os.stat_result, holder: Holder | None) -> bool:
 
 
 def _server_says(lock: Path) -> bool:
-    """Whether a lock would be in the way, asked by F_GETLK, which takes none.
+    """Whether a lock would conflict, by F_GETLK, which takes none.
 
     On NFS the kernel turns a `flock` into a lock of the whole file at the server, which answers
     for all hosts; a local file system knows of no such lock.

@@ -1,4 +1,4 @@
-"""What comes to a text file, each byte read once: a look costs what is new, not what there is."""
+"""Reads a growing text file, each byte once: a read costs what is new, not the whole file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _CHECKED_BYTES = 512
 
 
 class Tail:
-    """The lines that come to a text file, whole ones only; a file that is not there has none.
+    """The complete lines added to a text file; a missing file has none.
 
-    A restart writes a run's metrics anew, without what it takes back, and so does who copies a run
-    over. That is told by another file of the same name, a shorter one, or other bytes in front of
-    where the last look ended; the file is then read from its beginning.
+    A restart rewrites a run's metrics without what it takes back, and so does copying a run over
+    it. Another file of the same name, a shorter one, or other bytes in front of where the last look
+    ended show that; the file is then read from its beginning.
     """
 
     def __init__(self, path: Path) -> None:
@@ -24,11 +24,11 @@ class Tail:
         self._end = b""  # the last bytes in front of the offset
 
     def read(self) -> tuple[bool, list[bytes]]:
-        """The lines since the last call, first all there are, without their ends; and whether they
-        are the file's from its beginning."""
+        """Whether the lines are from the file's beginning, and the lines since the last call,
+        without their ends; the first call returns all."""
         try:
             with open(self._path, "rb") as file:
-                if not self._goes_on(file):
+                if not self._is_continued(file):
                     self._offset, self._end = 0, b""
                 file.seek(self._offset)
                 content = file.read()
@@ -36,13 +36,13 @@ class Tail:
             self._offset, self._end = 0, b""
             return True, []
         whole = content[: content.rfind(b"\n") + 1]
-        anew = self._offset == 0
+        from_start = self._offset == 0
         self._offset += len(whole)
         self._end = (self._end + whole[-_CHECKED_BYTES:])[-_CHECKED_BYTES:]
-        return anew, whole.splitlines()
+        return from_start, whole.splitlines()
 
-    def _goes_on(self, file: BinaryIO) -> bool:
-        """Whether what was read before still stands in front of the offset."""
+    def _is_continued(self, file: BinaryIO) -> bool:
+        """Whether what was read before is still in front of the offset."""
         about = os.fstat(file.fileno())
         file_id, self._file_id = self._file_id, (about.st_dev, about.st_ino)
         if file_id != self._file_id or about.st_size < self._offset:
@@ -52,17 +52,17 @@ class Tail:
 
 
 class NewLines:
-    """The lines that come to a text file, each once: of a file that is written anew only those
-    that were not in the old one. Every line has its time, so that no two are alike."""
+    """The lines added to a text file, each once: of a rewritten file only those that were not in
+    the old one. Every line has its time, so that no two are alike."""
 
     def __init__(self, path: Path) -> None:
         self._tail = Tail(path)
         self._seen: set[int] = set()  # their hashes
 
     def __call__(self) -> list[str]:
-        """What has come since the last call; first, all there is."""
-        anew, lines = self._tail.read()
-        if anew:
+        """The lines since the last call; the first call returns all."""
+        from_start, lines = self._tail.read()
+        if from_start:
             lines = [line for line in lines if hash(line) not in self._seen]
         self._seen.update(map(hash, lines))
         return [line.decode("utf-8", errors="replace") for line in lines]

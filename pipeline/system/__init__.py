@@ -1,1 +1,1 @@
-"""Files, console, how a process ends: what any part may use. Knows nothing of training."""
+"""Files, console, exit of a process: usable by any part. Knows nothing of training."""

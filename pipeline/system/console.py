@@ -1,4 +1,4 @@
-"""Lines for people, on the console and in log.txt, and the progress bar that may stand below."""
+"""Lines for people, on the console and in log.txt, and the progress bar below them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, TextIO, TypeVar
 from tqdm import tqdm
 
 log = logging.getLogger("trainyard")
-files_log = logging.getLogger("trainyard.files")  # what a rank's own file system does
+files_log = logging.getLogger("trainyard.files")  # messages about a rank's own file system
 
 _RED, _YELLOW, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[0m"
 
@@ -41,22 +41,22 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def say(line: str, stream: TextIO | None = None) -> None:
-    """Writes a line to `stream`, by default stdout, above the bar that may stand there."""
+    """Writes a line to `stream`, by default stdout, above any bar there."""
     stream = stream or sys.stdout
     tqdm.write(line, file=stream)
     stream.flush()
 
 
 class _LineFormatter(logging.Formatter):
-    """Leaves a line of error bare, so that it starts with `error:`."""
+    """Adds no prefix to an error, so that its line starts with `error:`."""
 
     def format(self, record: logging.LogRecord) -> str:
         return record.getMessage() if record.levelno >= logging.ERROR else super().format(record)
 
 
 class ConsoleHandler(logging.Handler):
-    """Information to stdout and the rest to stderr, or all to one stream; leaves a progress bar
-    whole."""
+    """Logs information to stdout and the rest to stderr, or all to one stream; keeps a progress bar
+    intact."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         super().__init__()
@@ -71,14 +71,14 @@ class ConsoleHandler(logging.Handler):
         if record.levelno >= logging.WARNING and in_colour(stream):
             line = f"{_RED if record.levelno >= logging.ERROR else _YELLOW}{line}{_PLAIN}"
         with contextlib.suppress(OSError):
-            say(line, stream)  # a launcher that ends has closed the pipe; log.txt gets the line
+            say(line, stream)  # an exiting launcher has closed the pipe; log.txt gets the line
 
 
 def start_logging(rank: int) -> None:
-    """Rank 0 says everything; the others only what they alone know: errors, and what their file
-    system refuses, as a node's mount may fail for its own ranks only.
+    """Sets up logging: rank 0 logs everything, the others only errors and what their file system
+    refuses, as a node's mount may fail for its own ranks only.
 
-    All other warnings are of what every rank sees alike.
+    All other warnings are about what every rank sees alike.
     """
     for handler in list(log.handlers):
         log.removeHandler(handler)
@@ -94,14 +94,14 @@ def start_logging(rank: int) -> None:
 
 
 def log_to_file(path: Path) -> None:
-    """Adds the file `path` to where this rank writes."""
+    """Makes this rank also log to the file `path`."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(_LineFormatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.addHandler(handler)
 
 
 LINE_SEC = 10.0
-"""How often a job's log may have a line in the place of a bar."""
+"""Interval between lines in a job's log that replace a bar."""
 
 _DRAW_SEC = 0.2
 _WORDS_ONLY = "{desc}{percentage:3.0f}%|{bar}| {words}"
@@ -111,14 +111,15 @@ _Bar = TypeVar("_Bar", bound="Bar")
 
 
 class Bar:
-    """How far `total` is, drawn on a terminal in the last line, below what is said meanwhile.
+    """A progress bar towards `total` in the last line of a terminal, below what is printed
+    meanwhile.
 
     Elsewhere, or without `wanted`, nothing is drawn: `shown` is false, and `line_due` says when a
-    line of plain words may take its place. A terminal that goes away takes the bar with it, and
-    whatever it does raises nothing. A context manager, which takes the bar away at its end.
+    plain line may take its place. A terminal that goes away takes the bar with it, and no error of
+    it is raised. A context manager, which removes the bar at its end.
 
-    `what` stands in front of the bar, `words` behind it. With a `unit`, "B" for bytes as kB, MB and
-    so on, there stand also how much is done, the time and the speed.
+    `what` is shown in front of the bar, `words` behind it; with a `unit`, "B" for bytes as kB, MB
+    and so on, also how much is done, the time and the speed.
     """
 
     def __init__(
@@ -135,17 +136,17 @@ class Bar:
         )  # fmt: skip
 
     def __enter__(self: _Bar) -> _Bar:
-        """Is there already."""
+        """Returns itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """As `close`."""
+        """Removes the bar, as `close` does."""
         self.close()
 
     @property
     def shown(self) -> bool:
-        """Whether there is a bar and its terminal; of one that was closed the kernel says that it
-        is none. tqdm itself goes on as if its writes succeeded (4.70)."""
+        """Whether there is a bar and its terminal; the kernel reports a closed one as no terminal.
+        tqdm itself continues as if its writes succeeded (4.70)."""
         if not self._drawing.disable and not self._stream.isatty():
             self._drawing.disable = True
         return not self._drawing.disable
@@ -156,8 +157,8 @@ class Bar:
         return LINE_SEC if self._drawing.disable else _DRAW_SEC
 
     def move(self, position: int, *words: str) -> None:
-        """So much is done; draws it if the last time is a moment ago. Without `words` what stands
-        behind the bar stays."""
+        """Sets how much is done; redraws if the last time was a moment ago. Without `words` those
+        behind the bar stay."""
         if self._drawing.disable:
             return
         self._drawing.n = position
@@ -166,15 +167,15 @@ class Bar:
         if time.monotonic() - self._drawn_at >= _DRAW_SEC:
             self._draw()
 
-    def tell(self, what: str, words: Sequence[tuple[int, str]]) -> None:
-        """Draws now, with other words around the bar: those behind it each with its rank, as the
-        highest goes first where they leave no room for a bar."""
+    def redraw(self, what: str, words: Sequence[tuple[int, str]]) -> None:
+        """Draws now, with new words around the bar: those behind it each with a rank, of which the
+        highest is left out first where they leave no room for a bar."""
         self._drawing.set_description_str(what, refresh=False)
         self._drawing.words = tuple(words)
         self._draw()
 
     def line_due(self) -> bool:
-        """Whether a line should tell how far this is: nothing is drawn, and it is a while ago."""
+        """Whether a line should report progress: there is no bar, and the last was a while ago."""
         now = time.monotonic()
         if not self._drawing.disable or now - self._line_at <= LINE_SEC:
             return False
@@ -182,29 +183,29 @@ class Bar:
         return True
 
     def close(self) -> None:
-        """Takes the bar away: what was said stands above it."""
+        """Removes the bar; the lines above stay."""
         with contextlib.suppress(OSError):
             self._drawing.close()
 
     def _draw(self) -> None:
         if self.shown:
             self._drawn_at = time.monotonic()
-            with contextlib.suppress(OSError):  # what is shown may not end what is done
+            with contextlib.suppress(OSError):  # display errors must not end the work
                 self._drawing.refresh()
 
 
 class _Drawing(tqdm):  # type: ignore[misc]
-    """tqdm's bar with words behind it, which are left out one by one where they leave no bar.
+    """tqdm's bar with words behind it, which are left out one by one if they leave no room.
 
     Its own postfix begins with a comma, and is cut at its end.
     """
 
     words: tuple[tuple[int, str], ...] = ()
-    """What stands behind the bar, each with its rank: the highest goes first."""
+    """The words behind the bar, each with its rank: the highest is left out first."""
 
     @property
     def format_dict(self) -> dict[str, Any]:
-        """What tqdm fills the bar's form with."""
+        """The values that tqdm fills the bar's format with."""
         known: dict[str, Any] = super().format_dict
         room = known["ncols"] or 1000
         room -= len(f"{known['prefix'] or ''}100%|| ") + _LEAST_BAR

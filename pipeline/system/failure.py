@@ -1,5 +1,5 @@
-"""How a job ends: exit codes, the first cause of a failure and one line on every rank; signals that
-stop a run, remembered until all ranks act on them together.
+"""The end of a job: exit codes, the first cause of a failure in one line; and stop signals,
+remembered until all ranks act on them together.
 
 Imports nothing heavy, so that a wrong setting is answered before torch is loaded.
 """
@@ -20,25 +20,25 @@ from typing import Any, NoReturn
 log = logging.getLogger("trainyard")
 
 # By strength, as ranks agree on the highest index that any has received. SIGUSR1 says that time is
-# nearly up: save and have the job go on later. The others say: save and leave (SIGUSR2 is SIGTERM
+# nearly up: save and have the job resume later. The others say: save and leave (SIGUSR2 is SIGTERM
 # by way of srun, which does not pass that on; SIGHUP comes when the terminal is closed).
 STOP_SIGNALS = ("", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGINT", "SIGTERM")
 GO_ON = 0
 
 
 class ExitCode(IntEnum):
-    """What a rank returns. horovodrun itself returns 1 for any but FINISHED."""
+    """Exit codes of a rank. horovodrun itself returns 1 for any but FINISHED."""
 
     FINISHED = 0
     FAILED = 1
     WRONG_INPUT = 2
     """Wrong configuration or data: starting again changes nothing."""
     STOPPED = 75
-    """A signal stopped the run and a good checkpoint is written: start again to go on."""
+    """A signal stopped the run and a good checkpoint is written: start again to resume."""
 
 
 class TrainingError(RuntimeError):
-    """The job cannot go on; the message names the cause and what to do."""
+    """The job cannot continue; the message names the cause and what to do."""
 
 
 class PeerLost(TrainingError):
@@ -46,7 +46,7 @@ class PeerLost(TrainingError):
 
 
 class Reported(Exception):
-    """Every rank holds the same error; rank 0 prints it and all leave with its exit code."""
+    """Every rank has the same error; rank 0 prints it and all exit with its code."""
 
     def __init__(self, message: str, code: ExitCode) -> None:
         super().__init__(message)
@@ -55,7 +55,7 @@ class Reported(Exception):
 
 
 class FellWithPeer(Exception):
-    """This rank ends because another failed first, which has told the cause."""
+    """This rank ends because another failed first, which has reported the cause."""
 
 
 class Stopped(Exception):
@@ -85,7 +85,7 @@ def say_error(message: str) -> None:
 
 
 def run_command(main: Callable[[list[str]], object], argv: list[str]) -> NoReturn:
-    """Runs a command and leaves the process with its exit code and at most one line of error.
+    """Runs a command and exits the process with its code and at most one line of error.
 
     `main` gets the arguments without `--debug`, which shows the traceback of an error.
     """
@@ -123,7 +123,7 @@ def _guarded(main: Callable[[list[str]], object], argv: list[str], debug: bool) 
         return ExitCode.WRONG_INPUT
     except KeyboardInterrupt:
         return ExitCode.FAILED
-    except Exception as error:  # the last stop: every failure ends as one line and a code
+    except Exception as error:  # the last resort: every failure ends as one line and a code
         if debug or not isinstance(error, TrainingError):
             traceback.print_exc()
         message = (
@@ -134,15 +134,15 @@ def _guarded(main: Callable[[list[str]], object], argv: list[str], debug: bool) 
 
 
 def _keep_code() -> None:
-    """Lets no SIGTERM change the exit code any more: the launcher sends it to all when the first
-    of several ranks that fail alike is gone, and would take the others for victims."""
+    """Ignores SIGTERM so that it cannot change the exit code: the launcher sends it to all when the
+    first of several failing ranks exits, and would take the others for victims."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _speak_for_all(message: str) -> None:
-    """Prints on rank 0 what all ranks see alike.
+    """Prints on rank 0 an error that all ranks have.
 
-    The others stay a moment: a rank that leaves first makes the launcher kill rank 0 mid-sentence.
+    The others wait a moment: a rank that exits first makes the launcher kill rank 0 mid-sentence.
     """
     if launched_rank() == 0:
         say_error(message)
@@ -152,20 +152,20 @@ def _speak_for_all(message: str) -> None:
 
 
 class StopSignal:
-    """Remembers a signal to stop instead of dying of it. Prints nothing: stdout may be gone."""
+    """Remembers a stop signal instead of dying of it. Prints nothing: stdout may be closed."""
 
     def __init__(self) -> None:
         self.received: int = GO_ON
-        """An index of `STOP_SIGNALS`; the strongest signal so far."""
+        """Index in `STOP_SIGNALS` of the strongest signal so far."""
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
         for name in STOP_SIGNALS[1:]:
             number = signal.Signals[name]
             if name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
-                continue  # nohup: the job is to outlive its terminal
+                continue  # nohup: the job must outlive its terminal
             self._previous[number] = signal.signal(number, self._remember)
-        # A launcher may hold these back until somebody listens: launch/slurm/rank.py.
+        # A launcher may block these until there is a handler: launch/slurm/rank.py.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1, signal.SIGUSR2})
         return self
 

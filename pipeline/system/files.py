@@ -1,5 +1,5 @@
-"""Files: written whole or not at all, locked by one process, read again after a hiccup, and those
-of a run that survive a full disk.
+"""Files: written atomically, locked by one process, read again after a hiccup, and those of a run
+that survive a full disk.
 
 Imports the standard library only: `launch.horovod_build` needs it before anything is installed.
 """
@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import TypeVar
 
 log = logging.getLogger("trainyard")
-files_log = logging.getLogger("trainyard.files")  # a rank's own, so each rank's are shown
+files_log = logging.getLogger("trainyard.files")  # each rank's own, so all ranks' are shown
 
 READ_AGAIN_SEC = (0.1, 0.5, 2.0)
 """Naps before a refused read is tried again."""
 
 _PARTIAL = ".partial-"
-_STALE_SEC = 3600.0  # nothing is written to for so long and still goes on
+_STALE_SEC = 3600.0  # a write takes no longer than this
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)  # of file systems that do not have it
 
 _Found = TypeVar("_Found")
@@ -34,13 +34,13 @@ _Error = TypeVar("_Error", bound=Exception)
 
 @contextmanager
 def replacing(path: Path, scratch: Path | None = None, durable: bool = True) -> Iterator[Path]:
-    """Gives a new path to write to; that file takes the place of `path` if the body ends well, and
-    goes if not. So `path` holds the old file or the whole new one, whoever else writes it too.
+    """Yields a new path to write to; that file replaces `path` if the body succeeds, and is removed
+    if not. So `path` holds the old file or the whole new one, whoever else writes it too.
 
-    The path lies beside `path`, from where what a killed process left an hour ago is removed, or in
-    `scratch`, a folder of the same file system whose owner does so by `remove_partials`. `durable`:
-    the content and then the name are on the disk at the end, which a million small files cannot
-    wait for. Raises the `OSError` of the system, with the name of `path` for that of the new file.
+    The path lies next to `path`, where leftovers of processes killed over an hour ago are removed,
+    or in `scratch`, a folder of the same file system whose owner calls `remove_partials`.
+    `durable`: the content and then the name are synced to disk, which takes too long for a million
+    small files. Raises the system's `OSError`, with the name `path` in place of the new file's.
     """
     if scratch is None:
         remove_partials(path.parent, _STALE_SEC)
@@ -63,8 +63,8 @@ def replacing(path: Path, scratch: Path | None = None, durable: bool = True) -> 
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file as `replacing` does, but through a link and into a device as they stand: a user
-    may ask for /dev/stdout. Raises `OSError`."""
+    """Writes a file as `replacing` does, but through a link and into a device: a user may ask for
+    /dev/stdout. Raises `OSError`."""
     if path.is_symlink() or (path.exists() and not path.is_file()):
         path.write_text(text, encoding="utf-8")
         return
@@ -73,12 +73,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def remove_partials(folder: Path, older_than_sec: float = 0.0) -> None:
-    """Removes from `folder` what writers that were killed have left, of that age."""
+    """Removes from `folder` what killed writers left, if it is at least that old."""
     for left in folder.glob(f"{_PARTIAL}*"):
         try:
             if not older_than_sec or time.time() - left.stat().st_mtime > older_than_sec:
                 left.unlink()
-        except OSError:  # another process's, which is done by now, or another user's
+        except OSError:  # another process's, which is done now, or another user's
             log.debug("%s is not removed", left, exc_info=True)
 
 
@@ -100,11 +100,11 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[int]:
-    """Holds the lock of a file, made if need be, until the body ends or the process does; gives the
+    """Holds the lock of a file, created if need be, until the body or the process ends; yields the
     file's open descriptor.
 
     Without `wait` raises `BlockingIOError` if another process holds it; `OSError` if it cannot be
-    opened or, then without a filename, if its file system has no locks.
+    opened, or, without a filename, if its file system has no locks.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -117,11 +117,10 @@ def locked(path: Path, wait: bool = True) -> Iterator[int]:
 def patiently(
     read: Callable[[], _Found], kind: type[_Error], words: Callable[[_Error, float], str]
 ) -> _Found:
-    """Returns `read()`, tried again when the file system refuses: servers fail over, mounts hiccup.
+    """Returns `read()`, retried when the file system refuses: servers fail over, mounts hiccup.
 
-    That is an `OSError`, or an error raised from one, of this `kind`; others are raised at once,
-    and so is what the last try raises. Each time `words` of the error, and of the seconds until the
-    next try, are logged.
+    Retries after an `OSError`, or an error raised from one, of this `kind`; others, and the last
+    try's, are raised at once. Each retry logs `words` of the error and the seconds until then.
     """
     for nap_sec in READ_AGAIN_SEC:
         try:
@@ -135,7 +134,7 @@ def patiently(
 
 
 class Room:
-    """What a run's file system has left, and whether somebody was told that it is too little.
+    """Free space of a run's file system, and whether a warning was given that it is too little.
 
     `reserve_bytes` belong to the next checkpoint, which needs them more than any curve.
     """
@@ -157,12 +156,12 @@ class Room:
             )
 
     def refused(self, path: Path, error: OSError) -> None:
-        """Warns, the first time only."""
+        """Logs a warning, the first time only."""
         if self._told:
             return
         self._told = True
         log.warning(
-            "warning: %s cannot be written: %s; the training goes on, and what it would have got "
+            "warning: %s cannot be written: %s; training continues, and what it would have got "
             "is kept in memory until there is room",
             path, error.strerror or error,
         )  # fmt: skip
@@ -171,7 +170,7 @@ class Room:
 class PatientFile:
     """A file that is only ever appended to, and only by whole records.
 
-    What cannot be written now is cut off again and tried anew with the next record.
+    What cannot be written now is cut off and retried with the next record.
     """
 
     def __init__(self, path: Path, room: Room) -> None:
@@ -180,7 +179,7 @@ class PatientFile:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
 
     def write(self, record: bytes) -> None:
-        """Appends `record`, after all that still waits; never raises `OSError`."""
+        """Appends `record`, after all records still waiting; never raises `OSError`."""
         self._waiting += record
         end = -1
         try:
@@ -197,7 +196,7 @@ class PatientFile:
             self._room.refused(self._path, error)
 
     def close(self) -> None:
-        """Tries once more to write what waits, and closes; never raises `OSError`."""
+        """Retries the records that wait, and closes; never raises `OSError`."""
         if self._waiting:
             self.write(b"")
         try:

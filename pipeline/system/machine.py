@@ -1,4 +1,4 @@
-"""What a process runs on: its cores, and the versions of everything."""
+"""The machine of a process: its cores, and the versions of packages and drivers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from importlib import metadata
 from pathlib import Path
 
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
-"""DALI's packages, one for each CUDA."""
+"""DALI's packages, one per CUDA version."""
 
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """What the numbers of a run depend on besides its configuration."""
+    """Versions that a run's numbers depend on besides its configuration."""
     import torch
 
     found = {"python": platform.python_version(), "torch": str(torch.__version__)}
@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
 
 
 def version_of(package: str) -> str | None:
-    """The version that is installed, or None."""
+    """The installed version, or None."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

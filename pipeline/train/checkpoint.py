@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, verified before use, never code.
+"""Checkpoints: written atomically, verified before use, never code.
 
 A checkpoint is what `torch.save` writes: a zip file whose records carry a CRC-32 each, so plain
 `torch.load` reads it and Python's `zipfile` verifies it. Only rank 0 writes and reads.
@@ -38,22 +38,22 @@ FORMAT = 1
 
 
 class DamagedCheckpoint(ValueError):
-    """The file is not a whole checkpoint."""
+    """The file is not a complete checkpoint."""
 
 
 class SaveError(TrainingError):
-    """A checkpoint cannot be written. `reason` names it and the last good one, `cure` what to do;
-    `for_room`: room on the disk is all that it lacks."""
+    """A checkpoint cannot be written. `reason` names it and the last good one, `fix` what to do;
+    `for_room`: free space is all that it needs."""
 
-    def __init__(self, reason: str, cure: str, for_room: bool) -> None:
-        super().__init__(f"{reason}; {cure} and start again")
-        self.reason, self.cure, self.for_room = reason, cure, for_room
+    def __init__(self, reason: str, fix: str, for_room: bool) -> None:
+        super().__init__(f"{reason}; {fix} and start again")
+        self.reason, self.fix, self.for_room = reason, fix, for_room
 
 
 def write_atomically(path: Path, content: Mapping[str, Any]) -> None:
     """Writes `content` so that `path` holds either the old file or the whole new one.
 
-    Raises `OSError`, and leaves no part of a file behind, when the disk does not take it.
+    Raises `OSError`, and leaves no partial file, if it cannot be written.
     """
     try:
         with replacing(path) as partial, open(partial, "wb") as file:
@@ -68,10 +68,10 @@ def write_atomically(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_verified(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, every record's CRC-32 compared first.
+    """Reads a checkpoint, after comparing every record's CRC-32.
 
     Tensors come to the CPU. Raises `ValueError` when the file is missing or of another format
-    version, `DamagedCheckpoint` when it is not whole. Never runs code from the file.
+    version, `DamagedCheckpoint` when it is not complete. Never runs code from the file.
     """
     if not path.is_file():
         raise ValueError(f"checkpoint {path} does not exist; give the path of a .pt file")
@@ -95,15 +95,14 @@ def read_verified(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a checkpoint says of its network, without what only the training itself needs.
+    """The network of a checkpoint, without what only the training itself needs.
 
-    config: the settings of the training; those that its version did not know have their defaults.
-    classes: names by label.
-    normalisation: what the network expects pixels to be normalised by.
-    weights: parameters and buffers by name, on the CPU; BN's statistics are the mean over ranks.
-    step, world_size: where the training stood, and on how many ranks; 0 and 1 for imported weights.
-    fingerprint: the facts that make it this run; imported weights name their file alone.
-    excluded: of the sets train and val, the images that the run went on without.
+    config: the settings of the training; those unknown to its version have their defaults. classes:
+    names by label. normalisation: what the network expects pixels to be normalised by. weights:
+    parameters and buffers by name, on the CPU; BN's statistics are the mean over ranks. step,
+    world_size: the step of the training, and its number of ranks; 0 and 1 for imported weights.
+    fingerprint: the facts that make it this run; imported weights name their file alone. excluded:
+    of the sets train and val, the images that the run continued without.
     """
 
     path: Path
@@ -117,17 +116,17 @@ class Trained:
     excluded: Mapping[str, Any]
 
     def configured(self, given: Any, names: Sequence[str]) -> Config:
-        """The settings, those of `names` in their place that the parsed command line gave.
+        """The settings, overridden by those of `names` on the parsed command line.
 
-        Raises `ConfigError` where they do not go together.
+        Raises `ConfigError` if they do not fit together.
         """
         return overrides(given, names, yaml.safe_load(self.config.to_yaml()))
 
     def build(self, device: torch.device, config: Config | None = None) -> nn.Module:
         """The network with its weights on `device`, in eval mode.
 
-        The settings model.norm and optim.amp of `config` say what computes the norm layers; None:
-        the reference, which runs everywhere. Raises `ValueError` if they cannot run on `device`.
+        The settings model.norm and optim.amp of `config` choose the norm backend; None: the
+        reference, which runs everywhere. Raises `ValueError` if they cannot run on `device`.
         """
         if config is None:
             reference = dataclasses.replace(self.config.model, norm="reference")
@@ -138,7 +137,7 @@ class Trained:
 
     @property
     def digest(self) -> str:
-        """16 hex digits over the weights: which network it is."""
+        """Digest of the weights, 16 hex digits, which identifies the network."""
         summary = hashlib.sha256()
         for name, tensor in self.weights.items():
             summary.update(name.encode() + tensor.contiguous().numpy().tobytes())
@@ -146,7 +145,7 @@ class Trained:
 
 
 def read(path: Path) -> Trained:
-    """The network that the checkpoint `path` holds. Raises as `read_verified` does."""
+    """Reads the network in the checkpoint `path`. Raises as `read_verified` does."""
     content = read_verified(path)
     return Trained(
         path,
@@ -162,7 +161,7 @@ def read(path: Path) -> Trained:
 
 
 class CheckpointFolder(Checkpoints):
-    """The checkpoints of one run, of which the newest `keep` and the best stay."""
+    """The checkpoints of one run; keeps the newest `keep` and the best."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         super().__init__(folder)
@@ -172,12 +171,12 @@ class CheckpointFolder(Checkpoints):
     def save(self, step: int, content: Mapping[str, Any], best: bool = False) -> Path:
         """Writes the checkpoint before step `step`, then removes all but the newest `keep`.
 
-        Raises `SaveError` when the disk does not take it.
+        Raises `SaveError` if it cannot be written.
         """
         path = self.path(step)
         with self._writing(path, content):
             self.folder.mkdir(parents=True, exist_ok=True)
-            remove_partials(self.folder)  # of a save that was killed: the folder has one writer
+            remove_partials(self.folder)  # left by a killed save: the folder has one writer
             write_atomically(path, {"format": FORMAT, **content})
         for old in self.steps()[: -self.keep]:
             self.path(old).unlink(missing_ok=True)
@@ -190,7 +189,7 @@ class CheckpointFolder(Checkpoints):
         return path
 
     def save_or_wait(self, step: int, content: Mapping[str, Any], best: bool = False) -> None:
-        """As `save`, but a full disk costs this checkpoint only, not the run, and is told once
+        """As `save`, but a full disk costs this checkpoint only, not the run, and is reported once
         until there is room again. Not for the last save, nor when there is no checkpoint yet."""
         try:
             self.save(step, content, best)
@@ -199,8 +198,8 @@ class CheckpointFolder(Checkpoints):
                 raise
             if not self._waits_for_room:
                 log.warning(
-                    "warning: %s; %s: the training goes on and tries again at the next save%s",
-                    error.reason, error.cure,
+                    "warning: %s; %s: training continues and tries again at the next save%s",
+                    error.reason, error.fix,
                     ", but best.pt stays that of an earlier validation" if best else "",
                 )  # fmt: skip
             self._waits_for_room = True
@@ -253,14 +252,14 @@ class CheckpointFolder(Checkpoints):
         )
 
     def forget_after(self, step: int) -> None:
-        """Removes checkpoints after `step`: the run goes on from there."""
+        """Removes checkpoints after `step`: the run resumes from there."""
         for later in self.steps():
             if later > step:
                 self.path(later).unlink()
 
 
 def _size_bytes(content: Any) -> int:
-    """Of the tensors in `content`, which is all that counts."""
+    """Size of the tensors in `content`; the rest is negligible."""
     if isinstance(content, torch.Tensor):
         return content.nbytes
     if isinstance(content, Mapping):
@@ -271,10 +270,10 @@ def _size_bytes(content: Any) -> int:
 def require_same_run(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Compares the facts that make two runs the same one. Raises `ValueError` naming both values
     of each that differs, or that `stored` is of no run."""
-    if "weights from" in stored:  # pipeline.export made it, and knows nothing of a training
+    if "weights from" in stored:  # made by pipeline.export, without a training
         raise ValueError(
-            f"checkpoint {path} holds weights imported from {stored['weights from']}, from which "
-            "no training goes on; give it to pipeline.evaluate or pipeline.predict"
+            f"checkpoint {path} holds weights imported from {stored['weights from']}, so it "
+            "resumes no training; give it to pipeline.evaluate or pipeline.predict"
         )
     differences = [
         f"{name}: {_short(stored.get(name))} in the checkpoint, {_short(value)} now"

@@ -18,16 +18,16 @@ from pipeline.train.phases import Phases
 
 @dataclass(frozen=True)
 class Decision:
-    """What all ranks do before the batch they hold."""
+    """The ranks' common decision before the batch they hold."""
 
     stop: str
-    """The signal to stop by, of `STOP_SIGNALS`; empty: go on."""
+    """The signal to stop by, of `STOP_SIGNALS`; empty: continue."""
     save: bool
 
 
 Recover = Callable[[Exception | None, int, int], Callable[[], Loader] | None]
-"""Collective. Of this rank's error, step and micro-batch: what opens the loader to go on with; None
-if there is none."""
+"""Collective. Takes this rank's error, step and micro-batch; returns what opens the loader to
+continue with, None if there is none."""
 
 
 class Feed:
@@ -48,7 +48,7 @@ class Feed:
     def next(self, step: int, wants_save: bool = False, micro: int = 0) -> tuple[Batch, Decision]:
         """Collective. This rank's next micro-batch: number `micro` of `step`.
 
-        When any rank's batch failed, every rank gets it anew without the bad images, or raises
+        When any rank's batch failed, every rank gets it again without the bad images, or raises
         `Reported`.
         """
         while True:
@@ -57,7 +57,7 @@ class Feed:
             with self._phases("data_wait", step):
                 try:
                     batch = next(self._batches)
-                except Exception as caught:  # whatever it is, the other ranks must hear of it
+                except Exception as caught:  # whatever it is, the other ranks must know
                     error = caught
             with self._phases("agreement"):
                 stop, save, failed = self._world.maximum(
@@ -69,23 +69,23 @@ class Feed:
             self._go_on_without(error, step, micro)
 
     def _go_on_without(self, error: Exception | None, step: int, micro: int) -> None:
-        """Collective. Takes up the data anew at this micro-batch, or raises `Reported`."""
+        """Collective. Reopens the data at this micro-batch, or raises `Reported`."""
         reopen = self._recover(error, step, micro) if self._recover else None
         if reopen is None:
             self._world.raise_together(None if error is None else self._explained(error, step))
             return
-        self._loader.close()  # first: two decoders at once may not fit into a GPU's memory
+        self._loader.close()  # close first: two decoders at once may not fit into a GPU's memory
         self._loader = self._world.together(reopen)
         self._batches = iter(self._loader)
 
     def _explained(self, error: Exception, step: int) -> Exception:
         where = f"met at step {step} by rank {self._world.rank}"
         if isinstance(error, BadImage):
-            cure = (
+            fix = (
                 "put back the file that was scanned and start again"
                 if error.changed
-                else "go on without it by data.bad_images=exclude, or put a good copy there, which "
-                "changes the data, and start under a new run.name"
+                else "continue without it by data.bad_images=exclude, or put a good copy there, "
+                "which changes the data, and start under a new run.name"
             )
-            return ValueError(f"{error} ({where}); {cure}")
+            return ValueError(f"{error} ({where}); {fix}")
         return TrainingError(f"the loader failed: {type(error).__name__}: {error} ({where})")

@@ -1,7 +1,7 @@
-"""A run's folder: the names of its files, what is in them, and which folders are runs.
+"""A run's folder: the names of its files, their content, and which folders are runs.
 
-The one contract of those who write such a folder and those who read it. Imports nothing heavy, as
-commands that only look answer at once.
+The contract between the writers and the readers of such a folder. Imports nothing heavy, so that
+commands that only read answer at once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger("trainyard")
 HOLDS = "a run's folder holds config.yaml and metrics.jsonl"
 NO_RUN = "is no run: it has no config.yaml and no lock"
 EVALUATION = "evaluate-{}.json"
-"""A result of `pipeline.evaluate`; the words in it say what was evaluated."""
+"""Name of a result of `pipeline.evaluate`; the words in it say what was evaluated."""
 
 _CHECKPOINT = re.compile(r"step-(\d{9})\.pt")
 _NAMED = 10  # cut lines in a warning
@@ -39,7 +39,7 @@ _Kind = TypeVar("_Kind")
 
 @dataclass(frozen=True)
 class Holder:
-    """The job that has a run's lock, or had it last. `since` is its host's local time."""
+    """The job that holds a run's lock, or held it last. `since` is its host's local time."""
 
     process: int
     host: str
@@ -48,18 +48,18 @@ class Holder:
 
     @classmethod
     def here(cls) -> Holder:
-        """This process, from now on."""
+        """This process as a holder, from now on."""
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         return cls(os.getpid(), socket.gethostname(), os.environ.get("SLURM_JOB_ID"), since)
 
     @property
     def is_here(self) -> bool:
-        """Whether it runs, or ran, on this host."""
+        """Whether it is, or was, on this host."""
         return self.host == socket.gethostname()
 
     @property
     def as_json(self) -> str:
-        """One line, as the lock file holds it."""
+        """The holder as the line in the lock file."""
         return json.dumps(asdict(self)) + "\n"
 
     def __str__(self) -> str:
@@ -69,14 +69,15 @@ class Holder:
 
 @dataclass(frozen=True)
 class Stop:
-    """A run's end by a signal, before step `step`. Both None: the disk had no room for the word."""
+    """A run's end by a signal, before step `step`. Both None: the disk had no room for the
+    record."""
 
     signal: str | None
     step: int | None
 
     @classmethod
     def read(cls, text: str) -> Stop:
-        """The one that `stopped.txt` tells of."""
+        """The stop that `stopped.txt` records."""
         return _from_json(cls, text) or cls(None, None)
 
 
@@ -110,9 +111,9 @@ class RunFolder:
     log = _Inside("log.txt")
     """What rank 0 said, for people."""
     lock = _Inside("lock")
-    """Held while a job trains the run; names the job."""
+    """Locked while a job trains the run; names the job."""
     failure = _Inside("failure.txt")
-    """The first cause of a failure, in the line that people saw, and whose it is."""
+    """The first cause of a failure, in the line that people saw, and its rank."""
     stop = _Inside("stopped.txt")
     """Which signal stopped the run, and before which step."""
     origin = _Inside("origin.txt")
@@ -135,12 +136,12 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Whether a run has begun here, however far it came: it holds config.yaml or lock."""
+        """Whether a run has begun here, however far it got: it holds config.yaml or lock."""
         return self.config.is_file() or self.lock.is_file()
 
     @property
     def has_trained(self) -> bool:
-        """Whether it is that of a run which has come as far as training."""
+        """Whether the run has got as far as training."""
         return self.config.is_file() and self.metrics.is_file()
 
     def lines(self) -> list[dict[str, Any]]:
@@ -163,7 +164,7 @@ class RunFolder:
         except yaml.YAMLError as error:
             raise ValueError(
                 f"{self.config} is not YAML ({' '.join(str(error).split())}); start the run "
-                "again, which writes it anew, or leave the run out"
+                "again, which rewrites it, or leave the run out"
             ) from error
         if not isinstance(tree, dict) or not isinstance(tree.get("model"), dict):
             raise ValueError(f"{self.config} holds no resolved settings; {HOLDS}")
@@ -175,7 +176,7 @@ class RunFolder:
         return settings
 
     def holder(self) -> Holder | None:
-        """Who wrote its name into the lock last; None if nobody did, or it cannot be read."""
+        """The last holder named in the lock; None if there is none, or it cannot be read."""
         try:
             return _from_json(Holder, self.lock.read_text(encoding="utf-8", errors="replace"))
         except OSError:
@@ -206,7 +207,7 @@ class RunFolder:
         except FileNotFoundError:
             return None
         return first.strip().removeprefix("error: ") or (
-            "the disk was too full for the cause, which stands on the console of the job"
+            "the disk was too full for the cause, which is on the console of the job"
         )
 
     def record_stop(self, by: str, step: int) -> None:
@@ -230,7 +231,7 @@ class RunFolder:
 
 
 def why_no_run(run: RunFolder) -> str:
-    """What is wrong with a folder that has not `has_trained`, in one sentence."""
+    """What is wrong with a folder for which `has_trained` is false, in one sentence."""
     folder = run.path
     if not folder.exists():
         return f"{folder} is no run: there is no such folder; {HOLDS}"
@@ -251,7 +252,7 @@ def last(lines: Sequence[Mapping[str, Any]], event: str) -> Mapping[str, Any]:
 def read_metrics(path: Path, warn: bool = False) -> list[dict[str, Any]]:
     """The whole lines of a `metrics.jsonl`; those that a kill has cut are left out.
 
-    With `warn` they are named in one warning: for who shows the file, or goes on with it.
+    With `warn` they are named in one warning, for readers that show the file or continue it.
     """
     if not path.exists():
         return []
@@ -300,7 +301,7 @@ class Checkpoints:
 
 
 def run_of(file: Path) -> RunFolder | None:
-    """The run whose checkpoint, or whose configuration, `file` is; None if it is no run's."""
+    """The run to which the checkpoint or configuration `file` belongs; None if there is none."""
     place = file.absolute().parent
     for run in (RunFolder(place.parent), RunFolder(place)):
         if place == run.checkpoints or file.absolute() == run.config:
@@ -320,8 +321,8 @@ def find_runs(below: Path) -> list[Path]:
 
 
 def search(below: Path) -> list[tuple[Path, str]]:
-    """Runs, with an empty reason, and the topmost folders without any, with the reason; nothing
-    below what is no folder."""
+    """Runs, with an empty reason, and the topmost folders without any, with the reason; nothing if
+    `below` is no folder."""
     if not below.is_dir():
         return []
     try:

@@ -21,11 +21,11 @@ log = logging.getLogger("trainyard")
 
 
 class Excluded:
-    """The images that a run goes on without (data.bad_images=exclude, data.exclude), the same on
+    """The images that a run continues without (data.bad_images=exclude, data.exclude), the same on
     every rank; at most `most` of them.
 
     In training all ranks agree on what is excluded before any of them uses its next micro-batch,
-    and then take up the data at the same place. In validation each rank passes over its own bad
+    and then take up the data at the same place. In validation each rank skips its own bad
     files and the ranks exchange them at the end.
     """
 
@@ -37,37 +37,37 @@ class Excluded:
         """Validation images, which count as wrong unseen, rising."""
 
     def __repr__(self) -> str:
-        """The same text on every rank, as the digest over ranks needs it."""
+        """The same text on every rank, for the digest over ranks."""
         return f"Excluded({self.state()})"
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
+        """The exclusions as a checkpoint stores them."""
         return {"train": self.train.rows(), "val": list(self.val)}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Goes on with the exclusions in `state`."""
+        """Continues with the exclusions in `state`."""
         self.train, self.val = Exclusions(state["train"]), tuple(state["val"])
 
     def met_in_training(self, found: list[Found], images_per_step: int, world: World) -> None:
-        """Collective. Leaves out what all ranks together have `found`. Raises `Reported` when that
-        is too much."""
+        """Collective. Excludes what all ranks together have `found`. Raises `Reported` if that is
+        too much."""
         pairs = ((one.image, one.position) for one in found)
         self.train = self.train.failed(pairs, images_per_step)
-        self._tell("train", found, world)
+        self._report("train", found, world)
 
     def met_in_validation(self, mine: list[Found], world: World) -> None:
-        """Collective. Makes what each rank passed over in validation known to all."""
+        """Collective. Exchanges what each rank skipped in validation."""
         everyone = [found for theirs in world.gather_objects(mine) for found in theirs]
-        # Two ranks may have met the same image, one of them in place of another that is bad, too.
+        # Two ranks may have met the same image, one of them in place of another bad one.
         by_image = {found.image: found for found in everyone}
         if by_image:
             self.val = tuple(sorted({*self.val, *by_image}))
-            self._tell("val", list(by_image.values()), world)
+            self._report("val", list(by_image.values()), world)
 
     def listed(
         self, path: Path, train_set: ImageSet, val_set: ImageSet, position: int, world: World
     ) -> None:
-        """Collective. Leaves out the images of the list data.exclude, from `position` on.
+        """Collective. Excludes the images of the list data.exclude, from `position` on.
 
         Raises `Reported` for a list that cannot be read or is of other data, naming both hashes.
         """
@@ -81,15 +81,15 @@ class Excluded:
         for split, images, new in (("train", train_set, new_train), ("val", val_set, new_val)):
             said = f"is in the list {path}"
             found = [Found(i, position, f"the image {images.path(i)} {said}") for i in new]
-            self._tell(split, found, world)
+            self._report(split, found, world)
 
-    def _tell(self, split: str, found: list[Found], world: World) -> None:
-        """Collective. Says what has been excluded; ends the run when it is too much."""
+    def _report(self, split: str, found: list[Found], world: World) -> None:
+        """Collective. Logs what has been excluded; ends the run when it is too much."""
         count = len(self.train) + len(self.val)
         for one in sorted(found, key=lambda f: (f.image, f.position)):
             where = f" at position {one.position}" if split == "train" else ""
             log.warning(
-                "warning: %s; the run goes on without it in %s%s (%d excluded of at most %d)",
+                "warning: %s; the run continues without it in %s%s (%d excluded of at most %d)",
                 one.error, split, where, count, self._most,
             )  # fmt: skip
         world.raise_together(too_many(count, self._most) if count > self._most else None)
@@ -137,8 +137,9 @@ class Loaders:
     def recover(
         self, error: Exception | None, step: int, micro: int
     ) -> Callable[[], Loader] | None:
-        """Collective, when any rank's micro-batch failed. What opens the loader to go on with from
-        this very micro-batch, bad images excluded; None if the run cannot go on without them."""
+        """Collective, when any rank's micro-batch failed. Returns what opens the loader
+        from this very micro-batch on, bad images excluded; None if the run cannot continue
+        without them."""
         if self._config.data.bad_images != "exclude":
             return None
         positions = self.partition.positions(step, micro)

@@ -1,4 +1,4 @@
-"""A job's hold on its run's folder: the lock, and the first cause should it fail."""
+"""A job's lock on its run's folder, and the record of the first cause if it fails."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def locked(folder: Path, world: World) -> Iterator[RunFolder]:
 
 @contextlib.contextmanager
 def first_cause_kept(run: RunFolder, world: World) -> Iterator[None]:
-    """Keeps the first cause of a failure in the run's folder."""
+    """Records the first cause of a failure in the run's folder."""
     if world.rank == 0:
         run.forget_last_end()
         log_to_file(run.log)
@@ -63,7 +63,7 @@ def first_cause_kept(run: RunFolder, world: World) -> Iterator[None]:
     try:
         yield
     except (Stopped, Reported, KeyboardInterrupt):
-        raise  # what was reported is recorded already, before any rank left
+        raise  # a reported error is already recorded, before any rank left
     except PeerLost as error:
         if not run.record_first_cause(str(error)):
             raise FellWithPeer(
@@ -77,11 +77,11 @@ def first_cause_kept(run: RunFolder, world: World) -> Iterator[None]:
         raise
 
 
-def tell_hang(run: RunFolder, rank: int, cause: str) -> None:
-    """Records why a job that hangs ends, and says it unless another rank did."""
+def record_hang(run: RunFolder, rank: int, cause: str) -> None:
+    """Records why a hung job ends, and reports it unless another rank did."""
     if not run.record_first_cause(cause):
         return
-    if rank != 0:  # whose log.txt this is; it may be the one that hangs
+    if rank != 0:  # the writer of log.txt; it may be the one that hangs
         with contextlib.suppress(OSError):
             log_to_file(run.log)
     say_error(cause)

@@ -1,4 +1,4 @@
-"""What is counted and timed between two lines of metrics, and the line that all ranks make."""
+"""Counts and times between two lines of metrics, and the line made from all ranks."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ _GATHERED = (
     "loss", "top1", "top5", "images", "timed_images", "timed_sec", "paused_sec", *PHASES,
     "heartbeat_sec", *_GPU_MEMORY,
 )  # fmt: skip
-"""What each rank adds to a line: `TrainWindow.sums`, `TrainWindow.timings()` and so on."""
+"""Each rank's part of a line: `TrainWindow.sums`, `TrainWindow.timings()` and so on."""
 
 
 def predicted_classes(scores: Tensor) -> Tensor:
-    """(B,) int64: the class of the highest of `scores` (B, classes), of equal ones the first.
+    """Predictions (B,) int64: the class with the highest of `scores` (B, classes), the first of
+    ties.
 
-    Every count of hits and every name of a mistake begins here: bf16 often gives two classes the
-    same score, of which `topk` may name the other one.
+    Every count of hits and every named mistake uses this: bf16 often gives two classes the same
+    score, of which `topk` may choose the other.
     """
     return scores.argmax(dim=1)
 
 
 def among_five(scores: Tensor, predicted: Tensor, labels: Tensor) -> Tensor:
-    """(B,) bool: whether each label is among the five best, of which `predicted` (B,) is one.
+    """Whether each label is among the five best, (B,) bool; `predicted` (B,) is one of these.
 
     `labels` (B,) int64; never for a negative one. With fewer than five classes all are best.
     """
@@ -39,7 +40,7 @@ def among_five(scores: Tensor, predicted: Tensor, labels: Tensor) -> Tensor:
 
 
 def correct_counts(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many of a batch are right: (2,) int64 on the device, top-1 and top-5.
+    """Correct answers in a batch: (2,) int64 on the device, top-1 and top-5.
 
     `logits` (B, classes), `labels` (B,) int64; a negative label (padding) counts in neither.
     """
@@ -53,7 +54,7 @@ class Validation:
     """One validation: fractions over exactly `images` images, each counted once.
 
     `top1_correct` and `top5_correct` are the integer counts; `epoch`, `step` and `position` say
-    where in the training it stands.
+    where in the training it was.
     """
 
     images: int
@@ -75,7 +76,7 @@ class Validation:
         return self.top5_correct / self.images
 
     def metrics(self) -> dict[str, int | float]:
-        """As metrics.jsonl has it."""
+        """The result as a line of metrics.jsonl."""
         return {
             "epoch": self.epoch, "step": self.step, "position": self.position, "loss": self.loss,
             "top1": self.top1, "top5": self.top5, "images": self.images,
@@ -83,15 +84,16 @@ class Validation:
 
 
 class GpuMemory:
-    """Made once the model lies on the GPU and before DALI builds a graph. On a CPU it asks nothing.
+    """GPU memory by owner. Create it once the model is on the GPU, before DALI builds a graph. Does
+    nothing on a CPU.
 
-    PyTorch counts its own memory. DALI (2.4) does not tell what its pools and decoders hold: its
+    PyTorch counts its own memory. DALI (2.4) does not report what its pools and decoders hold: its
     `executor_statistics` are of operators' outputs only, and empty with the dynamic executor, which
     hands batches over without a copy. So its part is measured: what the GPU has lost to others than
     PyTorch until `dali_is_ready`. Up to there nothing else allocates: DALI decodes a batch of the
     largest images of both sets (`preflight`) and builds the training's graph. What it takes later,
-    when pools grow or a validation's graph comes, cannot be told from NCCL's buffers and the
-    kernels that CUDA loads when they are first used: it counts with the others.
+    when pools grow or a validation's graph is built, cannot be distinguished from NCCL's buffers
+    and the kernels that CUDA loads at their first use: it counts with the others.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -100,7 +102,7 @@ class GpuMemory:
         self._dali: float | None = None
 
     def dali_is_ready(self) -> None:
-        """The first step comes next. Only the first call counts."""
+        """Records DALI's memory before the first step. Only the first call counts."""
         if self._dali is None:
             self._dali = max(0.0, self._of_others() - self._before)
 
@@ -117,7 +119,7 @@ class GpuMemory:
         return [most, dali, max(0.0, self._of_others() - dali)]
 
     def _of_others(self) -> float:
-        """What is in use on the GPU now but for PyTorch's own."""
+        """Memory in use on the GPU now, except PyTorch's own."""
         if self._device is None:
             return 0.0
         free, total = torch.cuda.mem_get_info(self._device)
@@ -128,8 +130,8 @@ class TrainWindow:
     """Loss and hits of the micro-batches since the last line of metrics.
 
     Each micro-batch writes one row on the device. Rows come to the host at log and save steps
-    only, and are summed there one after the other in float64: a sum that was saved and taken up
-    again has the same bits as one that never stopped.
+    only, and are summed there one after the other in float64: a sum that was saved and restored
+    has the same bits as an uninterrupted one.
     """
 
     def __init__(self, rows: int, device: torch.device) -> None:
@@ -143,7 +145,7 @@ class TrainWindow:
 
     @torch.no_grad()
     def add(self, step: int, loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        """Takes in one micro-batch: mean `loss` (scalar), `logits` (B, classes), `labels` (B,).
+        """Adds one micro-batch: mean `loss` (scalar), `logits` (B, classes), `labels` (B,).
 
         Returns its `correct_counts`.
         """
@@ -183,7 +185,7 @@ class TrainWindow:
         self._start()
 
     def start_clock(self) -> None:
-        """Begins to measure the speed: the loader is open, and the first step comes next."""
+        """Starts measuring the speed: the loader is open, and the first step comes next."""
         self.memory.dali_is_ready()
         self._start()
 
@@ -224,7 +226,7 @@ def of_all_ranks(everyone: Tensor) -> dict[str, float | None]:
     speeds = of["timed_images"] / alone_sec.clamp(min=1e-9)
     slowest = int(speeds.argmin())
     spent = {phase: total[phase] for phase in PHASES if phase != "record"}  # that is of the rest
-    # On a GPU a save also waits for work that the device's own clock has in another phase.
+    # On a GPU a save also waits for work that the device's clock counts in another phase.
     whole = max(total["timed_sec"] + total["paused_sec"], sum(spent.values()))
     shares = {f"share_{phase}": sec / whole for phase, sec in spent.items()}
     line: dict[str, float | None] = {

@@ -33,7 +33,7 @@ def build_optimizer(
         decay_norm_and_bias: whether the other group (BN's scales and shifts, biases) has it too.
     """
     named = list(model.named_parameters())
-    # One dimension is what BN's scale and shift and every bias have, and no other parameter.
+    # Only BN's scale and shift and biases have one dimension.
     weights = [(name, parameter) for name, parameter in named if parameter.ndim > 1]
     norm_and_bias = [(name, parameter) for name, parameter in named if parameter.ndim == 1]
     other_decay = weight_decay if decay_norm_and_bias else 0.0
@@ -60,7 +60,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 class _Sgd(torch.optim.SGD):
     """torch.optim.SGD that does not load torch's compiler.
 
-    What torch wraps around these methods keeps the compiler away from them, for which it imports
+    Torch's wrapper around these methods keeps the compiler away from them, for which it imports
     torch._dynamo: about half of a rank's start, and some thousand files that every rank would
     open. No optimizer is compiled here.
     """
@@ -85,7 +85,7 @@ def _stages(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 def norms(model: nn.Module) -> Tensor:
     """L2 norms, (1 + 2 stages,) fp32 on the model's device, without a host sync.
 
-    Of all gradients, of each stage's gradients, of each stage's parameters. Parameters without a
+    For all gradients, each stage's gradients, each stage's parameters. Parameters without a
     gradient are left out; one that is not finite makes its own inf or NaN. Each tensor is read
     once.
     """
@@ -97,7 +97,7 @@ def norms(model: nn.Module) -> Tensor:
 
 
 def named_norms(model: nn.Module, found: Tensor) -> dict[str, float | None]:
-    """What `norms` found, by the names that metrics.jsonl has. A host sync.
+    """The values of `norms`, by their names in metrics.jsonl. A host sync.
 
     None for what is not finite, which JSON does not have: a step that fp16 skips has such a norm.
     """

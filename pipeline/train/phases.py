@@ -26,15 +26,15 @@ Phase = Literal[
 what of it is exposed. agreement: waits for the other ranks before a batch is used. optimizer:
 changes the weights. record: writes a line of metrics.
 
-The same names stand in metrics.jsonl (`share_<name>`), in traces and in what is said of a hang."""
+The same names are used in metrics.jsonl (`share_<name>`), in traces and in reports of a hang."""
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
 _OF_HOST = ("checkpoint", "validation", "record")
-"""They wait for the device, and so wall clock is theirs."""
+"""Phases that wait for the device, so that wall clock measures them."""
 
 
 class Phases:
-    """Where this rank's time has gone since `restart`, in seconds by phase.
+    """This rank's time since `restart`, in seconds by phase.
 
     A phase may come any number of times, with others in it (whose time then counts in both), but
     not within itself.
@@ -54,8 +54,8 @@ class Phases:
         return self._spans[phase]
 
     def annotate(self, on: bool) -> None:
-        """Has phases that begin from now on stand in a profiler's trace as ranges of their names:
-        torch's, and NVTX on a GPU. Costs a few microseconds a phase, nothing while off."""
+        """Makes phases that begin from now on appear in a profiler's trace as ranges of their
+        names: torch's, and NVTX on a GPU. Costs a few microseconds a phase, nothing while off."""
         for span in self._spans.values():
             span.annotated = on
 
@@ -64,7 +64,7 @@ class Phases:
         return [span.seconds() for span in self._spans.values()]
 
     def restart(self) -> None:
-        """Begins to count anew."""
+        """Restarts the count."""
         for span in self._spans.values():
             span.restart()
 

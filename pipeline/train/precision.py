@@ -30,7 +30,7 @@ log = logging.getLogger("trainyard")
 
 
 class TrainingDiverged(TrainingError):
-    """Training cannot go on: its numbers are no longer finite."""
+    """Training cannot continue: its numbers are no longer finite."""
 
 
 class Precision:
@@ -125,7 +125,7 @@ class Precision:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict()` was taken, bit for bit. Raises `ValueError` if that was in
+        """Resumes where `state_dict()` was taken, bit for bit. Raises `ValueError` if that was in
         another mode."""
         if state["mode"] != self.mode:
             raise ValueError(

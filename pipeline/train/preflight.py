@@ -1,4 +1,4 @@
-"""What is checked before the first step, because it costs seconds and saves days."""
+"""Checks before the first step, which cost seconds and save days."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def require_complete(config: DataConfig, train_set: ImageSet, val_set: ImageSet)
 def decode_largest(
     manifest: ImageSet, config: DataConfig, decode: DecodeSettings, without: Collection[int] = ()
 ) -> None:
-    """Decodes one full batch of the largest images on this rank's decoder, so that lack of memory
-    shows now and not in the middle of an epoch.
+    """Decodes one full batch of the largest images on this rank's decoder, so that memory
+    runs out now and not in the middle of an epoch.
 
-    Leaves out `without`, and files that cannot be used, which are left for their turn. Raises
-    `TrainingError` with the cure.
+    Leaves out `without`, and unusable files, which are reported when their turn comes. Raises
+    `TrainingError` with the fix.
     """
     pixels = manifest.widths.astype(np.int64) * manifest.heights
     enough = min(len(manifest), config.local_batch_size + len(without) + _TRIES)

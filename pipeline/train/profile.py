@@ -1,4 +1,5 @@
-"""Traces of a few steps: what each rank and Horovod did when, for Perfetto or chrome://tracing.
+"""Traces of a few steps: the activity of each rank and of Horovod over time, for Perfetto or
+chrome://tracing.
 
 Every rank writes the trace of torch's profiler with its phases as ranges; rank 0, Horovod's
 coordinator, also the timeline of the collectives. Both cover the same steps.
@@ -29,18 +30,19 @@ files_log = logging.getLogger("trainyard.files")
 
 
 class Profile(AbstractContextManager["Profile"]):
-    """What a run without `--profile` has: nothing is traced. Closed at the end of its body, unless
-    a peer was lost: the device may wait for that one for ever, and the trace for the device."""
+    """The profile of a run without `--profile`: traces nothing. Closed at the end of its body,
+    unless a peer was lost: the device may wait for that one for ever, and the trace for the
+    device."""
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None or not issubclass(kind, PeerLost):
             self.close()
 
     def before(self, step: int) -> None:
-        """The ranks are about to begin `step`."""
+        """Called when the ranks are about to begin `step`."""
 
     def after(self, step: int) -> None:
-        """`step` is done."""
+        """Called when `step` is done."""
 
     def close(self) -> None:
         """Writes what has been traced if the run ends among the steps to trace."""
@@ -64,7 +66,7 @@ class StepProfile(Profile):
         self._step = ExitStack()  # the ranges of the step that is traced
 
     def before(self, step: int) -> None:
-        if step == self._prepare_at:  # the profiler's own start-up falls into no step of the trace
+        if step == self._prepare_at:  # the profiler's own start-up is in no step of the trace
             self._profiler.prepare_trace()
         if step == self._steps[0]:
             self._start()
@@ -88,7 +90,7 @@ class StepProfile(Profile):
         self._running = True
 
     def _stop(self) -> None:
-        """Ends the trace and writes it; a disk that is full costs the trace, not the run."""
+        """Ends the trace and writes it; a full disk costs the trace, not the run."""
         started = time.perf_counter()
         self._running = False
         self._world.heartbeat.beat("profile")
@@ -121,7 +123,7 @@ def _profiler(on_gpu: bool) -> Any:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     else:
         # torch 2.13's Kineto announces every trace on stderr ("USDT: ... profiler_start"), above
-        # its errors: level 6 is silence. On a GPU it has errors to tell, those of CUPTI.
+        # its errors: level 6 is silence. On a GPU it has errors to report, those of CUPTI.
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     return torch.profiler.profile(activities=activities)
 
@@ -129,11 +131,11 @@ def _profiler(on_gpu: bool) -> Any:
 def open_profile(
     config: Config, state: TrainState, total_steps: int, world: World, phases: Phases, on_gpu: bool
 ) -> Profile:
-    """Collective. What traces the steps that `--profile` asks for, of a start where `state` is.
+    """Collective. Returns the profile of the steps that `--profile` asks for, from `state` on.
 
     Files of an earlier profile stay: a new one of the same steps gets a number. Raises `Reported`
     on every rank for steps that the run does not have. Steps that lie behind a resumed run are
-    left out with a warning, so that a job that starts again with the same command goes on.
+    left out with a warning, so that a job that starts again with the same command resumes.
     """
     asked = config.profile
     if asked is None:
@@ -141,7 +143,7 @@ def open_profile(
     steps = world.together(lambda: profiled_steps(asked).of_start(state.step, total_steps))
     if not steps:
         log.warning(
-            "warning: nothing is profiled: --profile %s lies behind step %d, where the run goes on",
+            "warning: nothing is profiled: --profile %s lies behind step %d, where the run resumes",
             asked, state.step,
         )  # fmt: skip
         return Profile()

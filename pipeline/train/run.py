@@ -1,4 +1,4 @@
-"""One training run from start to end: agree, open the data, lock, resume, fit, sum up."""
+"""Runs one training from start to end: agree, open the data, lock, resume, fit, sum up."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pipeline.system.files import Room, replacing, write_text
 from pipeline.system.machine import versions
 from pipeline.train.checkpoint import CheckpointFolder, read_verified, require_same_run
 from pipeline.train.folder import RunFolder
-from pipeline.train.lock import first_cause_kept, locked, tell_hang
+from pipeline.train.lock import first_cause_kept, locked, record_hang
 from pipeline.train.monitor.monitor import RunMonitor
 from pipeline.train.monitor.pictures import Pictures
 from pipeline.train.preflight import decode_largest, require_complete
@@ -77,10 +77,10 @@ def run(config: Config) -> None:
             trainer.figures = _known_figures(config, decode, share.cores)
             world.on_rank0(lambda: _open_files(trainer))
             limit_sec = config.run.step_timeout_sec
-            tell = partial(tell_hang, folder, world.rank)
+            on_hang = partial(record_hang, folder, world.rank)
             with (
                 contextlib.closing(trainer.monitor),
-                watched(folder.stacks, world, limit_sec, tell),
+                watched(folder.stacks, world, limit_sec, on_hang),
             ):
                 if not trainer.finished:
                     with trainer.profile:
@@ -91,13 +91,13 @@ def run(config: Config) -> None:
 
 
 def _facts(config: Config) -> dict[str, Any]:
-    """What must be the same on every rank before anything else is worth doing."""
+    """Facts that must be the same on every rank before anything else starts."""
     known = {name: version for name, version in versions().items() if version != "unknown"}
     return {"configuration": hashlib.sha256(config.to_yaml().encode()).hexdigest()[:16], **known}
 
 
 def _decided_alike(trainer: Trainer) -> dict[str, Any]:
-    """What every rank must have decided alike."""
+    """Decisions that must be the same on every rank."""
     norm = next(norm_layers(trainer.state.model))
     return {
         "steps": trainer.course.total_steps,
@@ -110,15 +110,15 @@ def _decided_alike(trainer: Trainer) -> dict[str, Any]:
 
 
 def resume(trainer: Trainer) -> None:
-    """Collective. Puts every rank where the run stands: at its checkpoint, or at rank 0's
-    initial weights."""
+    """Collective. Puts every rank at the state of the run: its checkpoint, or rank 0's initial
+    weights."""
     world = trainer.world
     content = world.on_rank0(lambda: _find_checkpoint(trainer))
     trainer.state.restore(content or world.broadcast_object(trainer.content()), world)
 
 
 def _decode_largest(trainer: Trainer) -> None:
-    """`decode_largest` of train and val, without what the run excludes."""
+    """Runs `decode_largest` on train and val, without what the run excludes."""
     data, excluded = trainer.config.data, trainer.state.excluded
     without = [row[0] for row in excluded.train.rows()]
     decode_largest(trainer.train_set, data, trainer.decode, without)
@@ -126,7 +126,7 @@ def _decode_largest(trainer: Trainer) -> None:
 
 
 def _known_figures(config: Config, decode: DecodeSettings, cores: int) -> Figures:
-    """What is known about a rank of `cores` cores before it trains."""
+    """Figures known of a rank with `cores` cores before it trains."""
     on_gpu = decode.device.type == "cuda"
     return Figures(
         decoder=decode.decoder,
@@ -140,7 +140,8 @@ def _known_figures(config: Config, decode: DecodeSettings, cores: int) -> Figure
 
 
 def _find_checkpoint(trainer: Trainer) -> dict[str, Any] | None:
-    """What `--resume` points to, checked to belong to this run; None for a new run."""
+    """The checkpoint that `--resume` points to, checked to belong to this run; None for a new
+    run."""
     choice, run, checkpoints = trainer.config.resume, trainer.folder, trainer.checkpoints
     started_from = run.origin.read_text(encoding="utf-8") if run.origin.exists() else None
     holds_run = bool(checkpoints.steps()) or run.metrics.exists()
@@ -148,7 +149,7 @@ def _find_checkpoint(trainer: Trainer) -> dict[str, Any] | None:
         if holds_run:
             raise ValueError(
                 f"{run.path} already holds a run and --resume is none; choose another run.name, or "
-                "--resume auto to go on"
+                "--resume auto to resume it"
             )
         return None
     if choice == "auto" or (holds_run and str(Path(choice).resolve()) == started_from):
@@ -167,7 +168,7 @@ def _find_checkpoint(trainer: Trainer) -> dict[str, Any] | None:
     wanted = compared(trainer.fingerprint, trainer.config)
     require_same_run(path, content["fingerprint"], wanted)
     if not holds_run:
-        # From here on the run stands on its own, and the same command goes on with it.
+        # From here on the run is independent, and the same command resumes it.
         write_text(run.origin, str(path.resolve()))
         checkpoints.save(content["step"], content)
     log.info("resuming from %s at step %d", path, content["step"])
@@ -184,18 +185,18 @@ def _link_best(checkpoints: CheckpointFolder, content: dict[str, Any]) -> None:
     if is_result and correct[-1] == max(correct) and path.exists():
         try:
             checkpoints.link_best(path)
-        except OSError as error:  # a full disk; the run itself can go on
+        except OSError as error:  # a full disk; the run itself can continue
             log.warning(
-                "warning: %s cannot be written: %s; make room there: the training goes on",
+                "warning: %s cannot be written: %s; make room there: training continues",
                 checkpoints.best, error.strerror,
             )  # fmt: skip
 
 
 def _open_files(trainer: Trainer) -> None:
-    """On rank 0: the files of the run, and what is to be known of its start."""
+    """Opens the files of the run on rank 0, and logs its start."""
     config, state, run = trainer.config, trainer.state, trainer.folder
     header = "".join(f"# {name}: {value}\n" for name, value in versions().items())
-    with replacing(run.config) as new:  # who looks at the run must not see half of it
+    with replacing(run.config) as new:  # readers must not see half of it
         new.write_text(header + config.to_yaml(), encoding="utf-8")
     classes, root = trainer.val_set.classes, Path(config.data.root)
     trainer.monitor = RunMonitor(
@@ -232,7 +233,7 @@ def _open_files(trainer: Trainer) -> None:
 
 
 def _start(trainer: Trainer) -> dict[str, Any]:
-    """What readers of the run are told of this start, in its `start` event."""
+    """The facts of this start for readers of the run: its `start` event."""
     loaders = trainer.loaders
     return {
         "step": trainer.state.step,
@@ -260,7 +261,7 @@ def _reached(state: TrainState) -> str:
 
 
 def against_expectation(top1: float, expected: float) -> str:
-    """What the end of a run says of `run.expect_top1`."""
+    """The closing line about `run.expect_top1`."""
     if top1 >= expected:
         return f"as expected: top-1 {top1:.2%} reaches the {expected:.2%} of run.expect_top1"
     return (
@@ -270,7 +271,7 @@ def against_expectation(top1: float, expected: float) -> str:
 
 
 def _sum_up(trainer: Trainer) -> None:
-    """The run's last line of metrics, and the closing words for a person."""
+    """Writes the run's last line of metrics, and logs the closing lines for people."""
     state = trainer.state
     last = state.history[-1]
     reached = {"top1": last.top1, "top5": last.top5, "best_top1": state.best_top1}

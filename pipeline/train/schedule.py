@@ -1,7 +1,7 @@
 """The learning rate as a pure function of position (images consumed so far) and history.
 
-No schedule holds state: a checkpoint needs the position and the history, of which `ErrorWindow`
-finds when a warm-up ends that waits for the training error to fall.
+No schedule holds state: a checkpoint needs the position and the history. `ErrorWindow` finds when a
+warm-up ends that waits for the training error to fall.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ quarter of that length. Windows are the steps [100k, 100k + 100), counted from s
 
 DROP_FACTOR = 0.1
 _ROUNDING = 1e-9
-"""What differences of errors may lack by rounding; one image of ten million is a hundred times as
-much."""
+"""How much rounding may take from a difference of errors; one image of ten million is a hundred
+times as much."""
 
 
 def scaled_lr(base_lr: float, global_batch_size: int) -> float:
@@ -47,10 +47,10 @@ def scaled_lr(base_lr: float, global_batch_size: int) -> float:
 
 @dataclass(frozen=True)
 class History:
-    """What training has shown so far, as far as the learning rate depends on it."""
+    """The history of training on which the learning rate depends."""
 
     errors: tuple[float, ...] = ()
-    """Top-1 error of every validation so far, in order, each a fraction."""
+    """Top-1 error of every validation so far, in order, as fractions."""
     warmup_end: int | None = None
     """Position from which on an `ErrorWarmup` is over; None: it is not, or there is none."""
 
@@ -60,7 +60,7 @@ NOTHING_YET = History()
 
 @dataclass(frozen=True)
 class LinearWarmup:
-    """A straight rise to the peak (Goyal et al. 2017, section 2.2)."""
+    """A linear rise to the peak (Goyal et al. 2017, section 2.2)."""
 
     images: int
     """Position at which the peak is reached; 0: no warm-up."""
@@ -68,7 +68,7 @@ class LinearWarmup:
     """Share of the peak at position 0."""
 
     def share(self, position: int, history: History) -> float:
-        """The lr at `position` as a share of the peak; the history has no part in it."""
+        """The lr at `position` as a share of the peak; the history has no influence."""
         del history
         if position >= self.images:
             return 1.0
@@ -120,7 +120,7 @@ class StepDrops:
     positions: tuple[int, ...]
 
     def count(self, position: int, history: History) -> int:
-        """How many there were; validations have no part in it."""
+        """The number of drops; validations have no influence."""
         del history
         return sum(position >= drop for drop in self.positions)
 
@@ -150,7 +150,7 @@ class PlateauDrops:
     """The most drops."""
 
     def count(self, position: int, history: History) -> int:
-        """How many there were after the validations in `history`."""
+        """The number of drops after the validations in `history`."""
         del position
         return len(self.after(history.errors))
 
@@ -160,7 +160,7 @@ class PlateauDrops:
         A validation improves if its error lies below the best so far by at least `min_improvement`;
         only then does it become the best, so that many small steps down add up to an improvement. A
         NaN never improves. After `patience` validations in a row without improvement comes a drop,
-        and the count starts anew; the best stays.
+        and the count starts over; the best stays.
         """
         drops: list[int] = []
         best, waited = float("inf"), 0
@@ -198,7 +198,7 @@ class Schedule:
     drops: Drops
 
     def lr(self, position: int, history: History = NOTHING_YET) -> float:
-        """The lr of the step that starts at `position`, after what training has shown so far."""
+        """The lr of the step that starts at `position`, given the history of training."""
         drops = self.drops.count(position, history)
         return self.peak_lr * self.warmup.share(position, history) * DROP_FACTOR**drops
 
@@ -262,23 +262,25 @@ def _images(epochs: float, train_images: int) -> int:
 
 
 class ErrorWindow:
-    """Right answers over fixed windows of steps, in whole images over all ranks: ends an
-    `ErrorWarmup`. Of any other warm-up it counts nothing.
+    """Counts right answers over fixed windows of steps, over all ranks, to end an `ErrorWarmup`.
+    For any other warm-up it counts nothing.
 
-    When the warm-up ends depends on nothing but the training itself: not on when metrics are
-    logged, on checkpoints or on who counts.
+    The end of the warm-up depends only on the training itself: not on when metrics are logged, on
+    checkpoints or on the number of ranks.
     """
 
     def __init__(self, warmup: Warmup, global_batch_size: int, device: torch.device) -> None:
         self._warmup = warmup if isinstance(warmup, ErrorWarmup) else None
         self._global_batch_size = global_batch_size
-        self._hits_before = 0  # of all ranks in the open window, when it was restored
-        self._hits = torch.zeros(1, dtype=torch.int64, device=device)  # of this rank, since then
+        self._hits_before = 0  # of all ranks in the open window, at the restore
+        self._hits = torch.zeros(
+            1, dtype=torch.int64, device=device
+        )  # of this rank, since the restore
         self.end: int | None = None
         """The first step after the warm-up; None: not yet, or there is none."""
 
     def __repr__(self) -> str:
-        """The same text on every rank, as the digest over ranks needs it."""
+        """The same text on every rank, for the digest over ranks."""
         return f"ErrorWindow(end={self.end}, hits={self._hits_before})"
 
     @property
@@ -295,8 +297,8 @@ class ErrorWindow:
             self._hits += counts[:1]
 
     def close(self, next_step: int, world: World) -> None:
-        """Collective after the last step of each window, elsewhere nothing: ends the warm-up if its
-        error was low enough."""
+        """Ends the warm-up if the error of a window was low enough. Collective after the last step
+        of each window; elsewhere does nothing."""
         warmup = self._open_warmup()
         if warmup is None or next_step % WARMUP_WINDOW_STEPS != 0:
             return
@@ -309,11 +311,11 @@ class ErrorWindow:
             log.info("warm-up ended at step %d, training error %.2f%%", next_step, error)
 
     def state(self, world: World) -> dict[str, Any]:
-        """Collective. What a checkpoint holds of it."""
+        """Collective. Returns its part of a checkpoint."""
         return {"end": self.end, "hits": self._hits_so_far(world)}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` was taken."""
+        """Resumes where `state` was taken."""
         self.end = state["end"]
         self._begin(state["hits"])
 

@@ -1,4 +1,4 @@
-"""What training changes, as a checkpoint holds it; and which facts make two runs the same one."""
+"""The state that training changes, as checkpoints store it; and the facts that identify a run."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from pipeline.train.schedule import ErrorWindow, History, Schedule
 def fingerprint(
     config: Config, data_hashes: dict[str, str], normalisation: Normalisation = IMAGENET
 ) -> dict[str, Any]:
-    """The facts that must be the same for a checkpoint to belong to a run, as far as they have an
-    effect in it (`compared`).
+    """The facts that must match for a checkpoint to belong to a run, as far as they have an effect
+    in it (`compared`).
 
     They are the settings of the kinds `identity` and `kept`; all others are free to change.
     """
@@ -44,16 +44,16 @@ def fingerprint(
 
 
 def compared(facts: dict[str, Any], config: Config) -> dict[str, Any]:
-    """Those of a run's `facts` that make a difference in it, which a checkpoint must share.
+    """Those of a run's `facts` that have an effect in it, which a checkpoint must share.
 
-    The checkpoint itself keeps all of them, so that wherever one counts both values can be named.
+    The checkpoint itself stores all, so that an error can always name both values.
     """
     idle = idle_settings(config.values())
     return {name: value for name, value in facts.items() if name not in idle}
 
 
 class TrainState:
-    """What training changes, and how a checkpoint takes it up again. Built alike on all ranks.
+    """The state that training changes, and its restore from a checkpoint. Built alike on all ranks.
 
     `model` holds the parameters; `forward` is the model, compiled if asked. `schedule` and
     `loaders` are those of the run, with `classes` to tell apart. Raises `ValueError` if the norm
@@ -84,25 +84,25 @@ class TrainState:
 
     @property
     def validated(self) -> int:
-        """The step before which the last validation was; 0: there is none."""
+        """The step before which the last validation was; 0: none."""
         return self.history[-1].step if self.history else 0
 
     @property
     def best_top1(self) -> float:
-        """Of all validations so far, of which there is one at least."""
+        """Best top-1 of all validations so far; there must be one."""
         return max(result.top1 for result in self.history)
 
     @property
     def so_far(self) -> History:
-        """What training has shown so far, for the learning rate."""
+        """The history of training, for the learning rate."""
         errors = tuple(1.0 - result.top1 for result in self.history)
         return History(errors, self.warmup.end_position)
 
     def take(self, world: World) -> dict[str, Any]:
-        """Collective. What a checkpoint before step `step` holds of it; changes nothing.
+        """Collective. Returns its part of a checkpoint before step `step`; changes nothing.
 
         `model` holds the mean over ranks of BN's running statistics, `rank_statistics` every rank's
-        own, which the same world size takes up again.
+        own, which are restored at the same world size.
         """
         statistics = self._gathered_statistics(world)
         window = world.gather(self.window.sums)
@@ -122,7 +122,7 @@ class TrainState:
         }
 
     def restore(self, content: dict[str, Any], world: World) -> None:
-        """Collective. Puts every rank where `take` was; `content` comes from rank 0.
+        """Collective. Restores on every rank the state that `take` returned; `content` is rank 0's.
 
         BN's running statistics and the open window of metrics are each rank's own again at the same
         world size; at another the mean, and the sum on rank 0. Ends by comparing digests over
@@ -149,7 +149,7 @@ class TrainState:
         world.require_same({"state after loading": self.digest()})
 
     def digest(self) -> str:
-        """16 hex digits over weights, velocity, loss scale and progress."""
+        """Digest of weights, velocity, loss scale and progress, 16 hex digits."""
         summary = hashlib.sha256()
         velocity = self._momentum()
         for name, parameter in self.model.named_parameters():
@@ -161,19 +161,20 @@ class TrainState:
         return summary.hexdigest()[:16]
 
     def size_bytes(self, ranks: int) -> int:
-        """About how large a checkpoint is: weights, velocity, and every rank's statistics."""
+        """Approximate size of a checkpoint: weights, velocity, and every rank's statistics."""
         tensors = [*self.model.state_dict().values(), *self.model.parameters()]
         statistics = ranks * sum(one.nbytes for one in running_statistics(self.model))
         return int(sum(tensor.nbytes for tensor in tensors) + statistics)
 
     def average_statistics(self, world: World) -> tuple[list[Tensor], float]:
-        """Collective. The mean over ranks of BN's running statistics, and their `spread`; the same
-        bits on every rank."""
+        """Collective. Returns the mean over ranks of BN's running statistics, and their `spread`;
+        the same bits on every rank."""
         gathered, live = self._gathered_statistics(world), running_statistics(self.model)
         return _unflatten(gathered.mean(0), live), spread(gathered, [len(one) for one in live])
 
     def _gathered_statistics(self, world: World) -> Tensor:
-        """Collective. Every rank's BN running statistics, (world size, n) fp32 on the CPU."""
+        """Collective. Returns every rank's BN running statistics, (world size, n) fp32 on the
+        CPU."""
         live = [one.detach().flatten().cpu() for one in running_statistics(self.model)]
         return world.gather(torch.cat(live))
 
@@ -196,11 +197,11 @@ def _unflatten(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
 
 
 def spread(statistics: Tensor, channels: list[int]) -> float:
-    """How far apart the ranks' BN statistics are, in standard deviations of an activation.
+    """The spread of the ranks' BN statistics, in standard deviations of an activation.
 
     For each channel the standard deviation over ranks of the running mean, divided by the root of
     the mean running variance; of all channels the root mean square. 0 when all ranks agree. A small
-    share of 1 is what different images give; a rise says that ranks see different data, or have
+    share of 1 is normal for different images; a rise says that ranks see different data, or have
     different weights.
 
     `statistics` (ranks, n) holds `running_statistics` side by side, whose lengths are `channels`.

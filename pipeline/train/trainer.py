@@ -1,4 +1,4 @@
-"""The loops: one step, an epoch, a whole run."""
+"""The training loops: one step, an epoch, a whole run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ log = logging.getLogger("trainyard")
 
 
 class Trainer:
-    """One run's loops, with the loaders, ranks and files that they work with beside its `state`.
+    """One run's loops, and the loaders, ranks and files that they use besides its `state`.
 
     Built alike on all ranks; needs no collective. Raises `ValueError` for a setting that does not
     fit the data or the number of ranks. Rank 0 sets a `monitor` that writes.
@@ -65,7 +65,7 @@ class Trainer:
         self.checkpoints = CheckpointFolder(self.folder.checkpoints, config.run.keep_checkpoints)
         self.monitor = Monitor()
         self.profile = Profile()  # of no step, unless --profile asks for some
-        self.figures = Figures()  # of what limits a training, those known before it begins
+        self.figures = Figures()  # the figures of the verdict that are known before training begins
         hashes = {"train": train_set.digest, "val": val_set.digest}
         self.fingerprint = fingerprint(config, hashes, decode.normalisation)
         self._train_top1 = 0.0  # of the last line of metrics
@@ -78,14 +78,14 @@ class Trainer:
 
     @property
     def place(self) -> dict[str, int]:
-        """Where the run stands, as a line of metrics has it: the epoch, from 0, is that of the step
+        """The place of the run, as in a line of metrics: the epoch, from 0, is that of the step
         before the next one."""
         step = self.state.step
         return {"step": step, "position": self.position, "epoch": self.course.epoch(step)}
 
     @property
     def validation_due(self) -> bool:
-        """Whether the run stands at the end of an epoch that has not been validated."""
+        """Whether the run is at the end of an epoch that has not been validated."""
         return self.course.validation_due(self.state.step, self.state.validated)
 
     @property
@@ -94,11 +94,11 @@ class Trainer:
         return self.state.step >= self.course.total_steps and not self.validation_due
 
     def lr(self, step: int) -> float:
-        """The learning rate of `step`, after what training has shown so far."""
+        """The learning rate of `step`, given the history of training."""
         return self.schedule.lr(self.course.position(step), self.state.so_far)
 
     def fit(self) -> None:
-        """Trains from where the state stands to the end of the schedule.
+        """Trains from the present state to the end of the schedule.
 
         At the end of every epoch: save, validate, save the result. A validation that a stop left
         undone comes first. Raises `Stopped` after a signal, its checkpoint written.
@@ -118,7 +118,7 @@ class Trainer:
         return Feed(loader, self.world, self.stop, self.phases, self.loaders.recover)
 
     def start_clock(self) -> None:
-        """Begins to measure speed and times: what came before was no training."""
+        """Starts measuring speed and times: what came before was no training."""
         self.state.window.start_clock()
         self.phases.restart()
         self.world.heartbeat.take_longest_sec()
@@ -181,15 +181,17 @@ class Trainer:
             found = norms(state.model)
         try:
             state.precision.step(state.optimizer)
-        except TrainingDiverged as error:  # the average is the same everywhere: on all at once
+        except (
+            TrainingDiverged
+        ) as error:  # the average is the same everywhere: raised on all at once
             self.world.raise_together(error)
         state.optimizer.zero_grad(set_to_none=True)
         return found
 
     def save(self, best: bool = False, last: bool = False) -> None:
-        """Collective. Writes a checkpoint before the next step; training is not changed by it.
+        """Collective. Writes a checkpoint before the next step; does not change the training.
 
-        Never writes one that a non-finite loss has gone into. On a full disk the run goes on
+        Never writes one after a non-finite loss. On a full disk the run continues
         without, unless it is the `last` one of this start.
         """
         with self._off_the_clock("checkpoint"):
@@ -205,7 +207,7 @@ class Trainer:
             self._saved_at = time.monotonic()
 
     def content(self) -> dict[str, Any]:
-        """Collective. The content of a checkpoint before the next step."""
+        """Collective. Returns the content of a checkpoint before the next step."""
         return {
             "fingerprint": self.fingerprint,
             "position": self.position,
@@ -219,7 +221,7 @@ class Trainer:
         }
 
     def validate_and_save(self) -> None:
-        """Collective. Validates where the run stands, then saves again with the result."""
+        """Collective. Validates the present state, then saves again with the result."""
         state = self.state
         with self._off_the_clock("validation"):
             average, spread = state.average_statistics(self.world)
@@ -276,10 +278,9 @@ class Trainer:
         return self.world.rank == 0 and every is not None and waited >= every
 
     def _leave(self, by: str) -> NoReturn:
-        """Collective. Leaves on all ranks together, with a word on why and where; raises
-        `Stopped`."""
+        """Collective. Stops all ranks together, recording why and where; raises `Stopped`."""
         step = self.state.step
-        log.info("stopped before step %d by %s; start again to go on", step, by)
+        log.info("stopped before step %d by %s; start again to resume", step, by)
         self.world.on_rank0(lambda: self.folder.record_stop(by, step))
         self.world.barrier()
         raise Stopped
@@ -293,6 +294,6 @@ class Trainer:
         self.state.window.pause(time.perf_counter() - started)
 
     def _require_finite_loss(self) -> None:
-        """Collective. Ends the run on all ranks together when any of them saw another loss."""
+        """Collective. Ends the run on all ranks together when any of them saw a non-finite loss."""
         found = self.state.window.fold()
         require_finite_loss(found, self.course.total_steps, self.lr, self.world)

@@ -1,6 +1,6 @@
 """Exact validation: every image counts once, on any number of ranks.
 
-Beside the counts an `ErrorAnalysis` finds which classes fail, and the most certain mistakes.
+Besides the counts, an `ErrorAnalysis` finds which classes fail, and the most confident mistakes.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ _MISTAKES = 15  # five rows of three
 
 log = logging.getLogger("trainyard")
 
-# Shares of the classes, 1/C being what a guess gets: what a network has surely learned and what it
-# surely has not. With few classes a bad first epoch looks the same.
+# Accuracies, 1/C being that of a guess: what a network has surely learned and what it surely has
+# not. With few classes a bad first epoch looks the same.
 _LEARNED, _GUESSED = 10, 3
 _MANY_CLASSES = 100
 
 
 class ErrorAnalysis:
-    """Hits by class and the most certain mistakes of one validation, without a host sync per batch.
+    """Hits by class and the most confident mistakes of one validation, without a host sync per
+    batch.
 
     It changes no count, and its hits sum up to the top-1 count. `hits` and `images` (classes,)
     int64 are of all ranks once `take_in` was called. Mistakes are the wrong answers of the highest
@@ -46,7 +47,7 @@ class ErrorAnalysis:
         self.hits = self.images = torch.zeros(classes, dtype=torch.int64)
 
     def add(self, batch: Batch, logits: Tensor) -> None:
-        """Takes in a batch and its logits (B, classes) float32; labels below 0 count nowhere."""
+        """Adds a batch and its logits (B, classes) float32; labels below 0 count nowhere."""
         real = batch.labels >= 0
         labels = batch.labels.clamp(min=0)
         predicted = predicted_classes(logits)
@@ -74,11 +75,11 @@ class ErrorAnalysis:
         return self._counts.flatten().cpu()
 
     def take_in(self, everyone: Tensor) -> None:
-        """Takes in `counts` summed over ranks."""
+        """Sets the counts to `counts`, summed over ranks."""
         self.hits, self.images = everyone.view(2, -1)
 
     def mistakes(self) -> tuple[Tensor, list[tuple[int, int, float]]]:
-        """This rank's mistakes, the most certain first: images (n, 3, H, W) as the network gets
+        """This rank's mistakes, the most confident first: images (n, 3, H, W) as the network gets
         them, and of each (label, predicted, probability). A host sync."""
         if self._kept is None:
             return torch.empty(0, 3, 1, 1), []
@@ -105,23 +106,24 @@ Scored = tuple[Batch, Tensor, Tensor]
 
 
 class Observer(Protocol):
-    """Looks at the batches that a rank counts, and is handed the sum over ranks."""
+    """Sees the batches that a rank counts, and gets the sum over ranks."""
 
     def add(self, batch: Batch, scores: Tensor) -> None:
-        """Takes in a batch and its scores (B, classes), without a host sync."""
+        """Adds a batch and its scores (B, classes), without a host sync."""
 
     def counts(self) -> Tensor:
         """This rank's counts, (n,) int64 on the CPU, n alike on all ranks. A host sync."""
 
     def take_in(self, everyone: Tensor) -> None:
-        """Takes in `counts` summed over ranks."""
+        """Sets the counts to `counts`, summed over ranks."""
 
 
 def validate(
     model: nn.Module, loader: Iterable[Batch], precision: Precision, world: World, images: int,
     analysis: ErrorAnalysis | None = None,
 ) -> Validation:  # fmt: skip
-    """Collective. Counts what `model`, in eval mode, makes of this rank's batches; see `count`."""
+    """Collective. Counts the answers of `model`, in eval mode, on this rank's batches; see
+    `count`."""
 
     def scored() -> Iterator[Scored]:
         for batch in loader:
@@ -135,7 +137,7 @@ def validate(
 def logits_of(model: nn.Module, precision: Precision, images: Tensor) -> Tensor:
     """Images (B, 3, H, W), channels-last -> logits (B, classes) float32."""
     if precision.mode == "off":
-        images = images.float()  # another network of an ensemble may want float16
+        images = images.float()  # another network of an ensemble may need float16
     with precision.autocast():
         logits: Tensor = model(images)
     return logits.float()
@@ -149,8 +151,8 @@ def count(
     """Collective. Counts over this rank's batches, summed once as integers over ranks.
 
     Padding (label -1) counts nowhere; an image that cannot be read (label -2) counts as wrong and
-    has no part in the mean loss. `observer` gets to see every batch, and its counts are summed with
-    these. `during` says in errors what counts.
+    has no part in the mean loss. `observer` sees every batch, and its counts are summed with
+    these. `during` names the counting in errors.
 
     Raises `Reported` on every rank if a rank met a bad file, or if the images counted are not
     exactly `images`.
@@ -171,7 +173,7 @@ def count(
             ).double()
             counts = batch_counts if counts is None else counts + batch_counts
             loss = batch_loss if loss is None else loss + batch_loss
-    except Exception as caught:  # whatever it is, the other ranks must hear of it
+    except Exception as caught:  # whatever it is, the other ranks must know
         kind = ValueError if isinstance(caught, ValueError) else TrainingError
         error = kind(f"{caught} (met in {during} by rank {world.rank})")
     world.raise_together(error)
@@ -194,8 +196,8 @@ def count(
 def labels_look_permuted(train_top1: float, val_top1: float, classes: int) -> bool:
     """Whether a network that has learned its training labels does no better than guessing on val.
 
-    Both are fractions. That is what labels in another order in val look like: the archives number
-    classes otherwise than the sorted names do.
+    Both are fractions. Labels of val in another order look like this: the archives number classes
+    in another order than the sorted names.
     """
     learned, guessed = max(0.05, _LEARNED / classes), _GUESSED / classes
     return classes >= _MANY_CLASSES and train_top1 > learned and val_top1 < guessed
@@ -214,7 +216,7 @@ def require_learning(result: Validation, train_top1: float, classes: int, world:
     if labels_look_permuted(train_top1, result.top1, classes):
         log.warning(
             "warning: top-1 is %.1f%% on training images and %.2f%% in validation, no better than "
-            "guessing: the images of val do not lie in their classes' folders; label them anew, "
+            "guessing: the images of val do not lie in their classes' folders; relabel them, "
             "for ImageNet with python -m pipeline.prepare imagenet",
             100 * train_top1, 100 * result.top1,
         )  # fmt: skip

@@ -1,7 +1,7 @@
-"""What limits a training, in one line, from what was measured: pure functions, no torch.
+"""The verdict on what limits a training, in one line, from measurements: pure functions, no torch.
 
-The benchmark `all` knows what loader and model reach each by itself; a training that runs knows
-its speed and what its step waits for. `Figures` holds either.
+The benchmark `all` knows the speeds of loader and model by themselves; a running training knows its
+speed and what its step waits for. `Figures` holds either.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Any, Literal
 Kind = Literal["input-bound", "communication-bound", "model-bound", "balanced", "unknown"]
 Decoder = Literal["cpu", "gpu", "none"]
 
-# A demo run waits for data 1% of its step with a loader that is twice as fast as it needs.
+# A demo run waits for data 1% of its step with a loader twice as fast as it needs.
 WAIT_LIMIT = 0.05
-"""A step that waits for images for at least this share of its time is input-bound."""
+"""Share of a step waiting for images from which it is input-bound."""
 EXPOSED_LIMIT = 0.10
-"""One that waits for gradients for at least this share is communication-bound."""
+"""Share of a step waiting for gradients from which it is communication-bound."""
 HEADROOM_LIMIT = 1.10
-"""A loader that could feed less than this many times what is used is balanced with the model."""
+"""Ratio of the loader's speed to what is used below which it is balanced with the model."""
 WAIT_SEEN = 0.02
-"""The same for a training, whose loader's own speed is not known: it waits this much or more."""
+"""Share waiting for images from which a training, whose loader speed is unknown, is balanced."""
 HELPS = 0.9
-"""fp16 is advised if it sends the gradients in less than this share of fp32's time."""
+"""Share of fp32's time below which sending gradients as fp16 is advised."""
 
 _LIMITS: dict[Kind, str] = {
     "input-bound": "the loader (input-bound)",
@@ -34,19 +34,19 @@ _LIMITS: dict[Kind, str] = {
     "balanced": "loader and model alike (balanced)",
     "model-bound": "the model (model-bound)",
 }
-"""How the verdict on a training begins: the log says what it is "limited by"."""
+"""Beginnings of the verdict on a training: the log says what it is "limited by"."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What is known about one rank; None: not known. Speeds in images per second."""
+    """Measurements of one rank; None: unknown. Speeds in images per second."""
 
     loader: float | None = None
-    """What the loader gives when nothing else runs."""
+    """Speed of the loader when nothing else runs."""
     model: float | None = None
-    """What forward, backward and optimizer take when the images lie in memory."""
+    """Speed of forward, backward and optimizer with images in memory."""
     reached: float | None = None
-    """What a training reaches with everything in it."""
+    """Speed of a whole training."""
     data_wait_share: float | None = None
     """Share of a training's step in which it waits for images."""
     exposed_communication_share: float | None = None
@@ -57,25 +57,25 @@ class Figures:
     """Share in which it reads files, plans crops and hands batches over."""
     decoder: Decoder | None = None
     threads: int | None = None
-    """Of the loader, on CPUs."""
+    """Threads of the loader, on CPUs."""
     cores: int | None = None
-    """Of this rank."""
+    """Cores of this rank."""
     model_threads: int = 0
     """Cores that the model computes on: 0 on a GPU."""
     gpu: bool = False
     """Whether there is a GPU that could decode."""
     compression: Literal["none", "fp16"] = "none"
-    """What gradients are sent as."""
+    """Format in which gradients are sent."""
     fp16_time: float | None = None
     """Time of sending the same gradients as fp16, over that in fp32."""
     ranks: int | None = None
-    """At which the wait for gradients was measured; None: those of the training itself."""
+    """Ranks at which the wait for gradients was measured; None: those of the training itself."""
     config: str | None = None
     """The YAML of a training, by which `benchmark all` measures its loader."""
 
     @property
     def consumed(self) -> float | None:
-        """What a rank takes when it never waits for images, but does for gradients."""
+        """Speed of a rank that never waits for images, but does for gradients."""
         if self.model is not None:
             return self.model * (1 - (self.exposed_communication_share or 0.0))
         if self.reached is not None and self.data_wait_share is not None:
@@ -84,14 +84,14 @@ class Figures:
 
     @property
     def fed(self) -> float | None:
-        """What the loader gives: of a training that waits for it, what the training reaches."""
+        """Speed of the loader; for a training that waits for it, the speed of the training."""
         if self.loader is None and (self.data_wait_share or 0.0) >= WAIT_LIMIT:
             return self.reached
         return self.loader
 
     @property
     def wait(self) -> float | None:
-        """Share of the step that waits for images: as seen, else as the two speeds have it."""
+        """Share of the step that waits for images: as measured, else by the two speeds."""
         if self.data_wait_share is not None:
             return self.data_wait_share
         if self.fed is None or not self.consumed:
@@ -100,8 +100,8 @@ class Figures:
 
     @property
     def on_shared_cores(self) -> float | None:
-        """What is left for both where loader and model run on the same cores, by their work for
-        each image in core-seconds; None where they have enough, or it is not known."""
+        """Joint speed where loader and model run on the same cores, by their work per image in
+        core-seconds; None where they have enough cores, or it is unknown."""
         if not (self.loader and self.model and self.threads and self.cores and self.model_threads):
             return None
         work_sec = self.threads / self.loader + self.model_threads / self.model
@@ -110,7 +110,7 @@ class Figures:
 
     @property
     def headroom(self) -> float | None:
-        """How many times what is used the loader could feed."""
+        """Ratio of what the loader could feed to what is used."""
         if self.loader is None or not self.consumed:
             return None
         return self.loader / self.consumed
@@ -119,7 +119,7 @@ class Figures:
 def seen(
     line: Mapping[str, Any], ranks: int | None = None, known: Figures | None = None
 ) -> Figures:
-    """What a line of training metrics says, or the medians of several, beside what is `known`.
+    """What a line of training metrics says, or the medians of several, along with what is `known`.
 
     `ranks` is the number of ranks of the training; None: not known. Raises KeyError for a line
     without its shares.
@@ -134,11 +134,12 @@ def seen(
 
 @dataclass(frozen=True)
 class Verdict:
-    """What limits, and the line that says so with its reasons and what would help."""
+    """The limit, and the line that states it with its reasons and what would help."""
 
     kind: Kind
     text: str
     cures: tuple[str, ...] = ()
+    """What would help; benchmark files keep it under this name."""
 
     def __str__(self) -> str:
         return self.text
@@ -151,11 +152,11 @@ def judge(figures: Figures) -> Verdict:
         missing = "what the model takes" if figures.model is None else "what the loader gives"
         return Verdict(kind, f"no verdict, as {missing} is not known")
     reasons: list[str] = []
-    cures: list[str] = []
+    fixes: list[str] = []
     if kind == "input-bound":
-        reasons, cures = _input(figures)
+        reasons, fixes = _input(figures)
     elif kind == "communication-bound":
-        reasons, cures = _communication(figures)
+        reasons, fixes = _communication(figures)
     elif figures.headroom is not None:
         digits = 2 if kind == "balanced" else 1 if figures.headroom < 10 else 0
         reasons = [f"the loader could feed {figures.headroom:.{digits}f} times as much"]
@@ -164,14 +165,14 @@ def judge(figures: Figures) -> Verdict:
         reasons.append(f"on the same {figures.cores} cores both reach about {_speed(together)}")
     said = [_LIMITS[kind], _waits(figures)] if _seen_waiting(figures) else [_speeds(figures, kind)]
     parts = [*said, *reasons]
-    if cures:
-        parts.append(" or ".join(cures) + " would lift it")
-    return Verdict(kind, "; ".join(parts), tuple(cures))
+    if fixes:
+        parts.append(" or ".join(fixes) + " would lift it")
+    return Verdict(kind, "; ".join(parts), tuple(fixes))
 
 
 def kind_of(figures: Figures) -> Kind:
-    """What limits. A loader that is slower than the rest hides what the rest waits for; of two
-    waits that a training saw, the longer one counts."""
+    """The limit. A loader slower than the rest hides what the rest waits for; of two waits measured
+    in a training, the longer one counts."""
     wait, exposed = figures.wait, figures.exposed_communication_share or 0.0
     seen = figures.data_wait_share is not None
     longer = seen and exposed >= EXPOSED_LIMIT and exposed > (wait or 0.0)
@@ -188,7 +189,7 @@ def kind_of(figures: Figures) -> Kind:
 
 
 def _waits(figures: Figures) -> str:
-    """What a training's step waits for."""
+    """The waits of a training's step, in words."""
     wait, exposed = figures.data_wait_share, figures.exposed_communication_share
     waits = [] if wait is None else [f"{wait:.0%} of the step waits for images"]
     if exposed is not None:
@@ -197,7 +198,7 @@ def _waits(figures: Figures) -> str:
 
 
 def _speeds(figures: Figures, kind: Kind) -> str:
-    """What a benchmark measured, compared, and the kind."""
+    """The speeds of a benchmark, compared, and the kind."""
     assert figures.model is not None and figures.consumed is not None, "else there is no verdict"
     at = "" if figures.ranks is None else f" at {figures.ranks} ranks"
     model, left = f"model {_speed(figures.model)}", f"with gradients{at} {_speed(figures.consumed)}"
@@ -216,7 +217,7 @@ def _speeds(figures: Figures, kind: Kind) -> str:
 
 
 def _seen_waiting(figures: Figures) -> bool:
-    """Whether it is a training that says what its step waits for, and not two speeds."""
+    """Whether the figures are a training's waits, not two speeds."""
     return figures.model is None or (figures.loader is None and figures.data_wait_share is not None)
 
 
@@ -226,11 +227,11 @@ def _speed(images_per_sec: float) -> str:
 
 
 def _input(figures: Figures) -> tuple[list[str], list[str]]:
-    """Which part of the loader takes most, and what makes that part quicker."""
-    cures, decode, read = _more_hands(figures), figures.decode_share, figures.read_share
+    """The slowest part of the loader, and what makes it faster."""
+    fixes, decode, read = _more_hands(figures), figures.decode_share, figures.read_share
     if decode is None or read is None:
-        if figures.loader is not None or cures:
-            return [], cures
+        if figures.loader is not None or fixes:
+            return [], fixes
         given = f" --config {shlex.quote(figures.config)}" if figures.config else ""
         command = f"python -m pipeline.benchmark all{given}"
         return [f"{command} says which part of the loader it is"], []
@@ -240,16 +241,17 @@ def _input(figures: Figures) -> tuple[list[str], list[str]]:
         return [f"reading takes {read:.0%} of the loader"], [staged]
     if figures.decoder == "none" or other > decode:
         reason = f"resizing and normalising take {other:.0%} of the loader"
-        return [reason], [*cures, "a smaller data.image_size"][:2]
+        return [reason], [*fixes, "a smaller data.image_size"][:2]
     if figures.decoder == "gpu":
-        cures.append("a higher data.hw_decoder_load")
+        fixes.append("a higher data.hw_decoder_load")
     reason = f"decoding takes {decode:.0%} of the loader"
-    return [reason], [*cures, "image files of fewer pixels"][:2]
+    return [reason], [*fixes, "image files of fewer pixels"][:2]
 
 
 def _more_hands(figures: Figures) -> list[str]:
-    """As many threads more as the speed of one says are needed and there are cores for; the GPU."""
-    cures = []
+    """Suggestions: as many more threads as are needed by the speed of one and as there are cores;
+    the GPU."""
+    fixes = []
     fed, wanted, threads = figures.fed, figures.consumed, figures.threads
     if figures.decoder != "gpu" and fed and wanted and threads and figures.cores:
         needed = math.ceil(wanted / (fed / threads)) - threads
@@ -259,20 +261,20 @@ def _more_hands(figures: Figures) -> list[str]:
             if more < needed:  # all cores are not enough
                 share = fed * (threads + more) / threads / wanted
                 setting += f": {share:.0%} of what is needed"
-            cures.append(f"{more} more thread{'s' if more > 1 else ''} ({setting})")
+            fixes.append(f"{more} more thread{'s' if more > 1 else ''} ({setting})")
     if figures.decoder == "cpu" and figures.gpu:
-        cures.append("data.decode=gpu")
-    return cures
+        fixes.append("data.decode=gpu")
+    return fixes
 
 
 def _communication(figures: Figures) -> tuple[list[str], list[str]]:
-    """What is left of the wait if less is sent, or as much for twice the images."""
+    """Suggestions: the wait that remains if less is sent, or as much for twice the images."""
     share = figures.exposed_communication_share
     assert share is not None, "else it would not be communication-bound"
     reasons = [] if _seen_waiting(figures) else [f"{share:.0%} of the step waits for gradients"]
-    cures, factor = [], figures.fp16_time
+    fixes, factor = [], figures.fp16_time
     if figures.compression == "none" and factor is not None and factor < HELPS:
         left = share * factor / (1 - share + share * factor)
-        cures.append(f"optim.gradient_compression=fp16 (leaves about {left:.0%})")
+        fixes.append(f"optim.gradient_compression=fp16 (leaves about {left:.0%})")
     left = share / (2 - share)
-    return reasons, [*cures, f"twice the images per rank and step (leaves at most {left:.0%})"]
+    return reasons, [*fixes, f"twice the images per rank and step (leaves at most {left:.0%})"]

@@ -209,7 +209,7 @@ def check(words: list[str]) -> None:
     elif name == "sbatch":
         check_batch(words[1:])
     elif name == "make":
-        # What it would do; its recipes' own commands are checked where no variable stands in them.
+        # What it would do; its recipes' own commands are checked where they have no variable.
         would = subprocess.run(["make", "-n", *words[1:]], capture_output=True, text=True)
         assert would.returncode == 0, would.stderr
         for line in would.stdout.splitlines():

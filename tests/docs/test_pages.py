@@ -107,7 +107,7 @@ def source_of(page: Path) -> Path:
 
 
 def from_docs(module: str) -> ModuleType:
-    """One of the extensions of Sphinx that lie beside the pages."""
+    """One of the extensions of Sphinx that lie with the pages."""
     sys.path.insert(0, str(DOCS))
     try:
         return importlib.import_module(module)
@@ -178,7 +178,7 @@ _SAYS_WHAT_TO_DO = re.compile(
 
 @needs_docutils
 def test_every_message_says_what_to_do_or_troubleshooting_does():
-    """What it needs: a rule or a cure in the text, or else an entry on the page."""
+    """What it needs: a rule or a fix in the text, or else an entry on the page."""
     explained = [pattern(quoted) for quoted in quoted_messages()]
     bare = [
         f"{file}: {text}"
@@ -196,7 +196,7 @@ def test_texts_that_are_made_apart_from_their_errors_are_listed_too():
     listed = {text for _, text in messages()}
     assert any(text.startswith("… is no run: there is no such folder") for text in listed)
     assert any("; did you mean" in text or "there are: " in text for text in listed)
-    # A cure that has a name of its own does not stay a gap.
+    # A fix that has a name of its own does not stay a gap.
     assert any(text.endswith("to an address that all nodes reach") for text in listed)
 
 

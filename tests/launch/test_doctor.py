@@ -58,7 +58,7 @@ def verdict(node, name):
     return next(check for check in judge([node]) if check.name == name)
 
 
-def test_facts_are_json_and_tell_what_this_machine_is(tmp_path):
+def test_facts_are_json_and_describe_this_machine(tmp_path):
     node = this_node(tmp_path)
     assert json.loads(json.dumps(node)) == node
     assert node["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
@@ -194,7 +194,7 @@ def test_the_command_ends_with_0_and_a_table_where_all_is_well(small_data, tmp_p
     assert "train 10 classes" in said
 
 
-def test_the_command_ends_with_2_and_the_cure_under_what_failed(tmp_path):
+def test_the_command_ends_with_2_and_the_fix_under_what_failed(tmp_path):
     argv = ["launch.doctor", "--", "--config", "configs/demo.yaml", f"--data.root={tmp_path}/none"]
     done = subprocess.run(
         [sys.executable, "-m", *argv],
@@ -265,11 +265,11 @@ def test_a_node_whose_lines_are_cut_is_left_out_and_named():
 
 
 def test_the_table_is_aligned_and_counts():
-    text = table([Check("a", "ok", "fine", ""), Check("longer", "warn", "odd", "Mend it.")])
+    text = table([Check("a", "ok", "fine", ""), Check("longer", "warn", "odd", "Fix it.")])
     assert text.splitlines() == [
         "ok    a       fine",
         "warn  longer  odd",
-        "              -> Mend it.",
+        "              -> Fix it.",
         "0 failed, 1 to look at, 1 ok",
     ]
 

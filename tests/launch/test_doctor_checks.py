@@ -102,7 +102,7 @@ def test_a_node_that_did_not_answer_is_named(cluster):
 
 
 @pytest.mark.parametrize(
-    ("name", "changed", "status", "found", "cure"),
+    ("name", "changed", "status", "found", "fix"),
     [
         ("versions", {"versions__DALI": None}, "fail", "not installed: DALI", "make train"),
         *(
@@ -133,11 +133,11 @@ def test_a_node_that_did_not_answer_is_named(cluster):
         ("clock", {"run_dir__clock_offset_sec": -56}, "fail", "61.0 s ahead", "chronyc"),
     ],
 )  # fmt: skip
-def test_the_node_that_is_not_like_the_others_is_named(cluster, name, changed, status, found, cure):
+def test_the_node_that_is_not_like_the_others_is_named(cluster, name, changed, status, found, fix):
     nodes = cluster(3, gpus=2)
     put(nodes, SECOND, **changed)
     check = verdict(nodes, name)
-    assert check.status == status and cure in check.cure
+    assert check.status == status and fix in check.cure
     assert "node2: " in check.found and found in check.found.partition("node2: ")[2]
 
 

@@ -137,4 +137,4 @@ def test_a_limit_too_short_for_a_step_does_not_requeue_for_ever(
 
 def test_a_program_without_a_run_folder_has_said_its_cause_above(capsys):
     assert End(None, ONCE, requeue=True).told(2, None) == 2
-    assert "srun ended with code 2; the cause stands above" in capsys.readouterr().out
+    assert "srun ended with code 2; the cause is above" in capsys.readouterr().out

@@ -129,7 +129,7 @@ def test_a_failed_evaluation_ends_with_its_code_and_says_that_the_cause_is_above
     options = ("--checkpoint", "none.pt", "--launch.doctor=false")
     said = ended(slurm, tmp_path / "job.log", "evaluate", *options, state="FAILED")
     assert "error: --checkpoint none.pt does not exist" in said
-    assert "srun ended with code 2; the cause stands above" in said
+    assert "srun ended with code 2; the cause is above" in said
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ INTERFACES = {"lo": ["127.0.0.1"], "ib0": ["10.0.0.1", "fe80::1"], "eth0": ["10.
 
 
 def srun(rank: int, local: int, node: str, **more: str) -> dict[str, str]:
-    """What srun tells one task."""
+    """The environment that srun gives one task."""
     return {
         "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(local), "SLURMD_NODENAME": node,
         NODES: UNEVEN,

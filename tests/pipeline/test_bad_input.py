@@ -156,23 +156,23 @@ def test_a_run_in_use_is_left_alone_and_its_holder_named(small_data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "local_batch_size", "reason", "cure"),
+    ("change", "local_batch_size", "reason", "fix"),
     [
         # Met by the decoder, in the last of two micro-batches of its rank.
         (
             lambda good: good[: len(good) // 2], 2, "cannot be decoded",
-            "go on without it by data.bad_images=exclude, or put a good copy there, which changes",
+            "continue without it by data.bad_images=exclude, or put a good copy there, which",
         ),
         # Met while it is read, changed since it was scanned.
         (
-            lambda good: good[:100], 4, "has 100 bytes, the manifest recorded",
+            lambda good: good[:100], 4, "has 100 bytes, the image index recorded",
             "put back the file that was scanned and start again",
         ),
     ],
     ids=["truncated", "cut after the scan"],
 )  # fmt: skip
 def test_a_bad_file_met_while_training_is_named_and_ends_both_ranks(
-    small_data, tmp_path, change, local_batch_size, reason, cure
+    small_data, tmp_path, change, local_batch_size, reason, fix
 ):
     step, rank = 3, 1
     position = 8 * step + 7  # the last image of the step: rank 1's
@@ -187,7 +187,7 @@ def test_a_bad_file_met_while_training_is_named_and_ends_both_ranks(
     job = jobs.run(jobs.train(root, tmp_path / "runs", *options), ranks=2)
 
     line = assert_answered(job, f"the image {bad} cannot be used", reason)
-    assert f"(met at step {step} by rank {rank}); {cure}" in line
+    assert f"(met at step {step} by rank {rank}); {fix}" in line
     assert line in job.outputs[0]
     run = tmp_path / "runs" / "test"
     assert line == (run / "failure.txt").read_text().splitlines()[0]

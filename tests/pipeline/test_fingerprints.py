@@ -45,8 +45,8 @@ def told(facts: dict[str, Any], name: str) -> str:
 
 
 def test_the_table_has_the_configurations_that_there_are():
-    lacking = [entry(file) for file in FILES if file not in LISTED]
-    assert lacking == [], "add to fixtures/fingerprints.json"
+    missing = [entry(file) for file in FILES if file not in LISTED]
+    assert missing == [], "add to fixtures/fingerprints.json"
     gone = [file for file in LISTED if file not in FILES]
     assert gone == [], "their runs cannot be resumed"
 

@@ -1,4 +1,4 @@
-"""A disk that is full, for real: nothing is lost, the error says so, and it goes on when there is
+"""A disk that is full, for real: nothing is lost, the error says so, and it resumes when there is
 room again.
 
 The disk is a small tmpfs, which only root may mount; where nobody may, limits on a file's size
@@ -160,7 +160,7 @@ def test_index_says_that_the_disk_is_full_and_goes_on(tmp_path, disk):
     kept = contents(cache)
     write_folders(root / "train", draw_images(201, classes=("a", "Z é", "new")))
     filler = fill(disk, 4096)
-    wrong = f"manifest of {root}/train cannot be written to {cache} .No space left on device.; set "
+    wrong = f"index of {root}/train cannot be written to {cache} .No space left on device.; set "
     with pytest.raises(ValueError, match=wrong):
         index.run(wanted)
     assert contents(cache) == kept
@@ -197,7 +197,7 @@ def test_a_disk_that_was_full_for_a_while_costs_checkpoints_not_the_run(
     (warning,) = [line for line in told(run).splitlines() if "warning: checkpoint" in line]
     assert re.search(
         rf"step-000000004\.pt cannot be written: No space left on device {NEEDS}; the last good "
-        "one is that of step 3; make room there: the training goes on and tries again at the next "
+        "one is that of step 3; make room there: training continues and tries again at the next "
         "save$",
         warning,
     )
@@ -330,7 +330,7 @@ def test_metrics_and_curves_wait_for_room_with_one_warning(disk, caplog):
         for position in range(20, 520, 10):  # more than the rest of any file's last page
             monitor.train(line("train", position, loss=2.0))
     assert caplog.text.count("warning: ") == 1
-    assert "cannot be written: No space left on device; the training goes on" in caplog.text
+    assert "cannot be written: No space left on device; training continues" in caplog.text
     assert len(read_metrics(disk / "metrics.jsonl")) < 51
     assert "is cut" not in caplog.text  # whole lines only
     filler.unlink()

@@ -20,7 +20,7 @@ LAYERS = (
     ("benchmark", "evaluate", "export", "report", "runs", "launch"),
     ("predict",),
 )
-"""Rooms from the ground up: what stands in one imports only from those below it and from itself."""
+"""Rooms from the ground up: one imports only from those below it and from itself."""
 
 BETWEEN_DOORS = {("benchmark", "prepare")}
 """Rooms of one layer, or a door above, of which the first may import the second."""

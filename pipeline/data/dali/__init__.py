@@ -1,4 +1,4 @@
-"""Executes plans with DALI: its graphs (graph) and the batches they give (loader).
+"""Executes plans with DALI: its graphs (graph) and the batches they produce (loader).
 
 The only package that imports DALI.
 """

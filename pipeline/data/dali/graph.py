@@ -1,4 +1,4 @@
-"""DALI's graphs and their inputs, for encoded images and for images that are pixels already."""
+"""DALI's graphs and their inputs, for encoded images and for images that are already pixels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def graph_inputs(
     The decoder gets the integer box around the planned one plus a margin of
     ceil(max(1, box / output)) pixels, so that the antialiasing filter sees its neighbours; the
     fractional box goes to the resize, relative to the decoded part, and is at least 1 px.
-    Where there is a mean image, the means hold the colour offset alone.
+    With a mean image, the means hold the colour offset alone.
     """
     plan, normalisation = selection.plan, settings.normalisation
     image = normalisation.image
@@ -59,11 +59,11 @@ def graph_inputs(
 
 
 def make_pipeline(source: Any, batch_size: int, settings: DecodeSettings) -> Pipeline:
-    """The graph, not yet built; `source()` gives the tuple of `graph_inputs` for each batch.
+    """The graph, not yet built; `source()` returns the tuple of `graph_inputs` for each batch.
 
-    Gives images (B, H, W, 3) of `settings.output`, labels (B,) int64, and for uint8, whose
-    pixels are not normalised, each image's mean (B, 3) float32 on the host. With `settings.device`
-    a CPU, a graph of the GPU decoder can be serialised and checked, not run.
+    Outputs images (B, H, W, 3) of `settings.output`, labels (B,) int64, and for uint8, whose pixels
+    are not normalised, each image's mean (B, 3) float32 on the host. With a CPU as
+    `settings.device`, a graph of the GPU decoder can be serialised and checked, not run.
     """
     if settings.decoder == "none":
         return _pixel_pipeline(source, batch_size, settings)
@@ -82,9 +82,9 @@ def make_pipeline(source: Any, batch_size: int, settings: DecodeSettings) -> Pip
 
 
 def make_decoding_pipeline(source: Any, batch_size: int, settings: DecodeSettings) -> Pipeline:
-    """As `make_pipeline`, up to its first operator; not yet built.
+    """The graph of `make_pipeline` up to its first operator; not yet built.
 
-    `source()` gives the first three of `graph_inputs` for each batch. Gives each image's box,
+    `source()` returns the first three of `graph_inputs` for each batch. Outputs each image's box,
     (h, w, 3) uint8.
     """
     pipe = _new_pipeline(batch_size, settings)
@@ -123,7 +123,7 @@ def _finished(
             return fn.crop_mirror_normalize(
                 images, mirror=flips, dtype=types.UINT8, output_layout="HWC"
             )
-    else:  # in one operator where that does all that is asked for
+    else:  # in one operator where that does all that is needed
         from pipeline.data.dali import resampling  # brings numba, which takes half a second
 
         if settings.output == "uint8":
@@ -134,12 +134,12 @@ def _finished(
         images = resampling.resized(images, box, shape, types.Constant(0, dtype=types.INT32))
     if mean_image is not None:
         images = images - types.Constant(mean_image, device="gpu" if on_gpu else "cpu")
-    # The colour offset rides on the mean: an addition by itself takes longer.
+    # The colour offset is part of the mean: a separate addition takes longer.
     return fn.crop_mirror_normalize(images, mirror=flips, mean=means, **_output_arguments(settings))
 
 
 def _output_arguments(settings: DecodeSettings) -> dict[str, Any]:
-    """How `crop_mirror_normalize` writes normalised pixels, its means aside."""
+    """Arguments of `crop_mirror_normalize` for normalised pixels, except its means."""
     return {
         "std": settings.normalisation.std.tolist(),
         "dtype": types.FLOAT16 if settings.output == "float16" else types.FLOAT,
@@ -161,7 +161,7 @@ def _decoded(encoded: Any, low: Any, extent: Any, settings: DecodeSettings) -> A
 
 
 def _decoder_arguments(settings: DecodeSettings) -> dict[str, Any]:
-    """What differs between the decoders; those of the GPU mean nothing to the one on the CPU."""
+    """Arguments that differ between the decoders; the CPU decoder does not know the GPU's."""
     if settings.decoder == "cpu":
         return {"device": "cpu"}
     memory = settings.memory
@@ -176,7 +176,7 @@ def _decoder_arguments(settings: DecodeSettings) -> dict[str, Any]:
 
 
 def normalise(images: torch.Tensor, means: torch.Tensor, std: np.ndarray) -> torch.Tensor:
-    """What DALI would have made of pixels (B, H, W, 3) uint8: float32, NHWC.
+    """Pixels (B, H, W, 3) uint8 normalised as DALI does: float32, NHWC.
 
     `means` is (B, 3), `std` (3,). On the device of `images`; within 2.4e-7 of DALI's own.
     """
@@ -184,11 +184,11 @@ def normalise(images: torch.Tensor, means: torch.Tensor, std: np.ndarray) -> tor
     return images.sub(means.to(images.device)[:, None, None, :]).mul_(scale)
 
 
-# Images that are pixels already, as those of CIFAR-10
+# Images that are already pixels, such as those of CIFAR-10
 
 
 def _pixel_inputs(selection: Selection, images: list[np.ndarray]) -> tuple[Any, ...]:
-    """As `graph_inputs`, of `images` (H, W, 3) uint8 each.
+    """The `graph_inputs` of `images` that are pixels, (H, W, 3) uint8 each.
 
     Boxes are whole pixels and may lie outside the image.
     """
@@ -205,10 +205,11 @@ def _pixel_inputs(selection: Selection, images: list[np.ndarray]) -> tuple[Any, 
 
 
 def _pixel_pipeline(source: Any, batch_size: int, settings: DecodeSettings) -> Pipeline:
-    """As `make_pipeline`: images (B, H, W, 3), float32 or float16, and labels (B,) int64.
+    """The graph for images that are pixels: outputs as in `make_pipeline`, images (B, H, W, 3)
+    float32 or float16, and labels (B,) int64.
 
     pixels -> subtract the mean -> cut, zeros beyond the image -> mirror -> divide by the deviation,
-    on the CPU. The mean comes before the zeros, so that what is beyond the image counts as average
+    on the CPU. The mean comes before the zeros, so that pixels beyond the image count as average
     (section 4.2 of the paper).
     """
     assert settings.output != "uint8", "the zeros of the padding are zeros after the mean"

@@ -28,8 +28,8 @@ _READERS = 8  # file reads in flight; they wait on the disk or the network, not 
 @dataclass(frozen=True)
 class Batch:
     """Images (B, 3, H, W), channels-last, normalised, float16 if so set and else float32; labels
-    (B,) int64; both on the rank's device. `positions` (B,) int64 in host memory says where in the
-    stream they stand."""
+    (B,) int64; both on the rank's device. `positions` (B,) int64 in host memory are their places in
+    the stream."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -38,7 +38,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A batch on its way into DALI: what it is, and the inputs of the graph."""
+    """A batch on its way into DALI: its selection and the inputs of the graph."""
 
     selection: Selection
     inputs: tuple[Any, ...]
@@ -105,8 +105,8 @@ class Loader:
         )
 
     def _stream_of_torch(self) -> Any:
-        """Where a GPU batch is handed over, so that DALI reuses its memory only after the work
-        that torch queued on it; None for batches in host memory."""
+        """The stream on which a GPU batch is handed over, so that DALI reuses its memory only after
+        the work that torch queued on it; None for batches in host memory."""
         if self._settings.decoder != "gpu":
             return None
         return torch.cuda.current_stream(self._settings.device)
@@ -149,7 +149,7 @@ class Loader:
         return [read_patiently(self._stream.manifest, int(image)) for image in images]
 
     def _hand_over(self) -> tuple[Any, ...]:
-        """DALI's callback, on the training thread: everything was prepared before."""
+        """DALI's callback, on the training thread; everything is already prepared."""
         if not self._ahead or self._failure is not None:
             raise StopIteration
         try:
@@ -163,8 +163,8 @@ class Loader:
         return prepared.inputs
 
     def _name_bad_file(self, prepared: _Prepared, error: Exception) -> BadImage | RuntimeError:
-        """Replays a failed batch image by image, same boxes and decoder: DALI's message does not
-        say which one it was."""
+        """Replays a failed batch image by image, with the same boxes and decoder: DALI's message
+        does not say which image failed."""
         singles = iter(range(len(prepared.selection.images)))
 
         def source() -> tuple[Any, ...]:
@@ -191,7 +191,7 @@ class Loader:
 
 
 def read_patiently(manifest: ImageSet, image: int) -> np.ndarray:
-    """`manifest.read`; a file that is read but cannot be used is not read again."""
+    """Calls `manifest.read` with retries; a file that is read but cannot be used is not retried."""
     return patiently(
         lambda: manifest.read(image),
         BadImage,
@@ -200,7 +200,7 @@ def read_patiently(manifest: ImageSet, image: int) -> np.ndarray:
 
 
 def _last_reason(error: Exception) -> str:
-    """The line of DALI's report that says most, without the batch's internal numbering."""
+    """The most informative line of DALI's report, without the batch's internal numbering."""
     lines = [line.strip() for line in str(error).splitlines()]
     lines = [line for line in lines if line and not line.startswith("Current pipeline object")]
     reasons = [line for line in lines if "ailure" in line or "ailed" in line] or lines

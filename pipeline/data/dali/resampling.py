@@ -8,15 +8,15 @@ numba. Its definition is the same: linear with antialiasing, as Pillow's bilinea
 
 Rows first: `_ROWS` output rows at a time are weighted sums of source rows. They are then turned, so
 that an output column is a weighted sum of lines of `_LINE` values, and both sums are the same loop
-over contiguous memory, which LLVM makes vector instructions of. What lies between the two fits a
-core's own caches whatever the image's size.
+over contiguous memory, which LLVM vectorises. The data between the two passes fits a core's
+own caches whatever the image's size.
 
 A pixel is 8 bits, between the passes 15 (7 of them below the point, so that it is rounded once), a
 weight has 14 bits below the point, a sum is 32 bits: as Pillow's resize, which rounds to 8 bits
 between its passes. Weights are float64 sums in a fixed order, without contraction, so that the
 pixels are the same on every CPU.
 
-One file, as numba's cache looks at the date of the file that holds the cached function alone.
+One file, as numba's cache only checks the date of the file that holds the cached function.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ _ONE = 1 << 14  # weight of 1
 _FIRST_SHIFT, _SECOND_SHIFT = 7, 14 + 7
 _OPTIONS = {"boundscheck": False, "error_model": "numpy"}
 
-# What DALI calls, with the addresses of the outputs' data, shapes and numbers of dimensions, their
-# number, and the same of the inputs; the set-up has shapes only, of all samples of all inputs.
+# The function that DALI calls, with the addresses of the outputs' data, shapes and numbers of
+# dimensions, their number, and the same of the inputs; the set-up has shapes only, of all samples
+# of all inputs.
 _DATA = CPointer(voidptr)
 _SHAPES = CPointer(CPointer(int64))
 _RUN = void(_DATA, _SHAPES, voidptr, int32, _DATA, _SHAPES, voidptr, int32)
@@ -48,8 +49,8 @@ _CANVAS = 3  # which input has the output's height and width
 
 
 class _Resize(NumbaFunction):
-    """The operator with functions that are compiled already: around those of Python it compiles
-    wrappers of its own, which takes 6 s in every process (DALI 2.4)."""
+    """The operator with already compiled functions: around Python functions it compiles wrappers of
+    its own, which takes 6 s in every process (DALI 2.4)."""
 
     def _get_run_fn_cpu(self, run_fn: Any, *_described: Any) -> int:
         return int(run_fn.address)
@@ -65,14 +66,14 @@ def resized(
     flips: Any,
     normaliser: tuple[Any, np.ndarray] | None = None,
 ) -> Any:
-    """Nodes of a graph to a node: the boxes of images, resized and mirrored, (H, W, 3) uint8.
+    """Adds a node to a graph: the boxes of images, resized and mirrored, (H, W, 3) uint8.
 
     `images` (h, w, 3) uint8; `box` two of (2,) float32, where it begins and ends (y, x) in their
     pixels, at least 1 px a side; `shape` (2,) float32, H and W; `flips` int32, 1 to mirror
     left-right. With a `normaliser`, means (3,) float32 and deviations (3,) float32 in host memory,
-    less the ones and divided by the others: (H, W, 3) float32.
+    minus the former and divided by the latter: (H, W, 3) float32.
     """
-    # (H, W, 0): the operator is asked for its outputs' shapes before it may see what its inputs
+    # (H, W, 0): the operator must give its outputs' shapes before it may see what its inputs
     # hold.
     canvas = fn.zeros(shape=fn.pad(fn.cast(shape, dtype=types.INT32), axes=[0], shape=[3]))
     inputs = [images, *box, canvas, flips]
@@ -92,11 +93,12 @@ def resized(
     return fn.reinterpret(operator(*inputs), layout="HWC")
 
 
-@functools.cache  # the code lives as long as what numba gives
+@functools.cache  # the code lives as long as numba's object
 def _compiled(function: Callable[..., None], signature: Any) -> Any:
-    """Takes 4 s once, then 0.1 s: it is kept beside this file, or in the user's cache folder.
+    """Compiles the function: 4 s once, then 0.1 s from the cache next to this file or in the user's
+    cache folder.
 
-    Where neither can be written every process compiles it.
+    Where neither can be written, every process compiles it.
     """
     try:
         return cfunc(signature, cache=True, **_OPTIONS)(function)
@@ -124,14 +126,14 @@ def _run_float32(outs, shapes, _dims, _outputs, ins, in_shapes, _in_dims, _input
 
 @njit(**_OPTIONS)
 def _resample(ins, size, normaliser, shape, out):
-    """The inputs of an image of `size` (h, w) to `out`, (H * W * 3,) for a `shape` (H, W)."""
+    """Resamples an image of `size` (h, w) into `out`, (H * W * 3,), for a `shape` (H, W)."""
     width, height, out_width = size[1], shape[0], shape[1]
     source = carray(ins[0], (size[0], 3 * width), dtype=np.uint8)
     begin, end = carray(ins[1], 2, dtype=np.float32), carray(ins[2], 2, dtype=np.float32)
     mirror = carray(ins[4], 1, dtype=np.int32)[0] != 0
     tops, heights, down = _weights(begin[0], end[0], size[0], height, False)
     lefts, widths, across = _weights(begin[1], end[1], width, out_width, mirror)
-    # A value more: the last pixel is read as four values.
+    # One value more: the last pixel is read as four values.
     rows = np.zeros((_ROWS, 3 * width + 1), np.int16)
     columns = np.empty(width * _LINE, np.int16)
     pixels = np.empty(out_width * _LINE, np.uint8)
@@ -149,8 +151,8 @@ def _resample(ins, size, normaliser, shape, out):
 
 @njit(**_OPTIONS)
 def _weights(begin, end, size, count, mirror):
-    """What each of `count` outputs is made of: the first of its source pixels (count,), how many
-    they are (count,), their weights (count, most), which add up to `_ONE` exactly.
+    """Weights of each of `count` outputs: the first of its source pixels (count,), their number
+    (count,), their weights (count, most), which add up to `_ONE` exactly.
 
     A triangle as wide as two source pixels or, where it shrinks, two output pixels, about the
     output's centre; beyond the source its edge is repeated. That is DALI's resize.
@@ -172,7 +174,7 @@ def _weights(begin, end, size, count, mirror):
         last = min(max(low + most - 1, 0), size - 1)
         place = count - 1 - output if mirror else output
         firsts[place], counts[place] = first, last - first + 1
-        # Rounded sums, not weights: so none is lost however many there are.
+        # Sums are rounded, not weights: so none is lost however many there are.
         before, so_far = 0, 0.0
         for tap in range(most):
             so_far += triangle[tap]
@@ -185,7 +187,7 @@ def _weights(begin, end, size, count, mirror):
 
 @njit(**_OPTIONS)
 def _sum_rows(source, first, weights, sums, out):
-    """`out` (n,) int16: as many rows (n,) uint8 as there are weights, from `first` on."""
+    """Writes `out` (n,) int16: the weighted sum of rows (n,) uint8 from `first` on."""
     for i in range(len(out)):
         sums[i] = 1 << (_FIRST_SHIFT - 1)
     for tap in range(len(weights)):
@@ -198,8 +200,8 @@ def _sum_rows(source, first, weights, sums, out):
 
 @njit(**_OPTIONS)
 def _turn(rows, columns):
-    """Rows (_ROWS, 3 w + 1) to columns (w * _LINE,). A pixel is moved as four values, which is one
-    move of 64 bits; the fourth is the next pixel's red."""
+    """Transposes rows (_ROWS, 3 w + 1) to columns (w * _LINE,). A pixel is moved as four values,
+    one move of 64 bits; the fourth is the next pixel's red."""
     for x in range(rows.shape[1] // 3):
         for row in range(_ROWS):
             place = x * _LINE + 4 * row
@@ -211,7 +213,8 @@ def _turn(rows, columns):
 
 @njit(**_OPTIONS)
 def _sum_columns(columns, firsts, counts, weights, sums, pixels):
-    """`pixels` (W * _LINE,) uint8: each column the sum of `counts` columns from `firsts` on."""
+    """Writes `pixels` (W * _LINE,) uint8: each column the sum of `counts` columns from `firsts`
+    on."""
     for x in range(len(firsts)):
         for i in range(_LINE):
             sums[i] = 1 << (_SECOND_SHIFT - 1)
@@ -227,8 +230,8 @@ def _sum_columns(columns, firsts, counts, weights, sums, pixels):
 
 @njit(**_OPTIONS)
 def _write(pixels, width, row, normaliser, out, begin):
-    """Row `row` of `pixels` (W * _LINE,) to `out` from `begin` on; `normaliser` is the three means
-    and three factors, or None."""
+    """Writes row `row` of `pixels` (W * _LINE,) to `out` from `begin` on; `normaliser` is the three
+    means and three factors, or None."""
     if normaliser is not None:
         r, g, b = normaliser[0], normaliser[1], normaliser[2]
         by_r, by_g, by_b = normaliser[3], normaliser[4], normaliser[5]

@@ -1,4 +1,4 @@
-"""What can be set about executing plans."""
+"""Settings of plan execution."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.ranks.places import Share
 
 @dataclass(frozen=True)
 class DecoderMemory:
-    """What the GPU's decoders set aside at the start, so that no image makes them grow.
+    """Memory that the GPU's decoders reserve at the start, so that no image makes them grow.
 
     `width` and `height` in pixels are for the JPEG engine (0: none known); the paddings in bytes
     are for each thread of the rest, two buffers of `host_padding_bytes`. Defaults are DALI's.
@@ -52,7 +52,8 @@ class DecodeSettings:
     normalisation: Normalisation = IMAGENET
 
     def for_shape(self, shape: tuple[int, int] | None) -> DecodeSettings:
-        """These for a loader whose views all have height and width `shape` (None: they vary).
+        """The settings for a loader whose views all have height and width `shape` (None: they
+        vary).
 
         A mean image of another shape gives way to the channel means.
         """
@@ -61,7 +62,7 @@ class DecodeSettings:
 
 
 def gpu_count() -> int:
-    """GPUs that DALI can use here; 0 without a driver."""
+    """Number of GPUs that DALI can use here; 0 without a driver."""
     from nvidia.dali.backend import GetCUDADeviceCount  # type: ignore[attr-defined]
 
     return int(GetCUDADeviceCount())
@@ -77,7 +78,7 @@ def choose_decoding(
     data: Sequence[ImageSet] = (),
     normalisation: Normalisation = IMAGENET,
 ) -> DecodeSettings:
-    """Where and how this rank decodes and normalises the images of `data`.
+    """The settings with which this rank decodes and normalises the images of `data`.
 
     Raises `ValueError` for a GPU decoder without a GPU.
     """
@@ -102,11 +103,11 @@ def choose_decoding(
 
 
 def decoder_memory(config: DataConfig, data: Sequence[ImageSet]) -> DecoderMemory:
-    """What GPU decoders set aside for the images of `data`, or as `config` says.
+    """Memory that GPU decoders reserve for the images of `data`, or as `config` says.
 
     The padding is 6 bytes on the device and 4 on the host for each pixel of the largest image, room
-    for its three colours and a copy in work; an assumption, not yet measured on a GPU. Less than
-    DALI's own defaults is never chosen.
+    for its three colours and a working copy; an assumption, not yet measured on a GPU. It is never
+    less than DALI's own defaults.
     """
     if config.preallocate is None:
         widths = np.concatenate([np.zeros(1, np.int64), *(one.widths for one in data)])

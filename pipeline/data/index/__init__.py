@@ -1,1 +1,1 @@
-"""Where each image of a data set lies, found once by a scan and mapped into memory."""
+"""The index of a data set: where each image lies, found once by a scan and mapped into memory."""

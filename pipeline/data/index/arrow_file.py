@@ -1,4 +1,4 @@
-"""The manifest's file: an Arrow file, whole or not there, that every rank maps into memory."""
+"""The manifest's file: an Arrow file, written atomically, that every rank maps into memory."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _PLACE_COLUMNS = {"container": pa.int32(), "offset": pa.int64()}
 
 
 def write_manifest(path: Path, rows: Rows, stamp: str = "") -> None:
-    """Write rows as an Arrow IPC file, whole or not at all; OSError if that fails.
+    """Write rows as an Arrow IPC file, atomically; OSError if that fails.
 
-    `stamp` tells which state of the images' folder the rows describe.
+    `stamp` identifies the state of the images' folder that the rows describe.
     """
     columns = dict(_COLUMNS)
     arrays = [
@@ -86,27 +86,27 @@ def load_table(path: Path) -> pa.Table:
 
 
 def load_fresh(path: Path, stamp: str) -> pa.Table | None:
-    """Return the table if the file is there, whole, and describes the state `stamp`."""
+    """Return the table if the file exists, is whole, and describes the state `stamp`."""
     try:
         table = load_table(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        log.warning("the manifest %s is not used: %s", path, error)
+        log.warning("the image index %s is not used: %s", path, error)
         return None
     if table.schema.metadata[b"stamp"] != stamp.encode():
-        log.info("the manifest %s is out of date", path)
+        log.info("the image index %s is out of date", path)
         return None
     return table
 
 
 def cache_places(root: Path, split: Split, cache_dir: Path | None) -> list[Path]:
-    """Return where the file of `<root>/<split>` may lie, best first.
+    """Return the paths where the file of `<root>/<split>` may be, best first.
 
     In `cache_dir`; without one in `<root>/.trainyard`, or in the user's cache where that cannot be
     written.
     """
-    # Named by the tree's place, as one folder may serve several data sets.
+    # Named after the tree's path, as one folder may serve several data sets.
     place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
     shared_name = f"{place}-{split}.arrow"
     if cache_dir is not None:
@@ -141,7 +141,7 @@ def find_fresh(
 def warn_if_fewer(places: Sequence[Path], rows: Rows, tree: Tree) -> None:
     """Log which containers hold fewer images than a manifest, out of date by now, says.
 
-    Nothing in a TFRecord or RecordIO file that was cut between two records shows it.
+    A TFRecord or RecordIO file that was cut between two records shows no sign of it.
     """
     before = next(filter(None, map(_images_by_container, places)), {})
     if rows.places is None or not before:
@@ -155,7 +155,7 @@ def warn_if_fewer(places: Sequence[Path], rows: Rows, tree: Tree) -> None:
     if fewer:
         log.warning(
             "%d of the %d %s that %s held when it was indexed last hold fewer images now: %s; "
-            "copy anew from their source what nobody meant to change",
+            "copy again from their source what nobody meant to change",
             len(fewer), len(before), tree.source_noun, tree.directory, name_few(fewer),
         )  # fmt: skip
 

@@ -1,9 +1,9 @@
-"""Which images exist: name, label, place, bytes and size of every image of a split.
+"""The index of a split: name, label, place, bytes and size of every image.
 
 `<root>/<split>/`, class folders or containers, is scanned once and kept as an Arrow file that every
-rank maps into memory; times of folders and containers tell when it has to be made again. Images are
-in bytewise order of (class, file), which is what an image index means everywhere else, and the same
-whatever they lie in.
+rank maps into memory; times of folders and containers show when it must be rebuilt. Images are
+in bytewise order of (class, file), which defines the image numbers used everywhere else, and is the
+same whatever they lie in.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ log = logging.getLogger("trainyard")
 
 _MOST_OPEN = 4096  # containers
 _INDEX_AGAIN = (
-    "if it was replaced on purpose, python -m pipeline.prepare index --again makes the manifest "
-    "anew; to runs that began before it is other data"
+    "if it was replaced on purpose, python -m pipeline.prepare index --again indexes the data "
+    "again; runs that began before will see it as other data"
 )
 
 
@@ -76,7 +76,7 @@ class Manifest:
             self._relabel(classes)
 
     def _relabel(self, classes: Sequence[str]) -> None:
-        """Take the `classes` of the training data for those that were found.
+        """Replace the classes that were found by the `classes` of the training data.
 
         ValueError for one found that is not among them; one without an image is warned of.
         """
@@ -85,7 +85,7 @@ class Manifest:
         if unknown:
             noun = "class folder(s)" if self._containers is None else "class(es)"
             raise ValueError(
-                f"{self.directory} has {len(unknown)} {noun} that the training data lacks: "
+                f"{self.directory} has {len(unknown)} {noun} that are not in the training data: "
                 f"{name_few(unknown)}; remove them there or add them to training"
             )
         empty = [name for name in classes if name not in self.classes]
@@ -120,17 +120,17 @@ class Manifest:
         recorded = int(self.lengths[index])
         try:
             if self._containers is None:
-                content, end = self._read_file(index), "the manifest recorded"
-                cure = f" ({_INDEX_AGAIN})"
+                content, end = self._read_file(index), "the image index recorded"
+                fix = f" ({_INDEX_AGAIN})"
             else:
                 content = self._containers.read(int(index), recorded)
-                end = "its container was changed or cut after the manifest recorded"
-                cure = ""  # such a container is indexed anew at the next start
+                end = "its container was changed or cut after the image index recorded"
+                fix = ""  # such a container is indexed again at the next start
         except OSError as error:
             reason = f"it cannot be read: {error.strerror}"
             raise BadImage(self.path(index), reason, changed=True) from error
         if len(content) != recorded and (len(content) or self._containers is not None):
-            reason = f"has {len(content)} bytes, {end} {recorded}{cure}"
+            reason = f"has {len(content)} bytes, {end} {recorded}{fix}"
             raise BadImage(self.path(index), reason, changed=True)
         if len(content) == 0:
             raise BadImage(self.path(index), "the file is empty", changed=recorded != 0)
@@ -145,7 +145,7 @@ class Manifest:
 
 
 class _Containers:
-    """Where the images of a manifest lie in containers, and reading them from there.
+    """The containers of a manifest's images, and reading from them.
 
     The containers used last stay open: at most a quarter of the files that the process may have
     open, as training and validation each hold one of these and other parts need descriptors too.
@@ -164,7 +164,7 @@ class _Containers:
         self._opened = lru_cache(max(1, most))(lambda number: _OpenFile(paths[number]))
 
     def describe(self, index: int, file: bytes) -> bytes:
-        """Say where an image lies, `file` being its class and name."""
+        """Return where an image lies, `file` being its class and name."""
         place = self._paths[self._numbers[index]], file, self._offsets[index]
         return b"%b:%b at byte %d" % place
 
@@ -178,7 +178,7 @@ class _Containers:
 
 
 class _OpenFile:
-    """A descriptor that is closed when the last thread that reads from it has let go of it."""
+    """A descriptor that is closed when the last thread reading from it has released it."""
 
     def __init__(self, path: bytes) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -213,7 +213,7 @@ def open_manifest(
     place does not change its folder's time and is met when it is read; `again` scans whatever the
     cache holds. Ranks that share a file system: call on one first, then on the others.
 
-    ValueError, with the cure, for what `survey` and `scan` refuse, a class that `classes` lacks,
+    ValueError, with the fix, for what `survey` and `scan` refuse, a class that is not in `classes`,
     and no place for the cache.
     """
     tree = survey(root, split)
@@ -231,9 +231,9 @@ def open_manifest(
         except OSError as error:
             refused.append(f"{place.parent} ({error.strerror})")
             if again and load_fresh(place, tree.stamp) is not None:
-                break  # one in a later place would never be looked at
+                break  # one in a later place would never be read
     raise ValueError(
-        f"the manifest of {tree.directory} cannot be written to {' or '.join(refused)}; "
+        f"the image index of {tree.directory} cannot be written to {' or '.join(refused)}; "
         f"set data.cache_dir to a directory that can be written"
     )
 
@@ -241,7 +241,7 @@ def open_manifest(
 def cached_manifest(root: Path, split: Split, cache_dir: Path | None) -> Manifest | None:
     """Return the manifest of `<root>/<split>` if one is up to date; nothing is scanned.
 
-    ValueError, with the cure, for what `survey` refuses.
+    ValueError, with the fix, for what `survey` refuses.
     """
     tree = survey(root, split)
     found = find_fresh(root, split, cache_dir, tree.stamp)

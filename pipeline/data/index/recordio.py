@@ -4,13 +4,13 @@ A record is `<II`(magic, cflag << 29 | length), that many bytes, and zeros up to
 (dmlc-core, recordio.h). Its bytes are `<IfQQ`(flag, label, id, id2), `flag` further float labels,
 and the image (mxnet.recordio.IRHeader). Where the magic number occurs inside a record at a
 multiple of 4, the writer cuts there and drops it: the parts have cflag 1, 2, ..., 2, 3. About 8 of
-ImageNet's images are cut so. The magic number at the head of the next part stands in for the one
-dropped, which leaves only the length word between as 4 foreign bytes.
+ImageNet's images are cut so. The magic number at the head of the next part takes the place of the
+one dropped, which leaves only the length word between as 4 foreign bytes.
 
-The `.idx` file, lines of `key <tab> offset`, holds what the walk finds as well; it only tells that
-the .rec file was cut between two records, which nothing else shows. The `.lst`
-file that im2rec was given, lines of `id <tab> label <tab> path`, has what the records lack, file
-names and class folders; it is used where it still lies beside the .rec file.
+The `.idx` file, lines of `key <tab> offset`, holds only what the walk finds anyway; it is used
+only to notice a .rec file that was cut between two records, which nothing else shows. The `.lst`
+file that im2rec was given, lines of `id <tab> label <tab> path`, has what the records do
+not, file names and class folders; it is used where it still lies next to the .rec file.
 """
 
 from __future__ import annotations
@@ -94,16 +94,16 @@ def _entry(window: Window, name: bytes, begin: int, end: int, gaps: list[int]) -
         raise window.bad(begin, "is a record without the image header of im2rec")
     flag, label, number, _ = _IMAGE_HEAD.unpack(window.read(begin, _IMAGE_HEAD.size))
     if flag > 1:
-        cure = "write the file with one label for each image"
-        raise window.bad(begin, f"is a record with {flag} labels", cure)
+        fix = "write the file with one label for each image"
+        raise window.bad(begin, f"is a record with {flag} labels", fix)
     image = begin + _IMAGE_HEAD.size + 4 * flag
     if image > end or (gaps and gaps[0] < image):
         raise window.bad(begin, "is a record without the image header of im2rec")
     if flag == 1:
         (label,) = struct.unpack("<f", window.read(image - 4, 4))
     if not (label >= 0 and label.is_integer()):
-        cure = "write the file with class numbers from 0"
-        raise window.bad(begin, f"is a record with label {label}", cure)
+        fix = "write the file with class numbers from 0"
+        raise window.bad(begin, f"is a record with label {label}", fix)
     length = end - image - GAP_BYTES * len(gaps)
     inside = tuple(gap - image for gap in gaps)
     if inside:
@@ -127,20 +127,20 @@ def _named(
 ) -> list[Entry]:
     """Return the entries with the names and class folders that the .lst file gives their ids."""
     paths = _read_list(list_path)
-    cure = f"put the list there that it was written from, or move {list_path} away"
+    fix = f"put the list there that it was written from, or move {list_path} away"
     class_of: dict[int, bytes] = {}
     label_of: dict[bytes, int] = {}
     named = []
     for entry, number in zip(entries, ids, strict=True):
         if number not in paths:
-            raise window.bad(entry.offset, f"is an image of id {number}, not in {list_path}", cure)
+            raise window.bad(entry.offset, f"is an image of id {number}, not in {list_path}", fix)
         folder, _, name = paths[number].rpartition(b"/")
         class_name, label = folder.rpartition(b"/")[2], entry.label
         assert isinstance(label, int), "the format has numbers"
         same = class_of.setdefault(label, class_name), label_of.setdefault(class_name, label)
         if class_name and same != (class_name, label):
             reason = f"is an image of label {label}, where {list_path} has {paths[number]!r}"
-            raise window.bad(entry.offset, f"{reason}, against images before it", cure)
+            raise window.bad(entry.offset, f"{reason}, against images before it", fix)
         named.append(entry._replace(name=name, label=class_name or label))
     return named
 

@@ -1,4 +1,4 @@
-"""Walks what a survey found: which images, which class, where, how many bytes, what size.
+"""Scans what a survey found: which images, of which class, where, how many bytes, what size.
 
 Class folders and containers give the same rows, in bytewise order of (class, file name) whatever
 the locale, so that the same images in another container are the same data with the same hash.
@@ -33,7 +33,7 @@ _NUMBERED = re.compile(r"^(.+)-(\d{5})-of-(\d{5})$")
 
 # File times advance in ticks of up to 10 ms (the kernel's timer, before multigrain timestamps).
 _CLOCK_TICK_SEC = 0.02
-# More threads than cores: on a network file system a header waits, it does not compute.
+# More threads than cores: on a network file system reading a header is waiting, not computing.
 _THREADS = 16
 
 
@@ -120,7 +120,7 @@ def _walk_all(tree: Tree) -> list[_Part]:
     """Walk every source, in the sources' order.
 
     Shows how far it is: class folders by their number, containers by the bytes passed in them. The
-    bar is drawn by a process whose log tells such things: of a job's ranks that is rank 0.
+    bar is drawn only by a process that logs such lines: in a job, rank 0.
     """
     windows: list[Window] = []
     by_number = tree.kind == "folders"
@@ -235,7 +235,7 @@ def _class_names(tree: Tree, parts: Sequence[_Part]) -> list[bytes]:
         raise ValueError(
             f"{tree.directory} holds {tree.source_noun} that give classes as numbers, so their "
             f"names are not known; write them, one a line in the order of the numbers, to "
-            f"{tree.directory}/{CLASSES_FILE}, or beside train and val for both"
+            f"{tree.directory}/{CLASSES_FILE}, or next to train and val for both"
         )
     listed = _read_class_list(tree.class_list)
     if number >= len(listed):
@@ -287,13 +287,13 @@ def _warn(tree: Tree, rows: Rows) -> None:
         )  # fmt: skip
     if tree.loose_images:
         log.warning(
-            "%d images lie in %s beside its %s and are not used",
+            "%d images lie in %s next to its %s and are not used",
             tree.loose_images, tree.directory, tree.source_noun,
         )  # fmt: skip
 
 
 def _missing_shards(sources: Sequence[str]) -> list[str]:
-    """Return the names that are not there of those that `<name>-00000-of-01024` stands for."""
+    """Return the missing names among those that `<name>-00000-of-01024` implies."""
     sets = {(found[1], found[3]) for found in map(_NUMBERED.search, sources) if found}
     every = (f"{name}-{k:05}-of-{n}" for name, n in sorted(sets) for k in range(int(n)))
     return sorted(set(every) - set(sources))

@@ -1,4 +1,4 @@
-"""What `<root>/<split>/` holds, at the cost of one stat for each class folder or container.
+"""Finds what `<root>/<split>/` holds, at the cost of one stat per class folder or container.
 
 Either class folders (`<class>/<file>`), or containers of one kind: tar archives (`*.tar`),
 TFRecord files (`*-00000-of-01024`, `*.tfrecord*`), or RecordIO files (`*.rec`).
@@ -45,7 +45,7 @@ class Tree:
     order. class_list: file that names numbered classes, None if there is none. stamp: hex digits
     that change when an entry is added to or removed from a class folder, or a container changes in
     size or time. changed_sec: when that last happened, in seconds since 1970. size_bytes: of all
-    containers. loose_images: image files beside the sources, which belong to no class.
+    containers. loose_images: image files next to the sources, which belong to no class.
     """
 
     directory: Path
@@ -64,14 +64,14 @@ class Tree:
 
     @property
     def source_noun(self) -> str:
-        """What the sources are called in a message: "class folders", "tar archives" ..."""
+        """The sources' noun in a message: "class folders", "tar archives" ..."""
         return _PLURAL[self.kind]
 
 
 def survey(root: Path, split: Split) -> Tree:
     """Return what `<root>/<split>` holds; dotfiles are passed over, symbolic links followed.
 
-    ValueError, with the cure, if the root or the split is missing or cannot be read, or if it holds
+    ValueError, with the fix, if the root or the split is missing or cannot be read, or if it holds
     neither class folders nor containers, both, containers of two kinds, or compressed archives.
     """
     directory = root / split
@@ -117,7 +117,7 @@ def _check_directories(root: Path, directory: Path, split: Split) -> None:
 
 
 def _sources(directory: Path, folders: list[bytes], files: list[bytes]) -> tuple[Kind, list[bytes]]:
-    """Return the one kind of source that is there, and the sources' names."""
+    """Return the one kind of source that is present, and the sources' names."""
     compressed = [os.fsdecode(name) for name in files if _COMPRESSED_TAR.search(name)]
     if compressed:
         raise ValueError(
@@ -171,7 +171,7 @@ def _tree(
         if kind == "recordio":
             lists = [os.path.splitext(name)[0] + RECORDIO_LIST.encode() for name in sources]
             states += [os.stat(os.path.join(parent, name)) for name in lists if name in files]
-        # Not the directory's own time: what else comes and goes there is not data.
+        # Not the directory's own time: other entries that come and go there are not data.
         state = (kind, list(sources), [(one.st_mtime_ns, one.st_size) for one in states[1:]])
     return Tree(
         directory,

@@ -1,12 +1,12 @@
 """Tar archives: packed shards, webdataset shards, and ImageNet's own archive of archives.
 
-Read by own means because Python's tarfile takes 40 us of a core for a member where this takes 11,
-and does not read an image's first bytes along with its header. Formats: v7, ustar, GNU (long names,
-base-256 sizes) and pax (POSIX.1-2001), as GNU tar's manual lays them out.
+Read by a parser of its own because Python's tarfile takes 40 us of a core for a member where this
+takes 11, and does not read an image's first bytes along with its header. Formats: v7, ustar, GNU
+(long names, base-256 sizes) and pax (POSIX.1-2001), as GNU tar's manual lays them out.
 
 The class of an image is, in this order:
-- what stands beside it under the same key (its path up to the first dot of its name): `key.cls`, or
-  "label", "cls" or "class" of `key.json`; a number from 0, or a name;
+- what has the same key (its path up to the first dot of its name): `key.cls`, or "label", "cls" or
+  "class" of `key.json`; a number from 0, or a name;
 - the folder that holds it, `<class>/<file>`;
 - the archive's own name, where the image's name begins with it: `n01440764_10026.JPEG` in
   `n01440764.tar`. An archive inside an archive is walked in place.
@@ -48,7 +48,7 @@ def walk(window: Window) -> list[Entry]:
 
     Names that begin with a dot, counted by `window.hidden`, and what is no image by extension are
     passed over. BadContainer, with the byte, for a compressed, damaged or cut archive, a path with
-    `..`, an image that is a link, a name that stands twice, a key with two images, and an image
+    `..`, an image that is a link, a name that occurs twice, a key with two images, and an image
     whose class cannot be known.
     """
     window.check_not_compressed()
@@ -86,7 +86,7 @@ def _walk_range(window: Window, begin: int, end: int, archive: bytes) -> list[En
 
 
 def _normal(member: Member) -> Member:
-    """Return the member without the `.` parts of its path, which say nothing."""
+    """Return the member without the `.` parts of its path."""
     if not member.path.startswith(b"./") and b"/./" not in member.path:
         return member
     parts = member.path.split(b"/")
@@ -94,18 +94,19 @@ def _normal(member: Member) -> Member:
 
 
 def _is_hidden(window: Window, member: Member) -> bool:
-    """Tell whether any name of the path begins with a dot; BadContainer for `..`."""
+    """Return whether any name in the path begins with a dot; BadContainer for `..`."""
     if not member.path.startswith(b".") and b"/." not in member.path:
         return False
     if b".." in member.path.split(b"/"):
         reason = f"the member {_shown(member)} has .. in its path"
-        cure = "write the archive anew from inside the folder (tar -C <folder> -cf x.tar .)"
-        raise window.bad(member.header, reason, cure)
+        fix = "write the archive again from inside the folder (tar -C <folder> -cf x.tar .)"
+        raise window.bad(member.header, reason, fix)
     return True
 
 
 def _check_samples(window: Window, images: Iterable[Member], samples: Collection[bytes]) -> None:
-    """What shares a key with a label file is one sample of webdataset, of one image.
+    """Raise BadContainer for a second image with the key of a label file: a webdataset sample has
+    one.
 
     Without label files, names in a class folder may have any dots.
     """
@@ -115,23 +116,23 @@ def _check_samples(window: Window, images: Iterable[Member], samples: Collection
         other = first.setdefault(key, member)
         if other is not member and key in samples:
             reason = f"has the key of {_shown(other)}"
-            cure = "leave one image for each key, give masks and the like another extension"
-            raise _bad_image(window, member, reason, cure)
+            fix = "leave one image for each key, give masks and the like another extension"
+            raise _bad_image(window, member, reason, fix)
 
 
 def _check_image(window: Window, member: Member, seen: Collection[bytes]) -> None:
-    anew = "write the archive anew"
+    again = "write the archive again"
     if member.kind in _LINKS:
-        cure = f"{anew} with tar --dereference --hard-dereference"
-        raise _bad_image(window, member, "is a link, not a file", cure)
+        fix = f"{again} with tar --dereference --hard-dereference"
+        raise _bad_image(window, member, "is a link, not a file", fix)
     if member.kind not in _FILES:
-        raise _bad_image(window, member, "is no plain file", f"{anew} without --sparse")
+        raise _bad_image(window, member, "is no plain file", f"{again} without --sparse")
     if member.path in seen:
-        raise _bad_image(window, member, "comes a second time", f"{anew}, each image once")
+        raise _bad_image(window, member, "comes a second time", f"{again}, each image once")
 
 
-def _bad_image(window: Window, member: Member, reason: str, cure: str) -> Exception:
-    return window.bad(member.header, f"the image {_shown(member)} {reason}", cure)
+def _bad_image(window: Window, member: Member, reason: str, fix: str) -> Exception:
+    return window.bad(member.header, f"the image {_shown(member)} {reason}", fix)
 
 
 def _shown(member: Member) -> str:
@@ -165,14 +166,14 @@ def _sidecar_label(window: Window, member: Member) -> bytes | int | None:
         number = -1
     if number >= 0:
         return number
-    cure = "write a class name, or its number from 0"
-    raise window.bad(member.offset, f"{member.path!r} holds no label but {value!r}", cure)
+    fix = "write a class name, or its number from 0"
+    raise window.bad(member.offset, f"{member.path!r} holds no label but {value!r}", fix)
 
 
 def _class_of(
     window: Window, member: Member, archive: bytes, labels: Mapping[bytes, bytes | int], top: bytes
 ) -> bytes | int:
-    """Return an image's label, from beside it, its folder, or the archive's own name.
+    """Return an image's label, from its sidecar, its folder, or the archive's own name.
 
     top: the folder that class folders lie in.
     """
@@ -181,15 +182,15 @@ def _class_of(
     if labels:
         label = labels.get(_key(member.path))
         if label is None:
-            cure = "add it: every image needs one if any has"
-            raise _bad_image(window, member, "has no label file beside it", cure)
+            fix = "add it: every image needs one if any has"
+            raise _bad_image(window, member, "has no label file next to it", fix)
         return label
     if not own:
         stem = archive.removesuffix(b".tar")
         if name.startswith(stem + b"_"):
             return stem
-        cure = "write members as <class>/<file>, or a <key>.cls beside each <key>.jpg"
-        raise _bad_image(window, member, "has no class", cure)
+        fix = "write members as <class>/<file>, or a <key>.cls next to each <key>.jpg"
+        raise _bad_image(window, member, "has no class", fix)
     if above != top:
         where = top.decode(errors="replace") or "the top"
         reason = f"does not lie two levels below {where}, as those before it"
@@ -205,7 +206,7 @@ def members(window: Window, begin: int, end: int) -> Iterator[Member]:
     at, header, pax, pax_for_all = begin, begin, dict[bytes, bytes](), dict[bytes, bytes]()
     while True:
         if at + _BLOCK > end:
-            reason = f"the archive {'goes on' if at > end else 'stops'} without tar's end mark"
+            reason = f"the archive {'continues' if at > end else 'stops'} without tar's end mark"
             raise window.bad(min(at, end), f"{reason}: it is cut off")
         block = window.read(at, _BLOCK)
         if block.count(0) == _BLOCK:
@@ -273,11 +274,11 @@ def _pax_records(window: Window, offset: int, length: int) -> dict[bytes, bytes]
 
 
 def _check_zeros(window: Window, at: int, end: int) -> None:
-    """Nothing may follow the end mark: the second of two joined archives would go unseen."""
+    """Raise BadContainer if data follow the end mark: a second, joined archive would go unseen."""
     while at < end:
         content = window.read(at, min(_ZEROS_BYTES, end - at))
         rest = content.lstrip(b"\0")
         if rest:
-            cure = "keep joined archives apart, or join them with tar --concatenate"
-            raise window.bad(at + len(content) - len(rest), "something follows the end mark", cure)
+            fix = "keep joined archives apart, or join them with tar --concatenate"
+            raise window.bad(at + len(content) - len(rest), "something follows the end mark", fix)
         at += len(content) or _ZEROS_BYTES

@@ -5,8 +5,8 @@ and their masked CRC-32C (4) (tensorflow/core/lib/io/record_writer.h). Its bytes
 (tensorflow/core/example/feature.proto), of which only the fields' heads and the small values are
 read; the protobuf wire format is that of protobuf.dev/programming-guides/encoding.
 
-A file cut between two records is whole for all it shows. The index that DALI's tfrecord2idx writes,
-`<file>.idx` with lines of `offset size`, tells it where it lies beside the file.
+A file cut between two records looks whole. The index that DALI's tfrecord2idx writes, `<file>.idx`
+with lines of `offset size`, reveals the cut if it lies next to the file.
 
 The images' own checksums would cost reading every byte and are not checked.
 """
@@ -90,11 +90,11 @@ def _label(window: Window, features: dict[bytes, _Range], begin: int) -> bytes |
     for key, first in ((_LABEL_FROM_1, 1), (_LABEL_FROM_0, 0)):
         if key in features and (number := _first_integer(window, features[key])) is not None:
             if number < first:
-                cure = f"write the classes as numbers from {first}, or as image/class/synset"
-                raise window.bad(begin, f"is a record whose {key.decode()} is {number}", cure)
+                fix = f"write the classes as numbers from {first}, or as image/class/synset"
+                raise window.bad(begin, f"is a record whose {key.decode()} is {number}", fix)
             return number - first
-    cure = "write the classes as image/class/synset or image/class/label"
-    raise window.bad(begin, "is a record without a class", cure)
+    fix = "write the classes as image/class/synset or image/class/label"
+    raise window.bad(begin, "is a record without a class", fix)
 
 
 def _features(window: Window, begin: int, end: int) -> dict[bytes, _Range]:
@@ -107,7 +107,7 @@ def _features(window: Window, begin: int, end: int) -> dict[bytes, _Range]:
                 if number == 1:
                     key = window.read(value[0], min(value[1] - value[0], _LONGEST_KEY + 1))
                     if key not in _WANTED:
-                        break  # the value, which may be long, is not even looked at
+                        break  # the value, which may be long, is not even read
                 elif number == 2 and key:
                     found[key] = value
     return found

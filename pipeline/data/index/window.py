@@ -1,4 +1,4 @@
-"""Byte ranges of containers, read patiently, and the entries that a scan finds in them."""
+"""Byte ranges of containers, read with retries, and the entries that a scan finds in them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger("trainyard")
 
 IMAGE_EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 RECORDIO_LIST = ".lst"
-"""Suffix of the file of names that may lie beside a .rec file."""
+"""Suffix of the file of names that may lie next to a .rec file."""
 
 _ENDINGS = tuple(extension.encode() for extension in IMAGE_EXTENSIONS)
 
@@ -33,7 +33,7 @@ _Found = TypeVar("_Found")
 
 
 class BadContainer(ValueError):
-    """A container that cannot be indexed; the message names it, the byte and the cure."""
+    """A container that cannot be indexed; the message names it, the byte and the fix."""
 
 
 class Entry(NamedTuple):
@@ -92,11 +92,11 @@ class Window:
         return os.pread(self._descriptor, count, offset)
 
     def bad(
-        self, offset: int, reason: str, cure: str = "copy it anew from its source"
+        self, offset: int, reason: str, fix: str = "copy it again from its source"
     ) -> Exception:
         """Return the error for something wrong at `offset`."""
         return BadContainer(
-            f"the container {self.path} cannot be used: at byte {offset} {reason}; {cure}"
+            f"the container {self.path} cannot be used: at byte {offset} {reason}; {fix}"
         )
 
     def check_inside(self, what: str, offset: int, end: int) -> None:
@@ -110,8 +110,8 @@ class Window:
         start = self.read(0, 8)
         for magic, kind in _COMPRESSED.items():
             if start.startswith(magic):
-                cure = "unpack that, images do not get smaller by it"
-                raise self.bad(0, f"begins {kind}, which cannot be read by byte range", cure)
+                fix = "unpack that, images do not get smaller by it"
+                raise self.bad(0, f"begins {kind}, which cannot be read by byte range", fix)
 
     def check_against_index(self, index: Path, offset_column: int) -> None:
         """Raise BadContainer if the index, if there is one, has a record behind the file's end.
@@ -136,30 +136,30 @@ class Window:
                 f"the file ends, but {index} has {len(beyond)} of its {len(offsets)} records from "
                 f"there on: it is cut off"
             )
-            cure = f"copy it anew from its source, or remove {index.name} if it is another file's"
-            raise self.bad(self.length, reason, cure)
+            fix = f"copy it again from its source, or remove {index.name} if it is another file's"
+            raise self.bad(self.length, reason, fix)
 
 
 class _PatientWindow(Window):
-    """One that tries again, as to walk a large container from its begin would cost much more."""
+    """Reads with retries, as walking a large container from its beginning would cost much more."""
 
     def _pread(self, count: int, offset: int) -> bytes:
         return reading(self._path, lambda: super(_PatientWindow, self)._pread(count, offset))
 
 
 def unreadable(what: str, error: OSError) -> BadContainer:
-    """Return the error for `what`, a kind of file and its path, which the file system refuses."""
-    cure = "copy it anew from its source"
+    """Return the error for `what`, a kind of file and its path, that the file system refuses."""
+    fix = "copy it again from its source"
     if isinstance(error, PermissionError):
-        cure = "give this user the right to read it"
+        fix = "give this user the right to read it"
     elif isinstance(error, FileNotFoundError):  # a link to nowhere, or removed meanwhile
-        cure = "put back what it links to, or remove the link"
-    return BadContainer(f"{what} cannot be read: {error.strerror}; {cure}")
+        fix = "put back what it links to, or remove the link"
+    return BadContainer(f"{what} cannot be read: {error.strerror}; {fix}")
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Window]:
-    """Open a container; BadContainer for whatever the file system goes on to refuse."""
+    """Open a container; BadContainer for whatever the file system keeps refusing."""
     descriptor = -1
     try:
         descriptor = reading(path, lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
@@ -174,7 +174,7 @@ def opened(path: Path) -> Iterator[Window]:
 
 
 def reading(path: Path | bytes, read: Callable[[], _Found]) -> _Found:
-    """Return `read()`, which is a try to read from `path`, patiently; OSError in the end."""
+    """Return `read()`, which reads from `path`, with retries; OSError in the end."""
 
     def words(error: OSError, nap_sec: float) -> str:
         place = os.fsdecode(path)
@@ -184,5 +184,5 @@ def reading(path: Path | bytes, read: Callable[[], _Found]) -> _Found:
 
 
 def is_image(name: bytes) -> bool:
-    """Tell an image by its name."""
+    """Return whether a file is an image, by its name."""
     return name.lower().endswith(_ENDINGS)

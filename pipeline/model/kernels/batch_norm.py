@@ -8,10 +8,10 @@ no atomics, so equal inputs give equal bits.
     forward    statistics -> finish_statistics -> normalize
     backward   gradient_sums -> finish_gradient_sums -> input_gradients
 
-Beside an activation z that is added before the ReLU, `bits` (M, ceil(C / 8)) uint8 keeps where the
+With an activation z that is added before the ReLU, `bits` (M, ceil(C / 8)) uint8 keeps where the
 ReLU passed, one bit per element, channel c in bit c % 8. Without z it is found again from x, which
-the backward pass reads anyway. z may have a normalisation of its own (the projection beside a
-block), which then takes part in the same passes: wherever z has `z_stats`, y is
+the backward pass reads anyway. z may have a normalisation of its own (a projection shortcut),
+which then takes part in the same passes: wherever z has `z_stats`, y is
 relu(norm(x) + norm_z(z)).
 
 `stats` is (2, C): the mean and 1 / sqrt(var + eps). An argument that may be None switches off what

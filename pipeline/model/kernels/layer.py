@@ -1,4 +1,4 @@
-"""What computes a `BatchNormAct` in one go: our Triton kernels, and apex."""
+"""Fused arithmetic for `BatchNormAct`: our Triton kernels, and apex."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def with_triton(
             residual = normalised(residual, residual_norm)
         assert residual is not None
         if residual.shape != x.shape:
-            raise ValueError(f"a residual of {tuple(residual.shape)} beside {tuple(x.shape)}")
+            raise ValueError(f"a residual of {tuple(residual.shape)} is added to {tuple(x.shape)}")
         residual = residual.to(x.dtype)
     parameters = [parameter for layer in norms for parameter in _scale_and_shift(layer)]
     momenta = [layer.count_batch() if norm.training else 0.0 for layer in norms]

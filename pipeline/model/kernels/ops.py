@@ -32,7 +32,7 @@ _MOST_CHUNKS = 4096  # the grid's second dimension ends at 65,535
 
 @dataclass(frozen=True)
 class Tiling:
-    """How an (M, C) matrix is cut up. Tiles have powers of 2 of rows and channels."""
+    """The tiling of an (M, C) matrix. Tiles have powers of 2 of rows and channels."""
 
     channels: int
     """Channels of a tile; at least 8, which is a byte of the mask."""
@@ -55,7 +55,7 @@ def choose_tiling(rows: int, channels: int, device: torch.device) -> Tiling:
     """Tiles of 32 x 64 with 4 warps and 64 x 64 with 8, which spill no register on sm_80 and sm_90
     in any dtype; about 4 programs per multiprocessor for the sums, 16 for elementwise kernels.
 
-    On a CPU, in the interpreter, a program costs the same whatever its size: few and tall ones.
+    On a CPU, in the interpreter, a program costs the same whatever its size: so few and tall ones.
     """
     if device.type == "cpu":
         wide = max(8, triton.next_power_of_2(channels))

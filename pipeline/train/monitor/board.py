@@ -1,4 +1,5 @@
-"""TensorBoard's files of a run: curves and pictures by images seen, and the pages they stand on."""
+"""TensorBoard's files of a run: curves and pictures by images seen, and the pages that show
+them."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ STACKED = (
     "data_wait", "forward", "backward", "communication", "agreement", "optimizer", "checkpoint",
     "validation", "rest",
 )  # fmt: skip
-"""Where the time of a window goes, from the bottom of the stack to its top; metrics.jsonl has the
+"""Parts of the time of a window, from the bottom of the stack to its top; metrics.jsonl has the
 share of each as `share_<name>`."""
 
 _GPU_MEMORY = {name: f"train/gpu_memory_{name}_bytes" for name in ("torch", "dali", "other")}
@@ -29,7 +30,7 @@ _MARKS = (
     "\N{BLACK MEDIUM SQUARE}", "\N{BLACK DIAMOND}", "\N{BLACK UP-POINTING TRIANGLE}",
     "\N{BLACK STAR}", "\N{HEAVY GREEK CROSS}",
 )  # fmt: skip
-"""What TensorBoard marks the points of a chart's first line with, of its second, and so on."""
+"""TensorBoard's markers for the points of a chart's first line, its second, and so on."""
 _ABOUT = {
     "learning": "errors and loss by images seen (STEP)",
     "speed": "what the time goes into, by images seen (STEP)",
@@ -44,10 +45,10 @@ _COMPARED_METRICS = ("val/best_top1", "val/top1", "val/top5", "val/loss", "train
 
 
 class Board:
-    """The event files of a run that goes on at `position`, and stood there with the lines `kept`.
+    """The event files of a run that resumes at `position`, with the lines `kept` up to there.
 
-    What an earlier start drew beyond is taken back by TensorBoard itself; where no file of an
-    earlier start is left, all of `kept` is drawn again.
+    TensorBoard itself discards what an earlier start drew beyond that; where no file of an earlier
+    start is left, all of `kept` is drawn again.
     """
 
     def __init__(
@@ -56,12 +57,12 @@ class Board:
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
         lost = not event_files(folder)
-        # The session's start takes back `position` itself too, where this must stay.
+        # The session's start discards `position` itself too, which must stay here.
         again = [metrics for metrics in kept if lost or metrics["position"] >= position]
         validated = any(metrics["event"] == "val" for metrics in again)
         pictures = list(_val_pictures(folder, position)) if validated else []
         self.is_new = position == 0 or lost
-        """Whether nothing of the run's beginning is there: it starts, with a checkpoint perhaps."""
+        """Whether the run has no events yet: it is starting, perhaps from a checkpoint."""
         self._file = _new_file(folder, room)
         self._add(file_version="brain.Event:2")
         self._add(step=position, session_log=SessionLog(status=SessionLog.START))
@@ -72,20 +73,20 @@ class Board:
             self._add(wall_time=event.wall_time, step=event.step, summary=event.summary)
 
     def describe(self, config: Config) -> None:
-        """At the start of a run: its settings."""
+        """Writes the settings, at the start of a run."""
         from torch.utils.tensorboard.summary import hparams, text
 
         words = text("config", f"```yaml\n{config.to_yaml()}```")  # type: ignore[no-untyped-call]
         values = compared_settings(config)
         tables = hparams(values, dict.fromkeys(_COMPARED_METRICS))  # type: ignore[no-untyped-call]
-        # Of the length one is null. The table ticks the five columns that it begins with.
+        # One of the two lengths is null. The table ticks its first five columns.
         asked = [n for n, said in settings().items() if said.asked and config.get(n) is not None]
         _put_first(tables[0], ("model.network", *asked))
         for summary in (words, *tables):
             self._add(step=0, summary=summary)
 
     def draw(self, metrics: Mapping[str, Any]) -> None:
-        """A line of metrics.jsonl as one event: its numbers, and what charts need beside them."""
+        """Writes a line of metrics.jsonl as one event: its numbers, and what else charts need."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         if metrics["event"] not in _DRAWN:
@@ -99,7 +100,7 @@ class Board:
         self._add(wall_time=metrics["time"], step=metrics["position"], summary=summary)
 
     def picture(self, tag: str, pixels: np.ndarray, position: int) -> None:
-        """An image (H, W, 3) uint8."""
+        """Writes an image (H, W, 3) uint8."""
         from torch.utils.tensorboard.summary import image
 
         summary = image(tag, pixels, dataformats="HWC")  # type: ignore[no-untyped-call]
@@ -110,7 +111,7 @@ class Board:
         self._file.close()
 
     def _add(self, **fields: Any) -> None:
-        """Writes an event of these fields, of now unless they have a `wall_time` in seconds."""
+        """Writes an event of these fields, timed now unless they have a `wall_time` in seconds."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -121,9 +122,9 @@ class Board:
 
 
 def compared_settings(config: Config) -> dict[str, int | float | str]:
-    """What the table of hyperparameters compares runs by; the text `config` has every setting.
+    """The settings by which the table of hyperparameters compares runs; the text `config` has all.
 
-    What says nothing about a result is left out of it. A number stays one, all else is a label:
+    Settings without influence on a result are left out. A number stays one, all else is a label:
     TensorBoard shows true as 1.0000 (2.21).
     """
     from pipeline.model.network import network_name
@@ -153,9 +154,9 @@ def _put_first(experiment: Any, names: Sequence[str]) -> None:
 
 
 def curves(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """(tag, value) of every curve that a line of metrics is a point of.
+    """(tag, value) of every curve that has a point in a line of metrics.
 
-    Beside its own numbers: the error in percent, which the paper draws, and the upper edges of the
+    Besides its own numbers: the error in percent, which the paper draws, and the upper edges of the
     stack.
     """
     event = metrics["event"]
@@ -211,14 +212,14 @@ def _val_pictures(folder: Path, position: int) -> Iterator[Any]:
 def stacked_tag(number: int) -> str:
     """The tag of the upper edge of the stack's part `number`; that of -1 is zero throughout.
 
-    TensorBoard shows tags by name, and edges are no charts of their own: they come last.
+    TensorBoard sorts tags by name, and edges are no charts of their own: they come last.
     """
     name = STACKED[number] if number >= 0 else "nothing"
     return f"where_time_goes/{number + 1}_{name}"
 
 
 def layout(gpu: bool) -> Any:
-    """The pages as a `Layout`, with memory for a `gpu`. A chart is of those of its tags that a run
+    """The pages as a `Layout`, with memory for a `gpu`. A chart shows those of its tags that a run
     has.
 
     All lines of a run have its colour, and the legend is folded: titles say which line is which.
@@ -269,7 +270,7 @@ def layout(gpu: bool) -> Any:
 
 
 def layout_summary(gpu: bool) -> Any:
-    """The layout as TensorBoard looks for it. Its own maker of it needs TensorFlow (2.21)."""
+    """The layout as TensorBoard looks for it. Its own builder needs TensorFlow (2.21)."""
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
     from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
@@ -290,23 +291,23 @@ def layout_summary(gpu: bool) -> Any:
 
 
 def _as_shown(charts: Sequence[Any]) -> list[Any]:
-    """Charts of bands last to first: so TensorBoard shows them, after all others (2.21)."""
+    """Charts of bands, last to first: TensorBoard shows them reversed, after all others (2.21)."""
     bands = [chart for chart in charts if chart.HasField("margin")]
     return [*(chart for chart in charts if chart not in bands), *reversed(bands)]
 
 
 def _smoothed(title: str, pattern: str) -> Any:
-    """A line for each tag that the regular expression fits, as smooth as is asked for. Which of
-    them gets which mark changes with every start of TensorBoard."""
+    """A line for each tag that the regular expression matches, smoothed as set. Which line gets
+    which marker changes with every start of TensorBoard."""
     from tensorboard.plugins.custom_scalar import layout_pb2 as pb
 
     return pb.Chart(title=title, multiline=pb.MultilineChartContent(tag=[f"^{pattern}$"]))
 
 
 def _marked(title: str, **tags: str) -> Any:
-    """Lines, each by its name in the title; not smoothed.
+    """Lines, each named in the title; not smoothed.
 
-    They are bands without width: in a chart of bands marks go by the order given here.
+    They are bands without width: a chart of bands assigns markers in the order given here.
     """
     return _bands(title, {name: (tag, tag) for name, tag in tags.items()})
 

@@ -1,4 +1,4 @@
-"""One place to tell what happened: `Monitor`, which rank 0's writes into all its files."""
+"""`Monitor`, the one place to report what happened; rank 0's writes all the files of a run."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ _VAL_LINE = (
 
 
 class Monitor:
-    """What a rank other than 0 has: nothing is written."""
+    """The monitor of ranks other than 0: writes nothing."""
 
     def write(self, event: str, metrics: Metrics) -> None:
-        """One line of metrics.jsonl: `start` says what this start of the run trains, on what and
-        how far, and `done` is the run's last. Raises `ValueError` for a number that JSON does not
-        have."""
+        """Writes one line of metrics.jsonl: `start` says what this start of the run trains, on what
+        and how far, and `done` is the run's last. Raises `ValueError` for a number that JSON does
+        not have."""
 
     def train(self, metrics: Metrics, verdict: str = "") -> None:
-        """One line of training metrics, and what limits the training in a word."""
+        """Writes one line of training metrics, and what limits the training."""
 
     def val(self, metrics: Metrics, analysis: ErrorAnalysis | None = None) -> None:
-        """One validation's result, and what it got wrong."""
+        """Writes one validation's result and its mistakes."""
 
     def images(self, batch: Batch, position: int) -> None:
-        """A few of the images that the next step trains on, as an epoch or a start begins."""
+        """Writes a few images of the next step, at the start of an epoch or of the job."""
 
     def advance(self, position: int) -> None:
         """Moves the progress bar."""
@@ -52,8 +52,8 @@ class Monitor:
 class RunMonitor(Monitor):
     """Writes the files of one run, with `pictures` if there are any to be drawn.
 
-    `position` is where the run goes on: what was written beyond it by an earlier start is taken
-    back, so that no step appears twice. `validations` is how many the checkpoint knows of.
+    `position` is where the run resumes: what an earlier start wrote beyond it is removed,
+    so that no step appears twice. `validations` is how many the checkpoint knows of.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class RunMonitor(Monitor):
         self._pictures = pictures
         if event_files(run.tensorboard) and not run.metrics.exists():
             log.warning(
-                "warning: %s is missing in %s and begins anew at %d images seen: reports lack what "
+                "warning: %s is missing in %s and starts over at %d images seen: reports miss what "
                 "came before, and TensorBoard keeps its curves",
                 run.metrics.name, run.path, position,
             )  # fmt: skip
@@ -108,8 +108,8 @@ class RunMonitor(Monitor):
 
 @contextmanager
 def _no_more_than_a_picture() -> Iterator[None]:
-    """Only rank 0 draws, and the others are on their way into the next collective: what goes wrong
-    here costs the picture and a warning, not the run."""
+    """Turns an error into a warning: only rank 0 draws, the others are already in the next
+    collective, so an error must cost the picture, not the run."""
     try:
         yield
     except Exception as error:
@@ -117,7 +117,7 @@ def _no_more_than_a_picture() -> Iterator[None]:
 
 
 def _keep_lines(run: RunFolder, position: int, validations: int) -> list[dict[str, Any]]:
-    """Rewrites the metrics without what lies beyond the checkpoint; returns what stays."""
+    """Rewrites the metrics without lines beyond the checkpoint; returns the rest."""
     kept, seen = [], 0
     for metrics in run.lines():
         seen += metrics["event"] == "val"

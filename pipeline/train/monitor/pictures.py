@@ -53,12 +53,12 @@ class Pictures:
         return grid(_pixels(images, normal, subtracted))
 
     def of_validation(self, analysis: ErrorAnalysis) -> Iterator[tuple[str, np.ndarray]]:
-        """What a validation got wrong, and how each class fared: pictures by their tags."""
+        """Pictures of a validation's mistakes and of the accuracy of each class, by their tags."""
         words = class_words(self._root)
         names = [words.get(name, name) for name in self._classes]
         images, answers = analysis.mistakes()
         captions = [caption(names[a], names[guess], share) for a, guess, share in answers]
-        # Nothing is moved or mirrored here.
+        # These views are neither shifted nor mirrored.
         pixels = _pixels(images, self._normal, self._normal.subtracted)
         if captions:
             yield "val/mistakes", captioned(pixels, captions)
@@ -66,14 +66,15 @@ class Pictures:
 
 
 def grid(images: np.ndarray) -> np.ndarray:
-    """The largest square of the images (B, H, W, 3) that there are enough for, as one."""
+    """The largest square grid that the images (B, H, W, 3) can fill, as one image."""
     side = int(len(images) ** 0.5)
     rows = [np.concatenate(list(images[r * side : (r + 1) * side]), 1) for r in range(side)]
     return np.concatenate(rows, 0)
 
 
 def captioned(images: np.ndarray, captions: Sequence[tuple[str, str]]) -> np.ndarray:
-    """Images (B, H, W, 3) uint8, three in a row, each over its two lines of words; (h, w, 3) uint8.
+    """A picture (h, w, 3) uint8 of images (B, H, W, 3) uint8, three in a row, each over two lines
+    of words.
 
     Each is scaled to 114 pixels in width, small ones without smoothing. The first line is green,
     the second red.
@@ -104,7 +105,7 @@ def _cut(words: str, letters: int) -> str:
 
 
 def class_bars(names: Sequence[str], hits: Sequence[int], images: Sequence[int]) -> np.ndarray:
-    """The share of each class's images that are right, worst first, as bars; (h, w, 3) uint8.
+    """The accuracy of each class, worst first, as bars; (h, w, 3) uint8.
 
     Of more than 20 classes with images, the ten worst and the ten best. Ties go by class number.
     """

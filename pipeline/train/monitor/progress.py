@@ -1,4 +1,4 @@
-"""How far a training is, for people: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a training for people: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _TRAIN_LINE = (
 
 
 def train_line(metrics: Mapping[str, Any]) -> str:
-    """A line of training metrics for people. Raises `KeyError` if it is none."""
+    """Formats a line of training metrics for people. Raises `KeyError` for any other line."""
     return _TRAIN_LINE.format(**counted_from_one(metrics))
 
 
 def counted_from_one(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of metrics whose epoch is as people count them, so that the last of 4 is epoch 4."""
+    """A line of metrics with its epoch counted from 1, so that the last of 4 is epoch 4."""
     return {**metrics, "epoch": metrics["epoch"] + 1}
 
 
 class Progress(Bar):
-    """Shows a run of `total_images` that stands at `position`.
+    """Shows a run of `total_images` that is at `position`.
 
-    Speed and time left are those of the metrics, whose clock does not jump, not the bar's own. What
-    a bar keeps off the console goes there again once its terminal is gone.
+    Speed and time left are those of the metrics, whose clock does not jump, not the bar's own.
+    Lines that a bar replaces on the console come back once its terminal is gone.
     """
 
     def __init__(self, total_images: int, position: int) -> None:
@@ -49,11 +49,11 @@ class Progress(Bar):
             (0, f"{left} left"),
             (1, verdict),
         )
-        self.tell("epoch {epoch} ".format(**shown), [ranked for ranked in words if ranked[1]])
+        self.redraw("epoch {epoch} ".format(**shown), [ranked for ranked in words if ranked[1]])
 
 
 def time_left(seconds: float) -> str:
-    """As a person says it: "3:07" minutes, "1:02:03" hours, "2 d 4 h"."""
+    """A duration for people: "3:07" minutes, "1:02:03" hours, "2 d 4 h"."""
     minutes, sec = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)

@@ -120,13 +120,13 @@ def test_train_measures_a_run_from_jpegs_line_by_line(benchmark):
     assert "resnet18" in text
 
 
-def test_train_tells_why_a_run_failed(tmp_path):
+def test_train_reports_why_a_run_failed(tmp_path):
     make_photos(tmp_path / "data", 4, classes=2)
     with pytest.raises(TrainingError) as caught:
         main(["train", *TRAIN, "--rounds=1", f"--data={tmp_path / 'data'}"])
     assert str(caught.value).startswith("the run of ResNet-18 failed: ")
     assert str(tmp_path / "data" / "val") in str(caught.value)
-    assert not (tmp_path / "data" / ".trainyard").exists()  # nothing is written beside the data
+    assert not (tmp_path / "data" / ".trainyard").exists()  # nothing is written to the data
 
 
 @pytest.mark.parametrize("images", [1, 7, 2048, 56_320, 1_281_167])
@@ -148,7 +148,7 @@ def test_the_length_of_a_training_is_its_lines_of_metrics(images):
         ("loader --crops=center", "--crops=center must be some of random_resized_crop"),
         ("step --rounds=0", "--rounds=0 must be at least 1"),
         ("step --sides=eager,cudnn", "--sides=eager,cudnn must be some of eager, triton, apex"),
-        ("norm --depths=50,18", "--depths=50,18 must be some of 50, 101, 152 with commas"),
+        ("norm --depths=50,18", "--depths=50,18 must be some of 50, 101, 152 separated by"),
         ("train --depths=20", "--depths=20 must be some of 18, 34, 50, 101, 152"),
         ("train --classes=9 --files=8", "--classes=9 must not be more than --files=8"),
         ("allreduce --ranks=1", "--ranks=1 must be at least 2"),

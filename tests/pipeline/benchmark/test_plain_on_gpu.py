@@ -57,7 +57,7 @@ def test_a_captured_step_with_triton_equals_one_that_is_not(amp: Amp) -> None:
     plain, captured = (train_setting(Setting(50, amp, "triton", 64), 16, CUDA) for _ in range(2))
     replay = devices.capture(captured.step)
     for _ in range(3):
-        # From the same state each time: training a network anew magnifies any difference.
+        # From the same state each time: training a network again magnifies any difference.
         for one, other in zip(state(plain).values(), state(captured).values(), strict=True):
             one.copy_(other)
         wanted, found = moved(plain, plain.step), moved(captured, replay)

@@ -53,7 +53,7 @@ def test_rounds_of_the_sides_alternate_and_the_first_does_not_count():
     }  # fmt: skip
 
 
-def test_the_json_holds_ratios_as_numbers_and_their_rounds_beside(tmp_path):
+def test_the_json_holds_ratios_as_numbers_and_their_rounds(tmp_path):
     result = Result(
         "made",
         {"rounds": 3},

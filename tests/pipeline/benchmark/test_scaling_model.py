@@ -67,7 +67,7 @@ def test_a_faster_network_is_never_slower_when_latency_is_small():
     [
         (ring_cost, 8, 14 * 3e-6, 2 * 7 / 8 / 400e9),
         (two_level_cost, 8, 14 * 3e-6, 2 * 7 / 8 / 400e9),
-        # Over nodes a ring goes at the pace of the links; two levels send each share once.
+        # Over nodes a ring is as fast as the links; two levels send each share once.
         (ring_cost, 64, 2 * 56 * 3e-6 + 2 * 8 * 10e-6, 2 * 63 / 64 / 50e9),
         (two_level_cost, 64, 14 * 3e-6 + 2 * 3 * 10e-6, 2 * 7 / 8 / 400e9 + 2 * 7 / 8 / 50e9),
     ],

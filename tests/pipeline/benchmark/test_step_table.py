@@ -133,7 +133,7 @@ def test_a_step_moves_parameters_and_statistics_in_fp16_too():
 
 
 @pytest.mark.slow
-def test_the_compiled_step_is_measured_beside_eager():
+def test_the_compiled_step_is_measured_against_eager():
     found = compare(Setting(18, "bf16", "compile", 32), TINY, CPU)
     assert set(found.images_per_sec) == {"eager", "plain"}
     torch.compiler.reset()

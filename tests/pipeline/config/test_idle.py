@@ -29,7 +29,7 @@ CIFAR = (
 JITTER = ("--data.train_crop=scale_jitter",)
 PLATEAU = ("--schedule.rule=plateau",)
 UNTIL_ERROR = ("--schedule.warmup_epochs=0", "--schedule.warmup_until_error=0.8")
-# Settings, with what they are given, by the options beside them.
+# Settings, with what they are given, by the other options given.
 IDLE = {
     (): {"data.short_side": "[300,400]", "data.padding": "2", "schedule.patience": "7",
          "schedule.min_improvement": "0.5", "schedule.max_drops": "9"},
@@ -57,7 +57,7 @@ COUNTING = {
 
 def cases(table: dict[tuple[str, ...], dict[str, str]]) -> list[tuple[tuple[str, ...], str, str]]:
     return [
-        (beside, *setting) for beside, settings in table.items() for setting in settings.items()
+        (others, *setting) for others, settings in table.items() for setting in settings.items()
     ]
 
 
@@ -94,7 +94,7 @@ def test_an_idle_setting_changes_nothing_that_is_trained(options, name, value):
     assert name in idle_settings(one.values())
     assert name in idle_settings(other.values())
     assert what_is_trained(one) == what_is_trained(other)
-    # A checkpoint of either goes on with the other.
+    # A checkpoint of either resumes under the other.
     require_same_run(Path("a.pt"), facts(one), compared(facts(other), other))
     require_same_run(Path("a.pt"), facts(other), compared(facts(one), one))
 

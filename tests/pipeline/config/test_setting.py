@@ -1,4 +1,4 @@
-"""What each setting says of itself, and that nobody keeps lists of settings beside it."""
+"""What each setting says of itself, and that nobody keeps lists of settings elsewhere."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def test_a_folder_without_an_archive_is_refused(tmp_path):
 
 
 def flipped(content: bytes) -> bytes:
-    """One bit in the middle changed, which decodes to another pixel: the checksum alone tells."""
+    """One bit in the middle changed, which decodes to another pixel: only the checksum shows it."""
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 

@@ -27,7 +27,7 @@ OPTIONS = [
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    """A run of 2 ranks that nothing interrupted, and one that went on from its step 6 with the
+    """A run of 2 ranks that nothing interrupted, and one that resumed from its step 6 with the
     Python archive."""
     root = tmp_path_factory.mktemp("cifar-job")
     write(root / "binary")

@@ -20,4 +20,4 @@ def test_words_that_cannot_be_read_cost_a_warning_and_no_result(tmp_path, caplog
     with caplog.at_level(logging.WARNING, logger="trainyard"):
         assert class_words(tmp_path) == {}
     assert "synset_words.txt cannot be read ('utf-8' codec" in caplog.text
-    assert "remove it or mend it" in caplog.text
+    assert "remove it or fix it" in caplog.text

@@ -185,7 +185,7 @@ def settings_of(root, **changes) -> DataConfig:
 
 @pytest.fixture(scope="module")
 def prepared(small_data, tmp_path_factory):
-    """A data set with its means beside its manifest."""
+    """A data set with its means next to its manifest."""
     root = copy_data(small_data, tmp_path_factory.mktemp("prepared") / "data")
     mean.run(MeanOptions(root, **CROP))
     return root

@@ -54,7 +54,7 @@ def test_a_training_selection_does_not_depend_on_how_positions_are_sliced(manife
     assert np.unique(whole.plan.offsets, axis=0).shape == (25, 3)
 
 
-def test_training_takes_each_image_once_an_epoch_with_its_label_and_cut_anew(manifest):
+def test_training_takes_each_image_once_an_epoch_with_its_label_and_a_new_crop(manifest):
     stream = TrainStream(manifest, RandomResizedCrop(32), 7)
     selection = stream.select(np.arange(3 * IMAGES))
     orders = [epoch_permutation(7, epoch, IMAGES) for epoch in range(3)]

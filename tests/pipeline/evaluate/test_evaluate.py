@@ -146,7 +146,7 @@ def test_a_result_says_how_it_was_obtained(trained, one_rank):
         assert result["top1"] == result["top1_correct"] / 30
 
 
-def test_results_lie_beside_the_run(trained, one_rank):
+def test_results_lie_next_to_the_run(trained, one_rank):
     names = {
         "multi-scale": "evaluate-multi-scale-40-56-mirror",
         "ensemble": "evaluate-10-crop-ensemble-of-2", "bn": "evaluate-1-crop-bn-40",
@@ -210,7 +210,7 @@ def test_imported_weights_get_statistics_of_any_images_of_their_classes(trained,
     assert {file.name for file in tmp_path.iterdir()} == {"imported.pt", "result.json"}
     content["classes"] = [*content["classes"][:-1], "zebra"]
     write_atomically(path, content)
-    with pytest.raises(Reported, match="lacks: triangle|needs training images of the 10 classes"):
+    with pytest.raises(Reported, match="data: triangle|needs training images of the 10 classes"):
         evaluate_here(*command)
 
 

@@ -60,7 +60,7 @@ def test_safetensors_hold_the_tensors_and_say_what_they_are(tmp_path, capsys):
     assert preprocessing["std"] == [50, 60, 70]
 
 
-def test_torchvisions_file_has_its_names_and_json_beside_it(resnet18, tmp_path, capsys):
+def test_torchvisions_file_has_its_names_and_json_next_to_it(resnet18, tmp_path, capsys):
     run(resnet18, tmp_path / "a.pth")
     assert f"classes and preprocessing are in {tmp_path}/a.json" in capsys.readouterr().out
     state = torch.load(tmp_path / "a.pth", weights_only=True)
@@ -162,7 +162,7 @@ def test_the_tolerance_is_a_share_of_the_largest_logit(difference, largest, hold
         (".safetensors", "safetensors", "run pip install safetensors$"),
     ],
 )
-def test_a_package_that_lacks_is_named_with_pips_line(monkeypatch, suffix, hidden, message):
+def test_a_missing_package_is_named_with_pips_line(monkeypatch, suffix, hidden, message):
     require_packages(Path(f"a{suffix}"))
     monkeypatch.setitem(sys.modules, hidden, None)  # as if not installed
     with pytest.raises(ConfigError, match=message):

@@ -1,4 +1,4 @@
-"""Weights in: a checkpoint that is tested and used, and that no training goes on from."""
+"""Weights in: a checkpoint that is tested and used, and that no training resumes from."""
 
 import dataclasses
 import json
@@ -78,7 +78,7 @@ def test_torchvisions_file_becomes_a_checkpoint_that_says_where_it_comes_from(
     assert content["step"] == 0 and not content["momentum"]
 
 
-def test_the_json_beside_our_pth_is_read_and_compared(tmp_path):
+def test_the_json_next_to_our_pth_is_read_and_compared(tmp_path):
     weights = exported(tmp_path, ".pth", RESNET_18)
     assert checkpoint_of(weights, Config(SMALL, RESNET_18), None)["classes"] == CLASSES
     other = dataclasses.replace(SMALL, image_size=48, val_resize=54)
@@ -100,7 +100,7 @@ def test_a_file_from_before_batches_were_counted_is_read(weights, tmp_path):
 @pytest.mark.parametrize(
     ("model", "data", "classes", "message"),
     [
-        (ModelConfig(depth=34), SMALL, CLASSES, r"a ResNet-34 B with 7 classes: \d+ tensors lack"),
+        (ModelConfig(depth=34), SMALL, CLASSES, r"ResNet-34 B with 7 classes: \d+ tensors are m"),
         (ModelConfig(depth=18, shortcut="A"), SMALL, CLASSES, "18 do not .* layer2.0.downsample.0"),
         (RESNET_18, SMALL, CLASSES[:6], r"6 classes: fc.weight is \(7, 512\) .* be \(6, 512\)"),
         (
@@ -142,8 +142,8 @@ def with_nan(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         (lambda state: {"epoch": 3, "state_dict": state}, "holds epoch, state_dict, not tensors"),
         (lambda state: list(state.values()), "it holds list, not tensors by name"),
         (lambda state: {"conv1.weight": Path}, "weights.pth cannot be used: "),  # code
-        (with_nan, "are not finite: layer1.0.conv1.weight; copy it anew"),
-        (None, "weights.pth cannot be used: .*; copy it anew"),  # cut
+        (with_nan, "are not finite: layer1.0.conv1.weight; copy it again"),
+        (None, "weights.pth cannot be used: .*; copy it again"),  # cut
     ],
 )
 def test_a_file_that_holds_something_else_is_refused(weights, tmp_path, changed, message):
@@ -159,7 +159,7 @@ def test_damaged_safetensors_are_refused(tmp_path):
     weights = exported(tmp_path, ".safetensors", CIFAR_8)
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-100])
-    with pytest.raises(ValueError, match="weights.safetensors cannot be used: .*; copy it anew"):
+    with pytest.raises(ValueError, match="weights.safetensors cannot be used: .*; copy it again"):
         checkpoint_of(weights, Config(SMALL, CIFAR_8), None)
     content = read_verified(tmp_path / "from.pt")["model"]
     save_file({n: v.contiguous() for n, v in content.items()}, weights, {"trainyard": "1"})

@@ -27,7 +27,7 @@ def not_interpreting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forget(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets `package` be looked for anew."""
+    """Lets `package` be looked for again."""
     for name in [m for m in sys.modules if m == package or m.startswith(package + ".")]:
         monkeypatch.delitem(sys.modules, name)
 

@@ -56,7 +56,7 @@ def parameters_of(model: nn.Module) -> int:
 # Parameters are torchvision's or counted by hand: a projection is a convolution and two numbers per
 # channel; option A's 18 and 34, and plain ones, are without three of them (172,032 + 1,792), and C
 # has 3, 3, 5 and 2 more of 64, 128, 256 and 512 channels. Multiply-adds at 224 are what networks
-# come to exactly, beside the paper's table 1, rounded to 0.1e9: it counts 18 and 34 with option A,
+# come to exactly; the paper's table 1 rounds to 0.1e9: it counts 18 and 34 with option A,
 # and gives 3.6e9 for the plain 34 too. Those of v1.5 are the GFLOPS of torchvision's documentation.
 SIZES = [
     ({"depth": 18, "shortcut": "A", "variant": "v1"}, 11_689_512 - 173_824, 1.8e9, 1_794_805_760),

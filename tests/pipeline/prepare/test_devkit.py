@@ -57,9 +57,9 @@ def test_labels_are_ids_of_the_devkit_and_classes_above_others_are_left_out(tmp_
 
 def test_what_is_no_devkit_or_cut_off_is_said(tmp_path):
     truth = {"ILSVRC2012_validation_ground_truth__txt": b"1\n"}
-    with pytest.raises(ConfigError, match=r"no ImageNet development kit: it lacks data/meta.mat"):
+    with pytest.raises(ConfigError, match=r"no ImageNet development kit: it has no data/meta.mat"):
         read_devkit(kit_of(tmp_path, **truth))
-    with pytest.raises(ConfigError, match=r"lacks data/ILSVRC2012_validation_ground_truth.txt"):
+    with pytest.raises(ConfigError, match=r"has no data/ILSVRC2012_validation_ground_truth.txt"):
         read_devkit(kit_of(tmp_path, meta__mat=FROM_SCIPY))
     path = tmp_path / "devkit.tar.gz"
     whole = small_archives().write(tmp_path)["devkit"].read_bytes()
@@ -75,7 +75,7 @@ def test_what_is_no_devkit_or_cut_off_is_said(tmp_path):
         (b"no matrix" * 50, "it is not a MATLAB 5 file"),
         (FROM_SCIPY[:300], "it is a damaged MATLAB file"),
         (FROM_SCIPY[:200] + bytes(50) + FROM_SCIPY[250:], "it is a damaged MATLAB file"),
-        (meta_mat([{"WNID": "n1"}]), "its synsets lack ILSVRC2012_ID, words, num_children"),
+        (meta_mat([{"WNID": "n1"}]), "its synsets have no ILSVRC2012_ID, words, num_children"),
         (meta_mat([{"a": 1}], name="other"), "it holds no structure named synsets"),
     ],
     ids=["other file", "cut", "damaged", "other fields", "other variable"],
@@ -93,7 +93,7 @@ def test_a_meta_mat_that_cannot_be_used_is_said(tmp_path, meta, message):
     [
         ({"WNID": "../escaped"}, r"'../escaped' is no plain name"),
         ({"WNID": "n01440764"}, "share 3 wnids"),
-        ({"ILSVRC2012_ID": 2}, "ILSVRC2012_ID 2 stands twice"),
+        ({"ILSVRC2012_ID": 2}, "ILSVRC2012_ID 2 occurs twice"),
         ({"ILSVRC2012_ID": 1.5}, "not one whole number"),
         ({"num_train_images": [1, 2]}, "not one whole number"),
         ({"words": 7}, "is no text"),

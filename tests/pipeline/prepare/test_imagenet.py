@@ -170,7 +170,7 @@ WRONG = {
     ),
     "another class": (
         lambda archives: archives.train.update(n99999999=archives.train.pop(WNIDS[2])),
-        f"lacks {WNIDS[2]}.tar, the class of 'library'",
+        f"has no {WNIDS[2]}.tar, the class of 'library'",
     ),
     "fewer images of a class": (
         lambda archives: archives.train[WNIDS[1]].popitem(),

@@ -156,9 +156,9 @@ def test_files_that_went_or_changed_after_the_scan_are_told_and_not_excluded(tmp
     assert [line["reason"] for line in found] == [
         "it cannot be read: No such file or directory",
         "it cannot be read: Is a directory",
-        f"has {len(JPEG) - 100} bytes, the manifest recorded {len(JPEG)} (if it was replaced on "
-        f"purpose, python -m pipeline.prepare index --again makes the manifest anew; to runs that "
-        f"began before it is other data)",
+        f"has {len(JPEG) - 100} bytes, the image index recorded {len(JPEG)} (if it was replaced on "
+        f"purpose, python -m pipeline.prepare index --again indexes the data again; runs that "
+        f"began before will see it as other data)",
         "the file is empty",
     ]
     assert all(line["changed"] for line in found)
@@ -173,7 +173,7 @@ def test_an_image_of_another_size_than_recorded_is_found(tmp_path):
     other = JPEG[: frame + 5] + b"\x00\x30" + JPEG[frame + 7 :]  # 48 rows, the same length
     (root / "train/klasse ö/a.JPEG").write_bytes(other)
     (line,) = verified(root)
-    assert line["reason"] == "is 60 x 48 by its header, the manifest recorded 60 x 40"
+    assert line["reason"] == "is 60 x 48 by its header, the image index recorded 60 x 40"
     (root / "train/klasse ö/a.JPEG").write_bytes(b"<html>".ljust(len(JPEG)))
     (line,) = verified(root)
     assert line["reason"] == "has no readable header"
@@ -196,26 +196,26 @@ def test_a_file_that_ends_in_zeros_is_bad_by_its_marker_though_it_decodes_with_a
     root = make(tmp_path / "data", {"a": JPEG[: len(JPEG) // 2] + bytes(len(JPEG) // 2)})
     (line,) = verified(root)
     assert (line["verdict"], line["reason"]) == ("bad", "has no end marker")
-    (line,) = verified(root, full=True, repair=tmp_path / "mended")
+    (line,) = verified(root, full=True, repair=tmp_path / "repaired")
     assert line["verdict"] == "suspect"
     assert "has no end marker" in line["reason"]
-    assert not (tmp_path / "mended").exists()
+    assert not (tmp_path / "repaired").exists()
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["fast", "full"])
-def test_repair_copies_what_lacks_only_the_end_and_leaves_the_data_set_alone(tmp_path, full):
+def test_repair_copies_what_misses_only_the_end_and_leaves_the_data_set_alone(tmp_path, full):
     files = {name: content for name, (content, _) in BAD.items()} | GOOD
     root = make(tmp_path / "data", files)
     before = {path: path.read_bytes() for path in root.rglob("*.JPEG")}
-    found = verified(root, full=full, repair=tmp_path / "mended")
-    mended = {path.stem: path for path in (tmp_path / "mended").rglob("*") if path.is_file()}
-    assert sorted(mended) == ["half the end", "no end"]
-    for name, path in mended.items():
+    found = verified(root, full=full, repair=tmp_path / "repaired")
+    repaired = {path.stem: path for path in (tmp_path / "repaired").rglob("*") if path.is_file()}
+    assert sorted(repaired) == ["half the end", "no end"]
+    for name, path in repaired.items():
         assert path.read_bytes() == JPEG
-        assert path == tmp_path / "mended/train/klasse ö" / f"{name}.JPEG"
+        assert path == tmp_path / "repaired/train/klasse ö" / f"{name}.JPEG"
     by_name = {Path(line["path"]).stem: line for line in found}
     assert by_name["no end"]["reason"] == "has no end marker, nothing else"
-    assert by_name["no end"]["repaired"] == str(mended["no end"])
+    assert by_name["no end"]["repaired"] == str(repaired["no end"])
     assert "has no end marker and is cut off: Corrupt JPEG" in by_name["half"]["reason"]
     assert by_name["half"]["repaired"] is None
     assert {path: path.read_bytes() for path in before} == before
@@ -252,11 +252,11 @@ def test_images_in_containers_are_verified_in_place(tmp_path, full):
     (tmp_path / "data/train").mkdir(parents=True)
     shard = tmp_path / "data/train/shard-000000.tar"
     shard.write_bytes(tar_of({"a/1.JPEG": JPEG, "a/2.JPEG": JPEG[:-2], "b/1.JPEG": JPEG}))
-    (line,) = verified(tmp_path / "data", full=full, repair=tmp_path / "mended")
+    (line,) = verified(tmp_path / "data", full=full, repair=tmp_path / "repaired")
     assert (line["image"], line["bytes"], line["repaired"]) == (1, len(JPEG) - 2, None)
     assert "shard-000000.tar" in line["path"]
     assert "a/2.JPEG" in line["path"]
-    assert not (tmp_path / "mended").exists()
+    assert not (tmp_path / "repaired").exists()
 
 
 def test_exit_codes_and_the_line_of_the_command(tmp_path, capfd):

@@ -64,7 +64,7 @@ def test_two_ranks(checked, check):
 
 def test_an_error_on_one_rank_is_printed_once_and_all_leave_with_its_code(checked):
     ranks, _ = checked
-    line = "error: rank 1: the last error of the checks; nothing is to be mended"
+    line = "error: rank 1: the last error of the checks; nothing is to be fixed"
     assert ranks.codes == [2, 2]
     assert ranks.outputs[0].splitlines()[-1] == line
     assert "error:" not in ranks.outputs[1]

@@ -1,4 +1,4 @@
-"""Ranks on this machine: who they are told they are, their exit codes, and their end."""
+"""Ranks on this machine: their environment, their exit codes, and their end."""
 
 import os
 import subprocess

@@ -25,7 +25,7 @@ def test_ranks_divide_what_they_share(places, shares):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_a_gpu_that_is_not_there_is_refused_with_the_cure():
+def test_a_gpu_that_is_not_there_is_refused_with_the_fix():
     message = "run.device=cuda, but PyTorch sees no GPU on .*; set run.device=auto"
     with pytest.raises(ValueError, match=message):
         choose_device("cuda", 0)

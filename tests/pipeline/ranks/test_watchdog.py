@@ -71,7 +71,7 @@ HANGS = [
     ("wait,wait", [1, 1], "all 2 ranks wait for each other, so look at network and GPUs; rank", {}),
     ("work,stall", [1, 1], "sec=1: WHO1 has been in phase data", {0: "work"}),
     ("stall", [1], r"\(process \d+\).* has been in phase data of step 12", {0: "stall"}),
-    ("freeze", [-signal.SIGALRM], None, {0: "freeze"}),  # alone, with nobody to tell of it
+    ("freeze", [-signal.SIGALRM], None, {0: "freeze"}),  # alone, with nobody to report to
 ]  # fmt: skip
 QUIET = "finish,finish"
 

@@ -51,7 +51,7 @@ def test_gradient_norms_leave_out_what_was_not_finite_and_take_medians(run_of):
     assert np.all(curve.values <= 3)
 
 
-def test_a_network_is_drawn_alike_whatever_stands_beside_it():
+def test_a_network_is_drawn_alike_whatever_else_is_drawn():
     some = figures.styles_of({plain(18), resnet(34, "A")})
     more = figures.styles_of({plain(18), resnet(34, "A"), resnet(34, "B"), resnet(50), plain(34)})
     assert some.items() <= more.items()

@@ -27,7 +27,7 @@ def test_markdown_escapes_what_it_shows():
     assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
 
 
-def test_a_picture_is_inside_the_html_and_beside_the_markdown(tmp_path):
+def test_a_picture_is_inside_the_html_and_next_to_the_markdown(tmp_path):
     Image.new("RGB", (100, 50)).save(tmp_path / "curve.png")
     picture = Picture("curve.png", "A < B", 'the "curve"')
     page = to_html([picture], tmp_path)

@@ -1,4 +1,4 @@
-"""The whole report of runs: which plots it draws, and what stands in both pages."""
+"""The whole report of runs: which plots it draws, and what both pages hold."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Our numbers stand beside those of the same network, test and data, and nowhere else."""
+"""Our numbers compare with those of the same network, test and data, and with no others."""
 
 import pytest
 from made_runs import CIFAR, write_evaluation
@@ -14,7 +14,7 @@ SIZE = {"steps": 800, "val": 50_000}
 TEN_CROPS = "ImageNet, ten crops"
 LATER = "ImageNet, later references"
 CIFAR_TABLE = "CIFAR-10, the single 32x32 view"
-NO_NUMBER = "Results without a number to set beside them"
+NO_NUMBER = "Results without a published number"
 
 
 def tables(*folders) -> dict[str, list[tuple[str, ...]]]:
@@ -106,7 +106,7 @@ def test_goyals_numbers_are_of_their_recipes(make_run, recipe, notes):
     ],
     ids=str,
 )  # fmt: skip
-def test_another_test_than_theirs_does_not_stand_beside_their_number(make_run, other):
+def test_another_test_than_theirs_does_not_compare_with_their_number(make_run, other):
     folder = make_run("a", IMAGENET | {"model.shortcut": "C"}, **SIZE)
     write_evaluation(folder, "x", **other)
     found = tables(folder)
@@ -177,7 +177,7 @@ def test_two_checkpoints_of_a_run_are_not_two_seeds(make_run):
     assert ["step 700" in rows[0][5], "step 800" in rows[1][5]] == [True, True]
 
 
-def test_other_data_are_never_beside_a_stated_number(make_run):
+def test_other_data_never_compare_with_a_stated_number(make_run):
     found = tables(
         make_run("demo", {"model.depth": 18}, **SIZE),
         make_run("drawn", CIFAR | {"data.root": "data/drawn"}, val=2000),
@@ -190,7 +190,7 @@ def test_other_data_are_never_beside_a_stated_number(make_run):
     ]  # fmt: skip
 
 
-def test_test_images_of_a_run_with_held_out_ones_stand_beside_the_paper(make_run):
+def test_test_images_of_a_run_with_held_out_ones_compare_with_the_paper(make_run):
     folder = make_run("a", CIFAR | {"data.held_out": 5000}, val=5000, train=45_000)
     write_evaluation(folder, "x", protocol="1-crop", images=10_000, top1=0.91, test_images=True)
     assert ours(tables(folder)[CIFAR_TABLE]) == {"CIFAR ResNet-20 A, paper, Table 6": "9.00 / 8.00"}

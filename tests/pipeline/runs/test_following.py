@@ -52,4 +52,4 @@ def test_a_silent_run_is_followed_on_and_its_silence_is_told_once(tmp_path):
     assert [(run.state, code) for run, code in ends] == [("stopped", ExitCode.STOPPED)]
     assert screen.said == ["10:00 validated"]
     (warning,) = screen.warned
-    assert "its host elsewhere is not this one; whether it goes on is not known" in warning
+    assert "its host elsewhere is not this one; whether it continues is not known" in warning

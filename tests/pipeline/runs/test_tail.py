@@ -38,7 +38,7 @@ def test_only_whole_lines_come_and_each_once(tmp_path):
     assert lines() == ["two", "three"]
 
 
-def test_a_file_written_anew_by_a_restart_repeats_nothing(tmp_path):
+def test_a_file_rewritten_by_a_restart_repeats_nothing(tmp_path):
     path, new = tmp_path / "metrics.jsonl", tmp_path / "new"
     append(path, "1", "2", "3")
     lines = NewLines(path)
@@ -51,7 +51,7 @@ def test_a_file_written_anew_by_a_restart_repeats_nothing(tmp_path):
     assert lines() == ["0"]
 
 
-def test_a_file_written_anew_in_place_and_longer_is_told_by_its_bytes(tmp_path):
+def test_a_file_rewritten_in_place_and_longer_is_known_by_its_bytes(tmp_path):
     path = tmp_path / "metrics.jsonl"
     append(path, *"abcd")
     tail = Tail(path)

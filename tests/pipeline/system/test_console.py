@@ -49,7 +49,7 @@ def test_moves_at_once_are_drawn_once_and_words_that_are_told_at_once():
 bar = Bar(100, stream=sys.stderr)
 for position in range(50):
     bar.move(position, f"moved to {position}")
-bar.tell("told ", [(0, "and this"), (1, "now")])
+bar.redraw("told ", [(0, "and this"), (1, "now")])
 bar.close()
 """
     )
@@ -81,7 +81,7 @@ def test_a_bar_that_is_not_wanted_is_not_drawn_on_a_terminal_either():
         + """
 with Bar(10, "copying", stream=sys.stderr, wanted=False) as bar:
     bar.move(5, "half")
-    bar.tell("told", [(0, "now")])
+    bar.redraw("told", [(0, "now")])
 """
     )
     assert on_terminal(["-c", show]) == ("", "")

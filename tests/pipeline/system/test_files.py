@@ -1,4 +1,4 @@
-"""Files that are whole or not there, locks, and reading from what refuses for a while."""
+"""Atomic writes, locks, and reading from what refuses for a while."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, verified, never code, and of this very run."""
+"""Checkpoints: written atomically, verified, never code, and of this very run."""
 
 import dataclasses
 import json
@@ -172,7 +172,7 @@ def test_the_newest_whole_one_is_used_and_a_damaged_one_reported(folder, caplog)
     assert folder.steps() == [3]
     damage(paths[0])
     with pytest.raises(DamagedCheckpoint, match=r"none of the 1 checkpoints in .* is whole"):
-        folder.latest()  # nothing is begun anew by itself
+        folder.latest()  # nothing starts over by itself
 
 
 def test_the_newest_and_the_best_are_kept(folder):
@@ -340,14 +340,14 @@ def test_a_run_that_began_with_anothers_checkpoint_stands_on_its_own(
     assert state_differences(run, finished) == []
 
 
-def test_what_a_kill_right_after_the_last_save_prevented_is_mended(small_data, copied):
+def test_what_a_kill_right_after_the_last_save_prevented_is_repaired(small_data, copied):
     (copied / "checkpoints" / "best.pt").unlink()
     lines = (copied / "metrics.jsonl").read_text().splitlines()
     (copied / "metrics.jsonl").write_text("\n".join(lines[:-1]) + "\n")
     train_here(small_data, copied.parent)
     assert read_verified(copied / "checkpoints" / "best.pt")["step"] == 7
-    *mended, start, done = (copied / "metrics.jsonl").read_text().splitlines()
-    assert mended == lines[:-1]
+    *repaired, start, done = (copied / "metrics.jsonl").read_text().splitlines()
+    assert repaired == lines[:-1]
     assert json.loads(start)["event"] == "start"
     assert json.loads(done) | {"time": 0} == json.loads(lines[-1]) | {"time": 0}
 

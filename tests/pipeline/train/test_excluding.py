@@ -26,7 +26,7 @@ TRAIN_POSITIONS = (3, 22)
 """Where in the first epoch of seed 0 the bad training images stand: in the first step, second
 micro-batch of rank 0; and in the third step."""
 BAD_VAL = (13, 14, 29)
-"""Two neighbours, and the last one, which stands beside padding."""
+"""Two neighbours, and the last one, which stands next to padding."""
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +67,8 @@ def test_a_run_goes_on_without_its_bad_images_and_keeps_record(two_ranks, spoilt
     vals = [line for line in lines if line["event"] == "val"]
     assert [(val["images"], val["excluded"]) for val in vals] == [(30, 3)] * 2
     for position in TRAIN_POSITIONS:
-        assert f"the run goes on without it in train at position {position} (" in said
-    assert said.count("the run goes on without it in val (5 excluded of at most 100)") == 3
+        assert f"the run continues without it in train at position {position} (" in said
+    assert said.count("the run continues without it in val (5 excluded of at most 100)") == 3
 
 
 def test_one_rank_excludes_the_same_and_ends_with_the_same_weights(two_ranks, spoilt, tmp_path):

@@ -1,4 +1,4 @@
-"""A run's folder: its file names stand in one place, and what is written there is read back."""
+"""A run's folder: one place defines its file names, and what is written there is read back."""
 
 import ast
 import json

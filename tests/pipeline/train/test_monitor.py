@@ -130,7 +130,7 @@ def test_metrics_have_their_fields_in_their_ranges(run):
 
 
 def assert_the_board_holds_the_metrics(run: Path) -> None:
-    """Each scalar of metrics.jsonl stands in TensorBoard once, at its position, and no other."""
+    """Each scalar of metrics.jsonl is in TensorBoard once, at its position, and no other."""
     lines = [m for m in read_metrics(run / "metrics.jsonl") if m["event"] in ("train", "val")]
     wanted = {
         (f"{line['event']}/{name}", line["position"]): [pytest.approx(value, rel=1e-6)]

@@ -1,4 +1,4 @@
-"""Phases of a step: they beat the heart, are timed, and stand in a trace while one is made."""
+"""Phases of a step: they beat the heart, are timed, and appear in a trace while one is made."""
 
 import time
 

@@ -102,7 +102,7 @@ def test_the_largest_images_are_the_ones_that_are_decoded_but_for_excluded_ones(
     assert len(read) == 4 and not set(read) & set(by_size[-2:])
 
 
-def test_a_decoder_without_memory_is_an_error_with_the_cure(small_data, tmp_path, train_set):
+def test_a_decoder_without_memory_is_an_error_with_the_fix(small_data, tmp_path, train_set):
     config = config_of(small_data, tmp_path).data
     # More bytes than any machine has: what a far too large batch comes to.
     huge = dataclasses.replace(config, image_size=2**20, val_resize=2**20)

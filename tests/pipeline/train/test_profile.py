@@ -28,7 +28,7 @@ IN_EACH_STEP = (
 
 
 def ranges(path: Path) -> Counter[str]:
-    """How often each range of ours stands in a trace."""
+    """How often each range of ours occurs in a trace."""
     trace = json.loads(gzip.decompress(path.read_bytes()))
     marked = (e["name"] for e in trace["traceEvents"] if e.get("cat") == "user_annotation")
     return Counter(name for name in marked if not name.startswith("Optimizer."))

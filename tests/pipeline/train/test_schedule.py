@@ -96,7 +96,7 @@ def test_plateau_drops_are_the_same_whether_seen_at_once_or_as_the_curve_grows()
         # Small steps down add up to an improvement.
         ([0.5 - 0.0625 * n for n in range(8)], 2, 0.125, []),
         ([0.5 - 0.0625 * n for n in range(8)], 1, 0.125, [1, 3, 5]),
-        # Patience starts anew after a drop, and the best before it stays.
+        # Patience starts over after a drop, and the best before it stays.
         ([0.2, 0.6, 0.5, 0.4, 0.3], 2, 0.01, [2, 4]),
         ([0.2] * 100, 3, 0.01, [3, 6, 9]),  # never more than the most
         ([0.5, NAN, NAN, 0.3], 2, 0.01, [2]),

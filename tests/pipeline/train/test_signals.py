@@ -128,7 +128,7 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint_at_a_step_boundary(sto
     assert "error:" not in start.text and "Traceback" not in start.text, start.text
     assert f"resuming from {stopped.path}/checkpoints" in start.text
     assert 0 < start.first_step < start.last_step < 19
-    assert f"stopped before step {start.last_step} by {name}; start again to go on" in start.text
+    assert f"stopped before step {start.last_step} by {name}; start again to resume" in start.text
 
 
 def test_sigterm_to_horovodrun_leaves_a_whole_checkpoint(stopped):

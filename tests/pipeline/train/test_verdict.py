@@ -1,4 +1,4 @@
-"""The verdict as a pure function of figures: its kinds at their limits, its shares and cures."""
+"""The verdict as a pure function of figures: its kinds at their limits, its shares and fixes."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def but(**changes):
         (Figures(loader=100), "no verdict, as what the model takes is not known"),
     ],
 )  # fmt: skip
-def test_the_line_names_speeds_shares_and_computed_cures(figures, line):
+def test_the_line_names_speeds_shares_and_computed_fixes(figures, line):
     assert str(judge(figures)) == line
 
 
@@ -144,7 +144,7 @@ TWICE = "twice the images per rank and step (leaves at most 20%)"
 
 
 @pytest.mark.parametrize(
-    ("changes", "cures"),
+    ("changes", "fixes"),
     [
         ({"threads": 16}, (MORE, FEWER)),  # no more threads than there are cores
         ({"threads": 20, "gpu": False}, (FEWER,)),
@@ -184,8 +184,8 @@ TWICE = "twice the images per rank and step (leaves at most 20%)"
         ),
     ],
 )  # fmt: skip
-def test_what_would_help_follows_what_takes_most(changes, cures):
-    assert judge(but(**changes)).cures == cures
+def test_what_would_help_follows_what_takes_most(changes, fixes):
+    assert judge(but(**changes)).cures == fixes
 
 
 @pytest.mark.parametrize(

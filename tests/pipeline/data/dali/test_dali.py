@@ -239,9 +239,9 @@ def close_in_time(loader: Loader) -> None:
     (b"", "the file is empty", "bad"),
     (HTML, "no image header", "bad"),
     (None, "No such file or directory", "good"),
-    (WHOLE + b"\0", "the manifest recorded", "good"),
+    (WHOLE + b"\0", "the image index recorded", "good"),
     (b"", "the file is empty", "good"),
-    (HTML, "the manifest recorded", "good"),
+    (HTML, "the image index recorded", "good"),
     (b"x", "cannot be decoded", "good"),  # rubbish of the same length
 ])  # fmt: skip
 def test_a_bad_file_is_named_after_the_batches_before_it(tmp_path, content, reason, scanned_as):

@@ -57,7 +57,7 @@ def test_a_container_that_is_cut_is_an_error_with_the_byte(tmp_path, write_as):
         size = len(path.read_bytes().rstrip(b"\0")) + 512  # one block of the end mark may stay
     for length in (size - 600, size // 2, 100, 7):
         os.truncate(path, length)
-        with pytest.raises(ValueError, match="at byte [0-9]+ .*it is cut off; copy it anew") as got:
+        with pytest.raises(ValueError, match="at byte [0-9]+ .*is cut off; copy it again") as got:
             open_manifest(tmp_path, "train")
         assert str(path) in str(got.value)
     assert not (tmp_path / ".trainyard").exists()
@@ -245,7 +245,7 @@ def test_the_end_marks_of_the_usual_tools_are_enough(tmp_path):
 
 
 def indexed(split: Path, name: str) -> tuple[Path, list[int]]:
-    """A container of 6 images and, beside it, the index of im2rec (key and offset) or of DALI's
+    """A container of 6 images and, next to it, the index of im2rec (key and offset) or of DALI's
     tfrecord2idx (offset and bytes); where each record begins, and the end."""
     if name.endswith(".rec"):
         records = [recordio_of([image_record(0, one[2], i)]) for i, one in enumerate(IMAGES)]
@@ -267,7 +267,7 @@ INDEXED = ["x.rec", "train-00000-of-00001"]
 
 
 @pytest.mark.parametrize("name", INDEXED)
-def test_a_cut_between_records_shows_by_the_index_beside_the_file(tmp_path, name):
+def test_a_cut_between_records_shows_by_the_index_next_to_the_file(tmp_path, name):
     path, begins = indexed(tmp_path / "train", name)
     assert len(open_manifest(tmp_path, "train")) == 6
     os.truncate(path, begins[4])
@@ -287,7 +287,7 @@ def test_an_index_is_not_needed_and_another_kind_of_file_is_none(tmp_path, name,
     caplog.clear()
     assert len(open_manifest(tmp_path, "train", again=True)) == 6
     assert not caplog.records
-    # Then only the manifest made before tells that it was cut.
+    # Then only the manifest made before shows that it was cut.
     os.truncate(path, begins[4])
     assert len(open_manifest(tmp_path, "train")) == 4
     assert f"held when it was indexed last hold fewer images now: {name} (4 of 6); " in caplog.text

@@ -87,7 +87,7 @@ def test_the_archive_of_archives_is_read_where_it_lies(tmp_path):
 
 
 CLASSES = {
-    "a label beside the image comes before its folder": (
+    "a label next to the image comes before its folder": (
         [
             ("b/1.jpg", IMAGE), ("b/1.cls", b"7\n"), ("b/2.cls", b"fish "), ("b/2.seg.png", IMAGE),
             ("b/3.json", b'{"cls": "Z \\u00e9"}'), ("b/3.JPEG", IMAGE),
@@ -219,7 +219,7 @@ def test_the_label_of_recordio_may_stand_behind_the_header(tmp_path):
 THREE = recordio_of(image_record(k % 2, IMAGE, 10 - k) for k in range(3))
 
 
-def test_names_and_classes_of_recordio_come_from_the_list_beside_the_file(tmp_path):
+def test_names_and_classes_of_recordio_come_from_the_list_next_to_the_file(tmp_path):
     path, listed = write(tmp_path / "x.rec", THREE), tmp_path / "x.lst"
     listed.write_text("10\t0\ttrain/Z é/nom à espaces.JPEG\n9\t1.0\ta/2.JPEG\n8\t0\tZ é/3.JPEG\n")
     found = [(one.label, one.name.decode()) for one in walked(path)]
@@ -280,7 +280,7 @@ IN_TAR = {
     "one label missing": (
         [("1.cls", b"0"), ("1.jpg", IMAGE), ("2.jpg", IMAGE)],
         1024 + MEMBER,
-        "the image 2.jpg has no label file beside it; add it",
+        "the image 2.jpg has no label file next to it; add it",
     ),
     "empty label": ([("1.cls", b" ")], 512, "b'1.cls' holds no label but ''; write a class name"),
     "negative": ([("1.cls", b"-1")], 512, "b'1.cls' holds no label but '-1'; write"),
@@ -296,7 +296,7 @@ IN_TAR = {
     "above": (
         [GOOD, ("../b/1.jpg", IMAGE)],
         MEMBER,
-        "the member ../b/1.jpg has .. in its path; write the archive anew from inside the folder",
+        "the member ../b/1.jpg has .. in its path; write the archive again from inside the folder",
     ),
     "a link": ([GOOD, ("a/2.jpg", b"-> 1.jpg")], MEMBER, "the image a/2.jpg is a link, not a file"),
     "a hard link": ([GOOD, ("a/2.jpg", b"=> a/1.jpg")], MEMBER, "the image a/2.jpg is a link, not"),

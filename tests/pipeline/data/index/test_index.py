@@ -1,4 +1,4 @@
-"""`prepare index`: what it counts, and a manifest made anew on demand."""
+"""`prepare index`: what it counts, and a manifest rebuilt on demand."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_file_replaced_in_place_can_be_used_after_indexing_again(root, capsys)
     path.write_bytes(before.read(2).tobytes() + b"other")
     run(IndexOptions(root))
     assert "train: 4 images of 2 classes" in capsys.readouterr().out
-    with pytest.raises(BadImage, match="pipeline.prepare index --again makes the manifest anew"):
+    with pytest.raises(BadImage, match="pipeline.prepare index --again indexes the data again"):
         open_manifest(root, "train").read(1)
     run(IndexOptions(root, again=True))
     assert capsys.readouterr().out.count("scanned in") == 2

@@ -174,7 +174,7 @@ def test_a_damaged_or_older_cache_is_rebuilt_and_said_so(root, caplog, damage):
         cache.write_bytes(content)
         edit_metadata(cache, version=b"0")
     rebuilt = open_manifest(root, "train")
-    assert f"the manifest {cache} is not used: " in caplog.text
+    assert f"the image index {cache} is not used: " in caplog.text
     assert rebuilt.widths.tolist() == [9, 7, 5, 30, 20]
     caplog.clear()
     open_manifest(root, "train")
@@ -193,7 +193,7 @@ def test_the_cache_goes_where_it_is_told(root, tmp_path, user_cache):
     assert not user_cache.exists()
 
 
-def test_beside_read_only_data_the_user_cache_is_used(root, user_cache, caplog):
+def test_next_to_read_only_data_the_user_cache_is_used(root, user_cache, caplog):
     caplog.set_level(logging.INFO)
     # A file in the way: root, who runs the tests in containers, may write to any directory.
     (root / ".trainyard").write_text("")
@@ -223,10 +223,10 @@ def test_validation_labels_follow_the_training_classes(root, caplog):
     assert open_manifest(root, "val").labels.tolist() == [0]
 
 
-def test_a_class_that_training_lacks_is_named(root):
+def test_a_class_that_is_not_in_training_is_named(root):
     for name in ("a", "new", "n2", "n3", "n4"):
         add_image(root / "val" / name / "1.jpg")
-    wanted = r"/val has 4 class folder\(s\) that the training data lacks: n2, n3, n4 and 1 more; "
+    wanted = r"/val has 4 class folder\(s\) that are not in .* data: n2, n3, n4 and 1 more; "
     with pytest.raises(ValueError, match=wanted):
         open_manifest(root, "val", classes=["a", "b"])
 
@@ -252,7 +252,7 @@ def test_what_is_no_data_set_says_how_to_lay_it_out(tmp_path, images, wanted):
         open_manifest(tmp_path / "data", "val")
 
 
-def test_images_beside_the_class_folders_are_reported(root, caplog):
+def test_images_next_to_the_class_folders_are_reported(root, caplog):
     add_image(root / "train" / "stray.jpg")
     assert len(open_manifest(root, "train")) == 5
     assert "1 images lie in" in caplog.text
@@ -287,9 +287,9 @@ def test_a_file_that_changed_since_the_scan_is_a_bad_image(root):
     length = int(manifest.lengths[3])
     path = manifest.path(3)
     content = path.read_bytes()
-    cure = (
-        "if it was replaced on purpose, python -m pipeline.prepare index --again makes the "
-        "manifest anew; to runs that began before it is other data"
+    fix = (
+        "if it was replaced on purpose, python -m pipeline.prepare index --again indexes the data "
+        "again; runs that began before will see it as other data"
     )
     reasons = []
     for changed in (content[:100], content + b"x", b"", None):
@@ -298,8 +298,8 @@ def test_a_file_that_changed_since_the_scan_is_a_bad_image(root):
             manifest.read(3)
         reasons.append(caught.value.reason)
     assert reasons == [
-        f"has 100 bytes, the manifest recorded {length} ({cure})",
-        f"has {length + 1} bytes, the manifest recorded {length} ({cure})",
+        f"has 100 bytes, the image index recorded {length} ({fix})",
+        f"has {length + 1} bytes, the image index recorded {length} ({fix})",
         "the file is empty",
         "it cannot be read: No such file or directory",
     ]

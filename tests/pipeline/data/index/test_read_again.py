@@ -54,7 +54,7 @@ run_command(main, sys.argv[1:])
 def test_a_read_again_names_its_rank_and_what_all_ranks_see_is_said_once(small_data, tmp_path):
     """Rank 1's file system refuses an image that rank 0 has no business with."""
     data = copy_data(small_data, tmp_path / "data")
-    shutil.rmtree(sorted((data / "val").iterdir())[0])  # both ranks see that val lacks a class
+    shutil.rmtree(sorted((data / "val").iterdir())[0])  # val now has a class less
     manifest = open_manifest(data, "train")
     positions = [p for p in range(len(manifest)) if p % 8 >= 4]  # two ranks, micro-batches of 4
     pixels = manifest.widths.astype(int) * manifest.heights

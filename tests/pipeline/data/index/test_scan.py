@@ -1,4 +1,4 @@
-"""How image sizes are read, and what a scan says while it goes on."""
+"""How image sizes are read, and what a scan reports as it runs."""
 
 import errno
 import io

@@ -62,11 +62,11 @@ def test_a_run_that_lost_its_metrics_goes_on_with_its_curves_and_says_so(make_ru
     (run / "metrics.jsonl").unlink()
     with caplog.at_level(logging.WARNING, logger="trainyard"):
         make_run("own", 3.0, start=40)
-    assert f"metrics.jsonl is missing in {run} and begins anew at 40 images seen" in caplog.text
+    assert f"metrics.jsonl is missing in {run} and starts over at 40 images seen" in caplog.text
     assert losses(run) == [(10, 1.0), (20, 1.0), (30, 1.0), (50, 3.0)]
 
 
-def test_curves_whose_files_are_gone_are_drawn_anew_from_the_metrics(make_run):
+def test_curves_whose_files_are_gone_are_redrawn_from_the_metrics(make_run):
     run = make_run("own", 1.0, seen=40)
     shutil.rmtree(run / "tensorboard")
     make_run("own", 3.0, start=20)
