@@ -32,7 +32,8 @@ class Check:
     name: str
     status: Status
     found: str
-    fix: str = ""
+    cure: str = ""
+    """How to fix it; `--json` prints it under this name."""
 
 
 @dataclass(frozen=True)

@@ -97,12 +97,14 @@ def read_verified(path: Path) -> dict[str, Any]:
 class Trained:
     """The network of a checkpoint, without what only the training itself needs.
 
-    config: the settings of the training; those unknown to its version have their defaults. classes:
-    names by label. normalisation: what the network expects pixels to be normalised by. weights:
-    parameters and buffers by name, on the CPU; BN's statistics are the mean over ranks. step,
-    world_size: the step of the training, and its number of ranks; 0 and 1 for imported weights.
-    fingerprint: the facts that make it this run; imported weights name their file alone. excluded:
-    of the sets train and val, the images that the run continued without.
+    config: the settings of the training; those unknown to its version have their defaults.
+    classes: names by label.
+    normalisation: what the network expects pixels to be normalised by.
+    weights: parameters and buffers by name, on the CPU; BN's statistics are the mean over ranks.
+    step, world_size: the step of the training, and its number of ranks; 0 and 1 for imported
+        weights.
+    fingerprint: the facts that make it this run; imported weights name their file alone.
+    excluded: of the sets train and val, the images that the run continued without.
     """
 
     path: Path

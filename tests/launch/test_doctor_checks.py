@@ -114,7 +114,7 @@ def test_a_node_that_did_not_answer_is_named(cluster):
         ("Horovod", {"horovod__gloo": False}, "fail", "built without Gloo", "horovod_build"),
         ("driver", {"driver": "550.2"}, "warn", "550.2 (the others have 570.1)", "one driver"),
         ("driver", {"gpu_problem": "no answer"}, "fail", "no answer", "administrator"),
-        ("GPUs", {"torch_gpus": 1}, "warn", "1 (the others have 2)", "alike"),
+        ("GPUs", {"torch_gpus": 1}, "warn", "1 (the others have 2)", "identical"),
         ("GPUs", {"dali_gpus": 0}, "warn", "DALI sees none of 2 GPUs", "newer driver"),
         ("GPUs", {"gpus": [], "device": "cpu"}, "fail", "no NVIDIA GPU", "Leave these nodes out"),
         ("free space", {"run_dir__free_bytes": GIB - 1}, "fail", "1024 MiB", "larger disk"),

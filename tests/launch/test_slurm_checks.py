@@ -76,7 +76,7 @@ def failed(run, text):
 def test_the_cause_of_an_earlier_start_is_not_told_again(tmp_path, capsys, scontrol):
     failed(tmp_path, "error: long ago\n")
     end = End(tmp_path, ONCE, requeue=True)
-    assert end.told(137, None) == 1
+    assert end.report(137, None) == 1
     said = capsys.readouterr().err
     assert "long ago" not in said and "error: srun ended with code 137 and the ranks left" in said
 
@@ -84,14 +84,14 @@ def test_the_cause_of_an_earlier_start_is_not_told_again(tmp_path, capsys, scont
 def test_the_first_cause_is_the_last_word(tmp_path, capsys):
     end = End(tmp_path, ONCE, requeue=True)
     failed(tmp_path, "error: the loss is nan\nrank 1 on node2\n")
-    assert end.told(143, None) == 1
+    assert end.report(143, None) == 1
     assert capsys.readouterr().err == "error: the loss is nan\nrank 1 on node2\n"
 
 
 def test_a_failure_without_room_for_a_word_is_one_and_is_not_requeued(tmp_path, capsys, scontrol):
     end = End(tmp_path, ONCE, requeue=True)
     failed(tmp_path, "")
-    assert end.told(1, signal.SIGUSR1) == 1
+    assert end.report(1, signal.SIGUSR1) == 1
     assert "error: the disk was too full for the cause" in capsys.readouterr().err
     assert not scontrol.exists()
 
@@ -109,12 +109,12 @@ def test_sigusr1_requeues_if_that_is_allowed_and_sigterm_never(
 ):
     end = End(tmp_path, ONCE, requeue=allowed)
     RunFolder(tmp_path).record_stop(stopped_by, 5)
-    assert end.told(75, received) == 75
+    assert end.report(75, received) == 75
     assert scontrol.exists() == requeued
 
 
 def test_a_signal_that_killed_ranks_while_they_loaded_is_no_failure(tmp_path, scontrol, capsys):
-    assert End(tmp_path, ONCE, requeue=True).told(138, signal.SIGUSR1) == 75
+    assert End(tmp_path, ONCE, requeue=True).report(138, signal.SIGUSR1) == 75
     assert scontrol.read_text() == "requeue 7\n"
     assert "SIGUSR1 came before the first step" in capsys.readouterr().out
 
@@ -129,12 +129,12 @@ def test_a_limit_too_short_for_a_step_does_not_requeue_for_ever(
     end = End(tmp_path, AGAIN, requeue=True)
     (checkpoints / f"step-{steps_now:09d}.pt").touch()
     RunFolder(tmp_path).record_stop("SIGUSR1", steps_now)
-    assert end.told(75, None) == 75
+    assert end.report(75, None) == 75
     assert scontrol.exists() == (steps_now > 3)
     refused = "this start did not make a step; give the job more --time" in capsys.readouterr().out
     assert refused == (steps_now == 3)
 
 
 def test_a_program_without_a_run_folder_has_said_its_cause_above(capsys):
-    assert End(None, ONCE, requeue=True).told(2, None) == 2
+    assert End(None, ONCE, requeue=True).report(2, None) == 2
     assert "srun ended with code 2; the cause is above" in capsys.readouterr().out

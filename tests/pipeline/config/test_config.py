@@ -332,7 +332,7 @@ def test_a_file_sets_one_setting_at_a_time_on_top_of_its_base(write):
         ({"a": "- model"}, "must hold settings by name"),
         ({"a": "data: 5\n"}, "data must hold settings by name, not 5"),
         ({"a": "model: {depth: deep}"}, r"model\.depth: .*int.*deep"),
-        ({"a": "model: {depth: 18}\nmodel: {variant: v1}\n"}, r"a\.yaml is not YAML: model stands"),
+        ({"a": "model: {depth: 18}\nmodel: {variant: v1}\n"}, r"a\.yaml is not YAML: model occurs"),
         ({"a": "base: none.yaml"},
          r"a\.yaml: base none\.yaml cannot be read \(No such file.*\); there are: configs/"),
         ({"a": "base: a.yaml"}, r"a\.yaml builds on itself: \S+a\.yaml -> \S+a\.yaml; take base"),
