@@ -37,8 +37,7 @@ class Block:
     """Images of one class in one archive.
 
     files and stored_bytes are known from the start, of a part about; `images` walks the archive for
-    the rest, in bytewise order of names, and raises ConfigError or BadContainer for what is wrong
-    there.
+    the rest, in bytewise order of names, and raises `ValueError` for what is wrong there.
     """
 
     archive: Path
