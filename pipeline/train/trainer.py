@@ -57,8 +57,9 @@ class Trainer:
         self.schedule = make_schedule(config, images)
         self.loaders = Loaders(config, world, decode, train_set, val_set, self.course.total_steps)
         self.state = TrainState(
-            config, len(train_set.classes), self.schedule, self.loaders, decode.device
-        )
+            config, len(train_set.classes), self.schedule, self.loaders.accumulation,
+            self.loaders.excluded, decode.device,
+        )  # fmt: skip
         self.averager = world.average_gradients(self.state.model, config.optim.gradient_compression)
         self.phases = Phases(world.heartbeat, decode.device)
         self.folder = RunFolder(config.run.path)
