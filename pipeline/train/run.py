@@ -283,7 +283,8 @@ def _sum_up(trainer: Trainer) -> None:
         log.info("%s", against_expectation(last.top1, trainer.config.run.expect_top1))
     if train:
         names = ("images_per_sec", "data_wait_share", "communication_share")
-        median = {name: statistics.median(line[name] for line in train) for name in names}
+        # An older line of the same run may have fewer fields.
+        median = {name: statistics.median(line.get(name, 0.0) for line in train) for name in names}
         log.info(
             "speed: %.0f img/s (median), data wait %.1f%% of the step",
             median["images_per_sec"], 100 * median["data_wait_share"],

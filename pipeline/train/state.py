@@ -132,7 +132,7 @@ class TrainState:
         self.step = content["step"]
         self.history = [Validation(**result) for result in content["history"]]
         self.warmup.load(content["warmup"])
-        self.excluded.load(content["excluded"])
+        self.excluded.load(content.get("excluded", {"train": [], "val": []}))
         self.model.load_state_dict(content["model"])
         statistics, window = content["rank_statistics"], content["window"]
         if len(statistics) == world.size:
