@@ -226,7 +226,7 @@ def _open_files(trainer: Trainer) -> None:
     if idle := shown_idle(config):
         log.info("without effect: %s", idle)
     log.info("schedule: %s", trainer.schedule.describe(config.data.global_batch_size))
-    epoch = trainer.place["epoch"]
+    epoch = trainer.progress["epoch"]
     order = order_digest(config.run.seed, epoch, len(trainer.train_set))
     log.info("order of epoch %d: %s", epoch, order)
 
@@ -274,7 +274,7 @@ def _sum_up(trainer: Trainer) -> None:
     state = trainer.state
     last = state.history[-1]
     reached = {"top1": last.top1, "top5": last.top5, "best_top1": state.best_top1}
-    trainer.monitor.write("done", {**trainer.place, **reached})
+    trainer.monitor.write("done", {**trainer.progress, **reached})
     if trainer.world.rank != 0:
         return
     train = [line for line in trainer.folder.lines() if line["event"] == "train"]

@@ -78,7 +78,7 @@ class Trainer:
         return self.course.position(self.state.step)
 
     @property
-    def place(self) -> dict[str, int]:
+    def progress(self) -> dict[str, int]:
         """Where the run stands, as a line of metrics has it: the epoch, from 0, is that of the step
         before the next one."""
         step = self.state.step
@@ -232,7 +232,7 @@ class Trainer:
                     state.forward, loader, state.precision, self.world, len(self.val_set), analysis
                 )
                 state.excluded.met_in_validation(loader.found, self.world)
-            result = dataclasses.replace(counted, **self.place)
+            result = dataclasses.replace(counted, **self.progress)
             require_learning(result, self._train_top1, classes, self.world)
             state.history.append(result)
             line = {
@@ -257,7 +257,7 @@ class Trainer:
             totals = of_all_ranks(self.world.gather(mine))
             self._train_top1 = totals["top1"] or 0.0
             line = {
-                **self.place,
+                **self.progress,
                 **totals,
                 "lr": state.optimizer.param_groups[0]["lr"],
                 **named_norms(state.model, found),
