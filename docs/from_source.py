@@ -28,7 +28,7 @@ GAP = "…"
 TOPICS = {
     "settings": "pipeline/config pipeline/train/schedule.py pipeline/train/precision.py",
     "preparing": "pipeline/prepare",
-    "data": "pipeline/data pipeline/train/loaders.py pipeline/train/preflight.py",
+    "data": "pipeline/data pipeline/train/excluding.py pipeline/train/preflight.py",
     "network": "pipeline/model",
     "testing": "pipeline/evaluate pipeline/predict.py pipeline/export pipeline/report",
     "benchmarks": "pipeline/benchmark",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.config.setting import check_limits, require, setting
+from pipeline.config.setting import check_limits, require, setting, shown
 
 
 @dataclass(frozen=True)
@@ -106,18 +106,19 @@ class DataConfig:
         sides = self.preallocate
         require(
             sides is None or all(1 <= side <= 65535 for side in sides),
-            f"data.preallocate={list(sides or ())} must hold a width and a height of 1 to 65535 "
+            f"data.preallocate={shown(sides)} must hold a width and a height of 1 to 65535 "
             "pixels, or be null for those of the data",
         )
         self._check_data_set()
         low, high = self.area
         require(
-            0 < low <= high <= 1, f"data.area={[low, high]} must satisfy 0 < least <= most <= 1"
+            0 < low <= high <= 1,
+            f"data.area={shown(self.area)} must satisfy 0 < least <= most <= 1",
         )
         least, most = self.short_side
         require(
             self.train_crop != "scale_jitter" or self.image_size <= least <= most,
-            f"data.short_side={[least, most]} must satisfy data.image_size="
+            f"data.short_side={shown(self.short_side)} must satisfy data.image_size="
             f"{self.image_size} <= least <= most",
         )
         require(

@@ -86,7 +86,7 @@ class RunConfig:
     """Steps between two lines of training metrics."""
     checkpoint_every_steps: int | None = setting(None, "execution", limits="[1, inf)")
     """Steps between checkpoints inside an epoch; null: none by steps."""
-    checkpoint_every_sec: float | None = setting(900.0, "execution", limits="(0, inf)")
+    checkpoint_every_sec: float | None = setting(900.0, "execution", limits="(0, inf]")
     """Seconds between checkpoints inside an epoch; null: none by time."""
     keep_checkpoints: int = setting(3, "execution", limits="[1, inf)")
     """How many of the newest checkpoints stay, besides the best."""

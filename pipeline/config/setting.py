@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -41,16 +42,47 @@ def at_least_one(owner: object, prefix: str, *names: str) -> None:
         require(value >= 1, f"{prefix}{name}={value} must be at least 1")
 
 
+class Limits(NamedTuple):
+    """Between which numbers a setting lies, and whether it may be one of the two."""
+
+    text: str
+    low: float
+    low_too: bool
+    high: float
+    high_too: bool
+
+    @classmethod
+    def of(cls, text: str) -> Limits:
+        """What `text`, such as "[0, 1)" or "[1, inf)", stands for. Raises `ValueError`."""
+        found = re.fullmatch(r"([\[(])(\S+), (\S+)([])])", text)
+        if found is None or not float(found[2]) < float(found[3]):
+            raise ValueError(f"limits={text!r} must be such as '[0, 1)'")
+        return cls(text, float(found[2]), found[1] == "[", float(found[3]), found[4] == "]")
+
+    def hold(self, value: float) -> bool:
+        """Whether `value` lies in them; not a number lies nowhere."""
+        above = self.low <= value if self.low_too else self.low < value
+        return above and (value <= self.high if self.high_too else value < self.high)
+
+    def broken_by(self, value: float) -> str:
+        """The rule for a `value` that does not lie in them, as what follows "must"."""
+        if self.high < math.inf:
+            return f"lie in {self.text}"
+        if value == math.inf:
+            return "be finite"
+        return f"be {'at least' if self.low_too else 'greater than'} {self.low:g}"
+
+
 @dataclass(frozen=True)
 class Setting:
     """The properties of a setting that the code asks for, instead of keeping lists of names."""
 
     kind: Kind
     commands: tuple[Command, ...] = ()
-    """Commands in which it can be changed; `benchmark` is that of the model, and part of all."""
-    limits: str | None = None
-    """The range it must lie in, such as "[0, 1)" or "[1, inf)"; null is always allowed where its
-    type has it. None: other checks apply."""
+    """Commands that let it be changed; `benchmark` is that of the model, and part of all."""
+    limits: Limits | None = None
+    """Between which numbers it lies; null is always allowed where its type has it. None: other
+    checks have to do."""
     of_view: bool = False
     """Whether it determines which pixels of an image a test sees."""
     of_network: bool = False
@@ -65,10 +97,19 @@ class Setting:
 _KEY = "setting"
 
 
-def setting(default: T, kind: Kind, commands: tuple[Command, ...] = (), **said: Any) -> T:
-    """A field of a configuration's dataclass with the properties of a `Setting`."""
+def setting(
+    default: T, kind: Kind, commands: tuple[Command, ...] = (), *, limits: str | None = None,
+    of_view: bool = False, of_network: bool = False, asked: int | None = None,
+    in_table: bool = False,
+) -> T:  # fmt: skip
+    """A field of a configuration's dataclass that says what it is, as `Setting` has it.
+
+    Raises `ValueError` if `limits` are not as `Limits.of` reads them.
+    """
+    parsed = None if limits is None else Limits.of(limits)
+    said = Setting(kind, commands, parsed, of_view, of_network, asked, in_table)
     # `field` gives a Field, of which the dataclass makes the default: the type is right for both.
-    found: T = dataclasses.field(default=default, metadata={_KEY: Setting(kind, commands, **said)})
+    found: T = dataclasses.field(default=default, metadata={_KEY: said})
     return found
 
 
@@ -82,16 +123,10 @@ def check_limits(part: Any, prefix: str) -> None:
     """Raises `ConfigError` for a setting of `part` outside its `limits`; `prefix` as "data."."""
     for field in dataclasses.fields(part):
         limits, value = said_by(field).limits, getattr(part, field.name)
-        if limits is None or value is None:
+        if limits is None or value is None or limits.hold(value):
             continue
-        low, high = map(float, limits[1:-1].split(","))
-        above = low <= value if limits[0] == "[" else low < value
-        below = value <= high if limits[-1] == "]" else value < high
-        rule = f"lie in {limits}"
-        if high == math.inf:
-            rule = f"be {'at least' if limits[0] == '[' else 'greater than'} {low:g}"
         null = ", or null" if str(field.type).endswith("| None") else ""
-        require(above and below, f"{prefix}{field.name}={value} must {rule}{null}")
+        raise ConfigError(f"{prefix}{field.name}={value} must {limits.broken_by(value)}{null}")
 
 
 def shown(value: Any) -> str:

@@ -128,7 +128,7 @@ class ScheduleConfig:
     null: drop_epochs has it."""
     patience: int = setting(5, "identity", limits="[1, inf)")
     """plateau: validations without improvement before a drop."""
-    min_improvement: float = setting(0.001, "identity", limits="[0, inf)")
+    min_improvement: float = setting(0.001, "identity", limits="[0, inf]")
     """plateau: least fall of the top-1 error (a fraction) that counts as improvement."""
     max_drops: int = setting(3, "identity", limits="[0, inf)")
     """plateau: the most drops."""
@@ -147,7 +147,7 @@ class ScheduleConfig:
         # How many epochs schedule.steps are is known once the images are counted.
         require(
             self.epochs is None or self.warmup_epochs < self.epochs,
-            f"schedule.warmup_epochs={self.warmup_epochs} must be at least 0 and less than "
+            f"schedule.warmup_epochs={self.warmup_epochs} must be less than "
             f"schedule.epochs={self.epochs}",
         )
         until = self.warmup_until_error
@@ -181,5 +181,5 @@ class ScheduleConfig:
             rising = all(a < b for a, b in zip(drops, drops[1:], strict=False))
             require(
                 rising and all(drop > 0 for drop in drops),
-                f"schedule.{name}={list(drops)} must be positive and rising",
+                f"schedule.{name}={shown(drops)} must be positive and rising",
             )

@@ -19,6 +19,8 @@ def split_global_batch(
     world_size equals `global_batch_size`. ValueError if the global batch cannot be shared equally
     by the ranks, or only in micro-batches less than half as large as they could be.
     """
+    sizes = global_batch_size, local_batch_size, world_size
+    assert min(sizes) >= 1, f"each of {sizes} must be at least 1"
     share, rest = divmod(global_batch_size, world_size)
     if rest:
         below, above = share * world_size, (share + 1) * world_size

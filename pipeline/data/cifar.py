@@ -249,7 +249,11 @@ def _unpacked_in_memory(path: Path) -> _Archive:
             while stream.read(2**20):
                 pass
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is truncated, damaged or no tar.gz ({error}); {_PUT}") from error
+        with open(path, "rb") as file:
+            start = file.read(16)
+        page = f"an error page, saved in its place? It begins with {start!r}"
+        reason = page if start.lstrip().startswith(b"<") else error
+        raise ValueError(f"{path} is truncated, damaged or no tar.gz ({reason}); {_PUT}") from error
     for form, found in files.items():
         if found:
             return _Archive(form, path, found)

@@ -63,8 +63,13 @@ class Normalisation:
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Normalisation:
         """The inverse of `state`."""
-        arrays: dict[str, Any] = {n: None if t is None else t.numpy() for n, t in state.items()}
-        return cls(**arrays)
+        image = state["image"]
+        return cls(
+            state["mean"].numpy(),
+            state["std"].numpy(),
+            None if image is None else image.numpy(),
+            state["color_axes"].numpy(),
+        )
 
     @property
     def arrays(self) -> dict[str, Any]:

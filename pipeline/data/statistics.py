@@ -144,17 +144,16 @@ def load(place: Path, facts: dict[str, Any]) -> tuple[Normalisation, int] | str:
         with np.load(place, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}  # checks each one's checksum
         header = json.loads(str(arrays["header"]))
+        if header.get("version") != _VERSION or any(header.get(n) != v for n, v in facts.items()):
+            return f"{place} was computed for other data"
         found = Normalisation(*(arrays[n] for n in ("mean", "std", "image", "color_axes")))
-        seen = int(header["images"])
+        return found, int(header["images"])
     except FileNotFoundError:
         return f"there is no {place}"
     except (
         OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile
     ) as error:  # fmt: skip  # zipfile has NotImplementedError for a damaged header
         return f"{place} is damaged ({error})"
-    if header.get("version") != _VERSION or any(header.get(n) != v for n, v in facts.items()):
-        return f"{place} was computed for other data"
-    return found, seen
 
 
 def normalisation_of(config: DataConfig, train_set: ImageSet) -> Normalisation:

@@ -36,9 +36,8 @@ class Image(NamedTuple):
 class Block:
     """Images of one class in one archive.
 
-    files and stored_bytes are known from the start, for a part of a class only about; `images`
-    walks the archive for the rest, in bytewise order of names, and raises ConfigError or
-    BadContainer for what is wrong there.
+    files and stored_bytes are known from the start, of a part about; `images` walks the archive for
+    the rest, in bytewise order of names, and raises `ValueError` for what is wrong there.
     """
 
     archive: Path

@@ -35,7 +35,7 @@ _MB = 10**6
 
 
 def run(options: ImagenetOptions) -> None:
-    """Writes what is missing of train, val and synset_words.txt. ConfigError or BadContainer, with
+    """Writes what is missing of train, val and synset_words.txt. `ValueError`, with
     the archive, the place in it and both numbers of a difference."""
     devkit = read_devkit(options.devkit)
     blocks = {

@@ -12,7 +12,7 @@ from pipeline.config.idle import idle_settings
 from pipeline.config.setting import shown
 from pipeline.runs.state import RunState, duration, read_state
 from pipeline.system.console import table
-from pipeline.train.folder import RunFolder, find_runs, search, unreadable, why_no_run
+from pipeline.train.folder import RunFolder, find_runs, search, why_no_run, why_unreadable
 
 
 @dataclass
@@ -32,7 +32,7 @@ def list_runs(below: Path) -> Listing:
                 listing.runs.append(read_state(folder))
                 continue
             except OSError as error:
-                reason = unreadable(error)
+                reason = why_unreadable(error)
             except ValueError as error:
                 reason = str(error)
         listing.skipped.append((folder, reason))

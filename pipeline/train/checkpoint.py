@@ -58,7 +58,9 @@ def write_atomically(path: Path, content: Mapping[str, Any]) -> None:
     try:
         with replacing(path) as partial, open(partial, "wb") as file:
             torch.save(dict(content), file)
-    except RuntimeError as error:  # torch 2.13: the file is shorter than it should be
+    except OSError:
+        raise
+    except Exception as error:  # torch 2.13: a RuntimeError, the file is shorter than it should be
         refused: BaseException | None = error
         while refused is not None and not isinstance(refused, OSError):
             refused = refused.__cause__ or refused.__context__

@@ -309,7 +309,7 @@ def run_of(file: Path) -> RunFolder | None:
     return None
 
 
-def unreadable(error: OSError) -> str:
+def why_unreadable(error: OSError) -> str:
     """Why a run cannot be read, as the end of a sentence about it."""
     name = f" of {Path(error.filename).name}" if error.filename else ""
     return f"cannot be read ({error.strerror}{name})"
@@ -331,13 +331,13 @@ def search(below: Path) -> list[tuple[Path, str]]:
         with os.scandir(below) as entries:
             inner = sorted(Path(e.path) for e in entries if e.is_dir() and e.name[0] != ".")
     except OSError as error:
-        return [(below, unreadable(error))]
+        return [(below, why_unreadable(error))]
     found: list[tuple[Path, str]] = []
     for child in inner:
         try:
             closed = child.is_symlink() and not RunFolder(child).is_run
             within = [] if closed else search(child)
         except OSError as error:  # a link into somebody else's folder
-            within = [(child, unreadable(error))]
+            within = [(child, why_unreadable(error))]
         found += within if any(reason != NO_RUN for _, reason in within) else [(child, NO_RUN)]
     return found

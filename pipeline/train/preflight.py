@@ -45,14 +45,19 @@ def decode_largest(
     """Decodes one full batch of the largest images on this rank's decoder, so that memory
     runs out now and not in the middle of an epoch.
 
-    Leaves out `without`, and unusable files, which are reported when their turn comes. Raises
-    `TrainingError` with the fix.
+    Leaves out `without`, and files that cannot be used, which are left for their turn. Raises
+    `ValueError` if nothing is left, `TrainingError` with the fix if memory does not suffice.
     """
     pixels = manifest.widths.astype(np.int64) * manifest.heights
     enough = min(len(manifest), config.local_batch_size + len(without) + _TRIES)
     candidates = np.argpartition(pixels, len(pixels) - enough)[-enough:]
     candidates = candidates[np.argsort(-pixels[candidates], kind="stable")]
     order = [int(i) for i in candidates if int(i) not in without]
+    if not order:
+        raise ValueError(
+            f"all {len(manifest)} images of {manifest.split} are excluded; repair the files and "
+            "start a new run, or take images off the list data.exclude"
+        )
     batch = min(config.local_batch_size, len(order))
     stream = ValStream(manifest, val_planner(config))
     decode = decode.for_shape((config.image_size, config.image_size))
@@ -64,6 +69,8 @@ def decode_largest(
         except BadImage as error:
             order = [i for i in order if manifest.path(i) != error.path]
             batch = min(batch, len(order))
+            if not order:
+                return
         except (RuntimeError, MemoryError) as error:
             raise TrainingError(
                 f"a batch of the {batch} largest images of {manifest.split}, up to "

@@ -227,7 +227,7 @@ def _open_files(trainer: Trainer) -> None:
     if idle := shown_idle(config):
         log.info("without effect: %s", idle)
     log.info("schedule: %s", trainer.schedule.describe(config.data.global_batch_size))
-    epoch = trainer.place["epoch"]
+    epoch = trainer.progress["epoch"]
     order = order_digest(config.run.seed, epoch, len(trainer.train_set))
     log.info("order of epoch %d: %s", epoch, order)
 
@@ -275,7 +275,7 @@ def _sum_up(trainer: Trainer) -> None:
     state = trainer.state
     last = state.history[-1]
     reached = {"top1": last.top1, "top5": last.top5, "best_top1": state.best_top1}
-    trainer.monitor.write("done", {**trainer.place, **reached})
+    trainer.monitor.write("done", {**trainer.progress, **reached})
     if trainer.world.rank != 0:
         return
     train = [line for line in trainer.folder.lines() if line["event"] == "train"]
@@ -284,7 +284,8 @@ def _sum_up(trainer: Trainer) -> None:
         log.info("%s", against_expectation(last.top1, trainer.config.run.expect_top1))
     if train:
         names = ("images_per_sec", "data_wait_share", "communication_share")
-        median = {name: statistics.median(line[name] for line in train) for name in names}
+        # An older line of the same run may have fewer fields.
+        median = {name: statistics.median(line.get(name, 0.0) for line in train) for name in names}
         log.info(
             "speed: %.0f img/s (median), data wait %.1f%% of the step",
             median["images_per_sec"], 100 * median["data_wait_share"],

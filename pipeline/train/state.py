@@ -18,11 +18,12 @@ from pipeline.model.norm import running_statistics, swapped_statistics
 from pipeline.model.resnet import make_model
 from pipeline.ranks.world import World
 from pipeline.system.failure import TrainingError
-from pipeline.train.loaders import Loaders
+from pipeline.train.excluding import Excluded
 from pipeline.train.metrics import TrainWindow, Validation
 from pipeline.train.optimizer import build_optimizer
 from pipeline.train.precision import Precision
-from pipeline.train.schedule import ErrorWindow, History, Schedule
+from pipeline.train.schedule import History, Schedule
+from pipeline.train.warmup import ErrorWindow
 
 
 def fingerprint(
@@ -56,13 +57,13 @@ class TrainState:
     """The state that training changes, and its restore from a checkpoint. Built alike on all ranks.
 
     `model` holds the parameters; `forward` is the model, compiled if asked. `schedule` and
-    `loaders` are those of the run, with `classes` to tell apart. Raises `ValueError` if the norm
-    backend that was asked for cannot run on `device`.
+    `excluded` are those of the run, with `classes` to tell apart, in `accumulation` micro-batches a
+    step. Raises `ValueError` if the norm backend that was asked for cannot run on `device`.
     """
 
     def __init__(
-        self, config: Config, classes: int, schedule: Schedule, loaders: Loaders,
-        device: torch.device,
+        self, config: Config, classes: int, schedule: Schedule, accumulation: int,
+        excluded: Excluded, device: torch.device,
     ) -> None:  # fmt: skip
         optim = config.optim
         self.model = make_model(config, classes, device)
@@ -74,9 +75,9 @@ class TrainState:
             optim.decay_norm_and_bias,
         )  # fmt: skip
         self.precision = Precision(optim.amp, device)
-        self.window = TrainWindow(config.run.log_every_steps * loaders.accumulation, device)
+        self.window = TrainWindow(config.run.log_every_steps * accumulation, device)
         self.warmup = ErrorWindow(schedule.warmup, config.data.global_batch_size, device)
-        self.excluded = loaders.excluded
+        self.excluded = excluded
         self.step = 0
         """The next step."""
         self.history: list[Validation] = []
@@ -131,7 +132,7 @@ class TrainState:
         self.step = content["step"]
         self.history = [Validation(**result) for result in content["history"]]
         self.warmup.load(content["warmup"])
-        self.excluded.load(content["excluded"])
+        self.excluded.load(content.get("excluded", {"train": [], "val": []}))
         self.model.load_state_dict(content["model"])
         statistics, window = content["rank_statistics"], content["window"]
         if len(statistics) == world.size:

@@ -57,8 +57,9 @@ class Trainer:
         self.schedule = make_schedule(config, images)
         self.loaders = Loaders(config, world, decode, train_set, val_set, self.course.total_steps)
         self.state = TrainState(
-            config, len(train_set.classes), self.schedule, self.loaders, decode.device
-        )
+            config, len(train_set.classes), self.schedule, self.loaders.accumulation,
+            self.loaders.excluded, decode.device,
+        )  # fmt: skip
         self.averager = world.average_gradients(self.state.model, config.optim.gradient_compression)
         self.phases = Phases(world.heartbeat, decode.device)
         self.folder = RunFolder(config.run.path)
@@ -77,8 +78,8 @@ class Trainer:
         return self.course.position(self.state.step)
 
     @property
-    def place(self) -> dict[str, int]:
-        """The place of the run, as in a line of metrics: the epoch, from 0, is that of the step
+    def progress(self) -> dict[str, int]:
+        """Where the run stands, as a line of metrics has it: the epoch, from 0, is that of the step
         before the next one."""
         step = self.state.step
         return {"step": step, "position": self.position, "epoch": self.course.epoch(step)}
@@ -233,7 +234,7 @@ class Trainer:
                     state.forward, loader, state.precision, self.world, len(self.val_set), analysis
                 )
                 state.excluded.met_in_validation(loader.found, self.world)
-            result = dataclasses.replace(counted, **self.place)
+            result = dataclasses.replace(counted, **self.progress)
             require_learning(result, self._train_top1, classes, self.world)
             state.history.append(result)
             line = {
@@ -258,7 +259,7 @@ class Trainer:
             totals = of_all_ranks(self.world.gather(mine))
             self._train_top1 = totals["top1"] or 0.0
             line = {
-                **self.place,
+                **self.progress,
                 **totals,
                 "lr": state.optimizer.param_groups[0]["lr"],
                 **named_norms(state.model, found),

@@ -33,20 +33,33 @@ class Ended:
 
     path: Path
     text: str
+    stored: list[str]
     checkpoint: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """The stored run, copied elsewhere and trained to its end."""
+    """The stored run, copied elsewhere and trained to its end.
+
+    Of the copy, lines have no shares of the step, and the checkpoint says nothing of excluded
+    images: still older versions wrote neither.
+    """
     root = tmp_path_factory.mktemp("from_before")
     shutil.copytree(FIXTURE, root, dirs_exist_ok=True)
     run = root / "runs" / "stopped"
+    old_lines = [json.loads(line) for line in lines(run)]
+    stored = [json.dumps({n: v for n, v in old.items() if "share" not in n}) for old in old_lines]
+    (run / "metrics.jsonl").write_text("".join(f"{line}\n" for line in stored), encoding="utf-8")
+    (checkpoint,) = (run / "checkpoints").glob("step-*.pt")
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    del content["excluded"]
+    torch.save(content, checkpoint)
     places = [f"--data.root={root / 'data'}", f"--run.dir={root / 'runs'}"]
     ranks = jobs.run(["-m", "pipeline.train", "--config", str(run / "config.yaml"), *places])
     assert ranks.codes == [0], ranks.text
     newest = max((run / "checkpoints").glob("step-*.pt"))
-    yield Ended(run, ranks.text, torch.load(newest, map_location="cpu", weights_only=True))
+    newest_content = torch.load(newest, map_location="cpu", weights_only=True)
+    yield Ended(run, ranks.text, stored, newest_content)
     shutil.rmtree(root)
 
 
@@ -106,9 +119,8 @@ def test_it_resumes_from_the_stored_checkpoint(ended):
 
 def test_its_metrics_continue_after_the_stored_lines(ended):
     # These have their times in them: a run from scratch would have others.
-    stored = lines(FIXTURE / "runs" / "stopped")
     written = lines(ended.path)
-    assert len(stored) == 2 and written[:2] == stored
+    assert len(ended.stored) == 2 and written[:2] == ended.stored
     events = [(line["event"], line["step"]) for line in map(json.loads, written[2:])]
     assert events == [
         ("start", 7), ("train", 8), ("val", 9), ("train", 12), ("val", 14), ("train", 16),

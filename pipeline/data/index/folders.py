@@ -6,17 +6,25 @@ folders are passed over; symbolic links are followed.
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 from pipeline.data.index.headers import image_size
-from pipeline.data.index.window import Entry, Window, is_image, reading, unreadable
+from pipeline.data.index.window import (
+    BadContainer,
+    Entry,
+    Window,
+    is_image,
+    reading,
+    unreadable,
+)
 
 
 def walk(folder: Path) -> list[Entry]:
     """Return the images of a class folder in bytewise order of their names, `label` being its own.
 
-    An empty file, or one without a header, is kept: only training with it is an error. BadContainer
+    An empty file, or one without a header, is kept: only training with it is an error. ValueError
     if the folder cannot be listed or a file cannot be read, after some tries: what is not known
     must not become part of the manifest.
     """
@@ -32,11 +40,14 @@ def walk(folder: Path) -> list[Entry]:
 def read_size(path: bytes) -> tuple[int, int, int]:
     """Return bytes, width and height of an image file, the last two 0 without a readable header.
 
-    OSError if it cannot be read.
+    OSError if it cannot be read, or is cut off while it is.
     """
     with open(path, "rb", buffering=0) as file:
         length = os.fstat(file.fileno()).st_size
-        return length, *image_size(Window(path, file.fileno(), length), 0, length)
+        try:
+            return length, *image_size(Window(path, file.fileno(), length), 0, length)
+        except BadContainer as error:  # another try may find it whole, or of its new length
+            raise OSError(errno.EIO, "it was cut off while it was read", path) from error
 
 
 def _list(place: bytes) -> list[bytes]:
@@ -52,4 +63,5 @@ def _measure(path: bytes) -> tuple[int, int, int]:
     try:
         return reading(path, lambda: read_size(path))
     except OSError as error:
-        raise unreadable(f"the image {os.fsdecode(path)}", error) from error
+        fix = "copy it again from its source or remove it"
+        raise unreadable(f"the image {os.fsdecode(path)}", error, fix) from error

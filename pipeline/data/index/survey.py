@@ -84,7 +84,8 @@ def survey(root: Path, split: Split) -> Tree:
         kind, sources = _sources(directory, folders, files)
         return _tree(root, directory, kind, sources, files, len(visible))
     except OSError as error:
-        raise unreadable(os.fsdecode(error.filename or directory), error) from error
+        place = os.fsdecode(error.filename or directory)
+        raise unreadable(place, error, "set data.root to a copy") from error
 
 
 def no_images(directory: Path) -> str:

@@ -77,7 +77,8 @@ def _walk_range(window: Window, begin: int, end: int, archive: bytes) -> list[En
             if label is not None:
                 labels[_key(member.path)] = label
     _check_samples(window, [member for member, _ in images.values()], samples)
-    top = b"/".join(next(iter(images), b"").split(b"/")[:-2])
+    in_folders = (path for path in images if b"/" in path)
+    top = b"/".join(next(in_folders, b"").split(b"/")[:-2])
     for member, size in images.values():
         label = _class_of(window, member, archive, labels, top)
         name = member.path.rpartition(b"/")[2]
@@ -175,7 +176,7 @@ def _class_of(
 ) -> bytes | int:
     """Return an image's label, from its sidecar, its folder, or the archive's own name.
 
-    top: the folder that class folders lie in.
+    top: the folder that class folders lie in, by the first image that lies in one.
     """
     folder, _, name = member.path.rpartition(b"/")
     above, _, own = folder.rpartition(b"/")

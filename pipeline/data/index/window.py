@@ -147,19 +147,21 @@ class _PatientWindow(Window):
         return reading(self._path, lambda: super(_PatientWindow, self)._pread(count, offset))
 
 
-def unreadable(what: str, error: OSError) -> BadContainer:
-    """Return the error for `what`, a kind of file and its path, that the file system refuses."""
-    fix = "copy it again from its source"
+def unreadable(what: str, error: OSError, fix: str = "copy it again from its source") -> ValueError:
+    """Return the error for `what`, a kind of file and its path, which the file system refuses.
+
+    `fix` is what helps whatever the reason is, unless the file is gone.
+    """
     if isinstance(error, PermissionError):
-        fix = "give this user the right to read it"
+        fix = f"give this user the right to read it, or {fix}"
     elif isinstance(error, FileNotFoundError):  # a link to nowhere, or removed meanwhile
         fix = "put back what it links to, or remove the link"
-    return BadContainer(f"{what} cannot be read: {error.strerror}; {fix}")
+    return ValueError(f"{what} cannot be read: {error.strerror}; {fix}")
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Window]:
-    """Open a container; BadContainer for whatever the file system keeps refusing."""
+    """Open a container; ValueError for whatever the file system keeps refusing."""
     descriptor = -1
     try:
         descriptor = reading(path, lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))

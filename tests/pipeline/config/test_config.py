@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.config import (
     setting_names,
 )
 from pipeline.config.reading import CONFIGS, DEFAULT_CONFIG, load_config, read_yaml
+from pipeline.config.setting import setting, shown
 
 PLAIN = {"residual": False, "zero_init_last_norm": False}
 CIFAR = {"dataset": "cifar-10", "train_crop": "padded", "image_size": 32}
@@ -183,11 +185,11 @@ OUT_OF_RANGE = [
 
 @pytest.mark.parametrize(("part", "name", "value"), OUT_OF_RANGE)
 def test_a_value_out_of_range_names_setting_value_and_rule(part, name, value):
-    shown = repr(list(value) if isinstance(value, tuple) else value)
     owner = part.__name__.removesuffix("Config").lower()
     with pytest.raises(ConfigError) as error:
         part(**{name: value})
-    assert f"{owner}.{name}={shown}" in str(error.value) and " must " in str(error.value)
+    seen = repr(value) if isinstance(value, str) else shown(value)
+    assert f"{owner}.{name}={seen}" in str(error.value) and " must " in str(error.value)
 
 
 def test_a_rule_says_where_a_number_lies_and_whether_null_does():
@@ -195,17 +197,31 @@ def test_a_rule_says_where_a_number_lies_and_whether_null_does():
         (OptimConfig, "base_lr", 0.0, "optim.base_lr=0.0 must be greater than 0"),
         (OptimConfig, "momentum", 1.0, "optim.momentum=1.0 must lie in [0, 1)"),
         (RunConfig, "threads", 0, "run.threads=0 must be at least 1, or null"),
+        (DataConfig, "color_std", math.inf, "data.color_std=inf must be finite, or null"),
+        (OptimConfig, "base_lr", math.inf, "optim.base_lr=inf must be finite"),
+        (
+            ScheduleConfig,
+            "warmup_epochs",
+            90,
+            "schedule.warmup_epochs=90 must be less than schedule.epochs=90.0",
+        ),
     ):
         with pytest.raises(ConfigError) as error:
             part(**{name: value})
         assert str(error.value) == rule
 
 
+@pytest.mark.parametrize("limits", ["[0,1)", "0, 1", "[1, 0]", "[nan, 1]", "[a, 1]"])
+def test_malformed_limits_are_refused_at_import(limits):
+    with pytest.raises(ValueError, match="limits=|convert string"):
+        setting(0.5, "execution", limits=limits)
+
+
 @pytest.mark.parametrize(
     ("part", "settings", "message"),
     [
         (DataConfig, {"train_crop": "scale_jitter", "short_side": (200, 480)},
-         r"data.short_side=\[200, 480\] must satisfy data.image_size=224 <= least <= most"),
+         r"data.short_side=\[200,480\] must satisfy data.image_size=224 <= least <= most"),
         (DataConfig, {"dataset": "cifar-10"}, "data.train_crop=random_resized_crop does not go"),
         (DataConfig, {"held_out": 5}, "data.held_out=5 is for data.dataset=cifar-10 alone"),
         (DataConfig, {**CIFAR, "held_out": 0}, "data.held_out=0 must be at least 1, or null"),
@@ -243,10 +259,13 @@ def test_the_limits_themselves_are_accepted():
         "--data.val_resize=224", "--optim.momentum=0", "--schedule.warmup_epochs=0",
         "--schedule.drop_epochs=[]", "--schedule.max_drops=0", "--run.checkpoint_every_sec=null",
         "--run.expect_top1=1", "--data.hw_decoder_load=1", f"--run.seed={2**63 - 1}",
+        "--schedule.min_improvement=.inf",
     )  # fmt: skip
     assert config.data.short_side == (224, 224)
     assert config.schedule.drop_epochs == ()
     assert config.run.checkpoint_every_sec is None
+    assert RunConfig(checkpoint_every_sec=math.inf).checkpoint_every_sec == math.inf
+    assert config.schedule.min_improvement == math.inf
     for depth in (8, 20, 110, 164, 1202):  # 6n + 2
         assert ModelConfig("cifar", depth=depth).depth == depth
 

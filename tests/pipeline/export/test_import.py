@@ -229,7 +229,7 @@ def test_evaluate_counts_what_predict_predicts_from_an_imported_checkpoint(
 
 
 def test_no_training_goes_on_from_an_imported_checkpoint(imported, small_data, tmp_path):
-    with pytest.raises(Reported, match=r"imported\.pt holds weights imported from \S+, from which"):
+    with pytest.raises(Reported, match=r"imported\.pt holds weights imported from"):
         train_here(small_data, tmp_path, f"--resume={imported}")
 
 

@@ -6,10 +6,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from cifar_archives import write as write_cifar
 from jobs import copy_data
 from one_process import config_of, train_here
 from PIL import Image
 
+from pipeline.config import DataConfig
+from pipeline.data.cifar import open_cifar
 from pipeline.data.dali import DecodeSettings
 from pipeline.data.index.manifest import open_manifest
 from pipeline.system.failure import Reported, TrainingError
@@ -100,6 +103,27 @@ def test_the_largest_images_are_the_ones_that_are_decoded_but_for_excluded_ones(
     read.clear()
     decode_largest(train_set, config, CPU, by_size[-2:])
     assert len(read) == 4 and not set(read) & set(by_size[-2:])
+
+
+def test_a_split_of_which_all_is_excluded_is_refused(tmp_path):
+    write_cifar(tmp_path)
+    config = DataConfig(dataset="cifar-10", train_crop="padded", image_size=32)
+    decode = dataclasses.replace(CPU, decoder="none")
+    _, val_set = open_cifar(tmp_path, None)
+    everything = range(len(val_set))
+    with pytest.raises(ValueError, match=f"^all {len(val_set)} images of val are excluded; repair"):
+        decode_largest(val_set, config, decode, everything)
+    decode_largest(val_set, config, decode, everything[1:])
+
+
+def test_a_split_of_which_no_file_can_be_used_is_left_for_its_turn(small_data, tmp_path):
+    root = copy_data(small_data, tmp_path / "data")
+    manifest = open_manifest(root, "train")
+    for image in range(len(manifest)):
+        path = manifest.path(image)
+        path.write_bytes(b"\xff\xd8" + bytes(path.stat().st_size - 2))
+    without = range(3, len(manifest))
+    decode_largest(manifest, config_of(root, tmp_path).data, CPU, without)
 
 
 def test_a_decoder_without_memory_is_an_error_with_the_fix(small_data, tmp_path, train_set):

@@ -194,8 +194,8 @@ def test_a_warm_up_as_long_as_a_run_in_steps_is_refused():
             "either in schedule.drop_epochs=[30.0,60.0,80.0] or in schedule.drop_steps=[5]; set",
         ),
         ({"drop_epochs": None}, "or in schedule.drop_steps=null; set one of them ([] for no drops"),
-        ({"drop_epochs": None, "drop_steps": (5, 5)}, "schedule.drop_steps=[5, 5] must"),
-        ({"drop_epochs": None, "drop_steps": (0, 5)}, "schedule.drop_steps=[0, 5] must"),
+        ({"drop_epochs": None, "drop_steps": (5, 5)}, "schedule.drop_steps=[5,5] must"),
+        ({"drop_epochs": None, "drop_steps": (0, 5)}, "schedule.drop_steps=[0,5] must"),
         (
             {"drop_epochs": None, "drop_steps": (5,), "rule": "plateau"},
             "schedule.drop_steps=[5] has no effect with schedule.rule=plateau",

@@ -128,7 +128,7 @@ def test_the_settings_of_the_configuration_are_those_of_the_loader(small_data, t
 
 @pytest.mark.parametrize("wrong, message", [
     ({"hw_decoder_load": 1.5}, r"data.hw_decoder_load=1.5 must lie in \[0, 1\]"),
-    ({"preallocate": (0, 5)}, r"data.preallocate=\[0, 5\] must hold"),
+    ({"preallocate": (0, 5)}, r"data.preallocate=\[0,5\] must hold"),
     ({"host_padding_bytes": -1}, "data.host_padding_bytes=-1 must be at least 0"),
 ])  # fmt: skip
 def test_settings_out_of_range_are_refused(wrong, message):

@@ -11,7 +11,7 @@ from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 
 from pipeline.data import dali
-from pipeline.data.dali import DecodeSettings, graph, make_pipeline, resampling
+from pipeline.data.dali import DecodeSettings, graph, make_pipeline, resampling, resampling_kernel
 from pipeline.data.normalisation import IMAGENET
 
 Box = tuple[float, float, float, float]  # where it begins and ends: y, x, y, x
@@ -180,7 +180,7 @@ def test_neither_threads_nor_the_batch_change_a_bit():
 
 
 def test_functions_are_compiled_where_nothing_can_be_kept(monkeypatch):
-    compile_ = resampling.cfunc
+    compile_ = resampling_kernel.cfunc
     kept = []
 
     def without_a_folder(signature, cache=False, **options):
@@ -189,9 +189,9 @@ def test_functions_are_compiled_where_nothing_can_be_kept(monkeypatch):
             raise RuntimeError("cannot cache function '_set_up': no locator available for file")
         return compile_(signature, **options)
 
-    monkeypatch.setattr(resampling, "cfunc", without_a_folder)
-    compiled = resampling._compiled.__wrapped__
-    assert compiled(resampling._set_up, resampling._SET_UP).address
+    monkeypatch.setattr(resampling_kernel, "cfunc", without_a_folder)
+    compiled = resampling_kernel._compiled.__wrapped__
+    assert compiled(resampling_kernel._set_up, resampling_kernel._SET_UP).address
     assert kept == [True, False]
 
 

@@ -112,6 +112,10 @@ CLASSES = {
         [("b/1.jpg", IMAGE), ("b/1.seg.png", IMAGE), ("b/about.json", b"{}")],
         {"1.jpg": "b", "1.seg.png": "b"},
     ),
+    "the archive's own name, then class folders below another": (
+        [("x_b.jpg", IMAGE), ("t/a/y.jpg", IMAGE), ("t/b/z.jpg", IMAGE)],
+        {"x_b.jpg": "x", "y.jpg": "a", "z.jpg": "b"},
+    ),
     "keys of webdataset end at the first dot": (
         list(webdataset_members([("fish", "1.left.jpg", IMAGE), ("bird", "2.jpg", IMAGE)], None)),
         {"1.left.jpg": "fish", "2.jpg": "bird"},

@@ -151,7 +151,7 @@ def test_a_link_to_nowhere_ends_the_scan_and_nothing_is_cached(tmp_path, monkeyp
     link = tmp_path / "train" / "a" / "2.jpg"
     link.symlink_to("nowhere")
     wanted = f"the image {link} cannot be read: No such file or directory; put back what it links"
-    with pytest.raises(BadContainer, match=wanted):
+    with pytest.raises(ValueError, match=wanted):
         open_manifest(tmp_path, "train")
     assert not (tmp_path / ".trainyard").exists()
 
@@ -171,8 +171,46 @@ def test_a_read_of_a_container_that_fails_for_a_while_is_tried_again(tmp_path, m
     manifest = open_manifest(tmp_path, "train")
     assert (manifest.widths.tolist(), failures) == ([201], [])
     failures += range(4)
-    with pytest.raises(BadContainer, match="x.tar cannot be read: Input/output error; copy it"):
+    with pytest.raises(ValueError, match="x.tar cannot be read: Input/output error; copy it"):
         open_manifest(tmp_path, "train", again=True)
+
+
+@pytest.mark.parametrize("cuts", [1, 9])
+def test_an_image_that_is_cut_off_while_it_is_scanned_is_measured_again(
+    tmp_path, monkeypatch, caplog, cuts
+):
+    path, whole, pread = tmp_path / "train" / "a" / "1.jpg", jpeg(), os.pread
+    write(path, whole)
+
+    def cutting(*where):
+        nonlocal cuts
+        os.truncate(path, 700)
+        found = pread(*where)
+        cuts -= 1
+        path.write_bytes(whole)
+        return found if cuts >= 0 else pread(*where)
+
+    monkeypatch.setattr(files, "READ_AGAIN_SEC", (0.0,))
+    monkeypatch.setattr(os, "pread", cutting)
+    cut_off = f"{path} cannot be read: it was cut off while it was read; "
+    if cuts == 1:
+        assert open_manifest(tmp_path, "train").widths.tolist() == [201]
+    else:
+        with pytest.raises(ValueError, match=f"^the image {cut_off}copy .* or remove it$"):
+            open_manifest(tmp_path, "train")
+    assert f"{cut_off}tried again" in caplog.text
+
+
+def test_a_split_that_the_disk_refuses_is_to_be_replaced_by_a_copy(tmp_path, monkeypatch):
+    write(tmp_path / "train" / "a" / "1.jpg", jpeg())
+
+    def refused(place):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), place)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    wanted = f"^{tmp_path}/train cannot be read: Stale file handle; set data.root to a copy$"
+    with pytest.raises(ValueError, match=wanted):
+        open_manifest(tmp_path, "train")
 
 
 def test_a_header_that_cannot_be_read_is_not_taken_for_none(tmp_path):
