@@ -174,13 +174,22 @@ def test_an_empty_folder_or_a_link_to_one_is_filled(tmp_path):
     assert (tmp_path / "disk" / "set" / "mini.json").exists()
 
 
-def test_a_killed_drawing_leaves_no_set_and_the_next_one_starts_again(tmp_path):
+def is_running(pid: str) -> bool:
+    """Not where it only waits for its new parent to notice its end."""
+    ps = ["ps", "-o", "stat=", "-p", pid]
+    return subprocess.run(ps, capture_output=True, text=True).stdout.strip() not in ("", "Z")
+
+
+def test_a_killed_drawing_leaves_no_set_nor_process_and_the_next_one_starts_again(tmp_path):
     out = tmp_path / "demo"
     argv = [sys.executable, "-m", "pipeline.prepare", "demo", f"--out={out}"]
     drawing = subprocess.Popen([*argv, "--train=100000"], cwd=jobs.REPOSITORY)
     jobs.wait_for(lambda: list(tmp_path.rglob("*.JPEG")), "the first image")
+    ps = ["ps", "-o", "pid=", "--ppid", str(drawing.pid)]
+    workers = subprocess.run(ps, capture_output=True, text=True, check=True).stdout.split()
     drawing.send_signal(signal.SIGKILL)
     drawing.wait()
+    jobs.wait_for(lambda: not any(map(is_running, workers)), "the end of the workers", 20)
     assert [name.startswith(".demo.") for name in os.listdir(tmp_path)] == [True]
     assert draw_demo(DemoOptions(out, train=10, val=10))
     assert len(list(out.rglob("*.JPEG"))) == 20
