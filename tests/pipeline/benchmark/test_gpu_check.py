@@ -77,6 +77,14 @@ def test_a_part_ends_with_what_it_has_found_and_why(name, status, reason, ratios
     assert (found["result"] and found["result"]["ratios"]) == ratios
 
 
+def test_a_part_runs_in_this_checkout_and_says_its_lines_at_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    found = run_part(Part(60.0, "made_parts.tells_where"))["result"]["raw"]
+    root = str(jobs.REPOSITORY)
+    assert found == {"folder": root, "first": root, "line_buffered": True}
+
+
 def test_a_part_over_its_budget_is_killed_with_what_it_started():
     started = time.monotonic()
     found = run_part(Part(6.0, "made_parts.hangs"))
