@@ -118,7 +118,10 @@ class Environment:
 
         DALI's two wheels share their files, so that a change of PyTorch never reuses one.
         """
-        return self._made_for.is_file() and self._made_for.read_text() == self._purpose()
+        # An earlier set-up left `.installing` when it was cut short.
+        if not self._made_for.is_file() or (self.venv / ".installing").exists():
+            return False
+        return self._made_for.read_text() == self._purpose()
 
     def make_venv(self) -> None:
         """Makes a new `.venv` unless the set-up can continue with the one that is there."""

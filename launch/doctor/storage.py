@@ -99,7 +99,7 @@ def _sees_token(run_dir: Path, token: str) -> bool:
 
 def _file_system(place: Path) -> str:
     """Type and source of the file system that holds `place`, as `nfs4 server:/home`; "unknown"
-    without psutil, which comes with Horovod."""
+    without psutil, which comes with Horovod, and where no mount is shown, as in some containers."""
     try:
         import psutil  # type: ignore[import-untyped]
     except ImportError:
@@ -109,8 +109,8 @@ def _file_system(place: Path) -> str:
         one for one in psutil.disk_partitions(all=True) if real.is_relative_to(one.mountpoint)
     ]
     # The deepest; of several that are mounted at one place the last, which hides the others.
-    found = max(reversed(around), key=lambda one: len(one.mountpoint))
-    return f"{found.fstype} {found.device}"
+    found = max(reversed(around), key=lambda one: len(one.mountpoint), default=None)
+    return "unknown" if found is None else f"{found.fstype} {found.device}"
 
 
 def _data_facts(config: DataConfig) -> Facts:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import Config, names_for, require
+from pipeline.config import Config, ConfigError, names_for, require
 from pipeline.config.reading import command_parser, load_config, parse
 
 _COMMANDS = {
@@ -66,11 +66,17 @@ class Program:
 
     @property
     def _given(self) -> dict[str, str | None]:
-        """The settings that the doctor reads, None where the options do not set them."""
-        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        """The settings that the doctor reads, None where the options do not set them.
+
+        Raises `ConfigError` for one without its value.
+        """
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
         for name in names_for("doctor"):
             parser.add_argument(f"--{name}")
-        return vars(parser.parse_known_args(self.options)[0])
+        try:
+            return vars(parser.parse_known_args(self.options)[0])
+        except argparse.ArgumentError as error:
+            raise ConfigError(f"{error.argument_name} needs a value") from error
 
     @property
     def run_dir(self) -> Path | None:

@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import importlib
 import importlib.util
+import io
 import json
 import multiprocessing
 import os
@@ -179,9 +180,14 @@ def run_part(part: Part) -> dict[str, Any]:
 
 
 def run_here(part: Part, path: Path) -> None:
-    """Runs a part in this process, which may be killed at any time: the existing `path` always
-    holds the result so far."""
+    """Runs a part in this process, which may be killed at any time, from this checkout's root:
+    the existing `path` always holds the result so far."""
     os.setsid()
+    os.chdir(ROOT)
+    before = os.environ.get("PYTHONPATH", "")  # for what the part starts
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), before]))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # it may be killed, or end by a driver's fault
     outcome = json.loads(path.read_text(encoding="utf-8"))
 
     def save(result: Result) -> None:

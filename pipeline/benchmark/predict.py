@@ -198,7 +198,10 @@ def _read(name: str, path: str | None) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise ConfigError(f"--{name} {path} cannot be read as JSON; {again}") from error
     found = content.get("benchmark") if isinstance(content, dict) else None
-    require(found == name, f"--{name} {path} is not the present JSON of that benchmark; {again}")
+    require(
+        found == name and "device" in content.get("settings", {}),  # earlier ones do not say it
+        f"--{name} {path} is not the present JSON of that benchmark; {again}",
+    )
     return content
 
 

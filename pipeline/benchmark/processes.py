@@ -8,7 +8,6 @@ others.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -24,11 +23,9 @@ from pipeline.benchmark.device import pick_device
 from pipeline.ranks.horovod import nccl_built
 from pipeline.ranks.local import LocalRanks, start_ranks
 from pipeline.system.failure import TrainingError
-from pipeline.system.machine import available_cores
+from pipeline.system.machine import available_cores, end_with_parent
 
 Kind = Literal["cpu", "cuda"]
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Processes:
@@ -78,7 +75,7 @@ def start(module: str, arguments: Sequence[str], ranks: int) -> LocalRanks:
 def serve(work: Callable[..., Mapping[str, Any]]) -> None:
     """Serves requests in such a process: `work` gets each task by name and returns the answer."""
     # A stopped process would not notice that the benchmark was killed: the kernel does.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     for line in sys.stdin:
         print(json.dumps(work(**json.loads(line))), flush=True)
 

@@ -80,7 +80,11 @@ def run(options: ScaleOptions) -> Result:
 def _sides(
     options: ScaleOptions, kind: Kind, folder: Path, stack: ExitStack
 ) -> dict[str, Callable[[], dict[str, float]]]:
-    """Functions that measure a round of each side; `stack` ends their processes."""
+    """Functions that measure a round of each side; `stack` ends their processes.
+
+    Each side is warmed up, and so stopped, before the next is started: all at once they would be
+    several times as many processes as cores.
+    """
     images, counts = options.images, numbers(options.ranks)
 
     def begun(name: str, images: int, ranks: int, gpu: int = 0) -> LocalRanks:
@@ -93,19 +97,21 @@ def _sides(
 
     def side(name: str, jobs: list[LocalRanks], images: int) -> Callable[[], dict[str, float]]:
         processes = Processes(jobs)
+        processes.ask(steps=1)
         return lambda: _round(name, processes, images, options.steps)
 
     lone = [begun(f"lone{i}", images, 1, i) for i in range(counts[-1])]
+    several = [count for count in counts if count > 1]
+    # The most first, which stops all that are alone.
+    apart = {n: side(f"apart_{n}", lone[:n], images) for n in reversed(several)}
     sides = {"alone": side("alone", lone[:1], images)}
-    for count in counts:
-        if count > 1:
-            share = images // count
-            jobs = {
-                f"apart_{count}": (lone[:count], images),
-                f"weak_{count}": ([begun(f"weak{count}", images, count)], images),
-                f"strong_{count}": ([begun(f"strong{count}", share, count)], share),
-            }
-            sides |= {name: side(name, *one) for name, one in jobs.items()}
+    for count in several:
+        sides[f"apart_{count}"] = apart[count]
+        weak = [begun(f"weak{count}", images, count)]
+        sides[f"weak_{count}"] = side(f"weak_{count}", weak, images)
+        share = images // count
+        strong = [begun(f"strong{count}", share, count)]
+        sides[f"strong_{count}"] = side(f"strong_{count}", strong, share)
     return sides
 
 

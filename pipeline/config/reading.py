@@ -310,11 +310,16 @@ def parse(parser: ArgumentParser, base: dict[str, Any], argv: Sequence[str]) -> 
         raise ConfigError(_one_sentence(str(error), parser)) from error
 
 
-# jsonargparse's message for a value that is neither of a type nor null.
-_OF_NO_TYPE = re.compile(
-    r"Does not validate against any of the Union subtypes Subtypes: \[(?P<types>.+)\] Errors: "
-    r".* Given value: (?P<value>.*)"
+# jsonargparse's messages for a value that is not of the one type, or of none of several.
+_REFUSED = re.compile(
+    r'Parser key "(?P<key>[^"]+)".*?: '
+    r"(?:Expected a (?P<type>.+)\. Got|Does not .* Subtypes: \[(?P<types>.+)\] Errors: .* Given) "
+    r"value: (?P<value>.*)"
 )
+_TYPE = re.compile(
+    r"Literal\[(?P<choices>.+?)\]|tuple(?:\[.+?\]| with (?P<length>\d+) elements)?|\w+"
+)
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "NoneType": "null"}
 # The option that a file without one was meant for.
 _OPTION_OF = ((".yaml", "--config"), (".yml", "--config"), (".pt", "--checkpoint"))
 
@@ -322,17 +327,37 @@ _OPTION_OF = ((".yaml", "--config"), (".yml", "--config"), (".pt", "--checkpoint
 def _one_sentence(message: str, parser: ArgumentParser) -> str:
     """jsonargparse's several lines as one, with the setting's name first."""
     text = " ".join(message.split())
-    text = text.replace('Parser key "', "").replace('":', ":", 1)
-    text = text.replace("typing.", "").replace("<class '", "").replace("'>", "")
-    text = text.replace("Expected a tuple.", "Expected a list in brackets, such as [30,60].")
-    if none := _OF_NO_TYPE.search(text):
-        types = none["types"].replace("NoneType", "null")
-        text = f"{text[: none.start()]}{none['value']} is none of {types}"
-        text += "; a tuple is a list in brackets, such as [30,60]" if "tuple" in types else ""
+    text = re.sub(r"typing\.|<class '(?:pathlib\.)?(\w+)'>", r"\1", text)
+    if refused := _REFUSED.fullmatch(text):
+        key, value = refused["key"], refused["value"].strip()
+        value = "null" if value == "None" else value
+        option = next((a.option_strings[-1] for a in parser._actions if a.dest == key), key)
+        named = f"{key}={value}" if key in setting_names() else f"{option} {value}"
+        return f"{named} must be {_rule(refused['type'] or refused['types'], value)}"
     known = _options(parser)
     file = text.partition("unrecognized arguments: ")[2]
     meant = [o for suffix, o in _OPTION_OF if o in known and file.endswith(suffix)]
     return text + "".join(f"; did you mean {option} {file}?" for option in meant)
+
+
+def _rule(types: str, value: str) -> str:
+    """What a value of these types is, in words; with the choice that is nearest to `value`."""
+    kinds: list[str] = []
+    choices: list[str] = []
+    for one in _TYPE.finditer(types):
+        if one["choices"]:
+            choices += re.findall("'(.*?)'", one["choices"])
+        elif one[0].startswith("tuple"):
+            length = f"{one['length']} " if one["length"] else ""
+            kinds.append(f"a list of {length}numbers in brackets, such as [30,60]")
+        else:
+            kinds.append(_KINDS.get(one[0], one[0]))
+    nearest = difflib.get_close_matches(value, choices, n=1, cutoff=0.7)
+    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    if set(kinds) <= {"null"}:
+        return f"one of {', '.join(choices + kinds)}{hint}"
+    *others, last = kinds[:1] + choices + kinds[1:]
+    return (f"{', '.join(others)} or {last}" if others else last) + hint
 
 
 def load_config(

@@ -29,6 +29,9 @@ def main(argv: list[str]) -> None:
         choose_protocol(options.protocol, options.scales, options.mirror),
         options.bn_images,
         options.test_images,
+        options.json,
+        options.per_class,
+        options.confusion,
         options,
     )
     from pipeline.evaluate.run import evaluate

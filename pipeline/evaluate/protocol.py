@@ -84,6 +84,10 @@ class Request:
     protocol: ViewProtocol
     bn_images: BnImages
     test_images: bool
+    json: str | None
+    per_class: str | None
+    confusion: str | None
+    """This and the two above: where the files go that were asked for."""
     settings: Any
     """The parser's namespace, with the settings that were given."""
 

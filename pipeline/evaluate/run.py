@@ -1,5 +1,4 @@
-"""An evaluation from its checkpoints to the files it leaves; every function but the last is
-collective."""
+"""An evaluation from its checkpoints to the files it leaves."""
 
 from __future__ import annotations
 
@@ -48,7 +47,7 @@ from pipeline.train.validation import count
 
 def evaluate(request: Request) -> None:
     """Counts the images that the networks get right and logs it; on rank 0 writes the files that
-    were asked for, and the result in the folder of the first checkpoint's run."""
+    were asked for, and the result in the folder of the first checkpoint's run. Collective."""
     world = connect()
     start_logging(world.rank)
     members = _members(request, world)
@@ -76,7 +75,7 @@ def evaluate(request: Request) -> None:
 
 
 def _members(request: Request, world: World) -> list[Member]:
-    """The checkpoints, checked to fit each other and the protocol."""
+    """The checkpoints, checked to fit each other and the protocol. Collective."""
     read = world.on_rank0(lambda: [checkpoint.read(path) for path in request.checkpoints])
 
     def checked() -> list[Member]:
@@ -92,7 +91,7 @@ def _members(request: Request, world: World) -> list[Member]:
 
 
 def _open_data(request: Request, member: Member, world: World) -> tuple[ImageSet, ImageSet | None]:
-    """The test images, and the training images where they are needed."""
+    """The test images, and the training images where they are needed. Collective."""
     config, classes = member.config, member.trained.classes
     if request.test_images:
         config = world.together(lambda: with_test_images(member.config))
@@ -106,7 +105,7 @@ def _is_other_data(request: Request, member: Member, val_set: ImageSet, world: W
     """Whether the tested images belong to other data than the training's. False where no training
     is known, as for imported weights.
 
-    Test images are recognised by the held-out ones, which are in the same archive.
+    Test images are recognised by the held-out ones, which are in the same archive. Collective.
     """
     wanted = member.trained.fingerprint.get("data hash of val")
     if wanted is None:
@@ -120,7 +119,7 @@ def _count(
     members: Sequence[Member], request: Request, val_set: ImageSet, world: World, share: Share,
     device: torch.device,
 ) -> tuple[Validation, Tally]:  # fmt: skip
-    """Runs the networks over the images, and logs which could not be read."""
+    """Runs the networks over the images, and logs which could not be read. Collective."""
     config, protocol, excluded = members[0].config, request.protocol, _excluded(members, val_set)
 
     def opened() -> tuple[list[Network], ValidationLoader]:
@@ -150,14 +149,13 @@ def _excluded(members: Sequence[Member], val_set: ImageSet) -> frozenset[int]:
 
 
 def _write_files(request: Request, result: dict[str, Any], tally: Tally, val_set: ImageSet) -> None:
-    options = request.settings
-    if options.json is not None:
-        write(Path(options.json), result)
-    if options.per_class is not None:
+    if request.json is not None:
+        write(Path(request.json), result)
+    if request.per_class is not None:
         words = class_words(Path(result["config"]["data"]["root"]))
-        write_per_class(Path(options.per_class), tally, val_set, words)
-    if options.confusion is not None:
-        write_confusion(Path(options.confusion), tally, val_set.classes)
+        write_per_class(Path(request.per_class), tally, val_set, words)
+    if request.confusion is not None:
+        write_confusion(Path(request.confusion), tally, val_set.classes)
     run = run_of(request.checkpoints[0])
     if run is not None:
         try:

@@ -19,7 +19,6 @@ from pipeline.model.network import network_facts, network_name, shortcut_of
 from pipeline.system.files import replacing, write_text
 
 _FORMAT = "1"
-_WORDS = ("trainyard", "name")
 _VIEW = "shorter side to `resize` pixels, bilinear with antialiasing; centre square of `image_size`"
 
 MEAN_IMAGE = "preprocessing.mean_image"
@@ -78,7 +77,7 @@ def describe(config: Config, classes: list[str], normalisation: Normalisation) -
 
 
 def from_facts(facts: Mapping[str, Any], image: Any | None) -> Description | None:
-    """The inverse of `facts`, with the mean `image` (H, W, 3) float32 if there was one.
+    """The inverse of `facts` and of `text`, with the mean `image` (H, W, 3) float32 if any.
 
     None where another program wrote the file. Raises `ValueError` for facts of ours that do not
     hold what they should.
@@ -86,11 +85,14 @@ def from_facts(facts: Mapping[str, Any], image: Any | None) -> Description | Non
     if facts.get("trainyard") != _FORMAT:
         return None
     try:
-        preprocessing = facts["preprocessing"]
+        preprocessing, network, classes = (
+            json.loads(facts[name]) if isinstance(facts[name], str) else facts[name]
+            for name in ("preprocessing", "network", "classes")
+        )
         return Description(
-            facts["network"],
+            network,
             facts["name"],
-            facts["classes"],
+            classes,
             preprocessing["image_size"],
             preprocessing["resize"],
             Normalisation(
@@ -133,10 +135,7 @@ def _read_safetensors(path: Path) -> Weights:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         text = file.metadata() or {}
     image = tensors.pop(MEAN_IMAGE, None)
-    # Only our own metadata are known to be JSON.
-    words = _WORDS if text.get("trainyard") == _FORMAT else text
-    facts = {name: value if name in words else json.loads(value) for name, value in text.items()}
-    return Weights(tensors, from_facts(facts, None if image is None else image.numpy()))
+    return Weights(tensors, from_facts(text, None if image is None else image.numpy()))
 
 
 def _read_pickled(path: Path) -> Weights:

@@ -79,7 +79,7 @@ class Decoder:
         self._said.seek(0)
         self._said.truncate()
         size = 1 if len(files) == 1 else _BATCH
-        failure = ""
+        failure: str | None = None
         try:
             self._pipe(size).run()
         except RuntimeError as error:
@@ -90,7 +90,7 @@ class Decoder:
         lines = [line.strip() for line in words.splitlines() if line.strip()]
         errors = [line for line in lines if "error" in line.lower()]
         first = next(iter(errors or lines), "")[:200]  # later ones follow from it
-        if failure:
+        if failure is not None:
             return Verdict("bad", first or _last_line(failure))
         return Verdict("suspect" if first else "good", first)
 

@@ -9,9 +9,13 @@ pixels.
 from __future__ import annotations
 
 import colorsys
+import functools
 import io
 import math
+import multiprocessing
 import os
+import signal
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +24,8 @@ from PIL import Image
 
 from pipeline.data.index.survey import Split
 from pipeline.prepare.drawn import CLASSES, draw_once, filled, outline
-from pipeline.prepare.files import in_threads
 from pipeline.prepare.options import DemoOptions
+from pipeline.system.machine import available_cores, end_with_parent
 
 _GENERATOR_VERSION = 1  # raise it when the same seed no longer gives the same images
 # Shares of the rare kinds. In ImageNet they are rarer still; here a few thousand files must hold
@@ -33,6 +37,7 @@ _ASPECTS = (4 / 3, 3 / 4, 1.0, 3 / 2, 2 / 3, 16 / 9, 2.2)
 _ASPECT_SHARES = (0.45, 0.15, 0.14, 0.12, 0.06, 0.05, 0.03)
 _SHORTEST_SIDE, _LONGEST_SIDE = 80, 200  # pixels
 _SUPERSAMPLING = 4  # Pillow's polygons are not antialiased: filled at this scale, then reduced
+_CHUNK = 32  # images that a process draws between two errands
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # JPEG's Y of RGB (ITU-R BT.601)
 
 FloatArray = NDArray[np.float32]
@@ -48,22 +53,40 @@ def draw_demo(options: DemoOptions) -> bool:
     """Draws `out/train/<class>/<name>.JPEG` and `out/val/<class>/<name>.JPEG`, atomically.
 
     The images are spread evenly over the ten classes; every seed gives different ones. Returns
-    False when `out` already held exactly this set. ValueError as `draw_once`.
+    False when `out` already held exactly this set. Starts a process for each core. ValueError as
+    `draw_once`.
     """
     counts: tuple[tuple[Split, int], ...] = (("train", options.train), ("val", options.val))
 
-    def draw(folder: Path) -> None:
-        def draw_file(image: tuple[Split, int]) -> None:
-            split, index = image
-            class_name = CLASSES[index % len(CLASSES)]
-            path = folder / split / class_name / f"{class_name}_{index:05d}.JPEG"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(demo_file(options.seed, split, index))
+    images = [(split, index) for split, count in counts for index in range(count)]
 
-        images = [(split, index) for split, count in counts for index in range(count)]
-        in_threads(draw_file, images, len(os.sched_getaffinity(0)))
+    def draw(folder: Path) -> None:
+        # Processes, as in threads two cores draw little more than one. Not fork: the caller may run
+        # threads.
+        workers = min(available_cores(), -(-len(images) // _CHUNK))
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, spawn, _begin_worker) as pool:
+            draw_file = functools.partial(_draw_file, folder, options.seed)
+            for _ in pool.map(draw_file, images, chunksize=_CHUNK):
+                pass  # an error is raised here, and what is not begun is left
 
     return draw_once(options.out, "demo", _GENERATOR_VERSION, options.seed, counts, draw)
+
+
+def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too and ends this process
+    end_with_parent()  # a pool's worker would wait for ever for one that was killed
+    parent = multiprocessing.parent_process()
+    if parent is None or not parent.is_alive():  # it was killed before
+        os._exit(1)
+
+
+def _draw_file(folder: Path, seed: int, image: tuple[Split, int]) -> None:
+    split, index = image
+    class_name = CLASSES[index % len(CLASSES)]
+    path = folder / split / class_name / f"{class_name}_{index:05d}.JPEG"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(demo_file(seed, split, index))
 
 
 def demo_image(seed: int, split: Split, index: int) -> NDArray[np.uint8]:

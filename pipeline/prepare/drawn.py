@@ -133,13 +133,19 @@ def draw_once(
     meant = {"generator_version": version, "seed": seed}
     meant |= {f"{part}_images": count for part, count in counts}
 
+    named = f"--out {out}"
     out = out.resolve()  # a link to another disk stays: the set is drawn next to its target
 
     def is_there() -> bool:
-        known = read_mark(out, out / f"{kind}.json", f"a {kind} set") if out.exists() else None
-        if known is not None:
-            require_same(out, known, meant)
-        return known is not None
+        if not out.exists():
+            return False
+        known = read_mark("--out", out, out / f"{kind}.json", f"a {kind} set")
+        if known is None:
+            return False
+        advice = "remove the folder, or give another"
+        require(bool(known), f"{named} holds a {kind} set whose {kind}.json is damaged; {advice}")
+        require_same(f"{named} holds a {kind} set of", known, meant, advice)
+        return True
 
     if is_there():
         return False

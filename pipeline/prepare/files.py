@@ -29,16 +29,16 @@ T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns an `OSError` of the body into the `ConfigError` of a write to `path`: what was written
-    before stays, and a second call resumes."""
+def writing(path: Path, resumes: bool = False) -> Iterator[None]:
+    """Turns an `OSError` of the body into the `ConfigError` of a write to `path`, for which there
+    may be no room; `resumes` says that a second call resumes from what was written before."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            again = "; the same command resumes from here" if resumes else " and start again"
             raise ConfigError(
-                f"{path} does not fit ({error.strerror}): make room; the same command resumes "
-                "from here"
+                f"{path} does not fit ({error.strerror}): make room{again}"
             ) from error
         raise ConfigError(
             f"{path} cannot be written: {error.strerror}; fix that and start again"
@@ -47,8 +47,9 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole_file(path: Path, scratch: Path | None = None, durable: bool = True) -> Iterator[Path]:
-    """Works as `replacing`, with the errors of `writing`."""
-    with writing(path), replacing(path, scratch, durable) as partial:
+    """Works as `replacing`, with the errors of `writing`; only calls that resume have a `scratch`
+    folder, which they keep."""
+    with writing(path, resumes=scratch is not None), replacing(path, scratch, durable) as partial:
         yield partial
 
 
@@ -99,11 +100,14 @@ def on_disk(length: int, block: int = 4096) -> int:
     return -(-length // block) * block + 512
 
 
-def read_mark(folder: Path, mark: Path, purpose: str) -> dict[str, Any] | None:
-    """What an earlier call recorded in the file `mark`; None where there was none.
+def read_mark(option: str, folder: Path, mark: Path, purpose: str) -> dict[str, Any] | None:
+    """What an earlier call recorded in the file `mark`, nothing if that is damaged; None
+    where there was none.
 
-    Raises `ConfigError` if `folder` then holds anything visible, and so is not for this `purpose`.
+    Raises `ConfigError`, naming the `option`, when `folder` then holds anything visible, so is not
+    for this `purpose`, or is a file.
     """
+    require(folder.is_dir(), f"{option} {folder} is a file; give a folder")
     if mark.exists():
         try:
             return dict(json.loads(mark.read_text(encoding="utf-8")))
@@ -113,24 +117,23 @@ def read_mark(folder: Path, mark: Path, purpose: str) -> dict[str, Any] | None:
         strangers = [name for name in sorted(os.listdir(folder)) if name != HIDDEN]
     require(
         not strangers,
-        f"{folder} already holds {', '.join(strangers[:3])}, which is not {purpose}; "
+        f"{option} {folder} already holds {', '.join(strangers[:3])}, which is not {purpose}; "
         "give an empty or a new folder",
     )
     return None
 
 
-def require_same(folder: Path, known: Mapping[str, object], meant: Mapping[str, object]) -> None:
-    """Raises `ConfigError`, with what differs, unless an earlier call had the same parameters."""
+def require_same(
+    there: str, known: Mapping[str, object], meant: Mapping[str, object], advice: str
+) -> None:
+    """Raises `ConfigError`, with what differs, unless what is `there`, the beginning of the
+    sentence, was made with the same parameters; `advice` ends it."""
     differing = [
         f"{name} {known.get(name)} (now {value})"
         for name, value in meant.items()
         if known.get(name) != value
     ]
-    require(
-        not differing,
-        f"--out {folder} was begun with {', '.join(differing)}; call it as before, remove the "
-        "folder, or give another",
-    )
+    require(not differing, f"{there} {', '.join(differing)}; {advice}")
 
 
 def in_threads(work: Callable[[T], object], tasks: Sequence[T], workers: int) -> None:

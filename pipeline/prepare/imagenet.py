@@ -61,7 +61,7 @@ def run(options: ImagenetOptions) -> None:
             for split, of_split in left.items():
                 make_folder(hidden / split)
                 in_threads(work, of_split, options.workers)
-                with writing(options.out / split):
+                with writing(options.out / split, resumes=True):
                     os.sync()  # the name must not outlive a power cut that the content does not
                     os.rename(hidden / split, options.out / split)
         with whole_file(options.out / WORDS_FILE, hidden) as partial:
@@ -75,7 +75,7 @@ def run(options: ImagenetOptions) -> None:
 
 def _check_mark(options: ImagenetOptions, mark: Path, classes: int) -> None:
     """Raises ConfigError, with both values, unless a second call means the same set."""
-    known = read_mark(options.out, mark, "a data set that was begun here")
+    known = read_mark("--out", options.out, mark, "a data set that was begun here")
     meant = {
         "layout": options.layout,
         "shard_mb": options.shard_mb if options.layout == "shards" else None,
@@ -84,7 +84,10 @@ def _check_mark(options: ImagenetOptions, mark: Path, classes: int) -> None:
         "classes": classes,
     }
     if known:
-        require_same(options.out, known, meant)
+        require_same(
+            f"--out {options.out} was begun with", known, meant,
+            "call it as before, remove the folder, or give another",
+        )  # fmt: skip
     else:
         write_json(mark, meant)
 

@@ -143,6 +143,8 @@ class StageOptions:
 class VerifyOptions(_InThreads):
     """Finds every image that would fail in training. Exit code 2 when there is one, else 0."""
 
+    root: Path
+    """Folder of the data set, which holds train or val or both."""
     full: bool = False
     """Also decode every image as training does, and list as suspects those that decode with a
     warning; without it: end markers, headers and sizes only."""
@@ -169,6 +171,8 @@ class VerifyOptions(_InThreads):
 class ParityOptions(_OfDataSet):
     """Compares DALI's pixels with Pillow's. Exit code 2 when one is above tolerance, else 0."""
 
+    root: Path
+    """Folder of the data set, which holds train or val or both."""
     images: int = 64
     """Images of each comparison, rounded up to whole batches of 16."""
 
@@ -181,6 +185,8 @@ class ParityOptions(_OfDataSet):
 class MeanOptions(_InThreads):
     """Computes what data.mean=channel or pixel subtracts: the means of the training crops."""
 
+    root: Path
+    """Folder of the data set, which holds train."""
     config: Path | None = None
     """YAML file of the training, whose crop it is; null: that of the options below."""
     train_crop: TrainCrop | None = None

@@ -50,7 +50,7 @@ def run(options: StageOptions) -> None:
     hashes = _hashes(source, options.cache_dir)
     with only_writer(target) as hidden:
         mark = hidden / "staged.json"
-        known = read_mark(target, mark, "a copy of a data set that was begun here") or {}
+        known = read_mark("--to", target, mark, "a copy of a data set that was begun here") or {}
         other = known.get("data_hash", hashes)
         require(
             other == hashes,

@@ -23,7 +23,7 @@ from pipeline.prepare.index import manifests_of
 from pipeline.prepare.options import VerifyOptions
 
 if TYPE_CHECKING:
-    from pipeline.prepare.decode import Decoder
+    from pipeline.prepare.decode import Decoder, Verdict
 
 
 NO_END = "has no end marker"
@@ -108,7 +108,7 @@ def run(options: VerifyOptions) -> None:
     found: list[Finding] = []
     splits: dict[str, object] = {}
     for split, manifest in manifests.items():
-        mine = list(_verify(manifest, options))
+        mine = _verify(manifest, options)
         found += mine
         bad = [finding for finding in mine if finding.verdict == "bad"]
         excluded = [finding.image for finding in bad if not finding.changed]
@@ -133,31 +133,49 @@ def run(options: VerifyOptions) -> None:
         )
 
 
-def _verify(manifest: Manifest, options: VerifyOptions) -> Iterator[Finding]:
+def _verify(manifest: Manifest, options: VerifyOptions) -> list[Finding]:
     """The findings in a split, in the order of its images."""
+    found: list[Finding] = []
+    unfinished: list[tuple[int, _Read]] = []  # each with its place in `found`
     with contextlib.ExitStack() as stack:
-        decoder: Decoder | None = None
-        if options.full or options.repair:
+
+        def listen() -> Decoder:
             from pipeline.prepare import decode  # torch and DALI: only when needed
 
-            decoder = stack.enter_context(decode.listening(manifest, options.threads))
+            return stack.enter_context(decode.listening(manifest, options.threads))
+
+        decoder = listen() if options.full else None
         # Begun after the decoder, which takes over what C code writes to stderr.
         what, total = f"verifying {manifest.directory}", int(manifest.lengths.sum())
-        progress = stack.enter_context(Progress(what, len(manifest), total))
-        for chunk in _read_all(manifest, options.threads):
-            whole = {read.image: read.content for read in chunk if read.content is not None}
-            verdicts = decoder.verdicts(whole) if decoder and options.full else {}
-            for read in chunk:
-                kind, words = verdicts.get(read.image, ("bad", ""))
-                reason = "; ".join(filter(None, (read.flaw, words)))
-                if reason:
-                    finding = _finding(
-                        manifest, read, "bad" if kind == "bad" else "suspect", reason
-                    )
-                    if decoder and options.repair and read.flaw == NO_END:
-                        finding = _repaired(manifest, options.repair, decoder, read, finding)
-                    yield finding
-            progress.add(len(chunk), sum(int(manifest.lengths[read.image]) for read in chunk))
+        with Progress(what, len(manifest), total) as progress:
+            for chunk in _read_all(manifest, options.threads):
+                verdicts = {} if decoder is None else _decoded(decoder, chunk)
+                for read in chunk:
+                    kind, words = verdicts.get(read.image, ("bad" if read.flaw else "good", ""))
+                    if kind == "good" and read.flaw is None:
+                        continue
+                    if options.repair and read.flaw == NO_END:
+                        unfinished.append((len(found), read))
+                    reason = "; ".join(filter(None, (read.flaw, words)))
+                    verdict: Literal["bad", "suspect"] = "bad" if kind == "bad" else "suspect"
+                    found.append(_finding(manifest, read, verdict, reason))
+                progress.add(len(chunk), sum(int(manifest.lengths[read.image]) for read in chunk))
+        if options.repair and unfinished:
+            decoder = decoder or listen()
+            for place, read in unfinished:
+                found[place] = _repaired(manifest, options.repair, decoder, read, found[place])
+    return found
+
+
+def _decoded(decoder: Decoder, chunk: list[_Read]) -> dict[int, Verdict]:
+    """Verdicts on the images that could be read."""
+    whole = {r.image: r.content for r in chunk if r.content is not None and r.flaw is None}
+    verdicts = decoder.verdicts(whole)
+    # What will fail goes apart, so that a batch need not be decoded twice.
+    for read in chunk:
+        if read.content is not None and read.flaw is not None:
+            verdicts |= decoder.verdicts({read.image: read.content})
+    return verdicts
 
 
 def _read_all(manifest: Manifest, threads: int) -> Iterator[list[_Read]]:

@@ -175,7 +175,8 @@ def _left_unsaid(pairs: Sequence[tuple[Outcome, Outcome]], runs: Sequence[Run]) 
     unfinished = [run.name for run in runs if not run.finished]
     found: list[Block] = []
     if differing:
-        found.append(Paragraph(f"These runs differ in {', '.join(differing)} as well."))
+        runs_named = ", ".join(dict.fromkeys(run.name for run in compared))
+        found.append(Paragraph(f"The runs {runs_named} differ in {', '.join(differing)} as well."))
     if unfinished:
         found.append(Paragraph(f"Left out as unfinished: {', '.join(unfinished)}."))
     return found

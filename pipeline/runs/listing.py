@@ -182,7 +182,7 @@ def describe_differences(folders: Sequence[Path], found: dict[str, list[Any]]) -
 def find_run(name: str, below: Path) -> Path:
     """The run of this name below `below`, or the one in the folder of this path.
 
-    Raises ConfigError, naming the place searched.
+    Raises ConfigError, naming the place searched: for a path, the folder that it names.
     """
     folders = (below / name, Path(name))
     for folder in folders:
@@ -196,6 +196,9 @@ def find_run(name: str, below: Path) -> Path:
     there = next((folder for folder in folders if folder.exists()), None)
     if there is not None and not find_runs(there):
         raise ConfigError(why_no_run(RunFolder(there)))
+    if there is None and "/" in name:
+        above = [folder.parent for folder in folders]
+        name, below = Path(name).name, next(filter(Path.is_dir, above), above[0])
     raise ConfigError(
         f"there is no run {name} below {below}/; python -m pipeline.runs {there or below} lists "
         "those there are"

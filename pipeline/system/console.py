@@ -10,9 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
-
-from tqdm import tqdm
+from typing import TextIO, TypeVar
 
 log = logging.getLogger("trainyard")
 files_log = logging.getLogger("trainyard.files")  # messages about a rank's own file system
@@ -42,6 +40,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def say(line: str, stream: TextIO | None = None) -> None:
     """Writes a line to `stream`, by default stdout, above any bar there."""
+    from tqdm import tqdm  # not above, as `gpu_check` runs where it is not installed
+
     stream = stream or sys.stdout
     tqdm.write(line, file=stream)
     stream.flush()
@@ -105,7 +105,6 @@ LINE_SEC = 10.0
 
 _DRAW_SEC = 0.2
 _WORDS_ONLY = "{desc}{percentage:3.0f}%|{bar}| {words}"
-_LEAST_BAR = 10  # cells
 
 _Bar = TypeVar("_Bar", bound="Bar")
 
@@ -128,7 +127,9 @@ class Bar:
     ) -> None:  # fmt: skip
         self._stream = stream or sys.stdout
         self._drawn_at, self._line_at = 0.0, time.monotonic()
-        self._drawing = _Drawing(
+        from pipeline.system.drawing import Drawing  # needs tqdm, as `say`
+
+        self._drawing = Drawing(
             total=total, initial=position, desc=what, file=self._stream, leave=False,
             disable=not (wanted and self._stream.isatty()), dynamic_ncols=True,
             unit=unit, unit_scale=unit == "B", bar_format=None if unit else _WORDS_ONLY,
@@ -192,30 +193,3 @@ class Bar:
             self._drawn_at = time.monotonic()
             with contextlib.suppress(OSError):  # display errors must not end the work
                 self._drawing.refresh()
-
-
-class _Drawing(tqdm):  # type: ignore[misc]
-    """tqdm's bar with words behind it, which are left out one by one if they leave no room.
-
-    Its own postfix begins with a comma, and is cut at its end.
-    """
-
-    words: tuple[tuple[int, str], ...] = ()
-    """The words behind the bar, each with its rank: the highest is left out first."""
-
-    @property
-    def format_dict(self) -> dict[str, Any]:
-        """The values that tqdm fills the bar's format with."""
-        known: dict[str, Any] = super().format_dict
-        room = known["ncols"] or 1000
-        room -= len(f"{known['prefix'] or ''}100%|| ") + _LEAST_BAR
-        fitting = _fitting(self.words, room)
-        return {**known, "words": fitting, "postfix": fitting}
-
-
-def _fitting(words: Sequence[tuple[int, str]], columns: int) -> str:
-    """As many of the ranked `words` as fit, in their order."""
-    left = list(words)
-    while len(text := " ".join(word for _, word in left)) > columns and len(left) > 1:
-        left.remove(max(left))
-    return text

@@ -1,16 +1,20 @@
-"""The machine of a process: its cores, and the versions of packages and drivers."""
+"""The machine of a process: its cores, its parent, and the versions of packages and drivers."""
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import platform
+import signal
 import subprocess
 from importlib import metadata
 from pathlib import Path
 
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 """DALI's packages, one per CUDA version."""
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @functools.cache
@@ -47,3 +51,8 @@ def _commit() -> str:
 def available_cores() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0))
+
+
+def end_with_parent() -> None:
+    """Lets the kernel kill this process when the thread that started it ends, however it does."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

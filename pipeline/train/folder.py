@@ -241,7 +241,8 @@ def why_no_run(run: RunFolder) -> str:
     if inner:
         return f"{folder} is no run but holds {len(inner)} of them; give {folder}/*/"
     names = [path.name for path in (run.config, run.metrics) if not path.is_file()]
-    return f"{folder} is no run: it has no {' and no '.join(names)}; {HOLDS}"
+    what = "has no training yet" if run.is_run else "is no run"
+    return f"{folder} {what}: it has no {' and no '.join(names)}; {HOLDS}"
 
 
 def last(lines: Sequence[Mapping[str, Any]], event: str) -> Mapping[str, Any]:

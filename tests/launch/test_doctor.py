@@ -77,6 +77,11 @@ def test_the_file_system_of_the_run_directory_is_named(place):
     assert found.split() == shown.splitlines()[1].split()
 
 
+def test_a_file_system_that_is_not_shown_is_unknown(monkeypatch, tmp_path):
+    monkeypatch.setattr("psutil.disk_partitions", lambda all: [])
+    assert this_node(tmp_path)["run_dir"]["file_system"] == "unknown"
+
+
 def test_a_run_directory_that_is_not_made_yet_is_judged_by_its_parent_and_not_made(tmp_path):
     node = this_node(tmp_path / "runs" / "demo")
     assert not node["run_dir"]["exists"] and node["run_dir"]["free_bytes"] > 0

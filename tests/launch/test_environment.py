@@ -106,6 +106,10 @@ def test_an_environment_is_made_again_after_an_interruption_or_for_another_pytor
     assert not leftover.exists()
     assert environment.is_whole()
     assert not Environment(checkout, "torch==2.11.0").is_whole()
+    earlier = checkout / ".venv/.installing"  # of a version that marked it so
+    earlier.touch()
+    assert not environment.is_whole()
+    earlier.unlink()
 
     environment.stage("PyTorch", sys.executable, "-c", "pass")
     assert environment.is_whole()

@@ -67,5 +67,5 @@ def test_prepare_demo_draws_the_set_once(tmp_path, capsys):
     prepare(argv)
     assert f"20 train and 10 val images are in {out}" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.JPEG")} == drawn
-    with pytest.raises(ValueError, match=r"was begun with seed 0 \(now 1\)"):
+    with pytest.raises(ValueError, match=r"holds a demo set of seed 0 \(now 1\)"):
         prepare([*argv, "--seed=1"])

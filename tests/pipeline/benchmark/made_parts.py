@@ -23,6 +23,14 @@ def fails(_options: Any, save: Save) -> Result:
     raise ValueError("no luck")
 
 
+def tells_where(_options: Any, save: Save) -> Result:
+    """Where it runs, what it prints at once, and what its processes are to find first."""
+    first = os.environ["PYTHONPATH"].split(os.pathsep)[0]
+    line_buffered = getattr(sys.stdout, "line_buffering", False)
+    figures = {"folder": os.getcwd(), "first": first, "line_buffered": line_buffered}
+    return Result("made", {}, figures=figures)
+
+
 def misses(_options: Any, _save: Save) -> Result:
     """Needs a package that is not there."""
     raise ModuleNotFoundError("No module named 'PIL'")

@@ -16,6 +16,8 @@ from pipeline.benchmark import gpu_check
 from pipeline.benchmark.gpu_check import PARTS, Part, TestCounts, run_part
 from pipeline.system.failure import TrainingError
 
+PACKAGE = "pipeline.benchmark"
+
 
 @pytest.fixture(autouse=True)
 def made_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +31,14 @@ def test_without_a_gpu_it_is_one_sentence_and_code_2():
     assert ended.codes == [2]
     (line,) = ended.text.strip().splitlines()
     assert line.startswith("error: ") and "NVIDIA GPU" in line
+
+
+def test_it_needs_nothing_but_pytorch_and_numpy():
+    packages = "tqdm jsonargparse docstring_parser yaml horovod nvidia pyarrow PIL tensorboard"
+    block = f"import sys; sys.modules.update(dict.fromkeys({packages.split()}))"
+    modules = ["gpu_check", "norm", "step"]
+    ended = jobs.run(["-c", "\n".join([block, *(f"import {PACKAGE}.{m}" for m in modules)])])
+    assert (ended.codes, ended.text) == ([0], "")
 
 
 @pytest.mark.parametrize(
@@ -65,6 +75,14 @@ def test_a_part_ends_with_what_it_has_found_and_why(name, status, reason, ratios
     found = run_part(Part(60.0, f"made_parts.{name}", 7))
     assert (found["status"], found["reason"]) == (status, reason)
     assert (found["result"] and found["result"]["ratios"]) == ratios
+
+
+def test_a_part_runs_in_this_checkout_and_says_its_lines_at_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    found = run_part(Part(60.0, "made_parts.tells_where"))["result"]["raw"]
+    root = str(jobs.REPOSITORY)
+    assert found == {"folder": root, "first": root, "line_buffered": True}
 
 
 def test_a_part_over_its_budget_is_killed_with_what_it_started():

@@ -1,6 +1,8 @@
 """The scaling model against closed forms, and what `benchmark predict` makes of it."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -185,6 +187,16 @@ def test_the_prediction_is_checked_against_the_measured_rank_counts(tmp_path):
     assert 0.5 / 0.52 < found["predicted"] < 0.5 / 0.502
     ratio = result.ratios["predicted_vs_measured_weak_scaling_2"]
     assert ratio == found["predicted"] / 0.8
+
+
+@pytest.mark.parametrize("name", ["allreduce", "scale"])
+def test_the_json_of_an_earlier_benchmark_is_refused(tmp_path, name):
+    paths = measured(tmp_path)
+    content = json.loads(Path(paths[name]).read_text())
+    del content["settings"]["device"]
+    write_json(Path(paths[name]), content)
+    with pytest.raises(ConfigError, match=f"--{name} .* is not the present JSON of that benchmark"):
+        run(PredictOptions(**paths, depth=18))
 
 
 @pytest.mark.parametrize(

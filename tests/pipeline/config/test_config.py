@@ -54,7 +54,11 @@ ANSWERED = [
     ("pipeline.train", ["--data.global_batch_size=255"], "=255 is not divisible by 2 ranks; the"),
     ("pipeline.train", ["--resume=latest"], "--resume is neither auto nor none, and"),
     ("pipeline.train", ["configs/demo.yaml"], "did you mean --config configs/demo.yaml?"),
-    ("pipeline.train", ["--data.area=0.3"], "in brackets, such as [30,60]. Got value: 0.3"),
+    (
+        "pipeline.train",
+        ["--data.area=0.3"],
+        "0.3 must be a list of numbers in brackets, such as",
+    ),
     ("pipeline.evaluate", ["--help"], "0"),
     ("pipeline.evaluate", ["--data.root=x"], "--checkpoint is missing"),
     ("pipeline.evaluate", ["--checkpoint=none.pt"], "--checkpoint none.pt does not"),
@@ -132,23 +136,21 @@ def test_an_unknown_name_is_answered_with_the_nearest(write, where, seen, meant)
 @pytest.mark.parametrize(
     ("argument", "rule"),
     [
-        ("--model.depth=deep", "int"),
-        ("--model.depth=18.5", "int"),
-        ("--data.flip=maybe", "bool"),
-        ("--data.area=[0.5]", "tuple"),
-        ("--data.train_crop=center", "'random_resized_crop', 'scale_jitter'"),
-        ("--model.variant=v2", "'v1', 'v1.5'"),
-        ("--model.shortcut=D", "D is none of Literal['A', 'B', 'C'], null"),
-        ("--schedule.drop_epochs=3", "3 is none of tuple[float, ...], null; a tuple is a list in"),
+        ("--model.depth=deep", "a whole number"),
+        ("--model.depth=18.5", "a whole number"),
+        ("--model.depth=null", "a whole number"),
+        ("--data.flip=maybe", "true or false"),
+        ("--data.area=[0.5]", "a list of 2 numbers in brackets, such as [30,60]"),
+        ("--data.train_crop=center", "one of random_resized_crop, scale_jitter, padded"),
+        ("--model.family=cifr", "one of imagenet, cifar; did you mean cifar?"),
+        ("--model.shortcut=D", "one of A, B, C, null"),
+        ("--schedule.drop_epochs=3", "a list of numbers in brackets, such as [30,60] or null"),
     ],
 )
 def test_a_wrong_type_or_choice_names_setting_value_and_rule(argument, rule):
-    name, _, value = argument[2:].partition("=")
     with pytest.raises(ConfigError) as error:
         load(argument)
-    message = str(error.value)
-    assert message.startswith(name) and rule in message and value.strip("[]") in message
-    assert "\n" not in message
+    assert str(error.value) == f"{argument[2:]} must be {rule}"
 
 
 # Values. Each part checks itself, whoever makes it.
@@ -350,7 +352,7 @@ def test_a_file_sets_one_setting_at_a_time_on_top_of_its_base(write):
         ({"a": "\x00"}, "is not YAML"),
         ({"a": "- model"}, "must hold settings by name"),
         ({"a": "data: 5\n"}, "data must hold settings by name, not 5"),
-        ({"a": "model: {depth: deep}"}, r"model\.depth: .*int.*deep"),
+        ({"a": "model: {depth: deep}"}, "model.depth=deep must be a whole"),
         ({"a": "model: {depth: 18}\nmodel: {variant: v1}\n"}, r"a\.yaml is not YAML: model occurs"),
         ({"a": "base: none.yaml"},
          r"a\.yaml: base none\.yaml cannot be read \(No such file.*\); there are: configs/"),

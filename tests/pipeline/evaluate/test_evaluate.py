@@ -217,7 +217,11 @@ def test_imported_weights_get_statistics_of_any_images_of_their_classes(trained,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--protocol=9-crop"], "protocol: Expected a Literal['1-crop', '10-crop', 'multi-scale']"),
+        (
+            ["--protocol=10crop"],
+            "--protocol 10crop must be one of 1-crop, 10-crop, multi-scale; did you mean 10-crop?",
+        ),
+        (["--bn-images=foo"], "--bn-images foo must be a whole number, all or null"),
         (["--protocol=10-crop", "--mirror"], "--mirror is not for --protocol 10-crop"),
         (["--bn-images=0"], "--bn-images 0 must be a number of training images, at least 2"),
         (["--per-class=/none/a.csv"], "--per-class /none/a.csv: the folder /none does not exist"),

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from one_process import evaluate_here, train_here
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from weight_files import CIFAR_8, CLASSES, RESNET_18, SMALL, with_image, write_checkpoint
 
 from pipeline import predict
 from pipeline.config import Config, ConfigError, DataConfig, ModelConfig
 from pipeline.data.normalisation import IMAGENET, Normalisation
 from pipeline.export import __main__ as export
+from pipeline.export.formats import read_weights
 from pipeline.export.importing import checkpoint_of, read_class_list
 from pipeline.system.failure import Reported
 from pipeline.train.checkpoint import read_verified
@@ -162,9 +164,24 @@ def test_damaged_safetensors_are_refused(tmp_path):
     with pytest.raises(ValueError, match="weights.safetensors cannot be used: .*; copy it again"):
         checkpoint_of(weights, Config(SMALL, CIFAR_8), None)
     content = read_verified(tmp_path / "from.pt")["model"]
-    save_file({n: v.contiguous() for n, v in content.items()}, weights, {"trainyard": "1"})
-    with pytest.raises(ValueError, match=r"its metadata is damaged \(KeyError: 'preprocessing'\)"):
-        checkpoint_of(weights, Config(SMALL, CIFAR_8), None)
+    tensors = {name: value.contiguous() for name, value in content.items()}
+    for text, error in (
+        ({"trainyard": "1"}, "KeyError: 'preprocessing'"),
+        ({"trainyard": "1", "preprocessing": "{}", "network": "{"}, "JSONDecodeError: "),
+    ):
+        save_file(tensors, weights, text)
+        with pytest.raises(ValueError, match=rf"its metadata is damaged \({error}"):
+            checkpoint_of(weights, Config(SMALL, CIFAR_8), None)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_what_other_programs_say_in_safetensors_is_passed_over(tmp_path, ours):
+    weights = exported(tmp_path, ".safetensors", CIFAR_8)
+    with safe_open(weights, "pt") as file:
+        text = file.metadata() if ours else {}
+    save_file(load_file(weights), weights, text | {"format": "pt"})
+    description = read_weights(weights).description
+    assert (description and description.network["depth"]) == (8 if ours else None)
 
 
 @pytest.mark.parametrize(

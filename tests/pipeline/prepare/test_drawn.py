@@ -143,7 +143,7 @@ def test_a_set_is_drawn_once_and_never_over_another(tmp_path):
     assert draw_mini(MiniOptions(out, **SMALL))
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     assert not draw_mini(MiniOptions(out, **SMALL))
-    with pytest.raises(ConfigError, match=r"--out .* was begun with seed 0 \(now 7\); call it as"):
+    with pytest.raises(ConfigError, match=r"--out .* holds a mini set of seed 0 \(now 7\); remove"):
         draw_mini(MiniOptions(out, seed=7, **SMALL))
     with pytest.raises(ConfigError, match=r"train_images 10 \(now 11\)"):
         draw_mini(MiniOptions(out, train=11, test=10))
@@ -153,15 +153,18 @@ def test_a_set_is_drawn_once_and_never_over_another(tmp_path):
     stamp.write_text(json.dumps(json.loads(stamp.read_text()) | {"generator_version": 0}))
     with pytest.raises(ConfigError, match=r"generator_version 0 \(now 1\)"):
         draw_mini(MiniOptions(out, **SMALL))
+    stamp.write_text("{")
+    with pytest.raises(ConfigError, match=f"--out {out} holds a mini set whose mini.json is dam"):
+        draw_mini(MiniOptions(out, **SMALL))
 
 
 def test_a_foreign_folder_or_file_is_refused_and_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(
-        ConfigError, match=r"already holds notes.txt, which is not a mini set; give"
+        ConfigError, match=r"--out .* already holds notes.txt, which is not a mini set; give"
     ):
         draw_mini(MiniOptions(tmp_path, **SMALL))
-    with pytest.raises(ConfigError, match=r"notes.txt cannot be written: Not a directory"):
+    with pytest.raises(ConfigError, match=r"--out .*notes.txt is a file; give a folder"):
         draw_mini(MiniOptions(tmp_path / "notes.txt", **SMALL))
     assert visible_files(tmp_path) == {"notes.txt": b"mine"}
 
@@ -174,13 +177,22 @@ def test_an_empty_folder_or_a_link_to_one_is_filled(tmp_path):
     assert (tmp_path / "disk" / "set" / "mini.json").exists()
 
 
-def test_a_killed_drawing_leaves_no_set_and_the_next_one_starts_again(tmp_path):
+def is_running(pid: str) -> bool:
+    """Not where it only waits for its new parent to notice its end."""
+    ps = ["ps", "-o", "stat=", "-p", pid]
+    return subprocess.run(ps, capture_output=True, text=True).stdout.strip() not in ("", "Z")
+
+
+def test_a_killed_drawing_leaves_no_set_nor_process_and_the_next_one_starts_again(tmp_path):
     out = tmp_path / "demo"
     argv = [sys.executable, "-m", "pipeline.prepare", "demo", f"--out={out}"]
     drawing = subprocess.Popen([*argv, "--train=100000"], cwd=jobs.REPOSITORY)
     jobs.wait_for(lambda: list(tmp_path.rglob("*.JPEG")), "the first image")
+    ps = ["ps", "-o", "pid=", "--ppid", str(drawing.pid)]
+    workers = subprocess.run(ps, capture_output=True, text=True, check=True).stdout.split()
     drawing.send_signal(signal.SIGKILL)
     drawing.wait()
+    jobs.wait_for(lambda: not any(map(is_running, workers)), "the end of the workers", 20)
     assert [name.startswith(".demo.") for name in os.listdir(tmp_path)] == [True]
     assert draw_demo(DemoOptions(out, train=10, val=10))
     assert len(list(out.rglob("*.JPEG"))) == 20
@@ -188,7 +200,12 @@ def test_a_killed_drawing_leaves_no_set_and_the_next_one_starts_again(tmp_path):
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, small_files):
-    with small_files(1500), pytest.raises(ConfigError, match=r"demo does not fit \(File too large"):
+    with (
+        small_files(1500),
+        pytest.raises(
+            ConfigError, match=r"demo does not fit \(File too large\): make room and start again"
+        ),
+    ):
         draw_demo(DemoOptions(tmp_path / "demo", train=10, val=10))
     assert os.listdir(tmp_path) == []
 

@@ -16,6 +16,7 @@ from terminal import on_terminal
 from pipeline.data.index.manifest import open_manifest
 from pipeline.prepare import verify
 from pipeline.prepare.__main__ import main
+from pipeline.prepare.decode import Decoder
 from pipeline.prepare.options import VerifyOptions
 from pipeline.system.failure import run_command
 
@@ -219,6 +220,34 @@ def test_repair_copies_what_misses_only_the_end_and_leaves_the_data_set_alone(tm
     assert "has no end marker and is cut off: Corrupt JPEG" in by_name["half"]["reason"]
     assert by_name["half"]["repaired"] is None
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_what_shows_as_flawed_is_decoded_apart_from_the_rest(tmp_path, monkeypatch):
+    batches, verdicts = [], Decoder.verdicts
+    monkeypatch.setattr(
+        Decoder, "verdicts", lambda *args: batches.append(list(args[1])) or verdicts(*args)
+    )
+    bad = {"2": JPEG[:-2], "4": BAD["half"][0]}
+    root = make(tmp_path / "data", dict.fromkeys("1235", JPEG) | bad)
+    assert [line["image"] for line in verified(root, full=True)] == [1, 3]
+    assert batches == [[0, 2, 4], [1], [3]]
+
+
+def test_a_repair_loads_the_decoder_at_the_first_file_that_needs_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.prepare.decode.listening", None)
+    root = make(tmp_path / "data", {"a": JPEG, "b": b"text"})
+    (line,) = verified(root, repair=tmp_path / "mended")
+    assert (line["image"], line["verdict"]) == (1, "bad")
+
+
+def test_an_image_that_fails_without_a_word_is_bad(tmp_path, monkeypatch):
+    def fail(self):
+        raise RuntimeError
+
+    monkeypatch.setattr("nvidia.dali.Pipeline.run", fail)
+    root = make(tmp_path / "data", {"a": JPEG})
+    (line,) = verified(root, full=True)
+    assert (line["verdict"], line["reason"]) == ("bad", "")
 
 
 def test_an_image_of_10000_x_10000_passes(tmp_path):

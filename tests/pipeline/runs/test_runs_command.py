@@ -233,10 +233,11 @@ def test_a_wrong_command_is_answered(runs, tmp_path):
     (tmp_path / "young" / "lock").write_text("")
     (tmp_path / "file").write_text("")
     for argv, message in [
-        ([tmp_path / "none"], "there is no run .*none below runs/; "),
+        ([tmp_path / "none"], f"there is no run none below {tmp_path}/; "),
+        (["--follow", tmp_path / "no/b"], f"there is no run b below {tmp_path}/no/; "),
         ([tmp_path / "file"], "file is no run but a file; give the run's folder"),
         ([run, tmp_path / "none"], "there is no run .*none below "),
-        ([run, tmp_path / "young"], "young is no run: it has no config.yaml"),
+        ([run, tmp_path / "young"], "young has no training yet: it has no config.yaml"),
         ([tmp_path, "--follow", "rum"], f"no run rum below {tmp_path}/; .*runs {tmp_path} lists"),
         ([run, run, "--follow", "run"], "--follow run is given with 2 folders; give the one"),
         (["--folow=a"], "did you mean --follow?"),
