@@ -30,9 +30,9 @@ from launch.slurm.allocation import (
     this_allocation,
 )
 from launch.slurm.checks import examine, nccl_logging, watch_nccl
-from launch.slurm.end import End, exit_code
 from launch.slurm.options import Program, split
 from launch.slurm.rank import INTERFACE, NODES, RUN_DIR
+from launch.slurm.requeue import End, exit_code
 from pipeline.config import ConfigError
 from pipeline.ranks.rendezvous import Rendezvous
 from pipeline.system.console import counted

@@ -139,7 +139,7 @@ class LoaderParts:
         yield (pipe.run() for _ in range(batches))
 
     def _input(self, positions: np.ndarray) -> tuple[Any, ...]:
-        selection, images = self._stream.select(positions), self._stream.manifest
+        selection, images = self._stream.select(positions), self._stream.image_set
         encoded = [read_patiently(images, int(image)) for image in selection.images]
         return graph_inputs(selection, encoded, images, self._settings)
 

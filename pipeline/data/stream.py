@@ -41,10 +41,10 @@ class Selection:
 
 
 class ImageStream(ABC):
-    """The selection at each position of `manifest`, cropped as `planner` says."""
+    """The selection at each position of `image_set`, cropped as `planner` says."""
 
-    def __init__(self, manifest: ImageSet, planner: Planner) -> None:
-        self.manifest = manifest
+    def __init__(self, image_set: ImageSet, planner: Planner) -> None:
+        self.image_set = image_set
         self.planner = planner
 
     @abstractmethod
@@ -54,12 +54,12 @@ class ImageStream(ABC):
     def select(self, positions: np.ndarray) -> Selection:
         """The selection at `positions`, (B,) int64. Raises `BadImage` for one without a size."""
         images = self.images(positions)
-        known = (self.manifest.heights[images] > 0) & (self.manifest.widths[images] > 0)
+        known = (self.image_set.heights[images] > 0) & (self.image_set.widths[images] > 0)
         if not known.all():
             # Reading gives the precise reason: empty, unreadable or not an image.
             image = int(images[np.argmin(known)])
-            self.manifest.read(image)
-            raise BadImage(self.manifest.path(image), "no image header")
+            self.image_set.read(image)
+            raise BadImage(self.image_set.path(image), "no image header")
         labels, plan = self._labels(positions, images), self._plan(positions, images)
         return Selection(positions, images, labels, plan)
 
@@ -72,19 +72,19 @@ class ImageStream(ABC):
         if not isinstance(error, BadImage) or error.changed:
             return None
         for position, image in zip(positions, self.images(positions), strict=True):
-            if self.manifest.path(int(image)) == error.path:
+            if self.image_set.path(int(image)) == error.path:
                 return Found(int(image), int(position), str(error))
         return None
 
     def _labels(self, positions: np.ndarray, images: np.ndarray) -> np.ndarray:
-        return np.asarray(self.manifest.labels[images], dtype=np.int64)
+        return np.asarray(self.image_set.labels[images], dtype=np.int64)
 
     def _words(self, positions: np.ndarray) -> np.ndarray | None:
         """The planner's random words (B, words_per_position), if it takes any."""
         return None
 
     def _plan(self, positions: np.ndarray, images: np.ndarray) -> Plan:
-        heights, widths = self.manifest.heights[images], self.manifest.widths[images]
+        heights, widths = self.image_set.heights[images], self.image_set.widths[images]
         return self.planner.plan(heights, widths, self._words(positions))
 
 
@@ -94,10 +94,10 @@ class TrainStream(ImageStream):
     The positions of a selection must be consecutive and rising, as every chunk's are.
     """
 
-    def __init__(self, manifest: ImageSet, planner: Planner, seed: int):
-        super().__init__(manifest, planner)
+    def __init__(self, image_set: ImageSet, planner: Planner, seed: int):
+        super().__init__(image_set, planner)
         self.seed = seed
-        self.order = GlobalOrder(len(manifest), seed)
+        self.order = GlobalOrder(len(image_set), seed)
         self.exclusions = Exclusions()
 
     def images(self, positions: np.ndarray) -> np.ndarray:
@@ -114,13 +114,13 @@ class ValStream(ImageStream):
     """The validation order: position p is image p; positions past the end repeat the last image
     with label -1."""
 
-    def __init__(self, manifest: ImageSet, planner: Planner):
-        super().__init__(manifest, planner)
+    def __init__(self, image_set: ImageSet, planner: Planner):
+        super().__init__(image_set, planner)
         self.excluded: frozenset[int] = frozenset()
 
     def images(self, positions: np.ndarray) -> np.ndarray:
         """The images at `positions`, both (B,) int64: their own, or the next that can be read."""
-        count = len(self.manifest)
+        count = len(self.image_set)
         images: np.ndarray = np.minimum(positions, count - 1)
         for i, image in enumerate(images) if self.excluded else ():
             around = ((int(image) + step) % count for step in range(count))
@@ -131,8 +131,8 @@ class ValStream(ImageStream):
 
     def _labels(self, positions: np.ndarray, images: np.ndarray) -> np.ndarray:
         labels = super()._labels(positions, images)
-        labels[images != np.minimum(positions, len(self.manifest) - 1)] = UNREADABLE_LABEL
-        labels[positions >= len(self.manifest)] = PADDING_LABEL
+        labels[images != np.minimum(positions, len(self.image_set) - 1)] = UNREADABLE_LABEL
+        labels[positions >= len(self.image_set)] = PADDING_LABEL
         return labels
 
 

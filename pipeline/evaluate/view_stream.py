@@ -33,13 +33,13 @@ class ViewStream(ValStream):
 
     def images(self, positions: np.ndarray) -> np.ndarray:
         """The images at `positions`, both (B,) int64: their own, or the next that can be read."""
-        return super().images(positions % len(self.manifest))
+        return super().images(positions % len(self.image_set))
 
     def _labels(self, positions: np.ndarray, images: np.ndarray) -> np.ndarray:
-        return super()._labels(positions % len(self.manifest), images)
+        return super()._labels(positions % len(self.image_set), images)
 
     def _plan(self, positions: np.ndarray, images: np.ndarray) -> Plan:
-        manifest = self.manifest
+        manifest = self.image_set
         view, own = int(positions[0]) // len(manifest), positions % len(manifest)
         plan = self.views[view].plan(manifest.heights[own], manifest.widths[own])
         replaced = images != own

@@ -113,7 +113,7 @@ def run(options: ParityOptions) -> None:
     Raises `BadImage`, a ValueError too, for an image that cannot be decoded.
     """
     views = _views(manifests_of(options.root, options.cache_dir))
-    decoders = decoders_for([stream.manifest for stream in views.values()])
+    decoders = decoders_for([stream.image_set for stream in views.values()])
     found = []
     for view, stream in views.items():
         for difference in compare(view, stream, decoders, options.images):
@@ -164,7 +164,7 @@ def compare(
 ) -> list[Difference]:
     """The differences of each decoder on about `images` images, rounded up to whole batches; fewer
     images than that are compared more than once in val, and in other crops in train."""
-    manifest, batch = stream.manifest, min(_BATCH, images)
+    manifest, batch = stream.image_set, min(_BATCH, images)
     count = -(-images // batch) * batch
     positions = np.arange(count, dtype=np.int64)
     if isinstance(stream, ValStream):
@@ -198,7 +198,7 @@ def _references(
     stream: TrainStream | ValStream, selection: Selection
 ) -> dict[str, NDArray[np.float32]]:
     """The batch as each reference makes it, (B, H, W, 3) in levels."""
-    files = [stream.manifest.read(image) for image in selection.images.tolist()]
+    files = [stream.image_set.read(image) for image in selection.images.tolist()]
     found = {"Pillow": execute(selection.plan, files)}
     if isinstance(stream, ValStream):
         cropped = [torchvision_center_crop(file, _RESIZE, _SIZE) for file in files]

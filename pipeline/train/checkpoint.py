@@ -43,11 +43,11 @@ class DamagedCheckpoint(ValueError):
 
 class SaveError(TrainingError):
     """A checkpoint cannot be written. `reason` names it and the last good one, `fix` what to do;
-    `for_room`: free space is all that it needs."""
+    `disk_full`: free space is all that it needs."""
 
-    def __init__(self, reason: str, fix: str, for_room: bool) -> None:
+    def __init__(self, reason: str, fix: str, disk_full: bool) -> None:
         super().__init__(f"{reason}; {fix} and start again")
-        self.reason, self.fix, self.for_room = reason, fix, for_room
+        self.reason, self.fix, self.disk_full = reason, fix, disk_full
 
 
 def write_atomically(path: Path, content: Mapping[str, Any]) -> None:
@@ -170,7 +170,7 @@ class CheckpointFolder(Checkpoints):
     def __init__(self, folder: Path, keep: int) -> None:
         super().__init__(folder)
         self.keep = keep
-        self._waits_for_room = False
+        self._disk_was_full = False
 
     def save(self, step: int, content: Mapping[str, Any], best: bool = False) -> Path:
         """Writes the checkpoint before step `step`, then removes all but the newest `keep`.
@@ -187,26 +187,26 @@ class CheckpointFolder(Checkpoints):
         if best:
             with self._writing(self.best, content):
                 self.link_best(path)
-        if self._waits_for_room:
-            self._waits_for_room = False
+        if self._disk_was_full:
+            self._disk_was_full = False
             log.info("there is room again: checkpoint %s is written", path)
         return path
 
-    def save_or_wait(self, step: int, content: Mapping[str, Any], best: bool = False) -> None:
+    def save_unless_full(self, step: int, content: Mapping[str, Any], best: bool = False) -> None:
         """As `save`, but a full disk costs this checkpoint only, not the run, and is reported once
         until there is room again. Not for the last save, nor when there is no checkpoint yet."""
         try:
             self.save(step, content, best)
         except SaveError as error:
-            if not error.for_room or not self.steps():
+            if not error.disk_full or not self.steps():
                 raise
-            if not self._waits_for_room:
+            if not self._disk_was_full:
                 log.warning(
                     "warning: %s; %s: training continues and tries again at the next save%s",
                     error.reason, error.fix,
                     ", but best.pt stays that of an earlier validation" if best else "",
                 )  # fmt: skip
-            self._waits_for_room = True
+            self._disk_was_full = True
 
     @contextmanager
     def _writing(self, path: Path, content: Mapping[str, Any]) -> Iterator[None]:
@@ -214,7 +214,7 @@ class CheckpointFolder(Checkpoints):
         try:
             yield
         except OSError as error:
-            steps, for_room = self.steps(), error.errno in (errno.ENOSPC, errno.EDQUOT)
+            steps, disk_full = self.steps(), error.errno in (errno.ENOSPC, errno.EDQUOT)
             folders = (self.folder, *self.folder.parents)
             free_bytes = shutil.disk_usage(next(f for f in folders if f.is_dir())).free
             last = "there is none yet"
@@ -224,8 +224,8 @@ class CheckpointFolder(Checkpoints):
                 f"checkpoint {path} cannot be written: {error.strerror} (it needs about "
                 f"{_size_bytes(content) / 1e6:.1f} MB, and {free_bytes / 1e6:.1f} MB are free on "
                 f"its disk); {last}",
-                "make room there" if for_room else "have that folder take files again",
-                for_room,
+                "make room there" if disk_full else "have that folder take files again",
+                disk_full,
             ) from error
 
     def link_best(self, path: Path) -> None:
@@ -255,7 +255,7 @@ class CheckpointFolder(Checkpoints):
             "to start from scratch, or give --resume the path of another checkpoint"
         )
 
-    def forget_after(self, step: int) -> None:
+    def delete_after(self, step: int) -> None:
         """Removes checkpoints after `step`: the run resumes from there."""
         for later in self.steps():
             if later > step:

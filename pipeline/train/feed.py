@@ -66,9 +66,9 @@ class Feed:
             if not failed:
                 assert batch is not None
                 return batch, Decision(STOP_SIGNALS[stop], bool(save))
-            self._go_on_without(error, step, micro)
+            self._recover_or_raise(error, step, micro)
 
-    def _go_on_without(self, error: Exception | None, step: int, micro: int) -> None:
+    def _recover_or_raise(self, error: Exception | None, step: int, micro: int) -> None:
         """Collective. Reopens the data at this micro-batch, or raises `Reported`."""
         reopen = self._recover(error, step, micro) if self._recover else None
         if reopen is None:

@@ -172,7 +172,7 @@ def _find_checkpoint(trainer: Trainer) -> dict[str, Any] | None:
         write_text(run.origin, str(path.resolve()))
         checkpoints.save(content["step"], content)
     log.info("resuming from %s at step %d", path, content["step"])
-    checkpoints.forget_after(content["step"])
+    checkpoints.delete_after(content["step"])
     _link_best(checkpoints, content)
     return content
 

@@ -122,7 +122,7 @@ class Trainer:
         """Starts measuring speed and times: what came before was no training."""
         self.state.window.start_clock()
         self.phases.restart()
-        self.world.heartbeat.take_longest_sec()
+        self.world.heartbeat.take_longest_sec()  # forgets it
 
     def train_epoch(self, feed: Feed, until: int) -> None:
         """Steps up to step `until`; records metrics and saves on the way."""
@@ -138,12 +138,12 @@ class Trainer:
                 self._leave(decision.stop)
             if state.step == first:
                 self.monitor.images(batch, self.position)
-            norms = self.train_step(batch, feed)
+            measured = self.train_step(batch, feed)
             state.step += 1
             state.warmup.close(state.step, self.world)
             self.monitor.advance(self.position)
-            if norms is not None:
-                self._record(norms)
+            if measured is not None:
+                self._record(measured)
             if every and state.step % every == 0 and state.step < until:
                 self.save()
             self.profile.after(state.step - 1)
@@ -151,7 +151,7 @@ class Trainer:
     def train_step(self, batch: Batch, feed: Feed) -> Tensor | None:
         """One optimizer step over this rank's micro-batches, of which `batch` is the first.
 
-        Returns `optimizer.norms` if this step's line of metrics is due.
+        Returns gradients' and weights' `optimizer.norms` if this step's line of metrics is due.
         """
         state, accumulation = self.state, self.loaders.accumulation
         set_lr(state.optimizer, self.lr(state.step))
@@ -201,7 +201,7 @@ class Trainer:
 
             def write() -> None:
                 require_finite(content)
-                write_it = self.checkpoints.save if last else self.checkpoints.save_or_wait
+                write_it = self.checkpoints.save if last else self.checkpoints.save_unless_full
                 write_it(self.state.step, content, best)
 
             self.world.on_rank0(write)
@@ -247,9 +247,8 @@ class Trainer:
             self.monitor.val(line, analysis)
         self.save(best=result.top1 >= state.best_top1, last=self.finished)
 
-    def _record(self, found: Tensor) -> None:
-        """Collective. Writes the line of metrics that ends with the last step; `found` are its
-        `norms`."""
+    def _record(self, measured: Tensor) -> None:
+        """Collective. Writes the line of metrics that ends with the last step, with its norms."""
         state = self.state
         with self.phases("record"):
             self._require_finite_loss()
@@ -262,7 +261,7 @@ class Trainer:
                 **self.progress,
                 **totals,
                 "lr": state.optimizer.param_groups[0]["lr"],
-                **named_norms(state.model, found),
+                **named_norms(state.model, measured),
                 "loss_scale": state.precision.scale,
                 "skipped_steps": state.precision.skipped_steps,
                 "excluded": len(state.excluded.train),

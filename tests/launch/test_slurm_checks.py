@@ -8,8 +8,8 @@ import pytest
 
 from launch.slurm.allocation import Allocation, Node
 from launch.slurm.checks import examine, nccl_logging, watch_nccl
-from launch.slurm.end import End
 from launch.slurm.options import split
+from launch.slurm.requeue import End
 from pipeline.config import ConfigError
 from pipeline.train.folder import RunFolder
 
@@ -64,7 +64,7 @@ def test_nodes_that_talk_over_a_plain_socket_are_warned_of(tmp_path, capsys, tra
 @pytest.fixture
 def scontrol(tmp_path, install, monkeypatch):
     """A scontrol that notes what it is asked; the launcher waits for no file system."""
-    monkeypatch.setattr("launch.slurm.end._PATIENCE_SEC", 0.0)
+    monkeypatch.setattr("launch.slurm.requeue._PATIENCE_SEC", 0.0)
     install("scontrol", f'echo "$@" >> {tmp_path}/asked')
     return tmp_path / "asked"
 

@@ -274,13 +274,13 @@ def test_without_a_checkpoint_to_fall_back_on_a_run_does_not_wait(disk, caplog):
     fill(disk, ROOM_BYTES)
     wrong = "it needs about 0.8 MB, .* there is none yet; make room there and start again"
     with pytest.raises(SaveError, match=wrong):
-        folder.save_or_wait(1, content)
+        folder.save_unless_full(1, content)
     (disk / "filler").unlink()
     with caplog.at_level(logging.INFO, logger="trainyard"):
         for step in range(1, 7):
             if step in (2, 5):
                 fill(disk, ROOM_BYTES)
-            folder.save_or_wait(step, content)
+            folder.save_unless_full(step, content)
             if step in (3, 5):
                 (disk / "filler").unlink()
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
@@ -301,12 +301,12 @@ def test_a_best_that_cannot_be_copied_leaves_the_checkpoint_and_prunes_the_old(
     for step in (1, 2):
         folder.save(step, content)
     filler = fill(disk, 1_300_000)  # for the copy only once the oldest is gone
-    folder.save_or_wait(3, content, best=True)
+    folder.save_unless_full(3, content, best=True)
     assert folder.steps() == [2, 3] and read_verified(folder.best)
     assert caplog.text == ""
     filler.unlink()
     fill(disk, ROOM_BYTES)
-    folder.save_or_wait(4, content, best=True)
+    folder.save_unless_full(4, content, best=True)
     assert "but best.pt stays that of an earlier validation" in caplog.text
     assert folder.steps() == [2, 3]
 

@@ -142,11 +142,11 @@ class Loader:
         # One task per reader, not per file: 25 us of Python each would add up at 8,000 files/s.
         shares = np.array_split(selection.images, min(_READERS, len(selection.images)))
         encoded = [one for share in self._readers.map(self._read, shares) for one in share]
-        inputs = graph.graph_inputs(selection, encoded, self._stream.manifest, self._settings)
+        inputs = graph.graph_inputs(selection, encoded, self._stream.image_set, self._settings)
         return _Prepared(selection, inputs)
 
     def _read(self, images: np.ndarray) -> list[np.ndarray]:
-        return [read_patiently(self._stream.manifest, int(image)) for image in images]
+        return [read_patiently(self._stream.image_set, int(image)) for image in images]
 
     def _hand_over(self) -> tuple[Any, ...]:
         """DALI's callback, on the training thread; everything is already prepared."""
@@ -181,7 +181,7 @@ class Loader:
             except RuntimeError as single:
                 if _OUT_OF_MEMORY.search(str(single)):
                     break  # a good file; never to be excluded
-                path = self._stream.manifest.path(int(image))
+                path = self._stream.image_set.path(int(image))
                 reason = f"cannot be decoded, truncated or not an image ({_last_reason(single)})"
                 return BadImage(path, reason)
         return RuntimeError(

@@ -87,7 +87,7 @@ def test_a_write_that_the_disk_refuses_leaves_what_was_there_and_does_not_wait(
         "is that of step 4; have that folder take files again and start again"
     )
     with pytest.raises(SaveError, match=refused):
-        folder.save_or_wait(step, content(5))
+        folder.save_unless_full(step, content(5))
     assert path.read_bytes() == old
     assert folder.steps() == [4]
     assert not list(folder.folder.glob(".partial-*"))
@@ -168,7 +168,7 @@ def test_the_newest_whole_one_is_used_and_a_damaged_one_reported(folder, caplog)
     assert (path, found["step"]) == (paths[1], 6)
     assert "step-000000009.pt is damaged" in caplog.text
     assert "the one before it is tried" in caplog.text
-    folder.forget_after(3)
+    folder.delete_after(3)
     assert folder.steps() == [3]
     damage(paths[0])
     with pytest.raises(DamagedCheckpoint, match=r"none of the 1 checkpoints in .* is whole"):
@@ -331,7 +331,7 @@ def test_a_run_that_began_with_anothers_checkpoint_stands_on_its_own(
 ):
     other = finished / "checkpoints" / "step-000000004.pt"
     run = train_here(small_data, tmp_path, "--run.name=fork", f"--resume={other}")
-    CheckpointFolder(run / "checkpoints", 3).forget_after(4)  # killed before its first
+    CheckpointFolder(run / "checkpoints", 3).delete_after(4)  # killed before its first
     train_here(small_data, tmp_path, "--run.name=fork", f"--resume={other}")  # the same command
     log = log_of(run)
     assert log.count("at step 4") == 2
