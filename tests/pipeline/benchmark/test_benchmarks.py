@@ -6,9 +6,10 @@ import sys
 import jobs
 import pytest
 
+from pipeline.benchmark import scale
 from pipeline.benchmark.__main__ import main, parse
 from pipeline.benchmark.allreduce import default_sizes
-from pipeline.benchmark.options import TrainOptions
+from pipeline.benchmark.options import ScaleOptions, TrainOptions
 from pipeline.benchmark.photos import make_photos
 from pipeline.benchmark.train import settings
 from pipeline.config import ConfigError
@@ -100,6 +101,31 @@ def test_scale_compares_ranks_with_lone_processes_and_one_alone(benchmark):
     speed, step = (raw[f"alone_{key}"]["rounds"][0] for key in ("images_per_sec", "step_sec"))
     assert speed == pytest.approx(4 / step)
     assert 0 < raw["alone_forward_backward_sec"]["rounds"][0] < step
+
+
+def test_scale_warms_each_side_up_before_it_starts_the_next(monkeypatch):
+    events = []
+
+    class Recorded:
+        def __init__(self, jobs: list) -> None:
+            self._jobs = jobs
+
+        def ask(self, steps: int) -> list:
+            events.append(f"asked {len(self._jobs)}")
+            return []
+
+        def end(self) -> None:
+            """Nothing was started."""
+
+    def all_started(rounds: int, sides: dict) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(scale, "start", lambda module, arguments, ranks: events.append(ranks))
+    monkeypatch.setattr(scale, "Processes", Recorded)
+    monkeypatch.setattr(scale, "interleave", all_started)
+    with pytest.raises(InterruptedError):
+        scale.run(ScaleOptions(device="cpu", ranks="1,2"))
+    assert events == [1, 1, "asked 2", "asked 1", 2, "asked 1", 2, "asked 1"]
 
 
 def test_scale_waits_for_a_data_set(benchmark, small_data):

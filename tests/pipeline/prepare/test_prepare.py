@@ -30,7 +30,10 @@ def test_help_names_every_option_and_loads_nothing_heavy():
     done = subprocess.run(argv, cwd=jobs.REPOSITORY, text=True, capture_output=True, check=True)
     overview, *texts, end = done.stdout.split("loaded:\n")
     assert end == ""
+    holds = {"verify": "train or val or both", "parity": "train or val or both", "mean": "train"}
     for (name, kind), text in zip(OPTIONS.items(), texts, strict=True):
+        if name in holds:
+            assert f"which holds {holds[name]}." in " ".join(text.split())
         assert f"{name:<10}{kind.__doc__}" in overview
         assert f"usage: python -m pipeline.prepare {name}" in text
         for field in kind.__dataclass_fields__:

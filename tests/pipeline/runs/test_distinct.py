@@ -56,6 +56,6 @@ def test_a_run_is_found_by_name_or_path_and_else_it_says_what_lists_them(make_ru
     with pytest.raises(ConfigError, match="there is no run demo below .*/nowhere/; "):
         find_run("demo", tmp_path / "nowhere")
     deep = rf"there is no run vgg below {tmp_path}/deep/; .* {tmp_path}/deep lists those"
-    for name, below in (("deep/vgg", tmp_path), (f"{tmp_path}/deep/vgg", Path("runs"))):
+    for name, below in (("deep/vgg", tmp_path), (f"{tmp_path}/deep/vgg", tmp_path / "runs")):
         with pytest.raises(ConfigError, match=deep):
             find_run(name, below)
