@@ -146,6 +146,6 @@ def test_one_json_holds_every_part_and_a_failed_one_is_an_error(tmp_path, capsys
     ]  # fmt: skip
     assert last == f"written to {path}"
     parts["tests"] = {"status": "failed", "seconds": 9.0, "reason": "1 failed", "result": None}
-    with pytest.raises(TrainingError, match="failed: tests; the reasons"):
+    with pytest.raises(TrainingError, match="failed: tests; the table has the reasons"):
         gpu_check.finish(parts, path)
     assert "tests" in json.loads(path.read_text())["parts"]

@@ -40,7 +40,7 @@ def test_help_shows_no_names_of_pythons_types(command, capsys):
     [
         ("prepare mean", r"--train-crop \{random_resized_crop,scale_jitter\} data.train_crop of"),
         ("prepare mean", r"--area \[X,X\] data.area of the training; null: that of --config, or "),
-        ("prepare mean", r"TFRecord or \*.rec. \(required\) --cache-dir PATH Folder of"),
+        ("prepare mean", r"which holds train. \(required\) --cache-dir PATH Folder of"),
         ("prepare mean", r"--workers N Threads that [^(]+ \(default: 0\)"),
         ("train", r"least and greatest share of the image's area. \(default: \["),
         ("train", r"--data.flip \{true,false\} Mirror half [^(]+ \(default: true\)"),
