@@ -1,7 +1,5 @@
 """What a list says of runs that look alike, and of names that no run has."""
 
-from pathlib import Path
-
 import pytest
 from made_runs import CIFAR, RunMaker
 
