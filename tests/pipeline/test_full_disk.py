@@ -11,18 +11,17 @@ import json
 import logging
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import jobs
 import pytest
 import torch
 from container_writers import draw_images, write_folders
+from file_limit import files_up_to
 from imagenet_archives import WNIDS, jpeg, options, small_archives
 from made_lines import line
 from one_process import config_of, train_here
@@ -70,17 +69,6 @@ def fill(disk: Path, room_bytes: int = 0) -> Path:
     filler = disk / "filler"
     filler.write_bytes(bytes(shutil.disk_usage(disk).free - room_bytes))
     return filler
-
-
-@contextmanager
-def files_up_to(size_bytes: int) -> Iterator[None]:
-    """No file of this process may get larger."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,19 +28,3 @@ def nobody(tmp_path: Path) -> Callable[[], contextlib.AbstractContextManager[Non
             os.seteuid(0)
 
     return become
-
-
-@pytest.fixture
-def small_files() -> Callable[[int], contextlib.AbstractContextManager[None]]:
-    """Lets no file of this process grow above so many bytes for a while, as if a disk were full."""
-
-    @contextlib.contextmanager
-    def limit(size_bytes: int) -> Iterator[None]:
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-    return limit

@@ -13,6 +13,7 @@ from collections import Counter
 import jobs
 import numpy as np
 import pytest
+from file_limit import files_up_to
 from imagenet_archives import visible_files
 from PIL import Image
 
@@ -199,9 +200,9 @@ def test_a_killed_drawing_leaves_no_set_nor_process_and_the_next_one_starts_agai
     assert os.listdir(tmp_path) == ["demo"]
 
 
-def test_a_full_disk_leaves_nothing(tmp_path, small_files):
+def test_a_full_disk_leaves_nothing(tmp_path):
     with (
-        small_files(1500),
+        files_up_to(1500),
         pytest.raises(
             ConfigError, match=r"demo does not fit \(File too large\): make room and start again"
         ),

@@ -10,6 +10,7 @@ import signal
 import jobs
 import numpy as np
 import pytest
+from file_limit import files_up_to
 from imagenet_archives import jpeg, killed_at_file, tar_of, visible_files
 
 from pipeline.config import ConfigError, DataConfig
@@ -163,14 +164,12 @@ def test_processes_of_one_node_do_not_fight(source, tmp_path):
     assert visible_files(tmp_path / "local") == visible_files(source)
 
 
-def test_a_file_that_exceeds_the_room_is_named_and_the_copy_can_go_on(
-    source, tmp_path, small_files
-):
+def test_a_file_that_exceeds_the_room_is_named_and_the_copy_can_go_on(source, tmp_path):
     local = tmp_path / "local"
     for split in ("train", "val"):
         open_manifest(source, split)
     with (
-        small_files(4000),
+        files_up_to(4000),
         pytest.raises(ConfigError, match=r"does not fit \(File too large\): ma"),
     ):
         stage.run(StageOptions(source, local))
