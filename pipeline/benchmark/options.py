@@ -11,18 +11,22 @@ from typing import Literal, TypeVar, get_args
 
 from pipeline.config import Config
 from pipeline.config.setting import at_least_one, require
+from pipeline.system.launched import Engine
 
 Amp = Literal["fp16", "bf16"]
 Dtype = Literal["fp32", "fp16"]
 Side = Literal["eager", "triton", "apex", "compile"]
 Container = Literal["folders", "tar", "tfrecord", "recordio"]
 Crop = Literal["random_resized_crop", "scale_jitter"]
+Sums = Literal["fixed", "fast"]
 
 AMPS: tuple[Amp, ...] = get_args(Amp)
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 SIDES: tuple[Side, ...] = get_args(Side)
 CONTAINERS: tuple[Container, ...] = get_args(Container)
 CROPS: tuple[Crop, ...] = get_args(Crop)
+SUMS: tuple[Sums, ...] = get_args(Sums)
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 DEPTHS = (18, 34, 50, 101, 152)
 PARTS = ("loader", "model", "step", "allreduce", "norm")
 LINK_RANKS = 2
@@ -43,6 +47,12 @@ def within(options: object, name: str, known: Sequence[object]) -> None:
         set(value.split(",")) <= set(names),
         f"--{name}={value} must be some of {', '.join(names)} separated by commas",
     )
+
+
+def within_if_given(options: object, name: str, known: Sequence[object]) -> None:
+    """As `within`, for an option that may be null."""
+    if getattr(options, name) is not None:
+        within(options, name, known)
 
 
 def numbers(value: str) -> list[int]:
@@ -252,12 +262,19 @@ class AllreduceOptions:
 
 @dataclass(frozen=True)
 class ScaleOptions:
-    """Horovod ranks against as many processes at the same time that do not communicate."""
+    """Ranks, over each engine and with each order of sums, against as many processes at the same
+    time that do not communicate; also how much of a step 10 ms more for every decision take."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """What the model runs on; auto: GPUs where there are enough and Horovod has NCCL."""
     ranks: str = "1,2"
     """Numbers of ranks, comma-separated; up to the machine's GPUs, or its cores."""
+    engines: str | None = None
+    """What ranks communicate over, horovod (horovodrun) or torch (torchrun), comma-separated; null:
+    those that are installed."""
+    sums: str | None = None
+    """Orders of sums as run.sums names them, fixed or fast, comma-separated; null: both, and first
+    the one of run.sums=auto."""
     rounds: int = 13
     """Rounds of each side, in turn."""
     steps: int = 6
@@ -275,6 +292,8 @@ class ScaleOptions:
     def __post_init__(self) -> None:
         at_least_one(self, "--", "rounds", "steps", "images", "size")
         whole_numbers(self, "ranks", 1)
+        within_if_given(self, "engines", ENGINES)
+        within_if_given(self, "sums", SUMS)
         for count in numbers(self.ranks):
             require(
                 self.images % count == 0,

@@ -8,6 +8,7 @@ others.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from pipeline.benchmark.device import pick_device
 from pipeline.ranks.horovod import nccl_built
 from pipeline.ranks.local import LocalRanks, start_ranks
 from pipeline.system.failure import TrainingError
+from pipeline.system.launched import Engine
 from pipeline.system.machine import available_cores, end_with_parent
 
 Kind = Literal["cpu", "cuda"]
@@ -59,17 +61,25 @@ class Processes:
             process.send_signal(number)
 
 
-def start(module: str, arguments: Sequence[str], ranks: int) -> LocalRanks:
+def start(
+    module: str, arguments: Sequence[str], ranks: int, engine: Engine = "horovod"
+) -> LocalRanks:
     """Starts `python -m module arguments...` on each rank, one thread each, to await requests."""
-    root = Path(__file__).resolve().parents[2]
-    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
     return start_ranks(
         [sys.executable, "-m", module, *arguments],
         ranks,
-        {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        {**environment(), "OMP_NUM_THREADS": "1"},
+        engine,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, in which the modules of this checkout are found first."""
+    root = Path(__file__).resolve().parents[2]
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "PYTHONPATH": path}
 
 
 def serve(work: Callable[..., Mapping[str, Any]]) -> None:
@@ -90,12 +100,23 @@ def own_device(kind: Kind, number: int) -> torch.device:
     return device
 
 
-def pick_kind(choice: Literal["auto", "cpu", "cuda"], ranks: int) -> Kind:
-    """The device kind for `ranks` ranks on this machine.
+def installed_engines() -> list[Engine]:
+    """What ranks can communicate over here; torch.distributed comes with PyTorch."""
+    return ["horovod", "torch"] if importlib.util.find_spec("horovod") else ["torch"]
+
+
+def pick_kind(
+    choice: Literal["auto", "cpu", "cuda"], ranks: int, engines: Sequence[Engine] = ("horovod",)
+) -> Kind:
+    """The device kind for `ranks` ranks on this machine over any of `engines`.
 
     Raises ValueError for "cuda" without a GPU for each rank or without NCCL, and for more ranks
     than cores.
     """
+
+    def has_nccl() -> bool:
+        return ranks == 1 or "horovod" not in engines or nccl_built()
+
     if choice == "cuda":
         pick_device(choice)
         if ranks > torch.cuda.device_count():
@@ -103,13 +124,13 @@ def pick_kind(choice: Literal["auto", "cpu", "cuda"], ranks: int) -> Kind:
                 f"{ranks} ranks need as many GPUs, and there are {torch.cuda.device_count()}; "
                 "lower --ranks or use --device=cpu"
             )
-        if ranks > 1 and not nccl_built():
+        if not has_nccl():
             raise ValueError(
                 "Horovod was built without NCCL (see horovodrun --check-build); use --device=cpu"
             )
         return "cuda"
     enough = torch.cuda.is_available() and torch.cuda.device_count() >= ranks
-    if choice == "auto" and enough and (ranks == 1 or nccl_built()):
+    if choice == "auto" and enough and has_nccl():
         return "cuda"
     cores = available_cores()
     if ranks > cores:
