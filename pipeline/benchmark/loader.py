@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import math
 import random
 import tempfile
 from collections.abc import Callable, Mapping
@@ -37,6 +36,12 @@ from pipeline.benchmark.options import (
 from pipeline.benchmark.passes import LoaderPasses, middle_speed
 from pipeline.benchmark.photos import make_photos, pack
 from pipeline.benchmark.result import Result, Save, Spread, interleave, ratio
+from pipeline.benchmark.transforms import (
+    normalised,
+    random_resized_crop,
+    randomly_flipped,
+    use_one_thread,
+)
 from pipeline.config import Config, ConfigError, DataConfig
 from pipeline.data.dali import gpu_count
 from pipeline.data.dali.settings import choose_decoding
@@ -53,9 +58,6 @@ _RATIOS: dict[Crop, str] = {
     "random_resized_crop": "loader_vs_dataloader",
     "scale_jitter": "loader_vs_dataloader_jitter",
 }
-_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-_TRIES = 10  # as in Inception's crop and every copy of it
 
 Rate = Callable[[], float]
 
@@ -299,15 +301,10 @@ class PhotoDataset(Dataset[tuple[Tensor, int]]):
         path, label = self._files[index % len(self._files)]
         with open(path, "rb") as file:
             image = self._cut(Image.open(file).convert("RGB"))
-        if random.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-        return pixels.float().div_(255).sub_(_MEAN).div_(_STD), label
+        return normalised(randomly_flipped(image)), label
 
     def _random_resized_crop(self, image: Image.Image) -> Image.Image:
-        box = _random_box(*image.size)
-        # Cropping and resizing in one call; two calls are no faster.
-        return image.resize((self._size, self._size), Image.Resampling.BILINEAR, box)
+        return random_resized_crop(image, self._size)
 
     def _scale_jitter(self, image: Image.Image) -> Image.Image:
         """The paper's crop as usually implemented: the whole image is resized, then cropped."""
@@ -319,26 +316,6 @@ class PhotoDataset(Dataset[tuple[Tensor, int]]):
         left = random.randint(0, resized.width - self._size)
         top = random.randint(0, resized.height - self._size)
         return resized.crop((left, top, left + self._size, top + self._size))
-
-
-def use_one_thread(_worker: int) -> None:
-    """Sets one thread in a worker: workers are processes, and more threads would crowd the
-    cores."""
-    torch.set_num_threads(1)
-
-
-def _random_box(width: int, height: int) -> tuple[int, int, int, int]:
-    """Inception's crop (left, top, right, bottom): 8 to 100% of the area, 3:4 to 4:3."""
-    for _ in range(_TRIES):
-        area = random.uniform(0.08, 1.0) * width * height
-        aspect = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = random.randint(0, width - w), random.randint(0, height - h)
-            return left, top, left + w, top + h
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
 
 
 def can_run() -> bool:

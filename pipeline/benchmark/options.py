@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar, get_args
 
 from pipeline.config import Config
+from pipeline.config.reading import CONFIGS
 from pipeline.config.setting import at_least_one, require
 from pipeline.system.launched import Engine
 
@@ -303,6 +304,40 @@ class ScaleOptions:
 
 
 @dataclass(frozen=True)
+class DemoOptions:
+    """Whole calls of pipeline.train on CPUs against a plain script of DataLoader and
+    DistributedDataParallel: img/s, seconds, top-1. A call takes minutes."""
+
+    config: str = str(CONFIGS / "demo.yaml")
+    """YAML of the training."""
+    data: str | None = None
+    """Folder with train/<class>/<image> and val; null: the images of `prepare demo` are drawn."""
+    engines: str | None = None
+    """What this program's ranks communicate over, horovod or torch, comma-separated; null: those
+    that are installed."""
+    ranks: int = 2
+    """Ranks of each call, at least 2; up to the machine's cores."""
+    epochs: int | None = None
+    """Epochs of a call, over which warm-up and drops are spread as in the configuration; null: the
+    configuration's."""
+    rounds: int = 3
+    """Calls of each side, in turn, each with another seed; one of a single epoch comes before."""
+    workers: int = 1
+    """Processes of the script's DataLoader on each rank; 0: none, images are made between steps."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "--", "rounds")
+        within_if_given(self, "engines", ENGINES)
+        require(
+            self.ranks >= 2, f"--ranks={self.ranks} must be at least 2: the script is for ranks"
+        )
+        require(self.workers >= 0, f"--workers={self.workers} must not be below 0")
+        require(
+            self.epochs is None or self.epochs >= 1, f"--epochs={self.epochs} must be at least 1"
+        )
+
+
+@dataclass(frozen=True)
 class PredictOptions:
     """Efficiency on a cluster, by a model of what `allreduce` and `scale` measured."""
 
@@ -416,6 +451,7 @@ OPTIONS: dict[str, type] = {
     "norm": NormOptions,
     "step": StepOptions,
     "scale": ScaleOptions,
+    "demo": DemoOptions,
     "manifest": ManifestOptions,
     "allreduce": AllreduceOptions,
     "predict": PredictOptions,

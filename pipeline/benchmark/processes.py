@@ -29,6 +29,9 @@ from pipeline.system.machine import available_cores, end_with_parent
 
 Kind = Literal["cpu", "cuda"]
 
+# After 30 s, Horovod's default, a rank that was stopped in the middle of a message gives up.
+_STOPPED_SEC = "86400"
+
 
 class Processes:
     """The processes of `jobs`, which run only during a request."""
@@ -68,7 +71,7 @@ def start(
     return start_ranks(
         [sys.executable, "-m", module, *arguments],
         ranks,
-        {**environment(), "OMP_NUM_THREADS": "1"},
+        {"HOROVOD_GLOO_TIMEOUT_SECONDS": _STOPPED_SEC, **environment(), "OMP_NUM_THREADS": "1"},
         engine,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -26,7 +26,8 @@ ONLY = {
     "horovod": ("pipeline/ranks/", "launch/horovod_build.py", "launch/doctor/"),
     "nvidia.dali": ("pipeline/data/dali/", "launch/doctor/"),
     "triton": ("pipeline/model/kernels/", "pipeline/model/backends.py"),
-    "torch.distributed": ("pipeline/ranks/",),
+    # The plain script is what others write.
+    "torch.distributed": ("pipeline/ranks/", "pipeline/benchmark/plain_script.py"),
 }
 """Where alone a library is imported."""
 
