@@ -7,7 +7,21 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.benchmark.options import CONFIGURED, LINK_RANKS, OPTIONS
+from pipeline.benchmark.options import (
+    CONFIGURED,
+    LINK_RANKS,
+    LoaderOptions,
+    ManifestOptions,
+    NormOptions,
+    StepOptions,
+    TrainOptions,
+)
+from pipeline.benchmark.rank_options import (
+    AllreduceOptions,
+    DemoOptions,
+    PredictOptions,
+    ScaleOptions,
+)
 from pipeline.config import Config, ConfigError, names_for
 from pipeline.config.reading import (
     CONFIGS,
@@ -26,6 +40,19 @@ from pipeline.system.launched import launched_size
 
 if TYPE_CHECKING:
     from pipeline.train.folder import RunFolder
+
+OPTIONS: dict[str, type] = {
+    "loader": LoaderOptions,
+    "train": TrainOptions,
+    "norm": NormOptions,
+    "step": StepOptions,
+    "scale": ScaleOptions,
+    "demo": DemoOptions,
+    "manifest": ManifestOptions,
+    "allreduce": AllreduceOptions,
+    "predict": PredictOptions,
+    **CONFIGURED,
+}
 
 _FROM_SETTINGS = {"config", "made", "ranks"}
 """Fields of `CONFIGURED` that come from --config and a training's settings."""

@@ -1,8 +1,9 @@
 """`benchmark all`: each part of a configuration by itself, for one rank, and what limits it.
 
 Loader, model and training loop take turns, so that a slow spell of the machine affects them all.
-How much of the all-reduce stays exposed is computed (`scaling_model`) from its measured times and
-the model's measured backward pass; that it also slows the computing on CPUs is left out.
+How much of the all-reduce stays exposed is computed (`scaling_model`) from its measured times, for
+the order of sums that training would have, and the model's measured backward pass; on CPUs without
+spare cores with what it takes from computing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 
 from pipeline.benchmark import allreduce, norm
 from pipeline.benchmark import device as devices
+from pipeline.benchmark.allreduce import Message
 from pipeline.benchmark.model import (
     HEAD,
     PHASES,
@@ -31,17 +33,16 @@ from pipeline.benchmark.options import (
     LINK_RANKS,
     PARTS,
     AllOptions,
-    AllreduceOptions,
-    Dtype,
     NormOptions,
     chosen,
 )
 from pipeline.benchmark.passes import LoaderParts, loader_shares
 from pipeline.benchmark.photos import make_photos
-from pipeline.benchmark.predict import BYTES, gradient_schedule
+from pipeline.benchmark.predict import BYTES, cost_of, gradient_schedule
 from pipeline.benchmark.processes import Kind
+from pipeline.benchmark.rank_options import AllreduceOptions
 from pipeline.benchmark.result import Measure, Result, Show, interleave, number, ratio, status_line
-from pipeline.benchmark.scaling_model import Cost, mean_exposed_sec
+from pipeline.benchmark.scaling_model import mean_exposed_sec, without_overlap
 from pipeline.data.cifar import CifarImages, open_cifar
 from pipeline.data.dali import gpu_count
 from pipeline.data.dali.settings import choose_decoding
@@ -129,7 +130,7 @@ class _Bench:
         kind = cast(Kind, self._training.device.type)
         reason = _no_link(self._options.ranks, kind, self.known.cores or 1)
         if reason is None:
-            options = AllreduceOptions(kind, LINK_RANKS, _SIZES, rounds=self._options.rounds)
+            options = AllreduceOptions(kind, LINK_RANKS, sizes=_SIZES, rounds=self._options.rounds)
             try:
                 found = allreduce.run(options)
             except (ValueError, TrainingError) as error:
@@ -218,21 +219,30 @@ class _Bench:
                 read_share=shares["reading_of_loader"].median,
             )
 
-    def _add_link(self, fit: dict[Dtype, dict[str, float]]) -> None:
+    def _add_link(self, fit: dict[Message, dict[str, float]]) -> None:
         """The gradients of this network, all at once and overlapped with its backward pass."""
         options, result = self._options, self.result
         with torch.device("meta"):
             classes = len(self._training.trainer.train_set.classes)
             network = build_network(options.config.model, classes, "reference")
+        sent: Message = "fp16" if self.known.compression == "fp16" else "fp32"
+        if self._training.trainer.state.summing.sums == "fixed":
+            sent = "fixed"
         costs, gradients, whole = {}, {}, {}
-        for dtype, one in fit.items():
-            cost = Cost(one["latency_sec"], one["sec_per_byte"], one["tensor_sec"])
-            layers = gradient_schedule(network, options.config.data.image_size, BYTES[dtype])
-            costs[dtype], gradients[dtype], whole[dtype] = cost, layers, cost.together(layers)
-        sent: Dtype = "fp16" if self.known.compression == "fp16" else "fp32"
+        for message, one in fit.items():
+            size = BYTES["fp16" if message == "fp16" else "fp32"]
+            layers = gradient_schedule(network, options.config.data.image_size, size)
+            costs[message] = cost = cost_of(one)
+            gradients[message] = without_overlap(layers) if message == "fixed" else layers
+            whole[message] = cost.together(layers)
+        if self._training.device.type == "cpu" and sent != "fixed":
+            spare = max(0, (self.known.cores or 1) - LINK_RANKS) / LINK_RANKS
+            share = max(0.0, fit[sent]["core_share"] - spare)
+            costs[sent] = dataclasses.replace(costs[sent], core_share=share)
         self._know(fp16_time=whole["fp16"] / whole["fp32"])
         result.figures["allreduce_ms"] = whole[sent] * 1e3
-        name = f"{sent} gradients, {LINK_RANKS} ranks"
+        what = "fixed sums of" if sent == "fixed" else sent
+        name = f"{what} gradients, {LINK_RANKS} ranks"
         result.table.append((name, f"{number(whole[sent] * 1e3)} ms", "", ""))
         if "backward_sec" not in result.spreads:
             return

@@ -1,5 +1,8 @@
 """`benchmark allreduce`: the time in which ranks of this machine average a tensor, by its size.
 
+Fast sums are the engine's own all-reduce, in fp32 or fp16; fixed are those of run.sums=fixed, which
+ranks on CPUs make in memory that they share, in fp32.
+
 Bandwidths are those of NCCL's tests (doc/PERFORMANCE.md of nccl-tests): algorithm bandwidth is
 bytes / seconds, bus bandwidth that times 2 (n - 1) / n for n ranks, which is what each link of a
 ring carries and does not depend on n. Times are of the whole call as training makes it, with
@@ -17,50 +20,74 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
+from torch import nn
 
-from pipeline.benchmark.options import DTYPES, AllreduceOptions, Dtype, chosen, numbers
-from pipeline.benchmark.processes import Kind, Processes, own_device, pick_kind, serve, start
+from pipeline.benchmark.options import DTYPES, Dtype, chosen, numbers
+from pipeline.benchmark.processes import (
+    Kind,
+    Processes,
+    installed_engines,
+    own_device,
+    pick_kind,
+    serve,
+    start,
+)
+from pipeline.benchmark.rank_options import AllreduceOptions
 from pipeline.benchmark.result import Result, Spread, interleave, number, ratio
 from pipeline.benchmark.scaling_model import bus_share, fit_line
 from pipeline.ranks import connect
+from pipeline.ranks.gradients import Summing
 from pipeline.ranks.world import World
+
+Message = Literal["fp32", "fp16", "fixed"]
+"""What is averaged: by fast sums in that dtype, or by fixed ones."""
 
 _LARGEST = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
 _SMALLEST = 4 * 2**10
 _BURST = 64  # tensors in flight together: about the gradients of a ResNet-18
 _REPEATED_BYTES = {"cpu": 2**24, "cuda": 2**30}
 _REPEATS = (2, 20)
-_DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
+_DTYPES: dict[Message, torch.dtype] = {
+    "fp32": torch.float32, "fp16": torch.float16, "fixed": torch.float32,
+}  # fmt: skip
 
 
 def run(options: AllreduceOptions) -> Result:
-    """Seconds and bandwidths of every size and dtype, and a line fitted to the times of each dtype.
+    """Seconds and bandwidths of every size and message, and a line fitted to the times of each.
 
     Raises ValueError if there are too few GPUs or cores.
     """
-    kind = pick_kind(options.device, options.ranks)
+    engine = options.engine or installed_engines()[0]
+    kind = pick_kind(options.device, options.ranks, [engine])
     sizes = default_sizes(kind) if options.sizes is None else numbers(options.sizes)
-    dtypes = chosen(options.dtypes, DTYPES)
+    sums = options.sums.split(",")
+    dtypes: list[Dtype] = chosen(options.dtypes, DTYPES) if "fast" in sums else []
+    fixed: list[Message] = ["fixed"] if "fixed" in sums else []
+    messages: list[Message] = [*dtypes, *fixed]
     with ExitStack() as stack:
-        processes = Processes([start("pipeline.benchmark.allreduce", [kind], options.ranks)])
+        job = start("pipeline.benchmark.allreduce", [kind], options.ranks, engine)
+        processes = Processes([job])
         stack.callback(processes.end)
         sides = {
-            _name(dtype, size): _round(processes, kind, dtype, size)
+            _name(message, size): _round(processes, kind, message, size)
             for size in sizes
-            for dtype in dtypes
+            for message in messages
         } | {
             f"{dtype}_burst_sec": _round(processes, kind, dtype, sizes[0], _BURST)
             for dtype in dtypes
         }
         spreads = interleave(options.rounds, sides)
     environment = {k: v for k, v in os.environ.items() if k.startswith(("HOROVOD_", "NCCL_"))}
-    settings = {**vars(options), "device": kind, "sizes": sizes, "environment": environment}
+    settings = {
+        **vars(options), "device": kind, "engine": engine, "sizes": sizes,
+        "environment": environment,
+    }  # fmt: skip
     result = Result("allreduce", settings, spreads=spreads)
-    _add_sizes(result, dtypes, sizes, bus_share(options.ranks))
-    result.figures["fit"] = {d: _fit(spreads, d, sizes, options.ranks) for d in dtypes}
+    _add_sizes(result, messages, sizes, bus_share(options.ranks))
+    result.figures["fit"] = {one: _fit(spreads, one, sizes, options.ranks) for one in messages}
     if len(dtypes) > 1:  # the same gradients, of the largest size
         half, whole = (spreads[_name(dtype, sizes[-1])] for dtype in ("fp16", "fp32"))
         result.ratios["fp16_vs_fp32_time"] = ratio(half, whole)
@@ -76,84 +103,108 @@ def default_sizes(kind: Kind) -> list[int]:
     return sizes
 
 
-def _sent(dtype: Dtype, size: int) -> int:
+def _sent(message: Message, size: int) -> int:
     """Bytes sent for a gradient of `size` bytes in fp32."""
-    return size // 2 if dtype == "fp16" else size
+    return size // 2 if message == "fp16" else size
 
 
-def _name(dtype: Dtype, size: int) -> str:
-    return f"{dtype}_{_sent(dtype, size)}_bytes_sec"
+def _name(message: Message, size: int) -> str:
+    return f"{message}_{_sent(message, size)}_bytes_sec"
 
 
 def _round(
-    processes: Processes, kind: Kind, dtype: Dtype, size: int, tensors: int = 1
-) -> Callable[[], float]:
+    processes: Processes, kind: Kind, message: Message, size: int, tensors: int = 1
+) -> Callable[[], dict[str, float]]:
     least, most = _REPEATS
-    sent = _sent(dtype, size)
+    sent = _sent(message, size)
     repeats = max(least, min(most, _REPEATED_BYTES[kind] // (sent * tensors)))
 
-    def slowest() -> float:
-        answers = processes.ask(size=sent, dtype=dtype, tensors=tensors, repeats=repeats)
-        return float(max(answer["sec"] for answer in answers))
+    name = _name(message, size) if tensors == 1 else f"{message}_burst_sec"
+    cpu_name = name.removesuffix("_sec") + "_cpu_sec"
+
+    def slowest() -> dict[str, float]:
+        """The slowest rank's seconds, and the most CPU time of a rank."""
+        answers = processes.ask(size=sent, message=message, tensors=tensors, repeats=repeats)
+        sec, cpu_sec = (max(one[key] for one in answers) for key in ("sec", "cpu_sec"))
+        return {name: sec, cpu_name: cpu_sec}
 
     return slowest
 
 
-def _add_sizes(result: Result, dtypes: list[Dtype], sizes: list[int], bus: float) -> None:
+def _add_sizes(result: Result, messages: list[Message], sizes: list[int], bus: float) -> None:
     """Adds the figure `by_size` and the table to `result`, which has the times."""
     rows: list[dict[str, Any]] = []
-    result.table = [("bytes", "dtype", "ms", "quartiles", "algorithm GB/s", "bus GB/s")]
-    for dtype in dtypes:
+    result.table = [("bytes", "message", "ms", "quartiles", "algorithm GB/s", "bus GB/s")]
+    for message in messages:
         for size in sizes:
-            sec, sent = result.spreads[_name(dtype, size)], _sent(dtype, size)
+            sec, sent = result.spreads[_name(message, size)], _sent(message, size)
             speed = sent / sec.median
             rows.append({
-                "dtype": dtype, "bytes": sent, "sec": sec.median,
+                "message": message, "bytes": sent, "sec": sec.median,
                 "algorithm_bytes_per_sec": speed, "bus_bytes_per_sec": speed * bus,
             })  # fmt: skip
             speeds = (number(speed / 1e9), number(speed * bus / 1e9))
-            result.table.append((str(sent), dtype, *sec.cells(1e3), *speeds))
+            result.table.append((str(sent), message, *sec.cells(1e3), *speeds))
     result.figures["by_size"] = rows
 
 
 def _fit(
-    spreads: dict[str, Spread], dtype: Dtype, sizes: list[int], ranks: int
+    spreads: dict[str, Spread], message: Message, sizes: list[int], ranks: int
 ) -> dict[str, float | None]:
-    """Fits latency + bytes / bandwidth to the medians; the time of one more tensor in flight."""
-    times = [spreads[_name(dtype, size)].median for size in sizes]
-    latency, per_byte = fit_line([_sent(dtype, size) for size in sizes], times)
-    burst = spreads[f"{dtype}_burst_sec"].median
-    more = burst - latency - per_byte * _sent(dtype, sizes[0]) * _BURST
+    """Fits latency + bytes / bandwidth to the medians; the time of one more tensor in flight; and
+    the share of a core that a rank's averaging takes of the largest size."""
+    times = [spreads[_name(message, size)].median for size in sizes]
+    latency, per_byte = fit_line([_sent(message, size) for size in sizes], times)
+    more = 0.0  # fixed sums take all gradients as one
+    if message != "fixed":
+        burst = spreads[f"{message}_burst_sec"].median
+        more = burst - latency - per_byte * _sent(message, sizes[0]) * _BURST
+    cpu = spreads[_name(message, sizes[-1]).removesuffix("_sec") + "_cpu_sec"].median
     return {
         "latency_sec": latency,
         "sec_per_byte": per_byte,
         "bus_bytes_per_sec": bus_share(ranks) / per_byte if per_byte else None,
         "tensor_sec": max(0.0, more / (_BURST - 1)),
+        "core_share": min(1.0, cpu / times[-1]),
     }
 
 
 def measure(
-    world: World, device: torch.device, size: int, dtype: Dtype, tensors: int, repeats: int
+    world: World, device: torch.device, size: int, message: Message, tensors: int, repeats: int
 ) -> dict[str, float]:
-    """Collective. Seconds until `tensors` of `size` bytes each are averaged.
+    """Collective. Seconds, and this rank's CPU seconds, until `tensors` of `size` bytes each are
+    averaged.
 
     They are in flight together. The mean of `repeats` runs in a row, without waiting for the other
     ranks in between, as in NCCL's own tests. One run comes before: a new size needs memory.
     """
-    kind = _DTYPES[dtype]
-    sent = [torch.zeros(size // kind.itemsize, dtype=kind, device=device) for _ in range(tensors)]
+    once = _averaging(world, device, size, message, tensors)
 
     def average(times: int) -> None:
         for _ in range(times):
-            world.average_(sent)
+            once()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
     average(1)
     world.barrier()
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     average(repeats)
-    return {"sec": (time.perf_counter() - started) / repeats}
+    sec, cpu = time.perf_counter() - started, time.process_time() - cpu
+    return {"sec": sec / repeats, "cpu_sec": cpu / repeats}
+
+
+def _averaging(
+    world: World, device: torch.device, size: int, message: Message, tensors: int
+) -> Callable[[], None]:
+    """Collective. What averages once, as training does it."""
+    kind = _DTYPES[message]
+    numel = size // kind.itemsize
+    if message == "fixed":
+        gradients = nn.ParameterList([nn.Parameter(torch.zeros(numel, device=device))])
+        return world.average_gradients(gradients, Summing(sums="fixed")).synchronize
+    sent = [torch.zeros(numel, dtype=kind, device=device) for _ in range(tensors)]
+    return lambda: world.average_(sent)
 
 
 def main(argv: list[str]) -> None:

@@ -19,9 +19,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from pipeline.benchmark.options import ENGINES, DemoOptions, chosen
+from pipeline.benchmark.options import ENGINES, chosen
 from pipeline.benchmark.plain_script import Task
 from pipeline.benchmark.processes import environment, installed_engines, pick_kind
+from pipeline.benchmark.rank_options import DemoOptions
 from pipeline.benchmark.result import Result, Spread, interleave, ratio
 from pipeline.config import Config, ConfigError, require
 from pipeline.config.reading import config_of, read_yaml

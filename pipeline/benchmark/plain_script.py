@@ -129,7 +129,7 @@ class Script:
 
     def train_epoch(self, epoch: int) -> int:
         """Trains one epoch; returns this rank's images."""
-        self.model.train()
+        self.model.train()  # type: ignore[no-untyped-call]
         self._sampler.set_epoch(epoch)
         seen = 0
         for images, labels in self._train:

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from pipeline.benchmark.network import calls
-from pipeline.benchmark.options import Dtype, PredictOptions, numbers
+from pipeline.benchmark.options import Dtype, numbers
+from pipeline.benchmark.rank_options import PredictOptions
 from pipeline.benchmark.result import Result, number
 from pipeline.benchmark.scaling_model import (
     BACKWARD_SHARE,
@@ -24,7 +25,10 @@ from pipeline.benchmark.scaling_model import (
     Cost,
     Gradient,
     Prediction,
+    Step,
     at_ranks,
+    decision_sec,
+    in_buckets,
     predict,
     ring_cost,
     two_level_cost,
@@ -32,12 +36,18 @@ from pipeline.benchmark.scaling_model import (
 )
 from pipeline.config import ConfigError, ModelConfig, require
 from pipeline.model.resnet import build_network
+from pipeline.ranks.buckets import BUCKET_FLOATS
+from pipeline.system.launched import Engine
 
 _CLASSES = 1000
 _MEASURED_CLASSES = 10  # of the networks in `benchmark scale`
 _WAITS = ("agreement", "exposed_communication")
 BYTES: dict[Dtype, int] = {"fp32": 4, "fp16": 2}
 """Of a number that is sent."""
+_RINGS: dict[Engine, int] = {"horovod": 2, "torch": 1}
+"""Of a decision."""
+_PRESENT = {"allreduce": "engine", "scale": "ways"}
+"""A setting that only the present JSON of a benchmark has."""
 _GIVEN = {
     "step_sec": ("step_ms", 1e-3, "--scale"),
     "jitter_sec": ("jitter_ms", 1e-3, "--scale"),
@@ -79,7 +89,7 @@ def run(options: PredictOptions) -> Result:
         checks = check(allreduce, scale)
         result.figures["checks"] = checks
         for found in checks:
-            name = f"predicted_vs_measured_weak_scaling_{found['ranks']}"
+            name = f"predicted_vs_measured_{found['name']}"
             result.ratios[name] = found["predicted"] / found["measured"]
     return result
 
@@ -99,18 +109,19 @@ def row(
         options.link_us * 1e-6, inputs.latency_sec, inputs.tensor_sec,
     )  # fmt: skip
     costs = {"ring": ring_cost(gpus, cluster), "two levels": two_level_cost(gpus, cluster)}
-    steps = {
-        name: predict(gpus, inputs.step_sec, gradients, cost, inputs.jitter_sec)
-        for name, cost in costs.items()
-    }
+    step = Step(inputs.step_sec, inputs.jitter_sec)
+    hop_sec = options.decision_us * 1e-6
+    decided = decision_sec(gpus, _RINGS[options.engine], hop_sec, inputs.latency_sec)
+    steps = {name: predict(gpus, step, gradients, cost, decided) for name, cost in costs.items()}
     algorithm = max(steps, key=lambda name: steps[name].efficiency)
     found, cost = steps[algorithm], costs[algorithm]
-    late = predict(gpus, inputs.step_sec, without_overlap(gradients), cost, inputs.jitter_sec)
+    late = predict(gpus, step, without_overlap(gradients), cost, decided)
     return {
         "gpus": gpus,
         "link_gbit": link_gbit,
         "algorithm": algorithm,
         "allreduce_sec": cost.together(gradients),
+        "decision_sec": decided,
         **dataclasses.asdict(found),
         "efficiency": found.efficiency,
         "efficiency_without_overlap": late.efficiency,
@@ -118,7 +129,7 @@ def row(
 
 
 def gradient_schedule(model: nn.Module, pixels: int, bytes_each: int) -> list[Gradient]:
-    """The times at which `model`, on the meta device, has its layers' gradients, in order.
+    """The times at which `model`, on the meta device, has its gradients, bucket by bucket.
 
     Time is counted in multiplications of each convolution and linear layer on images of `pixels` a
     side; layers without any are ready with the one before them in the backward pass. The time of
@@ -135,52 +146,80 @@ def gradient_schedule(model: nn.Module, pixels: int, bytes_each: int) -> list[Gr
     for own, work in reversed(layers):
         done += work
         size = sum(parameter.numel() for parameter in own) * bytes_each
-        schedule.append(Gradient(min(1.0, done / total), size, len(own)))
-    return schedule
+        schedule.append(Gradient(min(1.0, done / total), size))
+    return in_buckets(schedule, BUCKET_FLOATS * bytes_each)
 
 
 def check(allreduce: dict[str, Any], scale: dict[str, Any]) -> list[dict[str, Any]]:
-    """The model against every `weak_scaling_N` of `scale`, without fitting to those.
+    """The model against every `weak_scaling_N` of `scale`, also over other engines or with other
+    sums, whose averages `allreduce` has measured; without fitting to those.
 
     A step without communication is that of as many separate processes. Raises `ConfigError` if the
     two were measured on different devices.
     """
-    settings, raw = scale["settings"], scale["raw"]
     devices = [found["settings"]["device"] for found in (allreduce, scale)]
     require(
         devices[0] == devices[1],
         f"--allreduce was measured on {devices[0]} and --scale on {devices[1]}; measure both on "
         "one device",
     )
-    fit = _fit(allreduce, "fp32")  # the benchmark's gradients are sent as they are
-    measured_cost = Cost(fit["latency_sec"], fit["sec_per_byte"], fit["tensor_sec"])
-    model = _network(settings["depth"], _MEASURED_CLASSES)
-    gradients = gradient_schedule(model, settings["size"], BYTES["fp32"])
-    checks = []
-    for name, measured in scale["ratios"].items():
-        count = name.removeprefix("weak_scaling_")
-        if not count.isdecimal():
+    raw, checks = scale["raw"], []
+    for side, way in scale["settings"]["ways"].items():
+        count, _, _ = side.removeprefix("weak_").partition("_")
+        measured = scale["ratios"].get(f"weak_scaling_{side.removeprefix('weak_')}")
+        if measured is None or not _is_measured(allreduce, way):
             continue
-        cost = at_ranks(measured_cost, allreduce["settings"]["ranks"], int(count))
-        found = _of_apart(raw, int(count), gradients, cost)
-        waits = (raw[f"weak_{count}_{w}_share"]["median"] for w in _WAITS)
+        found = _of_apart(allreduce, scale, int(count), way)
+        waits = (raw[f"{side}_{w}_share"]["median"] for w in _WAITS)
         checks.append({
-            "ranks": int(count), "predicted": found.efficiency, "measured": measured,
+            "ranks": int(count), **way, "predicted": found.efficiency, "measured": measured,
             # A rank that waits for averages may wait for a slower rank: no clock can separate the
             # two.
             "predicted_wait_sec": found.agreement_sec + found.exposed_sec + found.jitter_sec,
-            "measured_wait_sec": sum(waits) * raw[f"weak_{count}_step_sec"]["median"],
+            "measured_wait_sec": sum(waits) * raw[f"{side}_step_sec"]["median"],
+            "name": f"weak_scaling_{side.removeprefix('weak_')}",
         })  # fmt: skip
     return checks
 
 
-def _of_apart(raw: dict[str, Any], count: int, gradients: list[Gradient], cost: Cost) -> Prediction:
-    apart = {
-        key: raw[f"apart_{count}_{key}"]["median"]
+def cost_of(fit: dict[str, Any]) -> Cost:
+    """The cost of what `benchmark allreduce` fitted; its cores are taken to be others than the
+    ranks' own."""
+    return Cost(fit["latency_sec"], fit["sec_per_byte"], fit["tensor_sec"])
+
+
+def _is_measured(allreduce: dict[str, Any], way: dict[str, str]) -> bool:
+    """Whether `allreduce` has what ranks of that way do: in shared memory no engine takes part."""
+    if way["sums"] == "fixed" and allreduce["settings"]["device"] == "cpu":
+        return "fixed" in allreduce["raw"]["fit"]
+    wanted = "fixed" if way["sums"] == "fixed" else "fp32"  # gradients are sent as they are
+    return way["engine"] == allreduce["settings"]["engine"] and wanted in allreduce["raw"]["fit"]
+
+
+def _of_apart(
+    allreduce: dict[str, Any], scale: dict[str, Any], count: int, way: dict[str, str]
+) -> Prediction:
+    settings, raw, fits = scale["settings"], scale["raw"], allreduce["raw"]["fit"]
+    model = _network(settings["depth"], _MEASURED_CLASSES)
+    gradients = gradient_schedule(model, settings["size"], BYTES["fp32"])
+    fit = fits["fp32" if way["sums"] == "fast" else "fixed"]
+    cost = at_ranks(cost_of(fit), allreduce["settings"]["ranks"], count)
+    on_cpu = settings["device"] == "cpu"
+    if way["sums"] == "fixed":
+        gradients = [Gradient(1.0, sum(one.size for one in gradients))]  # one sum of all
+    elif on_cpu:
+        spare = max(0, settings["cores"] - count) / count  # each rank computes on one core
+        cost = dataclasses.replace(cost, core_share=max(0.0, fit["core_share"] - spare))
+    step_sec, computed, jitter = (
+        raw[f"apart_{count}_{key}"]["median"]
         for key in ("step_sec", "forward_backward_sec", "jitter_sec")
-    }
-    backward = BACKWARD_SHARE * apart["forward_backward_sec"] / apart["step_sec"]
-    return predict(count, apart["step_sec"], gradients, cost, apart["jitter_sec"], backward)
+    )
+    step = Step(step_sec, jitter, BACKWARD_SHARE * computed / step_sec)
+    if on_cpu:
+        step = dataclasses.replace(step, hiding_share=1 - computed / step_sec)
+    # A decision is a small fast message of the engine; what one of few ranks takes, any takes.
+    decided = fits["fp32"]["latency_sec"] if "fp32" in fits else 0.0
+    return predict(count, step, gradients, cost, decided)
 
 
 def _network(depth: int, classes: int) -> nn.Module:
@@ -199,7 +238,7 @@ def _read(name: str, path: str | None) -> dict[str, Any] | None:
         raise ConfigError(f"--{name} {path} cannot be read as JSON; {again}") from error
     found = content.get("benchmark") if isinstance(content, dict) else None
     require(
-        found == name and "device" in content.get("settings", {}),  # earlier ones do not say it
+        found == name and _PRESENT[name] in content.get("settings", {}),
         f"--{name} {path} is not the present JSON of that benchmark; {again}",
     )
     return content
@@ -245,14 +284,15 @@ def _inputs(
 
 def _table(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     table: list[tuple[str, ...]] = [(
-        "predicted: GPUs", "Gbit/s per node", "all-reduce ms", "by", "exposed ms", "jitter ms",
-        "efficiency", "without overlap",
+        "predicted: GPUs", "Gbit/s per node", "all-reduce ms", "by", "exposed ms", "decision ms",
+        "not hidden ms", "jitter ms", "efficiency", "without overlap",
     )]  # fmt: skip
     for found in rows:
         table.append((
             str(found["gpus"]), str(found["link_gbit"] or "-"),
             number(found["allreduce_sec"] * 1e3), found["algorithm"],
-            number(found["exposed_sec"] * 1e3), number(found["jitter_sec"] * 1e3),
+            number(found["exposed_sec"] * 1e3), number(found["decision_sec"] * 1e3),
+            number(found["agreement_sec"] * 1e3), number(found["jitter_sec"] * 1e3),
             f"{found['efficiency']:.3f}", f"{found['efficiency_without_overlap']:.3f}",
         ))  # fmt: skip
     return table

@@ -28,7 +28,7 @@ from typing import Literal
 
 import torch
 
-from pipeline.benchmark.options import ENGINES, SUMS, ScaleOptions, Sums, chosen, numbers
+from pipeline.benchmark.options import ENGINES, SUMS, Sums, chosen, numbers
 from pipeline.benchmark.processes import (
     Kind,
     Processes,
@@ -38,6 +38,7 @@ from pipeline.benchmark.processes import (
     serve,
     start,
 )
+from pipeline.benchmark.rank_options import ScaleOptions
 from pipeline.benchmark.resident import (
     Training,
     resident_config,

@@ -1,27 +1,34 @@
 """The time of a step on n GPUs: pure functions, no measurement and no torch.
 
-A step on n GPUs is a step without communication, plus the agreement before it, plus what is left of
-the gradients' all-reduce when backward has ended, plus the wait for the slowest:
+A step on n GPUs is a step without communication, plus what is left of the gradients' all-reduce
+when backward has ended, plus what the ranks' decision takes longer than the step hides, plus the
+wait for the slowest:
 
-    step(n) = step + latency(n) + exposed(n) + jitter * E_max(n)      efficiency = step / step(n)
+    step(n) = step + decision(n) + exposed(n) + jitter * E_max(n)      efficiency = step / step(n)
 
 - An all-reduce of k tensors with S bytes takes latency + (k - 1) * tensor + S * sec_per_byte: the
-  alpha-beta model (Thakur, Rabenseifner and Gropp 2005, section 2) with Horovod's cost per tensor.
+  alpha-beta model (Thakur, Rabenseifner and Gropp 2005, section 2) with the engine's cost per
+  tensor.
 - A ring of n ranks moves 2 (n - 1) / n * S over each link in 2 (n - 1) hops (Patarasuk and Yuan
   2009); two levels reduce inside each node, then between nodes, then spread inside (see
   `two_level_cost`).
 - Gradients become ready from the last layer to the first while backward runs, and the network sends
-  what is ready whenever it is free (Shi, Chu and Li 2019, "MG-WFBP", section III).
+  what is ready whenever it is free (Shi, Chu and Li 2019, "MG-WFBP", section III), bucket by bucket
+  (`in_buckets`). Fixed sums begin when backward has ended.
+- Where ranks have no other cores, an all-reduce that is hidden still takes its share of a core from
+  backward, which ends so much later.
+- The decision on a batch is on its way while the batch before it is computed, in rings of its own
+  (`decision_sec`): it costs only what exceeds that.
 
-It leaves out that communication slows computation (on CPUs it takes cores from it), other jobs on
-the network, and loaders that cannot keep up.
+It leaves out that NCCL's kernels take parts of a GPU, other jobs on the network, and loaders that
+cannot keep up.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist, fmean
 
 import numpy as np
@@ -49,6 +56,8 @@ class Cost:
     latency_sec: float
     sec_per_byte: float
     tensor_sec: float = 0.0
+    core_share: float = 0.0
+    """Share of a core, 0 to 1, that it takes from a rank's computing meanwhile."""
 
     def seconds(self, size: int, tensors: int = 1) -> float:
         """Seconds of `tensors` in flight together, `size` bytes in all."""
@@ -110,7 +119,16 @@ def at_ranks(measured: Cost, measured_ranks: int, ranks: int) -> Cost:
     The latency is taken as it is: Horovod's cycle is most of it.
     """
     per_byte = measured.sec_per_byte * bus_share(ranks) / bus_share(measured_ranks)
-    return Cost(measured.latency_sec, per_byte, measured.tensor_sec)
+    return replace(measured, sec_per_byte=per_byte)
+
+
+def decision_sec(ranks: int, rings: int, hop_sec: float, latency_sec: float = 0.0) -> float:
+    """Seconds of the decision of `ranks` ranks: `rings` one after the other of 2 (n - 1) hops each,
+    after what any communication takes.
+
+    Horovod has two, its own for what is ready and that of the values; torch.distributed has one.
+    """
+    return latency_sec + rings * 2 * (ranks - 1) * hop_sec
 
 
 def ring_cost(gpus: int, cluster: Cluster) -> Cost:
@@ -150,24 +168,37 @@ def two_level_cost(gpus: int, cluster: Cluster) -> Cost:
     return Cost(cluster.latency_sec + hops_sec, per_byte, cluster.tensor_sec)
 
 
+def in_buckets(gradients: Sequence[Gradient], least_bytes: int) -> list[Gradient]:
+    """The same gradients as they travel: together, until a bucket has `least_bytes`."""
+    buckets: list[Gradient] = []
+    for one in gradients:
+        if buckets and buckets[-1].size < least_bytes:
+            buckets[-1] = Gradient(one.ready, buckets[-1].size + one.size)
+        else:
+            buckets.append(Gradient(one.ready, one.size))
+    return buckets
+
+
 def exposed_sec(
     gradients: Sequence[Gradient], backward_sec: float, cost: Cost, free_sec: float = 0.0
 ) -> float:
-    """Seconds between the end of backward and the last average.
+    """Seconds by which the last average comes later than backward alone would end.
 
     `gradients` in the order in which they become ready. Whenever the network is free, the first
     time `free_sec` after backward began, it sends all that is ready in one go, as a cycle of
     Horovod does.
     """
-    free, sent = free_sec, 0
+    now, done, sent = 0.0, 0.0, 0  # `done` seconds of backward's own work
     while sent < len(gradients):
-        begin = max(free, gradients[sent].ready * backward_sec)
-        ready = sent
-        while ready < len(gradients) and gradients[ready].ready * backward_sec <= begin:
+        waits = max(free_sec - now, gradients[sent].ready * backward_sec - done, 0.0)
+        now, done = now + waits, min(backward_sec, done + waits)
+        ready = sent + 1
+        while ready < len(gradients) and gradients[ready].ready * backward_sec <= done:
             ready += 1
-        free = begin + cost.together(gradients[sent:ready])
+        sends = cost.together(gradients[sent:ready])
+        now, done = now + sends, min(backward_sec, done + (1 - cost.core_share) * sends)
         sent = ready
-    return max(0.0, free - backward_sec)
+    return max(0.0, now - done)
 
 
 def mean_exposed_sec(gradients: Sequence[Gradient], backward_sec: float, cost: Cost) -> float:
@@ -194,13 +225,26 @@ def expected_maximum(count: int) -> float:
 
 
 @dataclass(frozen=True)
+class Step:
+    """A step without communication."""
+
+    sec: float
+    jitter_sec: float = 0.0
+    """Standard deviation of its time on a rank."""
+    backward_share: float = BACKWARD_SHARE
+    hiding_share: float = BACKWARD_SHARE
+    """Share of it that passes while a decision is on its way. On a GPU it sets off when backward is
+    launched, which runs much later; on a CPU when backward has ended."""
+
+
+@dataclass(frozen=True)
 class Prediction:
     """The parts of one step on many GPUs, in seconds."""
 
     step_sec: float
     """The step without communication."""
     agreement_sec: float
-    """The ranks' common decision before the step: nothing hides it."""
+    """What the ranks' decision takes beyond what hides it."""
     exposed_sec: float
     jitter_sec: float
 
@@ -213,19 +257,18 @@ class Prediction:
 
 
 def predict(
-    ranks: int, step_sec: float, gradients: Sequence[Gradient], cost: Cost, jitter_sec: float = 0.0,
-    backward_share: float = BACKWARD_SHARE,
-) -> Prediction:  # fmt: skip
-    """A step of `ranks` ranks whose all-reduces take `cost`.
+    ranks: int, step: Step, gradients: Sequence[Gradient], cost: Cost, decided_sec: float = 0.0
+) -> Prediction:
+    """A step of `ranks` ranks whose all-reduces take `cost` and whose decisions `decided_sec`.
 
-    `step_sec` is a step without communication, of which `backward_share` is the backward pass,
-    `jitter_sec` the standard deviation of its time on a rank. One rank communicates with nobody.
+    One rank communicates with nobody.
     """
     if ranks == 1:
-        return Prediction(step_sec, 0.0, 0.0, 0.0)
+        return Prediction(step.sec, 0.0, 0.0, 0.0)
+    exposed = mean_exposed_sec(gradients, step.backward_share * step.sec, cost)
     return Prediction(
-        step_sec,
-        cost.latency_sec,
-        mean_exposed_sec(gradients, backward_share * step_sec, cost),
-        jitter_sec * expected_maximum(ranks),
+        step.sec,
+        max(0.0, decided_sec - step.hiding_share * step.sec - exposed),
+        exposed,
+        step.jitter_sec * expected_maximum(ranks),
     )

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from pipeline.ranks.gradients import Compression, FlatGradients, GradientAverager, Summing
 
-_BUCKET_FLOATS = 25 * 2**18  # 25 MiB, as DistributedDataParallel's
+BUCKET_FLOATS = 25 * 2**18
+"""The least gradients of a bucket: 25 MiB, as DistributedDataParallel's."""
 
 _WIRE: dict[Compression, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -35,7 +36,7 @@ class BucketedGradients(GradientAverager):
         self._sizes: list[int] = []
         begin = 0
         for parameter, offset in flat:
-            if not self._sizes or offset - begin >= _BUCKET_FLOATS:
+            if not self._sizes or offset - begin >= BUCKET_FLOATS:
                 begin = offset
                 self._sizes.append(0)
                 self._buckets.append(self._memory[begin:])

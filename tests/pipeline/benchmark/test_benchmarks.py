@@ -9,8 +9,9 @@ import pytest
 from pipeline.benchmark import scale
 from pipeline.benchmark.__main__ import main, parse
 from pipeline.benchmark.allreduce import default_sizes
-from pipeline.benchmark.options import ScaleOptions, TrainOptions
+from pipeline.benchmark.options import TrainOptions
 from pipeline.benchmark.photos import make_photos
+from pipeline.benchmark.rank_options import ScaleOptions
 from pipeline.benchmark.train import settings
 from pipeline.config import ConfigError
 from pipeline.data.batches import total_steps

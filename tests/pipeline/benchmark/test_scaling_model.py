@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.benchmark.options import PredictOptions
 from pipeline.benchmark.predict import gradient_schedule, run
+from pipeline.benchmark.rank_options import PredictOptions
 from pipeline.benchmark.result import write_json
 from pipeline.benchmark.scaling_model import (
     Cluster,
