@@ -237,8 +237,8 @@ class _Bench:
             whole[message] = cost.together(layers)
         if self._training.device.type == "cpu" and sent != "fixed":
             spare = max(0, (self.known.cores or 1) - LINK_RANKS) / LINK_RANKS
-            share = max(0.0, fit[sent]["core_share"] - spare)
-            costs[sent] = dataclasses.replace(costs[sent], core_share=share)
+            share = max(0.0, fit[sent]["taken_share"] - spare)
+            costs[sent] = dataclasses.replace(costs[sent], taken_share=share)
         self._know(fp16_time=whole["fp16"] / whole["fp32"])
         result.figures["allreduce_ms"] = whole[sent] * 1e3
         what = "fixed sums of" if sent == "fixed" else sent

@@ -1,7 +1,8 @@
 """`benchmark allreduce`: the time in which ranks of this machine average a tensor, by its size.
 
 Fast sums are the engine's own all-reduce, in fp32 or fp16; fixed are those of run.sums=fixed, which
-ranks on CPUs make in memory that they share, in fp32.
+ranks on CPUs make in memory that they share, in fp32. On CPUs also what fast sums take from ranks
+that compute meanwhile, as they do in a backward pass, on the same cores.
 
 Bandwidths are those of NCCL's tests (doc/PERFORMANCE.md of nccl-tests): algorithm bandwidth is
 bytes / seconds, bus bandwidth that times 2 (n - 1) / n for n ranks, which is what each link of a
@@ -14,6 +15,7 @@ cuda: it times all-reduces each time the benchmark asks it to.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -39,7 +41,7 @@ from pipeline.benchmark.rank_options import AllreduceOptions
 from pipeline.benchmark.result import Result, Spread, interleave, number, ratio
 from pipeline.benchmark.scaling_model import bus_share, fit_line
 from pipeline.ranks import connect
-from pipeline.ranks.gradients import Summing
+from pipeline.ranks.gradients import Compression, Summing
 from pipeline.ranks.world import World
 
 Message = Literal["fp32", "fp16", "fixed"]
@@ -50,6 +52,8 @@ _SMALLEST = 4 * 2**10
 _BURST = 64  # tensors in flight together: about the gradients of a ResNet-18
 _REPEATED_BYTES = {"cpu": 2**24, "cuda": 2**30}
 _REPEATS = (2, 20)
+_IMAGES = (4, 64, 32, 32)  # of a layer that stands for a backward pass
+_TIMES_LONGER = 4
 _DTYPES: dict[Message, torch.dtype] = {
     "fp32": torch.float32, "fp16": torch.float16, "fixed": torch.float32,
 }  # fmt: skip
@@ -79,6 +83,11 @@ def run(options: AllreduceOptions) -> Result:
             f"{dtype}_burst_sec": _round(processes, kind, dtype, sizes[0], _BURST)
             for dtype in dtypes
         }
+        if kind == "cpu":
+            sides |= {
+                f"{dtype}_taken_sec": _round(processes, kind, dtype, sizes[-1], tensors=0)
+                for dtype in dtypes
+            }
         spreads = interleave(options.rounds, sides)
     environment = {k: v for k, v in os.environ.items() if k.startswith(("HOROVOD_", "NCCL_"))}
     settings = {
@@ -114,19 +123,14 @@ def _name(message: Message, size: int) -> str:
 
 def _round(
     processes: Processes, kind: Kind, message: Message, size: int, tensors: int = 1
-) -> Callable[[], dict[str, float]]:
+) -> Callable[[], float]:
     least, most = _REPEATS
     sent = _sent(message, size)
-    repeats = max(least, min(most, _REPEATED_BYTES[kind] // (sent * tensors)))
+    repeats = max(least, min(most, _REPEATED_BYTES[kind] // (sent * max(1, tensors))))
 
-    name = _name(message, size) if tensors == 1 else f"{message}_burst_sec"
-    cpu_name = name.removesuffix("_sec") + "_cpu_sec"
-
-    def slowest() -> dict[str, float]:
-        """The slowest rank's seconds, and the most CPU time of a rank."""
+    def slowest() -> float:
         answers = processes.ask(size=sent, message=message, tensors=tensors, repeats=repeats)
-        sec, cpu_sec = (max(one[key] for one in answers) for key in ("sec", "cpu_sec"))
-        return {name: sec, cpu_name: cpu_sec}
+        return float(max(answer["sec"] for answer in answers))
 
     return slowest
 
@@ -152,32 +156,34 @@ def _fit(
     spreads: dict[str, Spread], message: Message, sizes: list[int], ranks: int
 ) -> dict[str, float | None]:
     """Fits latency + bytes / bandwidth to the medians; the time of one more tensor in flight; and
-    the share of a core that a rank's averaging takes of the largest size."""
+    on CPUs the seconds of computing that one second of averaging the largest size takes."""
     times = [spreads[_name(message, size)].median for size in sizes]
     latency, per_byte = fit_line([_sent(message, size) for size in sizes], times)
     more = 0.0  # fixed sums take all gradients as one
     if message != "fixed":
         burst = spreads[f"{message}_burst_sec"].median
         more = burst - latency - per_byte * _sent(message, sizes[0]) * _BURST
-    cpu = spreads[_name(message, sizes[-1]).removesuffix("_sec") + "_cpu_sec"].median
+    taken = spreads.get(f"{message}_taken_sec")
     return {
         "latency_sec": latency,
         "sec_per_byte": per_byte,
         "bus_bytes_per_sec": bus_share(ranks) / per_byte if per_byte else None,
         "tensor_sec": max(0.0, more / (_BURST - 1)),
-        "core_share": min(1.0, cpu / times[-1]),
+        "taken_share": 0.0 if taken is None else max(0.0, taken.median / times[-1]),
     }
 
 
 def measure(
     world: World, device: torch.device, size: int, message: Message, tensors: int, repeats: int
 ) -> dict[str, float]:
-    """Collective. Seconds, and this rank's CPU seconds, until `tensors` of `size` bytes each are
-    averaged.
+    """Collective. Seconds until `tensors` of `size` bytes each are averaged; for no tensors, by how
+    many seconds one of that size delays computing.
 
     They are in flight together. The mean of `repeats` runs in a row, without waiting for the other
     ranks in between, as in NCCL's own tests. One run comes before: a new size needs memory.
     """
+    if tensors == 0:
+        return {"sec": _taken_sec(world, size, message, repeats)}
     once = _averaging(world, device, size, message, tensors)
 
     def average(times: int) -> None:
@@ -188,10 +194,7 @@ def measure(
 
     average(1)
     world.barrier()
-    started, cpu = time.perf_counter(), time.process_time()
-    average(repeats)
-    sec, cpu = time.perf_counter() - started, time.process_time() - cpu
-    return {"sec": sec / repeats, "cpu_sec": cpu / repeats}
+    return {"sec": _seconds(lambda: average(repeats)) / repeats}
 
 
 def _averaging(
@@ -205,6 +208,48 @@ def _averaging(
         return world.average_gradients(gradients, Summing(sums="fixed")).synchronize
     sent = [torch.zeros(numel, dtype=kind, device=device) for _ in range(tensors)]
     return lambda: world.average_(sent)
+
+
+def _taken_sec(world: World, size: int, message: Message, repeats: int) -> float:
+    """Collective. Seconds by which a rank's computing ends later when gradients of `size` bytes are
+    averaged meanwhile, by fast sums as in training. Their time alone is well below that of the
+    computing."""
+    compression: Compression = "fp16" if message == "fp16" else "none"
+    weights = nn.Parameter(torch.zeros(size // _DTYPES[message].itemsize))
+    averager = world.average_gradients(
+        nn.ParameterList([weights]), Summing(sums="fast", compression=compression)
+    )
+    images = torch.randn(_IMAGES).to(memory_format=torch.channels_last)
+    layer = nn.Conv2d(images.shape[1], images.shape[1], 3, padding=1, bias=False)
+
+    @torch.no_grad()
+    def compute(layers: int) -> None:
+        for _ in range(layers):
+            layer(images)
+
+    def step(layers: int, sends: bool) -> None:
+        averager.enabled = sends
+        weights.sum().backward()  # type: ignore[no-untyped-call]
+        compute(layers)
+        if sends:
+            averager.synchronize()
+
+    step(1, sends=True)
+    alone_sec = _seconds(lambda: step(0, sends=True))
+    layers = math.ceil(_TIMES_LONGER * alone_sec / _seconds(lambda: compute(10)) * 10)
+    (layers,) = world.maximum([layers])
+    found = {False: 0.0, True: 0.0}
+    for _ in range(repeats):
+        for sends in found:
+            world.barrier()
+            found[sends] += _seconds(partial(step, layers, sends))
+    return (found[True] - found[False]) / repeats
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 def main(argv: list[str]) -> None:

@@ -209,7 +209,7 @@ def _of_apart(
         gradients = [Gradient(1.0, sum(one.size for one in gradients))]  # one sum of all
     elif on_cpu:
         spare = max(0, settings["cores"] - count) / count  # each rank computes on one core
-        cost = dataclasses.replace(cost, core_share=max(0.0, fit["core_share"] - spare))
+        cost = dataclasses.replace(cost, taken_share=max(0.0, fit["taken_share"] - spare))
     step_sec, computed, jitter = (
         raw[f"apart_{count}_{key}"]["median"]
         for key in ("step_sec", "forward_backward_sec", "jitter_sec")

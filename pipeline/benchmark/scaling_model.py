@@ -15,8 +15,8 @@ wait for the slowest:
 - Gradients become ready from the last layer to the first while backward runs, and the network sends
   what is ready whenever it is free (Shi, Chu and Li 2019, "MG-WFBP", section III), bucket by bucket
   (`in_buckets`). Fixed sums begin when backward has ended.
-- Where ranks have no other cores, an all-reduce that is hidden still takes its share of a core from
-  backward, which ends so much later.
+- Where ranks have no other cores, an all-reduce that is hidden still takes time from backward,
+  which ends so much later.
 - The decision on a batch is on its way while the batch before it is computed, in rings of its own
   (`decision_sec`): it costs only what exceeds that.
 
@@ -56,8 +56,9 @@ class Cost:
     latency_sec: float
     sec_per_byte: float
     tensor_sec: float = 0.0
-    core_share: float = 0.0
-    """Share of a core, 0 to 1, that it takes from a rank's computing meanwhile."""
+    taken_share: float = 0.0
+    """Seconds that each of its seconds takes from the computing of a rank on the same cores. Above
+    1 the two also slow each other, by caches and by changes from one to the other."""
 
     def seconds(self, size: int, tensors: int = 1) -> float:
         """Seconds of `tensors` in flight together, `size` bytes in all."""
@@ -196,8 +197,14 @@ def exposed_sec(
         while ready < len(gradients) and gradients[ready].ready * backward_sec <= done:
             ready += 1
         sends = cost.together(gradients[sent:ready])
-        now, done = now + sends, min(backward_sec, done + (1 - cost.core_share) * sends)
-        sent = ready
+        # Beside backward it is slower by `longer`, and backward has what is left of the core.
+        longer = max(1.0, cost.taken_share)
+        left = 1 - cost.taken_share / longer
+        beside = sends * longer
+        if left * beside > backward_sec - done:
+            beside = (backward_sec - done) / left
+        now += beside + sends - beside / longer
+        done, sent = done + left * beside, ready
     return max(0.0, now - done)
 
 
