@@ -66,16 +66,23 @@ def test_a_slowed_link_is_communication_bound(monkeypatch, one_thread):
     monkeypatch.setenv("SLOW_LINK_SEC", str(DELAY_SEC))
     monkeypatch.setattr(allreduce, "_REPEATS", (1, 1))
     monkeypatch.setattr(everything, "_SIZES", "4096,1048576")
-    monkeypatch.setattr(
-        allreduce, "start", lambda _, arguments, ranks: start("slow_link_rank", arguments, ranks)
-    )
-    result = measured("--parts=model,allreduce")
+    monkeypatch.setattr(allreduce, "start", lambda _, *job: start("slow_link_rank", *job))
+    result = measured("--parts=model,allreduce", "--run.sums=fast")
     assert result.figures["not_run"] == {}
     assert result.figures["limit"]["kind"] == "communication-bound"
     assert result.figures["allreduce_ms"] > 1e3 * DELAY_SEC
     assert result.ratio_value("exposed_communication_of_step") > 0.2
     assert "twice the images per rank and step" in result.figures["verdict"]
     assert "with gradients at 2 ranks" in result.figures["verdict"]
+
+
+def test_fixed_sums_in_shared_memory_are_measured_as_such(monkeypatch, one_thread):
+    monkeypatch.setattr(everything, "_SIZES", "4096,1048576")
+    result = measured("--parts=model,allreduce")
+    fit = result.figures["allreduce"]["fit"]["fixed"]
+    assert any("fixed sums of gradients, 2 ranks" in line for line in result.text().splitlines())
+    least = 1e3 * fit["latency_sec"]
+    assert least <= result.figures["allreduce_ms"] < 50 * least + 100
 
 
 def test_one_process_has_no_link_to_wait_for(one_thread):
