@@ -131,7 +131,9 @@ def validate(
             logits = logits_of(model, precision, batch.images)
             yield batch, logits, F.log_softmax(logits, dim=1)
 
-    return count(scored(), world, images, "validation", analysis)
+    # While it lasts, autocast keeps the weights that it casts: once for all batches, not for each.
+    with precision.autocast():
+        return count(scored(), world, images, "validation", analysis)
 
 
 def logits_of(model: nn.Module, precision: Precision, images: Tensor) -> Tensor:
