@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -36,6 +37,7 @@ class Loaders:
         self.decode = decode
         planner = train_planner(data, decode.normalisation)
         self.stream = TrainStream(train_set, planner, config.run.seed)
+        self._val: ValidationLoader | None = None
 
     def train(self, step: int, micro: int = 0) -> Loader:
         """This rank's micro-batches from number `micro` of `step` to the end of the run."""
@@ -50,10 +52,27 @@ class Loaders:
         size = self.partition.micro_batch_size
         return Loader(self.stream, chunks(), left, size, self.decode)
 
-    def val(self) -> ValidationLoader:
-        """This rank's part of the validation set."""
+    @contextmanager
+    def val(self) -> Iterator[ValidationLoader]:
+        """This rank's part of the validation set, for one validation at a time.
+
+        The graph stands from the first one on: on a GPU it takes seconds to build. Between
+        validations it holds its decoders and their memory, no batch, and threads that sleep.
+        """
         excluded = frozenset(self.excluded.val)
-        return open_val_loader(self._config, self._val_set, self._world, self.decode, excluded)
+        if self._val is None:
+            self._val = open_val_loader(
+                self._config, self._val_set, self._world, self.decode, excluded
+            )
+        else:
+            self._val.restart(excluded)
+        yield self._val
+
+    def close(self) -> None:
+        """Frees what validations keep. A training's loader belongs to who opened it."""
+        if self._val is not None:
+            self._val.close()
+            self._val = None
 
     def recover(
         self, error: Exception | None, step: int, micro: int
@@ -75,8 +94,8 @@ class Loaders:
 
 
 class ValidationLoader:
-    """This rank's batches of a validation, past at most data.max_excluded bad files if
-    data.bad_images says so.
+    """This rank's batches of a validation, or of one after another, past at most data.max_excluded
+    bad files if data.bad_images says so.
 
     Batch n of `count` holds `positions(n)`, (B,) int64 with B at most `batch_size`. What is passed
     over is added to `stream.excluded` and listed in `found`.
@@ -87,14 +106,21 @@ class ValidationLoader:
         batch_size: int, decode: DecodeSettings, data: DataConfig,
     ) -> None:  # fmt: skip
         self._stream, self._positions, self._count = stream, positions, count
-        self._batch_size, self._decode = batch_size, decode
         self._most = data.max_excluded if data.bad_images == "exclude" else None
-        self._loader = self._open_from(0)
+        self._loader = Loader(stream, self._chunks(0), count, batch_size, decode)
         self.found: list[Found] = []
 
-    def _open_from(self, done: int) -> Loader:
-        left = (self._positions(number) for number in range(done, self._count))
-        return Loader(self._stream, left, self._count - done, self._batch_size, self._decode)
+    def restart(self, excluded: frozenset[int]) -> None:
+        """Begins another pass, past the images that are `excluded` now."""
+        self._stream.excluded = excluded
+        self.found = []
+        self._start(0)
+
+    def _start(self, done: int) -> None:
+        self._loader.start(self._chunks(done), self._count - done)
+
+    def _chunks(self, done: int) -> Iterator[np.ndarray]:
+        return (self._positions(number) for number in range(done, self._count))
 
     def __iter__(self) -> Iterator[Batch]:
         done = 0
@@ -112,11 +138,10 @@ class ValidationLoader:
             self._stream.excluded |= {found.image}
             if len(self._stream.excluded) > self._most:
                 raise too_many(len(self._stream.excluded), self._most)
-            self._loader.close()
-            self._loader = self._open_from(done)
+            self._start(done)
 
     def close(self) -> None:
-        """Ends the loader's threads."""
+        """Ends the loader's threads and frees DALI's memory."""
         self._loader.close()
 
 
