@@ -1,7 +1,8 @@
 """What goes into a graph: batches planned and read ahead by threads, handed to DALI without a copy.
 
-DALI reads the memory of the arrays themselves, and knows nothing of their owner: a batch stays here
-until DALI has given it out.
+DALI reads the memory of the arrays themselves, and leaves it to the caller to keep it: a batch
+stays here until DALI has given it out. (DALI 2.4 keeps the arrays too, which its documentation does
+not promise.)
 """
 
 from __future__ import annotations
