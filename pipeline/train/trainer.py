@@ -225,11 +225,12 @@ class Trainer:
         """Collective. Validates the present state, then saves again with the result."""
         state = self.state
         with self._off_the_clock("validation"):
+            loader = self.loaders.val()
             average, spread = state.average_statistics(self.world)
             state.model.eval()
             classes = len(self.val_set.classes)
             analysis = ErrorAnalysis(classes, self.world.rank == 0, self.decode.device)
-            with self.loaders.val() as loader, swapped_statistics(state.model, average):
+            with swapped_statistics(state.model, average):
                 counted = validate(
                     state.forward, loader, state.precision, self.world, len(self.val_set), analysis
                 )

@@ -54,21 +54,21 @@ class Loader:
         batch_size: int,
         settings: DecodeSettings,
     ) -> None:
-        self._stream, self._batch_size, self._settings = stream, batch_size, settings
+        self._batch_size, self._settings = batch_size, settings
         device = settings.device
         # A constant on the device: an upload for each batch would make the host wait.
         self._scale = torch.from_numpy(1 / settings.normalisation.std).to(device)
-        self._source = Source(stream, settings)
+        self._source = Source(settings)
         self._read_by_gpu = UntilDone()
         self._uploads: Uploads | None = None
         if device.type == "cuda" and settings.decoder != "gpu":
             self._uploads = Uploads(device)
         self._ahead = DrawnAhead(self._draw_and_send)
         self._pipe: Pipeline | None = None
-        self.start(chunks, length)
+        self.start(stream, chunks, length)
 
-    def start(self, chunks: Iterable[np.ndarray], length: int) -> None:
-        """Starts again, on the `length` batches of `chunks`, with the graph that stands.
+    def start(self, stream: ImageStream, chunks: Iterable[np.ndarray], length: int) -> None:
+        """Starts again by the graph that stands, on the `length` batches of `stream` at `chunks`.
 
         The graph is built anew only if a file made it fail or if batches were left in it.
         """
@@ -76,7 +76,7 @@ class Loader:
         if self._source.unfinished:
             self._drop_graph()
         self._length = self._left = length
-        self._source.start(chunks)
+        self._source.start(stream, chunks)
         if self._pipe is None:
             self._pipe = self._build(self._source, self._batch_size, self._settings)
         self._pipe.reset()  # where it saw the end; else it has not asked beyond its last batch
@@ -191,7 +191,7 @@ class Loader:
             except RuntimeError as single:
                 if _OUT_OF_MEMORY.search(str(single)):
                     break  # a good file; never to be excluded
-                path = self._stream.image_set.path(int(image))
+                path = failed.image_set.path(int(image))
                 reason = (
                     f"cannot be decoded, truncated or not an image ({_last_reason(str(single))})"
                 )

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,10 @@ _READERS = 8  # file reads in flight; they wait on the disk or the network, not 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A batch on its way through DALI: its selection, and the inputs of the graph twice, as arrays
-    and as DALI's lists over the same memory."""
+    """A batch on its way through DALI: its selection of `image_set`, and the inputs of the graph
+    twice, as arrays and as DALI's lists over the same memory."""
 
+    image_set: ImageSet
     selection: Selection
     inputs: tuple[Any, ...]
     lists: tuple[Any, ...]
@@ -45,21 +47,22 @@ class Source:
     A batch that cannot be prepared ends the inputs: `failure` then says why.
     """
 
-    def __init__(self, stream: ImageStream, settings: DecodeSettings) -> None:
-        self._stream, self._settings = stream, settings
+    def __init__(self, settings: DecodeSettings) -> None:
+        self._settings = settings
         self._planners = ThreadPoolExecutor(settings.prefetch + 1, thread_name_prefix="plan")
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
-        self._chunks: Iterator[np.ndarray] = iter(())
+        self._chunks: Iterator[tuple[ImageStream, np.ndarray]] = iter(())
         self._ahead: deque[Future[Prepared]] = deque()
         self._in_dali: deque[Prepared] = deque()
         self.failure: Exception | None = None
 
-    def start(self, chunks: Iterable[np.ndarray]) -> None:
-        """Begins to read the batches of `chunks`; DALI must have nothing left to give out."""
+    def start(self, stream: ImageStream, chunks: Iterable[np.ndarray]) -> None:
+        """Begins to read the batches of `stream` at `chunks`; DALI must have nothing left to give
+        out."""
         assert not self._in_dali, "DALI still reads the memory of earlier batches"
         self._drop_ahead()
         self.failure = None
-        self._chunks = iter(chunks)
+        self._chunks = ((stream, chunk) for chunk in chunks)
         for _ in range(self._settings.prefetch + 1):
             self._prepare_next()
 
@@ -105,18 +108,21 @@ class Source:
     def _prepare_next(self) -> None:
         chunk = next(self._chunks, None)
         if chunk is not None:
-            self._ahead.append(self._planners.submit(self._prepare, chunk))
+            self._ahead.append(self._planners.submit(self._prepare, *chunk))
 
-    def _prepare(self, positions: np.ndarray) -> Prepared:
-        selection = self._stream.select(positions)
+    def _prepare(self, stream: ImageStream, positions: np.ndarray) -> Prepared:
+        selection, images = stream.select(positions), stream.image_set
         # One task per reader, not per file: 25 us of Python each would add up at 8,000 files/s.
         shares = np.array_split(selection.images, min(_READERS, len(selection.images)))
-        encoded = [one for share in self._readers.map(self._read, shares) for one in share]
-        inputs = graph.graph_inputs(selection, encoded, self._stream.image_set, self._settings)
-        return Prepared(selection, inputs, graph.as_lists(inputs))
+        encoded = [
+            one for some in self._readers.map(partial(_read, images), shares) for one in some
+        ]
+        inputs = graph.graph_inputs(selection, encoded, images, self._settings)
+        return Prepared(images, selection, inputs, graph.as_lists(inputs))
 
-    def _read(self, images: np.ndarray) -> list[np.ndarray]:
-        return [read_patiently(self._stream.image_set, int(image)) for image in images]
+
+def _read(image_set: ImageSet, images: np.ndarray) -> list[np.ndarray]:
+    return [read_patiently(image_set, int(image)) for image in images]
 
 
 def read_patiently(manifest: ImageSet, image: int) -> np.ndarray:

@@ -173,5 +173,5 @@ def test_a_bad_file_is_named_by_the_thread_that_is_ahead(small_data, tmp_path):
             next(loader)
         assert error.value.path == bad
         stream.excluded = frozenset({12})
-        loader.start(chunks(4, 5)[2:], 2)
+        loader.start(stream, chunks(4, 5)[2:], 2)
         assert [int(batch.positions[0]) for batch in loader] == [10, 15]

@@ -83,8 +83,9 @@ class Spoilt:
 def test_what_is_handed_over_is_kept_until_it_is_given_out(plain):
     files = Spoilt(plain)
     settings = DecodeSettings("cpu", torch.device("cpu"), 1)
-    with closing(Source(ValStream(files, CenterCrop(32, 32)), settings)) as source:
-        source.start(chunks_of(5, 0, 5, 10))
+    stream = ValStream(files, CenterCrop(32, 32))
+    with closing(Source(settings)) as source:
+        source.start(stream, chunks_of(5, 0, 5, 10))
         for _ in range(3):
             source()  # DALI keeps addresses, and what else it keeps is not documented
         with pytest.raises(StopIteration):
@@ -124,10 +125,10 @@ def test_a_loader_started_again_gives_other_chunks_by_the_same_graph(
     stream = ValStream(plain, CenterCrop(32, 32))
     first, second = chunks_of(5, *range(0, 5 * batches, 5)), chunks_of(5, 25, 5, 15, 10)
     with closing(open_loader(stream, [np.arange(5)], 1, prefetch)) as loader:
-        loader.start(first, batches)
+        loader.start(stream, first, batches)
         assert len(loader) == batches
         assert positions_of(loader) == [position for chunk in first for position in chunk]
-        loader.start(second, 4)
+        loader.start(stream, second, 4)
         given = list(loader)
         assert graphs() == {0}
     assert graphs() == set()
@@ -143,7 +144,7 @@ def test_what_an_unfinished_pass_left_is_not_given_out(plain, drawn):
     with closing(open_loader(stream, chunks_of(5, *range(0, 25, 5)))) as loader:
         for _ in range(drawn):
             next(loader)
-        loader.start(chunks_of(5, 20, 10), 2)
+        loader.start(stream, chunks_of(5, 20, 10), 2)
         assert positions_of(loader) == [*range(20, 25), *range(10, 15)]
 
 
@@ -165,7 +166,7 @@ def test_a_loader_starts_again_behind_a_bad_file(small_data, tmp_path, graphs, s
         # Even while the error and its traceback live: two graphs at once may not fit into a GPU.
         assert graphs() == ({0} if stands else set())
         stream.excluded = frozenset({12})
-        loader.start(chunks_of(5, 10, 15), 2)
+        loader.start(stream, chunks_of(5, 10, 15), 2)
         assert positions_of(loader) == [*range(10, 20)]
         assert graphs() == ({0} if stands else {2})  # 1 was the replay's
         assert str(error.value).startswith(f"the image {bad}")
@@ -173,12 +174,13 @@ def test_a_loader_starts_again_behind_a_bad_file(small_data, tmp_path, graphs, s
 
 def test_between_passes_nothing_runs_and_nothing_is_read(plain):
     files = Spoilt(plain)
-    with closing(open_loader(ValStream(files, CenterCrop(32, 32)), chunks_of(5, 0, 5))) as loader:
+    stream = ValStream(files, CenterCrop(32, 32))
+    with closing(open_loader(stream, chunks_of(5, 0, 5))) as loader:
         assert len(positions_of(loader)) == 10
         gc.collect()
         assert files.read_files == len(files.memory) == 10
         for _ in range(3):
-            loader.start(chunks_of(5, 0, 5), 2)
+            loader.start(stream, chunks_of(5, 0, 5), 2)
             assert len(positions_of(loader)) == 10
         own = [one for one in threading.enumerate() if one.name.startswith(("plan", "read"))]
         assert len(own) <= 3 + 8  # no more from pass to pass
