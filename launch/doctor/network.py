@@ -10,6 +10,8 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 from launch.doctor.check import Check, Facts, Finding, Job, Rules, few
 
 # What a user may have set for Horovod and NCCL.
@@ -37,11 +39,7 @@ def network_facts() -> Facts:
 
 
 def read_interfaces() -> dict[str, list[str]]:
-    """Addresses by interface; empty without psutil, which comes with Horovod."""
-    try:
-        import psutil  # type: ignore[import-untyped]
-    except ImportError:
-        return {}
+    """Addresses by interface."""
     families = (socket.AF_INET, socket.AF_INET6)
     return {
         name: [a.address.partition("%")[0] for a in addresses if a.family in families]
@@ -115,8 +113,6 @@ def _default_route_address() -> str | None:
 
 def network(job: Job) -> Iterator[Finding]:
     """Checks that an interface has each node's address, and that those in the environment exist."""
-    if not any(node["interfaces"] for node in job.nodes):
-        return  # psutil, which lists them, comes with Horovod, which has its own check
     seen = ", ".join(sorted({name for node in job.nodes for name in node["interfaces"]}))
     fix = f"Name one that exists ({seen}), or unset the variable."
     yield Finding("fail", job.where(_wrong_interface), fix)

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import psutil
+
 from launch.doctor.check import Facts, Finding, Job, Rules, size
 from pipeline.config import ConfigError, DataConfig
 
@@ -99,11 +101,7 @@ def _sees_token(run_dir: Path, token: str) -> bool:
 
 def _file_system(place: Path) -> str:
     """Type and source of the file system that holds `place`, as `nfs4 server:/home`; "unknown"
-    without psutil, which comes with Horovod, and where no mount is shown, as in some containers."""
-    try:
-        import psutil  # type: ignore[import-untyped]
-    except ImportError:
-        return "unknown"
+    where no mount is shown, as in some containers."""
     real = place.resolve()
     around = [
         one for one in psutil.disk_partitions(all=True) if real.is_relative_to(one.mountpoint)
