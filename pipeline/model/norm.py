@@ -39,6 +39,9 @@ class BatchNormAct(nn.BatchNorm2d):
 
     compute: Arithmetic
     """PyTorch's operators unless another arithmetic takes their place; not in the state_dict."""
+    recorded: tuple[Tensor, Tensor] | None
+    """Where a training batch leaves its mean and unbiased variance, (C,) fp32 each, in place of
+    moving the running ones (`pipeline.model.recording`); None: it moves them."""
 
     def __init__(
         self, channels: int, relu: bool = True, *,
@@ -56,6 +59,7 @@ class BatchNormAct(nn.BatchNorm2d):
         super().__init__(channels, eps, momentum, affine)
         self.relu = relu
         self.compute = reference
+        self.recorded = None
 
     def forward(  # type: ignore[override]  # more arguments than nn.BatchNorm2d
         self,
@@ -83,8 +87,18 @@ class BatchNormAct(nn.BatchNorm2d):
         """
         return self.compute(self, x, residual, residual_norm, fork)
 
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """The mean and variance, (C,) fp32 each, that a forward pass reads in eval mode, and that
+        it moves on by `count_batch` in training."""
+        if self.training and self.recorded is not None:
+            return self.recorded
+        assert self.running_mean is not None and self.running_var is not None, _NO_STATISTICS
+        return self.running_mean, self.running_var
+
     def count_batch(self) -> float:
-        """Counts a training batch as torch does; returns its weight in the running statistics."""
+        """Counts a training batch as torch does; returns its weight in `statistics`."""
+        if self.recorded is not None:
+            return 1.0
         assert self.num_batches_tracked is not None, _NO_STATISTICS
         self.num_batches_tracked.add_(1)
         if self.momentum is None:
@@ -99,7 +113,11 @@ def reference(
     """The arithmetic in PyTorch's own operators; what every other one must equal. No forks."""
     del fork
     residual = normalised(residual, residual_norm)
-    y = nn.BatchNorm2d.forward(norm, x)
+    norm._check_input_dim(x)
+    momentum = norm.count_batch() if norm.training else 0.0
+    y = F.batch_norm(
+        x, *norm.statistics(), norm.weight, norm.bias, norm.training, momentum, norm.eps
+    )
     # In place: no backward pass reads the output of batch_norm, and this saves two activations.
     if residual is not None:
         y = y.add_(residual)

@@ -17,6 +17,8 @@ from enum import IntEnum
 from types import FrameType
 from typing import Any, NoReturn
 
+from pipeline.system.launched import launched_rank, launched_size
+
 log = logging.getLogger("trainyard")
 
 # By strength, as ranks agree on the highest index that any has received. SIGUSR1 says that time is
@@ -60,16 +62,6 @@ class FellWithPeer(Exception):
 
 class Stopped(Exception):
     """A signal stopped the run; its checkpoint is written."""
-
-
-def launched_rank() -> int:
-    """This process's rank as its launcher gave it, known before Horovod is loaded; 0 if alone."""
-    return int(os.environ.get("HOROVOD_RANK", "0"))
-
-
-def launched_size() -> int:
-    """The number of ranks as the launcher gave it; 1 if alone."""
-    return int(os.environ.get("HOROVOD_SIZE", "1"))
 
 
 def say_error(message: str) -> None:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import yaml
 
 from pipeline.config import Config
-from pipeline.system.failure import launched_rank
+from pipeline.system.launched import launched_rank
 
 log = logging.getLogger("trainyard")
 

@@ -50,7 +50,7 @@ def with_triton(
         x,
         residual,
         *[*parameters, None, None][:4],
-        [buffer for layer in norms for buffer in (layer.running_mean, layer.running_var)],
+        [buffer for layer in norms for buffer in layer.statistics()],
         momenta,
         [layer.eps for layer in norms],
         norm.relu,
@@ -138,7 +138,7 @@ class ApexNorm:
             op.momentum = norm.count_batch()
         op.eps, op.training = norm.eps, norm.training
         op.weight, op.bias = norm.weight, norm.bias
-        op.running_mean, op.running_var = norm.running_mean, norm.running_var
+        op.running_mean, op.running_var = norm.statistics()
         y = op(_rows(x), None if residual is None else _rows(residual.to(x.dtype)))
         return y.permute(0, 3, 1, 2)  # type: ignore[no-any-return]  # apex is untyped
 

@@ -39,7 +39,8 @@ def test_a_file_that_stays_away_is_an_error_that_excludes_nothing(small_data, tm
 TRAIN_AND_TELL_OF_SCANS = """
 import sys
 from pipeline.data.index import manifest
-from pipeline.system.failure import launched_rank, run_command
+from pipeline.system.failure import run_command
+from pipeline.system.launched import launched_rank
 from pipeline.train.__main__ import main
 
 def scan(tree, real=manifest.scan):
