@@ -115,7 +115,7 @@ class Environment:
 
     def __init__(self, root: Path, torch: str, engine: str = "horovod") -> None:
         if engine not in ENGINES:
-            raise SetupError(f"ENGINE={engine} is neither {' nor '.join(ENGINES)}.")
+            raise SetupError(f"ENGINE={engine} must be {' or '.join(ENGINES)}.")
         self.root = root
         self.torch = torch
         self.engine = engine

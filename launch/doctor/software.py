@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from launch.doctor.check import Facts, Finding, Job, Rules, Status
+from pipeline.system.gpus import unusable_gpus, usable_count
 from pipeline.system.machine import DALI, version_of
 
 _CODE = Path(__file__).resolve().parent.parent.parent
@@ -41,6 +42,7 @@ def software_facts(device: Literal["auto", "cpu", "cuda"], norm: str, amp: str, 
         "norm_problems": {},
         "torch_problem": None,
         "torch_gpus": 0,
+        "gpu_trouble": None,
         "dali_gpus": None,
         "device": "cpu",
     }
@@ -70,7 +72,9 @@ def _ask_torch(found: Facts, device: str, amp: str) -> None:
     found["versions"]["torch CUDA"] = torch.version.cuda
     if torch.version.cuda is not None:
         found["versions"]["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
-        found["torch_gpus"] = torch.cuda.device_count()
+        found["torch_gpus"] = usable_count()
+    if device != "cpu" and (trouble := unusable_gpus()) is not None:
+        found["gpu_trouble"] = trouble._asdict()
     found["device"] = "cuda" if device != "cpu" and found["torch_gpus"] else "cpu"
     found["apex"] = apex_package()[0]
     on = torch.device("cuda", 0) if found["device"] == "cuda" else torch.device("cpu")

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from launch.doctor.gpus import query_gpus
+from pipeline.system.gpus import query_gpus
 
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 TOPOLOGY = Path("/sys/devices/system/cpu")

@@ -184,10 +184,19 @@ def test_a_node_may_have_more_gpus_than_ranks(cluster):
 
 def test_a_cpu_build_of_pytorch_on_a_gpu_machine_is_told(cluster):
     nodes = cluster(1, gpus=8)
-    put(nodes, (0,), torch_gpus=0, device="cpu", versions__torch="2.13.0+cpu")
-    nodes[0]["versions"]["torch CUDA"] = None
+    trouble = {"found": "8 GPUs, but PyTorch is built for CPUs", "cure": "install another"}
+    put(nodes, (0,), torch_gpus=0, device="cpu", gpu_trouble=trouble)
+    told = Check("GPUs", "fail", trouble["found"], "Install another.")
+    assert verdict(nodes, "GPUs") == told
+    nodes[0]["asked"]["device"] = "cpu"
+    assert verdict(nodes, "GPUs").status == "ok"
+
+
+def test_gpus_that_are_hidden_are_a_warning_and_fail_where_one_is_asked_for(cluster):
+    nodes = cluster(1, gpus=8)
+    put(nodes, (0,), torch_gpus=0, device="cpu")
     check = verdict(nodes, "GPUs")
-    assert check.status == "warn" and "8 GPUs, but PyTorch 2.13.0+cpu is built for" in check.found
+    assert check.status == "warn" and "CUDA_VISIBLE_DEVICES hides 8 GPUs" in check.found
     nodes[0]["asked"]["device"] = "cuda"
     assert verdict(nodes, "GPUs").status == "fail"
 

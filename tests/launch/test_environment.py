@@ -89,7 +89,7 @@ def test_the_python_must_be_one_that_runs_the_project(
 
 
 def test_an_engine_that_there_is_not_is_refused(checkout: Path) -> None:
-    with pytest.raises(SetupError, match="^ENGINE=mpi is neither horovod nor torch.$"):
+    with pytest.raises(SetupError, match="^ENGINE=mpi must be horovod or torch.$"):
         Environment(checkout, "torch==2.13.0", "mpi")
 
 
