@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from pipeline.ranks.local import LocalRanks, start_ranks
+from pipeline.system.launched import Engine
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SABOTEUR = Path(__file__).resolve().parent / "saboteur.py"
@@ -35,7 +36,8 @@ T = TypeVar("T")
 
 def environment(**extra: str) -> dict[str, str]:
     """What a rank under test sees: one thread, this checkout, no launcher's variables."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("HOROVOD_", "SLURM_"))}
+    launchers = ("HOROVOD_", "SLURM_", "TORCHELASTIC_")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(launchers)}
     bin_folder = str(Path(sys.executable).parent)
     return clean | {
         "PYTHONPATH": str(REPOSITORY),
@@ -84,14 +86,14 @@ class Ranks:
         self.processes[rank].send_signal(number)
 
 
-def start(argv: Sequence[str], ranks: int = 1, **env: str) -> Ranks:
-    """Starts `python argv...` on each rank: over Horovod from two ranks on, alone for one."""
-    return Ranks(start_ranks([sys.executable, *argv], ranks, environment(**env), **_POPEN))
+def start(argv: Sequence[str], ranks: int = 1, engine: Engine = "horovod", **env: str) -> Ranks:
+    """Starts `python argv...` on each rank: over `engine` from two ranks on, alone for one."""
+    return Ranks(start_ranks([sys.executable, *argv], ranks, environment(**env), engine, **_POPEN))
 
 
-def run(argv: Sequence[str], ranks: int = 1, **env: str) -> Ranks:
+def run(argv: Sequence[str], ranks: int = 1, engine: Engine = "horovod", **env: str) -> Ranks:
     """`start` and `wait`."""
-    return start(argv, ranks, **env).wait()
+    return start(argv, ranks, engine, **env).wait()
 
 
 def horovodrun(argv: Sequence[str], ranks: int = 2, **env: str) -> subprocess.Popen[str]:

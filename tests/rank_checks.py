@@ -7,12 +7,14 @@ collectives before its first assertion: a rank that fails alone leaves no other 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import traceback
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,9 @@ from pipeline.config import ModelConfig
 from pipeline.model.norm import BatchNormAct
 from pipeline.model.resnet import build_network
 from pipeline.ranks import connect
+from pipeline.ranks.connected import ConnectedWorld, OverNetwork
+from pipeline.ranks.gradients import Exchange, GradientAverager, OrderedGradients, Summing
+from pipeline.ranks.shared import SharedMemory
 from pipeline.ranks.world import World
 from pipeline.system.failure import ExitCode, Reported, TrainingError, run_command
 from pipeline.train.optimizer import build_optimizer
@@ -89,7 +94,7 @@ def averaged_gradients_are_the_mean_of_the_halves(world: World) -> None:
     torch.manual_seed(0)
     model = build_network(ModelConfig(depth=18, zero_init_last_norm=False), 10)
     wanted = one_after_the_other(model, range(world.size), side=32)
-    averager = world.average_gradients(model, "none")
+    averager = world.average_gradients(model, Summing())
     backward(model, world.rank, side=32)
     averager.synchronize()
     require_equal(gradients(model), wanted)
@@ -99,7 +104,7 @@ def strides_of_weights_and_gradients_stay(world: World) -> None:
     model = small_model()
     before = {name: p.stride() for name, p in model.named_parameters()}
     addresses = {name: p.data_ptr() for name, p in model.named_parameters()}
-    averager = world.average_gradients(model, "none")
+    averager = world.average_gradients(model, Summing())
     backward(model, world.rank)
     gradient = model[0].weight.grad
     assert gradient is not None
@@ -115,7 +120,7 @@ def strides_of_weights_and_gradients_stay(world: World) -> None:
 def fp16_compression_is_close(world: World) -> None:
     model = small_model()
     wanted = one_after_the_other(model, range(world.size))
-    averager = world.average_gradients(model, "fp16")
+    averager = world.average_gradients(model, Summing(compression="fp16"))
     backward(model, world.rank)
     averager.synchronize()
     found = gradients(model)
@@ -132,22 +137,65 @@ def accumulation_reduces_on_the_last_micro_batch_only(world: World) -> None:
     # BN's batch statistics are those of each micro-batch; running ones do not enter training.
     alone = one_after_the_other(model, range(first, first + 1))
     wanted = one_after_the_other(model, range(world.size * count))
-    averager = world.average_gradients(model, "none")
-    averager.enabled = False
-    backward(model, first, share=count)
+    averager = world.average_gradients(model, Summing(accumulation=count))
+    with averager.micro_batch(0):
+        backward(model, first, share=averager.divisor)
     local = gradients(model)
-    averager.enabled = True
-    backward(model, first + 1, share=count)
+    with averager.micro_batch(1):
+        backward(model, first + 1, share=averager.divisor)
     averager.synchronize()
     require_equal(local, {name: gradient / count for name, gradient in alone.items()})
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-5, atol=1e-7)
 
 
+def steps_in_order(
+    averager: GradientAverager, model: nn.Module, first: int, count: int
+) -> list[dict[str, Tensor]]:
+    """The gradients of two steps over the micro-batches [first, first + count), each of which says
+    its number to the others."""
+    found = []
+    for _ in range(2):
+        for number in range(count):
+            with averager.micro_batch(number):
+                backward(model, first + number, share=averager.divisor)
+            averager.statistics[number] = first + number
+        averager.synchronize()
+        found.append(gradients(model))
+        averager.clear()
+    return found
+
+
+def sums_in_order_have_the_bits_of_one_rank(world: World) -> None:
+    ways: list[Callable[[], Exchange]] = [
+        lambda: SharedMemory(world, lambda reason: AssertionError(reason)),
+        lambda: OverNetwork(cast(ConnectedWorld, world), CPU),
+    ]
+    outcomes = []
+    for way in ways:
+        for count in range(1, 6):  # of each rank: sums of one and of several nodes
+            model, alone = small_model(), small_model()
+            summing = Summing(count, "fixed", statistics=3)
+            averager = OrderedGradients(model, summing, world.rank, world.size, way())
+            found = steps_in_order(averager, model, world.rank * count, count)
+            whole = dataclasses.replace(summing, accumulation=world.size * count)
+            by_one = World().average_gradients(alone, whole)
+            wanted = steps_in_order(by_one, alone, 0, world.size * count)
+            outcomes.append((count, found, wanted, averager.all_statistics, by_one.all_statistics))
+    chosen = world.average_gradients(small_model(), Summing(1, "fixed"))
+    for count, found, wanted, theirs, ours in outcomes:
+        for one, other in zip(found, wanted, strict=True):
+            require_equal(one, other)
+        assert torch.equal(theirs, ours), f"{count} micro-batches each"
+        assert theirs[:, 0].tolist() == list(range(world.size * count))
+    assert isinstance(chosen, OrderedGradients)
+    assert isinstance(chosen._exchange, SharedMemory), "these ranks share a machine"
+
+
 def an_inf_on_one_rank_skips_the_step_on_both(world: World) -> None:
     model = small_model()
     optimizer = build_optimizer(model, 0.1, 0.9, 1e-4, decay_norm_and_bias=True)
-    averager = world.average_gradients(model, "none")
+    averager = world.average_gradients(model, Summing())
     precision = Precision("fp16", CPU, init_scale=1024.0)
 
     def step(fault: bool) -> None:
@@ -157,7 +205,7 @@ def an_inf_on_one_rank_skips_the_step_on_both(world: World) -> None:
         precision.backward(loss * float("inf") if fault else loss)
         averager.synchronize()
         precision.step(optimizer)
-        optimizer.zero_grad(set_to_none=True)
+        averager.clear()
 
     weights = [flat(model)]
     scales = [precision.scale]
@@ -268,6 +316,7 @@ CHECKS = {
         strides_of_weights_and_gradients_stay,
         fp16_compression_is_close,
         accumulation_reduces_on_the_last_micro_batch_only,
+        sums_in_order_have_the_bits_of_one_rank,
         an_inf_on_one_rank_skips_the_step_on_both,
         integer_sums_are_exact,
         float64_sums_keep_their_precision,

@@ -74,7 +74,7 @@ def start_ranks(
 ) -> int:
     """Runs the program on every rank of the job; returns srun's code."""
     with _rendezvous(allocation) as server:
-        env = {**os.environ, **server.environment, NODES: allocation.to_json()}
+        env = {**os.environ, **server.shared_environment, NODES: allocation.to_json()}
         if interface is not None:
             env[INTERFACE] = interface
         if program.run_dir is not None:

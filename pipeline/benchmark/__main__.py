@@ -21,7 +21,8 @@ from pipeline.config.reading import (
     take_name,
 )
 from pipeline.config.reading import parse as parse_settings
-from pipeline.system.failure import launched_size, run_command
+from pipeline.system.failure import run_command
+from pipeline.system.launched import launched_size
 
 if TYPE_CHECKING:
     from pipeline.train.folder import RunFolder

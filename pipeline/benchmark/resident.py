@@ -71,6 +71,7 @@ class Training:
         self.trainer, self.device = trainer, trainer.decode.device
         kind = _RoundPhases if timed else _Untimed
         self._phases = trainer.phases = kind(trainer.world.heartbeat, self.device)
+        trainer.join_ranks()
         self._feed = Feed(loader, trainer.world, trainer.stop, self._phases)
 
     def run(self, steps: int) -> None:

@@ -44,6 +44,12 @@ class Config:
             "data.output=float16 needs mixed precision and optim.amp is off; set optim.amp=bf16 or "
             "fp16, or data.output=float32",
         )
+        require(
+            self.run.sums != "fixed" or self.optim.gradient_compression == "none",
+            f"optim.gradient_compression={self.optim.gradient_compression} rounds sums on their "
+            "way between ranks, and run.sums=fixed promises the same bits on any number of them; "
+            "set it to none, or run.sums=auto",
+        )
         if self.profile is not None:
             profiled_steps(self.profile)
 

@@ -82,6 +82,10 @@ class RunConfig:
         None, "execution", ("evaluate", "predict", "benchmark"), limits="[1, inf)"
     )
     """PyTorch's CPU threads per rank; null: this rank's share of the cores."""
+    sums: Literal["auto", "fast", "fixed"] = setting("auto", "execution", ("benchmark",))
+    """fixed: gradients and BN's statistics are summed in the order of the images, so that a run has
+    the same bits on any number of ranks; fast: in whatever order is quickest; auto: fixed on CPUs
+    unless optim.gradient_compression rounds what travels."""
     log_every_steps: int = setting(50, "execution", limits="[1, inf)")
     """Steps between two lines of training metrics."""
     checkpoint_every_steps: int | None = setting(None, "execution", limits="[1, inf)")

@@ -95,8 +95,10 @@ class OptimConfig:
         "bf16", "identity", ("evaluate", "predict", "benchmark", "doctor"), in_table=True
     )
     """Arithmetic of the forward and backward pass; fp16 scales the loss."""
-    gradient_compression: Literal["none", "fp16"] = setting("none", "identity", ("benchmark all",))
-    """What gradients travel as between ranks; none: fp32."""
+    gradient_compression: Literal["none", "fp16", "bf16"] = setting(
+        "none", "identity", ("benchmark all",)
+    )
+    """What gradients travel as between ranks; none: fp32; bf16: under torchrun only."""
 
     def __post_init__(self) -> None:
         check_limits(self, "optim.")

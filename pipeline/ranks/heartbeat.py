@@ -32,6 +32,11 @@ class Peer:
     def __str__(self) -> str:
         return f"rank {self.rank} (process {self.pid}) on {self.host}"
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process has not ended, as far as this host sees."""
+        return self.trouble() != _DIED[0]
+
     def trouble(self) -> str | None:
         """Why the process cannot answer, as the end of a sentence about it.
 

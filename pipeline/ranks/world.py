@@ -1,35 +1,22 @@
 """Collective communication between ranks.
 
-`World` is one process alone; `horovod.HorovodWorld` is the same interface over Horovod. Nothing
-else asks which of the two it has.
+`World` is one process alone; `horovod.HorovodWorld` and `torch_engine.TorchWorld` are the same
+interface over Horovod and over torch.distributed. Nothing else asks which of them it has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
+from pipeline.ranks.gradients import Alone, GradientAverager, OrderedGradients, Summing
 from pipeline.ranks.heartbeat import Heartbeat, Peer
 from pipeline.system.failure import ExitCode, PeerLost, Reported, TrainingError, say_error
 
 T = TypeVar("T")
-Compression = Literal["none", "fp16"]
-
-
-class GradientAverager:
-    """Averages gradients over ranks while backward runs; alone there is nothing to average.
-
-    `enabled` is set for the last micro-batch of a step only: until then gradients accumulate
-    locally.
-    """
-
-    enabled: bool = True
-
-    def synchronize(self) -> None:
-        """Waits until every gradient holds the average over ranks."""
 
 
 class World:
@@ -70,6 +57,12 @@ class World:
         They lie on any one device, and all of them are in flight together, as gradients are.
         """
 
+    def start_maximum(self, values: Sequence[int]) -> Callable[[], list[int]]:
+        """Starts `maximum`, and returns what waits for its result. Every rank asks for results in
+        the order in which it started them."""
+        found = list(values)
+        return lambda: found
+
     def maximum(self, values: Sequence[int]) -> list[int]:
         """The element-wise maximum over ranks, by which all ranks reach one decision."""
         return list(values)
@@ -84,10 +77,11 @@ class World:
     def stop_timeline(self) -> None:
         """Stops the timeline; the file is then complete."""
 
-    def average_gradients(self, model: nn.Module, compression: Compression) -> GradientAverager:
-        """Makes backward average the gradients of `model`'s parameters over ranks."""
-        del model, compression
-        return GradientAverager()
+    def average_gradients(self, model: nn.Module, summing: Summing) -> GradientAverager:
+        """Collective. What makes gradients of `model` those of a whole step over all ranks."""
+        if summing.sums == "fast":
+            return GradientAverager(model, summing.accumulation)
+        return OrderedGradients(model, summing, 0, 1, Alone(next(model.parameters()).device))
 
     def on_rank0(self, work: Callable[[], T]) -> T:
         """Collective. Runs `work` on rank 0 and gives its result to all; errors as `together`."""

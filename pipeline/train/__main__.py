@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 from pipeline.config.reading import checkpoint_exists, load_config
-from pipeline.system.failure import launched_size, run_command
+from pipeline.system.failure import run_command
+from pipeline.system.launched import launched_size
 
 DESCRIPTION = "Trains a ResNet on JPEG files, on one process or under horovodrun."
 

@@ -1,7 +1,9 @@
 """One decision for all ranks: stop, save, or give up, taken before a micro-batch is used.
 
 Nothing else in a step invents its own collective. A rank whose next batch failed says so here,
-before any rank computes with its own, so that all leave from the same point.
+before any rank computes with its own, so that all leave from the same point. The decision on a
+batch is on its way while the batch before it is computed, so that nobody waits for it: a signal
+acts one step later.
 """
 
 from __future__ import annotations
@@ -30,6 +32,15 @@ Recover = Callable[[Exception | None, int, int], Callable[[], Loader] | None]
 continue with, None if there is none."""
 
 
+@dataclass(frozen=True)
+class _Fetched:
+    """A batch or an error of this rank, and what waits for the ranks' decision on it."""
+
+    batch: Batch | None
+    error: Exception | None
+    decision: Callable[[], list[int]]
+
+
 class Feed:
     """The loader's batches, each with the ranks' common decision."""
 
@@ -40,10 +51,28 @@ class Feed:
         self._loader, self._world, self._stop = loader, world, stop
         self._phases, self._recover = phases, recover
         self._batches: Iterator[Batch] = iter(loader)
+        self._ahead: _Fetched | None = None
 
     def close(self) -> None:
         """Ends the loader's threads."""
         self._loader.close()
+
+    def fetch(self, step: int, wants_save: bool = False) -> None:
+        """Collective. Fetches this rank's next micro-batch, which is of `step`, and starts the
+        decision on it. `next` gives it out."""
+        assert self._ahead is None, "a batch is fetched already"
+        batch: Batch | None = None
+        error: Exception | None = None
+        with self._phases("data_wait"):
+            try:
+                batch = next(self._batches)
+            except Exception as caught:  # whatever it is, the other ranks must know
+                error = caught
+        with self._phases("agreement"):
+            decision = self._world.start_maximum(
+                [self._stop.received, wants_save, error is not None]
+            )
+        self._ahead = _Fetched(batch, error, decision)
 
     def next(self, step: int, wants_save: bool = False, micro: int = 0) -> tuple[Batch, Decision]:
         """Collective. This rank's next micro-batch: number `micro` of `step`.
@@ -52,21 +81,16 @@ class Feed:
         `Reported`.
         """
         while True:
-            batch: Batch | None = None
-            error: Exception | None = None
-            with self._phases("data_wait", step):
-                try:
-                    batch = next(self._batches)
-                except Exception as caught:  # whatever it is, the other ranks must know
-                    error = caught
-            with self._phases("agreement"):
-                stop, save, failed = self._world.maximum(
-                    [self._stop.received, wants_save, error is not None]
-                )
+            if self._ahead is None:
+                self.fetch(step, wants_save)
+            assert self._ahead is not None
+            found, self._ahead = self._ahead, None
+            with self._phases("agreement", step):
+                stop, save, failed = found.decision()
             if not failed:
-                assert batch is not None
-                return batch, Decision(STOP_SIGNALS[stop], bool(save))
-            self._recover_or_raise(error, step, micro)
+                assert found.batch is not None
+                return found.batch, Decision(STOP_SIGNALS[stop], bool(save))
+            self._recover_or_raise(found.error, step, micro)
 
     def _recover_or_raise(self, error: Exception | None, step: int, micro: int) -> None:
         """Collective. Reopens the data at this micro-batch, or raises `Reported`."""

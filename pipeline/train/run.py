@@ -62,6 +62,7 @@ def run(config: Config) -> None:
                 lambda: Trainer(config, world, decode, train_set, val_set, stop)
             )
             world.require_same(_decided_alike(trainer))
+            trainer.join_ranks()
             resume(trainer)
             if config.data.exclude is not None:
                 listed, position = Path(config.data.exclude), trainer.position
@@ -105,6 +106,7 @@ def _decided_alike(trainer: Trainer) -> dict[str, Any]:
         "device": trainer.decode.device.type,
         "decoder": trainer.decode.decoder,
         "normalisation": trainer.decode.normalisation.digest,
+        "order of sums": trainer.state.summing.sums,
         "norm layer": getattr(norm, "backend", type(norm).__name__),
     }
 

@@ -15,7 +15,9 @@ from pipeline.data.normalisation import IMAGENET, Normalisation
 from pipeline.data.order import SCHEME_VERSION
 from pipeline.model.network import network_facts
 from pipeline.model.norm import running_statistics, swapped_statistics
+from pipeline.model.recording import BatchStatistics
 from pipeline.model.resnet import make_model
+from pipeline.ranks.gradients import Summing, Sums
 from pipeline.ranks.world import World
 from pipeline.system.failure import TrainingError
 from pipeline.train.excluding import Excluded
@@ -53,6 +55,14 @@ def compared(facts: dict[str, Any], config: Config) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name not in idle}
 
 
+def choose_sums(config: Config, device: torch.device) -> Sums:
+    """The order of sums that run.sums asks for; on CPUs it costs nothing to fix it."""
+    if config.run.sums != "auto":
+        return config.run.sums
+    free = device.type == "cpu" and config.optim.gradient_compression == "none"
+    return "fixed" if free else "fast"
+
+
 class TrainState:
     """The state that training changes, and its restore from a checkpoint. Built alike on all ranks.
 
@@ -70,6 +80,13 @@ class TrainState:
         self.forward = self.model
         if config.model.compile:
             self.forward = cast(nn.Module, torch.compile(self.model))
+        sums = choose_sums(config, device)
+        self._recorded = BatchStatistics(self.model) if sums == "fixed" else None
+        self.summing = Summing(
+            accumulation, sums, optim.gradient_compression,
+            0 if self._recorded is None else len(self._recorded.batch),
+        )  # fmt: skip
+        """How gradients, and BN's statistics with them, are to be summed over ranks."""
         self.optimizer = build_optimizer(
             self.model, schedule.lr(0), optim.momentum, optim.weight_decay,
             optim.decay_norm_and_bias,
@@ -99,11 +116,21 @@ class TrainState:
         errors = tuple(1.0 - result.top1 for result in self.history)
         return History(errors, self.warmup.end_position)
 
+    def record_statistics(self, row: Tensor) -> None:
+        """Writes BN's statistics of the last micro-batch to `row`, (summing.statistics,)."""
+        if self._recorded is not None:
+            row.copy_(self._recorded.batch)
+
+    def apply_statistics(self, rows: Tensor) -> None:
+        """Moves BN's running statistics by those of a step's micro-batches, (count, n)."""
+        if self._recorded is not None:
+            self._recorded.apply(rows)
+
     def take(self, world: World) -> dict[str, Any]:
         """Collective. Returns its part of a checkpoint before step `step`; changes nothing.
 
         `model` holds the mean over ranks of BN's running statistics, `rank_statistics` every rank's
-        own, which are restored at the same world size.
+        own, which are restored at the same world size; where all have the same, one row.
         """
         statistics = self._gathered_statistics(world)
         window = world.gather(self.window.sums)
@@ -174,10 +201,10 @@ class TrainState:
         return _unflatten(gathered.mean(0), live), spread(gathered, [len(one) for one in live])
 
     def _gathered_statistics(self, world: World) -> Tensor:
-        """Collective. Returns every rank's BN running statistics, (world size, n) fp32 on the
-        CPU."""
-        live = [one.detach().flatten().cpu() for one in running_statistics(self.model)]
-        return world.gather(torch.cat(live))
+        """Collective. Returns every rank's BN running statistics, (world size, n) fp32 on the CPU;
+        (1, n) where all ranks have the same."""
+        live = torch.cat([one.detach().flatten().cpu() for one in running_statistics(self.model)])
+        return world.gather(live) if self._recorded is None else live.unsqueeze(0)
 
     def _momentum(self) -> dict[str, Tensor]:
         """SGD's velocity by parameter name, on the CPU, strides kept.

@@ -18,6 +18,7 @@ from pipeline.data.batches import Course
 from pipeline.data.dali import Batch, DecodeSettings
 from pipeline.data.images import ImageSet
 from pipeline.model.norm import swapped_statistics
+from pipeline.ranks.gradients import GradientAverager
 from pipeline.ranks.world import World
 from pipeline.system.failure import Stopped, StopSignal
 from pipeline.system.machine import versions
@@ -42,8 +43,9 @@ log = logging.getLogger("trainyard")
 class Trainer:
     """One run's loops, and the loaders, ranks and files that they use besides its `state`.
 
-    Built alike on all ranks; needs no collective. Raises `ValueError` for a setting that does not
-    fit the data or the number of ranks. Rank 0 sets a `monitor` that writes.
+    Built alike on all ranks, without a collective, so that any rank may fail; `join_ranks` follows.
+    Raises `ValueError` for a setting that does not fit the data or the number of ranks. Rank 0 sets
+    a `monitor` that writes.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Trainer:
             config, len(train_set.classes), self.schedule, self.loaders.accumulation,
             self.loaders.excluded, decode.device,
         )  # fmt: skip
-        self.averager = world.average_gradients(self.state.model, config.optim.gradient_compression)
+        self.averager: GradientAverager  # from `join_ranks`
         self.phases = Phases(world.heartbeat, decode.device)
         self.folder = RunFolder(config.run.path)
         self.checkpoints = CheckpointFolder(self.folder.checkpoints, config.run.keep_checkpoints)
@@ -71,6 +73,10 @@ class Trainer:
         self.fingerprint = fingerprint(config, hashes, decode.normalisation)
         self._train_top1 = 0.0  # of the last line of metrics
         self._saved_at = time.monotonic()
+
+    def join_ranks(self) -> None:
+        """Collective. From now on gradients are those of all ranks."""
+        self.averager = self.world.average_gradients(self.state.model, self.state.summing)
 
     @property
     def position(self) -> int:
@@ -163,15 +169,23 @@ class Trainer:
                 loss = F.cross_entropy(
                     logits, batch.labels, label_smoothing=self.config.optim.label_smoothing
                 )
-            self.averager.enabled = micro == accumulation - 1
-            with self.phases("backward"):
-                state.precision.backward(loss / accumulation)
+            with self.phases("backward"), self.averager.micro_batch(micro):
+                state.precision.backward(loss / self.averager.divisor)
             counts = state.window.add(state.step, loss.detach(), logits.detach(), batch.labels)
             state.warmup.add(counts)
+            state.record_statistics(self.averager.statistics[micro])
+            self._fetch_ahead(feed, micro)
         with self.phases("communication"):
             self.averager.synchronize()
+        state.apply_statistics(self.averager.all_statistics)
         with self.phases("optimizer"):
             return self._update()
+
+    def _fetch_ahead(self, feed: Feed, micro: int) -> None:
+        """Fetches the batch after micro-batch `micro` while that is being computed."""
+        step = self.state.step + (micro + 1 == self.loaders.accumulation)
+        if step < self.course.total_steps:
+            feed.fetch(step, self._save_is_due())
 
     def _update(self) -> Tensor | None:
         """Changes the weights by the averaged gradients. Returns as `train_step` does."""
@@ -186,7 +200,7 @@ class Trainer:
             TrainingDiverged
         ) as error:  # the average is the same everywhere: raised on all at once
             self.world.raise_together(error)
-        state.optimizer.zero_grad(set_to_none=True)
+        self.averager.clear()
         return found
 
     def save(self, best: bool = False, last: bool = False) -> None:

@@ -64,7 +64,7 @@ class Figures:
     """Cores that the model computes on: 0 on a GPU."""
     gpu: bool = False
     """Whether there is a GPU that could decode."""
-    compression: Literal["none", "fp16"] = "none"
+    compression: Literal["none", "fp16", "bf16"] = "none"
     """Format in which gradients are sent."""
     fp16_time: float | None = None
     """Time of sending the same gradients as fp16, over that in fp32."""

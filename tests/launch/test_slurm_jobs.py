@@ -25,7 +25,7 @@ from launch.slurm.rank import NODES
 allocation = this_allocation(os.environ)
 require_rank_per_gpu(allocation)
 server = Rendezvous(allocation.nodes[0].address, allocation.hosts)
-env = {**os.environ, **server.environment, NODES: allocation.to_json()}
+env = {**os.environ, **server.shared_environment, NODES: allocation.to_json()}
 command = srun(layout(allocation), [sys.executable, "-m", "launch.slurm.rank", "place"])
 Relay().run(srun(one_per_node(allocation), [sys.executable, "-m", "place"]),
             one_per_node_environment(env))

@@ -5,10 +5,10 @@ import json
 
 import jobs
 import pytest
-import torch
 from rank_checks import CHECKS
 
-from pipeline.ranks.horovod import HorovodWorld, row_major_view
+from pipeline.ranks.horovod import HorovodWorld
+from pipeline.ranks.torch_engine import TorchWorld
 from pipeline.ranks.world import World
 
 RANK_CHECKS = jobs.REPOSITORY / "tests" / "rank_checks.py"
@@ -17,6 +17,7 @@ ALONE = """
 import sys
 import torch
 from pipeline.ranks import connect
+from pipeline.ranks.gradients import Summing
 from pipeline.system.failure import Reported
 import pipeline.train.run
 
@@ -33,7 +34,7 @@ world.require_same({"a": 1})
 world.barrier()
 
 model = torch.nn.Linear(2, 2)
-averager = world.average_gradients(model, "none")
+averager = world.average_gradients(model, Summing())
 model(torch.ones(1, 2)).sum().backward()
 averager.synchronize()
 assert model.weight.grad.tolist() == [[1.0, 1.0], [1.0, 1.0]]
@@ -45,11 +46,11 @@ assert not [name for name in sys.modules if name.startswith("horovod")]
 """
 
 
-@pytest.fixture(scope="module")
-def checked(tmp_path_factory):
-    """The ranks that ran tests/rank_checks.py, and each rank's outcomes by check."""
+@pytest.fixture(scope="module", params=["horovod", "torch"])
+def checked(request, tmp_path_factory):
+    """The ranks that ran tests/rank_checks.py on an engine, and each rank's outcomes by check."""
     folder = tmp_path_factory.mktemp("checks")
-    ranks = jobs.run([str(RANK_CHECKS), str(folder)], ranks=2)
+    ranks = jobs.run([str(RANK_CHECKS), str(folder)], ranks=2, engine=request.param)
     files = [folder / f"{rank}.json" for rank in range(2)]
     assert all(file.exists() for file in files), ranks.text
     return ranks, [json.loads(file.read_text()) for file in files]
@@ -74,20 +75,7 @@ def test_one_process_is_the_same_interface_without_horovod():
     alone = jobs.run(["-c", ALONE])
     assert alone.codes == [0], alone.text
     assert alone.text == "error: said once\n"
-    assert {name for name in vars(HorovodWorld) if not name.startswith("_")} <= set(dir(World))
-    for name, method in inspect.getmembers(World, inspect.isfunction):
-        assert inspect.signature(getattr(HorovodWorld, name)) == inspect.signature(method), name
-
-
-def test_a_view_in_memory_order_shares_memory():
-    kernel = torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last)
-    view = row_major_view(kernel)
-    assert view.is_contiguous() and view.data_ptr() == kernel.data_ptr()
-    assert view.shape == (4, 5, 5, 3)
-    vector = torch.randn(3)
-    assert row_major_view(vector) is vector
-
-
-def test_any_other_layout_is_refused():
-    with pytest.raises(ValueError, match=r"shape \(3, 2\) and strides \(1, 3\) is neither row-m"):
-        row_major_view(torch.zeros(2, 3).t())
+    for engine in (HorovodWorld, TorchWorld):
+        for name, method in inspect.getmembers(World, inspect.isfunction):
+            if name != "__init__":
+                assert inspect.signature(getattr(engine, name)) == inspect.signature(method), name

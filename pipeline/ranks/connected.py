@@ -1,0 +1,136 @@
+"""The world of several ranks, whatever they communicate over."""
+
+from __future__ import annotations
+
+import io
+import time
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.ranks.gradients import Exchange, GradientAverager, Layout, OrderedGradients, Summing
+from pipeline.ranks.heartbeat import Peer
+from pipeline.ranks.shared import SharedMemory, can_share
+from pipeline.ranks.world import T, World
+from pipeline.system.failure import PeerLost
+
+_DYING_SEC = 0.5  # a killed process closes its connections before it counts as dead
+_KNOWER_SEC = 1.0  # a rank on the host of a lost one knows more of it, and speaks first
+
+
+class ConnectedWorld(World):
+    """The world of several ranks. Every method is collective."""
+
+    def _meet(self) -> None:
+        """Collective. To be called once the engine runs."""
+        self.peers = []
+        self.peers = self.gather_objects(Peer.here(self.rank))
+
+    @abstractmethod
+    def _broadcast(self, tensor: Tensor) -> Tensor:
+        """Rank 0's CPU tensor; every rank gives one of its shape and dtype."""
+
+    @abstractmethod
+    def exchange_shards(self, parts: Tensor) -> Tensor:
+        """`parts` (size, ...) holds one part for each rank; returns those of all ranks for this
+        one, (size, ...), by rank. On any one device."""
+
+    @abstractmethod
+    def gather_shards(self, shard: Tensor) -> Tensor:
+        """The equally long shards (n,) of all ranks one after the other, (size * n,)."""
+
+    @abstractmethod
+    def _fast_gradients(self, model: nn.Module, summing: Summing) -> GradientAverager:
+        """Averages gradients in whatever order is quickest."""
+
+    def average_gradients(self, model: nn.Module, summing: Summing) -> GradientAverager:
+        if summing.sums == "fast":
+            return self._fast_gradients(model, summing)
+        device = next(model.parameters()).device
+        exchange: Exchange = OverNetwork(self, device)
+        if device.type == "cpu" and can_share(self):
+            exchange = SharedMemory(self, self._peer_lost)
+        return OrderedGradients(model, summing, self.rank, self.size, exchange)
+
+    def broadcast_object(self, value: T) -> T:
+        # torch.save, not pickle: tensors travel as raw bytes, and keep their strides.
+        payload = io.BytesIO()
+        if self.rank == 0:
+            torch.save(value, payload)
+        size = torch.tensor([payload.getbuffer().nbytes], dtype=torch.int64)
+        size = self._broadcast(size)
+        content = torch.zeros(int(size.item()), dtype=torch.uint8)
+        if self.rank == 0:
+            content = torch.frombuffer(payload.getbuffer(), dtype=torch.uint8)
+        content = self._broadcast(content)
+        return value if self.rank == 0 else cast(T, _unpacked(content))
+
+    def gather_objects(self, value: T) -> list[T]:
+        payload = io.BytesIO()
+        torch.save(value, payload)
+        mine = torch.frombuffer(payload.getbuffer(), dtype=torch.uint8)
+        sizes = self.gather(torch.tensor([len(mine)]))[:, 0].tolist()
+        padded = torch.zeros(max(sizes), dtype=torch.uint8)
+        padded[: len(mine)] = mine
+        everyone = self.gather(padded)
+        return [_unpacked(row[:size]) for row, size in zip(everyone, sizes, strict=True)]
+
+    def maximum(self, values: Sequence[int]) -> list[int]:
+        return self.start_maximum(values)()
+
+    def barrier(self) -> None:
+        self.sum(torch.zeros(1, dtype=torch.int64))
+
+    def _peer_lost(self, reason: str) -> PeerLost:
+        """The error for a collective that failed; names the rank that is gone if it can be seen."""
+        end = time.monotonic() + _DYING_SEC
+        while True:
+            lost = [f"{peer} {trouble}" for peer in self.peers if (trouble := peer.trouble())]
+            if lost or time.monotonic() > end:
+                break
+            time.sleep(0.05)
+        if lost:
+            return PeerLost(f"{', '.join(lost)}; start again to resume from the last checkpoint")
+        if any(peer.host != self.peers[0].host for peer in self.peers):
+            time.sleep(_KNOWER_SEC)
+        return PeerLost(
+            f"a collective failed, most often because a peer left ({reason}); start again to "
+            "resume from the last checkpoint"
+        )
+
+
+class OverNetwork:
+    """The `Exchange` of ranks on several machines, or on GPUs: each rank gets its part of every
+    partial sum, adds up, and gives the result to all. That moves as many bytes as a ring does, but
+    the order of the sums is ours."""
+
+    def __init__(self, world: ConnectedWorld, device: torch.device) -> None:
+        self._world, self._device = world, device
+
+    def memory(self, layout: Layout) -> Tensor:
+        return torch.zeros(layout.floats, device=self._device)
+
+    def run(self, layout: Layout, memory: Tensor) -> Tensor:
+        world, sums = self._world, layout.sums(memory)
+        most = max(len(nodes) for nodes in layout.nodes)
+        slots = [*layout.nodes[layout.rank].values()]
+        slots += [0] * (most - len(slots))  # all ranks send alike; what is too much is not read
+        mine = sums[slots] if most > 1 else sums[:1]
+        parts = mine.view(most, layout.size, -1).transpose(0, 1).contiguous()
+        received = world.exchange_shards(parts)
+        pieces = {
+            node: theirs[number]
+            for theirs, nodes in zip(received, layout.nodes, strict=True)
+            for number, node in enumerate(nodes)
+        }
+        sums[0].copy_(world.gather_shards(layout.add_up(pieces)))
+        statistics = layout.statistics_in(memory)
+        return world.gather_shards(statistics.flatten()).view(layout.count, -1)
+
+
+def _unpacked(content: Tensor) -> Any:
+    """The object that `torch.save` turned into `content`, from a rank of this job, not a file."""
+    return torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=False)

@@ -1,0 +1,123 @@
+"""Communication over torch.distributed: NCCL for tensors on GPUs, Gloo for all others. The only
+module that imports it, besides `pipeline.ranks.store`."""
+
+from __future__ import annotations
+
+import atexit
+import datetime
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pipeline.ranks.buckets import BucketedGradients
+from pipeline.ranks.connected import ConnectedWorld
+from pipeline.ranks.gradients import GradientAverager, Summing
+from pipeline.ranks.store import meet
+from pipeline.system.launched import Launched
+
+_FOREVER = datetime.timedelta(days=30)  # the watchdog ends a job that hangs, and names the laggard
+
+
+class TorchWorld(ConnectedWorld):
+    """The world of several ranks over torch.distributed. Every method is collective."""
+
+    def __init__(self, started: Launched) -> None:
+        super().__init__()
+        self.rank, self.size = started.rank, started.size
+        self.local_rank, self.local_size = started.local_rank, started.local_size
+        store = meet(started)
+        with self._collective():
+            dist.init_process_group(
+                "gloo", store=store, rank=self.rank, world_size=self.size, timeout=_FOREVER
+            )
+            # Decisions are on their way while gradients and objects are.
+            self._decisions = dist.new_group(backend="gloo", timeout=_FOREVER)
+        self._groups: dict[str, Any] = {}
+        atexit.register(dist.destroy_process_group)
+        self._meet()
+
+    @contextmanager
+    def _collective(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # a DistError, or Gloo's own
+            raise self._peer_lost(str(error).strip().split("\n")[0]) from error
+
+    def _wait(self, work: Any) -> None:
+        """Waits until a collective is done, or, of tensors on a GPU, lets the stream wait."""
+        self.heartbeat.waiting = True
+        with self._collective():
+            work.wait()
+        self.heartbeat.waiting = False
+
+    def _group_of(self, tensor: Tensor) -> Any:
+        """Collective. The group for tensors on the device of `tensor`."""
+        kind = tensor.device.type
+        if kind not in self._groups:
+            backend = "nccl" if kind == "cuda" else "gloo"
+            with self._collective():
+                self._groups[kind] = dist.new_group(backend=backend, timeout=_FOREVER)
+        return self._groups[kind]
+
+    def _broadcast(self, tensor: Tensor) -> Tensor:
+        with self._collective():
+            self._wait(dist.broadcast(tensor, 0, async_op=True))
+        return tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        found = torch.empty(self.size, *tensor.shape, dtype=tensor.dtype)
+        with self._collective():
+            self._wait(dist.all_gather(list(found), tensor.contiguous(), async_op=True))
+        return found
+
+    def gather_shards(self, shard: Tensor) -> Tensor:
+        found = torch.empty(self.size * len(shard), dtype=shard.dtype, device=shard.device)
+        group = self._group_of(shard)
+        with self._collective():
+            self._wait(dist.all_gather_into_tensor(found, shard, group, async_op=True))
+        return found
+
+    def exchange_shards(self, parts: Tensor) -> Tensor:
+        found, group = torch.empty_like(parts), self._group_of(parts)
+        with self._collective():
+            self._wait(dist.all_to_all_single(found, parts, group=group, async_op=True))
+        return found
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        found = tensor.clone()
+        with self._collective():
+            self._wait(dist.all_reduce(found, async_op=True))
+        return found
+
+    def average_(self, tensors: Sequence[Tensor]) -> None:
+        for wait in [self._start_average(tensor, "") for tensor in tensors]:
+            wait()
+
+    def start_maximum(self, values: Sequence[int]) -> Callable[[], list[int]]:
+        vector = torch.tensor(list(values), dtype=torch.int64)
+        with self._collective():
+            work = dist.all_reduce(vector, dist.ReduceOp.MAX, self._decisions, async_op=True)
+
+        def wait() -> list[int]:
+            self._wait(work)
+            found: list[int] = vector.tolist()
+            return found
+
+        return wait
+
+    def _fast_gradients(self, model: nn.Module, summing: Summing) -> GradientAverager:
+        return BucketedGradients(model, summing, self._start_average)
+
+    def _start_average(self, tensor: Tensor, _name: str) -> Callable[[], None]:
+        group = self._group_of(tensor)
+        operation = dist.ReduceOp.AVG
+        if tensor.device.type == "cpu":  # Gloo only sums
+            tensor.div_(self.size)
+            operation = dist.ReduceOp.SUM
+        with self._collective():
+            work = dist.all_reduce(tensor, operation, group, async_op=True)
+        return lambda: self._wait(work)
