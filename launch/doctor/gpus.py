@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from launch.doctor.check import Facts, Finding, Job, Rules, size
+from launch.doctor.storage import LOCAL_FILE_SYSTEMS, file_system, nearest_folder
 from pipeline.system.gpus import query_gpus
+from pipeline.system.machine import triton_cache
 
 _BUSY_BYTES = 1 << 30
 
 
 def gpu_facts() -> Facts:
-    """What the driver reports of its GPUs: none, no driver and no problem without nvidia-smi."""
+    """What the driver reports of its GPUs: none, no driver and no problem without nvidia-smi; and
+    where kernels compiled for them will be kept."""
     names = ("index", "name", "uuid", "memory.total", "memory.used", "driver_version")
     rows, problem = query_gpus(*names)
     try:
@@ -20,7 +23,10 @@ def gpu_facts() -> Facts:
     except (TypeError, ValueError):
         said = " ".join(word for row in rows for word in row)[:200]
         rows, gpus, problem = [], [], f"what nvidia-smi says cannot be read: {said}"
-    return {"gpus": gpus, "driver": rows[-1][-1] if rows else None, "gpu_problem": problem}
+    cache = triton_cache()
+    kept = {"path": str(cache), "file_system": file_system(nearest_folder(cache.absolute()))}
+    driver = rows[-1][-1] if rows else None
+    return {"gpus": gpus, "driver": driver, "gpu_problem": problem, "triton_cache": kept}
 
 
 def _gpu(index: str, name: str, uuid: str, total: str, used: str, _driver: str) -> dict[str, Any]:
@@ -110,4 +116,27 @@ def _busy_gpus(node: Facts) -> str | None:
     return ", ".join(f"GPU {gpu['index']} holds {size(gpu['used_bytes'])}" for gpu in busy) or None
 
 
-GPU_CHECKS: Rules = {"driver": driver, "GPUs": gpus, "GPU memory": gpu_memory}
+def kernel_cache(job: Job) -> Iterator[Finding]:
+    """Checks that no two nodes share Triton's cache, which many ranks at once can break."""
+    if any(node["device"] == "cpu" for node in job.nodes):
+        return
+    local = (*LOCAL_FILE_SYSTEMS, "unknown")
+    shared = job.where(
+        lambda n: f"{_kept(n)}, which other nodes may share",
+        when=lambda n: n["triton_cache"]["file_system"].split()[0] not in local,
+    )
+    fix = "Set TRITON_CACHE_DIR to a folder on the node's own disk, such as /tmp/triton-$USER."
+    yield Finding("warn" if job.several_ranks else "ok", shared, fix if job.several_ranks else "")
+    yield Finding("ok", _kept(job.first))
+
+
+def _kept(node: Facts) -> str:
+    return f"{node['triton_cache']['path']} on {node['triton_cache']['file_system']}"
+
+
+GPU_CHECKS: Rules = {
+    "driver": driver,
+    "GPUs": gpus,
+    "GPU memory": gpu_memory,
+    "Triton cache": kernel_cache,
+}

@@ -13,9 +13,12 @@ from pathlib import Path
 import psutil
 
 from launch.doctor.check import Check, Facts, Finding, Job, Rules, few
+from pipeline.system.launched import Engine
 
-# What a user may have set for Horovod and NCCL.
-_INTERFACE_VARIABLES = ("HOROVOD_GLOO_IFACE", "NCCL_SOCKET_IFNAME")
+INTERFACE_OF: dict[Engine, str] = {"horovod": "HOROVOD_GLOO_IFACE", "torch": "GLOO_SOCKET_IFNAME"}
+"""The variable by which the Gloo of each engine is told its network interface."""
+# What a user may have set for them and NCCL.
+_INTERFACE_VARIABLES = (*INTERFACE_OF.values(), "NCCL_SOCKET_IFNAME")
 _CONNECTION = re.compile(r"NCCL INFO (?:Channel|Ring|Tree) .*->.* via (.+?)\s*$", re.MULTILINE)
 _NETWORK = re.compile(r"NCCL INFO Using network (.+?)\s*$", re.MULTILINE)
 _PLAIN_SOCKET = "NET/Socket"
@@ -67,11 +70,11 @@ def node_address() -> str:
 def matches(interface: str, wanted: str, variable: str) -> bool:
     """Whether `variable`=`wanted` in the environment selects `interface`.
 
-    HOROVOD_GLOO_IFACE is a name. NCCL_SOCKET_IFNAME is a comma-separated list of prefixes; `=` in
-    front means whole names, `^` all but these.
+    HOROVOD_GLOO_IFACE is a name, GLOO_SOCKET_IFNAME one or several. NCCL_SOCKET_IFNAME is a
+    comma-separated list of prefixes; `=` in front means whole names, `^` all but these.
     """
-    if variable == "HOROVOD_GLOO_IFACE":
-        return interface == wanted
+    if variable != "NCCL_SOCKET_IFNAME":
+        return interface in wanted.split(",")
     unwanted, names = wanted.startswith("^"), wanted.removeprefix("^")
     exact, parts = names.startswith("="), names.removeprefix("=").split(",")
     hit = any(interface == part if exact else interface.startswith(part) for part in parts)
@@ -120,7 +123,7 @@ def network(job: Job) -> Iterator[Finding]:
     homeless = job.where(
         lambda n: f"no interface holds the node's address {n['address']}",
         when=lambda n: (
-            n["interface"] is None and "HOROVOD_GLOO_IFACE" not in n["wanted_interfaces"]
+            n["interface"] is None and not n["wanted_interfaces"].keys() & {*INTERFACE_OF.values()}
         ),
     )
     yield Finding("fail" if job.several_nodes else "warn", homeless, fix)
