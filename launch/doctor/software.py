@@ -86,9 +86,11 @@ def _ask_torch(found: Facts, device: str, amp: str) -> None:
 
 def backends() -> Facts:
     """What torch.distributed of the installed PyTorch can communicate over."""
-    from pipeline.ranks.store import backends_built
-
-    return backends_built()
+    try:
+        from pipeline.ranks.store import backends_built
+    except ImportError:  # a PyTorch built without it
+        return {"gloo": False, "nccl": False}
+    return dict(backends_built())
 
 
 def _horovod() -> Facts:
