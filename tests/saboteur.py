@@ -102,7 +102,7 @@ def install_in_step(what: str, where: str) -> None:
 def install_elsewhere(what: str, count: int) -> None:
     """Builds in a fault that comes when something is done for the `count`-th time."""
     from pipeline.data import stream
-    from pipeline.ranks import horovod
+    from pipeline.ranks import buckets, gradients
     from pipeline.train import trainer
 
     if what == "kill-save":
@@ -117,8 +117,8 @@ def install_elsewhere(what: str, count: int) -> None:
     elif what == "kill-validate":
         trainer.validate = at_count(trainer.validate, count, lambda *_: die())
     elif what == "kill-average":
-        averager = horovod.OverlappedAverager
-        averager.synchronize = at_count(averager.synchronize, count, lambda *_: die())
+        for averager in (gradients.OrderedGradients, buckets.BucketedGradients):
+            averager.synchronize = at_count(averager.synchronize, count, lambda *_: die())
     elif what == "sleep-loader":
         # Not the loaders of validation and of the checks before the first step.
         stream.TrainStream.select = at_count(stream.TrainStream.select, count, sleep_in_loader)
@@ -130,9 +130,10 @@ def main() -> None:
     """Installs the fault on its rank, then trains."""
     what, where, rank = sys.argv[1].split(":")
     from pipeline.system.failure import run_command
+    from pipeline.system.launched import launched_rank
     from pipeline.train.__main__ import main as train
 
-    if rank in ("all", os.environ.get("HOROVOD_RANK", "0")):
+    if rank in ("all", str(launched_rank())):
         install(what, where)
     run_command(train, sys.argv[2:])
 

@@ -68,10 +68,7 @@ class Feed:
                 batch = next(self._batches)
             except Exception as caught:  # whatever it is, the other ranks must know
                 error = caught
-        with self._phases("agreement"):
-            decision = self._world.start_maximum(
-                [self._stop.received, wants_save, error is not None]
-            )
+        decision = self._world.start_maximum([self._stop.received, wants_save, error is not None])
         self._ahead = _Fetched(batch, error, decision)
 
     def next(self, step: int, wants_save: bool = False, micro: int = 0) -> tuple[Batch, Decision]:

@@ -166,6 +166,7 @@ class TrainState:
             live = running_statistics(self.model)
             for buffer, own in zip(live, _unflatten(statistics[world.rank], live), strict=True):
                 buffer.copy_(own)
+        if len(window) == world.size:
             self.window.sums.copy_(window[world.rank])
         elif world.rank == 0:
             self.window.sums.copy_(window.sum(0))

@@ -16,6 +16,7 @@ import pytest
 from run_files import checkpoint_steps, newest_checkpoint
 
 from pipeline.ranks.world import World
+from pipeline.system.launched import Engine
 from pipeline.train.folder import RunFolder
 from pipeline.train.lock import first_cause_kept
 
@@ -23,13 +24,22 @@ AT_ONCE = 3  # jobs side by side: most of their time they wait
 FAILED = 1
 LIMIT_SEC = 4.0  # the first step on a busy machine must stay below
 LEAVES = ("sleep-loader", "kill-average")  # faults whose rank ends by itself
-WATCHED = (f"--run.step_timeout_sec={LIMIT_SEC:g}",)
-CASES: dict[str, tuple[str, ...]] = {
-    # The sixth batch of a rank is that of step 5; it is prepared while step 3 is computed.
-    "sleep-loader:6:1": WATCHED,
-    "kill-average:6:1": WATCHED,
-    "never-start:60:1": WATCHED,
-    "pause-step:5:1 in gloo": (),
+WATCHED = f"--run.step_timeout_sec={LIMIT_SEC:g}"
+FAST = "--run.sums=fast"  # gradients travel through the engine, not through shared memory
+# The seventh batch of a rank is that of step 6; it is prepared while step 4 is computed.
+SLEEPS, DIES, PAUSES, NEVER = (
+    "sleep-loader:7:1", "kill-average:6:1", "pause-step:5:1", "never-start:60:1"
+)  # fmt: skip
+CASES: dict[tuple[str, Engine], tuple[str, ...]] = {
+    (SLEEPS, "horovod"): (WATCHED,),
+    (SLEEPS, "torch"): (WATCHED, FAST),
+    (DIES, "horovod"): (WATCHED, FAST),
+    (DIES, "torch"): (WATCHED, FAST),
+    (DIES + " beside shared memory", "torch"): (WATCHED,),
+    (PAUSES, "torch"): (WATCHED,),
+    (PAUSES + " in gloo", "horovod"): (FAST,),
+    (NEVER, "horovod"): (WATCHED,),
+    (NEVER, "torch"): (WATCHED,),
 }
 
 
@@ -54,18 +64,19 @@ class Hung:
         return (self.run / "stacks" / f"rank-{rank}.txt").read_text()
 
 
-def hang(case: str, data: Path, runs: Path) -> Hung:
+def hang(case: tuple[str, Engine], data: Path, runs: Path) -> Hung:
     """Runs a job of `CASES` until its rank 0 has left."""
-    fault = case.split(" ")[0]
+    fault, engine = case[0].split(" ")[0], case[1]
     # Counted from the moment that rank 0 is there itself.
-    env = {"HOROVOD_START_TIMEOUT": "2" if fault.startswith("never") else "60"}
-    if case.endswith("gloo"):
+    limit = "2" if fault == NEVER else "60"
+    env = {"HOROVOD_START_TIMEOUT": limit, "TRAINYARD_START_TIMEOUT": limit}
+    if case[0].endswith("gloo"):
         env["HOROVOD_GLOO_TIMEOUT_SECONDS"] = "4"
     argv = [str(jobs.SABOTEUR), fault, *jobs.resumable(data, runs), *CASES[case]]
-    ranks = jobs.start(argv, ranks=2, **env)
+    ranks = jobs.start(argv, ranks=2, engine=engine, **env)
     leaving = ranks.processes if fault.startswith(LEAVES) else ranks.processes[:1]
     try:
-        jobs.wait_for(lambda: all(p.poll() is not None for p in leaving), case)
+        jobs.wait_for(lambda: all(p.poll() is not None for p in leaving), str(case))
         codes = [process.poll() for process in ranks.processes]
     finally:
         for process in ranks.processes:
@@ -97,35 +108,49 @@ def assert_told(job: Hung, *parts: str) -> None:
     assert checkpoint_steps(job.run)[-1] == newest_checkpoint(job.run)["step"] == 4, job.text
 
 
-def test_a_rank_that_sleeps_in_the_loader(hung):
-    job = hung["sleep-loader:6:1"]
+BOTH = pytest.mark.parametrize("engine", ["horovod", "torch"])
+
+
+@BOTH
+def test_a_rank_that_sleeps_in_the_loader(hung, engine):
+    job = hung[SLEEPS, engine]
     assert_told(
         job,
         rf"{job.rank1} has been in phase data_wait of step \d for \d s",
-        r"rank 0 has waited in phase agreement of step \d for \d s",
+        r"rank 0 has waited in phase \w+ of step \d for \d s",
     )
     assert job.codes[1] == FAILED
     assert "in sleep_in_loader" in job.stacks(1)
-    assert "in maximum" in job.stacks(0)
+    assert ("in _barrier" if engine == "horovod" else "in _wait") in job.stacks(0)
+
+
+def test_a_rank_that_is_stopped_while_others_wait_in_shared_memory(hung):
+    job = hung[PAUSES, "torch"]
+    assert_told(job, rf"{job.rank1} is stopped \(SIGSTOP, Ctrl-Z or a debugger\)")
+    assert "in _barrier" in job.stacks(0)
 
 
 def test_a_stopped_rank_that_gloo_gives_up_before_the_watchdog(hung):
-    job = hung["pause-step:5:1 in gloo"]
+    job = hung[PAUSES + " in gloo", "horovod"]
     assert_told(job, rf"error: rank 0: {job.rank1} is stopped \(SIGSTOP, Ctrl-Z or a debugger\);")
 
 
-def test_a_rank_that_dies_in_a_collective(hung):
-    job = hung["kill-average:6:1"]
+@pytest.mark.parametrize(
+    "case", [(DIES, "horovod"), (DIES, "torch"), (DIES + " beside shared memory", "torch")]
+)
+def test_a_rank_that_dies_in_a_collective(hung, case):
+    job = hung[case]
     assert job.codes[1] == -signal.SIGKILL
     assert_told(job, rf"{job.rank1} died without a word, killed by a signal")
 
 
-def test_a_rank_that_never_starts(hung):
-    job = hung["never-start:60:1"]
+@BOTH
+def test_a_rank_that_never_starts(hung, engine):
+    job, variable = hung[NEVER, engine], {"horovod": "HOROVOD", "torch": "TRAINYARD"}[engine]
     assert job.codes == [FAILED, None], job.text
     assert job.errors == [
         "error: rank 0: rank 1 of 2 did not start within 2 s; see what the launcher and that node "
-        "say, or allow more time with HOROVOD_START_TIMEOUT (in seconds)"
+        f"say, or allow more time with {variable}_START_TIMEOUT (in seconds)"
     ]
     assert not job.run.exists()
 

@@ -1,82 +1,147 @@
-"""Ranks that meet before Horovod starts, over a real rendezvous; none of them loads torch."""
+"""Ranks that meet before their engine starts, over a real rendezvous."""
 
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import jobs
 import pytest
 
+from pipeline.ranks.checkin import check_in, start_timeout_sec
 from pipeline.ranks.local import start_ranks
-from pipeline.ranks.rendezvous import start_timeout_sec
 
-COME = (
-    "from pipeline.ranks.rendezvous import check_in; "
-    "from pipeline.system.failure import run_command; "
-)
-ENTER = COME + "run_command(lambda _: check_in(), [])"
+COME = {
+    "horovod": """
+from pipeline.ranks.checkin import check_in
+from pipeline.ranks.rendezvous import HorovodStore
+from pipeline.system.failure import run_command
+from pipeline.system.launched import launched
+
+me = launched()
+run_command(lambda _: check_in(HorovodStore.of_launcher(), me.rank, me.size, "horovod"), [])
+""",
+    "torch": """
+from pipeline.ranks.store import meet
+from pipeline.system.failure import run_command
+from pipeline.system.launched import launched
+
+run_command(lambda _: meet(launched()), [])
+""",
+}
+RANK = {"horovod": "HOROVOD_RANK", "torch": "RANK"}
+LIMIT = {"horovod": "HOROVOD_START_TIMEOUT", "torch": "TRAINYARD_START_TIMEOUT"}
+ENGINES = tuple(COME)
 
 
-def meet(ranks: int, absent: int | None, **env: str) -> tuple[list[int], list[str]]:
-    """Exit codes and outputs by rank of a job in which rank `absent` ends before it comes."""
-    stay = f"import os, sys; os.environ['HOROVOD_RANK'] == '{absent}' and sys.exit(9); "
+def meet(engine, absent: int | None) -> tuple[list[int], list[str]]:
+    """Exit codes and outputs by rank of a job of three in which rank `absent` ends before it
+    comes."""
+    stay = f"import os, sys; os.environ['{RANK[engine]}'] == '{absent}' and sys.exit(9)\n"
     started = start_ranks(
-        [sys.executable, "-c", stay + ENTER], ranks, jobs.environment(**env),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=jobs.REPOSITORY,
+        [sys.executable, "-c", stay + COME[engine]], 3, jobs.environment(**{LIMIT[engine]: "3"}),
+        engine, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=jobs.REPOSITORY,
     )  # fmt: skip
     with started:
         outputs = [process.communicate(timeout=60.0)[0] for process in started.processes]
         return [process.returncode for process in started.processes], outputs
 
 
-@pytest.fixture(scope="module")
-def met():
-    """What `meet` returns for each rank that may be absent, all at once: they mostly wait."""
+@pytest.fixture(scope="module", params=ENGINES)
+def met(request):
+    """The engine, and what `meet` returns for each rank that may be absent, all at once: they
+    mostly wait."""
     with ThreadPoolExecutor() as pool:
-        found = {a: pool.submit(meet, 3, a, HOROVOD_START_TIMEOUT="2") for a in (None, 0, 2)}
-    return {absent: job.result() for absent, job in found.items()}
+        found = {a: pool.submit(meet, request.param, a) for a in (None, 0, 2)}
+    return request.param, {absent: job.result() for absent, job in found.items()}
 
 
 def test_ranks_that_all_come_go_on(met):
-    assert met[None] == ([0, 0, 0], ["", "", ""])
+    _, jobs_of = met
+    assert jobs_of[None] == ([0, 0, 0], ["", "", ""])
 
 
 def test_rank_0_names_who_did_not_start(met):
-    codes, outputs = met[2]
+    engine, jobs_of = met
+    codes, outputs = jobs_of[2]
     assert codes == [1, 1, 9]
     assert outputs[0] == (
-        "error: rank 0: rank 2 of 3 did not start within 2 s; see what the launcher and that node "
-        "say, or allow more time with HOROVOD_START_TIMEOUT (in seconds)\n"
+        "error: rank 0: rank 2 of 3 did not start within 3 s; see what the launcher and that node "
+        f"say, or allow more time with {LIMIT[engine]} (in seconds)\n"
     )
     assert outputs[1] == "rank 1 ends because rank 2 did not start\n"
 
 
 def test_the_next_rank_speaks_when_rank_0_did_not_start(met):
-    codes, outputs = met[0]
+    _, jobs_of = met
+    codes, outputs = jobs_of[0]
     assert codes == [9, 1, 1]
-    assert outputs[1].startswith("error: rank 1: rank 0 of 3 did not start within 2 s; ")
+    assert outputs[1].startswith("error: rank 1: rank 0 of 3 did not start within 3 s; ")
     assert outputs[2] == "rank 2 ends because rank 0 did not start\n"
 
 
-def test_a_rendezvous_that_is_gone_is_named():
+class Shelf(dict):
+    """A `Store` in memory; several threads may use it."""
+
+    def put(self, key, value):
+        self[key] = value
+        return True
+
+
+def start_all(shelf, ranks):
+    with ThreadPoolExecutor(len(ranks)) as pool:
+        return list(pool.map(lambda rank: check_in(shelf, rank, 3, "torch"), ranks))
+
+
+def test_a_second_start_in_the_same_store_is_not_taken_for_the_first():
+    """As torchrun starts ranks anew: what those before left in the store is still there."""
+    shelf = Shelf()
+    first = start_all(shelf, (0, 1, 2))
+    with ThreadPoolExecutor(3) as pool:
+        early = [pool.submit(check_in, shelf, rank, 3, "torch") for rank in (0, 1)]
+        time.sleep(0.5)
+        assert not any(job.done() for job in early), "rank 2 has not come again"
+        second = [check_in(shelf, 2, 3, "torch"), *(job.result() for job in early)]
+    assert len(set(first)) == len(set(second)) == 1 and first[0] != second[0]
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def test_a_rendezvous_that_is_gone_is_named():
+    port = free_port()
     env = jobs.environment(
         HOROVOD_RANK="0", HOROVOD_SIZE="2", HOROVOD_START_TIMEOUT="1",
         HOROVOD_GLOO_RENDEZVOUS_ADDR="127.0.0.1", HOROVOD_GLOO_RENDEZVOUS_PORT=str(port),
     )  # fmt: skip
     rank = subprocess.run(
-        [sys.executable, "-c", ENTER], env=env, text=True, capture_output=True, timeout=60
+        [sys.executable, "-c", COME["horovod"]], env=env, text=True, capture_output=True, timeout=60
     )
     assert rank.returncode == 1
     said = f"error: rank 0: the launcher's rendezvous at 127.0.0.1:{port} cannot be reached ("
     assert rank.stderr.startswith(said), rank.stderr
 
 
+def test_a_store_of_torch_that_is_gone_is_named():
+    env = jobs.environment(
+        RANK="1", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()),
+        TRAINYARD_START_TIMEOUT="1",
+    )  # fmt: skip
+    rank = subprocess.run(
+        [sys.executable, "-c", COME["torch"]], env=env, text=True, capture_output=True, timeout=60
+    )
+    assert rank.returncode == 1
+    said = f"error: rank 1: the store of the job at 127.0.0.1:{env['MASTER_PORT']} cannot be reach"
+    assert rank.stderr.splitlines()[-1].startswith(said), rank.stderr
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("value", ["0", "-1", "ten", ""])
-def test_a_bad_time_limit_is_refused(monkeypatch, value):
-    monkeypatch.setenv("HOROVOD_START_TIMEOUT", value)
-    with pytest.raises(ValueError, match=f"HOROVOD_START_TIMEOUT={value} must be a whole number"):
-        start_timeout_sec()
+def test_a_bad_time_limit_is_refused(monkeypatch, value, engine):
+    monkeypatch.setenv(LIMIT[engine], value)
+    with pytest.raises(ValueError, match=f"{LIMIT[engine]}={value} must be a whole number"):
+        start_timeout_sec(engine)

@@ -200,6 +200,7 @@ FREE = {
     "data.exclude", "model.norm", "model.compile", "schedule.epochs", "schedule.steps", "run.name",
     "run.dir", "run.device", "run.threads", "run.log_every_steps", "run.checkpoint_every_steps",
     "run.checkpoint_every_sec", "run.keep_checkpoints", "run.step_timeout_sec", "run.expect_top1",
+    "run.sums",
     "profile", "resume",
 }  # fmt: skip
 
