@@ -26,10 +26,6 @@ def told(slurm, small_data, tmp_path_factory):
     story.signal("--batch", "--signal=USR1")
     starts["USR1"] = story.ended("PENDING")
     story.under_way()
-    story.signal()
-    starts["cancelled"] = story.ended("CANCELLED")
-    story.submit()
-    story.under_way()
     story.signal_rank(signal.SIGKILL, 1)  # of the other node
     starts["rank 1 killed"] = story.ended()
     images = 8 * (story.seen() + 3)
@@ -39,7 +35,7 @@ def told(slurm, small_data, tmp_path_factory):
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("name", ["USR1", "cancelled", "rank 1 killed", "over Horovod"])
+@pytest.mark.parametrize("name", ["USR1", "rank 1 killed", "over Horovod"])
 def test_every_start_resumes_from_the_last_whatever_the_engine(told, name):
     start = told.starts[name]
     assert start.last_step > start.first_step, start.log
@@ -54,12 +50,6 @@ def test_both_nodes_are_checked_and_usr1_saves_and_requeues(told):
     assert json.loads(start.said) == {"signal": "SIGUSR1", "step": start.last_step}
     assert start.last_step == start.seen_step, "a signal loses nothing"
     assert "is requeued and will resume" in start.log and start.restarts == 1
-
-
-def test_scancel_saves_first_and_does_not_requeue(told):
-    start = told.starts["cancelled"]
-    assert json.loads(start.said) == {"signal": "SIGTERM", "step": start.last_step}
-    assert start.last_step == start.seen_step and start.state == "CANCELLED"
 
 
 def test_a_killed_rank_ends_the_job_with_the_cause_last(told):
