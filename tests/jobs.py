@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SABOTEUR = Path(__file__).resolve().parent / "saboteur.py"
 PATIENCE_SEC = 120.0
 
-_POPEN: dict[str, Any] = {
+POPEN: dict[str, Any] = {
     "cwd": REPOSITORY,
     "start_new_session": True,
     "stdout": subprocess.PIPE,
@@ -88,7 +88,7 @@ class Ranks:
 
 def start(argv: Sequence[str], ranks: int = 1, engine: Engine = "horovod", **env: str) -> Ranks:
     """Starts `python argv...` on each rank: over `engine` from two ranks on, alone for one."""
-    return Ranks(start_ranks([sys.executable, *argv], ranks, environment(**env), engine, **_POPEN))
+    return Ranks(start_ranks([sys.executable, *argv], ranks, environment(**env), engine, **POPEN))
 
 
 def run(argv: Sequence[str], ranks: int = 1, engine: Engine = "horovod", **env: str) -> Ranks:
@@ -99,7 +99,7 @@ def run(argv: Sequence[str], ranks: int = 1, engine: Engine = "horovod", **env: 
 def horovodrun(argv: Sequence[str], ranks: int = 2, **env: str) -> subprocess.Popen[str]:
     """Starts `horovodrun -np ranks python argv...`, as a user does."""
     command = ["horovodrun", "-np", str(ranks), sys.executable, *argv]
-    return subprocess.Popen(command, env=environment(**env), text=True, **_POPEN)
+    return subprocess.Popen(command, env=environment(**env), text=True, **POPEN)
 
 
 def finish(process: subprocess.Popen[str], timeout_sec: float = PATIENCE_SEC) -> str:

@@ -1,0 +1,43 @@
+"""Who started a process, by its environment."""
+
+import jobs
+import pytest
+
+from pipeline.system.launched import Launched, launched
+
+TORCHRUN = {
+    "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "node1", "MASTER_PORT": "29500",
+}  # fmt: skip
+HOROVODRUN = {
+    "HOROVOD_RANK": "3", "HOROVOD_SIZE": "4", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"
+}  # fmt: skip
+MPIRUN = {
+    "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("env", "engine"), [(TORCHRUN, "torch"), (HOROVODRUN, "horovod"), (MPIRUN, "horovod")]
+)
+def test_the_launcher_decides_the_engine(env, engine):
+    assert launched(env) == Launched(engine, 3, 4, 1, 2)
+
+
+def test_nothing_of_a_launcher_is_one_process():
+    assert launched({}) == launched({"RANK": "3", "WORLD_SIZE": "4"}) == Launched()
+
+
+def test_two_launchers_at_once_are_refused_on_one_rank():
+    both = TORCHRUN | HOROVODRUN | {"RANK": "0", "HOROVOD_RANK": "0"}
+    other = both | {"RANK": "1", "HOROVOD_RANK": "1"}
+    train = ["-m", "pipeline.train", "--config", "configs/demo.yaml"]
+    first, second = (jobs.run(train, ranks=1, **env) for env in (both, other))
+    assert first.codes == second.codes == [2]
+    assert first.text == (
+        "error: this rank has the variables of two launchers, HOROVOD_RANK (horovodrun) and RANK "
+        "(torchrun); start the ranks by one of them, without the other's variables in the "
+        "environment\n"
+    )
+    assert second.text == ""
