@@ -4,7 +4,7 @@ Horovod or torch is loaded."""
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,6 +49,18 @@ def launched(env: Mapping[str, str] = os.environ) -> Launched:
         )
         return Launched("horovod", rank, size, local_rank, local_size)
     return Launched()
+
+
+def torch_variables(rank: int, ranks_by_node: Sequence[int]) -> dict[str, str]:
+    """The variables that tell one rank of torch.distributed who it is: ranks count node by node."""
+    places = [(local, count) for count in ranks_by_node for local in range(count)]
+    local_rank, local_size = places[rank]
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(len(places)),
+        "LOCAL_RANK": str(local_rank),
+        "LOCAL_WORLD_SIZE": str(local_size),
+    }
 
 
 def launched_rank() -> int:

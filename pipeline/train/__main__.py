@@ -1,4 +1,5 @@
-"""Trains a network: `horovodrun -np 8 python -m pipeline.train [--config FILE] [options]`."""
+"""Trains a network: `horovodrun -np 8 python -m pipeline.train [--config FILE] [options]`, or
+`torchrun --nproc-per-node=8 -m pipeline.train ...`."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from pipeline.config.reading import checkpoint_exists, load_config
 from pipeline.system.failure import run_command
 from pipeline.system.launched import launched_size
 
-DESCRIPTION = "Trains a ResNet on JPEG files, on one process or under horovodrun."
+DESCRIPTION = "Trains a ResNet on JPEG files, on one process or under horovodrun or torchrun."
 
 
 def main(argv: list[str]) -> None:
