@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from pipeline.model.kernels.layer import ApexNorm, interpreting, with_triton
+from pipeline.model.kernels.layer import ApexNorm, interpreting
 from pipeline.model.norm import BatchNormAct
 
 Backend = Literal["reference", "triton", "apex"]
@@ -61,6 +61,8 @@ def make_norm(backend: Backend, channels: int, relu: bool = True, **settings: An
         raise ValueError(f"the norm backend {backend} cannot run here: {missing}")
     norm = BatchNormAct(channels, relu, **settings)
     if backend == "triton":
+        from pipeline.model.kernels.fused import with_triton  # imports Triton
+
         norm.compute = with_triton
     elif backend == "apex":
         norm.compute = ApexNorm(norm)
