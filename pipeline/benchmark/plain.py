@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from pipeline.config import ModelConfig
 from pipeline.model.backends import Backend
 from pipeline.model.resnet import build_network
 from pipeline.train.optimizer import build_optimizer
+from pipeline.train.precision import Mode
 
 BACKENDS: dict[Side, Backend] = {
     "eager": "reference",
@@ -60,7 +60,7 @@ class PlainTraining:
     labels) of `batches`, which come again and again."""
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, amp: Amp | Literal["off"],
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, amp: Mode,
         batches: Sequence[tuple[Tensor, Tensor]], compiled: bool = False,
     ) -> None:  # fmt: skip
         self.model, self.optimizer = model.train(), optimizer
@@ -68,7 +68,7 @@ class PlainTraining:
         self._batches = cycle(batches)
         device = batches[0][0].device
         self._scaler = torch.amp.GradScaler(device.type, _SCALE, enabled=amp == "fp16")
-        self._autocast = torch.autocast(device.type, DTYPES.get(amp), enabled=amp != "off")
+        self._autocast = torch.autocast(device.type, DTYPES.get(amp), enabled=amp in DTYPES)
         self.loss = torch.zeros((), device=device)
         """Loss of the last plain step, a scalar on the device."""
 

@@ -82,6 +82,9 @@ class RunConfig:
         None, "execution", ("evaluate", "predict", "benchmark"), limits="[1, inf)"
     )
     """PyTorch's CPU threads per rank; null: this rank's share of the cores."""
+    autotune: bool = setting(True, "execution", ("benchmark",))
+    """On a GPU, let cuDNN try its algorithms for each shape and keep the fastest; false where runs
+    must agree bit for bit."""
     log_every_steps: int = setting(50, "execution", limits="[1, inf)")
     """Steps between two lines of training metrics."""
     checkpoint_every_steps: int | None = setting(None, "execution", limits="[1, inf)")

@@ -91,10 +91,11 @@ class OptimConfig:
     """Decay BN scales, BN shifts and biases too, as the paper does."""
     label_smoothing: float = setting(0.0, "identity", in_table=True, limits="[0, 1)")
     """Probability mass spread evenly over all classes."""
-    amp: Literal["off", "bf16", "fp16"] = setting(
+    amp: Literal["off", "tf32", "bf16", "fp16"] = setting(
         "bf16", "identity", ("evaluate", "predict", "benchmark", "doctor"), in_table=True
     )
-    """Arithmetic of the forward and backward pass; fp16 scales the loss."""
+    """Arithmetic of the forward and backward pass: fp32 (off), fp32 with TF32 products on a GPU
+    (tf32), bf16 or fp16; fp16 scales the loss."""
     gradient_compression: Literal["none", "fp16"] = setting("none", "identity", ("benchmark all",))
     """What gradients travel as between ranks; none: fp32."""
 

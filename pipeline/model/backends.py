@@ -18,7 +18,7 @@ from pipeline.model.norm import BatchNormAct
 
 Backend = Literal["reference", "triton", "apex"]
 Choice = Literal["auto", "reference", "triton", "apex"]
-Amp = Literal["off", "bf16", "fp16"]
+Amp = Literal["off", "tf32", "bf16", "fp16"]
 
 log = logging.getLogger("trainyard")
 

@@ -1,4 +1,4 @@
-"""Mixed precision: off, bf16, or fp16 with loss scaling, behind one interface.
+"""The arithmetic of training: fp32, TF32, bf16, or fp16 with loss scaling, behind one interface.
 
 The order of a step, which keeps a non-finite gradient from reaching the weights (an overflow on
 one rank is everywhere after the average, so all ranks skip together):
@@ -23,8 +23,10 @@ from torch import Tensor
 from pipeline.ranks.world import World
 from pipeline.system.failure import TrainingError
 
-Mode = Literal["off", "bf16", "fp16"]
-_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+Mode = Literal["off", "tf32", "bf16", "fp16"]
+_DTYPES = {"off": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_TF32_SINCE = (8, 0)
+"""Compute capability of the first GPUs that have TF32."""
 
 log = logging.getLogger("trainyard")
 
@@ -48,11 +50,16 @@ class Precision:
         """Sets up `mode` on `device`, where the model lies.
 
         Args:
-            mode: dtype of the matrix and convolution arithmetic; "off" is fp32 throughout.
+            mode: dtype of the matrix and convolution arithmetic; "off" is fp32 throughout, "tf32"
+                fp32 of whose 23 bits of mantissa products use 10.
             init_scale: what the loss is first multiplied by (fp16).
             max_skipped_steps: how many steps in a row may be skipped (fp16). It is checked every
                 that many steps, so the run ends after n to 2n - 1 skips in a row.
+
+        Raises `ValueError` if `device` has no TF32 and `mode` asks for it.
         """
+        if mode == "tf32":
+            _require_tf32(device)
         self.mode = mode
         self._device = device
         is_fp16 = mode == "fp16"
@@ -66,7 +73,15 @@ class Precision:
             log.warning("fp16 on a CPU is about 10 times slower than bf16: it is for tests")
 
     def autocast(self) -> torch.autocast:
-        """A context manager for the forward pass and the loss; not for the backward pass."""
+        """A context manager for the forward pass and the loss; not for the backward pass.
+
+        On a GPU it also says whether products may be in TF32, for this process from now on, so
+        that it holds for the backward pass too: torch allows it to convolutions unasked.
+        """
+        if self._device.type == "cuda":
+            allowed = self.mode == "tf32"
+            torch.backends.cudnn.allow_tf32 = allowed
+            torch.backends.cuda.matmul.allow_tf32 = allowed
         dtype = _DTYPES[self.mode]
         return torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None)
 
@@ -150,6 +165,17 @@ class Precision:
                 f"the gradient of {_first_non_finite_gradient(optimizer)} is not finite; lower "
                 "optim.base_lr or set optim.amp to bf16"
             )
+
+
+def _require_tf32(device: torch.device) -> None:
+    on_gpu = device.type == "cuda"
+    if on_gpu and torch.cuda.get_device_capability(device) >= _TF32_SINCE:
+        return
+    found = torch.cuda.get_device_name(device) if on_gpu else f"the device is {device.type}"
+    raise ValueError(
+        f"optim.amp=tf32 needs an NVIDIA GPU of compute capability 8.0 or later and {found}"
+        f"{' has less' if on_gpu else ''}; set optim.amp=off for fp32, or bf16"
+    )
 
 
 def _first_non_finite_gradient(optimizer: torch.optim.Optimizer) -> str:

@@ -19,6 +19,7 @@ from pipeline.model.resnet import make_model
 from pipeline.ranks.world import World
 from pipeline.system.failure import TrainingError
 from pipeline.train.excluding import Excluded
+from pipeline.train.gpu import choose_algorithms
 from pipeline.train.metrics import TrainWindow, Validation
 from pipeline.train.optimizer import build_optimizer
 from pipeline.train.precision import Precision
@@ -66,6 +67,7 @@ class TrainState:
         excluded: Excluded, device: torch.device,
     ) -> None:  # fmt: skip
         optim = config.optim
+        choose_algorithms(config, device)
         self.model = make_model(config, classes, device)
         self.forward = self.model
         if config.model.compile:

@@ -198,9 +198,9 @@ FREE = {
     "data.threads", "data.prefetch_batches", "data.hw_decoder_load", "data.preallocate",
     "data.device_padding_bytes", "data.host_padding_bytes", "data.bad_images", "data.max_excluded",
     "data.exclude", "model.norm", "model.compile", "schedule.epochs", "schedule.steps", "run.name",
-    "run.dir", "run.device", "run.threads", "run.log_every_steps", "run.checkpoint_every_steps",
-    "run.checkpoint_every_sec", "run.keep_checkpoints", "run.step_timeout_sec", "run.expect_top1",
-    "profile", "resume",
+    "run.dir", "run.device", "run.threads", "run.autotune", "run.log_every_steps",
+    "run.checkpoint_every_steps", "run.checkpoint_every_sec", "run.keep_checkpoints",
+    "run.step_timeout_sec", "run.expect_top1", "profile", "resume",
 }  # fmt: skip
 
 

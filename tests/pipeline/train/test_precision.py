@@ -72,6 +72,42 @@ def test_activations_have_the_modes_dtype_and_parameters_fp32(mode, dtype):
     assert all(buffer.dtype != dtype or dtype == torch.float32 for buffer in job.model[1].buffers())
 
 
+def test_tf32_on_a_cpu_is_refused_with_what_to_set():
+    with pytest.raises(ValueError) as error:
+        Precision("tf32", CPU)
+    assert str(error.value) == (
+        "optim.amp=tf32 needs an NVIDIA GPU of compute capability 8.0 or later and the device is "
+        "cpu; set optim.amp=off for fp32, or bf16"
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("mode", "allowed"), [("off", False), ("bf16", False), ("tf32", True)])
+def test_products_are_in_tf32_only_where_it_was_asked_for(mode, allowed):
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = not allowed
+        with Precision(mode, torch.device("cuda", 0)).autocast():
+            pass
+        assert [backend.allow_tf32 for backend in backends] == [allowed] * 2
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value
+
+
+@pytest.mark.gpu
+def test_a_product_is_rounded_to_10_bits_in_tf32_alone():
+    a = torch.full((64, 64), 1 + 2.0**-12, device="cuda")
+    found = {}
+    for mode in ("off", "tf32"):
+        with Precision(mode, torch.device("cuda", 0)).autocast():
+            found[mode] = float((a @ torch.eye(64, device="cuda"))[0, 0])
+    Precision("off", torch.device("cuda", 0)).autocast()
+    assert found == {"off": 1 + 2.0**-12, "tf32": 1.0}
+
+
 def test_off_is_plain_pytorch_bit_for_bit():
     job, plain = Job("off"), Job("off")
     for seed in range(3):
