@@ -44,6 +44,8 @@ class ModelConfig:
     NVIDIA's apex (fp16); auto: Triton on a GPU, else the reference."""
     compile: bool = setting(False, "execution", ("benchmark",))
     """Run the model through torch.compile."""
+    graphs: bool = setting(False, "execution", ("benchmark",))
+    """Train each stage of the network as a CUDA graph, which the host launches at once."""
 
     def __post_init__(self) -> None:
         self._check_depth()
@@ -56,6 +58,20 @@ class ModelConfig:
             self.residual or not self.zero_init_last_norm,
             "model.zero_init_last_norm=true would make every block of a plain network give zeros; "
             "set it to false with model.residual=false",
+        )
+
+        self._check_graphs()
+
+    def _check_graphs(self) -> None:
+        require(
+            not (self.graphs and self.compile),
+            "model.graphs=true and model.compile=true are two ways to launch less; set one of them "
+            "to false",
+        )
+        require(
+            not self.graphs or self.norm != "apex",
+            "model.graphs=true cannot hold the kernels of model.norm=apex; set model.norm=auto, or "
+            "model.graphs=false",
         )
 
     def _check_depth(self) -> None:

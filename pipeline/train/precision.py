@@ -72,8 +72,9 @@ class Precision:
         if is_fp16 and device.type == "cpu":
             log.warning("fp16 on a CPU is about 10 times slower than bf16: it is for tests")
 
-    def autocast(self) -> torch.autocast:
-        """A context manager for the forward pass and the loss; not for the backward pass.
+    def autocast(self, cached: bool = True) -> torch.autocast:
+        """A context manager for the forward pass and the loss; not for the backward pass. `cached`:
+        cast weights serve until it ends.
 
         On a GPU it also says whether products may be in TF32, for this process from now on, so
         that it holds for the backward pass too: torch allows it to convolutions unasked.
@@ -83,7 +84,9 @@ class Precision:
             torch.backends.cudnn.allow_tf32 = allowed
             torch.backends.cuda.matmul.allow_tf32 = allowed
         dtype = _DTYPES[self.mode]
-        return torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None)
+        return torch.autocast(
+            self._device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=cached
+        )
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradients of `loss` times the scale to those that are there."""
