@@ -15,7 +15,6 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 import triton
 from torch import Tensor
 
@@ -115,8 +114,12 @@ def launches_directly() -> bool:
     return known
 
 
-def current_stream(device: torch.device) -> int:
-    """The current stream of `device`, as the driver numbers it; 0 on a CPU."""
-    if device.type != "cuda":
-        return 0
-    return triton.runtime.driver.active.get_current_stream(device.index)  # type: ignore[no-any-return]
+def current_stream(gpu: int) -> int:
+    """The current stream of a GPU, as the driver numbers it; 0 for -1, which is a CPU."""
+    return 0 if gpu < 0 else _streams()(gpu)
+
+
+@functools.cache
+def _streams() -> Callable[[int], int]:
+    found: Callable[[int], int] = triton.runtime.driver.active.get_current_stream
+    return found

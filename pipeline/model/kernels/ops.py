@@ -31,7 +31,8 @@ _CHANNELS_LAST = torch.channels_last
 
 def _on_current_gpu(x: Tensor) -> bool:
     """Whether kernels for `x` can be launched as things are; so it is in training."""
-    return not x.is_cuda or x.get_device() == torch.cuda.current_device()
+    gpu = x.get_device()  # -1 on a CPU
+    return gpu < 0 or gpu == torch.cuda.current_device()
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -66,9 +67,8 @@ def _forward(
     channels = x.size(1)
     rows = x.numel() // channels
     mask = _mask_of(x, rows) if added and relu and keep_mask else None
-    device = x.device
-    launches = plan.forward(rows, channels, device, x.dtype, added, relu, mask is not None)
-    stream = current_stream(device)
+    launches = plan.forward(rows, channels, x.device, x.dtype, added, relu, mask is not None)
+    stream = current_stream(x.get_device())
     stats = x.new_empty((len(eps), 2, channels), dtype=_FP32)
     own, z_stats = stats.unbind(0) if added == 2 else (stats, None)
     if train:
@@ -153,15 +153,14 @@ def _backward(
     dy2, z = dy2 if dy2 is None else _channels_last(dy2), z if z is None else _channels_last(z)
     channels = x.size(1)
     rows = x.numel() // channels
-    device = x.device
     added = 0 if not add else 1 if z is None else 2
     mask = mask if mask is not None and mask.numel() else None
     assert mask is not None or not (add and relu), "the forward pass was told: no backward follows"
     launches = plan.backward(
-        rows, channels, device, (x.dtype, dy.dtype), dy2 is not None, added, mask is not None,
+        rows, channels, x.device, (x.dtype, dy.dtype), dy2 is not None, added, mask is not None,
         relu, train,
     )  # fmt: skip
-    stream = current_stream(device)
+    stream = current_stream(x.get_device())
     sums = x.new_empty((3 if added == 2 else 2, launches.chunks, channels), dtype=_FP32)
     found = [torch.empty_like(parameter) for parameter in parameters]
     dx = torch.empty_like(x)
@@ -253,18 +252,26 @@ class BatchNormActFunction(torch.autograd.Function):
         return (y, y.view_as(y)) if fork else y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, z, stats, mask, *parameters = ctx.saved_tensors
-        # A view that nothing was computed from brings no gradient.
-        came = [gradient for gradient in gradients if gradient is not None]
-        if not came:
-            return (None,) * 13
-        run: Any = batch_norm_act_backward if torch.compiler.is_compiling() else _backward_anywhere
-        found = run(
-            came[0], came[1] if len(came) > 1 else None, x, z, parameters, stats, mask,
-            ctx.add, ctx.relu, ctx.train,
-        )  # fmt: skip
-        dx, dz = found[len(parameters)], found[-1] if ctx.add else None
-        of_parameters = [*found[: len(parameters)], None, None][:4]
-        return dx, dz, *of_parameters, None, None, None, None, None, None, None
+        # The decorator takes time, and has an effect only where a second derivative is asked for.
+        once = _gradients_once if torch.is_grad_enabled() else _gradients
+        return once(ctx, *gradients)
+
+
+def _gradients(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, z, stats, mask, *parameters = ctx.saved_tensors
+    # A view that nothing was computed from brings no gradient.
+    came = [gradient for gradient in gradients if gradient is not None]
+    if not came:
+        return (None,) * 13
+    run: Any = batch_norm_act_backward if torch.compiler.is_compiling() else _backward_anywhere
+    found = run(
+        came[0], came[1] if len(came) > 1 else None, x, z, parameters, stats, mask,
+        ctx.add, ctx.relu, ctx.train,
+    )  # fmt: skip
+    dx, dz = found[len(parameters)], found[-1] if ctx.add else None
+    of_parameters = [*found[: len(parameters)], None, None][:4]
+    return dx, dz, *of_parameters, None, None, None, None, None, None, None
+
+
+_gradients_once = once_differentiable(_gradients)

@@ -160,4 +160,4 @@ def test_other_versions_of_triton_take_the_ordinary_way_and_say_so_once(
 
 
 def test_on_a_cpu_there_is_no_stream() -> None:
-    assert launch.current_stream(torch.device("cpu")) == 0
+    assert launch.current_stream(aligned().get_device()) == 0

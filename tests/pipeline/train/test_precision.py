@@ -174,6 +174,37 @@ def test_divergence_is_seen_at_the_next_check_when_skips_start_between_two():
         job.overflow()
 
 
+def test_a_count_looked_at_later_ends_the_run_later_unless_it_has_recovered():
+    job, recovered = Job("fp16", max_skipped_steps=4), Job("fp16", max_skipped_steps=4)
+    for one in (job, recovered):
+        one.precision._delay = 2  # as on a GPU
+        one.overflow(5)  # the count was copied at step 4
+    with pytest.raises(TrainingDiverged, match="6 steps in a row"):
+        job.overflow()
+    for seed in range(8):
+        recovered.step(seed)
+    assert recovered.precision.skipped_in_a_row == 0
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_no_step_waits():
+    device = torch.device("cuda", 0)
+    parameter = nn.Linear(4, 4).to(device)
+    optimizer = build_optimizer(parameter, 0.1, 0.9, 1e-4, decay_norm_and_bias=False)
+    precision = Precision("fp16", device, max_skipped_steps=4)
+    images = torch.ones(2, 4, device=device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(9):
+            with precision.autocast():
+                loss = parameter(images).square().mean()
+            precision.backward(loss)
+            precision.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_skips_that_are_not_in_a_row_do_not_end_the_run():
     job = Job("fp16", max_skipped_steps=2)
     for _ in range(3):
