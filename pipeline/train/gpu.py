@@ -21,4 +21,5 @@ def described(config: Config) -> str:
     """How a GPU computes, for the log."""
     tf32 = "on" if config.optim.amp == "tf32" else "off"
     tuned = "the fastest of each shape" if config.run.autotune else "its first choice"
-    return f"TF32 {tf32}, cuDNN's algorithms: {tuned}"
+    graphs = ", each stage a CUDA graph" if config.model.graphs else ""
+    return f"TF32 {tf32}, cuDNN's algorithms: {tuned}{graphs}"

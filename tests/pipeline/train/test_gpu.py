@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from pipeline.config import Config, OptimConfig, RunConfig
+from pipeline.config import Config, ModelConfig, OptimConfig, RunConfig
 from pipeline.train.gpu import choose_algorithms, described
 
 
@@ -31,12 +31,21 @@ def test_on_a_cpu_nothing_is_set():
 
 
 @pytest.mark.parametrize(
-    ("amp", "autotune", "said"),
+    ("amp", "autotune", "graphs", "said"),
     [
-        ("bf16", True, "TF32 off, cuDNN's algorithms: the fastest of each shape"),
-        ("tf32", False, "TF32 on, cuDNN's algorithms: its first choice"),
+        ("bf16", True, False, "TF32 off, cuDNN's algorithms: the fastest of each shape"),
+        ("tf32", False, False, "TF32 on, cuDNN's algorithms: its first choice"),
+        (
+            "off",
+            False,
+            True,
+            "TF32 off, cuDNN's algorithms: its first choice, each stage a CUDA graph",
+        ),
     ],
 )
-def test_the_log_says_how_a_gpu_computes(amp, autotune, said):
-    config = Config(optim=OptimConfig(amp=amp), run=RunConfig(autotune=autotune))
+def test_the_log_says_how_a_gpu_computes(amp, autotune, graphs, said):
+    config = Config(
+        model=ModelConfig(graphs=graphs), optim=OptimConfig(amp=amp),
+        run=RunConfig(autotune=autotune),
+    )  # fmt: skip
     assert described(config) == said

@@ -10,16 +10,20 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from one_process import train_here
+from run_files import metrics, state_differences
 from torch import Tensor, nn
 
 from pipeline.config import Config, ConfigError, ModelConfig
 from pipeline.config.training import Shortcut
 from pipeline.model.backends import Backend
 from pipeline.model.resnet import ResNet, build_network
+from pipeline.train import state
 from pipeline.train.graphs import CudaRecorder, GraphedNetwork, Recorder, Tensors, require_graphs
 from pipeline.train.optimizer import build_optimizer
 from pipeline.train.precision import Mode, Precision
@@ -179,6 +183,28 @@ def test_a_gradient_left_where_a_graph_writes_is_noticed() -> None:
     forward(images).sum().backward()
     with pytest.raises(AssertionError, match="gradient of the last step was left"):
         forward(images).sum().backward()
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_run_in_recorded_stages_has_the_same_bits_also_after_a_resume(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = (
+        "--data.local_batch_size=4", "--schedule.epochs=2", "--schedule.drop_epochs=[1]",
+        "--run.keep_checkpoints=9", "--run.checkpoint_every_steps=5",
+    )  # fmt: skip
+    plain = train_here(small_data, tmp_path, *options, "--run.name=plain")
+    monkeypatch.setattr(state, "require_graphs", lambda *_: None)  # they run on this CPU here
+    recorded = partial(GraphedNetwork, recorder=RunsAgain)
+    monkeypatch.setattr(state, "GraphedNetwork", recorded)
+    whole = train_here(small_data, tmp_path, *options, "--run.name=whole", "--model.graphs=true")
+    assert state_differences(whole, plain) == []
+    assert metrics(whole) == metrics(plain)
+    resumed = train_here(
+        small_data, tmp_path, *options, "--run.name=resumed", "--model.graphs=true",
+        f"--resume={whole}/checkpoints/step-000000005.pt",
+    )  # fmt: skip
+    assert state_differences(resumed, plain) == []
 
 
 def test_on_a_cpu_graphs_are_refused() -> None:
