@@ -11,11 +11,13 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import harness
 import torch
 import torch.nn.functional as F
 
+from pipeline.benchmark.result import interleave
 from pipeline.config import ModelConfig
 from pipeline.model.backends import Backend
 from pipeline.model.resnet import build_network
@@ -23,7 +25,7 @@ from pipeline.train.graphs import GraphedNetwork
 from pipeline.train.optimizer import build_optimizer
 from pipeline.train.precision import Precision
 
-_WARM_UP, _STEPS = 5, 3  # steps of a side before the rounds, and of one round
+_WARM_UP, _STEPS = 5, 3  # steps of a side before it is counted, and in one round
 
 
 def make_step(depth: int, batch: int, norm: Backend, graphs: bool) -> Callable[[], None]:
@@ -48,31 +50,34 @@ def make_step(depth: int, batch: int, norm: Backend, graphs: bool) -> Callable[[
     return step
 
 
-def measure(depth: int, batch: int, rounds: int) -> dict[str, dict[str, float]]:
-    """By side: `cpu_ms` of a step, the lower quartile over rounds, and counts of one step."""
+def counted(step: Callable[[], None]) -> dict[str, int]:
+    """What one step counts, after a few others."""
+    for _ in range(_WARM_UP):
+        step()
+    before = harness.counts()
+    step()
+    after = harness.counts()
+    return {name: after[name] - before[name] for name in after}
+
+
+def cpu_ms(step: Callable[[], None]) -> float:
+    """Milliseconds of CPU, of all threads, in a step of one round."""
+    started = time.process_time()
+    for _ in range(_STEPS):
+        step()
+    return 1e3 * (time.process_time() - started) / _STEPS
+
+
+def measure(depth: int, batch: int, rounds: int) -> dict[str, Any]:
+    """By side: `counts` of a step, and `cpu_ms` of each round."""
     sides = {
         "reference": make_step(depth, batch, "reference", False),
         "triton": make_step(depth, batch, "triton", False),
         "graphs": make_step(depth, batch, "triton", True),
     }
-    found: dict[str, dict[str, float]] = {}
-    for name, step in sides.items():
-        for _ in range(_WARM_UP):
-            step()
-        before = harness.counts()
-        step()
-        after = harness.counts()
-        found[name] = {count: after[count] - before[count] for count in after}
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, step in sides.items():
-            for _ in range(_STEPS):
-                started = time.process_time()
-                step()
-                times[name].append(1e3 * (time.process_time() - started))
-    for name, values in times.items():
-        found[name]["cpu_ms"] = sorted(values)[len(values) // 4]
-    return found
+    counts = {name: counted(step) for name, step in sides.items()}
+    spreads = interleave(rounds, {name: partial(cpu_ms, step) for name, step in sides.items()})
+    return {name: {"counts": counts[name], "cpu_ms": list(spreads[name].rounds)} for name in sides}
 
 
 if __name__ == "__main__":

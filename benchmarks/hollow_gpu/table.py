@@ -13,9 +13,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.benchmark.result import Result
+
+Run = Callable[..., str]
+"""Runs a script with arguments on the hollow GPU; returns its last line."""
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parent.parent
@@ -48,18 +54,27 @@ def main(argv: Sequence[str]) -> int:
     """Builds, measures, prints; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=12, help="rounds of each side of a step")
+    parser.add_argument("--json", type=Path, help="where to write the result as well")
     options = parser.parse_args(argv)
     problem = missing()
     if problem is not None:
         print(f"hollow-gpu: skipped, {problem}")
         return 0
+    from pipeline.benchmark.result import Result, of_this_machine, write_json
+
+    result = Result("hollow_gpu", {"rounds": options.rounds})
     with tempfile.TemporaryDirectory() as folder:
-        measure(Path(folder), options.rounds)
+        run = _runner(Path(folder))
+        print(run("launches.py"), flush=True)
+        measure_steps(run, options.rounds, result)
+        measure_trainings(run, Path(folder), result)
+    if options.json is not None:
+        write_json(options.json, of_this_machine(result.to_json()))
     return 0
 
 
-def measure(folder: Path, rounds: int) -> None:
-    """Prints everything; files go to `folder`."""
+def _runner(folder: Path) -> Run:
+    """Builds into `folder`; returns what runs a script there."""
     sys.path.insert(0, str(HERE))
     from build import build, environment
 
@@ -72,31 +87,43 @@ def measure(folder: Path, rounds: int) -> None:
             raise SystemExit(f"hollow-gpu: {script} failed with code {done.returncode}")
         return done.stdout.strip().splitlines()[-1]
 
-    print(run("launches.py"), flush=True)
-    for row in _step_rows(lambda depth, batch: run("host_step.py", depth, batch, rounds)):
-        print("  ".join(row), flush=True)
-    counted = ("waits", "copies", "pageable", "launches", "graphs")
-    print("\n" + "pipeline.train, one rank, a step".ljust(39), *(f"{name:>9}" for name in counted))
+    return run
+
+
+def measure_steps(run: Run, rounds: int, result: Result) -> None:
+    """Prints a row for each network and norm layer; ratios are round by round."""
+    from pipeline.benchmark.result import Spread, ratio
+
+    head = ("images", "CPU ms", "to reference", "launches", "graphs")
+    print("CPU time of a step".ljust(22), *(f"{name:>13}" for name in head))
+    for depth, batch in NETWORKS:
+        sides = json.loads(run("host_step.py", depth, batch, rounds))
+        times = {side: Spread(tuple(found["cpu_ms"])) for side, found in sides.items()}
+        for side, found in sides.items():
+            name, counts = f"{side}_resnet{depth}", found["counts"]
+            result.spreads[f"{name}_cpu_ms"] = times[side]
+            result.figures[f"{name}_counts"] = counts
+            to_reference = ratio(times[side], times["reference"])
+            if side != "reference":
+                result.ratios[f"{side}_vs_reference_resnet{depth}"] = to_reference
+            cells = (
+                str(batch), f"{times[side].median:.2f}", f"{to_reference.median:.2f}",
+                str(counts["launches"] + counts["triton"]), str(counts["graphs"]),
+            )  # fmt: skip
+            print(f"ResNet-{depth} {side}".ljust(22), *(f"{c:>13}" for c in cells), flush=True)
+
+
+def measure_trainings(run: Run, folder: Path, result: Result) -> None:
+    """Prints a row for each of `_RUNS`, and the lines of the program that waited."""
+    head = ("waits", "copies", "pageable", "launches", "graphs")
+    print("\n" + "pipeline.train, one rank, a step".ljust(39), *(f"{name:>9}" for name in head))
     for settings in _RUNS:
         name = " ".join(f"{key.partition('.')[2]}={value}" for key, value in settings.items())
         found = json.loads(run("training.py", _FIRST, _LAST, *_training(folder, name, settings)))
+        result.figures[name] = found
         print(_training_row(name, found), flush=True)
         for place, times in found["places"].items():
             print(f"    {times:.2f} {place}")
-
-
-def _step_rows(run: Any) -> Iterator[tuple[str, ...]]:
-    head = ("CPU time of a step", "images", "CPU ms", "to reference", "launches", "graphs")
-    yield tuple(f"{name:>12}" if i else f"{name:20}" for i, name in enumerate(head))
-    for depth, batch in NETWORKS:
-        sides = json.loads(run(depth, batch))
-        for side, found in sides.items():
-            share = found["cpu_ms"] / sides["reference"]["cpu_ms"]
-            cells = (
-                str(batch), f"{found['cpu_ms']:.2f}", f"{share:.2f}",
-                str(found["launches"] + found["triton"]), str(found["graphs"]),
-            )  # fmt: skip
-            yield (f"{f'ResNet-{depth} {side}':20}", *(f"{cell:>12}" for cell in cells))
 
 
 def _training(folder: Path, name: str, settings: dict[str, object]) -> list[str]:
