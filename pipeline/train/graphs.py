@@ -60,7 +60,7 @@ class CudaRecorder:
 
     def record(self, work: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
         """Captures `work`, which is not run."""
-        graph = torch.cuda.CUDAGraph()
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         gc.collect()
         gc.disable()  # what it frees meanwhile, another graph for one, may end the capture
         try:
@@ -71,6 +71,7 @@ class CudaRecorder:
                 found = work()
         finally:
             gc.enable()
+            torch.cuda.set_stream(before)  # a capture that fails leaves its own stream behind
         return graph.replay, found
 
 

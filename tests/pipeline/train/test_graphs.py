@@ -247,7 +247,9 @@ def test_captured_it_equals_eager(
         found = train(recorded, model, precisions[0], accumulation, keep_gradients)
         wanted = train(plain, plain, precisions[1], accumulation, keep_gradients)
     for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+        away, size = (one.double() - other.double()).norm(), other.double().norm()
+        # A capture may choose another algorithm, which sums in another order.
+        assert away <= (1e-3 if amp == "off" else 0.03) * size + 1e-4
 
 
 @pytest.mark.gpu
