@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -170,8 +172,15 @@ class TrainWindow:
         self._images.clear()
         return not_finite
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the body, in which a run saves or validates, out of the speed."""
+        begun = time.perf_counter()
+        yield
+        self.pause(time.perf_counter() - begun)
+
     def pause(self, seconds: float) -> None:
-        """Leaves `seconds` of saving or validating out of the speed."""
+        """Leaves `seconds` out of the speed."""
         self._started += seconds
         self._paused_sec += seconds
 
