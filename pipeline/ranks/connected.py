@@ -43,13 +43,19 @@ class ConnectedWorld(World):
         """The equally long shards (n,) of all ranks one after the other, (size * n,)."""
 
     @abstractmethod
+    def _nccl_problem(self) -> str | None:
+        """Why this engine cannot reduce tensors on GPUs, and what helps; None if it can."""
+
+    @abstractmethod
     def _fast_gradients(self, model: nn.Module, summing: Summing) -> GradientAverager:
         """Averages gradients in whatever order is quickest."""
 
     def average_gradients(self, model: nn.Module, summing: Summing) -> GradientAverager:
+        device = next(model.parameters()).device
+        if device.type == "cuda" and (problem := self._nccl_problem()):
+            raise ValueError(f"gradients on GPUs cannot be summed over ranks: {problem}")
         if summing.sums == "fast":
             return self._fast_gradients(model, summing)
-        device = next(model.parameters()).device
         exchange: Exchange = OverNetwork(self, device)
         if device.type == "cpu" and can_share(self):
             exchange = SharedMemory(self, self._peer_lost)

@@ -121,6 +121,15 @@ class HorovodWorld(ConnectedWorld):
     def stop_timeline(self) -> None:
         self._hvd.stop_timeline()
 
+    def _nccl_problem(self) -> str | None:
+        if nccl_built():
+            return None
+        return (
+            "this Horovod is built without NCCL, with which it would hang; start the ranks with "
+            "torchrun, whose NCCL comes with PyTorch, or rebuild Horovod where nvcc is on the PATH "
+            "by python -m launch.horovod_build --install"
+        )
+
     def _fast_gradients(self, model: nn.Module, summing: Summing) -> GradientAverager:
         # Not Horovod's DistributedOptimizer: it refuses channels-last momentum, steps once in
         # secret when its state is broadcast, and hides SGD's fused AMP path.

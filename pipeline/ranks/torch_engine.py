@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import atexit
 import datetime
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,7 @@ from pipeline.ranks.gradients import GradientAverager, Summing
 from pipeline.ranks.store import meet
 from pipeline.system.launched import Launched
 
+_RECORDED = "2000"  # collectives that the flight recorder remembers
 _FOREVER = datetime.timedelta(days=30)  # the watchdog ends a job that hangs, and names the laggard
 
 
@@ -29,6 +31,7 @@ class TorchWorld(ConnectedWorld):
         super().__init__()
         self.rank, self.size = started.rank, started.size
         self.local_rank, self.local_size = started.local_rank, started.local_size
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", _RECORDED)  # read by init_process_group
         store = meet(started)
         with self._collective():
             dist.init_process_group(
@@ -108,6 +111,16 @@ class TorchWorld(ConnectedWorld):
             return found
 
         return wait
+
+    def last_collectives(self) -> bytes | None:
+        # Not public yet (2.13); torch's own heartbeat monitor writes the same.
+        dump = getattr(torch._C._distributed_c10d, "_dump_fr_trace_json", None)
+        return None if dump is None else bytes(dump())
+
+    def _nccl_problem(self) -> str | None:
+        if dist.is_nccl_available():
+            return None
+        return "this PyTorch is built without NCCL; install one that is built for CUDA"
 
     def _fast_gradients(self, model: nn.Module, summing: Summing) -> GradientAverager:
         return BucketedGradients(model, summing, self._start_average)

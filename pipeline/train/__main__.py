@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from pipeline.config.reading import checkpoint_exists, load_config
@@ -20,8 +21,13 @@ def main(argv: list[str]) -> None:
     split_global_batch(config.data.global_batch_size, config.data.local_batch_size, launched_size())
     if config.resume not in ("auto", "none"):
         checkpoint_exists("--resume is neither auto nor none, and the checkpoint", config.resume)
+    # What is imported stays. To search it for garbage again and again takes half a second of the
+    # three that the CPU works until the first batch, and would stop the training later.
+    gc.disable()
     from pipeline.train.run import run  # torch, DALI and Horovod: after the check
 
+    gc.freeze()
+    gc.enable()
     run(config)
 
 

@@ -123,8 +123,9 @@ def _decode_largest(trainer: Trainer) -> None:
     """Runs `decode_largest` on train and val, without what the run excludes."""
     data, excluded = trainer.config.data, trainer.state.excluded
     without = [row[0] for row in excluded.train.rows()]
-    decode_largest(trainer.train_set, data, trainer.decode, without)
-    decode_largest(trainer.val_set, data, trainer.decode, excluded.val)
+    passes = trainer.loaders.passes  # their graph stays, for the validations
+    decode_largest(trainer.train_set, data, passes, without)
+    decode_largest(trainer.val_set, data, passes, excluded.val)
 
 
 def _known_figures(config: Config, decode: DecodeSettings, cores: int) -> Figures:

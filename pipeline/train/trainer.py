@@ -110,7 +110,7 @@ class Trainer:
         At the end of every epoch: save, validate, save the result. A validation that a stop left
         undone comes first. Raises `Stopped` after a signal, its checkpoint written.
         """
-        with closing(self.feed()) as feed:
+        with closing(self.loaders), closing(self.feed()) as feed:
             self.start_clock()
             if self.validation_due:
                 self.validate_and_save()
@@ -239,11 +239,12 @@ class Trainer:
         """Collective. Validates the present state, then saves again with the result."""
         state = self.state
         with self._off_the_clock("validation"):
+            loader = self.loaders.val()
             average, spread = state.average_statistics(self.world)
             state.model.eval()
             classes = len(self.val_set.classes)
             analysis = ErrorAnalysis(classes, self.world.rank == 0, self.decode.device)
-            with closing(self.loaders.val()) as loader, swapped_statistics(state.model, average):
+            with swapped_statistics(state.model, average):
                 counted = validate(
                     state.forward, loader, state.precision, self.world, len(self.val_set), analysis
                 )

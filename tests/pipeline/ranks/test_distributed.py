@@ -2,12 +2,15 @@
 
 import inspect
 import json
+from types import SimpleNamespace
 
 import jobs
 import pytest
+import torch
 from rank_checks import CHECKS
 
-from pipeline.ranks.horovod import HorovodWorld
+from pipeline.ranks.gradients import Summing
+from pipeline.ranks.horovod import HorovodWorld, nccl_built
 from pipeline.ranks.torch_engine import TorchWorld
 from pipeline.ranks.world import World
 
@@ -79,3 +82,37 @@ def test_one_process_is_the_same_interface_without_horovod():
         for name, method in inspect.getmembers(World, inspect.isfunction):
             if name != "__init__":
                 assert inspect.signature(getattr(engine, name)) == inspect.signature(method), name
+
+
+class OnGpu(torch.nn.Linear):
+    """A layer whose parameters say that they lie on a GPU."""
+
+    def parameters(self, recurse=True):
+        for parameter in super().parameters(recurse):
+            yield SimpleNamespace(device=torch.device("cuda", 0), shape=parameter.shape)
+
+
+@pytest.mark.skipif(nccl_built(), reason="this Horovod has NCCL")
+def test_gradients_on_gpus_are_refused_without_nccl():
+    world = HorovodWorld.__new__(HorovodWorld)
+    said = (
+        "gradients on GPUs cannot be summed over ranks: this Horovod is built without NCCL, with "
+        "which it would hang; start the ranks with torchrun, whose NCCL comes with PyTorch, or"
+    )
+    with pytest.raises(ValueError, match=said):
+        world.average_gradients(OnGpu(2, 2), Summing())
+
+
+@pytest.mark.skipif(torch.distributed.is_nccl_available(), reason="this PyTorch has NCCL")
+def test_gradients_on_gpus_are_refused_with_a_pytorch_for_cpus():
+    world = TorchWorld.__new__(TorchWorld)
+    said = "cannot be summed over ranks: this PyTorch is built without NCCL; install one that is"
+    with pytest.raises(ValueError, match=said):
+        world.average_gradients(OnGpu(2, 2), Summing())
+
+
+def test_bf16_on_the_wire_is_refused_by_horovod():
+    world = HorovodWorld.__new__(HorovodWorld)
+    said = "optim.gradient_compression=bf16 cannot run on Horovod, which has no bf16; start the"
+    with pytest.raises(ValueError, match=said):
+        world.average_gradients(torch.nn.Linear(2, 2), Summing(compression="bf16"))
