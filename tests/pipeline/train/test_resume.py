@@ -1,7 +1,7 @@
 """A run that is killed again and again ends with the bits of one that never was.
 
-One run, started six times under the same name, is killed in five ways; the tests below look at
-what each start left and at the end.
+One run, started six times under the same name on either engine, is killed in five ways; the tests
+below look at what each start left and at the end.
 """
 
 import random
@@ -24,6 +24,7 @@ from pipeline.data.index.manifest import open_manifest
 from pipeline.ranks.places import Share
 from pipeline.ranks.world import World
 from pipeline.system.failure import StopSignal
+from pipeline.system.launched import Engine
 from pipeline.train.folder import RunFolder
 from pipeline.train.trainer import Trainer
 
@@ -73,9 +74,11 @@ class Run:
         text = jobs.finish(job)
         self._ended(name, [job.returncode], text)
 
-    def on_own_ranks(self, name: str, *command: str, options: Sequence[str] = ()) -> None:
+    def on_own_ranks(
+        self, name: str, *command: str, engine: Engine, options: Sequence[str] = ()
+    ) -> None:
         """Starts the run so that each rank's exit code is kept."""
-        ranks = jobs.run([*command, *self.settings, *options], ranks=2)
+        ranks = jobs.run([*command, *self.settings, *options], ranks=2, engine=engine)
         self._ended(name, ranks.codes, ranks.text)
 
     def _ended(self, name: str, codes: list[int], text: str) -> None:
@@ -98,14 +101,17 @@ def killed(small_data, tmp_path_factory):
     runs = tmp_path_factory.mktemp("killed")
     run = Run(small_data, runs, seed)
     run.under_horovodrun("one rank", f"kill-step:{draw.randint(1, 6)}:1")
-    run.on_own_ranks("in validation", str(SABOTEUR), f"kill-validate:1:{draw.randint(0, 1)}")
-    run.on_own_ranks("all ranks", str(SABOTEUR), f"kill-step:{draw.randint(8, 11)}:all")
+    fault = f"kill-validate:1:{draw.randint(0, 1)}"
+    run.on_own_ranks("in validation", str(SABOTEUR), fault, engine="torch")
+    fault = f"kill-step:{draw.randint(8, 11)}:all"
+    run.on_own_ranks("all ranks", str(SABOTEUR), fault, engine="horovod")
     run.under_horovodrun_killed("horovodrun", from_step=draw.randint(12, 14))
     # Cut at an odd step, which no later start saves: whatever is left of it would stay for ever.
     odd = 1 + checkpoint_steps(run.path)[-1] % 2
     every_step = "--run.checkpoint_every_steps=1"
-    run.on_own_ranks("in a save", str(SABOTEUR), f"kill-save:{odd}:0", options=[every_step])
-    run.on_own_ranks("to the end", "-m", "pipeline.train")
+    fault = f"kill-save:{odd}:0"
+    run.on_own_ranks("in a save", str(SABOTEUR), fault, engine="torch", options=[every_step])
+    run.on_own_ranks("to the end", "-m", "pipeline.train", engine="torch")
     yield run
     shutil.rmtree(runs)
 
