@@ -4,6 +4,7 @@
 # make docs           build the pages into docs/_build
 # make lint           ruff and mypy alone
 # make gpu-check      what only an NVIDIA GPU can show, in under 8 minutes; writes benchmarks/gpu_*.json
+# make hollow-gpu   the host's part of a step, on a GPU that computes nothing; needs a CUDA build of PyTorch
 # make clean          remove the environment (data, runs and built wheels stay)
 #
 # make train NP=4 ARGS='--run.name=x'     other ranks, other settings
@@ -22,7 +23,7 @@ SEEDS ?= 0
 WORKERS ?= 3
 export TORCH ENGINE
 
-.PHONY: train paper-mini docs test lint gpu-check clean environment
+.PHONY: train paper-mini docs test lint gpu-check hollow-gpu clean environment
 
 ranks_horovod = .venv/bin/horovodrun -np $(NP) .venv/bin/python
 # Without --local-addr the ranks would meet at the host's name, which need not resolve.
@@ -60,6 +61,10 @@ lint: environment
 gpu-check:
 	@if [ -x .venv/bin/python ]; then python=.venv/bin/python; else python='$(PYTHON)'; fi; \
 	PYTHONPATH=. "$$python" -m pipeline.benchmark.gpu_check $(ARGS)
+
+hollow-gpu:
+	@if [ -x .venv/bin/python ]; then python=.venv/bin/python; else python='$(PYTHON)'; fi; \
+	PYTHONPATH=. "$$python" benchmarks/hollow_gpu/table.py $(ARGS)
 
 # Returns at once when the environment stands: see launch/environment.py.
 environment:

@@ -32,6 +32,7 @@ class TorchWorld(ConnectedWorld):
         self.rank, self.size = started.rank, started.size
         self.local_rank, self.local_size = started.local_rank, started.local_size
         os.environ.setdefault("TORCH_FR_BUFFER_SIZE", _RECORDED)  # read by init_process_group
+        _leave()  # a world of this process before this one
         store = meet(started)
         with self._collective():
             dist.init_process_group(
@@ -40,7 +41,7 @@ class TorchWorld(ConnectedWorld):
             # Decisions are on their way while gradients and objects are.
             self._decisions = dist.new_group(backend="gloo", timeout=_FOREVER)
         self._groups: dict[str, Any] = {}
-        atexit.register(dist.destroy_process_group)
+        atexit.register(_leave)
         self._meet()
 
     @contextmanager
@@ -134,3 +135,9 @@ class TorchWorld(ConnectedWorld):
         with self._collective():
             work = dist.all_reduce(tensor, operation, group, async_op=True)
         return lambda: self._wait(work)
+
+
+def _leave() -> None:
+    """Ends this process's groups, if there are any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -74,10 +74,23 @@ def test_an_error_on_one_rank_is_printed_once_and_all_leave_with_its_code(checke
     assert "error:" not in ranks.outputs[1]
 
 
-def test_one_process_is_the_same_interface_without_horovod():
-    alone = jobs.run(["-c", ALONE])
+LAUNCHED_ALONE = {
+    "by hand": {},
+    "horovodrun -np 1": {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "1"},
+    "torchrun": {
+        "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("launcher", LAUNCHED_ALONE)
+def test_one_rank_is_one_process_without_an_engine(launcher):
+    alone = jobs.run(["-c", ALONE], **LAUNCHED_ALONE[launcher])
     assert alone.codes == [0], alone.text
     assert alone.text == "error: said once\n"
+
+
+def test_both_engines_have_the_interface_of_one_process():
     for engine in (HorovodWorld, TorchWorld):
         for name, method in inspect.getmembers(World, inspect.isfunction):
             if name != "__init__":

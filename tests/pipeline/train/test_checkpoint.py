@@ -197,11 +197,11 @@ FREE = {
     "data.root", "data.dataset", "data.cache_dir", "data.local_batch_size", "data.decode",
     "data.threads", "data.prefetch_batches", "data.hw_decoder_load", "data.preallocate",
     "data.device_padding_bytes", "data.host_padding_bytes", "data.bad_images", "data.max_excluded",
-    "data.exclude", "model.norm", "model.compile", "schedule.epochs", "schedule.steps", "run.name",
-    "run.dir", "run.device", "run.threads", "run.log_every_steps", "run.checkpoint_every_steps",
-    "run.checkpoint_every_sec", "run.keep_checkpoints", "run.step_timeout_sec", "run.expect_top1",
-    "run.sums",
-    "profile", "resume",
+    "data.exclude", "model.norm", "model.compile", "model.graphs", "schedule.epochs",
+    "schedule.steps", "run.name", "run.dir", "run.device", "run.threads", "run.autotune",
+    "run.log_every_steps", "run.sums",
+    "run.checkpoint_every_steps", "run.checkpoint_every_sec", "run.keep_checkpoints",
+    "run.step_timeout_sec", "run.expect_top1", "profile", "resume",
 }  # fmt: skip
 
 
