@@ -7,7 +7,6 @@ import functools
 import os
 import platform
 import signal
-import stat
 import subprocess
 import tempfile
 from importlib import metadata
@@ -85,8 +84,9 @@ def _own_temporary_folder() -> Path | None:
         found = folder.lstat()
     except OSError:
         return None
+    # A link, which may lead to anybody's folder, has all of these bits.
     private = found.st_uid == os.getuid() and not found.st_mode & 0o077
-    return folder if private and stat.S_ISDIR(found.st_mode) else None
+    return folder if private else None
 
 
 def end_with_parent() -> None:
