@@ -30,11 +30,16 @@ NETWORKS = ((50, 256), (152, 128))
 _FIRST, _LAST = 10, 40  # steps between which a training is counted
 _BATCH = 16  # images of its steps
 _RUNS = [
-    {"optim.amp": amp, "data.local_batch_size": _BATCH // accumulation, "model.graphs": graphs}
+    (ranks, accumulation, {"optim.amp": amp, "model.graphs": graphs})
+    for ranks in (1, 2)
     for graphs in ("false", "true")
     for amp in ("bf16", "fp16")
     for accumulation in (1, 4)
 ]
+_RUNS += [
+    (ranks, accumulation, {"run.sums": "fixed"}) for ranks, accumulation in ((1, 4), (2, 1), (2, 4))
+]
+"""Ranks, micro-batches of each, and settings."""
 
 
 def missing() -> str | None:
@@ -80,12 +85,19 @@ def _runner(folder: Path) -> Run:
 
     env = environment(build(folder)) | {"PYTHONPATH": str(REPOSITORY)}
 
-    def run(script: str, *arguments: object) -> str:
+    def run(script: str, *arguments: object, ranks: int = 1) -> str:
+        from pipeline.ranks.local import start_ranks
+
         command = [sys.executable, str(HERE / script), *map(str, arguments)]
-        done = subprocess.run(command, cwd=REPOSITORY, env=env, stdout=subprocess.PIPE, text=True)
-        if done.returncode != 0:
-            raise SystemExit(f"hollow-gpu: {script} failed with code {done.returncode}")
-        return done.stdout.strip().splitlines()[-1]
+        there = {**env, "HOLLOW_GPUS": str(ranks)}
+        with start_ranks(
+            command, ranks, there, engine="torch", cwd=REPOSITORY, stdout=subprocess.PIPE
+        ) as started:
+            said = [process.communicate()[0] for process in started.processes]
+            codes = [process.returncode for process in started.processes]
+        if any(codes):
+            raise SystemExit(f"hollow-gpu: {script} failed with codes {codes}")
+        return str(said[0]).strip().splitlines()[-1]
 
     return run
 
@@ -116,10 +128,13 @@ def measure_steps(run: Run, rounds: int, result: Result) -> None:
 def measure_trainings(run: Run, folder: Path, result: Result) -> None:
     """Prints a row for each of `_RUNS`, and the lines of the program that waited."""
     head = ("waits", "copies", "pageable", "launches", "graphs")
-    print("\n" + "pipeline.train, one rank, a step".ljust(39), *(f"{name:>9}" for name in head))
-    for settings in _RUNS:
-        name = " ".join(f"{key.partition('.')[2]}={value}" for key, value in settings.items())
-        found = json.loads(run("training.py", _FIRST, _LAST, *_training(folder, name, settings)))
+    print("\n" + "pipeline.train, a step of a rank".ljust(46), *(f"{name:>9}" for name in head))
+    for ranks, accumulation, chosen in _RUNS:
+        given = " ".join(f"{key.partition('.')[2]}={value}" for key, value in chosen.items())
+        name = f"ranks={ranks} accumulation={accumulation} {given}"
+        settings = {"data.local_batch_size": _BATCH // ranks // accumulation, **chosen}
+        arguments = _training(folder, name, settings)
+        found = json.loads(run("training.py", _FIRST, _LAST, *arguments, ranks=ranks))
         result.figures[name] = found
         print(_training_row(name, found), flush=True)
         for place, times in found["places"].items():
@@ -152,8 +167,7 @@ def _training_row(name: str, found: dict[str, Any]) -> str:
         f"{found['waits']:.2f}", f"{copies:.1f}", f"{found['pageable']:.1f}", f"{launches:.0f}",
         f"{found['graphs']:.0f}",
     )  # fmt: skip
-    name = name.replace("local_batch_size", "local")
-    return " ".join([name.ljust(39), *(f"{cell:>9}" for cell in cells)])
+    return " ".join([name.ljust(46), *(f"{cell:>9}" for cell in cells)])
 
 
 if __name__ == "__main__":
