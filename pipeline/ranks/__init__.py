@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from pipeline.system.launched import launched
-from pipeline.system.machine import keep_triton_cache_on_this_node
+from pipeline.system.machine import end_with_parent, keep_triton_cache_on_this_node
 
 if TYPE_CHECKING:
     from pipeline.ranks.world import World
@@ -29,6 +29,8 @@ def connect(step_timeout_sec: float | None = None, timeline: bool = False) -> Wo
     if started.size == 1:
         return World()
     if started.engine == "torch":
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            end_with_parent()  # a torchrun that is killed leaves its ranks behind
         from pipeline.ranks.torch_engine import TorchWorld
 
         return TorchWorld(started)

@@ -20,6 +20,8 @@ from pipeline.ranks.gradients import GradientAverager, Summing
 from pipeline.ranks.store import meet
 from pipeline.system.launched import Launched
 
+# Its new name from torch 2.14 on, which warns of the old one.
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 _RECORDED = "2000"  # collectives that the flight recorder remembers
 _FOREVER = datetime.timedelta(days=30)  # the watchdog ends a job that hangs, and names the laggard
 
@@ -82,7 +84,7 @@ class TorchWorld(ConnectedWorld):
         found = torch.empty(self.size * len(shard), dtype=shard.dtype, device=shard.device)
         group = self._group_of(shard)
         with self._collective():
-            self._wait(dist.all_gather_into_tensor(found, shard, group, async_op=True))
+            self._wait(_all_gather(found, shard, group, async_op=True))
         return found
 
     def exchange_shards(self, parts: Tensor) -> Tensor:
