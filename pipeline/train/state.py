@@ -161,9 +161,9 @@ class TrainState:
     def restore(self, content: dict[str, Any], world: World) -> None:
         """Collective. Restores on every rank the state that `take` returned; `content` is rank 0's.
 
-        BN's running statistics and the open window of metrics are each rank's own again at the same
-        world size; at another the mean, and the sum on rank 0. Ends by comparing digests over
-        ranks.
+        With fast sums BN's running statistics are each rank's own again at the same world size; at
+        another, and with fixed sums, their mean. The open window of metrics is each rank's own
+        likewise, or the sum on rank 0. Ends by comparing digests over ranks.
         """
         self.step = content["step"]
         self.history = [Validation(**result) for result in content["history"]]
@@ -171,7 +171,7 @@ class TrainState:
         self.excluded.load(content.get("excluded", {"train": [], "val": []}))
         self.model.load_state_dict(content["model"])
         statistics, window = content["rank_statistics"], content["window"]
-        if len(statistics) == world.size:
+        if self._recorded is None and len(statistics) == world.size:
             live = running_statistics(self.model)
             for buffer, own in zip(live, _unflatten(statistics[world.rank], live), strict=True):
                 buffer.copy_(own)
