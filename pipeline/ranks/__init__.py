@@ -26,11 +26,11 @@ def connect(step_timeout_sec: float | None = None, timeline: bool = False) -> Wo
     started = launched()
     if started.size > 1 or "SLURM_JOB_ID" in os.environ:  # a home may be shared by nodes
         keep_triton_cache_on_this_node()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()  # a torchrun that is killed leaves its ranks behind
     if started.size == 1:
         return World()
     if started.engine == "torch":
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            end_with_parent()  # a torchrun that is killed leaves its ranks behind
         from pipeline.ranks.torch_engine import TorchWorld
 
         return TorchWorld(started)

@@ -201,9 +201,13 @@ class Alone:
 
     def run(self, layout: Layout, memory: Tensor) -> Tensor:
         sums = layout.sums(memory)
-        for part in blocks(0, layout.numel) if layout.count > 1 else ():
+        whole = [slice(0, layout.numel)]  # blocks are for a core's cache
+        parts = blocks(0, layout.numel) if self._device.type == "cpu" else whole
+        for part in parts if layout.count > 1 else ():
             pieces = {node: sums[slot, part] for node, slot in layout.nodes[0].items()}
-            sums[0, part] = layout.add_up(pieces)
+            average = layout.add_up(pieces)
+            if average.data_ptr() != sums[0, part].data_ptr():
+                sums[0, part] = average
         return layout.statistics_in(memory).clone()
 
 

@@ -70,10 +70,9 @@ class HorovodWorld(ConnectedWorld):
         threads that reduce. Sleeping took two ranks on two cores from 0.63 to 0.83 of independent
         speed in one interleaved run of `benchmark scale` on a busy machine.
         """
-        self.heartbeat.waiting = True
-        while not self._hvd.poll(handle):
-            time.sleep(_NAP_SEC)
-        self.heartbeat.waiting = False
+        with self.heartbeat.waits():
+            while not self._hvd.poll(handle):
+                time.sleep(_NAP_SEC)
         return self._hvd.synchronize(handle)
 
     def _broadcast(self, tensor: Tensor) -> Tensor:
@@ -81,11 +80,11 @@ class HorovodWorld(ConnectedWorld):
             return cast(Tensor, self._wait(self._hvd.broadcast_async(tensor, 0, name="broadcast")))
 
     def gather(self, tensor: Tensor) -> Tensor:
-        return self.gather_shards(tensor.unsqueeze(0).contiguous())
+        return self.gather_shards(tensor.unsqueeze(0).contiguous(), "gather")
 
-    def gather_shards(self, shard: Tensor) -> Tensor:
+    def gather_shards(self, shard: Tensor, name: str) -> Tensor:
         with self._collective():
-            return cast(Tensor, self._wait(self._hvd.allgather_async(shard, name="gather")))
+            return cast(Tensor, self._wait(self._hvd.allgather_async(shard, name=name)))
 
     def exchange_shards(self, parts: Tensor) -> Tensor:
         with self._collective():

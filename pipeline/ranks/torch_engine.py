@@ -15,9 +15,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.ranks.buckets import BucketedGradients
+from pipeline.ranks.checkin import start_timeout_sec
 from pipeline.ranks.connected import ConnectedWorld
 from pipeline.ranks.gradients import GradientAverager, Summing
 from pipeline.ranks.store import meet
+from pipeline.system.failure import PeerLost, TrainingError
 from pipeline.system.launched import Launched
 
 # Its new name from torch 2.14 on, which warns of the old one.
@@ -36,12 +38,23 @@ class TorchWorld(ConnectedWorld):
         os.environ.setdefault("TORCH_FR_BUFFER_SIZE", _RECORDED)  # read by init_process_group
         _leave()  # a world of this process before this one
         store = meet(started)
-        with self._collective():
+        limit_sec = start_timeout_sec("torch")
+        limit = datetime.timedelta(seconds=limit_sec)
+        try:
             dist.init_process_group(
-                "gloo", store=store, rank=self.rank, world_size=self.size, timeout=_FOREVER
+                "gloo", store=store, rank=self.rank, world_size=self.size, timeout=limit
             )
             # Decisions are on their way while gradients and objects are.
-            self._decisions = dist.new_group(backend="gloo", timeout=_FOREVER)
+            self._decisions = dist.new_group(backend="gloo", timeout=limit)
+        except RuntimeError as error:
+            reason = str(error).strip().split("\n")[0]
+            raise TrainingError(
+                f"the ranks met, and then could not connect within {limit_sec} s ({reason}); see "
+                "whether another rank has failed and whether nodes reach each other by "
+                "GLOO_SOCKET_IFNAME, or allow more time with TRAINYARD_START_TIMEOUT (in seconds)"
+            ) from error
+        for group in (dist.group.WORLD, self._decisions):
+            dist.distributed_c10d._set_pg_timeout(_FOREVER, group)
         self._groups: dict[str, Any] = {}
         atexit.register(_leave)
         self._meet()
@@ -50,15 +63,15 @@ class TorchWorld(ConnectedWorld):
     def _collective(self) -> Iterator[None]:
         try:
             yield
+        except PeerLost:  # also a RuntimeError, and told already
+            raise
         except RuntimeError as error:  # a DistError, or Gloo's own
             raise self._peer_lost(str(error).strip().split("\n")[0]) from error
 
     def _wait(self, work: Any) -> None:
         """Waits until a collective is done, or, of tensors on a GPU, lets the stream wait."""
-        self.heartbeat.waiting = True
-        with self._collective():
+        with self._collective(), self.heartbeat.waits():
             work.wait()
-        self.heartbeat.waiting = False
 
     def _group_of(self, tensor: Tensor) -> Any:
         """Collective. The group for tensors on the device of `tensor`."""
@@ -80,7 +93,8 @@ class TorchWorld(ConnectedWorld):
             self._wait(dist.all_gather(list(found), tensor.contiguous(), async_op=True))
         return found
 
-    def gather_shards(self, shard: Tensor) -> Tensor:
+    def gather_shards(self, shard: Tensor, name: str) -> Tensor:
+        del name
         found = torch.empty(self.size * len(shard), dtype=shard.dtype, device=shard.device)
         group = self._group_of(shard)
         with self._collective():

@@ -163,6 +163,10 @@ class Precision:
         self._steps = state["steps"]
         self._skipped.fill_(state["skipped_steps"])
         self._skipped_in_a_row.fill_(state["skipped_in_a_row"])
+        since = self._steps % self._max_skipped_steps
+        if self._steps >= self._max_skipped_steps and since < self._delay:
+            # The check that was under way, of the count as it was then.
+            self._seen = _Copied(self._skipped_in_a_row - since)
 
     def _device_scale(self) -> Tensor:
         # scale() is GradScaler's only public way to its scale that does not wait for the device.

@@ -1,7 +1,9 @@
 """Two real Horovod ranks hold together, and one process is the same interface without Horovod."""
 
+import dataclasses
 import inspect
 import json
+import os
 from types import SimpleNamespace
 
 import jobs
@@ -9,10 +11,13 @@ import pytest
 import torch
 from rank_checks import CHECKS
 
+from pipeline.ranks import shared
 from pipeline.ranks.gradients import Summing
+from pipeline.ranks.heartbeat import Peer
 from pipeline.ranks.horovod import HorovodWorld, nccl_built
 from pipeline.ranks.torch_engine import TorchWorld
 from pipeline.ranks.world import World
+from pipeline.system.failure import PeerLost
 
 RANK_CHECKS = jobs.REPOSITORY / "tests" / "rank_checks.py"
 
@@ -129,3 +134,29 @@ def test_bf16_on_the_wire_is_refused_by_horovod():
     said = "optim.gradient_compression=bf16 cannot run on Horovod, which has no bf16; start the"
     with pytest.raises(ValueError, match=said):
         world.average_gradients(torch.nn.Linear(2, 2), Summing(compression="bf16"))
+
+
+def test_a_lost_peer_is_told_once():
+    world, told = TorchWorld.__new__(TorchWorld), PeerLost("rank 1 is gone")
+    with pytest.raises(PeerLost) as raised, world._collective(), world._collective():
+        raise told
+    assert raised.value is told
+
+
+@pytest.mark.parametrize("case", ["itself", "another host", "another process", "a pipe", "gone"])
+def test_memory_is_shared_with_the_very_process_that_says_so(case):
+    """In a container of its own every rank may be process 1."""
+    sign, me = b"s" * 16, Peer.here(0)
+    probe = os.memfd_create("probe")
+    os.write(probe, sign)
+    reads, writes = os.pipe()
+    shown = {
+        "itself": (me, probe, sign),
+        "another host": (dataclasses.replace(me, host="elsewhere"), probe, sign),
+        "another process": (me, probe, b"t" * 16),
+        "a pipe": (me, reads, sign),
+        "gone": (dataclasses.replace(me, pid=2**22 + 1), probe, sign),
+    }[case]
+    assert shared._shows(*shown) == (case == "itself")
+    for descriptor in (probe, reads, writes):
+        os.close(descriptor)
