@@ -1,8 +1,9 @@
 """What trainyard needs, each with its reason; the rest of the metadata is in pyproject.toml.
 
-Horovod is not listed: its release does not compile against today's PyTorch, so that
+Horovod is not listed. One of two ways to connect ranks, it is not needed for the other
+(torch.distributed); and its release does not compile against today's PyTorch, so that
 `python -m launch.horovod_build --install` builds it and brings what its own metadata asks for
-(cloudpickle, psutil, pyyaml, packaging, cffi). `make train` and `make test` do all of this.
+(cloudpickle, pyyaml, packaging, cffi). `make train` and `make test` do all of this.
 """
 
 from setuptools import find_packages, setup
@@ -35,7 +36,7 @@ setup(
         "tensorboard",  # the scalars and images of a run
         "tqdm",  # progress bar on a terminal
         "matplotlib",  # the curves of pipeline.report
-        "setuptools<81",  # horovod.runner imports distutils, on Python 3.12 only in setuptools
+        "psutil",  # network interfaces and file systems, for the launcher and the doctor
     ],
     extras_require={
         # Which DALI fits depends on the CUDA version of the installed PyTorch, which no marker can

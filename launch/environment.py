@@ -2,8 +2,9 @@
 
 The Makefile calls it first, under the system's Python, so it uses the standard library only. It
 checks the machine, makes `.venv`, installs PyTorch, DALI and this project from the registry with
-pip, and builds Horovod. When all of that is done it does nothing; after an interrupted
-installation it starts over. It exits with 2 after one sentence for each thing that is missing.
+pip, and builds Horovod, unless ENGINE=torch says that torch.distributed is to connect the ranks: it
+comes with PyTorch. When all of that is done it does nothing; after an interrupted installation it
+starts over. It exits with 2 after one sentence for each thing that is missing.
 """
 
 from __future__ import annotations
@@ -21,9 +22,13 @@ from pathlib import Path
 
 # The PyTorch that the project is tested with; `make train TORCH=torch==2.11.0` takes another.
 TORCH = "torch==2.13.0"
-# What Horovod's build needs: its CMake files import distutils, which setuptools < 81 brings.
+ENGINES = ("horovod", "torch")
+# What Horovod's build needs: its CMake files import distutils, and so does horovodrun; on Python
+# 3.12 only setuptools < 81 has it.
 BUILD_TOOLS = ("setuptools<81", "wheel", "packaging", "cmake")
-OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 12)
+OLDEST_PYTHON = (3, 10)
+# Horovod's release does not run on a newer one; PyTorch, DALI and numba have wheels up to 3.14.
+NEWEST_PYTHON = {"horovod": (3, 12), "torch": (3, 14)}
 # The set-up is done again when one of these changes.
 SOURCES = ("setup.py", "pyproject.toml", "launch/environment.py", "launch/horovod_build.py")
 
@@ -35,31 +40,46 @@ class SetupError(Exception):
 def missing(
     path: str,
     headers: Path,
+    engine: str = "horovod",
     version: tuple[int, int] = sys.version_info[:2],
     has_ensurepip: bool = importlib.util.find_spec("ensurepip") is not None,
 ) -> list[str]:
     """What the machine does not have, one sentence each, with the Debian package that has it.
 
-    `path` is searched for programs and `headers` for Python.h; `version` and `has_ensurepip`
-    describe the Python that runs this.
+    `path` is searched for programs and `headers` for Python.h, which only Horovod's build needs;
+    `version` and `has_ensurepip` describe the Python that runs this.
     """
     absent = []
-    if not OLDEST_PYTHON <= version <= NEWEST_PYTHON:
+    newest = NEWEST_PYTHON[engine]
+    if not OLDEST_PYTHON <= version <= newest:
+        torch_runs = newest < version <= NEWEST_PYTHON["torch"]
+        other = ", or do without Horovod by ENGINE=torch" if torch_runs else ""
         absent.append(
-            f"Python {version[0]}.{version[1]} is outside 3.10 to 3.12: name another one with "
-            "`make PYTHON=python3.11`, on Debian 12 from the Debian package python3."
+            f"Python {version[0]}.{version[1]} is outside 3.10 to 3.{newest[1]}: name another one "
+            f"with `make PYTHON=python3.11`, on Debian 12 from the Debian package python3{other}."
         )
     if not has_ensurepip:
         absent.append(
             "Python's venv module cannot make an environment: install the Debian package "
             "python3-venv."
         )
+    if engine == "horovod":
+        absent += _missing_for_a_build(path, headers)
+    return absent
+
+
+def _missing_for_a_build(path: str, headers: Path) -> list[str]:
+    without = ", or do without Horovod by ENGINE=torch."
+    absent = []
     if not (headers / "Python.h").is_file():
-        absent.append(f"Python.h is not in {headers}: install the Debian package python3-dev.")
+        absent.append(
+            f"Python.h is not in {headers}: install the Debian package python3-dev{without}"
+        )
     for program in ("g++", "make"):
         if shutil.which(program, path=path) is None:
             absent.append(
-                f"the program {program} is not on the PATH: install the Debian package {program}."
+                f"the program {program} is not on the PATH: install the Debian package "
+                f"{program}{without}"
             )
     return absent
 
@@ -87,22 +107,43 @@ def digest(root: Path, torch: str) -> str:
 
 
 class Environment:
-    """The virtual environment of a checkout; small files inside it say how far its set-up is."""
+    """The virtual environment of a checkout; small files inside it say how far its set-up is.
 
-    def __init__(self, root: Path, torch: str) -> None:
+    Horovod comes last and has a file of its own: with it the environment serves both engines,
+    without it `torch`, and a later set-up for `horovod` adds it.
+    """
+
+    def __init__(self, root: Path, torch: str, engine: str = "horovod") -> None:
+        if engine not in ENGINES:
+            raise SetupError(f"ENGINE={engine} must be {' or '.join(ENGINES)}.")
         self.root = root
         self.torch = torch
+        self.engine = engine
         self.venv = root / ".venv"
         self.python = self.venv / "bin" / "python"
         self._ready = self.venv / ".ready"
+        self._horovod_ready = self.venv / ".ready-horovod"
         self._made_for = self.venv / ".made-for"
 
     def is_ready(self) -> bool:
-        """Whether a set-up from exactly these files has finished."""
-        return self._ready.is_file() and self._ready.read_text() == digest(self.root, self.torch)
+        """Whether a set-up from exactly these files has finished, as far as the engine needs it."""
+        needed = [self._ready, *([self._horovod_ready] if self.engine == "horovod" else [])]
+        finished = digest(self.root, self.torch)
+        return self.is_whole() and all(
+            path.is_file() and path.read_text() == finished for path in needed
+        )
 
     def set_up(self) -> None:
         """Finishes the set-up; raises SetupError."""
+        if not Environment(self.root, self.torch, "torch").is_ready():
+            self._install()
+        if not self.is_ready():
+            build = [str(self.python), "-m", "launch.horovod_build", "--install"]
+            self.stage("Horovod", *build)
+            self._horovod_ready.write_text(digest(self.root, self.torch))
+
+    def _install(self) -> None:
+        """Everything but Horovod."""
         self.make_venv()
         pip = [str(self.python), "-m", "pip", "install", "-q"]
         self.stage(f"PyTorch ({self.torch})", *pip, self.torch, *BUILD_TOOLS)
@@ -110,7 +151,6 @@ class Environment:
         project = f"{self.root}[{extra},test]"
         name = f"DALI (extra {extra}), this project and its tools"
         self.stage(name, *pip, "--no-build-isolation", "--editable", project)
-        self.stage("Horovod", str(self.python), "-m", "launch.horovod_build", "--install")
         self._ready.write_text(digest(self.root, self.torch))
 
     def is_whole(self) -> bool:
@@ -179,10 +219,11 @@ def exit_code(work: Callable[[], None]) -> int:
 def main() -> None:
     """Sets this checkout up unless that is done; raises SetupError."""
     root = Path(__file__).resolve().parents[1]
-    environment = Environment(root, os.environ.get("TORCH") or TORCH)
+    engine = os.environ.get("ENGINE") or "horovod"
+    environment = Environment(root, os.environ.get("TORCH") or TORCH, engine)
     if environment.is_ready():
         return
-    absent = missing(os.environ.get("PATH", ""), Path(sysconfig.get_path("include")))
+    absent = missing(os.environ.get("PATH", ""), Path(sysconfig.get_path("include")), engine)
     if absent:
         raise SetupError("\n".join(absent))
     with open(root / ".venv.lock", "w") as lock:

@@ -2,8 +2,11 @@
 
 `python -m launch.horovod_build` prints the path of the wheel, building it first if need be; with
 `--install` it also installs the wheel and tries it. The last release (June 2023) does not compile
-against PyTorch >= 2.1, which needs C++17; its sdist gets the edits that Horovod's unreleased
-master branch has, too.
+against PyTorch >= 2.1, which needs C++17, or C++20 from 2.14 on; its sdist gets the edits that
+Horovod's unreleased master branch has, too.
+
+Whether it is built with NCCL follows from PyTorch (torch.version.cuda) and nvcc (in CUDA_HOME, on
+the PATH or in /usr/local/cuda), not from Horovod's own variable HOROVOD_GPU_OPERATIONS.
 
 A wheel is cached once per user, under `${XDG_CACHE_HOME:-~/.cache}/trainyard/wheels`, in a folder
 named by everything it depends on. Standard library only (so is `pipeline.system.files`), but for
@@ -32,8 +35,8 @@ from pipeline.system.files import locked
 HOROVOD = "0.28.1"
 # The edits below are known to fit this sdist, and it is run unread: no other is taken.
 SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
-# Raise it when edits or build settings change: wheels of an older recipe are then ignored.
-RECIPE = 1
+# Raise one when its edits or build settings change: wheels of an older recipe are then ignored.
+RECIPE, NCCL_RECIPE = 1, 2
 LOG_TAIL_LINES, LOG_TAIL_WIDTH = 30, 300  # a command line in the log is 4 kB wide
 
 
@@ -50,13 +53,28 @@ class Edit:
     new: str
 
 
-# PyTorch's headers refuse anything below C++17; the bundled gloo goes into the same library.
-CXX17_EDITS = (
-    Edit("CMakeLists.txt", "set(CMAKE_CXX_STANDARD 14)", "set(CMAKE_CXX_STANDARD 17)"),
+def standard_edits(torch: str) -> tuple[Edit, ...]:
+    """Edits that raise every part to the C++ standard of the headers of PyTorch `torch` ("2.13.0").
+
+    They refuse anything below C++17, and from 2.14 on use std::strong_ordering, which is C++20.
+    """
+    version = tuple(int(number) for number in re.findall(r"\d+", torch)[:2])
+    old, new = (f"set(CMAKE_CXX_STANDARD {n})" for n in (14, 20 if version >= (2, 14) else 17))
+    return (
+        Edit("CMakeLists.txt", old, new),
+        Edit("horovod/torch/CMakeLists.txt", old, new),
+        # The bundled gloo goes into the same library.
+        Edit("third_party/gloo/CMakeLists.txt", " -std=c++11 -fPIC", " -fPIC"),
+    )
+
+
+# libcuda.so comes with the toolkit; where only the driver is installed there is libcuda.so.1.
+NCCL_EDITS = (
     Edit(
-        "horovod/torch/CMakeLists.txt", "set(CMAKE_CXX_STANDARD 14)", "set(CMAKE_CXX_STANDARD 17)"
+        "horovod/torch/cuda_util.cc",
+        'dlopen("libcuda.so", RTLD_LAZY)',
+        'dlopen("libcuda.so.1", RTLD_LAZY)',
     ),
-    Edit("third_party/gloo/CMakeLists.txt", " -std=c++11 -fPIC", " -fPIC"),
 )
 # Given a CUDA build of PyTorch and a CUDA folder without a compiler, as in run-time containers,
 # Horovod tries to build GPU code, and fails.
@@ -90,13 +108,32 @@ class Target:
         return self.cuda is not None and self.nvcc is not None
 
     @property
+    def edits(self) -> tuple[Edit, ...]:
+        """What is changed in the released source."""
+        return standard_edits(self.torch) + (NCCL_EDITS if self.nccl else NO_CUDA_EDITS)
+
+    @property
+    def warning(self) -> str | None:
+        """What this build cannot do although the PyTorch could; None if that is nothing."""
+        if self.cuda is None or self.nccl:
+            return None
+        return (
+            f"PyTorch is built for CUDA {self.cuda} but there is no nvcc, so Horovod is built "
+            "without NCCL: ranks on CPUs can use it, ranks on GPUs cannot (its background thread "
+            "dies of the first CUDA tensor). For GPUs start them by torchrun, which needs no "
+            "Horovod (make train ENGINE=torch), or give this nvcc, from the CUDA toolkit or from "
+            "pip (see docs/troubleshooting.md), by the PATH or CUDA_HOME, and run "
+            "`.venv/bin/python -m launch.horovod_build --install`."
+        )
+
+    @property
     def key(self) -> str:
         """The name of the wheel's folder in the cache."""
         device = "cpu" if self.cuda is None else f"cu{self.cuda.replace('.', '')}"
         if self.cuda is not None and not self.nccl:
             device += "-gloo"
         built_for = f"torch{self.torch}-{self.python}-{device}-{self.machine}"
-        return f"horovod-{HOROVOD}-{built_for}-r{RECIPE}"
+        return f"horovod-{HOROVOD}-{built_for}-r{NCCL_RECIPE if self.nccl else RECIPE}"
 
 
 def this_target() -> Target:
@@ -152,7 +189,7 @@ def wheel(target: Target) -> Path:
         # Built inside the cache, so that the finished wheel gets to its place by a rename.
         with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as scratch:
             source = _unpacked_sdist(Path(scratch))
-            apply_edits(source, CXX17_EDITS + (() if target.nccl else NO_CUDA_EDITS))
+            apply_edits(source, target.edits)
             made = _compiled(source, target, folder / "build.log")
             return made.replace(folder / made.name)
 
@@ -197,7 +234,7 @@ def _compiled(source: Path, target: Target, log: Path) -> Path:
     # --use-pep517: an older pip would call setup.py, which then fetches run-time packages itself.
     command = [sys.executable, "-m", "pip", "wheel", "-v", "--use-pep517", "--no-build-isolation"]
     command += ["--no-deps", "--wheel-dir", str(out), str(source)]
-    env = _build_env(target, source.parent)
+    env = build_env(target, source.parent)
     with open(log, "w") as sink:
         done = subprocess.run(command, env=env, stdout=sink, stderr=subprocess.STDOUT, check=False)
     if done.returncode != 0:
@@ -209,11 +246,12 @@ def _compiled(source: Path, target: Target, log: Path) -> Path:
     return made
 
 
-def _build_env(target: Target, scratch: Path) -> dict[str, str]:
+def build_env(target: Target, scratch: Path) -> dict[str, str]:
     """The settings under which Horovod's setup.py and CMake files build the wheel."""
     # gcc >= 13 no longer includes these by way of other headers, which the release relies on.
     headers = " ".join(f"-include {name}" for name in ("cstdint", "stdexcept", "algorithm"))
-    env = os.environ | {
+    # HOROVOD_GPU_OPERATIONS and its like would ask for NCCL where it cannot be built.
+    env = {k: v for k, v in os.environ.items() if not k.startswith("HOROVOD_GPU_")} | {
         "HOROVOD_WITH_PYTORCH": "1",
         "HOROVOD_WITHOUT_TENSORFLOW": "1",
         "HOROVOD_WITHOUT_MXNET": "1",
@@ -301,12 +339,8 @@ def main() -> None:
     parser.add_argument("--install", action="store_true", help="also install the wheel and try it")
     options = parser.parse_args()
     target = this_target()
-    if target.cuda is not None and not target.nccl:
-        _say(
-            f"warning: PyTorch is built for CUDA {target.cuda} but there is no nvcc, so Horovod "
-            "will reduce gradients through host memory (Gloo): for NCCL install the CUDA toolkit, "
-            f"or set CUDA_HOME to it, and run `make clean` and the set-up again."
-        )
+    if target.warning is not None:
+        _say(f"warning: {target.warning}")
     built = wheel(target)
     if options.install:
         install(built)

@@ -1,9 +1,12 @@
-"""What the tests share: small data sets drawn once, and the skipping of what cannot run here."""
+"""What the tests share: small data sets drawn once, programs that stand in for others, and the
+skipping of what cannot run here."""
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,3 +49,17 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "small"
     draw_demo(DemoOptions(root, train=50, val=30))
     return root
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Puts a program of that name, made of these shell lines, before all others."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    def put(name: str, body: str) -> None:
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+
+    return put

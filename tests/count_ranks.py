@@ -22,7 +22,7 @@ from pipeline.data.stream import ValStream
 from pipeline.ranks import connect
 from pipeline.ranks.world import World
 from pipeline.system.failure import run_command
-from pipeline.train.loaders import open_val_loader
+from pipeline.train.loaders import open_val_loader, val_passes
 from pipeline.train.precision import Precision
 from pipeline.train.validation import validate
 
@@ -57,7 +57,9 @@ def count(world: World, data: Path) -> dict[int, list[float]]:
     model = small_model(val_set)
     results = {}
     for batch_size in BATCHES:
-        loader = open_val_loader(config_of(batch_size), val_set, world, DECODE)
+        config = config_of(batch_size)
+        passes = val_passes(config.data, DECODE)
+        loader = open_val_loader(config, val_set, world, passes)
         with closing(loader):
             found = validate(model, loader, Precision("off", CPU), world, len(val_set))
         results[batch_size] = [found.images, found.top1_correct, found.top5_correct, found.loss]

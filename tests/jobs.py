@@ -134,6 +134,7 @@ def small_settings(data: Path, runs: Path) -> list[str]:
     return [
         "--config", "configs/demo.yaml", f"--data.root={data}", f"--run.dir={runs}",
         "--run.name=test", "--model.family=cifar", "--model.depth=8",
+        "--model.zero_init_last_norm=true", "--optim.decay_norm_and_bias=false",
         "--data.global_batch_size=8", "--data.local_batch_size=4", "--data.image_size=32",
         "--data.val_resize=36", "--schedule.epochs=2", "--schedule.warmup_epochs=0",
         "--schedule.drop_epochs=[1]", "--run.threads=1", "--data.threads=1",

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.model.kernels import ops
-from pipeline.model.kernels.ops import Tiling, backward_pass, forward_pass
+from pipeline.model.kernels import plan
+from pipeline.model.kernels.ops import backward_pass, forward_pass
+from pipeline.model.kernels.tiling import Tiling
 
 MOMENTUM, EPS = 0.1, 1e-5
 
@@ -98,8 +99,24 @@ def _tiled(tiling: Tiling | None) -> Iterator[None]:
     if tiling is None:
         yield
         return
-    with patch.object(ops, "choose_tiling", lambda *_: tiling):
+    with patch.object(plan, "choose_tiling", lambda *_: tiling), planned_anew():
         yield
+
+
+@contextmanager
+def planned_anew() -> Iterator[None]:
+    """Makes the launches of the body afresh, and forgets them after it."""
+    try:
+        forget_plans()
+        yield
+    finally:
+        forget_plans()
+
+
+def forget_plans() -> None:
+    """Forgets all launches that were made."""
+    plan.forward.cache_clear()
+    plan.backward.cache_clear()
 
 
 def _numbered(name: str, values: list[Tensor]) -> dict[str, Tensor]:

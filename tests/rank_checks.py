@@ -25,7 +25,7 @@ from pipeline.model.norm import BatchNormAct
 from pipeline.model.resnet import build_network
 from pipeline.ranks import connect
 from pipeline.ranks.connected import ConnectedWorld, OverNetwork
-from pipeline.ranks.gradients import Exchange, GradientAverager, OrderedGradients, Summing
+from pipeline.ranks.gradients import Exchange, GradientAverager, OrderedGradients, Summing, Sums
 from pipeline.ranks.shared import SharedMemory
 from pipeline.ranks.world import World
 from pipeline.system.failure import ExitCode, Reported, TrainingError, run_command
@@ -192,6 +192,24 @@ def sums_in_order_have_the_bits_of_one_rank(world: World) -> None:
     assert isinstance(chosen._exchange, SharedMemory), "these ranks share a machine"
 
 
+def a_parameter_that_the_loss_does_not_reach_keeps_no_one_waiting(world: World) -> None:
+    outcomes = []
+    for sums in ("fast", "fixed"):
+        model = small_model()
+        model.register_parameter("unused", nn.Parameter(torch.ones(3)))
+        wanted = one_after_the_other(small_model(), range(world.size))
+        averager = world.average_gradients(model, Summing(sums=cast(Sums, sums)))
+        for _ in range(2):
+            averager.clear()
+            with averager.micro_batch(0):
+                backward(model, world.rank)
+            averager.synchronize()
+        outcomes.append((gradients(model), wanted))
+    for found, wanted in outcomes:
+        assert found.pop("unused").tolist() == [0.0] * 3
+        require_equal(found, wanted)
+
+
 def an_inf_on_one_rank_skips_the_step_on_both(world: World) -> None:
     model = small_model()
     optimizer = build_optimizer(model, 0.1, 0.9, 1e-4, decay_norm_and_bias=True)
@@ -317,6 +335,7 @@ CHECKS = {
         fp16_compression_is_close,
         accumulation_reduces_on_the_last_micro_batch_only,
         sums_in_order_have_the_bits_of_one_rank,
+        a_parameter_that_the_loss_does_not_reach_keeps_no_one_waiting,
         an_inf_on_one_rank_skips_the_step_on_both,
         integer_sums_are_exact,
         float64_sums_keep_their_precision,

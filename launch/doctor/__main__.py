@@ -14,13 +14,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from launch.doctor.check import Check, Facts
 from launch.doctor.judge import facts, judge
 from pipeline.config import ConfigError, names_for
 from pipeline.config.reading import load_config
 from pipeline.system.failure import ExitCode, Reported, run_command
+from pipeline.system.launched import Engine
 
 MARKER = "trainyard-node"
 # srun forwards a line of more than 1024 bytes in several messages, and another node's may come
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> None:
         # One write: the lines of this node stay together where the pipe allows it.
         sys.stdout.write(node_lines(nodes[0]))
         return
-    checks = judge(nodes)
+    checks = judge(nodes, engine=options.engine)
     if options.json:
         print(json.dumps({"nodes": nodes, "checks": [dataclasses.asdict(c) for c in checks]}))
     else:
@@ -68,6 +69,9 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument(
         "--collect", action="store_true", help="judge the nodes whose facts come on stdin"
+    )
+    parser.add_argument(
+        "--engine", choices=get_args(Engine), help="what is to connect the ranks; else either"
     )
     parser.add_argument("--run-dir", type=Path, metavar="D", help="folder of the run")
     for setting in names_for("doctor"):

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from pipeline.system.launched import Engine
+
 Facts = dict[str, Any]
 Status = Literal["ok", "warn", "fail"]
 
@@ -42,6 +44,8 @@ class Job:
 
     nodes: Sequence[Facts]
     ranks: Mapping[str, int] | None
+    engine: Engine | None = None
+    """What the ranks will communicate over; None: not known, so that either is looked at."""
 
     @property
     def first(self) -> Facts:

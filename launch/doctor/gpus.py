@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 from launch.doctor.check import Facts, Finding, Job, Rules, size
+from launch.doctor.storage import LOCAL_FILE_SYSTEMS, file_system, nearest_folder
+from pipeline.system.gpus import query_gpus
+from pipeline.system.machine import triton_cache
 
 _BUSY_BYTES = 1 << 30
 
 
 def gpu_facts() -> Facts:
-    """What the driver reports of its GPUs: none, no driver and no problem without nvidia-smi."""
+    """What the driver reports of its GPUs: none, no driver and no problem without nvidia-smi; and
+    where kernels compiled for them will be kept."""
     names = ("index", "name", "uuid", "memory.total", "memory.used", "driver_version")
     rows, problem = query_gpus(*names)
     try:
@@ -21,24 +23,10 @@ def gpu_facts() -> Facts:
     except (TypeError, ValueError):
         said = " ".join(word for row in rows for word in row)[:200]
         rows, gpus, problem = [], [], f"what nvidia-smi says cannot be read: {said}"
-    return {"gpus": gpus, "driver": rows[-1][-1] if rows else None, "gpu_problem": problem}
-
-
-def query_gpus(*names: str) -> tuple[list[list[str]], str | None]:
-    """The given properties of every GPU in nvidia-smi, a row each, and why there are none, or None;
-    a machine without nvidia-smi has neither."""
-    if shutil.which("nvidia-smi") is None:
-        return [], None
-    argv = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return [], f"nvidia-smi gave no answer ({type(error).__name__})"
-    if done.returncode != 0:
-        said = " ".join((done.stdout + done.stderr).split())[:200]
-        return [], f"nvidia-smi failed with code {done.returncode}: {said}"
-    lines = done.stdout.strip().splitlines()
-    return [[part.strip() for part in line.split(",")] for line in lines], None
+    cache = triton_cache()
+    kept = {"path": str(cache), "file_system": file_system(nearest_folder(cache.absolute()))}
+    driver = rows[-1][-1] if rows else None
+    return {"gpus": gpus, "driver": driver, "gpu_problem": problem, "triton_cache": kept}
 
 
 def _gpu(index: str, name: str, uuid: str, total: str, used: str, _driver: str) -> dict[str, Any]:
@@ -66,16 +54,20 @@ def gpus(job: Job) -> Iterator[Finding]:
     asked = job.first["asked"]["device"]
     if asked == "cpu":
         yield Finding("ok", "not used, run.device=cpu")
+    # Auto takes CPUs only where the driver lists no GPU (pipeline/ranks/places.py).
+    trouble = job.where(lambda n: n["gpu_trouble"] and n["gpu_trouble"]["found"])
+    cures = [node["gpu_trouble"]["cure"] for node in job.nodes if node["gpu_trouble"]]
+    yield Finding("fail", trouble, _sentence(cures[0]) if cures else "")
     idle = job.where(_why_no_gpu, when=lambda n: n["device"] == "cpu")
-    remedy = _fix_no_gpu(job)
     if asked == "cuda":
         fix = "Ask for GPUs (sbatch --gpus-per-node=8), or set run.device=cpu."
-        yield Finding("fail", idle, remedy or fix)
+        yield Finding("fail", idle, fix)
     if len({node["device"] for node in job.nodes}) > 1:
         fix = "Leave these nodes out, or set run.device=cpu to train on the CPUs of all."
         yield Finding("fail", f"no GPU to use on some nodes: {idle}", fix)
-    fallen = any(node["gpus"] for node in job.nodes)
-    yield Finding("warn" if fallen else "ok", idle, remedy)
+    hidden = any(node["gpus"] for node in job.nodes)
+    fix = "Unset CUDA_VISIBLE_DEVICES to train on them." if hidden else ""
+    yield Finding("warn" if hidden else "ok", idle, fix)
     blind = job.where(
         lambda n: f"DALI sees none of {len(n['gpus'])} GPUs, so JPEGs are decoded on the CPU",
         when=lambda n: n["dali_gpus"] == 0,
@@ -105,20 +97,11 @@ def _models(node: Facts) -> str:
 def _why_no_gpu(node: Facts) -> str:
     if not node["gpus"]:
         return "no NVIDIA GPU, training runs on the CPU"
-    if node["versions"].get("torch CUDA") is None:
-        return (
-            f"{len(node['gpus'])} GPUs, but PyTorch {node['versions']['torch']} is built for CPUs"
-        )
-    return f"{len(node['gpus'])} GPUs, but PyTorch can use none"
+    return f"CUDA_VISIBLE_DEVICES hides {len(node['gpus'])} GPUs, training runs on the CPU"
 
 
-def _fix_no_gpu(job: Job) -> str:
-    why = {_why_no_gpu(node).partition(", but ")[2] for node in job.nodes} - {""}
-    if any("built for CPUs" in reason for reason in why):
-        return "Install a CUDA build of PyTorch, as in make train TORCH=torch==2.13.0."
-    if why:
-        return "Look at CUDA_VISIBLE_DEVICES, and whether the driver is new enough for PyTorch."
-    return ""
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def gpu_memory(job: Job) -> Iterator[Finding]:
@@ -133,4 +116,27 @@ def _busy_gpus(node: Facts) -> str | None:
     return ", ".join(f"GPU {gpu['index']} holds {size(gpu['used_bytes'])}" for gpu in busy) or None
 
 
-GPU_CHECKS: Rules = {"driver": driver, "GPUs": gpus, "GPU memory": gpu_memory}
+def kernel_cache(job: Job) -> Iterator[Finding]:
+    """Checks that no two nodes share Triton's cache, which many ranks at once can break."""
+    if any(node["device"] == "cpu" for node in job.nodes):
+        return
+    local = (*LOCAL_FILE_SYSTEMS, "unknown")
+    shared = job.where(
+        lambda n: f"{_kept(n)}, which other nodes may share",
+        when=lambda n: n["triton_cache"]["file_system"].split()[0] not in local,
+    )
+    fix = "Set TRITON_CACHE_DIR to a folder on the node's own disk, such as /tmp/triton-$USER."
+    yield Finding("warn" if job.several_ranks else "ok", shared, fix if job.several_ranks else "")
+    yield Finding("ok", _kept(job.first))
+
+
+def _kept(node: Facts) -> str:
+    return f"{node['triton_cache']['path']} on {node['triton_cache']['file_system']}"
+
+
+GPU_CHECKS: Rules = {
+    "driver": driver,
+    "GPUs": gpus,
+    "GPU memory": gpu_memory,
+    "Triton cache": kernel_cache,
+}

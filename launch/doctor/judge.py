@@ -16,6 +16,7 @@ from launch.doctor.network import NETWORK_CHECKS, network_facts
 from launch.doctor.software import SOFTWARE_CHECKS, software_facts
 from launch.doctor.storage import STORAGE_CHECKS, storage_facts
 from pipeline.config import DataConfig
+from pipeline.system.launched import Engine
 
 
 def facts(
@@ -46,13 +47,16 @@ def facts(
     return found | {"took_sec": round(time.monotonic() - started_sec, 2)}
 
 
-def judge(nodes: Sequence[Facts], ranks: Mapping[str, int] | None = None) -> list[Check]:
+def judge(
+    nodes: Sequence[Facts], ranks: Mapping[str, int] | None = None, engine: Engine | None = None
+) -> list[Check]:
     """The checks of the facts of all nodes of a job, in the order of the table.
 
     `ranks` is how many ranks each node is to run, by node name, where a launcher knows it: then
-    GPUs and cores are counted against it and nodes that did not answer are named.
+    GPUs and cores are counted against it and nodes that did not answer are named. `engine` is what
+    they will communicate over: that one must work, of the other it is only said.
     """
-    job = Job(nodes, ranks)
+    job = Job(nodes, ranks, engine)
     checks = []
     for name, check in (_CHECKS if nodes else {"nodes": answers}).items():
         finding = next((finding for finding in check(job) if finding.found), None)

@@ -10,10 +10,15 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from launch.doctor.check import Check, Facts, Finding, Job, Rules, few
+import psutil
 
-# What a user may have set for Horovod and NCCL.
-_INTERFACE_VARIABLES = ("HOROVOD_GLOO_IFACE", "NCCL_SOCKET_IFNAME")
+from launch.doctor.check import Check, Facts, Finding, Job, Rules, few
+from pipeline.system.launched import Engine
+
+INTERFACE_OF: dict[Engine, str] = {"horovod": "HOROVOD_GLOO_IFACE", "torch": "GLOO_SOCKET_IFNAME"}
+"""The variable by which the Gloo of each engine is told its network interface."""
+# What a user may have set for them and NCCL.
+_INTERFACE_VARIABLES = (*INTERFACE_OF.values(), "NCCL_SOCKET_IFNAME")
 _CONNECTION = re.compile(r"NCCL INFO (?:Channel|Ring|Tree) .*->.* via (.+?)\s*$", re.MULTILINE)
 _NETWORK = re.compile(r"NCCL INFO Using network (.+?)\s*$", re.MULTILINE)
 _PLAIN_SOCKET = "NET/Socket"
@@ -37,11 +42,7 @@ def network_facts() -> Facts:
 
 
 def read_interfaces() -> dict[str, list[str]]:
-    """Addresses by interface; empty without psutil, which comes with Horovod."""
-    try:
-        import psutil  # type: ignore[import-untyped]
-    except ImportError:
-        return {}
+    """Addresses by interface."""
     families = (socket.AF_INET, socket.AF_INET6)
     return {
         name: [a.address.partition("%")[0] for a in addresses if a.family in families]
@@ -69,11 +70,11 @@ def node_address() -> str:
 def matches(interface: str, wanted: str, variable: str) -> bool:
     """Whether `variable`=`wanted` in the environment selects `interface`.
 
-    HOROVOD_GLOO_IFACE is a name. NCCL_SOCKET_IFNAME is a comma-separated list of prefixes; `=` in
-    front means whole names, `^` all but these.
+    HOROVOD_GLOO_IFACE is a name, GLOO_SOCKET_IFNAME one or several. NCCL_SOCKET_IFNAME is a
+    comma-separated list of prefixes; `=` in front means whole names, `^` all but these.
     """
-    if variable == "HOROVOD_GLOO_IFACE":
-        return interface == wanted
+    if variable != "NCCL_SOCKET_IFNAME":
+        return interface in wanted.split(",")
     unwanted, names = wanted.startswith("^"), wanted.removeprefix("^")
     exact, parts = names.startswith("="), names.removeprefix("=").split(",")
     hit = any(interface == part if exact else interface.startswith(part) for part in parts)
@@ -115,8 +116,6 @@ def _default_route_address() -> str | None:
 
 def network(job: Job) -> Iterator[Finding]:
     """Checks that an interface has each node's address, and that those in the environment exist."""
-    if not any(node["interfaces"] for node in job.nodes):
-        return  # psutil, which lists them, comes with Horovod, which has its own check
     seen = ", ".join(sorted({name for node in job.nodes for name in node["interfaces"]}))
     fix = f"Name one that exists ({seen}), or unset the variable."
     yield Finding("fail", job.where(_wrong_interface), fix)
@@ -124,7 +123,7 @@ def network(job: Job) -> Iterator[Finding]:
     homeless = job.where(
         lambda n: f"no interface holds the node's address {n['address']}",
         when=lambda n: (
-            n["interface"] is None and "HOROVOD_GLOO_IFACE" not in n["wanted_interfaces"]
+            n["interface"] is None and not n["wanted_interfaces"].keys() & {*INTERFACE_OF.values()}
         ),
     )
     yield Finding("fail" if job.several_nodes else "warn", homeless, fix)

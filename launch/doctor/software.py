@@ -8,19 +8,21 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, cast
 
 from launch.doctor.check import Facts, Finding, Job, Rules, Status
+from pipeline.system.gpus import unusable_gpus, usable_count
 from pipeline.system.machine import DALI, version_of
 
 _CODE = Path(__file__).resolve().parent.parent.parent
-_REBUILD = "with HOROVOD_GPU_OPERATIONS=NCCL python -m launch.horovod_build --install"
+_REBUILD = "python -m launch.horovod_build --install"
+_TORCHRUN = "torchrun --nproc-per-node=N -m pipeline.train"
 
 
 def software_facts(device: Literal["auto", "cpu", "cuda"], norm: str, amp: str, gpus: int) -> Facts:
-    """Versions (null: none), GPUs as PyTorch and DALI see them, Horovod, apex, norm layers.
+    """Versions (null: none), GPUs as PyTorch and DALI see them, engines, apex, norm layers.
 
     `gpus` is how many the driver shows; DALI is only loaded when there are any. Imports torch and
     Horovod, which takes 2 to 3 s.
@@ -37,10 +39,12 @@ def software_facts(device: Literal["auto", "cpu", "cuda"], norm: str, amp: str, 
             "trainyard": code_digest(_CODE),
         },
         "horovod": _horovod(),
+        "torch_distributed": {"gloo": False, "nccl": False},
         "apex": None,
         "norm_problems": {},
         "torch_problem": None,
         "torch_gpus": 0,
+        "gpu_trouble": None,
         "dali_gpus": None,
         "device": "cpu",
     }
@@ -70,11 +74,23 @@ def _ask_torch(found: Facts, device: str, amp: str) -> None:
     found["versions"]["torch CUDA"] = torch.version.cuda
     if torch.version.cuda is not None:
         found["versions"]["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
-        found["torch_gpus"] = torch.cuda.device_count()
+        found["torch_gpus"] = usable_count()
+    if device != "cpu" and (trouble := unusable_gpus()) is not None:
+        found["gpu_trouble"] = trouble._asdict()
+    found["torch_distributed"] = backends()
     found["device"] = "cuda" if device != "cpu" and found["torch_gpus"] else "cpu"
     found["apex"] = apex_package()[0]
     on = torch.device("cuda", 0) if found["device"] == "cuda" else torch.device("cpu")
     found["norm_problems"] = problems(on, cast(Amp, amp))
+
+
+def backends() -> Facts:
+    """What torch.distributed of the installed PyTorch can communicate over."""
+    try:
+        from pipeline.ranks.store import backends_built
+    except ImportError:  # a PyTorch built without it
+        return {"gloo": False, "nccl": False}
+    return dict(backends_built())
 
 
 def _horovod() -> Facts:
@@ -124,22 +140,53 @@ def torch_works(job: Job) -> Iterator[Finding]:
 
 
 def horovod(job: Job) -> Iterator[Finding]:
-    """Checks that several ranks have Horovod, with Gloo to find each other and NCCL for GPUs."""
+    """Checks Horovod, if it is installed or asked for: Gloo to find each other, NCCL for GPUs."""
+    absent = all(node["versions"].get("Horovod") is None for node in job.nodes)
+    if job.engine == "torch" or (absent and job.engine is None):
+        found = "not installed" if absent else _built(job, lambda n: n["horovod"])
+        yield Finding("ok", f"{found}; ranks of torchrun need none")
     status: Status = "fail" if job.several_ranks else "warn"
-    fix = "Build it with python -m launch.horovod_build --install; one rank alone needs none."
+    fix = f"Build it with {_REBUILD}, or start the ranks by torchrun; one rank alone needs none."
     yield Finding(status, job.where(lambda n: n["horovod"]["problem"]), fix)
     no_gloo = job.where(lambda n: None if n["horovod"]["gloo"] else "built without Gloo")
-    fix = "Ranks find each other over Gloo: python -m launch.horovod_build --install builds it."
+    fix = f"Ranks find each other over Gloo: {_REBUILD} builds it."
     yield Finding(status, no_gloo, fix)
-    # One GPU and one node need no collective, but several ranks may come.
+    # One GPU needs no collective, but several ranks may come.
     no_nccl = job.where(
-        lambda _: "built without NCCL, so that gradients of GPUs would go through the CPU",
+        lambda _: "built without NCCL, so that ranks on GPUs would hang at the first gradient",
         when=lambda n: n["device"] == "cuda" and not n["horovod"]["nccl"],
     )
-    fix = f"Build it again on a machine with nvcc and NCCL's headers, {_REBUILD}."
+    if job.engine == "horovod" and any(node["torch_gpus"] > 1 for node in job.nodes):
+        status = "fail"
+    fix = f"Put nvcc on the PATH and run {_REBUILD}, or start the ranks by {_torchrun(job)}."
     yield Finding(status, no_nccl, fix)
-    built = [n for n in ("nccl", "gloo") if all(node["horovod"][n] for node in job.nodes)]
-    yield Finding("ok", f"built with {' and '.join(built)}")
+    yield Finding("ok", _built(job, lambda n: n["horovod"]))
+
+
+def torch_distributed(job: Job) -> Iterator[Finding]:
+    """Checks that PyTorch can connect ranks: over Gloo, and NCCL on GPUs."""
+    needed: Status = "fail" if job.engine == "torch" and job.several_ranks else "warn"
+    lacks = job.where(
+        lambda n: f"this PyTorch has no {' and no '.join(_lacking(n))}",
+        when=lambda n: n["torch_problem"] is None and _lacking(n),
+    )
+    fix = "Install PyTorch as pip has it (make train does), or start the ranks by horovodrun."
+    yield Finding(needed, lacks, fix)
+    yield Finding("ok", _built(job, lambda n: n["torch_distributed"]))
+
+
+def _lacking(node: Facts) -> list[str]:
+    needed = {"gloo": "Gloo", "nccl": "NCCL"} if node["device"] == "cuda" else {"gloo": "Gloo"}
+    return [name for key, name in needed.items() if not node["torch_distributed"][key]]
+
+
+def _torchrun(job: Job) -> str:
+    return _TORCHRUN if job.engine is None else "--launch.engine=torch"
+
+
+def _built(job: Job, engine: Callable[[Facts], Facts]) -> str:
+    built = [n for n in ("nccl", "gloo") if all(engine(node)[n] for node in job.nodes)]
+    return f"built with {' and '.join(built)}" if built else "not usable"
 
 
 def norm(job: Job) -> Iterator[Finding]:
@@ -177,6 +224,7 @@ SOFTWARE_CHECKS: Rules = {
     "versions": versions,
     "PyTorch": torch_works,
     "Horovod": horovod,
+    "torch.distributed": torch_distributed,
     "norm layer": norm,
     "apex": apex,
 }

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import psutil
+
 from launch.doctor.check import Facts, Finding, Job, Rules, size
 from pipeline.config import ConfigError, DataConfig
 
@@ -21,7 +23,7 @@ TOKEN_VARIABLE = "TRAINYARD_TOKEN"
 # A file made on another node may take a moment to show on a network file system.
 _TOKEN_PATIENCE_SEC = 3.0
 _GIB = 1 << 30
-_LOCAL_FILE_SYSTEMS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay")
+LOCAL_FILE_SYSTEMS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay")
 
 
 def storage_facts(run_dir: Path | None, data: DataConfig | None) -> Facts:
@@ -61,14 +63,14 @@ def _token_path(run_dir: Path, token: str) -> Path:
 
 def _run_dir_facts(run_dir: Path) -> Facts:
     """The run directory, or the folder it will be made in if it does not exist yet."""
-    place = _nearest_folder(run_dir.absolute())
+    place = nearest_folder(run_dir.absolute())
     token = os.environ.get(TOKEN_VARIABLE)
     found = {
         "path": str(run_dir),
         "exists": place == run_dir.absolute(),
         "problem": None,
         "sees_token": _sees_token(run_dir, token) if token else None,
-        "file_system": _file_system(place),
+        "file_system": file_system(place),
         "clock_offset_sec": None,
         **space(place),
     }
@@ -84,7 +86,7 @@ def _run_dir_facts(run_dir: Path) -> Facts:
     return found
 
 
-def _nearest_folder(path: Path) -> Path:
+def nearest_folder(path: Path) -> Path:
     """`path` or the first above it that exists."""
     # os.path.exists, as Path.exists raises for a folder that must not be looked into.
     return next(place for place in (path, *path.parents) if os.path.exists(place))
@@ -97,13 +99,9 @@ def _sees_token(run_dir: Path, token: str) -> bool:
     return seen
 
 
-def _file_system(place: Path) -> str:
+def file_system(place: Path) -> str:
     """Type and source of the file system that holds `place`, as `nfs4 server:/home`; "unknown"
-    without psutil, which comes with Horovod, and where no mount is shown, as in some containers."""
-    try:
-        import psutil  # type: ignore[import-untyped]
-    except ImportError:
-        return "unknown"
+    where no mount is shown, as in some containers."""
     real = place.resolve()
     around = [
         one for one in psutil.disk_partitions(all=True) if real.is_relative_to(one.mountpoint)
@@ -121,7 +119,7 @@ def _data_facts(config: DataConfig) -> Facts:
     from pipeline.data.index.arrow_file import cache_places
 
     cache_dir = None if config.cache_dir is None else Path(config.cache_dir)
-    cache = _nearest_folder(cache_places(root, "train", cache_dir)[0].parent)
+    cache = nearest_folder(cache_places(root, "train", cache_dir)[0].parent)
     return {
         "path": str(root),
         "train": _split_facts(root, "train", cache_dir),
@@ -196,7 +194,7 @@ def run_directory(job: Job) -> Iterator[Finding]:
     yield Finding("fail", blind, fix)
     unproved = job.several_nodes and run_dir["sees_token"] is None
     several_hosts = len({node["host"] for node in job.nodes}) > 1
-    if unproved and several_hosts and system.split()[0] in _LOCAL_FILE_SYSTEMS:
+    if unproved and several_hosts and system.split()[0] in LOCAL_FILE_SYSTEMS:
         found = f"{path} is on {system}, which looks local"
         yield Finding("warn", found, "Set run.dir to a shared file system.")
     seen = ", the same on all nodes" if job.several_nodes and not unproved else ""

@@ -3,7 +3,8 @@
     python -m launch.slurm [--launch.NAME=VALUE ...] train|evaluate|prepare [its options]
 
 is the last line of a batch script (see slurm/), which hands it Slurm's signals by `exec`. The
-ranks are started by srun and meet at a server on the first node. It returns what the ranks
+ranks are started by srun and meet at a server on the first node, those of Horovod
+(--launch.engine=horovod) like those of torch.distributed (torch). It returns what the ranks
 returned: 0 finished, 2 wrong configuration or data, 75 stopped with a good checkpoint, else 1.
 SIGUSR1, sent before the time limit, ends in a checkpoint and a requeue of the job; SIGTERM
 (scancel, preemption) in a checkpoint only.
@@ -12,6 +13,7 @@ SIGUSR1, sent before the time limit, ends in a checkpoint and a requeue of the j
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import signal
 import subprocess
@@ -30,13 +32,14 @@ from launch.slurm.allocation import (
     this_allocation,
 )
 from launch.slurm.checks import examine, nccl_logging, watch_nccl
-from launch.slurm.options import Program, split
-from launch.slurm.rank import INTERFACE, NODES, RUN_DIR
+from launch.slurm.options import LaunchOptions, Program, split
+from launch.slurm.rank import ENGINE, INTERFACE, NODES, RUN_DIR
 from launch.slurm.requeue import End, exit_code
-from pipeline.config import ConfigError
-from pipeline.ranks.rendezvous import Rendezvous
+from pipeline.config import ConfigError, require
+from pipeline.ranks.local import Server, open_rendezvous
 from pipeline.system.console import counted
 from pipeline.system.failure import run_command
+from pipeline.system.launched import Engine
 
 
 def main(argv: list[str]) -> int:
@@ -53,11 +56,12 @@ def main(argv: list[str]) -> int:
     if not program.on_every_rank:
         command = [sys.executable, "-m", *program.module_and_options]
         return exit_code(relay.run(srun(["--nodes=1", "--ntasks=1"], command), os.environ))
+    require_engine(options.engine)
     if not program.on_cpu:
         require_rank_per_gpu(allocation)
     end = End(program.run_dir, allocation, options.requeue)
     if options.doctor:
-        examine(allocation, program, options.interface)
+        examine(allocation, program, options)
     if options.stage is not None and relay.received is None:
         command = srun(one_per_node(allocation), program.staging(options.stage))
         code = relay.run(command, one_per_node_environment(os.environ))
@@ -66,17 +70,27 @@ def main(argv: list[str]) -> int:
         program = program.reading_from(options.stage)
     if relay.received is not None:
         return end.early(relay.received)
-    return end.report(start_ranks(allocation, program, options.interface, relay), relay.received)
+    return end.report(start_ranks(allocation, program, options, relay), relay.received)
+
+
+def require_engine(engine: Engine) -> None:
+    """Raises `ConfigError` if the engine is not installed; torch.distributed is part of PyTorch."""
+    require(
+        engine != "horovod" or importlib.util.find_spec("horovod") is not None,
+        "--launch.engine=horovod, and Horovod is not installed; set --launch.engine=torch, or "
+        "build it with python -m launch.horovod_build --install",
+    )
 
 
 def start_ranks(
-    allocation: Allocation, program: Program, interface: str | None, relay: Relay
+    allocation: Allocation, program: Program, options: LaunchOptions, relay: Relay
 ) -> int:
     """Runs the program on every rank of the job; returns srun's code."""
-    with _rendezvous(allocation) as server:
+    with _rendezvous(allocation, options.engine) as server:
         env = {**os.environ, **server.shared_environment, NODES: allocation.to_json()}
-        if interface is not None:
-            env[INTERFACE] = interface
+        env[ENGINE] = options.engine
+        if options.interface is not None:
+            env[INTERFACE] = options.interface
         if program.run_dir is not None:
             env[RUN_DIR] = str(program.run_dir)
             if any(node.gpus for node in allocation.nodes):
@@ -87,10 +101,10 @@ def start_ranks(
 
 
 @contextlib.contextmanager
-def _rendezvous(allocation: Allocation) -> Iterator[Rendezvous]:
+def _rendezvous(allocation: Allocation, engine: Engine) -> Iterator[Server]:
     first = allocation.nodes[0]
     try:
-        server = Rendezvous(first.address, allocation.hosts)
+        server = open_rendezvous(engine, first.address, allocation.hosts)
     except OSError as error:
         raise ConfigError(
             f"the ranks cannot meet at {first.address}, the address of {first.name}: "

@@ -81,7 +81,8 @@ def this_allocation(
     if "SLURM_JOB_ID" not in env:
         raise ConfigError(
             "this is not inside a Slurm job; submit it with sbatch slurm/resnet50_8gpu.sh, or on "
-            "one machine without Slurm use horovodrun -np N python -m pipeline.train"
+            "one machine without Slurm use horovodrun -np N python -m pipeline.train or torchrun "
+            "--nproc-per-node=N -m pipeline.train"
         )
     job = env["SLURM_JOB_ID"]
     if "SLURM_ARRAY_TASK_ID" in env:  # the last task has the number of the whole array

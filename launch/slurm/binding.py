@@ -11,7 +11,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from launch.doctor.gpus import query_gpus
+from pipeline.system.gpus import query_gpus
+from pipeline.system.launched import launched
 
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 TOPOLOGY = Path("/sys/devices/system/cpu")
@@ -20,12 +21,13 @@ TOPOLOGY = Path("/sys/devices/system/cpu")
 def bind_near_gpu(env: Mapping[str, str]) -> set[int]:
     """Binds this process to its part of the cores near its GPU; returns the cores it then has.
 
-    Does nothing without nvidia-smi or where the kernel does not know the wiring. Local rank n
-    (HOROVOD_LOCAL_RANK) uses GPU n of those it sees, or the only one.
+    Does nothing without nvidia-smi or where the kernel does not know the wiring. Local rank n uses
+    GPU n of those it sees, or the only one.
     """
     allowed = os.sched_getaffinity(0)
     gpus = visible_gpus(env.get("CUDA_VISIBLE_DEVICES"), bus_ids())
-    rank, ranks = int(env["HOROVOD_LOCAL_RANK"]), int(env["HOROVOD_LOCAL_SIZE"])
+    this = launched(env)
+    rank, ranks = this.local_rank, this.local_size
     near = [cores_near(bus_id, PCI_DEVICES) for bus_id in gpus]
     mine = part(near, rank, ranks, allowed, physical_cores(allowed, TOPOLOGY))
     if mine:

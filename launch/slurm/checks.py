@@ -13,11 +13,11 @@ from pathlib import Path
 
 from launch.doctor.__main__ import parse_node_lines, table
 from launch.doctor.judge import judge
-from launch.doctor.network import nccl_transport, transport_check
+from launch.doctor.network import INTERFACE_OF, nccl_transport, transport_check
 from launch.doctor.storage import token_in
 from launch.slurm import say
 from launch.slurm.allocation import Allocation, one_per_node, one_per_node_environment, srun
-from launch.slurm.options import Program
+from launch.slurm.options import LaunchOptions, Program
 from pipeline.config import ConfigError
 from pipeline.system.console import counted
 from pipeline.train.folder import RunFolder
@@ -26,14 +26,15 @@ _PATIENCE_SEC = 120.0
 _NCCL_PATIENCE_SEC = 900.0
 
 
-def examine(allocation: Allocation, program: Program, interface: str | None) -> None:
+def examine(allocation: Allocation, program: Program, options: LaunchOptions) -> None:
     """Runs the doctor on every node and prints what is wrong.
 
     Raises `ConfigError` if a check failed, after the table with the fixes.
     """
     ranks = {node.name: node.ranks for node in allocation.nodes}
     with _nothing_left_if_refused(program.run_dir):
-        checks = judge(parse_node_lines(_ask_nodes(allocation, program, interface)), ranks)
+        answers = parse_node_lines(_ask_nodes(allocation, program, options))
+        checks = judge(answers, ranks, options.engine)
         failed = [check.name for check in checks if check.status == "fail"]
         if failed or any(check.status == "warn" for check in checks):
             print(table([check for check in checks if check.status != "ok"]), flush=True)
@@ -59,13 +60,13 @@ def _nothing_left_if_refused(run_dir: Path | None) -> Iterator[None]:
         raise
 
 
-def _ask_nodes(allocation: Allocation, program: Program, interface: str | None) -> str:
+def _ask_nodes(allocation: Allocation, program: Program, options: LaunchOptions) -> str:
     """What `launch.doctor --node` prints on each node of the job."""
     doctor = [sys.executable, "-m", "launch.doctor", "--node", "--", *program.doctor_settings]
     command = srun(one_per_node(allocation), doctor)
     env = one_per_node_environment(os.environ)
-    if interface is not None:
-        env["HOROVOD_GLOO_IFACE"] = interface
+    if options.interface is not None:
+        env[INTERFACE_OF[options.engine]] = options.interface
     with contextlib.ExitStack() as stack:
         if program.run_dir is not None:
             env |= stack.enter_context(token_in(program.run_dir))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.config import Config, ConfigError, names_for, require
 from pipeline.config.reading import command_parser, load_config, parse
+from pipeline.system.launched import Engine
 
 _COMMANDS = {
     "train": "pipeline.train",
@@ -23,6 +24,8 @@ _COMMANDS = {
 class LaunchOptions:
     """The options of the launcher itself, accepted anywhere among the program's."""
 
+    engine: Engine = "horovod"
+    """--launch.engine: what connects the ranks: Horovod, or torch.distributed."""
     interface: str | None = None
     """--launch.interface: network interface of every node; default: the one with its address."""
     doctor: bool = True

@@ -12,15 +12,16 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launch.doctor.network import interface_of, read_interfaces
+from launch.doctor.network import INTERFACE_OF, interface_of, read_interfaces
 from launch.slurm.allocation import Node, nodes_from_json
 from launch.slurm.binding import bind_near_gpu
 from pipeline.config import ConfigError, require
-from pipeline.ranks.rendezvous import slot_environment, slots_of
 from pipeline.system.failure import ExitCode, say_error
+from pipeline.system.launched import Engine, torch_variables
 from pipeline.train.folder import RunFolder
 
 NODES = "TRAINYARD_NODES"
+ENGINE = "TRAINYARD_ENGINE"
 INTERFACE = "TRAINYARD_INTERFACE"
 RUN_DIR = "TRAINYARD_RUN_DIR"
 
@@ -28,29 +29,38 @@ RUN_DIR = "TRAINYARD_RUN_DIR"
 def rank_environment(
     env: Mapping[str, str], interfaces: Mapping[str, Sequence[str]]
 ) -> dict[str, str]:
-    """Variables for Horovod and NCCL on this rank, from srun's environment.
+    """Variables for the engine and NCCL on this rank, from srun's environment.
 
     `interfaces` are the addresses of each network interface of this node. Raises `ConfigError` if
     srun has laid out the ranks in another way than planned, or no interface has the node's address.
     """
     nodes = nodes_from_json(env[NODES])
     rank, here = int(env["SLURM_PROCID"]), env["SLURMD_NODENAME"]
-    slot = slots_of([(node.name, node.ranks) for node in nodes])[rank]
+    node, local = [(node, local) for node in nodes for local in range(node.ranks)][rank]
     require(
-        (slot.hostname, str(slot.local_rank)) == (here, env["SLURM_LOCALID"]),
-        f"rank {rank} is planned as number {slot.local_rank} of {slot.hostname}, but srun started "
+        (node.name, str(local)) == (here, env["SLURM_LOCALID"]),
+        f"rank {rank} is planned as number {local} of {node.name}, but srun started "
         f"it as number {env['SLURM_LOCALID']} of {here}; unset SLURM_DISTRIBUTION and "
         "SLURM_HOSTFILE, since ranks must count node by node",
     )
-    (node,) = (node for node in nodes if node.name == here)
+    engine: Engine = "torch" if env[ENGINE] == "torch" else "horovod"
     interface = choose_interface(
-        node, env.get(INTERFACE, env.get("HOROVOD_GLOO_IFACE")), interfaces
+        node, env.get(INTERFACE, env.get(INTERFACE_OF[engine])), interfaces
     )
     return {
-        **slot_environment(slot),
-        "HOROVOD_GLOO_IFACE": interface,
+        **_who(engine, nodes, rank),
+        INTERFACE_OF[engine]: interface,
         "NCCL_SOCKET_IFNAME": env.get("NCCL_SOCKET_IFNAME", f"={interface}"),
     }
+
+
+def _who(engine: Engine, nodes: Sequence[Node], rank: int) -> dict[str, str]:
+    """The variables that tell a rank of this engine which one it is."""
+    if engine == "torch":
+        return torch_variables(rank, [node.ranks for node in nodes])
+    from pipeline.ranks.rendezvous import slot_environment, slots_of
+
+    return slot_environment(slots_of([(node.name, node.ranks) for node in nodes])[rank])
 
 
 def choose_interface(
@@ -60,7 +70,7 @@ def choose_interface(
     there = ", ".join(interfaces)
     if wanted is not None:
         require(
-            wanted in interfaces,
+            set(wanted.split(",")) <= set(interfaces),  # Gloo of torch takes several
             f"--launch.interface={wanted} does not exist on {node.name}; there are: {there}",
         )
         return wanted

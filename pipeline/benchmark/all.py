@@ -148,8 +148,8 @@ class _Bench:
             not_run["norm"] = "its kernels need an NVIDIA GPU"
         elif config.model.family != "imagenet" or config.model.depth < 50:
             not_run["norm"] = "it measures the shapes of ResNet-50, -101 and -152"
-        elif config.optim.amp == "off":
-            not_run["norm"] = "it measures mixed precision, and optim.amp is off"
+        elif config.optim.amp not in ("bf16", "fp16"):
+            not_run["norm"] = f"it measures mixed precision, and optim.amp is {config.optim.amp}"
         else:
             options = NormOptions(
                 "cuda", str(config.model.depth), config.optim.amp, self._options.images,

@@ -9,6 +9,8 @@ from typing import Literal, TypeVar
 
 import torch
 
+from pipeline.system.gpus import unusable_gpus
+
 Work = Callable[[], object]
 Loop = Callable[[int], object]
 """Takes the given number of steps."""
@@ -27,6 +29,9 @@ def pick_device(choice: Literal["auto", "cpu", "cuda"]) -> torch.device:
 
     Separate from `pipeline.ranks.places.choose_device` so that DALI need not be installed.
     """
+    trouble = None if choice == "cpu" else unusable_gpus()
+    if trouble is not None:
+        raise ValueError(f"--device={choice}: {trouble.found}; {trouble.cure}")
     if choice == "cpu" or (choice == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():

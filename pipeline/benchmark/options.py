@@ -173,7 +173,7 @@ class StepOptions:
     """What the model runs on; auto: a GPU where there is one."""
     parts: Literal["auto", "loop", "table", "both"] = "auto"
     """loop: train_epoch against a bare loop. table: a whole step with each kind of norm layer, with
-    and without CUDA graphs. auto: the loop, and on a GPU the table too."""
+    and without model.graphs. auto: the loop, and on a GPU the table too."""
     rounds: int = 13
     """Rounds of each side of the loop, in turn."""
     steps: int = 20
@@ -201,6 +201,8 @@ class StepOptions:
     """Table: rounds of each side, in turn."""
     table_steps: int = 10
     """Table: steps in a round."""
+    autotune: bool = True
+    """Table: cuDNN keeps the fastest algorithm of each shape, as run.autotune has it."""
     limit_sec: float | None = None
     """Table: no row is begun after this many seconds; null: all are measured."""
 

@@ -20,7 +20,14 @@ import torch
 
 from pipeline.benchmark.result import Spread, by_round, ratio
 from pipeline.config import Config
-from pipeline.data.dali import DecodeSettings, Loader, graph_inputs, make_pipeline, read_patiently
+from pipeline.data.dali import (
+    DecodeSettings,
+    Loader,
+    as_lists,
+    graph_inputs,
+    make_pipeline,
+    read_patiently,
+)
 from pipeline.data.dali.graph import make_decoding_pipeline
 from pipeline.data.images import ImageSet
 from pipeline.data.stream import TrainStream, train_planner
@@ -141,7 +148,7 @@ class LoaderParts:
     def _input(self, positions: np.ndarray) -> tuple[Any, ...]:
         selection, images = self._stream.select(positions), self._stream.image_set
         encoded = [read_patiently(images, int(image)) for image in selection.images]
-        return graph_inputs(selection, encoded, images, self._settings)
+        return as_lists(graph_inputs(selection, encoded, images, self._settings))
 
 
 def loader_shares(spreads: dict[str, Spread]) -> dict[str, Spread]:

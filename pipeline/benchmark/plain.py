@@ -1,4 +1,4 @@
-"""The plainest training loop, on images in memory; also as one CUDA graph.
+"""The plainest training loop, on images in memory; also with CUDA graphs, as the program has them.
 
 The program is compared with it, and it measures whole steps where DALI is not installed.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
-from typing import Literal
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +19,10 @@ from pipeline.benchmark.device import DTYPES
 from pipeline.benchmark.options import Amp, Side
 from pipeline.config import ModelConfig
 from pipeline.model.backends import Backend
-from pipeline.model.resnet import build_network
+from pipeline.model.resnet import ResNet, build_network
+from pipeline.train.graphs import GraphedNetwork
 from pipeline.train.optimizer import build_optimizer
+from pipeline.train.precision import Mode
 
 BACKENDS: dict[Side, Backend] = {
     "eager": "reference",
@@ -60,24 +63,35 @@ class PlainTraining:
     labels) of `batches`, which come again and again."""
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, amp: Amp | Literal["off"],
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, amp: Mode,
         batches: Sequence[tuple[Tensor, Tensor]], compiled: bool = False,
     ) -> None:  # fmt: skip
         self.model, self.optimizer = model.train(), optimizer
         self._forward: Callable[[Tensor], Tensor] = torch.compile(model) if compiled else model
-        self._batches = cycle(batches)
+        self._amp, self._given, self._batches = amp, batches, cycle(batches)
         device = batches[0][0].device
         self._scaler = torch.amp.GradScaler(device.type, _SCALE, enabled=amp == "fp16")
-        self._autocast = torch.autocast(device.type, DTYPES.get(amp), enabled=amp != "off")
+        self._autocast = torch.autocast(device.type, DTYPES.get(amp), enabled=amp in DTYPES)
         self.loss = torch.zeros((), device=device)
-        """Loss of the last plain step, a scalar on the device."""
+        """Loss of the last step, a scalar on the device."""
+
+    def in_graphs(self) -> PlainTraining:
+        """The same training with the stages of its network, a `ResNet`, as CUDA graphs: what
+        `model.graphs` trains. Its first step records them."""
+        graphed = PlainTraining(self.model, self.optimizer, self._amp, self._given)
+        device = self.loss.device.type
+        autocast = partial(
+            torch.autocast, device, DTYPES.get(self._amp), enabled=self._amp in DTYPES,
+            cache_enabled=False,
+        )  # fmt: skip
+        graphed._forward = GraphedNetwork(cast(ResNet, self.model), autocast, accumulates=False)
+        return graphed
 
     def step(self) -> None:
-        """Takes one step, its kernels launched one by one. Never waits for the device, so that a
-        CUDA graph can hold it, including the learning rate and (one) batch.
+        """Takes one step. Never waits for the device.
 
         Nor does loss scaling, as fused SGD takes the scale and the flag of a non-finite gradient
-        as tensors: the flag skips the update on the device, in a graph as well.
+        as tensors: the flag skips the update on the device.
         """
         images, labels = next(self._batches)
         with self._autocast:

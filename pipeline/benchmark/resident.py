@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from pipeline.train.folder import RunFolder
 from pipeline.train.monitor.monitor import RunMonitor
 from pipeline.train.optimizer import build_optimizer
 from pipeline.train.phases import PHASES, Phase, Phases
+from pipeline.train.precision import Mode
 from pipeline.train.trainer import Trainer
 
 _LOG_EVERY_STEPS = 20  # as configs/demo.yaml has it
@@ -234,7 +235,7 @@ def _loops(
 
 
 def _bare(
-    training: Training, model: nn.Module, amp: Literal["off", "bf16", "fp16"],
+    training: Training, model: nn.Module, amp: Mode,
     batches: list[tuple[Tensor, Tensor]],
 ) -> PlainTraining:  # fmt: skip
     """The plainest loop, with the training's own kind of optimizer."""

@@ -6,7 +6,6 @@ import datetime
 import json
 import platform
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any
 from pipeline.system import machine
 from pipeline.system.console import counted
 from pipeline.system.files import write_text
+from pipeline.system.gpus import listed_gpus
 
 Measure = Callable[[], float | Mapping[str, float]]
 """Measures one round of a side: a number, or several named ones."""
@@ -211,21 +211,12 @@ def of_this_machine(content: Mapping[str, Any]) -> dict[str, Any]:
             "gpu": properties.name,
             "gpus": torch.cuda.device_count(),
             "gpu_memory_gb": round(properties.total_memory / 1e9, 1),
-            "driver": _driver(),
+            "driver": listed_gpus().driver or "unknown",
         }
     packages = {name: machine.version_of(name) for name in _PACKAGES}
     versions |= {name: version for name, version in packages.items() if version is not None}
     date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     return {**content, "machine": found, "versions": versions, "date": date}
-
-
-def _driver() -> str:
-    query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return done.stdout.partition("\n")[0].strip()
 
 
 def _cpu_model() -> str:

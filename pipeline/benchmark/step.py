@@ -1,5 +1,5 @@
 """`benchmark step`: the training loop's own cost (`resident`), and whole steps with each kind of
-norm layer, plain and as a CUDA graph, as one table; with them the memory that such a step takes.
+norm layer, plain and with `model.graphs`, as one table; with them a step's memory.
 
 Ratios to eager are of neighbours in time at the same batch. Shares are of the roofline for fused
 norm layers (`network.roofline`), made of what a copy and a matrix product reach in the same run.
@@ -76,8 +76,7 @@ def measure_table(options: StepOptions, device: torch.device, result: Result, sa
 
     What cannot run is named with its reason in the table and in the figure `not_run`.
     """
-    # cuDNN tries its algorithms for each shape and keeps the fastest.
-    with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+    with torch.backends.cudnn.flags(enabled=True, benchmark=options.autotune):
         over = devices.time_limit(options.limit_sec)
         limits = measure_limits(device, options)
         result.figures |= {"copy_gb_per_sec": limits.bytes_per_sec / 1e9, "networks": {}}
@@ -138,7 +137,7 @@ def measure_limits(device: torch.device, options: StepOptions) -> Limits:
 
 def compare(setting: Setting, options: StepOptions, device: torch.device) -> Comparison:
     """Measures one side against eager, at `options.batch` images, halved until they fit: rounds of
-    eager, the side, and the side as a graph, in turn."""
+    eager, the side, and the side in graphs, in turn."""
     return devices.fitting(
         options.batch, device, lambda images: _compare(setting, images, options, device)
     )
@@ -155,9 +154,13 @@ def _compare(
     not_run = {}
     if device.type != "cuda":
         not_run["graph"] = "CUDA graphs need an NVIDIA GPU"
+    elif setting.side in ("compile", "apex"):
+        not_run["graph"] = f"model.graphs=true does not hold {setting.side}"
     else:
         try:
-            sides["graph"] = devices.capture(side.step)
+            graphed = side.in_graphs()
+            graphed.step()
+            sides["graph"] = graphed.step
         except Exception as error:
             if devices.out_of_memory(error):
                 raise
@@ -174,7 +177,7 @@ def _compare(
 def add_rows(
     result: Result, setting: Setting, found: Comparison, net: Network, limits: Limits
 ) -> None:
-    """Adds a row for the plain steps and one for the graph, their numbers, and what did not run."""
+    """Adds a row of plain steps and one of steps in graphs, their numbers, and what did not run."""
     speeds, flops = found.images_per_sec, limits.flop_per_sec[setting.amp]
     bounds = {
         design: roofline(net, design, found.images, limits.bytes_per_sec, flops)

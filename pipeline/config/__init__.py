@@ -40,9 +40,9 @@ class Config:
 
     def __post_init__(self) -> None:
         require(
-            self.data.output != "float16" or self.optim.amp != "off",
-            "data.output=float16 needs mixed precision and optim.amp is off; set optim.amp=bf16 or "
-            "fp16, or data.output=float32",
+            self.data.output != "float16" or self.optim.amp in ("bf16", "fp16"),
+            f"data.output=float16 needs mixed precision and optim.amp is {self.optim.amp}; set "
+            "optim.amp=bf16 or fp16, or data.output=float32",
         )
         require(
             self.run.sums != "fixed" or self.optim.gradient_compression == "none",

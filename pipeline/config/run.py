@@ -86,6 +86,9 @@ class RunConfig:
     """fixed: gradients and BN's statistics are summed in the order of the images, so that a run has
     the same bits on any number of ranks; fast: in whatever order is quickest; auto: fixed on CPUs
     unless optim.gradient_compression rounds what travels."""
+    autotune: bool = setting(True, "execution", ("benchmark",))
+    """On a GPU, let cuDNN try its algorithms for each shape and keep the fastest; false where runs
+    must agree bit for bit."""
     log_every_steps: int = setting(50, "execution", limits="[1, inf)")
     """Steps between two lines of training metrics."""
     checkpoint_every_steps: int | None = setting(None, "execution", limits="[1, inf)")

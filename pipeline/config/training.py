@@ -44,6 +44,8 @@ class ModelConfig:
     NVIDIA's apex (fp16); auto: Triton on a GPU, else the reference."""
     compile: bool = setting(False, "execution", ("benchmark",))
     """Run the model through torch.compile."""
+    graphs: bool = setting(False, "execution", ("benchmark",))
+    """Train each stage of the network as a CUDA graph, which the host launches at once."""
 
     def __post_init__(self) -> None:
         self._check_depth()
@@ -56,6 +58,20 @@ class ModelConfig:
             self.residual or not self.zero_init_last_norm,
             "model.zero_init_last_norm=true would make every block of a plain network give zeros; "
             "set it to false with model.residual=false",
+        )
+
+        self._check_graphs()
+
+    def _check_graphs(self) -> None:
+        require(
+            not (self.graphs and self.compile),
+            "model.graphs=true and model.compile=true are two ways to launch less; set one of them "
+            "to false",
+        )
+        require(
+            not self.graphs or self.norm != "apex",
+            "model.graphs=true cannot hold the kernels of model.norm=apex; set model.norm=auto, or "
+            "model.graphs=false",
         )
 
     def _check_depth(self) -> None:
@@ -91,10 +107,11 @@ class OptimConfig:
     """Decay BN scales, BN shifts and biases too, as the paper does."""
     label_smoothing: float = setting(0.0, "identity", in_table=True, limits="[0, 1)")
     """Probability mass spread evenly over all classes."""
-    amp: Literal["off", "bf16", "fp16"] = setting(
+    amp: Literal["off", "tf32", "bf16", "fp16"] = setting(
         "bf16", "identity", ("evaluate", "predict", "benchmark", "doctor"), in_table=True
     )
-    """Arithmetic of the forward and backward pass; fp16 scales the loss."""
+    """Arithmetic of the forward and backward pass: fp32 (off), fp32 with TF32 products on a GPU
+    (tf32), bf16 or fp16; fp16 scales the loss."""
     gradient_compression: Literal["none", "fp16", "bf16"] = setting(
         "none", "identity", ("benchmark all",)
     )

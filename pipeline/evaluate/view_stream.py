@@ -17,7 +17,7 @@ from pipeline.data.images import ImageSet
 from pipeline.data.stream import ValStream
 from pipeline.evaluate.protocol import ViewProtocol
 from pipeline.ranks.world import World
-from pipeline.train.loaders import ValidationLoader, open_val_loader
+from pipeline.train.loaders import Passes, ValidationLoader, open_val_loader, val_passes
 
 
 class ViewStream(ValStream):
@@ -89,7 +89,8 @@ def open_loader(
     """This rank's part of `val_set`: each chunk of images once for every view in turn, so that
     batch n is view n % views."""
     if protocol.name == "1-crop":
-        return open_val_loader(config, val_set, world, decode, excluded)
+        passes = val_passes(config.data, decode)
+        return open_val_loader(config, val_set, world, passes, excluded)
     size = config.data.image_size
     views, batch = protocol.views(config), config.data.local_batch_size
     whole = [view for view in views if isinstance(view, WholeImage)]
@@ -110,5 +111,5 @@ def open_loader(
         chunk, view = divmod(number, len(views))
         return chunks[mine[chunk]] + view * len(val_set)
 
-    decode = decode.for_shape(None if whole else (size, size))
-    return ValidationLoader(stream, positions, total, largest, decode, config.data)
+    passes = Passes(largest, decode.for_shape(None if whole else (size, size)))
+    return ValidationLoader(stream, positions, total, passes, config.data)

@@ -13,12 +13,12 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from pipeline.model.kernels.layer import ApexNorm, interpreting, with_triton
+from pipeline.model.kernels.layer import ApexNorm, interpreting
 from pipeline.model.norm import BatchNormAct
 
 Backend = Literal["reference", "triton", "apex"]
 Choice = Literal["auto", "reference", "triton", "apex"]
-Amp = Literal["off", "bf16", "fp16"]
+Amp = Literal["off", "tf32", "bf16", "fp16"]
 
 log = logging.getLogger("trainyard")
 
@@ -61,6 +61,8 @@ def make_norm(backend: Backend, channels: int, relu: bool = True, **settings: An
         raise ValueError(f"the norm backend {backend} cannot run here: {missing}")
     norm = BatchNormAct(channels, relu, **settings)
     if backend == "triton":
+        from pipeline.model.kernels.fused import with_triton  # imports Triton
+
         norm.compute = with_triton
     elif backend == "apex":
         norm.compute = ApexNorm(norm)

@@ -99,10 +99,11 @@ class BatchNormAct(nn.BatchNorm2d):
         """Counts a training batch as torch does; returns its weight in `statistics`."""
         if self.recorded is not None:
             return 1.0
-        assert self.num_batches_tracked is not None, _NO_STATISTICS
-        self.num_batches_tracked.add_(1)
+        count = self._buffers["num_batches_tracked"]  # nn.Module's own look-up takes longer
+        assert count is not None, _NO_STATISTICS
+        count.add_(1)
         if self.momentum is None:
-            return 1.0 / float(self.num_batches_tracked)  # host sync, as in torch
+            return 1.0 / float(count)  # host sync, as in torch
         return self.momentum
 
 

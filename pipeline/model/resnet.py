@@ -148,6 +148,14 @@ def global_average(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A part of a network that follows the one before it."""
+
+    run: Callable[[Tensor | Fork], Tensor | Fork]
+    parameters: tuple[nn.Parameter, ...]
+
+
 class ResNet(nn.Module):
     """Stem, stages of blocks, global average pool, linear layer; not yet initialised.
 
@@ -176,15 +184,29 @@ class ResNet(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W), channels-last -> what the last stage makes of them."""
-        x = self.bn1(self.conv1(images))
-        x = x if self.maxpool is None else self.maxpool(x)
+        x: Tensor | Fork = self._stem(images)
         for name in self._stages:
             x = getattr(self, name)(x)
         return ends(x)[0]
 
+    def stages(self) -> list[Stage]:
+        """The network as parts, images first, logits last: stem, stages, pooling with the linear
+        layer."""
+        stem = Stage(self._stem, (*self.conv1.parameters(), *self.bn1.parameters()))
+        layers = (getattr(self, name) for name in self._stages)
+        between = [Stage(layer, tuple(layer.parameters())) for layer in layers]
+        return [stem, *between, Stage(self._head, tuple(self.fc.parameters()))]
+
+    def _stem(self, images: Tensor | Fork) -> Tensor:
+        x: Tensor = self.bn1(self.conv1(images))
+        return x if self.maxpool is None else self.maxpool(x)
+
+    def _head(self, x: Tensor | Fork) -> Tensor:
+        return self.fc(global_average(ends(x)[0]))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W), channels-last -> logits (N, num_classes)."""
-        return self.fc(global_average(self.features(images)))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return self._head(self.features(images))
 
 
 def _initialize(model: ResNet, zero_init_last_norm: bool) -> None:
@@ -242,7 +264,7 @@ def build_network(config: ModelConfig, classes: int, norm: Backend = "reference"
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]  # missing in torch
 
 
-def make_model(config: Config, classes: int, device: torch.device) -> nn.Module:
+def make_model(config: Config, classes: int, device: torch.device) -> ResNet:
     """The network with its initial weights, drawn on the CPU so that every device starts alike.
 
     Raises `ValueError` if the norm backend that was asked for cannot run on `device`.

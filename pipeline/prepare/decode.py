@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.data.crops import Plan, whole_boxes
-from pipeline.data.dali import DecodeSettings, graph_inputs, make_pipeline
+from pipeline.data.dali import DecodeSettings, as_lists, graph_inputs, make_pipeline
 from pipeline.data.index.manifest import Manifest
 from pipeline.data.stream import Selection
 
@@ -75,7 +75,8 @@ class Decoder:
     def _decode(self, encoded: Mapping[int, NDArray[np.uint8]]) -> Verdict:
         chosen = _whole(self._manifest, np.array(list(encoded)))
         files = list(encoded.values())
-        self._inputs = graph_inputs(chosen, files, self._manifest, self._settings)
+        inputs = graph_inputs(chosen, files, self._manifest, self._settings)
+        self._inputs = as_lists(inputs)  # kept: DALI reads their memory
         self._said.seek(0)
         self._said.truncate()
         size = 1 if len(files) == 1 else _BATCH

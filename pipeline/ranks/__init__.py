@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from pipeline.system.launched import launched
+from pipeline.system.machine import end_with_parent, keep_triton_cache_on_this_node
 
 if TYPE_CHECKING:
     from pipeline.ranks.world import World
@@ -23,6 +24,10 @@ def connect(step_timeout_sec: float | None = None, timeline: bool = False) -> Wo
     from pipeline.ranks.world import World
 
     started = launched()
+    if started.size > 1 or "SLURM_JOB_ID" in os.environ:  # a home may be shared by nodes
+        keep_triton_cache_on_this_node()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()  # a torchrun that is killed leaves its ranks behind
     if started.size == 1:
         return World()
     if started.engine == "torch":

@@ -25,6 +25,7 @@ from pipeline.system.launched import Engine
 T = TypeVar("T")
 
 _DEFAULT_SEC = 120  # importing torch from a cold network file system takes a minute
+_NAP_SEC = 0.5  # the longest between two looks into the store
 _WORD_SEC = 2.0  # how much later than rank 0 the others give up, so that its error comes first
 _VARIABLES: dict[Engine, str] = {
     "horovod": "HOROVOD_START_TIMEOUT",  # horovodrun sets it by --start-timeout
@@ -156,10 +157,12 @@ def _patiently(store: Store, end: float, look: Callable[[], T | None]) -> T | No
                 ) from failed
             return None
         time.sleep(nap_sec)
-        nap_sec = min(0.5, 1.5 * nap_sec)
+        nap_sec = min(_NAP_SEC, 1.5 * nap_sec)
 
 
 def _give_up(rank: int, size: int, missing: list[int], limit_sec: float, variable: str) -> None:
+    if rank == 0:
+        time.sleep(_NAP_SEC)  # the others hear of it: the store may be gone with this rank
     who = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
     if rank == min(set(range(size)) - set(missing)):
         raise TrainingError(

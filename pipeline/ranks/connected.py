@@ -39,17 +39,24 @@ class ConnectedWorld(World):
         one, (size, ...), by rank. On any one device."""
 
     @abstractmethod
-    def gather_shards(self, shard: Tensor) -> Tensor:
-        """The equally long shards (n,) of all ranks one after the other, (size * n,)."""
+    def gather_shards(self, shard: Tensor, name: str) -> Tensor:
+        """The equally long shards (n,) of all ranks one after the other, (size * n,). A `name` is
+        for shards of one length."""
+
+    @abstractmethod
+    def _nccl_problem(self) -> str | None:
+        """Why this engine cannot reduce tensors on GPUs, and what helps; None if it can."""
 
     @abstractmethod
     def _fast_gradients(self, model: nn.Module, summing: Summing) -> GradientAverager:
         """Averages gradients in whatever order is quickest."""
 
     def average_gradients(self, model: nn.Module, summing: Summing) -> GradientAverager:
+        device = next(model.parameters()).device
+        if device.type == "cuda" and (problem := self._nccl_problem()):
+            raise ValueError(f"gradients on GPUs cannot be summed over ranks: {problem}")
         if summing.sums == "fast":
             return self._fast_gradients(model, summing)
-        device = next(model.parameters()).device
         exchange: Exchange = OverNetwork(self, device)
         if device.type == "cpu" and can_share(self):
             exchange = SharedMemory(self, self._peer_lost)
@@ -118,7 +125,7 @@ class OverNetwork:
         most = max(len(nodes) for nodes in layout.nodes)
         slots = [*layout.nodes[layout.rank].values()]
         slots += [0] * (most - len(slots))  # all ranks send alike; what is too much is not read
-        mine = sums[slots] if most > 1 else sums[:1]
+        mine = torch.stack([sums[slot] for slot in slots]) if most > 1 else sums[:1]
         parts = mine.view(most, layout.size, -1).transpose(0, 1).contiguous()
         received = world.exchange_shards(parts)
         pieces = {
@@ -126,9 +133,9 @@ class OverNetwork:
             for theirs, nodes in zip(received, layout.nodes, strict=True)
             for number, node in enumerate(nodes)
         }
-        sums[0].copy_(world.gather_shards(layout.add_up(pieces)))
+        sums[0].copy_(world.gather_shards(layout.add_up(pieces), "gradients"))
         statistics = layout.statistics_in(memory)
-        return world.gather_shards(statistics.flatten()).view(layout.count, -1)
+        return world.gather_shards(statistics.flatten(), "statistics").view(layout.count, -1)
 
 
 def _unpacked(content: Tensor) -> Any:

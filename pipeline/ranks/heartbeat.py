@@ -6,6 +6,8 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -95,6 +97,15 @@ class Heartbeat:
         last, now = self._last, time.monotonic()
         self._longest_sec = max(self._longest_sec, now - last[0])
         self._last = (now, phase, last[2] if step is None else step)
+
+    @contextmanager
+    def waits(self) -> Iterator[None]:
+        """The rank waits for the others in the body, a collective."""
+        self.waiting = True
+        try:
+            yield
+        finally:
+            self.waiting = False
 
     def take_longest_sec(self) -> float:
         """The longest time between two beats since the last call."""

@@ -70,10 +70,9 @@ class HorovodWorld(ConnectedWorld):
         threads that reduce. Sleeping took two ranks on two cores from 0.63 to 0.83 of independent
         speed in one interleaved run of `benchmark scale` on a busy machine.
         """
-        self.heartbeat.waiting = True
-        while not self._hvd.poll(handle):
-            time.sleep(_NAP_SEC)
-        self.heartbeat.waiting = False
+        with self.heartbeat.waits():
+            while not self._hvd.poll(handle):
+                time.sleep(_NAP_SEC)
         return self._hvd.synchronize(handle)
 
     def _broadcast(self, tensor: Tensor) -> Tensor:
@@ -81,11 +80,11 @@ class HorovodWorld(ConnectedWorld):
             return cast(Tensor, self._wait(self._hvd.broadcast_async(tensor, 0, name="broadcast")))
 
     def gather(self, tensor: Tensor) -> Tensor:
-        return self.gather_shards(tensor.unsqueeze(0).contiguous())
+        return self.gather_shards(tensor.unsqueeze(0).contiguous(), "gather")
 
-    def gather_shards(self, shard: Tensor) -> Tensor:
+    def gather_shards(self, shard: Tensor, name: str) -> Tensor:
         with self._collective():
-            return cast(Tensor, self._wait(self._hvd.allgather_async(shard, name="gather")))
+            return cast(Tensor, self._wait(self._hvd.allgather_async(shard, name=name)))
 
     def exchange_shards(self, parts: Tensor) -> Tensor:
         with self._collective():
@@ -120,6 +119,15 @@ class HorovodWorld(ConnectedWorld):
 
     def stop_timeline(self) -> None:
         self._hvd.stop_timeline()
+
+    def _nccl_problem(self) -> str | None:
+        if nccl_built():
+            return None
+        return (
+            "this Horovod is built without NCCL, with which it would hang; start the ranks with "
+            "torchrun, whose NCCL comes with PyTorch, or rebuild Horovod where nvcc is on the PATH "
+            "by python -m launch.horovod_build --install"
+        )
 
     def _fast_gradients(self, model: nn.Module, summing: Summing) -> GradientAverager:
         # Not Horovod's DistributedOptimizer: it refuses channels-last momentum, steps once in

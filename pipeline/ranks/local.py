@@ -16,6 +16,10 @@ from pipeline.system.launched import Engine
 class Server(Protocol):
     """A rendezvous that runs until `stop`."""
 
+    @property
+    def shared_environment(self) -> dict[str, str]:
+        """The variables that every rank needs to find the others, besides who it is."""
+
     def environment(self, rank: int) -> dict[str, str]:
         """The variables by which one rank finds the others."""
 

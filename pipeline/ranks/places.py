@@ -16,6 +16,7 @@ import torch
 
 from pipeline.config import Config
 from pipeline.ranks.world import World
+from pipeline.system.gpus import unusable_gpus, usable_count
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Share:
 
 def own_share(world: World) -> Share:
     """Collective. Returns this rank's cores and GPU."""
-    gpus = (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
+    gpus = (torch.cuda.get_device_properties(i) for i in range(usable_count()))
     place = Place(
         socket.gethostname(),
         tuple(sorted(os.sched_getaffinity(0))),
@@ -66,15 +67,24 @@ def share_of(places: Sequence[Place], rank: int) -> Share:
 def choose_device(choice: Literal["auto", "cpu", "cuda"], gpu: int) -> torch.device:
     """This rank's device, `gpu` being CUDA's index of its GPU if it has one.
 
-    Raises `ValueError` if there is no such GPU.
+    "auto" is a CPU only where the driver lists no GPU, or all of them are hidden from CUDA: a GPU
+    that PyTorch cannot use is not passed over in silence. Raises `ValueError` if there is no such
+    GPU.
     """
-    count = torch.cuda.device_count()
-    if choice == "cpu" or (choice == "auto" and count == 0):
+    if choice == "cpu":
+        return torch.device("cpu")
+    count = usable_count()
+    trouble = None if count else unusable_gpus()
+    if trouble is not None:
+        raise ValueError(
+            f"run.device={choice} on {socket.gethostname()}: {trouble.found}; {trouble.cure}"
+        )
+    if choice == "auto" and count == 0:
         return torch.device("cpu")
     if count == 0:
         raise ValueError(
-            f"run.device=cuda, but PyTorch sees no GPU on {socket.gethostname()}; set "
-            "run.device=auto or cpu, or install a PyTorch built for CUDA (see nvidia-smi)"
+            f"run.device=cuda, but there is no GPU on {socket.gethostname()} that this process may "
+            "use (see nvidia-smi and CUDA_VISIBLE_DEVICES); set run.device=auto or cpu"
         )
     if gpu >= count:
         raise ValueError(

@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import mmap
 import os
+import platform
+import secrets
+import socket
+import stat
 import time
 from collections.abc import Callable, Sequence
 
@@ -77,14 +81,13 @@ class SharedMemory:
         self._barriers += 1
         self._arrived[self._world.rank][0] = self._barriers
         missing = [rank for rank in range(self._world.size) if rank != self._world.rank]
-        self._world.heartbeat.waiting = True
         look_at_lives = time.monotonic() + _LIFE_SEC
-        while missing := [rank for rank in missing if self._arrived[rank][0] < self._barriers]:
-            time.sleep(_NAP_SEC)
-            if time.monotonic() > look_at_lives:
-                look_at_lives = time.monotonic() + _LIFE_SEC
-                self._require_alive([self._world.peers[rank] for rank in missing])
-        self._world.heartbeat.waiting = False
+        with self._world.heartbeat.waits():
+            while missing := [rank for rank in missing if self._arrived[rank][0] < self._barriers]:
+                time.sleep(_NAP_SEC)
+                if time.monotonic() > look_at_lives:
+                    look_at_lives = time.monotonic() + _LIFE_SEC
+                    self._require_alive([self._world.peers[rank] for rank in missing])
 
     def _require_alive(self, peers: Sequence[Peer]) -> None:
         gone = [str(peer.rank) for peer in peers if not peer.alive]
@@ -94,21 +97,30 @@ class SharedMemory:
 
 
 def can_share(world: World) -> bool:
-    """Collective. Whether all ranks run on this machine and see each other's memory."""
-    probe = os.memfd_create("trainyard-probe")
+    """Collective. Whether all ranks run on this machine and see each other's memory.
+
+    Only on processors whose cores see each other's writes in their order, on which `_barrier`
+    relies.
+    """
+    probe, sign = os.memfd_create("trainyard-probe"), secrets.token_bytes(16)
     try:
-        os.write(probe, world.peers[0].host.encode())
-        everyone = world.gather_objects((world.peers[world.rank], probe))
-        sees_all = all(_readable(*one, world.peers[0].host.encode()) for one in everyone)
+        os.write(probe, sign)
+        everyone = world.gather_objects((world.peers[world.rank], probe, sign))
+        sees_all = platform.machine() == "x86_64" and all(_shows(*one) for one in everyone)
         return all(world.gather_objects(sees_all))
     finally:
         os.close(probe)
 
 
-def _readable(peer: Peer, descriptor: int, content: bytes) -> bool:
+def _shows(peer: Peer, descriptor: int, sign: bytes) -> bool:
+    """Whether this rank sees the very file that the peer has opened: in a container of its own, the
+    same process number may be another process, this one too."""
+    path = _path(peer, descriptor)
     try:
-        with open(_path(peer, descriptor), "rb") as file:
-            return file.read() == content
+        if peer.host != socket.gethostname() or not stat.S_ISREG(os.stat(path).st_mode):
+            return False
+        with open(path, "rb") as file:
+            return file.read(len(sign) + 1) == sign
     except OSError:
         return False
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import datetime
 import os
+import socket
 from collections.abc import Sequence
 from typing import Any
 
+import torch.distributed as dist
 from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from pipeline.ranks.checkin import check_in, start_timeout_sec
 from pipeline.system.failure import TrainingError
-from pipeline.system.launched import Launched
+from pipeline.system.launched import Launched, torch_variables
 
 _SCOPE = "trainyard"
 _PATIENCE = datetime.timedelta(seconds=10)  # for one answer
@@ -20,15 +22,18 @@ _PATIENCE = datetime.timedelta(seconds=10)  # for one answer
 class TorchRendezvous:
     """A running store for ranks laid out over `hosts`, pairs of (name, number of ranks).
 
-    It listens at a free port of this machine until `stop`; `address` is how ranks reach it.
+    It listens on `address` only, at a free port, until `stop`. Raises OSError if this machine has
+    no such address.
     """
 
     def __init__(self, address: str, hosts: Sequence[tuple[str, int]]) -> None:
-        self._server = TCPStore(
-            address, 0, is_master=True, wait_for_workers=False, timeout=_PATIENCE
-        )
+        with socket.create_server((address, 0)) as listening:  # by itself it takes every interface
+            self._server = TCPStore(
+                address, listening.getsockname()[1], is_master=True, wait_for_workers=False,
+                timeout=_PATIENCE, master_listen_fd=listening.detach(),
+            )  # fmt: skip
         self._address = address
-        self._slots = [(local, count) for _, count in hosts for local in range(count)]
+        self._ranks_by_node = [count for _, count in hosts]
 
     @property
     def shared_environment(self) -> dict[str, str]:
@@ -41,14 +46,7 @@ class TorchRendezvous:
 
     def environment(self, rank: int) -> dict[str, str]:
         """The variables of one rank, as torchrun names them: ranks count node by node."""
-        local_rank, local_size = self._slots[rank]
-        return {
-            **self.shared_environment,
-            "RANK": str(rank),
-            "WORLD_SIZE": str(len(self._slots)),
-            "LOCAL_RANK": str(local_rank),
-            "LOCAL_WORLD_SIZE": str(local_size),
-        }
+        return {**self.shared_environment, **torch_variables(rank, self._ranks_by_node)}
 
     def stop(self) -> None:
         """Ends the store, with which running ranks lose their engine's."""
@@ -82,6 +80,11 @@ class TorchStore:
         except DistError as error:
             raise OSError(_reason(error)) from error
         return found.decode()
+
+
+def backends_built() -> dict[str, bool]:
+    """What this PyTorch's torch.distributed can communicate over."""
+    return {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available()}
 
 
 def meet(started: Launched) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import atexit
 import datetime
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,11 +15,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.ranks.buckets import BucketedGradients
+from pipeline.ranks.checkin import start_timeout_sec
 from pipeline.ranks.connected import ConnectedWorld
 from pipeline.ranks.gradients import GradientAverager, Summing
 from pipeline.ranks.store import meet
+from pipeline.system.failure import PeerLost, TrainingError
 from pipeline.system.launched import Launched
 
+# Its new name from torch 2.14 on, which warns of the old one.
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+_RECORDED = "2000"  # collectives that the flight recorder remembers
 _FOREVER = datetime.timedelta(days=30)  # the watchdog ends a job that hangs, and names the laggard
 
 
@@ -29,30 +35,43 @@ class TorchWorld(ConnectedWorld):
         super().__init__()
         self.rank, self.size = started.rank, started.size
         self.local_rank, self.local_size = started.local_rank, started.local_size
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", _RECORDED)  # read by init_process_group
+        _leave()  # a world of this process before this one
         store = meet(started)
-        with self._collective():
+        limit_sec = start_timeout_sec("torch")
+        limit = datetime.timedelta(seconds=limit_sec)
+        try:
             dist.init_process_group(
-                "gloo", store=store, rank=self.rank, world_size=self.size, timeout=_FOREVER
+                "gloo", store=store, rank=self.rank, world_size=self.size, timeout=limit
             )
             # Decisions are on their way while gradients and objects are.
-            self._decisions = dist.new_group(backend="gloo", timeout=_FOREVER)
+            self._decisions = dist.new_group(backend="gloo", timeout=limit)
+        except RuntimeError as error:
+            reason = str(error).strip().split("\n")[0]
+            raise TrainingError(
+                f"the ranks met, and then could not connect within {limit_sec} s ({reason}); see "
+                "whether another rank has failed and whether nodes reach each other by "
+                "GLOO_SOCKET_IFNAME, or allow more time with TRAINYARD_START_TIMEOUT (in seconds)"
+            ) from error
+        for group in (dist.group.WORLD, self._decisions):
+            dist.distributed_c10d._set_pg_timeout(_FOREVER, group)
         self._groups: dict[str, Any] = {}
-        atexit.register(dist.destroy_process_group)
+        atexit.register(_leave)
         self._meet()
 
     @contextmanager
     def _collective(self) -> Iterator[None]:
         try:
             yield
+        except PeerLost:  # also a RuntimeError, and told already
+            raise
         except RuntimeError as error:  # a DistError, or Gloo's own
             raise self._peer_lost(str(error).strip().split("\n")[0]) from error
 
     def _wait(self, work: Any) -> None:
         """Waits until a collective is done, or, of tensors on a GPU, lets the stream wait."""
-        self.heartbeat.waiting = True
-        with self._collective():
+        with self._collective(), self.heartbeat.waits():
             work.wait()
-        self.heartbeat.waiting = False
 
     def _group_of(self, tensor: Tensor) -> Any:
         """Collective. The group for tensors on the device of `tensor`."""
@@ -74,11 +93,12 @@ class TorchWorld(ConnectedWorld):
             self._wait(dist.all_gather(list(found), tensor.contiguous(), async_op=True))
         return found
 
-    def gather_shards(self, shard: Tensor) -> Tensor:
+    def gather_shards(self, shard: Tensor, name: str) -> Tensor:
+        del name
         found = torch.empty(self.size * len(shard), dtype=shard.dtype, device=shard.device)
         group = self._group_of(shard)
         with self._collective():
-            self._wait(dist.all_gather_into_tensor(found, shard, group, async_op=True))
+            self._wait(_all_gather(found, shard, group, async_op=True))
         return found
 
     def exchange_shards(self, parts: Tensor) -> Tensor:
@@ -109,6 +129,16 @@ class TorchWorld(ConnectedWorld):
 
         return wait
 
+    def last_collectives(self) -> bytes | None:
+        # Not public yet (2.13); torch's own heartbeat monitor writes the same.
+        dump = getattr(torch._C._distributed_c10d, "_dump_fr_trace_json", None)
+        return None if dump is None else bytes(dump())
+
+    def _nccl_problem(self) -> str | None:
+        if dist.is_nccl_available():
+            return None
+        return "this PyTorch is built without NCCL; install one that is built for CUDA"
+
     def _fast_gradients(self, model: nn.Module, summing: Summing) -> GradientAverager:
         return BucketedGradients(model, summing, self._start_average)
 
@@ -121,3 +151,9 @@ class TorchWorld(ConnectedWorld):
         with self._collective():
             work = dist.all_reduce(tensor, operation, group, async_op=True)
         return lambda: self._wait(work)
+
+
+def _leave() -> None:
+    """Ends this process's groups, if there are any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

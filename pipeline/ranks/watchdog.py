@@ -50,6 +50,11 @@ def report_path(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank}.txt"
 
 
+def collectives_path(folder: Path, rank: int) -> Path:
+    """The path of the last collectives of `rank` in `folder`, where the engine records them."""
+    return folder / f"rank-{rank}-collectives.json"
+
+
 def read_report(folder: Path, peer: Peer) -> Report:
     """Reads the report of a rank as far as it is written."""
     try:
@@ -133,6 +138,7 @@ def watched(
         yield
         return
     watchdog = Watchdog(folder, world.peers, world.rank, world.heartbeat, limit_sec, on_hang)
+    watchdog.last_collectives = world.last_collectives
     world.on_rank0(watchdog.make_folder)
     world.together(watchdog.open_report)
     world.heartbeat.beat("start")
@@ -154,6 +160,8 @@ class Watchdog:
         self._asked_file = self._folder / "asked"  # not empty: every rank is to report
         self._peers, self._rank = list(peers), rank
         self._heartbeat, self._limit_sec = heartbeat, limit_sec
+        self.last_collectives: Callable[[], bytes | None] = lambda: None
+        """What the engine has recorded of them, for those who look into a hang."""
         beyond_sec = _ALARM_SEC if len(self._peers) > 1 else _ALARM_ALONE_SEC
         self._alarm_sec = math.ceil(limit_sec + beyond_sec)
         self._look_sec = min(1.0, limit_sec / 5)
@@ -239,6 +247,9 @@ class Watchdog:
         os.fsync(self._report)
         with open(self._asked_file, "ab") as file:
             file.write(f"{self._peers[self._rank]}\n".encode())
+        with contextlib.suppress(Exception):  # what they do not tell must not hide who hangs
+            if (recorded := self.last_collectives()) is not None:
+                collectives_path(self._folder, self._rank).write_bytes(recorded)
 
     def _wait_for_reports(self) -> list[Report]:
         end = time.monotonic() + _REPORTS_SEC

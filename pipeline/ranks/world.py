@@ -77,10 +77,15 @@ class World:
     def stop_timeline(self) -> None:
         """Stops the timeline; the file is then complete."""
 
+    def last_collectives(self) -> bytes | None:
+        """What the engine has recorded of its last collectives, as JSON, from any thread and in any
+        state; None if it does not."""
+        return None
+
     def average_gradients(self, model: nn.Module, summing: Summing) -> GradientAverager:
         """Collective. What makes gradients of `model` those of a whole step over all ranks."""
-        if summing.sums == "fast":
-            return GradientAverager(model, summing.accumulation)
+        if summing.sums == "fast" or summing.accumulation == 1:
+            return GradientAverager(model, summing.accumulation, summing.statistics)
         return OrderedGradients(model, summing, 0, 1, Alone(next(model.parameters()).device))
 
     def on_rank0(self, work: Callable[[], T]) -> T:

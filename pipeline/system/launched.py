@@ -4,7 +4,7 @@ Horovod or torch is loaded."""
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,20 +51,31 @@ def launched(env: Mapping[str, str] = os.environ) -> Launched:
     return Launched()
 
 
+def torch_variables(rank: int, ranks_by_node: Sequence[int]) -> dict[str, str]:
+    """The variables that tell one rank of torch.distributed who it is: ranks count node by node."""
+    places = [(local, count) for count in ranks_by_node for local in range(count)]
+    local_rank, local_size = places[rank]
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(len(places)),
+        "LOCAL_RANK": str(local_rank),
+        "LOCAL_WORLD_SIZE": str(local_size),
+    }
+
+
 def launched_rank() -> int:
     """This process's rank as its launcher gave it; 0 if alone."""
-    return _first_of("HOROVOD_RANK", "RANK", default=0)
+    return _one_launcher().rank
 
 
 def launched_size() -> int:
     """The number of ranks as the launcher gave it; 1 if alone."""
-    return _first_of("HOROVOD_SIZE", "WORLD_SIZE", default=1)
+    return _one_launcher().size
 
 
-def _first_of(of_horovod: str, of_torch: str, default: int) -> int:
-    """Never raises: this is asked while an error is being reported."""
-    if of_horovod in os.environ:
-        return int(os.environ[of_horovod])
-    if all(name in os.environ for name in _TORCHRUN):
-        return int(os.environ[of_torch])
-    return default
+def _one_launcher() -> Launched:
+    """`launched`; of two launchers the first. Asked while an error is being reported."""
+    env = dict(os.environ)
+    if "HOROVOD_RANK" in env or "OMPI_COMM_WORLD_RANK" in env:
+        env.pop("RANK", None)
+    return launched(env)

@@ -1,14 +1,16 @@
-"""Trains a network: `horovodrun -np 8 python -m pipeline.train [--config FILE] [options]`."""
+"""Trains a network: `horovodrun -np 8 python -m pipeline.train [--config FILE] [options]`, or
+`torchrun --nproc-per-node=8 -m pipeline.train ...`."""
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from pipeline.config.reading import checkpoint_exists, load_config
 from pipeline.system.failure import run_command
 from pipeline.system.launched import launched_size
 
-DESCRIPTION = "Trains a ResNet on JPEG files, on one process or under horovodrun."
+DESCRIPTION = "Trains a ResNet on JPEG files, on one process or under horovodrun or torchrun."
 
 
 def main(argv: list[str]) -> None:
@@ -19,8 +21,13 @@ def main(argv: list[str]) -> None:
     split_global_batch(config.data.global_batch_size, config.data.local_batch_size, launched_size())
     if config.resume not in ("auto", "none"):
         checkpoint_exists("--resume is neither auto nor none, and the checkpoint", config.resume)
+    # What is imported stays. To search it for garbage again and again takes half a second of the
+    # three that the CPU works until the first batch, and would stop the training later.
+    gc.disable()
     from pipeline.train.run import run  # torch, DALI and Horovod: after the check
 
+    gc.freeze()
+    gc.enable()
     run(config)
 
 

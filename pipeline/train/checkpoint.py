@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import shutil
+import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -162,6 +163,25 @@ def read(path: Path) -> Trained:
         content["fingerprint"],
         content["excluded"],
     )
+
+
+class SaveClock:
+    """When the next checkpoint inside an epoch is due, every `every_sec`; None: never."""
+
+    def __init__(self, every_sec: float | None) -> None:
+        self._every_sec, self._since = every_sec, time.monotonic()
+        self.last_step = -1
+        """Before which step the last save was: a save that was decided on is due no more when
+        another, at the end of an epoch, came between."""
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to save."""
+        return self._every_sec is not None and time.monotonic() - self._since >= self._every_sec
+
+    def done(self, step: int) -> None:
+        """Records a save before `step`."""
+        self._since, self.last_step = time.monotonic(), step
 
 
 class CheckpointFolder(Checkpoints):

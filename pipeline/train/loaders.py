@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from pipeline.data.batches import Partition, split_global_batch, validation_chun
 from pipeline.data.dali import Batch, DecodeSettings, Loader
 from pipeline.data.exclusion import Found, too_many
 from pipeline.data.images import BadImage, ImageSet
-from pipeline.data.stream import TrainStream, ValStream, train_planner, val_planner
+from pipeline.data.stream import ImageStream, TrainStream, ValStream, train_planner, val_planner
 from pipeline.ranks.world import World
 from pipeline.train.excluding import Excluded
 
@@ -36,6 +36,7 @@ class Loaders:
         self.decode = decode
         planner = train_planner(data, decode.normalisation)
         self.stream = TrainStream(train_set, planner, config.run.seed)
+        self.passes = val_passes(data, decode)
 
     def train(self, step: int, micro: int = 0) -> Loader:
         """This rank's micro-batches from number `micro` of `step` to the end of the run."""
@@ -51,9 +52,14 @@ class Loaders:
         return Loader(self.stream, chunks(), left, size, self.decode)
 
     def val(self) -> ValidationLoader:
-        """This rank's part of the validation set."""
+        """This rank's part of the validation set, for one validation at a time; not to be closed,
+        as its graph serves the next one."""
         excluded = frozenset(self.excluded.val)
-        return open_val_loader(self._config, self._val_set, self._world, self.decode, excluded)
+        return open_val_loader(self._config, self._val_set, self._world, self.passes, excluded)
+
+    def close(self) -> None:
+        """Frees what stands between validations. A training's loader belongs to who opened it."""
+        self.passes.close()
 
     def recover(
         self, error: Exception | None, step: int, micro: int
@@ -74,27 +80,54 @@ class Loaders:
         return lambda: self.train(step, micro)
 
 
-class ValidationLoader:
-    """This rank's batches of a validation, past at most data.max_excluded bad files if
-    data.bad_images says so.
+class Passes:
+    """A loader for one pass after another, in batches of at most `batch_size`.
 
-    Batch n of `count` holds `positions(n)`, (B,) int64 with B at most `batch_size`. What is passed
+    Its graph stands from the first pass on, as it takes seconds to build on a GPU. Between passes
+    it holds its decoders and their memory, no batch, and threads that sleep.
+    """
+
+    def __init__(self, batch_size: int, decode: DecodeSettings) -> None:
+        self._batch_size, self._decode = batch_size, decode
+        self._loader: Loader | None = None
+
+    def open(self, stream: ImageStream, chunks: Iterable[np.ndarray], length: int) -> Loader:
+        """The loader, started on the `length` batches of `stream` at `chunks`; what was left of the
+        pass before is lost."""
+        if self._loader is None:
+            self._loader = Loader(stream, chunks, length, self._batch_size, self._decode)
+        else:
+            self._loader.start(stream, chunks, length)
+        return self._loader
+
+    def close(self) -> None:
+        """Ends the loader's threads and frees DALI's memory; another pass builds them anew."""
+        if self._loader is not None:
+            self._loader.close()
+            self._loader = None
+
+
+class ValidationLoader:
+    """This rank's batches of a validation, a pass of `passes`, past at most data.max_excluded bad
+    files if data.bad_images says so.
+
+    Batch n of `count` holds `positions(n)`, (B,) int64. What is passed
     over is added to `stream.excluded` and listed in `found`.
     """
 
     def __init__(
         self, stream: ValStream, positions: Callable[[int], np.ndarray], count: int,
-        batch_size: int, decode: DecodeSettings, data: DataConfig,
+        passes: Passes, data: DataConfig,
     ) -> None:  # fmt: skip
         self._stream, self._positions, self._count = stream, positions, count
-        self._batch_size, self._decode = batch_size, decode
         self._most = data.max_excluded if data.bad_images == "exclude" else None
+        self._passes = passes
         self._loader = self._open_from(0)
         self.found: list[Found] = []
 
     def _open_from(self, done: int) -> Loader:
         left = (self._positions(number) for number in range(done, self._count))
-        return Loader(self._stream, left, self._count - done, self._batch_size, self._decode)
+        return self._passes.open(self._stream, left, self._count - done)
 
     def __iter__(self) -> Iterator[Batch]:
         done = 0
@@ -112,26 +145,30 @@ class ValidationLoader:
             self._stream.excluded |= {found.image}
             if len(self._stream.excluded) > self._most:
                 raise too_many(len(self._stream.excluded), self._most)
-            self._loader.close()
             self._loader = self._open_from(done)
 
     def close(self) -> None:
-        """Ends the loader's threads."""
-        self._loader.close()
+        """Closes the passes."""
+        self._passes.close()
+
+
+def val_passes(data: DataConfig, decode: DecodeSettings) -> Passes:
+    """Passes with the batches and the views of a validation."""
+    return Passes(data.local_batch_size, decode.for_shape((data.image_size, data.image_size)))
 
 
 def open_val_loader(
-    config: Config, val_set: ImageSet, world: World, decode: DecodeSettings,
+    config: Config, val_set: ImageSet, world: World, passes: Passes,
     excluded: frozenset[int] = frozenset(),
 ) -> ValidationLoader:  # fmt: skip
-    """Chunk c is images [c*b, (c+1)*b) with b = data.local_batch_size, at every world size."""
+    """Chunk c is images [c*b, (c+1)*b) with b = data.local_batch_size, at every world size; the
+    `passes` are of such batches."""
     batch = config.data.local_batch_size
     chunks = validation_chunks(len(val_set), batch, world.rank, world.size)
     stream = ValStream(val_set, val_planner(config.data))
-    decode = decode.for_shape((config.data.image_size, config.data.image_size))
     stream.excluded = excluded
 
     def positions(number: int) -> np.ndarray:
         return np.arange(chunks[number] * batch, (chunks[number] + 1) * batch, dtype=np.int64)
 
-    return ValidationLoader(stream, positions, len(chunks), batch, decode, config.data)
+    return ValidationLoader(stream, positions, len(chunks), passes, config.data)

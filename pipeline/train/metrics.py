@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -91,9 +93,9 @@ class GpuMemory:
     `executor_statistics` are of operators' outputs only, and empty with the dynamic executor, which
     hands batches over without a copy. So its part is measured: what the GPU has lost to others than
     PyTorch until `dali_is_ready`. Up to there nothing else allocates: DALI decodes a batch of the
-    largest images of both sets (`preflight`) and builds the training's graph. What it takes later,
-    when pools grow or a validation's graph is built, cannot be distinguished from NCCL's buffers
-    and the kernels that CUDA loads at their first use: it counts with the others.
+    largest images of both sets by the validations' graph (`preflight`) and builds the training's.
+    What it takes later, when pools grow, cannot be distinguished from NCCL's buffers and the
+    kernels that CUDA loads at their first use: it counts with the others.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -170,8 +172,15 @@ class TrainWindow:
         self._images.clear()
         return not_finite
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the body, in which a run saves or validates, out of the speed."""
+        begun = time.perf_counter()
+        yield
+        self.pause(time.perf_counter() - begun)
+
     def pause(self, seconds: float) -> None:
-        """Leaves `seconds` of saving or validating out of the speed."""
+        """Leaves `seconds` out of the speed."""
         self._started += seconds
         self._paused_sec += seconds
 

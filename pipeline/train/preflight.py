@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
-from contextlib import closing
 
 import numpy as np
 
 from pipeline.config import DataConfig
-from pipeline.data.dali import DecodeSettings, Loader
 from pipeline.data.images import BadImage, ImageSet
 from pipeline.data.stream import ValStream, val_planner
 from pipeline.system.failure import TrainingError
+from pipeline.train.loaders import Passes
 
 log = logging.getLogger("trainyard")
 
@@ -40,10 +39,10 @@ def require_complete(config: DataConfig, train_set: ImageSet, val_set: ImageSet)
 
 
 def decode_largest(
-    manifest: ImageSet, config: DataConfig, decode: DecodeSettings, without: Collection[int] = ()
+    manifest: ImageSet, config: DataConfig, passes: Passes, without: Collection[int] = ()
 ) -> None:
     """Decodes one full batch of the largest images on this rank's decoder, so that memory
-    runs out now and not in the middle of an epoch.
+    runs out now and not in the middle of an epoch. `passes` are of a validation's views.
 
     Leaves out `without`, and files that cannot be used, which are left for their turn. Raises
     `ValueError` if nothing is left, `TrainingError` with the fix if memory does not suffice.
@@ -60,12 +59,10 @@ def decode_largest(
         )
     batch = min(config.local_batch_size, len(order))
     stream = ValStream(manifest, val_planner(config))
-    decode = decode.for_shape((config.image_size, config.image_size))
     for _ in range(_TRIES):
         largest = np.array(order[:batch], dtype=np.int64)
         try:
-            with closing(Loader(stream, [largest], 1, batch, decode)) as loader:
-                next(loader)
+            next(passes.open(stream, [largest], 1))
         except BadImage as error:
             order = [i for i in order if manifest.path(i) != error.path]
             batch = min(batch, len(order))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import logging
 import statistics
@@ -30,6 +31,7 @@ from pipeline.system.files import Room, replacing, write_text
 from pipeline.system.machine import versions
 from pipeline.train.checkpoint import CheckpointFolder, read_verified, require_same_run
 from pipeline.train.folder import RunFolder
+from pipeline.train.gpu import described
 from pipeline.train.lock import first_cause_kept, locked, record_hang
 from pipeline.train.monitor.monitor import RunMonitor
 from pipeline.train.monitor.pictures import Pictures
@@ -84,6 +86,8 @@ def run(config: Config) -> None:
                 watched(folder.stacks, world, limit_sec, on_hang),
             ):
                 if not trainer.finished:
+                    gc.collect()
+                    gc.freeze()  # a pass over all that lives by now takes as long as a step
                     with trainer.profile:
                         trainer.fit()
                 world.heartbeat.beat("end")
@@ -123,8 +127,9 @@ def _decode_largest(trainer: Trainer) -> None:
     """Runs `decode_largest` on train and val, without what the run excludes."""
     data, excluded = trainer.config.data, trainer.state.excluded
     without = [row[0] for row in excluded.train.rows()]
-    decode_largest(trainer.train_set, data, trainer.decode, without)
-    decode_largest(trainer.val_set, data, trainer.decode, excluded.val)
+    passes = trainer.loaders.passes  # their graph stays, for the validations
+    decode_largest(trainer.train_set, data, passes, without)
+    decode_largest(trainer.val_set, data, passes, excluded.val)
 
 
 def _known_figures(config: Config, decode: DecodeSettings, cores: int) -> Figures:
@@ -226,6 +231,8 @@ def _open_files(trainer: Trainer) -> None:
         start["global_batch_size"], ranks, counted(start["micro_batch_size"], "image"),
         start["accumulation"], start["step"], start["total_steps"],
     )  # fmt: skip
+    if trainer.decode.device.type == "cuda":
+        log.info("arithmetic: %s", described(config))
     if idle := shown_idle(config):
         log.info("without effect: %s", idle)
     log.info("schedule: %s", trainer.schedule.describe(config.data.global_batch_size))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -21,6 +22,8 @@ from pipeline.ranks.gradients import Summing, Sums
 from pipeline.ranks.world import World
 from pipeline.system.failure import TrainingError
 from pipeline.train.excluding import Excluded
+from pipeline.train.gpu import choose_algorithms
+from pipeline.train.graphs import GraphedNetwork, require_graphs
 from pipeline.train.metrics import TrainWindow, Validation
 from pipeline.train.optimizer import build_optimizer
 from pipeline.train.precision import Precision
@@ -66,9 +69,9 @@ def choose_sums(config: Config, device: torch.device) -> Sums:
 class TrainState:
     """The state that training changes, and its restore from a checkpoint. Built alike on all ranks.
 
-    `model` holds the parameters; `forward` is the model, compiled if asked. `schedule` and
-    `excluded` are those of the run, with `classes` to tell apart, in `accumulation` micro-batches a
-    step. Raises `ValueError` if the norm backend that was asked for cannot run on `device`.
+    `model` holds the parameters; `forward` is the model, compiled or in CUDA graphs if asked.
+    `schedule` and `excluded` are those of the run, with `classes` to tell apart, in `accumulation`
+    micro-batches a step. Raises `ValueError` if what was asked for cannot run on `device`.
     """
 
     def __init__(
@@ -76,10 +79,17 @@ class TrainState:
         excluded: Excluded, device: torch.device,
     ) -> None:  # fmt: skip
         optim = config.optim
+        choose_algorithms(config, device)
+        require_graphs(config, device)
         self.model = make_model(config, classes, device)
-        self.forward = self.model
+        self.precision = Precision(optim.amp, device)
+        self.forward: nn.Module = self.model
         if config.model.compile:
             self.forward = cast(nn.Module, torch.compile(self.model))
+        elif config.model.graphs:
+            self.forward = GraphedNetwork(
+                self.model, partial(self.precision.autocast, cached=False), accumulation > 1
+            )
         sums = choose_sums(config, device)
         self._recorded = BatchStatistics(self.model) if sums == "fixed" else None
         self.summing = Summing(
@@ -91,7 +101,6 @@ class TrainState:
             self.model, schedule.lr(0), optim.momentum, optim.weight_decay,
             optim.decay_norm_and_bias,
         )  # fmt: skip
-        self.precision = Precision(optim.amp, device)
         self.window = TrainWindow(config.run.log_every_steps * accumulation, device)
         self.warmup = ErrorWindow(schedule.warmup, config.data.global_batch_size, device)
         self.excluded = excluded
@@ -152,9 +161,9 @@ class TrainState:
     def restore(self, content: dict[str, Any], world: World) -> None:
         """Collective. Restores on every rank the state that `take` returned; `content` is rank 0's.
 
-        BN's running statistics and the open window of metrics are each rank's own again at the same
-        world size; at another the mean, and the sum on rank 0. Ends by comparing digests over
-        ranks.
+        With fast sums BN's running statistics are each rank's own again at the same world size; at
+        another, and with fixed sums, their mean. The open window of metrics is each rank's own
+        likewise, or the sum on rank 0. Ends by comparing digests over ranks.
         """
         self.step = content["step"]
         self.history = [Validation(**result) for result in content["history"]]
@@ -162,7 +171,7 @@ class TrainState:
         self.excluded.load(content.get("excluded", {"train": [], "val": []}))
         self.model.load_state_dict(content["model"])
         statistics, window = content["rank_statistics"], content["window"]
-        if len(statistics) == world.size:
+        if self._recorded is None and len(statistics) == world.size:
             live = running_statistics(self.model)
             for buffer, own in zip(live, _unflatten(statistics[world.rank], live), strict=True):
                 buffer.copy_(own)

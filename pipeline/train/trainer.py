@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from typing import Any, Literal, NoReturn
+from contextlib import closing
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +20,7 @@ from pipeline.ranks.gradients import GradientAverager
 from pipeline.ranks.world import World
 from pipeline.system.failure import Stopped, StopSignal
 from pipeline.system.machine import versions
-from pipeline.train.checkpoint import CheckpointFolder
+from pipeline.train.checkpoint import CheckpointFolder, SaveClock
 from pipeline.train.feed import Feed
 from pipeline.train.folder import RunFolder
 from pipeline.train.loaders import Loaders
@@ -72,7 +70,7 @@ class Trainer:
         hashes = {"train": train_set.digest, "val": val_set.digest}
         self.fingerprint = fingerprint(config, hashes, decode.normalisation)
         self._train_top1 = 0.0  # of the last line of metrics
-        self._saved_at = time.monotonic()
+        self.saves = SaveClock(config.run.checkpoint_every_sec if world.rank == 0 else None)
 
     def join_ranks(self) -> None:
         """Collective. From now on gradients are those of all ranks."""
@@ -110,7 +108,7 @@ class Trainer:
         At the end of every epoch: save, validate, save the result. A validation that a stop left
         undone comes first. Raises `Stopped` after a signal, its checkpoint written.
         """
-        with closing(self.feed()) as feed:
+        with closing(self.loaders), closing(self.feed()) as feed:
             self.start_clock()
             if self.validation_due:
                 self.validate_and_save()
@@ -137,8 +135,8 @@ class Trainer:
         state.model.train()
         while state.step < until:
             self.profile.before(state.step)
-            batch, decision = feed.next(state.step, self._save_is_due())
-            if decision.save or decision.stop:
+            batch, decision = feed.next(state.step, self.saves.due)
+            if decision.stop or (decision.save and self.saves.last_step != state.step):
                 self.save(last=bool(decision.stop))
             if decision.stop:
                 self._leave(decision.stop)
@@ -185,7 +183,7 @@ class Trainer:
         """Fetches the batch after micro-batch `micro` while that is being computed."""
         step = self.state.step + (micro + 1 == self.loaders.accumulation)
         if step < self.course.total_steps:
-            feed.fetch(step, self._save_is_due())
+            feed.fetch(step, self.saves.due)
 
     def _update(self) -> Tensor | None:
         """Changes the weights by the averaged gradients. Returns as `train_step` does."""
@@ -196,9 +194,7 @@ class Trainer:
             found = norms(state.model)
         try:
             state.precision.step(state.optimizer)
-        except (
-            TrainingDiverged
-        ) as error:  # the average is the same everywhere: raised on all at once
+        except TrainingDiverged as error:  # on all ranks at once: the average is the same
             self.world.raise_together(error)
         self.averager.clear()
         return found
@@ -209,7 +205,7 @@ class Trainer:
         Never writes one after a non-finite loss. On a full disk the run continues
         without, unless it is the `last` one of this start.
         """
-        with self._off_the_clock("checkpoint"):
+        with self.phases("checkpoint", self.state.step), self.state.window.paused():
             self._require_finite_loss()
             content = self.content()
 
@@ -219,7 +215,7 @@ class Trainer:
                 write_it(self.state.step, content, best)
 
             self.world.on_rank0(write)
-            self._saved_at = time.monotonic()
+            self.saves.done(self.state.step)
 
     def content(self) -> dict[str, Any]:
         """Collective. Returns the content of a checkpoint before the next step."""
@@ -238,12 +234,13 @@ class Trainer:
     def validate_and_save(self) -> None:
         """Collective. Validates the present state, then saves again with the result."""
         state = self.state
-        with self._off_the_clock("validation"):
+        with self.phases("validation", state.step), state.window.paused():
+            loader = self.loaders.val()
             average, spread = state.average_statistics(self.world)
             state.model.eval()
             classes = len(self.val_set.classes)
             analysis = ErrorAnalysis(classes, self.world.rank == 0, self.decode.device)
-            with closing(self.loaders.val()) as loader, swapped_statistics(state.model, average):
+            with swapped_statistics(state.model, average):
                 counted = validate(
                     state.forward, loader, state.precision, self.world, len(self.val_set), analysis
                 )
@@ -285,12 +282,6 @@ class Trainer:
         state.window.restart()
         self.phases.restart()
 
-    def _save_is_due(self) -> bool:
-        """Whether rank 0's clock asks for a checkpoint; the ranks agree on it."""
-        every = self.config.run.checkpoint_every_sec
-        waited = time.monotonic() - self._saved_at
-        return self.world.rank == 0 and every is not None and waited >= every
-
     def _leave(self, by: str) -> NoReturn:
         """Collective. Stops all ranks together, recording why and where; raises `Stopped`."""
         step = self.state.step
@@ -298,14 +289,6 @@ class Trainer:
         self.world.on_rank0(lambda: self.folder.record_stop(by, step))
         self.world.barrier()
         raise Stopped
-
-    @contextmanager
-    def _off_the_clock(self, phase: Literal["checkpoint", "validation"]) -> Iterator[None]:
-        """Leaves the body's time out of the training speed."""
-        started = time.perf_counter()
-        with self.phases(phase, self.state.step):
-            yield
-        self.state.window.pause(time.perf_counter() - started)
 
     def _require_finite_loss(self) -> None:
         """Collective. Ends the run on all ranks together when any of them saw a non-finite loss."""

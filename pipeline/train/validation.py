@@ -138,7 +138,7 @@ def validate(
 
 def logits_of(model: nn.Module, precision: Precision, images: Tensor) -> Tensor:
     """Images (B, 3, H, W), channels-last -> logits (B, classes) float32."""
-    if precision.mode == "off":
+    if precision.mode in ("off", "tf32"):
         images = images.float()  # another network of an ensemble may need float16
     with precision.autocast():
         logits: Tensor = model(images)

@@ -137,9 +137,10 @@ def test_what_cannot_run_anywhere_is_what_the_program_takes(block, tmp_path, mon
 @pytest.mark.parametrize("page", pages.pages(), ids=lambda page: page.name)
 def test_commands_within_sentences_too(page, tmp_path, monkeypatch):
     enter_empty_checkout(tmp_path, monkeypatch)
-    programs = ("python -m", "horovodrun -np", "make ", "sbatch ")
+    programs = ("python -m", "horovodrun -np", "torchrun -", "make ", "sbatch ")
     # A name in capitals or dots stand for what the reader puts there.
-    open_ended = re.compile(r"\b(NAME|FILE|JOB|DIR)\b|\.\.\.|…|<")
+    # So does a launcher's command without a program.
+    open_ended = re.compile(r"\b(NAME|FILE|JOB|DIR)\b|\.\.\.|…|<|^torchrun (?!.* -m )")
     for span in pages.spans(page):
         if span.startswith(programs) and not open_ended.search(span):
             for command in commands(span):
@@ -159,6 +160,7 @@ def test_commands_within_sentences_too(page, tmp_path, monkeypatch):
         "python -m pipeline.evaluate --checkpoint a.pt --protocl 10-crop",
         "python -m pipeline.benchmark loader --rounds=few",
         "horovodrun -np 2 python -m pipeline.export --weigths a.pth",
+        "torchrun --nproc-per-node=2 -m pipeline.train --config configs/dmeo.yaml",
         "sbatch slurm/resnet50_8gpu.sh --launch.doktor=false",
         "sbatch slurm/resnet51_8gpu.sh",
         "make trian",
@@ -206,6 +208,8 @@ def check(words: list[str]) -> None:
         check_module(words[2], words[3:])
     elif name in ("horovodrun", "srun"):
         check(words[next(i for i, word in enumerate(words) if "python" in word) :])
+    elif name == "torchrun":
+        check_module(*split_torchrun(words[1:]))
     elif name == "sbatch":
         check_batch(words[1:])
     elif name == "make":
@@ -213,11 +217,20 @@ def check(words: list[str]) -> None:
         would = subprocess.run(["make", "-n", *words[1:]], capture_output=True, text=True)
         assert would.returncode == 0, would.stderr
         for line in would.stdout.splitlines():
-            if re.match(r"\S*(python|horovodrun)\S* ", line) and "$" not in line:
+            if re.match(r"\S*(python|horovodrun|torchrun)\S* ", line) and "$" not in line:
                 for command in commands(line):
                     check(command)
     else:
         assert name in SYSTEM, f"{name}: no test knows this program"
+
+
+def split_torchrun(words: list[str]) -> tuple[str, list[str]]:
+    """The module that torchrun starts and its options, by torchrun's own parser."""
+    from torch.distributed.run import parse_args
+
+    taken = parse_args(words)
+    assert taken.module, words
+    return taken.training_script, taken.training_script_args
 
 
 def check_batch(words: list[str]) -> None:

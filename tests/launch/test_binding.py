@@ -77,7 +77,16 @@ def test_physical_cores_are_read_from_the_kernel(tmp_path):
     assert physical_cores({0, 2, 5}, tmp_path) == {0: 0, 2: 0, 5: 5}
 
 
-def test_a_rank_is_bound_near_the_gpu_it_sees(tmp_path, install):
+@pytest.mark.parametrize(
+    "who",
+    [
+        {"HOROVOD_RANK": "1", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"},
+        {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "RANK": "1", "WORLD_SIZE": "2"}
+        | {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
+    ],
+    ids=["horovod", "torch"],
+)
+def test_a_rank_is_bound_near_the_gpu_it_sees(who, tmp_path, install):
     """In a process of its own, with this machine's cores as if two GPUs were wired to them."""
     devices = tmp_path / "devices"
     cores = sorted(os.sched_getaffinity(0))
@@ -92,7 +101,7 @@ def test_a_rank_is_bound_near_the_gpu_it_sees(tmp_path, install):
         "print(sorted(b.bind_near_gpu(os.environ)) == sorted(os.sched_getaffinity(0)))\n"
         "print(*sorted(os.sched_getaffinity(0)))\n"
     )
-    env = environment(HOROVOD_LOCAL_RANK="0", HOROVOD_LOCAL_SIZE="1", CUDA_VISIBLE_DEVICES="0")
+    env = environment(**who, CUDA_VISIBLE_DEVICES="1,0")
     done = subprocess.run(
         [sys.executable, "-c", code, devices],
         cwd=REPOSITORY, env=env, capture_output=True, text=True, check=True,

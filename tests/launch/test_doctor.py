@@ -63,6 +63,8 @@ def test_facts_are_json_and_describe_this_machine(tmp_path):
     assert json.loads(json.dumps(node)) == node
     assert node["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert node["horovod"] == {"problem": None, "nccl": node["horovod"]["nccl"], "gloo": True}
+    assert node["torch_distributed"]["gloo"] is True
+    assert node["triton_cache"]["path"].endswith("/triton")
     assert node["norm_problems"]["reference"] is None
     assert node["device"] == "cpu" and node["usable_cores"] <= node["cores"]
     assert abs(node["run_dir"]["clock_offset_sec"]) < 60
@@ -170,6 +172,7 @@ def test_the_interface_that_holds_the_nodes_address_is_found():
     [
         ("HOROVOD_GLOO_IFACE", "eth0", {"eth0"}),
         ("HOROVOD_GLOO_IFACE", "eth", set()),
+        ("GLOO_SOCKET_IFNAME", "eth0,ib0", {"eth0", "ib0"}),
         ("NCCL_SOCKET_IFNAME", "eth", {"eth0", "eth1"}),
         ("NCCL_SOCKET_IFNAME", "=eth0", {"eth0"}),
         ("NCCL_SOCKET_IFNAME", "=eth0,ib0", {"eth0", "ib0"}),
@@ -210,6 +213,16 @@ def test_the_command_ends_with_2_and_the_fix_under_what_failed(tmp_path):
     at = next(i for i, line in enumerate(lines) if line.startswith("fail  data"))
     assert f"the data directory {tmp_path}/none does not exist" in lines[at]
     assert lines[at + 1].lstrip().startswith("-> Make the demo set with")
+
+
+def test_the_engine_that_is_to_be_used_can_be_named(doctor, monkeypatch):
+    monkeypatch.setattr("launch.doctor.software.version_of", lambda name: "1")
+    absent = {"problem": "ImportError: x", "nccl": False, "gloo": False}
+    monkeypatch.setattr("launch.doctor.software._horovod", lambda: absent)
+    _, said = doctor("--device", "cpu", "--engine", "torch")
+    assert "ok    Horovod            not usable; ranks of torchrun need none" in said
+    _, said = doctor("--device", "cpu", "--engine", "horovod")
+    assert "warn  Horovod            ImportError: x" in said
 
 
 def test_json_holds_facts_and_checks(tmp_path, doctor):

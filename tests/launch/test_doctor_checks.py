@@ -8,6 +8,7 @@ import pytest
 from launch.doctor.check import Check
 from launch.doctor.judge import facts, judge
 from pipeline.config import DataConfig
+from pipeline.system.launched import Engine
 
 GIB = 1 << 30
 SECOND, ALL = (1,), (0, 1)
@@ -53,7 +54,8 @@ def give_gpus(node: dict[str, Any], count: int) -> None:
     node |= {"driver": "570.1", "torch_gpus": count, "dali_gpus": count, "device": "cuda"}
     node["asked"] |= {"device": "auto"}
     node["versions"] |= {"torch CUDA": "13.0", "NCCL": "2.27.5"}
-    node["horovod"]["nccl"] = True
+    node["horovod"]["nccl"] = node["torch_distributed"]["nccl"] = True
+    node["triton_cache"] = {"path": "/tmp/trainyard-1/triton", "file_system": "ext4 /dev/sda1"}
 
 
 def put(nodes: list[dict[str, Any]], which: tuple[int, ...], **facts: Any) -> None:
@@ -67,8 +69,11 @@ def put(nodes: list[dict[str, Any]], which: tuple[int, ...], **facts: Any) -> No
             place[key] = value
 
 
-def verdict(nodes: list[dict[str, Any]], name: str, ranks: dict[str, int] | None = None) -> Check:
-    return next(check for check in judge(nodes, ranks) if check.name == name)
+def verdict(
+    nodes: list[dict[str, Any]], name: str, ranks: dict[str, int] | None = None,
+    engine: Engine | None = None,
+) -> Check:  # fmt: skip
+    return next(check for check in judge(nodes, ranks, engine) if check.name == name)
 
 
 @pytest.mark.parametrize("gpus", [0, 8])
@@ -110,7 +115,7 @@ def test_a_node_that_did_not_answer_is_named(cluster):
             for package in ("python", "torch", "DALI", "Horovod", "trainyard")
         ),
         ("PyTorch", {"torch_problem": "ImportError: x"}, "fail", "ImportError: x", "make train"),
-        ("Horovod", {"horovod__nccl": False}, "fail", "built without NCCL", "OPERATIONS=NCCL"),
+        ("Horovod", {"horovod__nccl": False}, "fail", "built without NCCL", "Put nvcc on the PATH"),
         ("Horovod", {"horovod__gloo": False}, "fail", "built without Gloo", "horovod_build"),
         ("driver", {"driver": "550.2"}, "warn", "550.2 (the others have 570.1)", "one driver"),
         ("driver", {"gpu_problem": "no answer"}, "fail", "no answer", "administrator"),
@@ -165,6 +170,60 @@ def test_horovod_is_needed_by_several_ranks_only(cluster, problem):
     assert verdict(nodes, "Horovod", {"node1": 2}).status == "fail"
 
 
+def test_both_engines_are_shown(cluster):
+    nodes = cluster(1, gpus=2)
+    for name in ("Horovod", "torch.distributed"):
+        assert verdict(nodes, name) == Check(name, "ok", "built with nccl and gloo")
+
+
+def test_a_horovod_without_nccl_is_an_error_on_gpus_with_both_ways_out(cluster):
+    nodes = cluster(1, gpus=2)
+    put(nodes, (0,), horovod__nccl=False)
+    check = verdict(nodes, "Horovod", engine="horovod")
+    assert check.status == "fail" and "ranks on GPUs would hang" in check.found
+    assert "python -m launch.horovod_build --install" in check.cure
+    assert "--launch.engine=torch" in check.cure
+    assert "torchrun --nproc-per-node=N" in verdict(nodes, "Horovod").cure
+    assert verdict(nodes, "Horovod", engine="torch").status == "ok"
+    put(nodes, (0,), gpus=[], torch_gpus=0, device="cpu")
+    assert verdict(nodes, "Horovod", {"node1": 2}, "horovod").status == "ok"
+
+
+def test_horovod_may_be_missing_where_torchrun_starts_the_ranks(cluster):
+    nodes = cluster(2)
+    missing = {"problem": "ModuleNotFoundError: x", "nccl": False, "gloo": False}
+    put(nodes, ALL, versions__Horovod=None, horovod=missing)
+    told = Check("Horovod", "ok", "not installed; ranks of torchrun need none")
+    assert verdict(nodes, "Horovod") == told
+    assert verdict(nodes, "Horovod", engine="torch") == told
+    check = verdict(nodes, "Horovod", engine="horovod")
+    assert check.status == "fail" and "torchrun" in check.cure
+    put(nodes, (0,), versions__Horovod="0.28.1", horovod={**missing, "problem": None, "gloo": True})
+    assert verdict(nodes, "Horovod").status == "fail", "one node of two has it"
+
+
+@pytest.mark.parametrize(
+    ("engine", "status"), [("torch", "fail"), ("horovod", "warn"), (None, "warn")]
+)
+def test_a_pytorch_that_cannot_connect_ranks_is_told(cluster, engine, status):
+    nodes = cluster(2, gpus=2)
+    put(nodes, SECOND, torch_distributed__nccl=False)
+    check = verdict(nodes, "torch.distributed", engine=engine)
+    assert (check.status, check.found) == (status, "node2: this PyTorch has no NCCL")
+    assert "horovodrun" in check.cure
+
+
+def test_a_cache_of_kernels_that_nodes_share_is_a_warning(cluster):
+    nodes = cluster(2, gpus=2)
+    assert "/tmp/trainyard-1/triton on ext4" in verdict(nodes, "Triton cache").found
+    shared = {"path": "/home/ada/.triton", "file_system": "nfs4 server:/home"}
+    put(nodes, ALL, triton_cache=shared)
+    check = verdict(nodes, "Triton cache")
+    assert check.status == "warn" and "TRITON_CACHE_DIR" in check.cure
+    assert "all nodes: /home/ada/.triton on nfs4 server:/home, which other nodes" in check.found
+    assert verdict(nodes[:1], "Triton cache", {"node1": 1}).status == "ok"
+
+
 def test_ranks_are_counted_against_gpus_and_cores(cluster):
     nodes = cluster(2, gpus=4)
     put(nodes, SECOND, usable_cores=1, cores=64)
@@ -184,10 +243,19 @@ def test_a_node_may_have_more_gpus_than_ranks(cluster):
 
 def test_a_cpu_build_of_pytorch_on_a_gpu_machine_is_told(cluster):
     nodes = cluster(1, gpus=8)
-    put(nodes, (0,), torch_gpus=0, device="cpu", versions__torch="2.13.0+cpu")
-    nodes[0]["versions"]["torch CUDA"] = None
+    trouble = {"found": "8 GPUs, but PyTorch is built for CPUs", "cure": "install another"}
+    put(nodes, (0,), torch_gpus=0, device="cpu", gpu_trouble=trouble)
+    told = Check("GPUs", "fail", trouble["found"], "Install another.")
+    assert verdict(nodes, "GPUs") == told
+    nodes[0]["asked"]["device"] = "cpu"
+    assert verdict(nodes, "GPUs").status == "ok"
+
+
+def test_gpus_that_are_hidden_are_a_warning_and_fail_where_one_is_asked_for(cluster):
+    nodes = cluster(1, gpus=8)
+    put(nodes, (0,), torch_gpus=0, device="cpu")
     check = verdict(nodes, "GPUs")
-    assert check.status == "warn" and "8 GPUs, but PyTorch 2.13.0+cpu is built for" in check.found
+    assert check.status == "warn" and "CUDA_VISIBLE_DEVICES hides 8 GPUs" in check.found
     nodes[0]["asked"]["device"] = "cuda"
     assert verdict(nodes, "GPUs").status == "fail"
 

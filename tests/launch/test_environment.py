@@ -1,5 +1,6 @@
 """The set-up: what it says when something is missing, what it installs, when it does nothing."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -43,7 +44,8 @@ def test_a_machine_without_a_compiler_is_told_which_package_has_it(checkout: Pat
     )
     assert done.returncode == 2
     assert done.stderr == (
-        "error: the program g++ is not on the PATH: install the Debian package g++.\n"
+        "error: the program g++ is not on the PATH: install the Debian package g++, or do without "
+        "Horovod by ENGINE=torch.\n"
     )
     assert not (checkout / ".venv").exists()
 
@@ -51,16 +53,73 @@ def test_a_machine_without_a_compiler_is_told_which_package_has_it(checkout: Pat
 def test_each_missing_thing_gets_one_sentence_with_its_package(tmp_path: Path) -> None:
     told = missing(folder_with(tmp_path / "bin"), tmp_path, has_ensurepip=False)
 
-    packages = [line.rsplit("Debian package ", 1)[1] for line in told]
-    assert packages == ["python3-venv.", "python3-dev.", "g++.", "make."]
+    packages = [re.search("Debian package ([^.,]+)", line)[1] for line in told]
+    assert packages == ["python3-venv", "python3-dev", "g++", "make"]
     assert all(line.count(". ") == 0 for line in told)
+    assert ["ENGINE=torch" in line for line in told] == [False, True, True, True]
 
 
-@pytest.mark.parametrize("version", [(3, 9), (3, 10), (3, 12), (3, 13)])
-def test_the_python_must_be_one_that_runs_the_project(version, tmp_path: Path) -> None:
-    told = missing(folder_with(tmp_path / "bin", "g++", "make"), HEADERS, version)
-    refused = [line for line in told if f"Python 3.{version[1]} is outside 3.10 to 3.12" in line]
-    assert told == refused and bool(refused) == (version in ((3, 9), (3, 13)))
+def test_without_horovod_no_compiler_is_needed(tmp_path: Path) -> None:
+    empty = folder_with(tmp_path / "bin")
+    assert missing(empty, tmp_path, "torch", has_ensurepip=True) == []
+    (told,) = missing(empty, tmp_path, "torch", has_ensurepip=False)
+    assert "python3-venv" in told
+
+
+@pytest.mark.parametrize(
+    ("engine", "newest", "version", "refused", "torch_runs"),
+    [
+        ("horovod", 12, (3, 9), True, False),
+        ("horovod", 12, (3, 10), False, False),
+        ("horovod", 12, (3, 12), False, False),
+        ("horovod", 12, (3, 13), True, True),
+        ("horovod", 12, (3, 15), True, False),
+        ("torch", 14, (3, 9), True, False),
+        ("torch", 14, (3, 14), False, False),
+        ("torch", 14, (3, 15), True, False),
+    ],
+)
+def test_the_python_must_be_one_that_runs_the_project(
+    engine, newest, version, refused, torch_runs, tmp_path: Path
+) -> None:
+    told = missing(folder_with(tmp_path / "bin", "g++", "make"), HEADERS, engine, version)
+    outside = f"Python 3.{version[1]} is outside 3.10 to 3.{newest}: "
+    assert [line.startswith(outside) for line in told] == [True] * refused
+    assert any("by ENGINE=torch" in line for line in told) == torch_runs
+
+
+def test_an_engine_that_there_is_not_is_refused(checkout: Path) -> None:
+    with pytest.raises(SetupError, match="^ENGINE=mpi must be horovod or torch.$"):
+        Environment(checkout, "torch==2.13.0", "mpi")
+
+
+def make_train(*variables: str) -> str:
+    """The command by which `make train` would start the ranks."""
+    shown = subprocess.run(
+        ["make", "-n", "train", *variables], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return shown.stdout.splitlines()[-1].strip()
+
+
+def test_make_train_starts_the_ranks_by_the_engines_own_launcher() -> None:
+    rest = "-m pipeline.train --config configs/demo.yaml"
+    by_torch = ".venv/bin/torchrun --standalone --local-addr=127.0.0.1 --nproc-per-node=3"
+    assert make_train("NP=3") == f".venv/bin/horovodrun -np 3 .venv/bin/python {rest}"
+    assert make_train("NP=3", "ENGINE=torch") == f"{by_torch} {rest}"
+
+
+def test_make_hands_the_engine_to_the_set_up_and_tests_both(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho engine $ENGINE; exit 1\n")  # the set-up is make's first step
+    python.chmod(0o755)
+
+    def set_up_for(*arguments: str) -> str:
+        command = ["make", *arguments, f"PYTHON={python}"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+
+    assert "engine torch" in set_up_for("train", "ENGINE=torch")
+    assert "engine horovod" in set_up_for("train")
+    assert "engine horovod" in set_up_for("test", "ENGINE=torch")
 
 
 @pytest.mark.parametrize(
@@ -79,8 +138,7 @@ def test_the_set_up_is_done_until_one_of_its_files_changes(checkout: Path) -> No
     environment = Environment(checkout, "torch==2.13.0")
     assert not environment.is_ready()
 
-    (checkout / ".venv").mkdir()
-    (checkout / ".venv/.ready").write_text(digest(checkout, "torch==2.13.0"))
+    finish(environment, ".ready", ".ready-horovod")
     assert environment.is_ready()
     assert not Environment(checkout, "torch==2.11.0").is_ready()
 
@@ -90,6 +148,40 @@ def test_the_set_up_is_done_until_one_of_its_files_changes(checkout: Path) -> No
         assert not environment.is_ready(), name
         (checkout / name).write_bytes(before)
     assert environment.is_ready()
+
+
+def finish(environment: Environment, *stages: str) -> None:
+    """Marks an empty environment as one in which these stages are done."""
+    environment.make_venv()
+    for stage in stages:
+        (environment.venv / stage).write_text(digest(environment.root, environment.torch))
+
+
+def test_an_environment_without_horovod_is_whole_for_torch_and_gets_it_later(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Environment, "_install", lambda _: pytest.fail("all is there already"))
+    both, alone = (Environment(checkout, "torch==2.13.0", name) for name in ("horovod", "torch"))
+    finish(alone, ".ready")
+    assert alone.is_ready() and not both.is_ready()
+    # The stage that is left runs a module of the checkout, here one that only says so.
+    (checkout / "launch/horovod_build.py").write_text("open('built', 'a').write('once ')")
+    (checkout / ".venv/.ready").write_text(digest(checkout, "torch==2.13.0"))
+    both.set_up()
+    assert both.is_ready() and alone.is_ready()
+    assert (checkout / "built").read_text() == "once "
+
+
+def test_a_horovod_that_was_cut_short_leaves_the_environment_to_be_made_again(
+    checkout: Path,
+) -> None:
+    both, alone = (Environment(checkout, "torch==2.13.0", name) for name in ("horovod", "torch"))
+    finish(alone, ".ready")
+    (checkout / "launch/horovod_build.py").write_text("raise SystemExit(1)")
+    (checkout / ".venv/.ready").write_text(digest(checkout, "torch==2.13.0"))
+    with pytest.raises(SetupError, match="the set-up stopped at Horovod: the reason is above"):
+        both.set_up()
+    assert not alone.is_ready(), "a package may be there in part"
 
 
 def test_an_environment_is_made_again_after_an_interruption_or_for_another_pytorch(

@@ -7,39 +7,77 @@ from pathlib import Path
 import pytest
 
 from launch.horovod_build import (
-    CXX17_EDITS,
     LOG_TAIL_LINES,
     BuildError,
     Target,
     apply_edits,
+    build_env,
     cache_dir,
     find_nvcc,
     log_tail,
+    standard_edits,
     this_target,
     verify,
 )
 
 CPU = Target(torch="2.13.0", cuda=None, nvcc=None, python="cp311", machine="x86_64")
+CUDA = replace(CPU, cuda="13.0", nvcc=Path("/usr/local/cuda/bin/nvcc"))
+EDITS = standard_edits(CPU.torch)
 
 
 @pytest.fixture
 def sdist(tmp_path: Path) -> Path:
     """A source tree with the lines of Horovod 0.28.1 that the edits are about."""
-    for edit in CXX17_EDITS:
+    for edit in EDITS:
         path = tmp_path / edit.file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"before\n{edit.old}\nafter\n")
     return tmp_path
 
 
-def test_the_edits_raise_every_part_to_cxx17(sdist: Path) -> None:
-    apply_edits(sdist, CXX17_EDITS)
-    texts = [(sdist / edit.file).read_text() for edit in CXX17_EDITS]
-    assert texts == [f"before\n{edit.new}\nafter\n" for edit in CXX17_EDITS]
-    assert [edit.new for edit in CXX17_EDITS] == ["set(CMAKE_CXX_STANDARD 17)"] * 2 + [" -fPIC"]
+@pytest.mark.parametrize(
+    ("torch", "standard"), [("2.9.1", 17), ("2.13.0", 17), ("2.14.1", 20), ("3.0.0a0", 20)]
+)
+def test_the_edits_raise_every_part_to_the_standard_of_pytorch(
+    sdist: Path, torch: str, standard: int
+) -> None:
+    edits = replace(CPU, torch=torch).edits[: len(EDITS)]
+    apply_edits(sdist, edits)
+    texts = [(sdist / edit.file).read_text() for edit in edits]
+    raised = f"before\nset(CMAKE_CXX_STANDARD {standard})\nafter\n"
+    assert texts == [raised, raised, "before\n -fPIC\nafter\n"]
 
 
-@pytest.mark.parametrize("edit", CXX17_EDITS, ids=lambda edit: edit.file)
+def test_only_a_build_with_nccl_opens_the_driver_by_the_name_that_every_machine_has() -> None:
+    (driver,) = set(CUDA.edits) - set(standard_edits(CUDA.torch))
+    assert (driver.file, driver.new) == (
+        "horovod/torch/cuda_util.cc", 'dlopen("libcuda.so.1", RTLD_LAZY)'
+    )  # fmt: skip
+    for target in (CPU, replace(CUDA, nvcc=None)):
+        assert driver not in target.edits
+        assert any(edit.file.endswith("FindPytorch.cmake") for edit in target.edits)
+
+
+def test_a_build_that_gpus_cannot_use_says_so_with_both_ways_out() -> None:
+    told = replace(CUDA, nvcc=None).warning
+    assert told is not None and "PyTorch is built for CUDA 13.0 but there is no nvcc" in told
+    for way_out in ("make train ENGINE=torch", "python -m launch.horovod_build --install"):
+        assert way_out in told
+    assert CPU.warning is None and CUDA.warning is None
+
+
+def test_what_horovod_is_built_with_is_decided_by_pytorch_and_nvcc_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOROVOD_GPU_OPERATIONS", "NCCL")
+    monkeypatch.setenv("HOROVOD_GPU_BROADCAST", "MPI")
+    assert not any(name.startswith("HOROVOD_GPU") for name in build_env(CPU, tmp_path))
+    with_nccl = build_env(CUDA, tmp_path)
+    assert with_nccl["HOROVOD_GPU_OPERATIONS"] == "NCCL"
+    assert "HOROVOD_GPU_BROADCAST" not in with_nccl
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.file)
 @pytest.mark.parametrize("times", [None, 0, 2])  # None: no such file
 def test_an_edit_that_does_not_fit_names_file_and_text(sdist: Path, edit, times) -> None:
     if times is None:
@@ -50,25 +88,23 @@ def test_an_edit_that_does_not_fit_names_file_and_text(sdist: Path, edit, times)
         f"{edit.file} of the Horovod sdist holds the text {edit.old!r} {times or 0} times"
     )
     with pytest.raises(BuildError, match=message):
-        apply_edits(sdist, CXX17_EDITS)
+        apply_edits(sdist, EDITS)
 
 
 def test_the_cache_key_holds_everything_a_wheel_depends_on() -> None:
-    nvcc = Path("/usr/local/cuda/bin/nvcc")
-    cuda = replace(CPU, cuda="13.0", nvcc=nvcc)
     targets = [
         CPU,
         replace(CPU, torch="2.11.0"),
         replace(CPU, python="cp312"),
         replace(CPU, machine="aarch64"),
-        cuda,
-        replace(cuda, cuda="12.8"),
-        replace(cuda, nvcc=None),  # Gloo only: not the wheel of a later set-up with nvcc
+        CUDA,
+        replace(CUDA, cuda="12.8"),
+        replace(CUDA, nvcc=None),  # Gloo only: not the wheel of a later set-up with nvcc
     ]
     assert len({target.key for target in targets}) == len(targets)
-    assert replace(CPU, nvcc=nvcc).key == CPU.key, "a CPU PyTorch has no use for it"
+    assert replace(CPU, nvcc=CUDA.nvcc).key == CPU.key, "a CPU PyTorch has no use for it"
     assert CPU.key.startswith("horovod-0.28.1-torch2.13.0-cp311-cpu-")
-    assert cuda.key.startswith("horovod-0.28.1-torch2.13.0-cp311-cu130-")
+    assert CUDA.key.startswith("horovod-0.28.1-torch2.13.0-cp311-cu130-")
 
 
 def test_wheels_are_kept_per_user() -> None:
@@ -106,8 +142,6 @@ def test_the_installed_horovod_starts_a_job_of_one_rank() -> None:
 
 
 def test_a_horovod_that_is_not_what_was_asked_for_is_refused() -> None:
-    other = replace(CPU, cuda="13.0", nvcc=Path("nvcc"))
-    if this_target().nccl:
-        other = CPU
+    other = CPU if this_target().nccl else CUDA
     with pytest.raises(BuildError, match=r"should answer 'ranks 1 gloo True nccl .*' but gave"):
         verify(other)

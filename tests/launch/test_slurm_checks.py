@@ -8,7 +8,7 @@ import pytest
 
 from launch.slurm.allocation import Allocation, Node
 from launch.slurm.checks import examine, nccl_logging, watch_nccl
-from launch.slurm.options import split
+from launch.slurm.options import LaunchOptions, split
 from launch.slurm.requeue import End
 from pipeline.config import ConfigError
 from pipeline.train.folder import RunFolder
@@ -33,7 +33,7 @@ def test_a_job_that_the_check_refuses_leaves_no_empty_run_folder(tmp_path, srun,
         (run_dir / before).touch()
     _, program = split(["train", f"--run.dir={tmp_path}/runs", "--run.name=a"])
     with pytest.raises(ConfigError, match="the check before the job failed: "):
-        examine(ONCE, program, None)
+        examine(ONCE, program, LaunchOptions())
     assert ".doctor-" in srun.read_text()  # it was there for the nodes to see
     assert run_dir.exists() == (before is not None)
     assert [path.name for path in run_dir.glob("*")] == ([before] if before else [])

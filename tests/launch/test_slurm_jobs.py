@@ -18,14 +18,14 @@ import os, sys
 sys.path[:0] = PATHS
 os.environ["PYTHONPATH"] = os.pathsep.join(PATHS)
 from launch.slurm.allocation import require_rank_per_gpu, this_allocation
-from pipeline.ranks.rendezvous import Rendezvous
+from pipeline.ranks.local import open_rendezvous
 from launch.slurm.__main__ import Relay
 from launch.slurm.allocation import layout, one_per_node, one_per_node_environment, srun
-from launch.slurm.rank import NODES
+from launch.slurm.rank import ENGINE, NODES
 allocation = this_allocation(os.environ)
 require_rank_per_gpu(allocation)
-server = Rendezvous(allocation.nodes[0].address, allocation.hosts)
-env = {**os.environ, **server.shared_environment, NODES: allocation.to_json()}
+server = open_rendezvous(sys.argv[1], allocation.nodes[0].address, allocation.hosts)
+env = {**os.environ, **server.shared_environment, NODES: allocation.to_json(), ENGINE: sys.argv[1]}
 command = srun(layout(allocation), [sys.executable, "-m", "launch.slurm.rank", "place"])
 Relay().run(srun(one_per_node(allocation), [sys.executable, "-m", "place"]),
             one_per_node_environment(env))
@@ -33,22 +33,25 @@ sys.exit(Relay().run(command, env))
 """
 
 
-def places(slurm, tmp_path: Path, *sbatch: str) -> tuple[list[dict[str, str]], ...]:
+def places(
+    slurm, tmp_path: Path, *sbatch: str, engine: str = "horovod"
+) -> tuple[list[dict[str, str]], ...]:
     """The environment of every rank of a job submitted with `sbatch`, by rank; and of the one task
     of each node that looks at it before the ranks start, by node."""
     paths = [str(jobs.REPOSITORY), str(jobs.REPOSITORY / "tests")]
     (tmp_path / "launch_places.py").write_text(_LAUNCH.replace("PATHS", repr(paths)))
     log = tmp_path / "job.log"
     job = slurm.submit(
-        f"--output={log}", *sbatch, f"--wrap={sys.executable} {tmp_path}/launch_places.py",
+        f"--output={log}", *sbatch, f"--wrap={sys.executable} {tmp_path}/launch_places.py {engine}",
         cwd=jobs.REPOSITORY,
     )  # fmt: skip
     assert slurm.wait_for_end(job) == "COMPLETED", log.read_text()
     found = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
-    nodes = [place for place in found if "HOROVOD_RANK" not in place]
-    ranks = [place for place in found if "HOROVOD_RANK" in place]
+    rank = {"horovod": "HOROVOD_RANK", "torch": "RANK"}[engine]
+    nodes = [place for place in found if rank not in place]
+    ranks = [place for place in found if rank in place]
     return (
-        sorted(ranks, key=lambda place: int(place["HOROVOD_RANK"])),
+        sorted(ranks, key=lambda place: int(place[rank])),
         sorted(nodes, key=lambda place: place["SLURMD_NODENAME"]),
     )
 
@@ -88,6 +91,19 @@ def test_uneven_nodes_count_their_ranks_node_by_node(slurm, tmp_path):
     assert layout_of(found) == [
         ("node1", "0", "0/2"), ("node1", "1", "0/1"), ("node2", "0", "1/2")
     ]  # fmt: skip
+
+
+def test_ranks_of_torch_count_and_meet_likewise(slurm, tmp_path):
+    found, _ = places(slurm, tmp_path, "--nodes=2", "--ntasks=3", engine="torch")
+    names = ("SLURMD_NODENAME", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    assert [tuple(place[name] for name in names) for place in found] == [
+        ("node1", "0", "3", "0", "2"), ("node1", "1", "3", "1", "2"), ("node2", "2", "3", "0", "1")
+    ]  # fmt: skip
+    assert {place["GLOO_SOCKET_IFNAME"] for place in found} == {"lo"}
+    assert {place["MASTER_ADDR"] for place in found} == {"127.0.0.1"}
+    assert len({place["MASTER_PORT"] for place in found}) == 1
+    assert {place["TORCHELASTIC_USE_AGENT_STORE"] for place in found} == {"True"}
+    assert not any(name.startswith("HOROVOD_") for place in found for name in place)
 
 
 TWO_RANKS = ("--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=2")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from launch.slurm.__main__ import require_engine
 from launch.slurm.options import LaunchOptions, split
 from pipeline.config import ConfigError
 
@@ -11,6 +12,7 @@ def test_options_of_the_launcher_may_stand_anywhere():
     options, program = split(argv)
     assert options == LaunchOptions(interface="ib0", doctor=False)
     assert program.module_and_options == ["pipeline.train", "--run.name=x"]
+    assert split(["train", "--launch.engine=torch"])[0].engine == "torch"
     assert str(program.run_dir) == "runs/x"
 
 
@@ -49,11 +51,21 @@ def test_the_doctor_gets_what_it_looks_at_of_an_evaluation():
     assert program.doctor_settings == ["--data.root=/d", "--optim.amp=off"]
 
 
+def test_an_engine_that_is_not_installed_is_refused_with_both_ways_out(monkeypatch):
+    require_engine("horovod")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    require_engine("torch")
+    message = "Horovod is not installed; set --launch.engine=torch, or build it with python -m"
+    with pytest.raises(ConfigError, match=message):
+        require_engine("horovod")
+
+
 @pytest.mark.parametrize(
     "argv, message",
     [
         (["train", "--launch.interfce=ib0"], "--launch.interfce; did you mean --launch.interface"),
         (["train", "--launch.doctor=perhaps"], "--launch.doctor perhaps must be true or false"),
+        (["train", "--launch.engine=mpi"], "--launch.engine mpi must be one of horovod, torch"),
         (["train", "--launch.interface"], "--launch.interface: expected one argument"),
         (["train", "--launch.stage="], "--launch.stage needs a value, such as /scratch"),
         (["evaluate", "--launch.stage=/scratch"], "--launch.stage=/scratch goes with train only"),

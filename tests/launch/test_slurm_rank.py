@@ -5,7 +5,7 @@ import json
 import pytest
 
 from launch.slurm.allocation import Node
-from launch.slurm.rank import INTERFACE, NODES, choose_interface, rank_environment
+from launch.slurm.rank import ENGINE, INTERFACE, NODES, choose_interface, rank_environment
 from pipeline.config import ConfigError
 
 # Three ranks, two on the first node.
@@ -18,11 +18,11 @@ UNEVEN = json.dumps(
 INTERFACES = {"lo": ["127.0.0.1"], "ib0": ["10.0.0.1", "fe80::1"], "eth0": ["10.0.0.2"]}
 
 
-def srun(rank: int, local: int, node: str, **more: str) -> dict[str, str]:
+def srun(rank: int, local: int, node: str, engine: str = "horovod", **more: str) -> dict[str, str]:
     """The environment that srun gives one task."""
     return {
         "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(local), "SLURMD_NODENAME": node,
-        NODES: UNEVEN,
+        NODES: UNEVEN, ENGINE: engine,
     } | more  # fmt: skip
 
 
@@ -44,6 +44,16 @@ def test_uneven_nodes_give_each_rank_its_place():
     ]
 
 
+def test_ranks_of_torch_get_the_same_places_in_torchruns_names():
+    places = [(0, 0, "node1"), (1, 1, "node1"), (2, 0, "node2")]
+    found = [rank_environment(srun(*place, "torch"), INTERFACES) for place in places]
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GLOO_SOCKET_IFNAME")
+    assert [tuple(env[name] for name in names) for env in found] == [
+        ("0", "3", "0", "2", "ib0"), ("1", "3", "1", "2", "ib0"), ("2", "3", "0", "1", "eth0")
+    ]  # fmt: skip
+    assert not any(name.startswith("HOROVOD_") for env in found for name in env)
+
+
 def test_nccl_talks_over_the_same_interface_unless_told_otherwise():
     assert rank_environment(srun(0, 0, "node1"), INTERFACES)["NCCL_SOCKET_IFNAME"] == "=ib0"
     told = srun(0, 0, "node1", NCCL_SOCKET_IFNAME="bond0")
@@ -53,6 +63,13 @@ def test_nccl_talks_over_the_same_interface_unless_told_otherwise():
 def test_an_interface_named_for_horovod_is_taken_too():
     told = srun(0, 0, "node1", HOROVOD_GLOO_IFACE="eth0")
     assert rank_environment(told, INTERFACES)["HOROVOD_GLOO_IFACE"] == "eth0"
+
+
+def test_several_interfaces_named_for_torch_are_taken_too():
+    told = srun(0, 0, "node1", "torch", GLOO_SOCKET_IFNAME="eth0,ib0")
+    found = rank_environment(told, INTERFACES)
+    assert found["GLOO_SOCKET_IFNAME"] == "eth0,ib0"
+    assert found["NCCL_SOCKET_IFNAME"] == "=eth0,ib0"
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,7 @@ def test_when_the_last_save_finds_no_room_all_ranks_end_with_the_cause_and_go_on
 ):
     settings = (EVERY_STEP, "--schedule.epochs=1", "--schedule.drop_epochs=[]")
     argv = [*jobs.small_settings(small_data, disk), *settings]
-    ended = jobs.run(["-c", FILL_AT_STEP_3, str(disk), *argv], ranks=2)
+    ended = jobs.run(["-c", FILL_AT_STEP_3, str(disk), *argv], ranks=2, engine="torch")
     assert ended.codes == [1, 1], ended.text
     run = disk / "test"
     (error,) = [line for line in ended.text.splitlines() if line.startswith("error: ")]

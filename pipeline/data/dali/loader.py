@@ -1,28 +1,27 @@
-"""Batches of a stream: files read ahead, decoded by DALI, bad ones named."""
+"""Batches of a stream: decoded by DALI, on the rank's device, bad files named."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from nvidia.dali import Pipeline
+from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from pipeline.data.dali import graph
+from pipeline.data.dali.arrival import Copied, DrawnAhead, UntilDone, Uploads
 from pipeline.data.dali.settings import DecodeSettings
-from pipeline.data.images import BadImage, ImageSet
-from pipeline.data.stream import ImageStream, Selection
-from pipeline.system.files import patiently
+from pipeline.data.dali.source import Prepared, Source
+from pipeline.data.images import BadImage
+from pipeline.data.stream import ImageStream
 
 _OUT_OF_MEMORY = re.compile(r"bad_alloc|out of memory|failed to allocate", re.IGNORECASE)
-_READERS = 8  # file reads in flight; they wait on the disk or the network, not on a core
 
 
 @dataclass(frozen=True)
@@ -31,17 +30,13 @@ class Batch:
     (B,) int64; both on the rank's device. `positions` (B,) int64 in host memory are their places in
     the stream."""
 
-    images: torch.Tensor
-    labels: torch.Tensor
+    images: Tensor
+    labels: Tensor
     positions: np.ndarray
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """A batch on its way into DALI: its selection and the inputs of the graph."""
-
-    selection: Selection
-    inputs: tuple[Any, ...]
+_Tensors = tuple[Tensor, ...]
+"""Pixels (B, H, W, 3), labels (B,) and, where pixels are not normalised yet, means (B, 3)."""
 
 
 class Loader:
@@ -59,19 +54,32 @@ class Loader:
         batch_size: int,
         settings: DecodeSettings,
     ) -> None:
-        self._stream = stream
-        self._chunks = iter(chunks)
-        self._length = length
-        self._left = length
-        self._settings = settings
-        self._planners = ThreadPoolExecutor(settings.prefetch + 1, thread_name_prefix="plan")
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
-        self._ahead: deque[Future[_Prepared]] = deque()
-        self._in_dali: deque[_Prepared] = deque()
-        self._failure: Exception | None = None
-        self._pipe = self._build(self._hand_over, batch_size, settings)
-        for _ in range(settings.prefetch + 1):
-            self._prepare_next()
+        self._batch_size, self._settings = batch_size, settings
+        device = settings.device
+        # A constant on the device: an upload for each batch would make the host wait.
+        self._scale = torch.from_numpy(1 / settings.normalisation.std).to(device)
+        self._source = Source(settings)
+        self._read_by_gpu = UntilDone()
+        self._uploads: Uploads | None = None
+        if device.type == "cuda" and settings.decoder != "gpu":
+            self._uploads = Uploads(device)
+        self._ahead = DrawnAhead(self._draw_and_send)
+        self._pipe: Pipeline | None = None
+        self.start(stream, chunks, length)
+
+    def start(self, stream: ImageStream, chunks: Iterable[np.ndarray], length: int) -> None:
+        """Starts again by the graph that stands, on the `length` batches of `stream` at `chunks`.
+
+        The graph is built anew only if a file made it fail or if batches were left in it.
+        """
+        self._ahead.stop()
+        if self._source.unfinished:
+            self._drop_graph()
+        self._length = self._left = length
+        self._source.start(stream, chunks)
+        if self._pipe is None:
+            self._pipe = self._build(self._source, self._batch_size, self._settings)
+        self._pipe.reset()  # where it saw the end; else it has not asked beyond its last batch
 
     def __len__(self) -> int:
         return self._length
@@ -81,41 +89,75 @@ class Loader:
 
     def __next__(self) -> Batch:
         if self._left == 0:
+            self._read_by_gpu.release()
             raise StopIteration
-        try:
-            images, labels, *means = self._pipe.run(self._stream_of_torch())
-        except StopIteration:
-            assert self._failure is not None, "the source ended before the loader's length"
-            raise self._failure from None
-        except RuntimeError as error:
-            raise self._name_bad_file(self._in_dali[0], error) from error
+        if self._uploads is None:
+            prepared, tensors = self._draw()
+        else:
+            prepared, copied = self._ahead.next(last=self._left == 1)
+            tensors = copied.take()
         self._left -= 1
-        prepared = self._in_dali.popleft()
-        device = self._settings.device
-        # Copies wait: DALI may reuse its memory as soon as these names are gone.
-        pixels = from_dlpack(images.as_tensor()).to(device)
+        pixels, labels, *means = tensors
         if means:
-            pixels = graph.normalise(
-                pixels, from_dlpack(means[0].as_tensor()), self._settings.normalisation.std
-            )
-        return Batch(
-            pixels.permute(0, 3, 1, 2),
-            from_dlpack(labels.as_tensor()).to(device),
-            prepared.selection.positions,
-        )
-
-    def _stream_of_torch(self) -> Any:
-        """The stream on which a GPU batch is handed over, so that DALI reuses its memory only after
-        the work that torch queued on it; None for batches in host memory."""
-        if self._settings.decoder != "gpu":
-            return None
-        return torch.cuda.current_stream(self._settings.device)
+            pixels = graph.normalise(pixels, means[0], self._scale)
+        return Batch(pixels.permute(0, 3, 1, 2), labels, prepared.selection.positions)
 
     def close(self) -> None:
         """Ends the threads and frees DALI's memory."""
-        self._planners.shutdown(wait=True, cancel_futures=True)
-        self._readers.shutdown(wait=True, cancel_futures=True)
-        self.__dict__.pop("_pipe", None)
+        self._ahead.close()
+        self._source.close()
+        self._drop_graph()
+
+    def _draw_and_send(self) -> tuple[Prepared, Copied]:
+        """A batch on its way to the GPU; in the thread that is ahead."""
+        assert self._uploads is not None
+        prepared, tensors = self._draw()
+        return prepared, self._uploads.copy(tensors)
+
+    def _draw(self) -> tuple[Prepared, _Tensors]:
+        """DALI's next batch where the graph ends."""
+        outputs, reason = self._run()
+        if reason is not None:
+            failed = self._source.given_out()
+            self._drop_graph()  # first: two decoders at once may not fit into a GPU's memory
+            # Without DALI's own error, whose traceback keeps the graph in memory.
+            raise self._name_bad_file(failed, reason) from RuntimeError(reason)
+        if not outputs:
+            assert self._source.failure is not None, "the source ended before the loader's length"
+            raise self._source.failure
+        prepared = self._source.given_out()
+        # Views: DALI may reuse its memory as soon as they are gone.
+        tensors = tuple(from_dlpack(output.as_tensor()) for output in outputs)
+        if self._settings.decoder == "gpu":
+            event = torch.cuda.current_stream(self._settings.device).record_event()
+            self._read_by_gpu.keep(prepared, event.query)
+            return prepared, tensors
+        labels = torch.from_numpy(prepared.selection.labels)
+        if self._settings.output != "uint8":
+            return prepared, (*tensors, labels)
+        means = torch.from_numpy(graph.means_of(prepared.selection, self._settings))
+        return prepared, (*tensors, labels, means)
+
+    def _run(self) -> tuple[tuple[Any, ...], str | None]:
+        """The graph's outputs, none at the end of its inputs, or why it failed.
+
+        A batch on a GPU is handed over on torch's stream, so that DALI reuses its memory only after
+        the work that torch queued on it; the host does not wait for it.
+        """
+        assert self._pipe is not None, "the loader is closed, or has failed and was not started"
+        device, on_gpu = self._settings.device, self._settings.decoder == "gpu"
+        try:
+            return self._pipe.run(torch.cuda.current_stream(device) if on_gpu else None), None
+        except StopIteration:
+            return (), None
+        except RuntimeError as error:
+            return (), str(error)
+
+    def _drop_graph(self) -> None:
+        """Ends DALI's threads, and only then gives up the memory that they read."""
+        self._pipe = None
+        self._source.forget()
+        self._read_by_gpu = UntilDone()
 
     def _build(self, source: Any, batch_size: int, settings: DecodeSettings) -> Pipeline:
         pipe = graph.make_pipeline(source, batch_size, settings)
@@ -124,84 +166,45 @@ class Loader:
         except RuntimeError as error:
             if settings.decoder != "gpu" or not _OUT_OF_MEMORY.search(str(error)):
                 raise
-            memory = settings.memory
+            memory, reason = settings.memory, _last_reason(str(error))
             raise RuntimeError(
                 f"the GPU's decoders cannot set memory aside for images of {memory.width} x "
-                f"{memory.height} pixels in {settings.threads} threads ({_last_reason(error)}); "
+                f"{memory.height} pixels in {settings.threads} threads ({reason}); "
                 "lower data.preallocate, data.device_padding_bytes or data.threads"
             ) from error
         return pipe
 
-    def _prepare_next(self) -> None:
-        chunk = next(self._chunks, None)
-        if chunk is not None:
-            self._ahead.append(self._planners.submit(self._prepare, chunk))
-
-    def _prepare(self, positions: np.ndarray) -> _Prepared:
-        selection = self._stream.select(positions)
-        # One task per reader, not per file: 25 us of Python each would add up at 8,000 files/s.
-        shares = np.array_split(selection.images, min(_READERS, len(selection.images)))
-        encoded = [one for share in self._readers.map(self._read, shares) for one in share]
-        inputs = graph.graph_inputs(selection, encoded, self._stream.image_set, self._settings)
-        return _Prepared(selection, inputs)
-
-    def _read(self, images: np.ndarray) -> list[np.ndarray]:
-        return [read_patiently(self._stream.image_set, int(image)) for image in images]
-
-    def _hand_over(self) -> tuple[Any, ...]:
-        """DALI's callback, on the training thread; everything is already prepared."""
-        if not self._ahead or self._failure is not None:
-            raise StopIteration
-        try:
-            prepared = self._ahead.popleft().result()
-        except Exception as error:
-            # Raised only when the batches before it have been given out.
-            self._failure = error
-            raise StopIteration from None
-        self._prepare_next()
-        self._in_dali.append(prepared)
-        return prepared.inputs
-
-    def _name_bad_file(self, prepared: _Prepared, error: Exception) -> BadImage | RuntimeError:
+    def _name_bad_file(self, failed: Prepared, report: str) -> BadImage | RuntimeError:
         """Replays a failed batch image by image, with the same boxes and decoder: DALI's message
         does not say which image failed."""
-        singles = iter(range(len(prepared.selection.images)))
+        singles = failed.singles()
+        kept = []  # DALI reads their memory
 
         def source() -> tuple[Any, ...]:
-            i = next(singles)
-            return tuple(
-                [column[i]] if isinstance(column, list) else column[i : i + 1]
-                for column in prepared.inputs
-            )
+            kept.append(graph.as_lists(next(singles)))
+            return kept[-1]
 
         pipe = self._build(source, 1, dataclasses.replace(self._settings, prefetch=1))
-        for image in prepared.selection.images:
+        for image in failed.selection.images:
             try:
                 pipe.run()
             except RuntimeError as single:
                 if _OUT_OF_MEMORY.search(str(single)):
                     break  # a good file; never to be excluded
-                path = self._stream.image_set.path(int(image))
-                reason = f"cannot be decoded, truncated or not an image ({_last_reason(single)})"
+                path = failed.image_set.path(int(image))
+                reason = (
+                    f"cannot be decoded, truncated or not an image ({_last_reason(str(single))})"
+                )
                 return BadImage(path, reason)
         return RuntimeError(
-            f"DALI failed on a batch without a bad image in it: {_last_reason(error)}; "
+            f"DALI failed on a batch without a bad image in it: {_last_reason(report)}; "
             "memory may be short: lower data.local_batch_size or data.prefetch_batches"
         )
 
 
-def read_patiently(manifest: ImageSet, image: int) -> np.ndarray:
-    """Calls `manifest.read` with retries; a file that is read but cannot be used is not retried."""
-    return patiently(
-        lambda: manifest.read(image),
-        BadImage,
-        lambda error, nap_sec: f"warning: {error}; it is read again in {nap_sec:g} s",
-    )
-
-
-def _last_reason(error: Exception) -> str:
+def _last_reason(report: str) -> str:
     """The most informative line of DALI's report, without the batch's internal numbering."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line.strip() for line in report.splitlines()]
     lines = [line for line in lines if line and not line.startswith("Current pipeline object")]
     reasons = [line for line in lines if "ailure" in line or "ailed" in line] or lines
     return re.sub(r" ?sample #\d+ ?:?", "", (reasons or ["no reason given"])[-1])[:200]

@@ -91,7 +91,8 @@ def statistics(x_ptr, partial_ptr, M, C, CHUNK_ROWS, BLOCK_M: tl.constexpr, BLOC
     shift = tl.load(x_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)
     total = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
     squares = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
-    for start in range(0, count, BLOCK_M):
+    # Loads ahead: without, 16 KB of the 23 that hide the latency of memory are on their way.
+    for start in tl.range(0, count, BLOCK_M, num_stages=4):
         inside = (rows < count - start)[:, None] & real
         x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
         x = tl.where(inside, x - shift[None, :], 0.0)
@@ -109,8 +110,8 @@ def statistics(x_ptr, partial_ptr, M, C, CHUNK_ROWS, BLOCK_M: tl.constexpr, BLOC
 
 @triton.jit
 def finish_statistics(
-    partial_ptr, stats_ptr, running_mean_ptr, running_var_ptr, M, C, CHUNKS, CHUNK_ROWS, momentum,
-    eps, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    partial_ptr, stats_ptr, running_mean_ptr, running_var_ptr, momentum, eps, M, C, CHUNKS,
+    CHUNK_ROWS, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Merges the chunks of `statistics` (Chan et al. 1979) into stats and the running statistics.
 

@@ -1,5 +1,4 @@
-"""The kernels of `batch_norm` as PyTorch operators with gradients: which tiles, which grid, which
-buffers.
+"""The kernels of `batch_norm` as PyTorch operators with gradients: which launches, which buffers.
 
 Activations come as (N, C, H, W) channels-last tensors of one dtype, which is the matrix (M, C) the
 kernels see. CUDA tensors, or, where Triton's interpreter is on, CPU tensors.
@@ -10,100 +9,95 @@ running statistics. There is no autocast rule on purpose: activations arrive in 
 a rule would cast the fp32 parameters as well.
 
 Outside torch.compile the functions are called as they are: the dispatch of an operator written in
-Python took 20 times as long as the call (torch 2.13), and a step has a hundred of them.
+Python took 20 times as long as the call (torch 2.13), and a step has a hundred of them. For the
+same reason they make no tensor that is not needed, and no view.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pipeline.model.kernels import batch_norm as kernels
+from pipeline.model.kernels import plan
+from pipeline.model.kernels.launch import current_stream
 
-_MOST_CHUNKS = 4096  # the grid's second dimension ends at 65,535
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """The tiling of an (M, C) matrix. Tiles have powers of 2 of rows and channels."""
-
-    channels: int
-    """Channels of a tile; at least 8, which is a byte of the mask."""
-    sum_rows: int
-    """Rows of a tile of the kernels that sum."""
-    sum_chunk: int
-    """Rows that one of their programs goes through; their result depends on it and sum_rows."""
-    map_rows: int
-    """Rows of a tile of the elementwise kernels."""
-    map_chunk: int
-    """Rows that one of their programs goes through."""
-    finish_channels: int = 8
-    """Channels of a program that merges chunks; 8 make a sector of 32 bytes."""
-    sum_warps: int = 4
-    map_warps: int = 8
+_FP32 = torch.float32
+_CHANNELS_LAST = torch.channels_last
 
 
-@functools.cache
-def choose_tiling(rows: int, channels: int, device: torch.device) -> Tiling:
-    """Tiles of 32 x 64 with 4 warps and 64 x 64 with 8, which spill no register on sm_80 and sm_90
-    in any dtype; about 4 programs per multiprocessor for the sums, 16 for elementwise kernels.
-
-    On a CPU, in the interpreter, a program costs the same whatever its size: so few and tall ones.
-    """
-    if device.type == "cpu":
-        wide = max(8, triton.next_power_of_2(channels))
-        tall = min(triton.next_power_of_2(rows), max(1, 2**18 // wide))
-        chunk = triton.cdiv(rows, tall) * tall
-        return Tiling(wide, tall, chunk, tall, chunk, finish_channels=wide)
-    wide = min(64, max(16, triton.next_power_of_2(channels)))
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
-
-    def chunk_rows(programs: int, tile: int) -> int:
-        chunks = min(max(1, programs // triton.cdiv(channels, wide)), _MOST_CHUNKS)
-        return triton.cdiv(triton.cdiv(rows, chunks), tile) * tile  # type: ignore[no-any-return]
-
-    sums, maps = chunk_rows(4 * processors, 32), chunk_rows(16 * processors, 64)
-    return Tiling(wide, 32, sums, 64, maps)
-
-
-def _device_of(x: Tensor) -> torch.cuda.device_of:
-    """Makes the GPU that `x` lies on the current one: Triton launches there."""
-    return torch.cuda.device_of(x)  # type: ignore[no-untyped-call]  # missing in torch
+def _on_current_gpu(x: Tensor) -> bool:
+    """Whether kernels for `x` can be launched as things are; so it is in training."""
+    gpu = x.get_device()  # -1 on a CPU
+    return gpu < 0 or gpu == torch.cuda.current_device()
 
 
 def _channels_last(x: Tensor) -> Tensor:
     """`x` itself where it has the layout; a copy takes the place of any other."""
-    return x.contiguous(memory_format=torch.channels_last)
+    return x.contiguous(memory_format=_CHANNELS_LAST)
 
 
-def _mask_of(x: Tensor, has_mask: bool) -> Tensor:
-    """Room for the ReLU's mask of an activation, (M, ceil(C / 8)) uint8, or (0, ceil(C / 8))."""
-    rows, channels = _shape(x)
-    return x.new_empty((rows if has_mask else 0, (channels + 7) // 8), dtype=torch.uint8)
+def _mask_of(x: Tensor, rows: int) -> Tensor:
+    """Room for the ReLU's mask of `rows` of an activation, (rows, ceil(C / 8)) uint8."""
+    return x.new_empty((rows, (x.size(1) + 7) // 8), dtype=torch.uint8)
 
 
-def _shape(x: Tensor) -> tuple[int, int]:
-    """(M, C) of an activation."""
-    return x.numel() // x.shape[1], x.shape[1]
+def _rows(x: Tensor) -> int:
+    """M of an activation."""
+    return x.numel() // x.size(1)
 
 
-def _sum_grid(rows: int, channels: int, tiling: Tiling) -> tuple[int, int]:
-    return triton.cdiv(channels, tiling.channels), triton.cdiv(rows, tiling.sum_chunk)
+Forwarded = tuple[Tensor, Tensor | None, Tensor]
+"""y, mask and statistics, as `forward_pass` gives them, without a mask where it would be empty."""
 
 
-def _map_grid(rows: int, channels: int, tiling: Tiling) -> tuple[int, int]:
-    return triton.cdiv(channels, tiling.channels), triton.cdiv(rows, tiling.map_chunk)
+def _forward(
+    x: Tensor, residual: Tensor | None, parameters: Sequence[Tensor], running: Sequence[Tensor],
+    momenta: Sequence[float], eps: Sequence[float], relu: bool, train: bool, keep_mask: bool,
+) -> Forwarded:  # fmt: skip
+    """`forward_pass` on the current GPU."""
+    x = _channels_last(x)
+    added = 0
+    if residual is not None:
+        residual = _channels_last(residual)
+        added = len(eps)
+    channels = x.size(1)
+    rows = x.numel() // channels
+    mask = _mask_of(x, rows) if added and relu and keep_mask else None
+    launches = plan.forward(rows, channels, x.device, x.dtype, added, relu, mask is not None)
+    stream = current_stream(x.get_device())
+    stats = x.new_empty((len(eps), 2, channels), dtype=_FP32)
+    own, z_stats = stats.unbind(0) if added == 2 else (stats, None)
+    if train:
+        partial = x.new_empty((2, launches.chunks, channels), dtype=_FP32)
+        launches.statistics(stream, (x, partial))
+        launches.finish(stream, (partial, own, running[0], running[1]), (momenta[0], eps[0]))
+        if z_stats is not None:  # in the same buffer: the launches run one after the other
+            launches.statistics(stream, (residual, partial))
+            launches.finish(
+                stream, (partial, z_stats, running[2], running[3]), (momenta[1], eps[1])
+            )
+    else:
+        for i, found in enumerate(stats):
+            torch.stack([running[2 * i], torch.rsqrt(running[2 * i + 1] + eps[i])], out=found)
+    y = torch.empty_like(x)  # channels-last too
+    z_weight, z_bias = parameters[2:] if added == 2 else (None, None)
+    launches.normalize(
+        stream,
+        (x, own, parameters[0], parameters[1], residual, z_stats, z_weight, z_bias, y, mask),
+    )
+    return y, mask, stats
 
 
-def _finish_rows(chunks: int) -> int:
-    return min(256, triton.next_power_of_2(chunks))  # type: ignore[no-any-return]
+def _forward_anywhere(x: Tensor, *rest: Any) -> Forwarded:
+    """`_forward`, with the GPU that `x` lies on as the current one: kernels are launched there."""
+    if _on_current_gpu(x):
+        return _forward(x, *rest)
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]  # missing in torch
+        return _forward(x, *rest)
 
 
 def forward_pass(
@@ -128,48 +122,10 @@ def forward_pass(
         train: whether the statistics are those of the activations.
         keep_mask: whether a backward pass follows, which without a residual needs no mask either.
     """
-    x = _channels_last(x)
-    residual = None if residual is None else _channels_last(residual)
-    rows, channels = _shape(x)
-    tiling = choose_tiling(rows, channels, x.device)
-    stats = x.new_empty((len(eps), 2, channels), dtype=torch.float32)
-    for i, found in enumerate(stats):
-        mean, var = running[2 * i], running[2 * i + 1]
-        if train:
-            of = residual if i == 1 and residual is not None else x
-            _statistics(of, mean, var, momenta[i], eps[i], found, tiling)
-        else:
-            torch.stack([mean, torch.rsqrt(var + eps[i])], out=found)
-    y = torch.empty_like(x, memory_format=torch.channels_last)
-    mask = _mask_of(x, relu and keep_mask and residual is not None)
-    z_stats, z_weight, z_bias = (stats[1], *parameters[2:]) if len(stats) == 2 else (None,) * 3
-    with _device_of(x):
-        kernels.normalize[_map_grid(rows, channels, tiling)](
-            x, stats[0], *parameters[:2], residual, z_stats, z_weight, z_bias, y,
-            mask if mask.numel() else None, rows, channels, tiling.map_chunk, relu,
-            tiling.map_rows, tiling.channels, num_warps=tiling.map_warps,
-        )  # fmt: skip
-    return y, mask, stats
-
-
-def _statistics(
-    x: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float, eps: float,
-    stats: Tensor, tiling: Tiling,
-) -> None:  # fmt: skip
-    """Writes those of `x` to `stats`, (2, C), and moves the running ones on by `momentum`."""
-    rows, channels = _shape(x)
-    grid = _sum_grid(rows, channels, tiling)
-    chunks = grid[1]
-    partial = x.new_empty((2, chunks, channels), dtype=torch.float32)
-    with _device_of(x):
-        kernels.statistics[grid](
-            x, partial, rows, channels, tiling.sum_chunk,
-            tiling.sum_rows, tiling.channels, num_warps=tiling.sum_warps,
-        )  # fmt: skip
-        kernels.finish_statistics[(triton.cdiv(channels, tiling.finish_channels),)](
-            partial, stats, running_mean, running_var, rows, channels, chunks, tiling.sum_chunk,
-            momentum, eps, _finish_rows(chunks), tiling.finish_channels, num_warps=4,
-        )  # fmt: skip
+    y, mask, stats = _forward_anywhere(
+        x, residual, parameters, running, momenta, eps, relu, train, keep_mask
+    )
+    return y, _mask_of(x, 0) if mask is None else mask, stats
 
 
 batch_norm_act = torch.library.custom_op(
@@ -182,9 +138,56 @@ def _(
     x: Tensor, residual: Tensor | None, parameters: Sequence[Tensor], running: Sequence[Tensor],
     momenta: Sequence[float], eps: Sequence[float], relu: bool, train: bool, keep_mask: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    mask = _mask_of(x, relu and keep_mask and residual is not None)
-    stats = x.new_empty((len(eps), 2, x.shape[1]), dtype=torch.float32)
-    return torch.empty_like(x, memory_format=torch.channels_last), mask, stats
+    has_mask = relu and keep_mask and residual is not None
+    stats = x.new_empty((len(eps), 2, x.shape[1]), dtype=_FP32)
+    mask = _mask_of(x, _rows(x) if has_mask else 0)
+    return torch.empty_like(x, memory_format=_CHANNELS_LAST), mask, stats
+
+
+def _backward(
+    dy: Tensor, dy2: Tensor | None, x: Tensor, z: Tensor | None, parameters: Sequence[Tensor],
+    stats: Tensor, mask: Tensor | None, add: bool, relu: bool, train: bool,
+) -> list[Tensor]:  # fmt: skip
+    """`backward_pass` on the current GPU; None may take the place of an empty mask."""
+    dy, x = _channels_last(dy), _channels_last(x)
+    dy2, z = dy2 if dy2 is None else _channels_last(dy2), z if z is None else _channels_last(z)
+    channels = x.size(1)
+    rows = x.numel() // channels
+    added = 0 if not add else 1 if z is None else 2
+    mask = mask if mask is not None and mask.numel() else None
+    assert mask is not None or not (add and relu), "the forward pass was told: no backward follows"
+    launches = plan.backward(
+        rows, channels, x.device, (x.dtype, dy.dtype), dy2 is not None, added, mask is not None,
+        relu, train,
+    )  # fmt: skip
+    stream = current_stream(x.get_device())
+    sums = x.new_empty((3 if added == 2 else 2, launches.chunks, channels), dtype=_FP32)
+    found = [torch.empty_like(parameter) for parameter in parameters]
+    dx = torch.empty_like(x)
+    # The gradient of what is added to norm(x): that of the residual, or, where the residual has a
+    # norm of its own, on the way to it and in the same memory. It is also kept where it is a sum.
+    g = torch.empty_like(x) if add or dy2 is not None else None
+    weight, bias, dweight, dbias = parameters[0], parameters[1], found[0], found[1]
+    own, z_stats, z_weight, z_dweight, z_dbias, dz = stats, None, None, None, None, None
+    if added == 2:
+        own, z_stats = stats.unbind(0)
+        z_weight, z_dweight, z_dbias, dz = parameters[2], found[2], found[3], g
+    launches.sums(stream, (dy, dy2, x, own, weight, bias, z, z_stats, mask, g, sums))
+    launches.finish(stream, (sums, own, z_stats, dweight, dbias, z_dweight, z_dbias))
+    passed = dy if g is None else g
+    launches.inputs(
+        stream,
+        (passed, x, own, weight, bias, dweight, dbias, z, z_stats, z_weight, z_dweight, dx, dz),
+    )
+    return [*found, dx] if not add else [*found, dx, cast(Tensor, g)]
+
+
+def _backward_anywhere(dy: Tensor, *rest: Any) -> list[Tensor]:
+    """`_backward`, with the GPU that `dy` lies on as the current one."""
+    if _on_current_gpu(dy):
+        return _backward(dy, *rest)
+    with torch.cuda.device_of(dy):  # type: ignore[no-untyped-call]
+        return _backward(dy, *rest)
 
 
 def backward_pass(
@@ -205,39 +208,7 @@ def backward_pass(
         relu: as `forward_pass` got it.
         train: likewise: whether the statistics are those of x (and z), and so depend on them.
     """
-    dy, x = _channels_last(dy), _channels_last(x)
-    dy2, z = (None if t is None else _channels_last(t) for t in (dy2, z))
-    rows, channels = _shape(x)
-    tiling = choose_tiling(rows, channels, x.device)
-    grid = _sum_grid(rows, channels, tiling)
-    chunks = grid[1]
-    assert mask.numel() or not (add and relu), "the forward pass was told that no backward follows"
-    sums = x.new_empty((2 if z is None else 3, chunks, channels), dtype=torch.float32)
-    found = [torch.empty_like(parameter) for parameter in parameters]
-    dx = torch.empty_like(x, memory_format=torch.channels_last)
-    # The gradient of what is added to norm(x): that of the residual, or, where the residual has a
-    # norm of its own, on the way to it and in the same memory. It is also kept where it is a sum.
-    g = torch.empty_like(dx) if add or dy2 is not None else None
-    z_stats, z_weight, z_found, dz = (
-        (None, None, (None, None), None) if z is None else (stats[1], parameters[2], found[2:], g)
-    )
-    with _device_of(x):
-        kernels.gradient_sums[grid](
-            dy, dy2, x, stats[0], *parameters[:2], z, z_stats,
-            mask if mask.numel() else None, g, sums, rows, channels, tiling.sum_chunk, relu,
-            tiling.sum_rows, tiling.channels, num_warps=tiling.sum_warps,
-        )  # fmt: skip
-        kernels.finish_gradient_sums[(triton.cdiv(channels, tiling.finish_channels),)](
-            sums, stats[0], z_stats, *found[:2], *z_found, channels, chunks,
-            _finish_rows(chunks), tiling.finish_channels, num_warps=4,
-        )  # fmt: skip
-        kernels.input_gradients[_map_grid(rows, channels, tiling)](
-            dy if g is None else g, x, stats[0], *parameters[:2], *found[:2], z, z_stats,
-            z_weight, z_found[0], dx, dz, rows, channels, tiling.map_chunk,
-            relu and g is None, train,
-            tiling.map_rows, tiling.channels, num_warps=tiling.map_warps,
-        )  # fmt: skip
-    return [*found, dx] if not add else [*found, dx, cast(Tensor, g)]
+    return _backward_anywhere(dy, dy2, x, z, parameters, stats, mask, add, relu, train)
 
 
 batch_norm_act_backward = torch.library.custom_op(
@@ -250,7 +221,7 @@ def _(
     dy: Tensor, dy2: Tensor | None, x: Tensor, z: Tensor | None, parameters: Sequence[Tensor],
     stats: Tensor, mask: Tensor, add: bool, relu: bool, train: bool,
 ) -> list[Tensor]:  # fmt: skip
-    dx = [torch.empty_like(x, memory_format=torch.channels_last) for _ in range(1 + add)]
+    dx = [torch.empty_like(x, memory_format=_CHANNELS_LAST) for _ in range(1 + add)]
     return [torch.empty_like(p) for p in parameters] + dx
 
 
@@ -271,7 +242,7 @@ class BatchNormActFunction(torch.autograd.Function):
         parameters = [weight, bias]
         if residual_weight is not None and residual_bias is not None:
             parameters += [residual_weight, residual_bias]
-        run = batch_norm_act if torch.compiler.is_compiling() else forward_pass
+        run: Any = batch_norm_act if torch.compiler.is_compiling() else _forward_anywhere
         y, mask, stats = run(x, residual, parameters, running, momenta, eps, relu, train, keep_mask)
         ctx.set_materialize_grads(False)
         ctx.add, ctx.relu, ctx.train = residual is not None, relu, train
@@ -281,18 +252,26 @@ class BatchNormActFunction(torch.autograd.Function):
         return (y, y.view_as(y)) if fork else y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, z, stats, mask, *parameters = ctx.saved_tensors
-        # A view that nothing was computed from brings no gradient.
-        came = [gradient for gradient in gradients if gradient is not None]
-        if not came:
-            return (None,) * 13
-        run = batch_norm_act_backward if torch.compiler.is_compiling() else backward_pass
-        found = run(
-            came[0], came[1] if len(came) > 1 else None, x, z, parameters, stats, mask,
-            ctx.add, ctx.relu, ctx.train,
-        )  # fmt: skip
-        dx, dz = found[len(parameters)], found[-1] if ctx.add else None
-        of_parameters = [*found[: len(parameters)], None, None][:4]
-        return dx, dz, *of_parameters, None, None, None, None, None, None, None
+        # The decorator takes time, and has an effect only where a second derivative is asked for.
+        once = _gradients_once if torch.is_grad_enabled() else _gradients
+        return once(ctx, *gradients)
+
+
+def _gradients(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, z, stats, mask, *parameters = ctx.saved_tensors
+    # A view that nothing was computed from brings no gradient.
+    came = [gradient for gradient in gradients if gradient is not None]
+    if not came:
+        return (None,) * 13
+    run: Any = batch_norm_act_backward if torch.compiler.is_compiling() else _backward_anywhere
+    found = run(
+        came[0], came[1] if len(came) > 1 else None, x, z, parameters, stats, mask,
+        ctx.add, ctx.relu, ctx.train,
+    )  # fmt: skip
+    dx, dz = found[len(parameters)], found[-1] if ctx.add else None
+    of_parameters = [*found[: len(parameters)], None, None][:4]
+    return dx, dz, *of_parameters, None, None, None, None, None, None, None
+
+
+_gradients_once = once_differentiable(_gradients)

@@ -31,7 +31,7 @@ from pipeline.prepare.__main__ import parse
 from pipeline.prepare.options import MeanOptions
 from pipeline.ranks.world import World
 from pipeline.system.failure import Reported
-from pipeline.train.loaders import open_val_loader
+from pipeline.train.loaders import open_val_loader, val_passes
 
 CPU = torch.device("cpu")
 NOTHING = Normalisation(np.zeros(3, np.float32), np.ones(3, np.float32), None, np.eye(3))
@@ -168,7 +168,8 @@ def test_validation_subtracts_the_mean_image_at_its_size_and_the_means_at_anothe
     config = Config(DataConfig(image_size=size, val_resize=48, local_batch_size=12))
     val_set, normal = open_manifest(small_data, "val"), made(32)
     decode = DecodeSettings("cpu", CPU, 1, normalisation=normal)
-    with closing(open_val_loader(config, val_set, World(), decode)) as loader:
+    passes = val_passes(config.data, decode)
+    with closing(open_val_loader(config, val_set, World(), passes)) as loader:
         batch = next(iter(loader))
     levels = draw(ValStream(val_set, CenterCrop(size, 48)), IMAGENET)
     wanted = levels * IMAGENET.std + IMAGENET.mean - (normal.image if size == 32 else normal.mean)

@@ -144,6 +144,13 @@ def test_one_layer_used_twice_before_backward() -> None:
     require_same_layer(fused, plain)
 
 
+def test_a_second_derivative_is_refused() -> None:
+    x = activations(1)
+    (gradient,) = torch.autograd.grad(pair()[0](x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 def test_gradients_reach_the_hooks_that_horovod_uses() -> None:
     fused, plain = pair()
     seen: dict[Tensor, Tensor] = {}

@@ -11,10 +11,18 @@ from types import ModuleType
 
 import pytest
 import torch
-from norm_checks import Case, error, in_float64, require_close, tensors, with_kernels
+from norm_checks import (
+    Case,
+    error,
+    in_float64,
+    planned_anew,
+    require_close,
+    tensors,
+    with_kernels,
+)
 
-from pipeline.model.kernels import batch_norm, ops
-from pipeline.model.kernels.ops import Tiling, choose_tiling
+from pipeline.model.kernels import batch_norm, plan
+from pipeline.model.kernels.tiling import Tiling, choose_tiling
 
 # Rows that no tile divides; few where there are many channels, since an element costs time.
 SIZES = {3: (5, 7, 7), 64: (3, 7, 7), 100: (3, 5, 7), 2048: (2, 3, 3)}
@@ -198,8 +206,8 @@ def test_a_wrong_kernel_is_noticed(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, new, check = MUTATIONS[name]
-    monkeypatch.setattr(ops, "kernels", mutate(tmp_path, old, new))
-    with pytest.raises(AssertionError):
+    monkeypatch.setattr(plan, "kernels", mutate(tmp_path, old, new))
+    with planned_anew(), pytest.raises(AssertionError):
         if isinstance(check, Case):
             require_close(check, tiling_for(check.channels))
         else:

@@ -108,3 +108,23 @@ def test_the_mean_is_that_of_the_micro_batches(one_thread):
         for name, found in gradients(model).items():
             torch.testing.assert_close(found, gradients(alone)[name], rtol=1e-5, atol=1e-7)
         averager.clear()
+
+
+@pytest.mark.gpu
+def test_a_gpu_adds_in_the_same_order_and_keeps_the_addresses_of_its_gradients():
+    model = small_model().cuda()
+    averager = World().average_gradients(model, Summing(6, "fixed"))
+    addresses = []
+    for _ in range(2):
+        for number in range(6):
+            with averager.micro_batch(number):
+                # A gradient whose bits do not depend on a convolution's.
+                sum((p.sum() * (number + 0.1) for p in model.parameters()), start=0.0).backward()
+        averager.synchronize()
+        addresses.append([p.grad.data_ptr() for p in model.parameters()])
+        a, b, c, d, e, f = (torch.tensor(number + 0.1) for number in range(6))
+        wanted = (((a + b) + (c + d)) + (e + f)) / 6
+        for found in gradients(model).values():
+            assert torch.equal(found.cpu(), wanted.expand(found.shape))
+        averager.clear()
+    assert addresses[0] == addresses[1]

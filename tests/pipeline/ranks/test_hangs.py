@@ -4,6 +4,7 @@ Each job has a rank 1 that hangs in step 5, one step after the checkpoint of ste
 would hang for ever is killed once the other has left, as a launcher does.
 """
 
+import json
 import re
 import shutil
 import signal
@@ -35,7 +36,7 @@ CASES: dict[tuple[str, Engine], tuple[str, ...]] = {
     (SLEEPS, "torch"): (WATCHED, FAST),
     (DIES, "horovod"): (WATCHED, FAST),
     (DIES, "torch"): (WATCHED, FAST),
-    (DIES + " beside shared memory", "torch"): (WATCHED,),
+    (DIES + " beside shared memory", "torch"): (),  # found by the one who waits for it
     (PAUSES, "torch"): (WATCHED,),
     (PAUSES + " in gloo", "horovod"): (FAST,),
     (NEVER, "horovod"): (WATCHED,),
@@ -121,6 +122,12 @@ def test_a_rank_that_sleeps_in_the_loader(hung, engine):
     )
     assert job.codes[1] == FAILED
     assert "in sleep_in_loader" in job.stacks(1)
+    recorded = job.run / "stacks" / "rank-0-collectives.json"
+    assert recorded.exists() == (engine == "torch")
+    if engine == "torch":
+        assert "gloo:all_reduce" in {
+            e["profiling_name"] for e in json.loads(recorded.read_text())["entries"]
+        }
     assert ("in _barrier" if engine == "horovod" else "in _wait") in job.stacks(0)
 
 

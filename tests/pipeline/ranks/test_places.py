@@ -24,8 +24,27 @@ def test_ranks_divide_what_they_share(places, shares):
     assert [share_of(places, rank) for rank in range(len(places))] == shares
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+
+
+@without_gpu
 def test_a_gpu_that_is_not_there_is_refused_with_the_fix():
-    message = "run.device=cuda, but PyTorch sees no GPU on .*; set run.device=auto"
+    message = "run.device=cuda, but there is no GPU on .* may use .*; set run.device=auto"
     with pytest.raises(ValueError, match=message):
         choose_device("cuda", 0)
+    assert choose_device("auto", 0).type == "cpu"
+
+
+@without_gpu
+@pytest.mark.parametrize("choice", ["auto", "cuda"])
+def test_a_gpu_that_pytorch_cannot_use_is_not_passed_over(choice, install, monkeypatch):
+    install("nvidia-smi", "echo '550.54.15, NVIDIA H200'")
+    message = (
+        rf"^run.device={choice} on .*: the driver \(550.54.15, .*\) lists 1 GPU \(NVIDIA H200\), "
+        "but PyTorch .*; .* or set run.device=cpu to train on the CPU$"
+    )
+    with pytest.raises(ValueError, match=message):
+        choose_device(choice, 0)
+    assert choose_device("cpu", 0).type == "cpu"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden on purpose
+    assert choose_device("auto", 0).type == "cpu"

@@ -197,11 +197,11 @@ FREE = {
     "data.root", "data.dataset", "data.cache_dir", "data.local_batch_size", "data.decode",
     "data.threads", "data.prefetch_batches", "data.hw_decoder_load", "data.preallocate",
     "data.device_padding_bytes", "data.host_padding_bytes", "data.bad_images", "data.max_excluded",
-    "data.exclude", "model.norm", "model.compile", "schedule.epochs", "schedule.steps", "run.name",
-    "run.dir", "run.device", "run.threads", "run.log_every_steps", "run.checkpoint_every_steps",
-    "run.checkpoint_every_sec", "run.keep_checkpoints", "run.step_timeout_sec", "run.expect_top1",
-    "run.sums",
-    "profile", "resume",
+    "data.exclude", "model.norm", "model.compile", "model.graphs", "schedule.epochs",
+    "schedule.steps", "run.name", "run.dir", "run.device", "run.threads", "run.autotune",
+    "run.log_every_steps", "run.sums",
+    "run.checkpoint_every_steps", "run.checkpoint_every_sec", "run.keep_checkpoints",
+    "run.step_timeout_sec", "run.expect_top1", "profile", "resume",
 }  # fmt: skip
 
 
@@ -225,7 +225,7 @@ def test_another_run_is_refused_with_both_values_of_every_difference():
     _, stored = facts()
     del stored["random_scheme"]
     config, now = facts(
-        "--model.depth=34", "--model.zero_init_last_norm=false", "--run.seed=5",
+        "--model.depth=34", "--model.zero_init_last_norm=true", "--run.seed=5",
         "--data.global_batch_size=32", "--data.area=[0.08,1]", "--data.output=uint8",
         "--schedule.drop_epochs=[9]", "--optim.base_lr=0.4", "--data.threads=3",
     )  # fmt: skip
@@ -241,7 +241,7 @@ def test_another_run_is_refused_with_both_values_of_every_difference():
         for name, before, after in (
             ("random_scheme", "(not stored)", now["random_scheme"]),
             ("data hash of val", "bbbb", "cccc"), ("model.depth", "18", "34"),
-            ("model.zero_init_last_norm", "True", "False"), ("run.seed", "0", "5"),
+            ("model.zero_init_last_norm", "False", "True"), ("run.seed", "0", "5"),
             ("data.global_batch_size", "64", "32"), ("data.output", "float32", "uint8"),
             ("data.area", "[0.35, 1.0]", "[0.08, 1.0]"), ("optim.base_lr", "0.2", "0.4"),
             ("schedule.drop_epochs", "[8.0, 11.0]", "[9.0]"),

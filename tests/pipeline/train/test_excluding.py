@@ -53,7 +53,7 @@ def two_ranks(spoilt, tmp_path_factory):
     """Two ranks: (folder of the run, what it said)."""
     root, _ = spoilt
     runs = tmp_path_factory.mktemp("two")
-    ended = jobs.run(jobs.train(root, runs, *EXCLUDE), ranks=2)
+    ended = jobs.run(jobs.train(root, runs, *EXCLUDE), ranks=2, engine="torch")
     assert ended.codes == [0, 0], ended.text
     return runs / "test", ended.text
 

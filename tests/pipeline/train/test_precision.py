@@ -72,6 +72,42 @@ def test_activations_have_the_modes_dtype_and_parameters_fp32(mode, dtype):
     assert all(buffer.dtype != dtype or dtype == torch.float32 for buffer in job.model[1].buffers())
 
 
+def test_tf32_on_a_cpu_is_refused_with_what_to_set():
+    with pytest.raises(ValueError) as error:
+        Precision("tf32", CPU)
+    assert str(error.value) == (
+        "optim.amp=tf32 needs an NVIDIA GPU of compute capability 8.0 or later and the device is "
+        "cpu; set optim.amp=off for fp32, or bf16"
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("mode", "allowed"), [("off", False), ("bf16", False), ("tf32", True)])
+def test_products_are_in_tf32_only_where_it_was_asked_for(mode, allowed):
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = not allowed
+        with Precision(mode, torch.device("cuda", 0)).autocast():
+            pass
+        assert [backend.allow_tf32 for backend in backends] == [allowed] * 2
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value
+
+
+@pytest.mark.gpu
+def test_a_product_is_rounded_to_10_bits_in_tf32_alone():
+    a = torch.full((64, 64), 1 + 2.0**-12, device="cuda")
+    found = {}
+    for mode in ("off", "tf32"):
+        with Precision(mode, torch.device("cuda", 0)).autocast():
+            found[mode] = float((a @ torch.eye(64, device="cuda"))[0, 0])
+    Precision("off", torch.device("cuda", 0)).autocast()
+    assert found == {"off": 1 + 2.0**-12, "tf32": 1.0}
+
+
 def test_off_is_plain_pytorch_bit_for_bit():
     job, plain = Job("off"), Job("off")
     for seed in range(3):
@@ -136,6 +172,37 @@ def test_divergence_is_seen_at_the_next_check_when_skips_start_between_two():
     job.overflow(4)
     with pytest.raises(TrainingDiverged, match="5 steps in a row"):
         job.overflow()
+
+
+def test_a_count_looked_at_later_ends_the_run_later_unless_it_has_recovered():
+    job, recovered = Job("fp16", max_skipped_steps=4), Job("fp16", max_skipped_steps=4)
+    for one in (job, recovered):
+        one.precision._delay = 2  # as on a GPU
+        one.overflow(5)  # the count was copied at step 4
+    with pytest.raises(TrainingDiverged, match="6 steps in a row"):
+        job.overflow()
+    for seed in range(8):
+        recovered.step(seed)
+    assert recovered.precision.skipped_in_a_row == 0
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_no_step_waits():
+    device = torch.device("cuda", 0)
+    parameter = nn.Linear(4, 4).to(device)
+    optimizer = build_optimizer(parameter, 0.1, 0.9, 1e-4, decay_norm_and_bias=False)
+    precision = Precision("fp16", device, max_skipped_steps=4)
+    images = torch.ones(2, 4, device=device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(9):
+            with precision.autocast():
+                loss = parameter(images).square().mean()
+            precision.backward(loss)
+            precision.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_skips_that_are_not_in_a_row_do_not_end_the_run():

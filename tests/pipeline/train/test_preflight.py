@@ -16,6 +16,7 @@ from pipeline.data.cifar import open_cifar
 from pipeline.data.dali import DecodeSettings
 from pipeline.data.index.manifest import open_manifest
 from pipeline.system.failure import Reported, TrainingError
+from pipeline.train.loaders import val_passes
 from pipeline.train.preflight import decode_largest
 from pipeline.train.validation import labels_look_permuted
 
@@ -98,10 +99,10 @@ def test_the_largest_images_are_the_ones_that_are_decoded_but_for_excluded_ones(
 ):
     config = config_of(small_data, tmp_path, "--data.local_batch_size=4").data
     by_size = [int(image) for image in np.argsort(pixels(train_set), kind="stable")]
-    decode_largest(train_set, config, CPU)
+    decode_largest(train_set, config, val_passes(config, CPU))
     assert sorted(pixels(train_set)[read]) == sorted(pixels(train_set))[-4:]
     read.clear()
-    decode_largest(train_set, config, CPU, by_size[-2:])
+    decode_largest(train_set, config, val_passes(config, CPU), by_size[-2:])
     assert len(read) == 4 and not set(read) & set(by_size[-2:])
 
 
@@ -112,8 +113,8 @@ def test_a_split_of_which_all_is_excluded_is_refused(tmp_path):
     _, val_set = open_cifar(tmp_path, None)
     everything = range(len(val_set))
     with pytest.raises(ValueError, match=f"^all {len(val_set)} images of val are excluded; repair"):
-        decode_largest(val_set, config, decode, everything)
-    decode_largest(val_set, config, decode, everything[1:])
+        decode_largest(val_set, config, val_passes(config, decode), everything)
+    decode_largest(val_set, config, val_passes(config, decode), everything[1:])
 
 
 def test_a_split_of_which_no_file_can_be_used_is_left_for_its_turn(small_data, tmp_path):
@@ -123,7 +124,8 @@ def test_a_split_of_which_no_file_can_be_used_is_left_for_its_turn(small_data, t
         path = manifest.path(image)
         path.write_bytes(b"\xff\xd8" + bytes(path.stat().st_size - 2))
     without = range(3, len(manifest))
-    decode_largest(manifest, config_of(root, tmp_path).data, CPU, without)
+    config = config_of(root, tmp_path).data
+    decode_largest(manifest, config, val_passes(config, CPU), without)
 
 
 def test_a_decoder_without_memory_is_an_error_with_the_fix(small_data, tmp_path, train_set):
@@ -132,7 +134,7 @@ def test_a_decoder_without_memory_is_an_error_with_the_fix(small_data, tmp_path,
     huge = dataclasses.replace(config, image_size=2**20, val_resize=2**20)
     message = r"the 8 largest images of train, up to \d+ x \d+ .* lower"
     with pytest.raises(TrainingError, match=message):
-        decode_largest(train_set, huge, CPU)
+        decode_largest(train_set, huge, val_passes(huge, CPU))
 
 
 def test_a_bad_file_among_the_largest_does_not_end_the_check(small_data, tmp_path):
@@ -143,5 +145,5 @@ def test_a_bad_file_among_the_largest_does_not_end_the_check(small_data, tmp_pat
     config = config_of(root, tmp_path).data
     huge = dataclasses.replace(config, image_size=2**20, val_resize=2**20)
     with pytest.raises(TrainingError, match="lower data"):
-        decode_largest(manifest, huge, CPU)
-    decode_largest(manifest, config, CPU)
+        decode_largest(manifest, huge, val_passes(huge, CPU))
+    decode_largest(manifest, config, val_passes(config, CPU))

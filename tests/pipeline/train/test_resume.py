@@ -1,7 +1,7 @@
 """A run that is killed again and again ends with the bits of one that never was.
 
-One run, started six times under the same name, is killed in five ways; the tests below look at
-what each start left and at the end.
+One run, started six times under the same name on either engine, is killed in five ways; the tests
+below look at what each start left and at the end.
 """
 
 import random
@@ -21,9 +21,11 @@ from run_files import checkpoint_steps, curves, image_steps, metrics, state_diff
 from pipeline.config.reading import load_config
 from pipeline.data.dali.settings import choose_decoding
 from pipeline.data.index.manifest import open_manifest
+from pipeline.model.norm import running_statistics
 from pipeline.ranks.places import Share
 from pipeline.ranks.world import World
 from pipeline.system.failure import StopSignal
+from pipeline.system.launched import Engine
 from pipeline.train.folder import RunFolder
 from pipeline.train.trainer import Trainer
 
@@ -73,9 +75,11 @@ class Run:
         text = jobs.finish(job)
         self._ended(name, [job.returncode], text)
 
-    def on_own_ranks(self, name: str, *command: str, options: Sequence[str] = ()) -> None:
+    def on_own_ranks(
+        self, name: str, *command: str, engine: Engine, options: Sequence[str] = ()
+    ) -> None:
         """Starts the run so that each rank's exit code is kept."""
-        ranks = jobs.run([*command, *self.settings, *options], ranks=2)
+        ranks = jobs.run([*command, *self.settings, *options], ranks=2, engine=engine)
         self._ended(name, ranks.codes, ranks.text)
 
     def _ended(self, name: str, codes: list[int], text: str) -> None:
@@ -98,14 +102,17 @@ def killed(small_data, tmp_path_factory):
     runs = tmp_path_factory.mktemp("killed")
     run = Run(small_data, runs, seed)
     run.under_horovodrun("one rank", f"kill-step:{draw.randint(1, 6)}:1")
-    run.on_own_ranks("in validation", str(SABOTEUR), f"kill-validate:1:{draw.randint(0, 1)}")
-    run.on_own_ranks("all ranks", str(SABOTEUR), f"kill-step:{draw.randint(8, 11)}:all")
+    fault = f"kill-validate:1:{draw.randint(0, 1)}"
+    run.on_own_ranks("in validation", str(SABOTEUR), fault, engine="torch")
+    fault = f"kill-step:{draw.randint(8, 11)}:all"
+    run.on_own_ranks("all ranks", str(SABOTEUR), fault, engine="horovod")
     run.under_horovodrun_killed("horovodrun", from_step=draw.randint(12, 14))
     # Cut at an odd step, which no later start saves: whatever is left of it would stay for ever.
     odd = 1 + checkpoint_steps(run.path)[-1] % 2
     every_step = "--run.checkpoint_every_steps=1"
-    run.on_own_ranks("in a save", str(SABOTEUR), f"kill-save:{odd}:0", options=[every_step])
-    run.on_own_ranks("to the end", "-m", "pipeline.train")
+    fault = f"kill-save:{odd}:0"
+    run.on_own_ranks("in a save", str(SABOTEUR), fault, engine="torch", options=[every_step])
+    run.on_own_ranks("to the end", "-m", "pipeline.train", engine="torch")
     yield run
     shutil.rmtree(runs)
 
@@ -176,22 +183,37 @@ def test_saving_at_random_extra_moments_changes_no_bit(small_data, tmp_path, uni
     shutil.rmtree(tmp_path)
 
 
+def made_trainer(data: Path, runs: Path, *options: str) -> Trainer:
+    """A trainer of one rank before its first step."""
+    config = load_config([*jobs.small_settings(data, runs), *options], "test", "")
+    train_set = open_manifest(data, "train")
+    val_set = open_manifest(data, "val", classes=train_set.classes)
+    decode = choose_decoding(config, torch.device("cpu"), Share(cores=1, gpu=0))
+    return Trainer(config, World(), decode, train_set, val_set, StopSignal())
+
+
 def test_a_checkpoint_carries_the_loss_scale(small_data, tmp_path):
     # The runs above train in bf16, which has none; fp16 on a CPU would take minutes.
-    config = load_config(
-        [*jobs.small_settings(small_data, tmp_path), "--optim.amp=fp16"], "test", ""
-    )
-    train_set = open_manifest(small_data, "train")
-    val_set = open_manifest(small_data, "val", classes=train_set.classes)
-
-    def make() -> Trainer:
-        decode = choose_decoding(config, torch.device("cpu"), Share(cores=1, gpu=0))
-        return Trainer(config, World(), decode, train_set, val_set, StopSignal())
-
-    job, other = make(), make()
+    job, other = (made_trainer(small_data, tmp_path, "--optim.amp=fp16") for _ in range(2))
     state = job.state.precision.state_dict()
     state |= {"steps": 9, "skipped_steps": 3, "skipped_in_a_row": 1}
     state["scaler"] |= {"scale": 512.0, "_growth_tracker": 7}
     job.state.precision.load_state_dict(state)
     other.state.restore(job.content(), World())
     assert other.state.precision.state_dict() == state
+
+
+@pytest.mark.parametrize(("sums", "own"), [("fast", True), ("fixed", False)])
+def test_only_fast_sums_go_on_with_each_ranks_own_statistics(small_data, tmp_path, sums, own):
+    """Ranks that summed fast have different ones; with fixed sums all must have the same."""
+    content = made_trainer(small_data, tmp_path, "--run.sums=fast").content()
+    of_model = torch.cat([one.flatten() for one in running_statistics_of(content["model"])])
+    content["rank_statistics"] = torch.full((1, len(of_model)), 7.0)
+    job = made_trainer(small_data, tmp_path, f"--run.sums={sums}")
+    job.state.restore(content, World())
+    found = torch.cat([one.flatten() for one in running_statistics(job.state.model)])
+    assert torch.equal(found, torch.full_like(of_model, 7.0) if own else of_model)
+
+
+def running_statistics_of(model: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    return [tensor for name, tensor in model.items() if name.endswith(("_mean", "_var"))]

@@ -24,6 +24,7 @@ from run_files import checkpoint_steps, metrics, newest_checkpoint, state_differ
 
 from pipeline.config import ConfigError, RunConfig
 from pipeline.system.failure import GO_ON, STOP_SIGNALS, Reported, StopSignal
+from pipeline.system.launched import Engine
 from pipeline.train.folder import RunFolder, Stop
 from pipeline.train.run import against_expectation
 
@@ -79,8 +80,8 @@ class Run:
         self.slow = [str(SABOTEUR), "slow-step:0.2:all", *resumable(data, runs)]
         self.horovodrun = self.stop_horovodrun(signal.SIGTERM)
         self.by_rank = {
-            "SIGINT": self.stop_rank(0, signal.SIGINT),
-            "SIGUSR1": self.stop_rank(1, signal.SIGUSR1),
+            "SIGINT": self.stop_rank(0, signal.SIGINT, "torch"),
+            "SIGUSR1": self.stop_rank(1, signal.SIGUSR1, "horovod"),
         }
         self.finished = jobs.run(["-m", "pipeline.train", *resumable(data, runs)], ranks=2)
 
@@ -88,10 +89,11 @@ class Run:
         """Step of the newest checkpoint, 0 without any."""
         return max(checkpoint_steps(self.path), default=0)
 
-    def stop_rank(self, rank: int, number: signal.Signals) -> Start:
+    def stop_rank(self, rank: int, number: signal.Signals, engine: Engine) -> Start:
         """Starts 2 ranks and signals one of them, from outside; nothing else makes them save."""
         first, lines = self.newest(), len(metrics(self.path))
-        ranks = jobs.start([*self.slow, "--run.checkpoint_every_steps=null"], ranks=2)
+        argv = [*self.slow, "--run.checkpoint_every_steps=null"]
+        ranks = jobs.start(argv, ranks=2, engine=engine)
         wait_for(lambda: len(metrics(self.path)) > lines, "the next line of metrics")
         ranks.send(number, rank)
         ranks.wait()
@@ -178,7 +180,7 @@ def test_closing_the_terminal_saves_and_leaves_with_the_code_of_a_stop(small_dat
 def test_a_loss_that_is_not_a_number_on_one_rank_ends_all_together(small_data, tmp_path):
     argv = [str(SABOTEUR), "nan-loss:4:1", *small_settings(small_data, tmp_path)]
     options = ["--run.checkpoint_every_steps=1", "--optim.base_lr=0.32"]  # 0.01 for 8 images
-    ranks = jobs.run([*argv, *options], ranks=2)
+    ranks = jobs.run([*argv, *options], ranks=2, engine="torch")
     cause = "rank 1: the loss is nan at step 4 with lr 0.01; lower optim.base_lr or lengthen"
     assert ranks.codes == [FAILED, FAILED]
     assert re.findall(r"^error: .*", ranks.text, re.MULTILINE) == [

@@ -77,7 +77,7 @@ def test_any_ranks_see_the_same_images_cut_alike_also_after_a_restart_with_other
         assert sorted(of_epoch) == list(range(len(manifest)))
 
 
-def test_a_run_stopped_at_2_ranks_and_finished_by_1_has_the_same_weights(
+def test_a_run_stopped_at_2_ranks_and_finished_by_1_has_the_same_bits(
     small_data, tmp_path, uninterrupted
 ):
     two = jobs.run([str(SABOTEUR), "stop-step:9:1", *resumable(small_data, tmp_path)], ranks=2)

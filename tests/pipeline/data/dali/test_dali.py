@@ -205,6 +205,16 @@ def test_the_gpu_graph_is_whole_and_its_operators_are_where_the_pixels_are():
     assert Counter(devices) == {b"mixed": 1, b"gpu": 2, b"cpu": 9}
 
 
+@pytest.mark.parametrize("output, handed_through", [("float32", 1), ("uint8", 2)])
+def test_a_gpu_graph_takes_labels_and_means_to_the_gpu_itself(output, handed_through):
+    settings = DecodeSettings("gpu", CPU, threads=1, output=output)
+    serialised = make_pipeline(lambda: None, 4, settings).serialize()
+    nodes = re.findall(rb"__([a-zA-Z]+)_\d+\x12\x03(cpu|gpu)\x18", serialised)
+    inputs = [(b"ExternalSource", b"gpu")] * handed_through
+    # The graph's own outputs are the last.
+    assert nodes[-1 - handed_through :] == [(b"CropMirrorNormalize", b"gpu"), *inputs]
+
+
 # Bad files
 
 
