@@ -254,6 +254,7 @@ def test_what_cannot_be_measured_here_is_refused(tmp_path, monkeypatch):
         main(["allreduce", "--device=cpu", "--ranks=4096"])
     with pytest.raises(ConfigError, match="the folder .*absent does not exist"):
         main(["step", f"--json={tmp_path / 'absent' / 'x.json'}"])
+    monkeypatch.setenv("HOROVOD_RANK", "0")
     monkeypatch.setenv("HOROVOD_SIZE", "2")
     with pytest.raises(ConfigError, match="start them once, not under horovodrun"):
         main(["manifest"])
