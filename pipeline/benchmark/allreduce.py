@@ -2,7 +2,8 @@
 
 Fast sums are the engine's own all-reduce, in fp32 or fp16; fixed are those of run.sums=fixed, which
 ranks on CPUs make in memory that they share, in fp32. On CPUs also what fast sums take from ranks
-that compute meanwhile, as they do in a backward pass, on the same cores.
+that compute meanwhile, as they do in a backward pass, on the same cores, and what the engine takes
+from them while nothing travels.
 
 Bandwidths are those of NCCL's tests (doc/PERFORMANCE.md of nccl-tests): algorithm bandwidth is
 bytes / seconds, bus bandwidth that times 2 (n - 1) / n for n ranks, which is what each link of a
@@ -47,12 +48,14 @@ from pipeline.ranks.world import World
 Message = Literal["fp32", "fp16", "fixed"]
 """What is averaged: by fast sums in that dtype, or by fixed ones."""
 
+_MODULE = "pipeline.benchmark.allreduce"
 _LARGEST = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
 _SMALLEST = 4 * 2**10
 _BURST = 64  # tensors in flight together: about the gradients of a ResNet-18
 _REPEATED_BYTES = {"cpu": 2**24, "cuda": 2**30}
 _REPEATS = (2, 20)
-_IMAGES = (4, 64, 32, 32)  # of a layer that stands for a backward pass
+_IMAGES = (4, 64, 32, 32)
+_LAYERS = 200
 _TIMES_LONGER = 4
 _DTYPES: dict[Message, torch.dtype] = {
     "fp32": torch.float32, "fp16": torch.float16, "fixed": torch.float32,
@@ -72,7 +75,7 @@ def run(options: AllreduceOptions) -> Result:
     fixed: list[Message] = ["fixed"] if "fixed" in sums else []
     messages: list[Message] = [*dtypes, *fixed]
     with ExitStack() as stack:
-        job = start("pipeline.benchmark.allreduce", [kind], options.ranks, engine)
+        job = start(_MODULE, [kind], options.ranks, engine)
         processes = Processes([job])
         stack.callback(processes.end)
         sides = {
@@ -88,6 +91,12 @@ def run(options: AllreduceOptions) -> Result:
                 f"{dtype}_taken_sec": _round(processes, kind, dtype, sizes[-1], tensors=0)
                 for dtype in dtypes
             }
+            lone = Processes([start(_MODULE, [kind], 1) for _ in range(options.ranks)])
+            stack.callback(lone.end)
+            sides |= {
+                "computing_sec": _round(processes, kind, "fp32", 0),
+                "computing_apart_sec": _round(lone, kind, "fp32", 0),
+            }
         spreads = interleave(options.rounds, sides)
     environment = {k: v for k, v in os.environ.items() if k.startswith(("HOROVOD_", "NCCL_"))}
     settings = {
@@ -97,6 +106,9 @@ def run(options: AllreduceOptions) -> Result:
     result = Result("allreduce", settings, spreads=spreads)
     _add_sizes(result, messages, sizes, bus_share(options.ranks))
     result.figures["fit"] = {one: _fit(spreads, one, sizes, options.ranks) for one in messages}
+    if kind == "cpu":
+        share = 1 - spreads["computing_apart_sec"].median / spreads["computing_sec"].median
+        result.figures["engine_share"] = max(0.0, share)
     if len(dtypes) > 1:  # the same gradients, of the largest size
         half, whole = (spreads[_name(dtype, sizes[-1])] for dtype in ("fp16", "fp32"))
         result.ratios["fp16_vs_fp32_time"] = ratio(half, whole)
@@ -126,7 +138,7 @@ def _round(
 ) -> Callable[[], float]:
     least, most = _REPEATS
     sent = _sent(message, size)
-    repeats = max(least, min(most, _REPEATED_BYTES[kind] // (sent * max(1, tensors))))
+    repeats = max(least, min(most, _REPEATED_BYTES[kind] // max(1, sent * tensors)))
 
     def slowest() -> float:
         answers = processes.ask(size=sent, message=message, tensors=tensors, repeats=repeats)
@@ -177,11 +189,16 @@ def measure(
     world: World, device: torch.device, size: int, message: Message, tensors: int, repeats: int
 ) -> dict[str, float]:
     """Collective. Seconds until `tensors` of `size` bytes each are averaged; for no tensors, by how
-    many seconds one of that size delays computing.
+    many seconds one of that size delays computing; for no bytes, of computing alone.
 
     They are in flight together. The mean of `repeats` runs in a row, without waiting for the other
     ranks in between, as in NCCL's own tests. One run comes before: a new size needs memory.
     """
+    if size == 0:
+        computing = Computing()
+        computing(10)
+        world.barrier()
+        return {"sec": _seconds(partial(computing, _LAYERS))}
     if tensors == 0:
         return {"sec": _taken_sec(world, size, message, repeats)}
     once = _averaging(world, device, size, message, tensors)
@@ -210,6 +227,19 @@ def _averaging(
     return lambda: world.average_(sent)
 
 
+class Computing:
+    """Convolutions that stand for a backward pass."""
+
+    def __init__(self) -> None:
+        self._images = torch.randn(_IMAGES).to(memory_format=torch.channels_last)
+        self._layer = nn.Conv2d(_IMAGES[1], _IMAGES[1], 3, padding=1, bias=False)
+
+    @torch.no_grad()
+    def __call__(self, layers: int) -> None:
+        for _ in range(layers):
+            self._layer(self._images)
+
+
 def _taken_sec(world: World, size: int, message: Message, repeats: int) -> float:
     """Collective. Seconds by which a rank's computing ends later when gradients of `size` bytes are
     averaged meanwhile, by fast sums as in training. Their time alone is well below that of the
@@ -219,13 +249,7 @@ def _taken_sec(world: World, size: int, message: Message, repeats: int) -> float
     averager = world.average_gradients(
         nn.ParameterList([weights]), Summing(sums="fast", compression=compression)
     )
-    images = torch.randn(_IMAGES).to(memory_format=torch.channels_last)
-    layer = nn.Conv2d(images.shape[1], images.shape[1], 3, padding=1, bias=False)
-
-    @torch.no_grad()
-    def compute(layers: int) -> None:
-        for _ in range(layers):
-            layer(images)
+    compute = Computing()
 
     def step(layers: int, sends: bool) -> None:
         averager.enabled = sends

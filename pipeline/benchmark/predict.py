@@ -175,7 +175,7 @@ def check(allreduce: dict[str, Any], scale: dict[str, Any]) -> list[dict[str, An
             "ranks": int(count), **way, "predicted": found.efficiency, "measured": measured,
             # A rank that waits for averages may wait for a slower rank: no clock can separate the
             # two.
-            "predicted_wait_sec": found.agreement_sec + found.exposed_sec + found.jitter_sec,
+            "predicted_wait_sec": found.waits_sec,
             "measured_wait_sec": sum(waits) * raw[f"{side}_step_sec"]["median"],
             "name": f"weak_scaling_{side.removeprefix('weak_')}",
         })  # fmt: skip
@@ -189,9 +189,7 @@ def cost_of(fit: dict[str, Any]) -> Cost:
 
 
 def _is_measured(allreduce: dict[str, Any], way: dict[str, str]) -> bool:
-    """Whether `allreduce` has what ranks of that way do: in shared memory no engine takes part."""
-    if way["sums"] == "fixed" and allreduce["settings"]["device"] == "cpu":
-        return "fixed" in allreduce["raw"]["fit"]
+    """Whether `allreduce` has what ranks of that way do."""
     wanted = "fixed" if way["sums"] == "fixed" else "fp32"  # gradients are sent as they are
     return way["engine"] == allreduce["settings"]["engine"] and wanted in allreduce["raw"]["fit"]
 
@@ -207,8 +205,9 @@ def _of_apart(
     on_cpu = settings["device"] == "cpu"
     if way["sums"] == "fixed":
         gradients = [Gradient(1.0, sum(one.size for one in gradients))]  # one sum of all
-    elif on_cpu:
-        spare = max(0, settings["cores"] - count) / count  # each rank computes on one core
+    # Each rank computes on one core.
+    spare = max(0, settings["cores"] - count) / count
+    if on_cpu and way["sums"] == "fast":
         cost = dataclasses.replace(cost, taken_share=max(0.0, fit["taken_share"] - spare))
     step_sec, computed, jitter = (
         raw[f"apart_{count}_{key}"]["median"]
@@ -216,7 +215,9 @@ def _of_apart(
     )
     step = Step(step_sec, jitter, BACKWARD_SHARE * computed / step_sec)
     if on_cpu:
-        step = dataclasses.replace(step, hiding_share=1 - computed / step_sec)
+        engine_share = max(0.0, allreduce["raw"]["engine_share"] - spare)
+        hiding_share = 1 - computed / step_sec
+        step = dataclasses.replace(step, hiding_share=hiding_share, engine_share=engine_share)
     # A decision is a small fast message of the engine; what one of few ranks takes, any takes.
     decided = fits["fp32"]["latency_sec"] if "fp32" in fits else 0.0
     return predict(count, step, gradients, cost, decided)

@@ -1,10 +1,11 @@
 """The time of a step on n GPUs: pure functions, no measurement and no torch.
 
 A step on n GPUs is a step without communication, plus what is left of the gradients' all-reduce
-when backward has ended, plus what the ranks' decision takes longer than the step hides, plus the
-wait for the slowest:
+when backward has ended, plus what the ranks' decision takes longer than the step hides, plus what
+the engine takes from computing while nothing travels, plus the wait for the slowest:
 
-    step(n) = step + decision(n) + exposed(n) + jitter * E_max(n)      efficiency = step / step(n)
+    step(n) = step + decision(n) + exposed(n) + engine + jitter * E_max(n)
+    efficiency = step / step(n)
 
 - An all-reduce of k tensors with S bytes takes latency + (k - 1) * tensor + S * sec_per_byte: the
   alpha-beta model (Thakur, Rabenseifner and Gropp 2005, section 2) with the engine's cost per
@@ -242,6 +243,9 @@ class Step:
     hiding_share: float = BACKWARD_SHARE
     """Share of it that passes while a decision is on its way. On a GPU it sets off when backward is
     launched, which runs much later; on a CPU when backward has ended."""
+    engine_share: float = 0.0
+    """Share of a rank's core that the engine takes even while nothing travels: Horovod's looks for
+    work, each with a message to all ranks."""
 
 
 @dataclass(frozen=True)
@@ -254,13 +258,18 @@ class Prediction:
     """What the ranks' decision takes beyond what hides it."""
     exposed_sec: float
     jitter_sec: float
+    engine_sec: float = 0.0
+    """What the engine takes while nothing travels."""
+
+    @property
+    def waits_sec(self) -> float:
+        """What a rank waits for others."""
+        return self.agreement_sec + self.exposed_sec + self.jitter_sec
 
     @property
     def efficiency(self) -> float:
         """Speed per GPU over that of one GPU alone."""
-        return self.step_sec / (
-            self.step_sec + self.agreement_sec + self.exposed_sec + self.jitter_sec
-        )
+        return self.step_sec / (self.step_sec + self.waits_sec + self.engine_sec)
 
 
 def predict(
@@ -278,4 +287,5 @@ def predict(
         max(0.0, decided_sec - step.hiding_share * step.sec - exposed),
         exposed,
         step.jitter_sec * expected_maximum(ranks),
+        step.sec * step.engine_share / (1 - step.engine_share),
     )
