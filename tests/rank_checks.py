@@ -26,7 +26,7 @@ from pipeline.model.resnet import build_network
 from pipeline.ranks import connect
 from pipeline.ranks.connected import ConnectedWorld, OverNetwork
 from pipeline.ranks.gradients import Exchange, GradientAverager, OrderedGradients, Summing, Sums
-from pipeline.ranks.shared import SharedMemory
+from pipeline.ranks.shared import SharedMemory, Waiting
 from pipeline.ranks.world import World
 from pipeline.system.failure import ExitCode, Reported, TrainingError, run_command
 from pipeline.train.optimizer import build_optimizer
@@ -168,7 +168,7 @@ def steps_in_order(
 
 def sums_in_order_have_the_bits_of_one_rank(world: World) -> None:
     ways: list[Callable[[], Exchange]] = [
-        lambda: SharedMemory(world, lambda reason: AssertionError(reason)),
+        lambda: SharedMemory(world, Waiting(world, lambda reason: AssertionError(reason))),
         lambda: OverNetwork(cast(ConnectedWorld, world), CPU),
     ]
     outcomes = []

@@ -12,13 +12,18 @@ if TYPE_CHECKING:
     from pipeline.ranks.world import World
 
 
-def connect(step_timeout_sec: float | None = None, timeline: bool = False) -> World:
+def connect(
+    step_timeout_sec: float | None = None, timeline: bool = False, quiet: bool = False
+) -> World:
     """The world this process was launched into: over Horovod or torch.distributed, whichever
     launcher started it, or one process alone, for which neither need be installed.
 
     `step_timeout_sec` is when the watchdog acts; Horovod logs who is missing after half of it.
-    `timeline` is whether `start_timeline` will be called. Raises `TrainingError` if a rank does not
-    start, and `ValueError` for a process of two launchers.
+    `timeline` is whether `start_timeline` will be called. `quiet` is whether gradients stay off the
+    engine where all ranks are on the CPUs of one machine, as fixed sums do.
+
+    Raises `TrainingError` if a rank does not start, and `ValueError` for a process of two
+    launchers.
     """
     # Here, as importing any part of this package must not load torch.
     from pipeline.ranks.world import World
@@ -41,4 +46,4 @@ def connect(step_timeout_sec: float | None = None, timeline: bool = False) -> Wo
         os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", stalled_sec)
     if timeline:
         os.environ.setdefault("HOROVOD_TIMELINE", "DYNAMIC")  # read by hvd.init
-    return HorovodWorld(started)
+    return HorovodWorld(started, quiet)

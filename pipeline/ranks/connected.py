@@ -5,15 +5,16 @@ from __future__ import annotations
 import io
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.ranks.board import CAPACITY_BYTES, Board
 from pipeline.ranks.gradients import Exchange, GradientAverager, Layout, OrderedGradients, Summing
 from pipeline.ranks.heartbeat import Peer
-from pipeline.ranks.shared import SharedMemory, can_share
+from pipeline.ranks.shared import SharedMemory, Waiting, can_share, map_memories
 from pipeline.ranks.world import T, World
 from pipeline.system.failure import PeerLost
 
@@ -24,10 +25,33 @@ _KNOWER_SEC = 1.0  # a rank on the host of a lost one knows more of it, and spea
 class ConnectedWorld(World):
     """The world of several ranks. Every method is collective."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting: Waiting | None = None
+        self._board: Board | None = None
+        self._decisions: Board | None = None
+
     def _meet(self) -> None:
         """Collective. To be called once the engine runs."""
         self.peers = []
         self.peers = self.gather_objects(Peer.here(self.rank))
+        if can_share(self):
+            waiting = self._waiting = Waiting(self, self._peer_lost)
+            # One of its own, as others are put up while a decision is on its way.
+            boards = [Board(map_memories(self, Board.size_bytes()), waiting) for _ in range(2)]
+            self._board, self._decisions = boards
+
+    @abstractmethod
+    def _gather(self, tensor: Tensor) -> Tensor:
+        """`gather` over the engine."""
+
+    @abstractmethod
+    def _sum(self, tensor: Tensor) -> Tensor:
+        """`sum` over the engine."""
+
+    @abstractmethod
+    def _start_maximum(self, values: Sequence[int]) -> Callable[[], list[int]]:
+        """`start_maximum` over the engine."""
 
     @abstractmethod
     def _broadcast(self, tensor: Tensor) -> Tensor:
@@ -58,8 +82,8 @@ class ConnectedWorld(World):
         if summing.sums == "fast":
             return self._fast_gradients(model, summing)
         exchange: Exchange = OverNetwork(self, device)
-        if device.type == "cpu" and can_share(self):
-            exchange = SharedMemory(self, self._peer_lost)
+        if device.type == "cpu" and self._waiting is not None:
+            exchange = SharedMemory(self, self._waiting)
         return OrderedGradients(model, summing, self.rank, self.size, exchange)
 
     def broadcast_object(self, value: T) -> T:
@@ -68,11 +92,11 @@ class ConnectedWorld(World):
         if self.rank == 0:
             torch.save(value, payload)
         size = torch.tensor([payload.getbuffer().nbytes], dtype=torch.int64)
-        size = self._broadcast(size)
+        size = self._of_rank0(size)
         content = torch.zeros(int(size.item()), dtype=torch.uint8)
         if self.rank == 0:
             content = torch.frombuffer(payload.getbuffer(), dtype=torch.uint8)
-        content = self._broadcast(content)
+        content = self._of_rank0(content)
         return value if self.rank == 0 else cast(T, _unpacked(content))
 
     def gather_objects(self, value: T) -> list[T]:
@@ -85,11 +109,44 @@ class ConnectedWorld(World):
         everyone = self.gather(padded)
         return [_unpacked(row[:size]) for row, size in zip(everyone, sizes, strict=True)]
 
+    def _of_rank0(self, tensor: Tensor) -> Tensor:
+        """Rank 0's (n,) CPU tensor; every rank gives one of its shape and dtype."""
+        if self._board is None or tensor.nbytes > CAPACITY_BYTES:
+            return self._broadcast(tensor)
+        mine = tensor if self.rank == 0 else tensor[:0]
+        return self._board.start(mine.view(torch.uint8))()[0].view(tensor.dtype)
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        if self._board is None or tensor.nbytes > CAPACITY_BYTES:
+            return self._gather(tensor)
+        return self._board.gather(tensor)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        if self._board is None or tensor.nbytes > CAPACITY_BYTES:
+            return self._sum(tensor)
+        return self._board.gather(tensor).sum(0, dtype=tensor.dtype)
+
     def maximum(self, values: Sequence[int]) -> list[int]:
-        return self.start_maximum(values)()
+        if self._board is None:
+            return self._start_maximum(values)()
+        found: list[int] = (
+            self._board.gather(torch.tensor(values, dtype=torch.int64)).amax(0).tolist()
+        )
+        return found
+
+    def start_maximum(self, values: Sequence[int]) -> Callable[[], list[int]]:
+        if self._decisions is None:
+            return self._start_maximum(values)
+        notes = self._decisions.start(torch.tensor(values, dtype=torch.int64).view(torch.uint8))
+
+        def wait() -> list[int]:
+            found: list[int] = torch.stack(notes()).view(torch.int64).amax(0).tolist()
+            return found
+
+        return wait
 
     def barrier(self) -> None:
-        self.sum(torch.zeros(1, dtype=torch.int64))
+        self.maximum([0])
 
     def _peer_lost(self, reason: str) -> PeerLost:
         """The error for a collective that failed; names the rank that is gone if it can be seen."""

@@ -1,4 +1,4 @@
-"""Fixed sums between the ranks of one machine: through memory that all of them see.
+"""Memory that all ranks of one machine see, and fixed sums through it.
 
 Each rank's gradients lie in memory of its own that the others map too. When all ranks have
 computed, each sums its part of them over all ranks, in the order of `pipeline.ranks.summation`,
@@ -15,6 +15,7 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -29,33 +30,73 @@ _NAP_SEC = 0.00005  # between two looks at the others; a rank on the same core h
 _LIFE_SEC = 0.2  # between two looks at whether the others live
 
 
-class SharedMemory:
-    """The `Exchange` of ranks on CPUs of one machine.
+@dataclass(frozen=True)
+class Mapped:
+    """Memory of every rank, by rank, as this rank sees it; zeros at first."""
+
+    rank: int
+    memories: list[mmap.mmap]
+
+
+def map_memories(world: World, size_bytes: int) -> Mapped:
+    """Collective, where `can_share`. Maps `size_bytes` of every rank."""
+    mine = os.memfd_create("trainyard")
+    try:
+        os.ftruncate(mine, size_bytes)
+        everyone = world.gather_objects((world.peers[world.rank], mine))
+        mapped = world.together(lambda: [_mapped(*one, size_bytes) for one in everyone])
+    finally:
+        os.close(mine)
+    return Mapped(world.rank, mapped)
+
+
+class Waiting:
+    """Waits for what other ranks write, asleep, and with an eye on their lives.
 
     `peer_lost(reason)` makes the error for a rank that will never come.
     """
 
     def __init__(self, world: World, peer_lost: Callable[[str], Exception]) -> None:
-        self._world, self._peer_lost = world, peer_lost
+        self._heartbeat, self._peers, self._peer_lost = world.heartbeat, world.peers, peer_lost
+
+    def until(self, came: Callable[[int], bool]) -> None:
+        """Returns when `came` is true of every rank; raises the error of `peer_lost` when it never
+        will be."""
+        missing = [peer.rank for peer in self._peers if not came(peer.rank)]
+        if not missing:
+            return
+        look_at_lives = time.monotonic() + _LIFE_SEC
+        with self._heartbeat.waits():
+            while missing := [rank for rank in missing if not came(rank)]:
+                time.sleep(_NAP_SEC)
+                if time.monotonic() > look_at_lives:
+                    look_at_lives = time.monotonic() + _LIFE_SEC
+                    self._require_alive(missing, came)
+
+    def _require_alive(self, missing: Sequence[int], came: Callable[[int], bool]) -> None:
+        gone = [rank for rank in missing if not self._peers[rank].alive]
+        # It may have come and left between the two looks.
+        if any(not came(rank) for rank in gone):
+            raise self._peer_lost(f"rank {', '.join(map(str, gone))} has left")
+
+
+class SharedMemory:
+    """The `Exchange` of ranks on CPUs of one machine."""
+
+    def __init__(self, world: World, waiting: Waiting) -> None:
+        self._world, self._waiting = world, waiting
         self._memories: list[Tensor] = []
         self._arrived: list[np.ndarray] = []
         self._barriers = 0
 
     def memory(self, layout: Layout) -> Tensor:
-        world = self._world
-        size_bytes = _HEADER_BYTES + 4 * layout.floats
-        mine = os.memfd_create("trainyard-gradients")
-        try:
-            os.ftruncate(mine, size_bytes)
-            everyone = world.gather_objects((world.peers[world.rank], mine))
-            mapped = world.together(lambda: [_mapped(*one, size_bytes) for one in everyone])
-        finally:
-            os.close(mine)
-        self._arrived = [np.frombuffer(one, np.int64, 1) for one in mapped]
+        mapped = map_memories(self._world, _HEADER_BYTES + 4 * layout.floats)
+        self._arrived = [np.frombuffer(one, np.int64, 1) for one in mapped.memories]
         self._memories = [
-            torch.frombuffer(one, dtype=torch.float32, offset=_HEADER_BYTES) for one in mapped
+            torch.frombuffer(one, dtype=torch.float32, offset=_HEADER_BYTES)
+            for one in mapped.memories
         ]
-        return self._memories[world.rank]
+        return self._memories[mapped.rank]
 
     def run(self, layout: Layout, memory: Tensor) -> Tensor:
         self._barrier()
@@ -76,24 +117,10 @@ class SharedMemory:
         return statistics
 
     def _barrier(self) -> None:
-        """Collective. Returns when every rank has come here; raises the error of `peer_lost` when
-        one never will."""
+        """Collective. Returns when every rank has come here."""
         self._barriers += 1
         self._arrived[self._world.rank][0] = self._barriers
-        missing = [rank for rank in range(self._world.size) if rank != self._world.rank]
-        look_at_lives = time.monotonic() + _LIFE_SEC
-        with self._world.heartbeat.waits():
-            while missing := [rank for rank in missing if self._arrived[rank][0] < self._barriers]:
-                time.sleep(_NAP_SEC)
-                if time.monotonic() > look_at_lives:
-                    look_at_lives = time.monotonic() + _LIFE_SEC
-                    self._require_alive([self._world.peers[rank] for rank in missing])
-
-    def _require_alive(self, peers: Sequence[Peer]) -> None:
-        gone = [str(peer.rank) for peer in peers if not peer.alive]
-        # It may have arrived and left between the two looks.
-        if any(self._arrived[int(rank)][0] < self._barriers for rank in gone):
-            raise self._peer_lost(f"rank {', '.join(gone)} has left")
+        self._waiting.until(lambda rank: bool(self._arrived[rank][0] >= self._barriers))
 
 
 def can_share(world: World) -> bool:

