@@ -1,4 +1,5 @@
-"""What ranks must hold together: `rank_checks.py FOLDER` on each rank, for test_distributed.py.
+"""What ranks must hold together: `rank_checks.py FOLDER [apart]` on each rank, for
+test_distributed.py; apart: as if each were on a machine of its own.
 
 A check is a function of the world that asserts. It runs on every rank, and finishes its
 collectives before its first assertion: a rank that fails alone leaves no other one waiting.
@@ -23,7 +24,8 @@ from torch import Tensor, nn
 from pipeline.config import ModelConfig
 from pipeline.model.norm import BatchNormAct
 from pipeline.model.resnet import build_network
-from pipeline.ranks import connect
+from pipeline.ranks import connect, connected
+from pipeline.ranks.board import CAPACITY_BYTES
 from pipeline.ranks.connected import ConnectedWorld, OverNetwork
 from pipeline.ranks.gradients import Exchange, GradientAverager, OrderedGradients, Summing, Sums
 from pipeline.ranks.shared import SharedMemory, Waiting
@@ -167,6 +169,7 @@ def steps_in_order(
 
 
 def sums_in_order_have_the_bits_of_one_rank(world: World) -> None:
+    # In memory that is shared these ranks can share it whatever they take themselves to be.
     ways: list[Callable[[], Exchange]] = [
         lambda: SharedMemory(world, Waiting(world, lambda reason: AssertionError(reason))),
         lambda: OverNetwork(cast(ConnectedWorld, world), CPU),
@@ -189,7 +192,8 @@ def sums_in_order_have_the_bits_of_one_rank(world: World) -> None:
         assert torch.equal(theirs, ours), f"{count} micro-batches each"
         assert theirs[:, 0].tolist() == list(range(world.size * count))
     assert isinstance(chosen, OrderedGradients)
-    assert isinstance(chosen._exchange, SharedMemory), "these ranks share a machine"
+    apart = sys.argv[2:] == ["apart"]
+    assert isinstance(chosen._exchange, OverNetwork if apart else SharedMemory)
 
 
 def a_parameter_that_the_loss_does_not_reach_keeps_no_one_waiting(world: World) -> None:
@@ -264,6 +268,30 @@ def averages_in_place_go_together(world: World) -> None:
 def the_maximum_is_element_wise(world: World) -> None:
     agreed = world.maximum([world.rank, -world.rank, 7, world.rank == 1])
     assert agreed == [world.size - 1, 0, 7, 1]
+
+
+def what_is_too_long_for_the_board_goes_over_the_engine(world: World) -> None:
+    floats = CAPACITY_BYTES // 4 + 1
+    mine = torch.full((floats,), float(world.rank))
+    gathered, summed = world.gather(mine), world.sum(mine.long())
+    got = world.broadcast_object(mine + 5)
+    assert gathered.shape == (world.size, floats)
+    assert [row.unique().tolist() for row in gathered] == [[rank] for rank in range(world.size)]
+    assert summed.unique().tolist() == [sum(range(world.size))]
+    assert got.unique().tolist() == [5.0]
+
+
+def a_decision_is_on_its_way_while_others_are_taken(world: World) -> None:
+    outcomes = []
+    for number in range(5):
+        decision = world.start_maximum([number, world.rank])
+        between = [world.maximum([10 * number + world.rank]), world.gather_objects(number)]
+        world.barrier()
+        outcomes.append((decision(), between))
+    last = world.size - 1
+    for number, (decided, between) in enumerate(outcomes):
+        assert decided == [number, last]
+        assert between == [[10 * number + last], [number] * world.size]
 
 
 def gather_stacks_by_rank(world: World) -> None:
@@ -342,6 +370,8 @@ CHECKS = {
         averages_in_place_go_together,
         the_maximum_is_element_wise,
         gather_stacks_by_rank,
+        what_is_too_long_for_the_board_goes_over_the_engine,
+        a_decision_is_on_its_way_while_others_are_taken,
         broadcast_objects_keep_tensors_and_strides,
         facts_that_differ_name_the_rank,
         an_error_on_one_rank_ends_the_work_on_all,
@@ -353,6 +383,8 @@ CHECKS = {
 def main(argv: list[str]) -> None:
     """Runs all checks, then leaves as a rank does whose work failed on rank 1."""
     torch.set_num_threads(1)
+    if argv[1:] == ["apart"]:
+        connected.can_share = lambda _: False
     world = connect()
     outcomes: dict[str, str | None] = {}
     for name, check in CHECKS.items():

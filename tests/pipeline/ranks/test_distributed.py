@@ -54,11 +54,12 @@ assert not [name for name in sys.modules if name.startswith("horovod")]
 """
 
 
-@pytest.fixture(scope="module", params=["horovod", "torch"])
+@pytest.fixture(scope="module", params=["horovod", "torch", "horovod apart", "torch apart"])
 def checked(request, tmp_path_factory):
     """The ranks that ran tests/rank_checks.py on an engine, and each rank's outcomes by check."""
     folder = tmp_path_factory.mktemp("checks")
-    ranks = jobs.run([str(RANK_CHECKS), str(folder)], ranks=2, engine=request.param)
+    engine, *apart = request.param.split()
+    ranks = jobs.run([str(RANK_CHECKS), str(folder), *apart], ranks=2, engine=engine)
     files = [folder / f"{rank}.json" for rank in range(2)]
     assert all(file.exists() for file in files), ranks.text
     return ranks, [json.loads(file.read_text()) for file in files]

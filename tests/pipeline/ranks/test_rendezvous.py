@@ -40,9 +40,10 @@ def meet(engine, absent: int | None) -> tuple[list[int], list[str]]:
     """Exit codes and outputs by rank of a job of three in which rank `absent` ends before it
     comes."""
     stay = f"import os, sys; os.environ['{RANK[engine]}'] == '{absent}' and sys.exit(9)\n"
+    limit = {LIMIT[engine]: LIMIT_SEC[engine]}
     started = start_ranks(
-        [sys.executable, "-c", stay + COME[engine]], 3, jobs.environment(**{LIMIT[engine]: LIMIT_SEC[engine]}),
-        engine, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=jobs.REPOSITORY,
+        [sys.executable, "-c", stay + COME[engine]], 3, jobs.environment(**limit), engine,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=jobs.REPOSITORY,
     )  # fmt: skip
     with started:
         outputs = [process.communicate(timeout=60.0)[0] for process in started.processes]
@@ -67,9 +68,10 @@ def test_rank_0_names_who_did_not_start(met):
     engine, jobs_of = met
     codes, outputs = jobs_of[2]
     assert codes == [1, 1, 9]
+    limit = LIMIT_SEC[engine]
     assert outputs[0] == (
-        f"error: rank 0: rank 2 of 3 did not start within {LIMIT_SEC[engine]} s; see what the launcher and that node "
-        f"say, or allow more time with {LIMIT[engine]} (in seconds)\n"
+        f"error: rank 0: rank 2 of 3 did not start within {limit} s; see what the launcher and "
+        f"that node say, or allow more time with {LIMIT[engine]} (in seconds)\n"
     )
     assert outputs[1] == "rank 1 ends because rank 2 did not start\n"
 
