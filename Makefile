@@ -4,7 +4,7 @@
 # make docs           build the pages into docs/_build
 # make lint           ruff and mypy alone
 # make gpu-check      what only an NVIDIA GPU can show, in under 8 minutes; writes benchmarks/gpu_*.json
-# make hollow-gpu   the host's part of a step, on a GPU that computes nothing; needs a CUDA build of PyTorch
+# make hollow-gpu    the host's part of a step, on a GPU that computes nothing; needs a CUDA build of PyTorch
 # make clean          remove the environment (data, runs and built wheels stay)
 #
 # make train NP=4 ARGS='--run.name=x'     other ranks, other settings

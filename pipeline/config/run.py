@@ -87,8 +87,8 @@ class RunConfig:
     the same bits on any number of ranks; fast: in whatever order is quickest; auto: fixed on CPUs
     unless optim.gradient_compression rounds what travels."""
     autotune: bool = setting(True, "execution", ("benchmark",))
-    """On a GPU, let cuDNN try its algorithms for each shape and keep the fastest; false where runs
-    must agree bit for bit."""
+    """On a GPU, let cuDNN try its algorithms for each shape and keep the fastest; equal bits of
+    two runs need false, and deterministic algorithms besides."""
     log_every_steps: int = setting(50, "execution", limits="[1, inf)")
     """Steps between two lines of training metrics."""
     checkpoint_every_steps: int | None = setting(None, "execution", limits="[1, inf)")

@@ -115,7 +115,7 @@ class OptimConfig:
     gradient_compression: Literal["none", "fp16", "bf16"] = setting(
         "none", "identity", ("benchmark all",)
     )
-    """What gradients travel as between ranks; none: fp32; bf16: under torchrun only."""
+    """What gradients travel as between ranks; none: fp32; bf16: over torch.distributed only."""
 
     def __post_init__(self) -> None:
         check_limits(self, "optim.")

@@ -23,8 +23,8 @@ _SLOT_BYTES = CAPACITY_BYTES + 64  # its length, and the note from the next cach
 class Board:
     """Where every rank of a machine puts up one note after the other, and reads those of all.
 
-    A note has two slots in turn. A slot is written again when all have read what was in it, which
-    each has done before it could put up the note between: nobody waits for that.
+    Notes alternate between two slots. Note n overwrites note n - 2, which every rank had read
+    before it put up n - 1; this rank has read n - 1 of all, so the wait in `start` ends at once.
     """
 
     def __init__(self, mapped: Mapped, waiting: Waiting) -> None:

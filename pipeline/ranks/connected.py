@@ -168,8 +168,8 @@ class ConnectedWorld(World):
 
 class OverNetwork:
     """The `Exchange` of ranks on several machines, or on GPUs: each rank gets its part of every
-    partial sum, adds up, and gives the result to all. That moves as many bytes as a ring does, but
-    the order of the sums is ours."""
+    partial sum, adds up, and gives the result to all. With one sum per rank that moves as many
+    bytes as a ring does, but the order of the sums is ours."""
 
     def __init__(self, world: ConnectedWorld, device: torch.device) -> None:
         self._world, self._device = world, device

@@ -30,7 +30,8 @@ class Summing:
     compression: Compression = "none"
     """What gradients travel as with fast sums."""
     statistics: int = 0
-    """With fixed sums, numbers that each micro-batch gives to all ranks beside its gradients."""
+    """With fixed sums, numbers that each micro-batch gives to all ranks beside its gradients: the
+    means and variances of BN."""
 
 
 class GradientAverager:
@@ -50,7 +51,7 @@ class GradientAverager:
         self.divisor = accumulation
         """What the mean loss of a micro-batch is divided by before its backward pass."""
         self.enabled = True
-        """Whether gradients set off on their way to other ranks: in the last micro-batch."""
+        """Whether gradients are sent to other ranks as they complete: in the last micro-batch."""
         device = self._parameters[0].device
         self.statistics = torch.zeros(accumulation, statistics, device=device)
         """(accumulation, n): with fixed sums, what each of this rank's micro-batches gives to all

@@ -1,4 +1,5 @@
-"""Communication over Horovod. The only module that imports it."""
+"""Communication over Horovod. The only module that imports it, besides
+`pipeline.ranks.rendezvous`."""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ class Node(NamedTuple):
 class Step(NamedTuple):
     """What a rank does with the sum at hand after one of its micro-batches.
 
-    The first half of a pair is left where it is: the second half is added to it as it comes.
+    Micro-batches 2k and 2k + 1 need nothing between them: a backward pass adds the second to the
+    gradients of the first.
     """
 
     adds: int

@@ -36,7 +36,7 @@ class TorchWorld(ConnectedWorld):
         self.rank, self.size = started.rank, started.size
         self.local_rank, self.local_size = started.local_rank, started.local_size
         os.environ.setdefault("TORCH_FR_BUFFER_SIZE", _RECORDED)  # read by init_process_group
-        _leave()  # a world of this process before this one
+        _leave()  # an earlier world of this process may have left its groups
         store = meet(started)
         limit_sec = start_timeout_sec("torch")
         limit = datetime.timedelta(seconds=limit_sec)
