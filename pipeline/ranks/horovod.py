@@ -23,8 +23,8 @@ from pipeline.system.launched import Launched
 _NAP_SEC = 0.0002  # between two looks at a running collective
 # Ranks on CPUs share their cores with Horovod's thread. Looking for work every 5 ms instead of
 # every 1 took two ranks on two cores from 0.70 to 0.77 of independent speed, and to 0.79 with each
-# gradient reduced where it lies, without a copy into a fusion buffer (`benchmark scale`). It also
-# fixes the order of every sum, so that a run has the same bits each time at any number of ranks.
+# bucket reduced where it lies, without a copy into a fusion buffer (`benchmark scale`). It also
+# fixes the order of fast sums, so that a repeated run on as many ranks has the same bits.
 _CPU_SETTINGS = {"HOROVOD_CYCLE_TIME": "5", "HOROVOD_FUSION_THRESHOLD": "0"}
 # Where it has nothing to do in a step, its looking for work takes 12% of each rank's core at 5 ms.
 _QUIET_SETTINGS = {**_CPU_SETTINGS, "HOROVOD_CYCLE_TIME": "25"}
