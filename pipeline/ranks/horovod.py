@@ -18,6 +18,7 @@ from pipeline.ranks.checkin import check_in
 from pipeline.ranks.connected import ConnectedWorld
 from pipeline.ranks.gradients import GradientAverager, Summing
 from pipeline.ranks.rendezvous import HorovodStore
+from pipeline.ranks.shared import orders_writes
 from pipeline.system.launched import Launched
 
 _NAP_SEC = 0.0002  # between two looks at a running collective
@@ -47,7 +48,8 @@ class HorovodWorld(ConnectedWorld):
 
         super().__init__()
         settings = _GPU_SETTINGS if torch.cuda.is_available() else _CPU_SETTINGS
-        if quiet and settings is _CPU_SETTINGS and started.local_size == started.size:
+        one_machine = started.local_size == started.size and orders_writes()
+        if quiet and settings is _CPU_SETTINGS and one_machine:
             settings = _QUIET_SETTINGS
         for name, value in settings.items():
             os.environ.setdefault(name, value)

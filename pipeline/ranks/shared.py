@@ -123,17 +123,19 @@ class SharedMemory:
         self._waiting.until(lambda rank: bool(self._arrived[rank][0] >= self._barriers))
 
 
-def can_share(world: World) -> bool:
-    """Collective. Whether all ranks run on this machine and see each other's memory.
+def orders_writes() -> bool:
+    """Whether this processor's cores see each other's writes in their order, on which all here
+    relies."""
+    return platform.machine() == "x86_64"
 
-    Only on processors whose cores see each other's writes in their order, on which `_barrier`
-    relies.
-    """
+
+def can_share(world: World) -> bool:
+    """Collective. Whether all ranks run on this machine and see each other's memory."""
     probe, sign = os.memfd_create("trainyard-probe"), secrets.token_bytes(16)
     try:
         os.write(probe, sign)
         everyone = world.gather_objects((world.peers[world.rank], probe, sign))
-        sees_all = platform.machine() == "x86_64" and all(_shows(*one) for one in everyone)
+        sees_all = orders_writes() and all(_shows(*one) for one in everyone)
         return all(world.gather_objects(sees_all))
     finally:
         os.close(probe)
