@@ -28,6 +28,9 @@ from pipeline.ranks.world import World
 _HEADER_BYTES = 4096  # a page: the rank's counter of barriers
 _NAP_SEC = 0.00005  # between two looks at the others; a rank on the same core has work to do
 _LIFE_SEC = 0.2  # between two looks at whether the others live
+_STOPPED_SEC = (
+    30.0  # Gloo's patience with a silent rank, unless HOROVOD_GLOO_TIMEOUT_SECONDS is set
+)
 
 
 @dataclass(frozen=True)
@@ -66,18 +69,25 @@ class Waiting:
         if not missing:
             return
         look_at_lives = time.monotonic() + _LIFE_SEC
+        running = time.monotonic()  # when none of them was seen stopped
         with self._heartbeat.waits():
             while missing := [rank for rank in missing if not came(rank)]:
                 time.sleep(_NAP_SEC)
                 if time.monotonic() > look_at_lives:
                     look_at_lives = time.monotonic() + _LIFE_SEC
-                    self._require_alive(missing, came)
+                    if not any(self._peers[rank].trouble() for rank in missing):
+                        running = time.monotonic()
+                    self._require_alive(missing, came, time.monotonic() - running)
 
-    def _require_alive(self, missing: Sequence[int], came: Callable[[int], bool]) -> None:
+    def _require_alive(
+        self, missing: Sequence[int], came: Callable[[int], bool], stopped_sec: float
+    ) -> None:
         gone = [rank for rank in missing if not self._peers[rank].alive]
+        if stopped_sec > float(os.environ.get("HOROVOD_GLOO_TIMEOUT_SECONDS", _STOPPED_SEC)):
+            gone = list(missing)
         # It may have come and left between the two looks.
         if any(not came(rank) for rank in gone):
-            raise self._peer_lost(f"rank {', '.join(map(str, gone))} has left")
+            raise self._peer_lost(f"rank {', '.join(map(str, gone))} has left or is stopped")
 
 
 class SharedMemory:

@@ -164,15 +164,10 @@ def count(
     error: Exception | None = None
     try:
         for batch, scores, log_probabilities in scored:
-            if observer is not None:
-                observer.add(batch, scores)
-            real = (batch.labels != PADDING_LABEL).sum().unsqueeze(0)
-            unreadable = (batch.labels == UNREADABLE_LABEL).sum().unsqueeze(0)
-            batch_counts = torch.cat([correct_counts(scores, batch.labels), real, unreadable])
-            with_loss = batch.labels.masked_fill(batch.labels < 0, PADDING_LABEL)
-            batch_loss = F.nll_loss(
-                log_probabilities, with_loss, ignore_index=PADDING_LABEL, reduction="sum"
-            ).double()
+            with torch.autocast(scores.device.type, enabled=False):  # no part of the network
+                if observer is not None:
+                    observer.add(batch, scores)
+                batch_counts, batch_loss = _counts_of(batch, scores, log_probabilities)
             counts = batch_counts if counts is None else counts + batch_counts
             loss = batch_loss if loss is None else loss + batch_loss
     except Exception as caught:  # whatever it is, the other ranks must know
@@ -193,6 +188,17 @@ def count(
             TrainingError(f"{during} counted {seen} images, the data set has {images}")
         )
     return Validation(images, top1, top5, total_loss / max(1, images - unreadable_images))
+
+
+def _counts_of(batch: Batch, scores: Tensor, log_probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """Top-1 and top-5 hits, images and unreadable ones of a batch, (4,) int64, and the sum of its
+    losses, float64; on the device."""
+    real = (batch.labels != PADDING_LABEL).sum().unsqueeze(0)
+    unreadable = (batch.labels == UNREADABLE_LABEL).sum().unsqueeze(0)
+    counts = torch.cat([correct_counts(scores, batch.labels), real, unreadable])
+    with_loss = batch.labels.masked_fill(batch.labels < 0, PADDING_LABEL)
+    loss = F.nll_loss(log_probabilities, with_loss, ignore_index=PADDING_LABEL, reduction="sum")
+    return counts, loss.double()
 
 
 def labels_look_permuted(train_top1: float, val_top1: float, classes: int) -> bool:

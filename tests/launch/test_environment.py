@@ -96,7 +96,11 @@ def test_an_engine_that_there_is_not_is_refused(checkout: Path) -> None:
 def make_train(*variables: str) -> str:
     """The command by which `make train` would start the ranks."""
     shown = subprocess.run(
-        ["make", "-n", "train", *variables], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "-n", "--no-print-directory", "train", *variables],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return shown.stdout.splitlines()[-1].strip()
 

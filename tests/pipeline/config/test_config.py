@@ -84,7 +84,7 @@ def answers() -> list[tuple[str, list[str]]]:
     """What one process of two ranks answers to each of `ANSWERED`, and what it has loaded then."""
     done = subprocess.run(
         [sys.executable, "-c", ANSWERS, json.dumps([case[:2] for case in ANSWERED])],
-        cwd=REPOSITORY, env=environment(HOROVOD_SIZE="2"), text=True, capture_output=True,
+        cwd=REPOSITORY, env=environment(HOROVOD_RANK="0", HOROVOD_SIZE="2"), text=True, capture_output=True,
     )  # fmt: skip
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -105,6 +105,7 @@ def test_a_global_batch_that_ranks_cannot_share_is_answered_with_the_nearest(
 ):
     from pipeline.train.__main__ import main
 
+    monkeypatch.setenv("HOROVOD_RANK", "0")
     monkeypatch.setenv("HOROVOD_SIZE", ranks)
     with pytest.raises(ValueError, match=f"=256 is not divisible by {ranks} ranks.* {nearest}"):
         main(["--data.global_batch_size=256"])
