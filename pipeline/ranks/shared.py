@@ -28,9 +28,8 @@ from pipeline.ranks.world import World
 _HEADER_BYTES = 4096  # a page: the rank's counter of barriers
 _NAP_SEC = 0.00005  # between two looks at the others; a rank on the same core has work to do
 _LIFE_SEC = 0.2  # between two looks at whether the others live
-_STOPPED_SEC = (
-    30.0  # Gloo's patience with a silent rank, unless HOROVOD_GLOO_TIMEOUT_SECONDS is set
-)
+# How long a stopped rank is waited for: as long as Gloo would, by its own variable if it is set.
+_STOPPED_SEC = 30.0
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,8 @@ def answers() -> list[tuple[str, list[str]]]:
     """What one process of two ranks answers to each of `ANSWERED`, and what it has loaded then."""
     done = subprocess.run(
         [sys.executable, "-c", ANSWERS, json.dumps([case[:2] for case in ANSWERED])],
-        cwd=REPOSITORY, env=environment(HOROVOD_RANK="0", HOROVOD_SIZE="2"), text=True, capture_output=True,
+        cwd=REPOSITORY, env=environment(HOROVOD_RANK="0", HOROVOD_SIZE="2"), text=True,
+        capture_output=True,
     )  # fmt: skip
     return [json.loads(line) for line in done.stdout.splitlines()]
 
