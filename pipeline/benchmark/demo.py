@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -81,7 +82,7 @@ def shortened(config: Config, epochs: float) -> Config:
     return dataclasses.replace(config, schedule=shorter)
 
 
-class Call:
+class Call(ABC):
     """A side: a command that trains, measured from its start to the end of all ranks."""
 
     def __init__(self, options: DemoOptions, data: Path, folder: Path, engine: Engine) -> None:
@@ -117,11 +118,13 @@ class Call:
             raise TrainingError(f"a call of {command[1]} failed; its last lines are above")
         return sec
 
+    @abstractmethod
     def _command(self, config: Config, place: Path, seed: int) -> list[str]:
-        raise NotImplementedError
+        """What every rank runs, after the name of Python; it writes into `place`."""
 
+    @abstractmethod
     def _found(self, place: Path) -> dict[str, float]:
-        raise NotImplementedError
+        """The speed and the accuracy that a call left in `place`."""
 
 
 class DemoCall(Call):
