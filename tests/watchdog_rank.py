@@ -1,6 +1,7 @@
 """One rank of a job without torch and Horovod: `python tests/watchdog_rank.py FOLDER RANK DOINGS`.
 
-DOINGS says for each rank, by commas, what it does under a watchdog with a limit of one second.
+DOINGS says for each rank, by commas, what it does under a watchdog with a limit of one second. No
+rank's engine can tell of its last collectives.
 """
 
 from __future__ import annotations
@@ -64,6 +65,11 @@ def finish(heartbeat: Heartbeat) -> None:
 DOINGS = {do.__name__: do for do in (wait, stall, work, freeze, pause, finish)}
 
 
+def unknown() -> bytes:
+    """What an engine that has broken down recorded."""
+    raise RuntimeError("the flight recorder is gone")
+
+
 def met(folder: Path, rank: int, size: int) -> list[Peer]:
     """Puts this rank's process where the others find it, and waits for theirs."""
     (folder / f".peer-{rank}").write_text(str(os.getpid()))
@@ -82,6 +88,7 @@ def main() -> None:
     run, peers = RunFolder(folder), met(folder, rank, len(doings))
     on_hang = partial(record_hang, run, rank)
     watchdog = Watchdog(run.stacks, peers, rank, heartbeat, LIMIT_SEC, on_hang)
+    watchdog.last_collectives = unknown
     if rank == 0:
         watchdog.make_folder()
         (folder / "made").touch()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import pytest
 import torch
 from rank_checks import backward, gradients, require_equal, small_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.ranks.gradients import Layout, OrderedGradients, Summing
+from pipeline.ranks.connected import OverNetwork
+from pipeline.ranks.gradients import Alone, Layout, OrderedGradients, Summing
 from pipeline.ranks.summation import steps_of, total
 from pipeline.ranks.world import World
 
@@ -128,3 +131,49 @@ def test_a_gpu_adds_in_the_same_order_and_keeps_the_addresses_of_its_gradients()
             assert torch.equal(found.cpu(), wanted.expand(found.shape))
         averager.clear()
     assert addresses[0] == addresses[1]
+
+
+class Operations(TorchDispatchMode):
+    """Counts the tensor operations of its body by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class Echo:
+    """A world of ranks that all have what this one has."""
+
+    def exchange_shards(self, parts):
+        return parts
+
+    def gather_shards(self, shard, name):
+        return torch.cat([shard, shard])
+
+
+def test_the_exchange_over_a_network_has_no_operation_that_would_wait_for_a_gpu():
+    exchange = OverNetwork(Echo(), torch.device("cpu"))  # type: ignore[arg-type]
+    layout = Layout(0, 2, accumulation=3, numel=64, statistics=4)  # two partial sums
+    assert len(layout.nodes[0]) == 2
+    memory = exchange.memory(layout)
+    with Operations() as seen:
+        exchange.run(layout, memory)
+    # An index by a list is copied to the device from memory that is not pinned.
+    waiting = {"index", "index_select", "_local_scalar_dense", "nonzero", "_to_copy"}
+    assert seen.counts.keys() & waiting == set(), seen.counts
+
+
+def test_a_gpu_adds_whole_tensors_where_a_core_adds_what_fits_its_cache():
+    layout = Layout(0, 1, accumulation=3, numel=2**20, statistics=0)
+    found = {}
+    for device in ("cpu", "meta"):
+        exchange = Alone(torch.device(device))
+        memory = exchange.memory(layout)
+        with Operations() as seen:
+            exchange.run(layout, memory)
+        found[device] = seen.counts["add_"]
+    assert found["meta"] == len(layout.nodes[0]) - 1 < found["cpu"]

@@ -116,3 +116,17 @@ def test_a_lost_node_leaves_and_comes_back(small_data, tmp_path, uninterrupted):
     assert first.returncode == 0, text
     assert starts(run)[-3:] == [2, 1, 2], text
     require_no_gap(run, uninterrupted)
+
+
+def test_a_lone_rank_ends_with_its_torchrun(small_data, tmp_path):
+    argv = [str(jobs.SABOTEUR), SLOW, *jobs.resumable(small_data, tmp_path)]
+    job = agent("--standalone", "--nproc-per-node=1", argv=argv)
+    try:
+        wait_for_training(tmp_path / "test", 1)
+        (rank,) = ranks_of(job)
+        job.kill()
+        jobs.wait_for(lambda: not Path(f"/proc/{rank}").exists(), "the rank's end", 10.0)
+        jobs.finish(job)
+    finally:
+        job.kill()
+    assert [line["event"] for line in lines(tmp_path / "test")].count("done") == 0

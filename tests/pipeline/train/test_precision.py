@@ -186,6 +186,16 @@ def test_a_count_looked_at_later_ends_the_run_later_unless_it_has_recovered():
     assert recovered.precision.skipped_in_a_row == 0
 
 
+def test_a_look_that_was_still_to_come_comes_after_a_load():
+    first, job = (Job("fp16", max_skipped_steps=4) for _ in range(2))
+    for one in (first, job):
+        one.precision._delay = 2  # as on a GPU
+    first.overflow(5)  # the count was copied at step 4, to be looked at after step 6
+    job.precision.load_state_dict(first.precision.state_dict())
+    with pytest.raises(TrainingDiverged, match="6 steps in a row"):
+        job.overflow()
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_no_step_waits():
     device = torch.device("cuda", 0)
