@@ -18,7 +18,8 @@ from pipeline.config.idle import idle_settings
 from pipeline.model.network import Network, network_in
 from pipeline.report.references import DataSet, Protocol
 from pipeline.train import folder as run_folder
-from pipeline.train.folder import HOLDS, RunFolder, last, why_no_run
+from pipeline.train.events import last
+from pipeline.train.folder import HOLDS, RunFolder, why_no_run
 
 _IMAGES: dict[DataSet, tuple[int, int]] = {
     "imagenet-1k": (1_281_167, 50_000), "cifar-10": (50_000, 10_000),

@@ -20,7 +20,8 @@ from typing import Any, Literal
 
 from pipeline.model.network import network_in
 from pipeline.runs.tail import Tail
-from pipeline.train.folder import Holder, RunFolder, metrics_of
+from pipeline.train.events import metrics_of
+from pipeline.train.folder import Holder, RunFolder
 
 State = Literal["running", "silent", "finished", "stopped", "failed", "interrupted"]
 """silent: on a host whose locks are not visible here, and it has written nothing for longer than
