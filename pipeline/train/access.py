@@ -83,6 +83,6 @@ def _what_is_wrong(place: Path, folder: bool, access: int) -> str | None:
         return "is a folder where a file belongs" if stat.S_ISDIR(mode) else "is no folder"
     if not folder and not stat.S_ISREG(mode):
         return "is a special file (a pipe, a device) where a plain one belongs"
-    if not os.access(place, access):
+    if not os.access(place, access, effective_ids=True):
         return "may not be read and written by this user, or its disk is read-only"
     return None

@@ -148,9 +148,7 @@ def test_code_in_a_file_is_not_run(tmp_path):
         lambda: path.write_bytes(pickle.dumps(hostile)),
     ):
         write()
-        with pytest.raises(
-            ValueError, match="another program: it holds pickled objects of posix"
-        ):
+        with pytest.raises(ValueError, match="another program: it holds pickled objects of posix"):
             read_verified(path)
     assert not mark.exists()
     torch.save(hostile, path)
