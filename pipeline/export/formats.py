@@ -159,8 +159,12 @@ def _bytes_of(path: Path) -> bytes:
 
 
 def _read_safetensors(stored: bytes, text: Mapping[str, str], digest: str) -> Weights:
-    from safetensors.torch import load
-
+    try:
+        from safetensors.torch import load
+    except ImportError as error:
+        raise foreign.NotWeights(
+            "it holds safetensors, which need a package; run pip install safetensors"
+        ) from error
     tensors = load(stored)
     image = tensors.pop(MEAN_IMAGE, None)
     return Weights(tensors, from_facts(text, None if image is None else image.numpy()), digest)

@@ -1,4 +1,4 @@
-"""A run's folder that cannot be used is told what is in the way, and code 2; nothing in it changes."""
+"""A run's folder that cannot be used: the error names what is in the way, and nothing changes."""
 
 import os
 import shutil
@@ -128,9 +128,9 @@ def test_a_folder_that_may_not_be_written_to_is_named(as_another_user, name, mes
 
 def test_a_full_or_failing_disk_is_no_mistake_of_the_user(tmp_path):
     for number, fix in ((28, "No space left on device; make room there"), (5, "Input/output err")):
-        with pytest.raises(TrainingError, match=f"cannot use x: {fix}.* and start again"):
-            with explained(RunFolder(tmp_path)):
-                raise OSError(number, os.strerror(number), "x")
+        wrong = f"cannot use x: {fix}.* and start again"
+        with pytest.raises(TrainingError, match=wrong), explained(RunFolder(tmp_path)):
+            raise OSError(number, os.strerror(number), "x")
 
 
 def test_a_training_ends_with_the_sentence(small_data, tmp_path):

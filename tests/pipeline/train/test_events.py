@@ -24,7 +24,8 @@ STRAY = [
         TRAIN | {"position": None}, TRAIN | {"top1": "high"}, TRAIN | {"loss": [1]},
         TRAIN | {"loss": float("inf")}, TRAIN | {"time": None}, VAL | {"images": None},
         start(versions=["torch"]), start(total_steps="many"), start(train_images=10**30),
-        {n: v for n, v in VAL.items() if n != "top5"}, {n: v for n, v in VAL.items() if n != "time"},
+        {n: v for n, v in VAL.items() if n != "top5"},
+        {n: v for n, v in VAL.items() if n != "time"},
     )),
 ]  # fmt: skip
 
