@@ -119,16 +119,17 @@ class CheckpointFolder(Checkpoints):
             yield
         except OSError as error:
             disk_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            need = f"it needs about {_size_bytes(content) / 1e6:.1f} MB"
-            last = "there is none yet"
+            free_mb, last = "?", "there is none yet"
             with contextlib.suppress(OSError):  # the disk may answer nothing any more
                 folders = (self.folder, *self.folder.parents)
                 free_bytes = shutil.disk_usage(next(f for f in folders if f.is_dir())).free
-                need += f", and {free_bytes / 1e6:.1f} MB are free on its disk"
+                free_mb = f"{free_bytes / 1e6:.1f}"
                 if steps := self.steps():
                     last = f"the last good one is that of step {steps[-1]}"
             raise SaveError(
-                f"checkpoint {path} cannot be written: {error.strerror} ({need}); {last}",
+                f"checkpoint {path} cannot be written: {error.strerror} (it needs about "
+                f"{_size_bytes(content) / 1e6:.1f} MB, and {free_mb} MB are free on its disk); "
+                f"{last}",
                 "make room there" if disk_full else "have that folder take files again",
                 disk_full,
             ) from error
