@@ -19,7 +19,7 @@ from pipeline.config import Config
 from pipeline.data.normalisation import Normalisation
 from pipeline.model.network import network_facts, network_name, shortcut_of
 from pipeline.system.failure import TrainingError
-from pipeline.system.files import patiently, replacing, write_text
+from pipeline.system.files import content_of, replacing, write_text
 from pipeline.train import foreign
 
 _FORMAT = "1"
@@ -144,13 +144,8 @@ def read_weights(path: Path) -> Weights:
 
 def _bytes_of(path: Path) -> bytes:
     """The content of the file, read once: what is hashed is what is used."""
-
-    def words(error: OSError, nap_sec: float) -> str:
-        reason = error.strerror or error
-        return f"--weights {path} cannot be read: {reason}; tried again in {nap_sec:g} s"
-
     try:
-        return patiently(path.read_bytes, OSError, words)
+        return content_of(path, f"--weights {path}")
     except OSError as error:
         raise TrainingError(
             f"--weights {path} cannot be read: {error.strerror or error}; start again when its "

@@ -243,11 +243,12 @@ def is_locked(run: RunFolder) -> bool:
     """Whether a lock on the run is visible from this host.
 
     Sees every lock of this host and, where the file server says (NFS), those of others;
-    on Lustre the locks of other hosts are invisible.
+    on Lustre the locks of other hosts are invisible. Raises `OSError` if the file system does not
+    answer: a run is not known to have ended because of that.
     """
     try:
         about = run.lock.stat()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     return _in_table(about, run.holder()) or _server_says(run.lock)
 

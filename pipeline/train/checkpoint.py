@@ -7,12 +7,11 @@ what torch then reads. Only rank 0 writes and reads.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import errno
 import hashlib
 import io
 import os
-import stat
 import struct
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ from pipeline.config.reading import config_of, overrides
 from pipeline.data.normalisation import Normalisation
 from pipeline.model.resnet import make_model
 from pipeline.system.failure import TrainingError
-from pipeline.system.files import patiently, replacing
+from pipeline.system.files import content_of, replacing
 from pipeline.train.foreign import inside, other_format, refusal, tensors_in_words
 
 FORMAT = 1
@@ -131,27 +130,17 @@ def read_verified(path: Path) -> dict[str, Any]:
 
 
 def _bytes_of(path: Path) -> bytes:
-    """The content of a file, tried again when the system refuses it. Raises `ValueError` if there
-    is none, `UnreadableCheckpoint` if it stays refused."""
-
-    def read() -> bytes:
-        try:
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise ValueError(f"checkpoint {path} is no file; give the path of a .pt file")
-            return path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise ValueError(
-                f"checkpoint {path} does not exist; give the path of a .pt file"
-            ) from error
-        except MemoryError as error:
-            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(path)) from error
-
-    def words(error: OSError, nap_sec: float) -> str:
-        reason = error.strerror or error
-        return f"checkpoint {path} cannot be read: {reason}; tried again in {nap_sec:g} s"
-
+    """The content of a file. Raises `ValueError` if there is none, `UnreadableCheckpoint` if the
+    system refuses it and goes on to do so."""
+    with contextlib.suppress(OSError):  # which reading it will name
+        if path.exists() and not path.is_file():
+            raise ValueError(f"checkpoint {path} is no plain file; give the path of a .pt file")
     try:
-        return patiently(read, OSError, words)
+        return content_of(path, f"checkpoint {path}")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ValueError(
+            f"checkpoint {path} does not exist; give the path of a .pt file"
+        ) from error
     except OSError as error:
         raise UnreadableCheckpoint(
             f"checkpoint {path} cannot be read: {error.strerror or error}; it may be whole, and "
