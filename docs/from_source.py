@@ -38,7 +38,9 @@ TOPICS = {
 """Whose messages a topic has; of two topics with a file, it belongs to the first."""
 
 _LEAST = 12  # letters of fixed text that make a message
-_RAISING = re.compile(r"(Error|BadImage|BadContainer|Damaged\w+|PeerLost|Diverged|Reported)$")
+_RAISING = re.compile(
+    r"(Error|BadImage|BadContainer|Damaged\w+|Unreadable\w+|NotWeights|PeerLost|Diverged|Reported)$"
+)
 _OTHERS = ("require", "wrong", "warning")
 _FORMAT = re.compile(r"%[-+ #0-9.]*[sdgfrx]")
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from pipeline.train.checkpoint import CheckpointFolder, read_verified
+from pipeline.train.checkpoint import read_verified
+from pipeline.train.saving import CheckpointFolder
 
 TIME_FIELDS = {
     "time", "images_per_sec", "data_wait_sec", "data_wait_share", "communication_share",

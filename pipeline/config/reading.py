@@ -278,9 +278,14 @@ def checkpoint_exists(setting: str, path: str | None) -> None:
     """Raises `ConfigError`, naming `setting`, unless `path` is given and a file."""
     if path is None:
         raise ConfigError(f"{setting} is missing; give the path of a .pt file of a run")
-    if Path(path).is_dir():
-        raise ConfigError(f"{setting} {path} is a folder; give the path of a .pt file in it")
-    require(Path(path).is_file(), f"{setting} {path} does not exist; give the path of a .pt file")
+    try:
+        is_folder, is_file = Path(path).is_dir(), Path(path).is_file()
+    except OSError as error:
+        raise ConfigError(
+            f"{setting} {path} cannot be read: {error.strerror}; give the path of a .pt file"
+        ) from error
+    require(not is_folder, f"{setting} {path} is a folder; give the path of a .pt file in it")
+    require(is_file, f"{setting} {path} does not exist; give the path of a .pt file")
 
 
 def can_hold(setting: str, path: str | None) -> None:

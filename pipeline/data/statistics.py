@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import logging
 import shlex
@@ -22,7 +23,7 @@ from pipeline.data.cifar import CifarImages
 from pipeline.data.images import ImageSet
 from pipeline.data.index.arrow_file import cache_places
 from pipeline.data.normalisation import IMAGENET, Normalisation, color_axes
-from pipeline.system.files import replacing
+from pipeline.system.files import content_of, replacing
 
 log = logging.getLogger("trainyard")
 
@@ -141,15 +142,19 @@ def load(place: Path, facts: dict[str, Any]) -> tuple[Normalisation, int] | str:
     """The statistics at `place` and the number of images used; or why they cannot be used, in
     words."""
     try:
-        with np.load(place, allow_pickle=False) as file:
+        stored = content_of(place, str(place))
+    except FileNotFoundError:
+        return f"there is no {place}"
+    except OSError as error:
+        return f"{place} cannot be read ({error.strerror or error})"
+    try:
+        with np.load(io.BytesIO(stored), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}  # checks each one's checksum
         header = json.loads(str(arrays["header"]))
         if header.get("version") != _VERSION or any(header.get(n) != v for n, v in facts.items()):
             return f"{place} was computed for other data"
         found = Normalisation(*(arrays[n] for n in ("mean", "std", "image", "color_axes")))
         return found, int(header["images"])
-    except FileNotFoundError:
-        return f"there is no {place}"
     except (
         OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile
     ) as error:  # fmt: skip  # zipfile has NotImplementedError for a damaged header

@@ -28,7 +28,7 @@ DESCRIPTION = (
     "onnxruntime; .pt, a checkpoint."
 )
 _WRITTEN = (".safetensors", ".pth", ".onnx")
-_READ = (".safetensors", ".pth")
+_READ = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin")
 PACKAGES = {
     ".safetensors": ("safetensors",),
     ".onnx": ("onnx", "onnxscript", "onnxruntime"),
@@ -40,7 +40,10 @@ def main(argv: list[str]) -> None:
     """Parses and checks, then loads what is heavy and runs."""
     parser = command_parser("pipeline.export", DESCRIPTION)
     parser.add_argument("--checkpoint", type=str, help="file of a training run (.pt) to be written")
-    parser.add_argument("--weights", type=str, help="file to be read (.pth, .safetensors)")
+    parser.add_argument(
+        "--weights", type=str, help="file to be read (.safetensors, or of torch.save: .pth, .pt, "
+        ".tar, .ckpt, .bin)",
+    )  # fmt: skip
     parser.add_argument("--config", type=str, help="with --weights: YAML file of their settings")
     parser.add_argument(
         "--classes", type=str, help="with --weights: file of the class names, one a line; default: "
@@ -52,7 +55,7 @@ def main(argv: list[str]) -> None:
     require(
         (options.checkpoint is None) != (options.weights is None),
         "give either --checkpoint, a .pt file of a run to be written for other programs, or "
-        "--weights, a .pth or .safetensors file to be made a checkpoint",
+        "--weights, a file of torch.save or safetensors to be made a checkpoint",
     )
     require(options.out is not None, "--out is missing; give the path of the file to write")
     can_hold("--out", options.out)

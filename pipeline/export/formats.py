@@ -3,6 +3,8 @@ network, the classes, the preprocessing."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +18,9 @@ from torch import Tensor, nn
 from pipeline.config import Config
 from pipeline.data.normalisation import Normalisation
 from pipeline.model.network import network_facts, network_name, shortcut_of
-from pipeline.system.files import replacing, write_text
+from pipeline.system.failure import TrainingError
+from pipeline.system.files import content_of, replacing, write_text
+from pipeline.train import foreign
 
 _FORMAT = "1"
 _VIEW = "shorter side to `resize` pixels, bilinear with antialiasing; centre square of `image_size`"
@@ -108,19 +112,29 @@ def from_facts(facts: Mapping[str, Any], image: Any | None) -> Description | Non
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name, and what the file says about them, if one of ours."""
+    """Tensors by name, what the file says about them, if one of ours, and its SHA-256 in hex."""
 
     tensors: dict[str, Tensor]
     description: Description | None
+    sha256: str
 
 
 def read_weights(path: Path) -> Weights:
-    """Reads a .pth or .safetensors file; code in it is never run.
+    """Reads a file of safetensors, or one of torch.save with a state_dict, also one inside a
+    training's checkpoint or with the prefixes of wrappers; code in it is never run.
 
-    Raises `ValueError` if it is not whole or holds something else.
+    Raises `ValueError` if it is not whole or holds something else, `TrainingError` if it cannot be
+    read.
     """
+    stored = _bytes_of(path)
+    digest = hashlib.sha256(stored).hexdigest()
     try:
-        return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
+        header = foreign.safetensors_header(stored)
+        if header is not None or path.suffix == ".safetensors":
+            return _read_safetensors(stored, (header or {}).get("__metadata__", {}), digest)
+        return Weights(foreign.state_dict_in(_unpickled(stored)), _sidecar(path), digest)
+    except foreign.NotWeights as error:
+        raise ValueError(f"--weights {path} cannot be used: {error}") from error
     except Exception as error:  # torch and safetensors raise many kinds on a damaged file
         reason = " ".join(str(error).split("\n")[0].split())[:200]
         raise ValueError(
@@ -128,24 +142,37 @@ def read_weights(path: Path) -> Weights:
         ) from error
 
 
-def _read_safetensors(path: Path) -> Weights:
-    from safetensors import safe_open
+def _bytes_of(path: Path) -> bytes:
+    """The content of the file, read once: what is hashed is what is used."""
+    try:
+        return content_of(path, f"--weights {path}")
+    except OSError as error:
+        raise TrainingError(
+            f"--weights {path} cannot be read: {error.strerror or error}; start again when its "
+            "file system gives it"
+        ) from error
 
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        text = file.metadata() or {}
+
+def _read_safetensors(stored: bytes, text: Mapping[str, str], digest: str) -> Weights:
+    try:
+        from safetensors.torch import load
+    except ImportError as error:
+        raise foreign.NotWeights(
+            "it holds safetensors, which need a package; run pip install safetensors"
+        ) from error
+    tensors = load(stored)
     image = tensors.pop(MEAN_IMAGE, None)
-    return Weights(tensors, from_facts(text, None if image is None else image.numpy()))
+    return Weights(tensors, from_facts(text, None if image is None else image.numpy()), digest)
 
 
-def _read_pickled(path: Path) -> Weights:
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(content, dict):
-        raise ValueError(f"it holds {type(content).__name__}, not tensors by name")
-    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
-    if others or not content:
-        raise ValueError(f"it holds {', '.join(others[:5]) or 'nothing'}, not tensors by name")
-    return Weights(dict(content), _sidecar(path))
+def _unpickled(stored: bytes) -> Any:
+    try:
+        return torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
+    except Exception as error:
+        what = foreign.inside(stored)
+        if what is None:
+            raise
+        raise foreign.NotWeights(what) from error
 
 
 def _sidecar(path: Path) -> Description | None:

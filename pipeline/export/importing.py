@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -35,10 +34,9 @@ def checkpoint_of(path: Path, config: Config, class_list: Path | None) -> dict[s
         _require_same(path, weights.description, config, classes)
     model = build_network(config.model, len(classes), "reference")
     load_into(model, weights.tensors, network_name(config.model), path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return {
         "format": FORMAT,
-        "fingerprint": {"weights from": path.name, "sha256 of the weights": digest},
+        "fingerprint": {"weights from": path.name, "sha256 of the weights": weights.sha256},
         "step": 0,
         "position": 0,
         "history": [],

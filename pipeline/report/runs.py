@@ -18,7 +18,8 @@ from pipeline.config.idle import idle_settings
 from pipeline.model.network import Network, network_in
 from pipeline.report.references import DataSet, Protocol
 from pipeline.train import folder as run_folder
-from pipeline.train.folder import HOLDS, RunFolder, last, why_no_run
+from pipeline.train.events import last
+from pipeline.train.folder import HOLDS, RunFolder, why_no_run, why_unreadable
 
 _IMAGES: dict[DataSet, tuple[int, int]] = {
     "imagenet-1k": (1_281_167, 50_000), "cifar-10": (50_000, 10_000),
@@ -231,7 +232,12 @@ def read_run(folder: Path) -> Run:
     Raises ValueError naming the folder if it holds no run, or a file in it that cannot be read.
     """
     run = RunFolder(folder)
-    if not run.has_trained:
-        raise ValueError(why_no_run(run))
-    evaluated = [read_evaluation(path) for path in run.evaluations]
-    return Run(folder, run.settings(), run.lines(), evaluated)
+    try:
+        if not run.has_trained:
+            raise ValueError(why_no_run(run))
+        evaluated = [read_evaluation(path) for path in run.evaluations]
+        return Run(folder, run.settings(), run.lines(), evaluated)
+    except OSError as error:
+        raise ValueError(
+            f"{folder} {why_unreadable(error)}; give runs that you may read, or leave it out"
+        ) from error

@@ -153,7 +153,7 @@ def differences(folders: Sequence[Path]) -> dict[str, list[Any]]:
     """The settings in which the runs differ, by `part.name`, each with its value in every run;
     versions of packages and the commit as `versions.<name>`, None where a run does not say.
 
-    Raises ValueError for a folder that is no run or has no configuration.
+    Raises ValueError for a folder that is no run, has no configuration or cannot be read.
     """
     found = _differing([_facts(folder) for folder in folders])
     found.pop("run.name", None)
@@ -162,10 +162,13 @@ def differences(folders: Sequence[Path]) -> dict[str, list[Any]]:
 
 def _facts(folder: Path) -> dict[str, Any]:
     run = RunFolder(folder)
-    if not run.config.is_file():
-        raise ValueError(why_no_run(run))
-    versions = run.last("start").get("versions", {})
-    return run.settings() | {f"versions.{name}": value for name, value in versions.items()}
+    try:
+        if not run.config.is_file():
+            raise ValueError(why_no_run(run))
+        versions = run.last("start").get("versions", {})
+        return run.settings() | {f"versions.{name}": value for name, value in versions.items()}
+    except OSError as error:
+        raise ValueError(f"{folder} {why_unreadable(error)}; give runs of yours") from error
 
 
 def describe_differences(folders: Sequence[Path], found: dict[str, list[Any]]) -> str:

@@ -20,7 +20,8 @@ from typing import Any, Literal
 
 from pipeline.model.network import network_in
 from pipeline.runs.tail import Tail
-from pipeline.train.folder import Holder, RunFolder, metrics_of
+from pipeline.train.events import metrics_of
+from pipeline.train.folder import Holder, RunFolder
 
 State = Literal["running", "silent", "finished", "stopped", "failed", "interrupted"]
 """silent: on a host whose locks are not visible here, and it has written nothing for longer than
@@ -242,11 +243,12 @@ def is_locked(run: RunFolder) -> bool:
     """Whether a lock on the run is visible from this host.
 
     Sees every lock of this host and, where the file server says (NFS), those of others;
-    on Lustre the locks of other hosts are invisible.
+    on Lustre the locks of other hosts are invisible. Raises `OSError` if the file system does not
+    answer: a run is not known to have ended because of that.
     """
     try:
         about = run.lock.stat()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     return _in_table(about, run.holder()) or _server_says(run.lock)
 

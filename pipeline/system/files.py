@@ -133,6 +133,30 @@ def patiently(
     return read()
 
 
+def content_of(path: Path, what: str) -> bytes:
+    """The content of a file that words call `what`, read again when the file system refuses it.
+
+    Raises the `OSError` that says that there is none at once, and any other, also that of too
+    little memory, when it comes again and again.
+    """
+
+    def read() -> bytes | OSError:
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            return error
+        except MemoryError as error:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(path)) from error
+
+    def words(error: OSError, nap_sec: float) -> str:
+        return f"{what} cannot be read: {error.strerror or error}; tried again in {nap_sec:g} s"
+
+    found = patiently(read, OSError, words)
+    if isinstance(found, OSError):
+        raise found
+    return found
+
+
 class Room:
     """Free space of a run's file system, and whether a warning was given that it is too little.
 

@@ -1,24 +1,23 @@
-"""Checkpoints: written atomically, verified before use, never code.
+"""A checkpoint: one file, written atomically, verified before use, never code.
 
-A checkpoint is what `torch.save` writes: a zip file whose records carry a CRC-32 each, so plain
-`torch.load` reads it and Python's `zipfile` verifies it. Only rank 0 writes and reads.
+It is the zip file that `torch.save` writes, which plain `torch.load` reads, and the zip's comment
+holds the SHA-256 of all that torch wrote. A file is read once, into memory: what was verified is
+what torch then reads. Only rank 0 writes and reads.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import errno
 import hashlib
-import logging
+import io
 import os
-import shutil
-import time
+import struct
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 import yaml
@@ -29,26 +28,42 @@ from pipeline.config.reading import config_of, overrides
 from pipeline.data.normalisation import Normalisation
 from pipeline.model.resnet import make_model
 from pipeline.system.failure import TrainingError
-from pipeline.system.files import remove_partials, replacing
-from pipeline.train.folder import Checkpoints
-
-log = logging.getLogger("trainyard")
+from pipeline.system.files import content_of, replacing
+from pipeline.train.foreign import inside, other_format, refusal, tensors_in_words
 
 FORMAT = 1
 """Version of a checkpoint's content; raised when a reader of the old one would go wrong."""
 
+_COMMENT = b"trainyard sha256 "
+_COMMENT_BYTES = len(_COMMENT) + 64  # the digest in hex
+_ZIP_END = b"PK\x05\x06"
+_ZIP_END_BYTES = 22  # without a comment, whose length are the last two
+
 
 class DamagedCheckpoint(ValueError):
-    """The file is not a complete checkpoint."""
+    """The file is not what was written: cut, or changed."""
 
 
-class SaveError(TrainingError):
-    """A checkpoint cannot be written. `reason` names it and the last good one, `fix` what to do;
-    `disk_full`: free space is all that it needs."""
+class UnreadableCheckpoint(TrainingError):
+    """The file cannot be read now, or not held in memory; nothing is known about what it holds."""
 
-    def __init__(self, reason: str, fix: str, disk_full: bool) -> None:
-        super().__init__(f"{reason}; {fix} and start again")
-        self.reason, self.fix, self.disk_full = reason, fix, disk_full
+
+class _Hashed:
+    """The file that `torch.save` writes to, with the SHA-256 of what it wrote and the last bytes of
+    that."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.digest, self.end = file, hashlib.sha256(), b""
+
+    def write(self, part: bytes) -> int:
+        """Writes `part`, any buffer of bytes."""
+        self.digest.update(part)
+        self.end = (self.end + bytes(part[-_ZIP_END_BYTES:]))[-_ZIP_END_BYTES:]
+        return self._file.write(part)
+
+    def flush(self) -> None:
+        """Hands what was written to the system."""
+        self._file.flush()
 
 
 def write_atomically(path: Path, content: Mapping[str, Any]) -> None:
@@ -58,7 +73,12 @@ def write_atomically(path: Path, content: Mapping[str, Any]) -> None:
     """
     try:
         with replacing(path) as partial, open(partial, "wb") as file:
-            torch.save(dict(content), file)
+            hashed = _Hashed(file)
+            torch.save(dict(content), cast(BinaryIO, hashed))
+            at_end = hashed.end.startswith(_ZIP_END) and hashed.end.endswith(b"\0\0")
+            assert at_end, "torch.save writes a zip file without a comment"
+            file.seek(-2, os.SEEK_END)
+            file.write(_end(hashed.digest.hexdigest()))
     except OSError:
         raise
     except Exception as error:  # torch 2.13: a RuntimeError, the file is shorter than it should be
@@ -70,30 +90,101 @@ def write_atomically(path: Path, content: Mapping[str, Any]) -> None:
         raise OSError(refused.errno, refused.strerror, str(path)) from error
 
 
-def read_verified(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint, after comparing every record's CRC-32.
+def _end(digest: str) -> bytes:
+    """The last bytes of a checkpoint: the length of the zip's comment, and the comment."""
+    return struct.pack("<H", _COMMENT_BYTES) + _COMMENT + digest.encode()
 
-    Tensors come to the CPU. Raises `ValueError` when the file is missing or of another format
-    version, `DamagedCheckpoint` when it is not complete. Never runs code from the file.
+
+def read_verified(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint. Its digest is compared first; of one from before there was a digest, the
+    CRC-32 of every record.
+
+    Tensors come to the CPU. Raises `ValueError` when the file is missing, of another format version
+    or of another program, `DamagedCheckpoint` when it is not whole, `UnreadableCheckpoint` when the
+    system does not let it be read. Never runs code from the file.
     """
-    if not path.is_file():
-        raise ValueError(f"checkpoint {path} does not exist; give the path of a .pt file")
+    stored = _bytes_of(path)
+    if (what := other_format(stored)) is not None:
+        raise ValueError(refusal(path, what))
     try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-        if broken is not None:
-            raise zipfile.BadZipFile(f"checksum of {broken} is wrong")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile and torch raise many kinds on a damaged file
-        reason = str(error).split("\n")[0]
-        raise DamagedCheckpoint(f"checkpoint {path} is damaged: {reason}") from error
+        content = torch.load(_verified(path, stored), map_location="cpu", weights_only=True)
+    except DamagedCheckpoint:
+        raise
+    except Exception as error:  # of a file that is whole: code in it, or too little memory
+        if (what := inside(stored)) is not None:
+            raise ValueError(refusal(path, what)) from error
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise UnreadableCheckpoint(
+            f"checkpoint {path} is whole but cannot be loaded: {reason}; give this process more "
+            "memory, or the version of torch that wrote it, and start again"
+        ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
+        if (what := tensors_in_words(content)) is not None:
+            raise ValueError(refusal(path, what))
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise ValueError(
             f"checkpoint {path} has format {found!r}, this version reads {FORMAT}; "
             "it was not written by this program or by another version of it"
         )
     return content
+
+
+def _bytes_of(path: Path) -> bytes:
+    """The content of a file. Raises `ValueError` if there is none, `UnreadableCheckpoint` if the
+    system refuses it and goes on to do so."""
+    with contextlib.suppress(OSError):  # which reading it will name
+        if path.exists() and not path.is_file():
+            raise ValueError(f"checkpoint {path} is no plain file; give the path of a .pt file")
+    try:
+        return content_of(path, f"checkpoint {path}")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ValueError(
+            f"checkpoint {path} does not exist; give the path of a .pt file"
+        ) from error
+    except OSError as error:
+        raise UnreadableCheckpoint(
+            f"checkpoint {path} cannot be read: {error.strerror or error}; it may be whole, and "
+            "nothing was deleted: start again when its file system gives it, or give another file"
+        ) from error
+
+
+def _verified(path: Path, stored: bytes) -> io.BytesIO:
+    """What torch may read of a file's bytes. Raises `DamagedCheckpoint` if they are not those that
+    were written."""
+    end = len(stored) - _COMMENT_BYTES
+    if end >= _ZIP_END_BYTES and stored.startswith(_COMMENT, end):
+        digest = hashlib.sha256(memoryview(stored)[: end - 2])
+        digest.update(b"\0\0")  # torch wrote no comment
+        if not stored.endswith(_end(digest.hexdigest())):
+            raise DamagedCheckpoint(f"checkpoint {path} is damaged: its SHA-256 is wrong")
+        return io.BytesIO(stored)
+    try:
+        return _records(stored)
+    except MemoryError:
+        raise
+    except Exception as error:  # zipfile raises many kinds
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged: {reason}") from error
+
+
+def _records(stored: bytes) -> io.BytesIO:
+    """The records of a zip file without a digest, in a new zip file: CRC-32 vouches for them, and
+    not for the directory, of which torch believes more than Python's `zipfile` looks at.
+
+    Raises an exception of any kind if one is not whole.
+    """
+    if stored[-_ZIP_END_BYTES:][:4] != _ZIP_END or not stored.endswith(b"\0\0"):
+        raise zipfile.BadZipFile("its end is missing")  # or its digest, which only a flip removes
+    copied = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(stored)) as archive, zipfile.ZipFile(copied, "w") as copy:
+        names = archive.namelist()
+        (count,) = struct.unpack_from("<H", stored, len(stored) - _ZIP_END_BYTES + 10)
+        if len(set(names)) < len(names) or min(len(names), 0xFFFF) != count:
+            raise zipfile.BadZipFile(f"{len(names)} of its {count} records are found")
+        for record in archive.infolist():
+            copy.writestr(zipfile.ZipInfo(record.filename), archive.read(record))
+    copied.seek(0)
+    return copied
 
 
 @dataclass(frozen=True)
@@ -163,132 +254,6 @@ def read(path: Path) -> Trained:
         content["fingerprint"],
         content["excluded"],
     )
-
-
-class SaveClock:
-    """When the next checkpoint inside an epoch is due, every `every_sec`; None: never."""
-
-    def __init__(self, every_sec: float | None) -> None:
-        self._every_sec, self._since = every_sec, time.monotonic()
-        self.last_step = -1
-        """Before which step the last save was: a save that was decided on is due no more when
-        another, at the end of an epoch, came between."""
-
-    @property
-    def due(self) -> bool:
-        """Whether it is time to save."""
-        return self._every_sec is not None and time.monotonic() - self._since >= self._every_sec
-
-    def done(self, step: int) -> None:
-        """Records a save before `step`."""
-        self._since, self.last_step = time.monotonic(), step
-
-
-class CheckpointFolder(Checkpoints):
-    """The checkpoints of one run; keeps the newest `keep` and the best."""
-
-    def __init__(self, folder: Path, keep: int) -> None:
-        super().__init__(folder)
-        self.keep = keep
-        self._disk_was_full = False
-
-    def save(self, step: int, content: Mapping[str, Any], best: bool = False) -> Path:
-        """Writes the checkpoint before step `step`, then removes all but the newest `keep`.
-
-        Raises `SaveError` if it cannot be written.
-        """
-        path = self.path(step)
-        with self._writing(path, content):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            remove_partials(self.folder)  # left by a killed save: the folder has one writer
-            write_atomically(path, {"format": FORMAT, **content})
-        for old in self.steps()[: -self.keep]:
-            self.path(old).unlink(missing_ok=True)
-        if best:
-            with self._writing(self.best, content):
-                self.link_best(path)
-        if self._disk_was_full:
-            self._disk_was_full = False
-            log.info("there is room again: checkpoint %s is written", path)
-        return path
-
-    def save_unless_full(self, step: int, content: Mapping[str, Any], best: bool = False) -> None:
-        """As `save`, but a full disk costs this checkpoint only, not the run, and is reported once
-        until there is room again. Not for the last save, nor when there is no checkpoint yet."""
-        try:
-            self.save(step, content, best)
-        except SaveError as error:
-            if not error.disk_full or not self.steps():
-                raise
-            if not self._disk_was_full:
-                log.warning(
-                    "warning: %s; %s: training continues and tries again at the next save%s",
-                    error.reason, error.fix,
-                    ", but best.pt stays that of an earlier validation" if best else "",
-                )  # fmt: skip
-            self._disk_was_full = True
-
-    @contextmanager
-    def _writing(self, path: Path, content: Mapping[str, Any]) -> Iterator[None]:
-        """Raises `SaveError` where the body raises `OSError`."""
-        try:
-            yield
-        except OSError as error:
-            steps, disk_full = self.steps(), error.errno in (errno.ENOSPC, errno.EDQUOT)
-            folders = (self.folder, *self.folder.parents)
-            free_bytes = shutil.disk_usage(next(f for f in folders if f.is_dir())).free
-            last = "there is none yet"
-            if steps:
-                last = f"the last good one is that of step {steps[-1]}"
-            raise SaveError(
-                f"checkpoint {path} cannot be written: {error.strerror} (it needs about "
-                f"{_size_bytes(content) / 1e6:.1f} MB, and {free_bytes / 1e6:.1f} MB are free on "
-                f"its disk); {last}",
-                "make room there" if disk_full else "have that folder take files again",
-                disk_full,
-            ) from error
-
-    def link_best(self, path: Path) -> None:
-        """Makes `best.pt` another name of the checkpoint `path`."""
-        with replacing(self.best) as partial:
-            try:
-                os.link(path, partial)
-            except OSError:  # a file system without hard links
-                partial.write_bytes(path.read_bytes())
-
-    def latest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest whole checkpoint and its path; None when there is none at all.
-
-        A damaged one is reported and the one before it is tried. Raises `DamagedCheckpoint` when
-        there are some and none is whole: to start from scratch must be asked for.
-        """
-        steps = self.steps()
-        for step in reversed(steps):
-            try:
-                return self.path(step), read_verified(self.path(step))
-            except DamagedCheckpoint as error:
-                log.warning("warning: %s; the one before it is tried", error)
-        if not steps:
-            return None
-        raise DamagedCheckpoint(
-            f"none of the {len(steps)} checkpoints in {self.folder} is whole; remove the folder "
-            "to start from scratch, or give --resume the path of another checkpoint"
-        )
-
-    def delete_after(self, step: int) -> None:
-        """Removes checkpoints after `step`: the run resumes from there."""
-        for later in self.steps():
-            if later > step:
-                self.path(later).unlink()
-
-
-def _size_bytes(content: Any) -> int:
-    """Size of the tensors in `content`; the rest is negligible."""
-    if isinstance(content, torch.Tensor):
-        return content.nbytes
-    if isinstance(content, Mapping):
-        return sum(map(_size_bytes, content.values()))
-    return 0
 
 
 def require_same_run(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

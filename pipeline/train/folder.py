@@ -14,7 +14,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,9 @@ from typing import Any, TypeVar
 import yaml
 
 from pipeline.config import Config
+from pipeline.system.files import patiently
 from pipeline.system.launched import launched_rank
+from pipeline.train.events import last, read_metrics
 
 log = logging.getLogger("trainyard")
 
@@ -32,7 +34,6 @@ EVALUATION = "evaluate-{}.json"
 """Name of a result of `pipeline.evaluate`; the words in it say what was evaluated."""
 
 _CHECKPOINT = re.compile(r"step-(\d{9})\.pt")
-_NAMED = 10  # cut lines in a warning
 
 _Kind = TypeVar("_Kind")
 
@@ -245,42 +246,6 @@ def why_no_run(run: RunFolder) -> str:
     return f"{folder} {what}: it has no {' and no '.join(names)}; {HOLDS}"
 
 
-def last(lines: Sequence[Mapping[str, Any]], event: str) -> Mapping[str, Any]:
-    """The last of `lines` of metrics that is of one kind; empty if there is none."""
-    return next((line for line in reversed(lines) if line.get("event") == event), {})
-
-
-def read_metrics(path: Path, warn: bool = False) -> list[dict[str, Any]]:
-    """The whole lines of a `metrics.jsonl`; those that a kill has cut are left out.
-
-    With `warn` they are named in one warning, for readers that show the file or continue it.
-    """
-    if not path.exists():
-        return []
-    metrics, cut = [], []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for number, line in enumerate(lines, start=1):
-        found = metrics_of(line)
-        if found is None:
-            cut.append(number)
-        else:
-            metrics.append(found)
-    if cut and warn:
-        what = f"a line of {path} is" if len(cut) == 1 else f"{len(cut)} lines of {path} are"
-        where = ", ".join(map(str, cut[:_NAMED])) + (" and more" if len(cut) > _NAMED else "")
-        log.warning("warning: %s cut and left out: line %s", what, where)
-    return metrics
-
-
-def metrics_of(line: str | bytes) -> dict[str, Any] | None:
-    """What a line says; None if a kill has cut it."""
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
-
-
 class Checkpoints:
     """The names in a run's folder of checkpoints: `step-<9 digits>.pt`, and `best.pt`."""
 
@@ -294,11 +259,28 @@ class Checkpoints:
         return self.folder / f"step-{step:09d}.pt"
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints there are, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        found = (_CHECKPOINT.fullmatch(entry.name) for entry in self.folder.iterdir())
+        """Steps of the checkpoints there are, oldest first. Raises `OSError` if the folder is there
+        and does not say."""
+        found = map(_CHECKPOINT.fullmatch, self._names())
         return sorted(int(match.group(1)) for match in found if match)
+
+    def others(self) -> list[Path]:
+        """The files there that end in .pt and are of no step, by name. Raises as `steps` does."""
+        names = [name for name in self._names() if name.endswith(".pt") and name[0] != "."]
+        return [self.folder / name for name in sorted(names) if not _CHECKPOINT.fullmatch(name)]
+
+    def _names(self) -> list[str]:
+        def read() -> list[str]:
+            try:
+                return os.listdir(self.folder)
+            except FileNotFoundError:
+                return []
+
+        return patiently(read, OSError, self._refused)
+
+    def _refused(self, error: OSError, nap_sec: float) -> str:
+        reason = error.strerror or error
+        return f"{self.folder} cannot be read: {reason}; tried again in {nap_sec:g} s"
 
 
 def run_of(file: Path) -> RunFolder | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +19,13 @@ from pipeline.system.failure import (
     TrainingError,
     say_error,
 )
+from pipeline.train.access import explained, make_usable
 from pipeline.train.folder import Holder, RunFolder
 
 if TYPE_CHECKING:
     from pipeline.ranks.world import World  # brings torch
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextlib.contextmanager
@@ -30,7 +34,7 @@ def locked(folder: Path, world: World) -> Iterator[RunFolder]:
     run, held = RunFolder(folder), contextlib.ExitStack()
 
     def take() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_usable(run)
         try:
             lock = held.enter_context(files.locked(run.lock, wait=False))
         except BlockingIOError as error:
@@ -39,8 +43,8 @@ def locked(folder: Path, world: World) -> Iterator[RunFolder]:
                 "choose another run.name"
             ) from error
         except OSError as error:
-            if error.filename is not None:  # the file, not its lock
-                raise
+            if error.filename is not None or error.errno not in _NO_LOCKS:
+                raise  # the file, not its lock; or a file system that does not answer now
             raise ValueError(
                 f"the run in {folder} cannot be locked: {error.strerror}; its file system has no "
                 "locks (Lustre: mount it with -o flock), so set run.dir to another one"
@@ -49,17 +53,20 @@ def locked(folder: Path, world: World) -> Iterator[RunFolder]:
         os.write(lock, Holder.here().as_json.encode())
 
     with held:
-        world.on_rank0(take)
+        world.on_rank0(explained(run)(take))
         yield run
 
 
 @contextlib.contextmanager
 def first_cause_kept(run: RunFolder, world: World) -> Iterator[None]:
     """Records the first cause of a failure in the run's folder."""
-    if world.rank == 0:
+
+    def begin() -> None:
+        world.on_failure = run.record_first_cause
         run.forget_last_end()
         log_to_file(run.log)
-        world.on_failure = run.record_first_cause
+
+    world.on_rank0(explained(run)(begin))
     try:
         yield
     except (Stopped, Reported, KeyboardInterrupt):

@@ -27,9 +27,9 @@ from pipeline.ranks.places import choose_device, own_share, set_threads
 from pipeline.ranks.watchdog import watched
 from pipeline.system.console import counted, start_logging
 from pipeline.system.failure import StopSignal
-from pipeline.system.files import Room, replacing, write_text
+from pipeline.system.files import Room, replacing
 from pipeline.system.machine import versions
-from pipeline.train.checkpoint import CheckpointFolder, read_verified, require_same_run
+from pipeline.train.access import explained
 from pipeline.train.folder import RunFolder
 from pipeline.train.gpu import described
 from pipeline.train.lock import first_cause_kept, locked, record_hang
@@ -37,7 +37,8 @@ from pipeline.train.monitor.monitor import RunMonitor
 from pipeline.train.monitor.pictures import Pictures
 from pipeline.train.preflight import decode_largest, require_complete
 from pipeline.train.profile import open_profile
-from pipeline.train.state import TrainState, choose_sums, compared
+from pipeline.train.resuming import resume
+from pipeline.train.state import TrainState, choose_sums
 from pipeline.train.trainer import Trainer
 from pipeline.train.verdict import Figures, judge, seen
 
@@ -79,7 +80,7 @@ def run(config: Config) -> None:
                 on_gpu=device.type == "cuda",
             )  # fmt: skip
             trainer.figures = _known_figures(config, decode, share.cores)
-            world.on_rank0(lambda: _open_files(trainer))
+            world.on_rank0(explained(folder)(lambda: _open_files(trainer)))
             limit_sec = config.run.step_timeout_sec
             on_hang = partial(record_hang, folder, world.rank)
             with (
@@ -116,14 +117,6 @@ def _decided_alike(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def resume(trainer: Trainer) -> None:
-    """Collective. Puts every rank at the state of the run: its checkpoint, or rank 0's initial
-    weights."""
-    world = trainer.world
-    content = world.on_rank0(lambda: _find_checkpoint(trainer))
-    trainer.state.restore(content or world.broadcast_object(trainer.content()), world)
-
-
 def _decode_largest(trainer: Trainer) -> None:
     """Runs `decode_largest` on train and val, without what the run excludes."""
     data, excluded = trainer.config.data, trainer.state.excluded
@@ -145,59 +138,6 @@ def _known_figures(config: Config, decode: DecodeSettings, cores: int) -> Figure
         compression=config.optim.gradient_compression,
         config=str(RunFolder(config.run.path).config),
     )
-
-
-def _find_checkpoint(trainer: Trainer) -> dict[str, Any] | None:
-    """The checkpoint that `--resume` points to, checked to belong to this run; None for a new
-    run."""
-    choice, run, checkpoints = trainer.config.resume, trainer.folder, trainer.checkpoints
-    started_from = run.origin.read_text(encoding="utf-8") if run.origin.exists() else None
-    holds_run = bool(checkpoints.steps()) or run.metrics.exists()
-    if choice == "none":
-        if holds_run:
-            raise ValueError(
-                f"{run.path} already holds a run and --resume is none; choose another run.name, or "
-                "--resume auto to resume it"
-            )
-        return None
-    if choice == "auto" or (holds_run and str(Path(choice).resolve()) == started_from):
-        found = checkpoints.latest()
-        if found is None:
-            return None
-        path, content = found
-    else:
-        path = Path(choice)
-        content = read_verified(path)
-        if holds_run and path.resolve().parent != checkpoints.folder.resolve():
-            raise ValueError(
-                f"{run.path} already holds another run than --resume {path}; choose another "
-                "run.name"
-            )
-    wanted = compared(trainer.fingerprint, trainer.config)
-    require_same_run(path, content["fingerprint"], wanted)
-    if not holds_run:
-        # From here on the run is independent, and the same command resumes it.
-        write_text(run.origin, str(path.resolve()))
-        checkpoints.save(content["step"], content)
-    log.info("resuming from %s at step %d", path, content["step"])
-    checkpoints.delete_after(content["step"])
-    _link_best(checkpoints, content)
-    return content
-
-
-def _link_best(checkpoints: CheckpointFolder, content: dict[str, Any]) -> None:
-    """Gives the best checkpoint its second name, which a kill right after the save prevented."""
-    correct = [result["top1_correct"] for result in content["history"]]
-    path = checkpoints.path(content["step"])
-    is_result = bool(correct) and content["history"][-1]["step"] == content["step"]
-    if is_result and correct[-1] == max(correct) and path.exists():
-        try:
-            checkpoints.link_best(path)
-        except OSError as error:  # a full disk; the run itself can continue
-            log.warning(
-                "warning: %s cannot be written: %s; make room there: training continues",
-                checkpoints.best, error.strerror,
-            )  # fmt: skip
 
 
 def _open_files(trainer: Trainer) -> None:

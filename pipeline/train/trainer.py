@@ -20,7 +20,6 @@ from pipeline.ranks.gradients import GradientAverager
 from pipeline.ranks.world import World
 from pipeline.system.failure import Stopped, StopSignal
 from pipeline.system.machine import versions
-from pipeline.train.checkpoint import CheckpointFolder, SaveClock
 from pipeline.train.feed import Feed
 from pipeline.train.folder import RunFolder
 from pipeline.train.loaders import Loaders
@@ -30,6 +29,7 @@ from pipeline.train.optimizer import named_norms, norms, set_lr
 from pipeline.train.phases import Phases
 from pipeline.train.precision import TrainingDiverged, require_finite_loss
 from pipeline.train.profile import Profile
+from pipeline.train.saving import CheckpointFolder, SaveClock
 from pipeline.train.schedule import make_schedule, run_length
 from pipeline.train.state import TrainState, fingerprint, require_finite
 from pipeline.train.validation import ErrorAnalysis, require_learning, validate

@@ -15,8 +15,8 @@ from one_process import evaluate_here, train_here
 from pipeline.data.index.manifest import open_manifest
 from pipeline.data.order import epoch_permutation
 from pipeline.system.failure import ExitCode, Reported
-from pipeline.train.checkpoint import CheckpointFolder
-from pipeline.train.folder import read_metrics
+from pipeline.train.events import read_metrics
+from pipeline.train.saving import CheckpointFolder
 
 
 @pytest.fixture(scope="module")

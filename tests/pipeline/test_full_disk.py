@@ -33,9 +33,11 @@ from pipeline.prepare import files, imagenet, index, stage
 from pipeline.prepare.options import IndexOptions, StageOptions
 from pipeline.system.failure import Reported
 from pipeline.system.files import PatientFile, Room, write_text
-from pipeline.train.checkpoint import CheckpointFolder, SaveError, read_verified
-from pipeline.train.folder import RunFolder, read_metrics
+from pipeline.train.checkpoint import read_verified
+from pipeline.train.events import read_metrics
+from pipeline.train.folder import RunFolder
 from pipeline.train.monitor.monitor import RunMonitor
+from pipeline.train.saving import CheckpointFolder, SaveError
 from pipeline.train.trainer import Trainer
 
 DISK_BYTES = 8 << 20  # more than a small run needs

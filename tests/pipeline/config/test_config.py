@@ -63,6 +63,7 @@ ANSWERED = [
     ("pipeline.evaluate", ["--data.root=x"], "--checkpoint is missing"),
     ("pipeline.evaluate", ["--checkpoint=none.pt"], "--checkpoint none.pt does not"),
     ("pipeline.evaluate", ["--checkpoint=tests"], "--checkpoint tests is a folder"),
+    ("pipeline.evaluate", ["--checkpoint=" + 300 * "x"], "; give the path of a .pt file"),
     ("pipeline.evaluate", ["--model.depth=50"], "--model.depth comes from the check"),
     ("pipeline.prepare", ["demo", "--trian=3"], "--trian; did you mean --train"),
 ]

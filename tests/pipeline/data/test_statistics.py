@@ -19,6 +19,7 @@ from pipeline.data.index.manifest import open_manifest
 from pipeline.data.normalisation import IMAGENET, Normalisation
 from pipeline.data.statistics import (
     PixelSums,
+    load,
     normalisation_of,
     of_pixels,
     prepare_command,
@@ -30,6 +31,7 @@ from pipeline.prepare import mean
 from pipeline.prepare.__main__ import parse
 from pipeline.prepare.options import MeanOptions
 from pipeline.ranks.world import World
+from pipeline.system import files
 from pipeline.system.failure import Reported
 from pipeline.train.loaders import open_val_loader, val_passes
 
@@ -288,6 +290,16 @@ def test_a_damaged_file_of_means_is_not_taken(prepared, tmp_path, damage):
     place.write_bytes(damage(place.read_bytes()))
     with pytest.raises(ValueError, match=r"npz is damaged \("):
         normalisation_of(config, open_manifest(root, "train"))
+
+
+def test_a_file_of_means_that_cannot_be_read_is_not_called_damaged(prepared, tmp_path, monkeypatch):
+    def refuse(_: Path) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(files, "READ_AGAIN_SEC", (0.0,))
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    found = load(tmp_path / "a.npz", {})
+    assert found == f"{tmp_path}/a.npz cannot be read (Input/output error)"
 
 
 def test_a_run_without_the_means_it_asks_for_ends_before_its_first_step(small_data, tmp_path):

@@ -141,7 +141,7 @@ def with_nan(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (lambda state: {"epoch": 3, "state_dict": state}, "holds epoch, state_dict, not tensors"),
+        (lambda state: {"epoch": 3, "lr": 0.1}, "holds epoch, lr, not tensors by name; write"),
         (lambda state: list(state.values()), "it holds list, not tensors by name"),
         (lambda state: {"conv1.weight": Path}, "weights.pth cannot be used: "),  # code
         (with_nan, "are not finite: layer1.0.conv1.weight; copy it again"),

@@ -1,10 +1,13 @@
 """Whether a run is held, seen without taking its lock."""
 
+import errno
 import fcntl
 import subprocess
 import sys
+from pathlib import Path
 
 import jobs
+import pytest
 
 from pipeline.runs.state import is_locked
 from pipeline.train.folder import RunFolder
@@ -40,6 +43,15 @@ def test_a_lock_of_the_whole_file_is_seen_as_nfs_makes_one(tmp_path):
         assert other.stdout.readline() == "held\n"
         assert is_locked(RunFolder(tmp_path))
     assert not is_locked(RunFolder(tmp_path))
+
+
+def test_a_file_system_that_does_not_answer_is_not_taken_for_a_free_lock(tmp_path, monkeypatch):
+    def stat(*_, **__):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(Path, "stat", stat)
+    with pytest.raises(OSError, match="Stale file handle"):
+        is_locked(RunFolder(tmp_path))
 
 
 def test_looking_never_turns_away_a_run_that_starts(tmp_path):

@@ -9,7 +9,7 @@ import sys
 from contextlib import contextmanager
 
 import jobs
-from made_runs import CIFAR, RunMaker, start
+from made_runs import CIFAR, RunMaker, event, start
 from terminal import Terminal
 
 from pipeline.train.folder import RunFolder
@@ -88,7 +88,7 @@ def _said(folder, screen, line):
 
 def test_a_line_of_another_version_is_passed_over_and_no_color_is_respected(tmp_path):
     with training(tmp_path) as folder:
-        append(folder / "metrics.jsonl", json.dumps({"event": "train", "step": 810, "loss": 1.0}))
+        append(folder / "metrics.jsonl", json.dumps(event("train", 810)))
         screen = follower(folder, NO_COLOR="1")
         append(folder / "log.txt", "10:05 news")
         jobs.wait_for(lambda: "10:05 news" in screen.shown(), "the line of the log")

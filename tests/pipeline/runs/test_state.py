@@ -6,7 +6,7 @@ import socket
 import time
 
 import pytest
-from made_runs import CIFAR, RunMaker, held_by, start
+from made_runs import CIFAR, RunMaker, event, held_by, start
 
 from pipeline.runs.listing import describe, list_runs
 from pipeline.runs.state import read_state
@@ -98,7 +98,7 @@ def test_the_speed_is_the_median_of_the_last_lines_of_training(make_run):
     assert read_state(folder).images_per_sec is None
     with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
         for speed in (9000, 9000, 9000, 801, 2, 800, 802, 9000):
-            file.write(json.dumps({"event": "train", "step": 400, "images_per_sec": speed}) + "\n")
+            file.write(json.dumps(event("train", 400, images_per_sec=speed)) + "\n")
     run = read_state(folder)
     assert run.images_per_sec == run.as_json["images_per_sec"] == 801
     assert " 801 " in describe(list_runs(folder), folder)

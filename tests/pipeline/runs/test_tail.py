@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from made_runs import CIFAR, RunMaker, start
+from made_runs import CIFAR, RunMaker, event, start
 
 from pipeline.runs.state import RunReader, read_state
 from pipeline.runs.tail import NewLines, Tail
@@ -78,7 +78,7 @@ def test_a_look_reads_what_is_new_and_not_the_whole_files(long_run):
     assert whole > size > 200_000
     lines = NewLines(long_run / "metrics.jsonl")
     lines()
-    append(long_run / "metrics.jsonl", json.dumps({"event": "train", "step": 50_050}))
+    append(long_run / "metrics.jsonl", json.dumps(event("train", 50_050)))
 
     def look():
         assert reader.read().step == 50_050
@@ -97,7 +97,7 @@ def test_looks_at_a_growing_run_say_what_one_look_would(long_run):
     path.write_bytes(whole[: len(whole) // 2])  # a resume takes lines back, the last one is cut
     assert reader.read() == read_state(long_run)
     assert 20_000 < reader.read().step < 30_000
-    append(path, "", json.dumps({"event": "val", "step": 30_000, "epoch": 76, "top1": 0.97}))
+    append(path, "", json.dumps(event("val", 30_000, top1=0.97)))
     append(path, json.dumps(start(step=25_000, total_steps=30_000)))
     (long_run / "config.yaml").write_text(
         (long_run / "config.yaml").read_text().replace("epochs: 90.0", "epochs: 80.0")
@@ -105,7 +105,7 @@ def test_looks_at_a_growing_run_say_what_one_look_would(long_run):
     found = reader.read()
     assert found == read_state(long_run)
     assert (found.step, found.total_steps, found.best_top1) == (30_000, 30_000, 0.97)
-    append(path, json.dumps({"event": "done", "step": 30_000}))
+    append(path, json.dumps(event("done", 30_000)))
     assert reader.read().state == "finished"
     fresh = long_run / "fresh"
     fresh.write_text("")

@@ -10,7 +10,14 @@ import time
 import pytest
 
 from pipeline.system import files
-from pipeline.system.files import locked, patiently, remove_partials, replacing, write_text
+from pipeline.system.files import (
+    content_of,
+    locked,
+    patiently,
+    remove_partials,
+    replacing,
+    write_text,
+)
 
 
 def refused(number: int, path: object = None) -> OSError:
@@ -181,3 +188,32 @@ def test_only_what_the_file_system_refuses_is_tried_again(monkeypatch, caplog):
     with pytest.raises(BadThing):
         patiently(lambda: read(refused(errno.EIO)), OSError, words)
     assert len(tries) == 1
+
+
+def test_a_whole_file_is_read_in_spite_of_hiccups_and_one_that_is_not_there_at_once(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(files, "READ_AGAIN_SEC", (0.0, 0.0))
+    path = tmp_path / "a"
+    path.write_bytes(b"content")
+    for missing in (tmp_path / "none", path / "below a file"):
+        with pytest.raises((FileNotFoundError, NotADirectoryError)):
+            content_of(missing, "the file")
+    assert caplog.messages == []
+    faults: list[Exception] = [refused(errno.EIO), MemoryError()]
+    real = type(path).read_bytes
+
+    def read_bytes(of: object) -> bytes:
+        if faults:
+            raise faults.pop()
+        return real(of)
+
+    monkeypatch.setattr(type(path), "read_bytes", read_bytes)
+    assert content_of(path, "the file") == b"content"
+    assert caplog.messages == [
+        "the file cannot be read: Cannot allocate memory; tried again in 0 s",
+        "the file cannot be read: Input/output error; tried again in 0 s",
+    ]
+    faults += [MemoryError() for _ in range(3)]
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        content_of(path, "the file")

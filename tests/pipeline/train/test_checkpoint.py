@@ -19,13 +19,12 @@ from pipeline.config.reading import load_config
 from pipeline.system.failure import ExitCode, Reported
 from pipeline.train import trainer
 from pipeline.train.checkpoint import (
-    CheckpointFolder,
     DamagedCheckpoint,
-    SaveError,
     read_verified,
     require_same_run,
     write_atomically,
 )
+from pipeline.train.saving import CheckpointFolder, SaveError
 from pipeline.train.state import compared, fingerprint
 from pipeline.train.trainer import Trainer
 
@@ -98,7 +97,7 @@ def test_one_flipped_bit_inside_a_tensor_is_found(tmp_path):
     write_atomically(path, content())
     damage(path)
     assert torch.load(path, weights_only=True)["step"] == 0  # torch alone does not notice
-    with pytest.raises(DamagedCheckpoint, match=r"a\.pt is damaged: checksum of .* is wrong"):
+    with pytest.raises(DamagedCheckpoint, match=r"a\.pt is damaged: its SHA-256 is wrong"):
         read_verified(path)
 
 
@@ -149,7 +148,7 @@ def test_code_in_a_file_is_not_run(tmp_path):
         lambda: path.write_bytes(pickle.dumps(hostile)),
     ):
         write()
-        with pytest.raises(DamagedCheckpoint):
+        with pytest.raises(ValueError, match="another program: it holds pickled objects of posix"):
             read_verified(path)
     assert not mark.exists()
     torch.save(hostile, path)
@@ -168,7 +167,7 @@ def test_the_newest_whole_one_is_used_and_a_damaged_one_reported(folder, caplog)
     assert (path, found["step"]) == (paths[1], 6)
     assert "step-000000009.pt is damaged" in caplog.text
     assert "the one before it is tried" in caplog.text
-    folder.delete_after(3)
+    folder.set_aside_after(3)
     assert folder.steps() == [3]
     damage(paths[0])
     with pytest.raises(DamagedCheckpoint, match=r"none of the 1 checkpoints in .* is whole"):
@@ -320,7 +319,7 @@ def test_a_damaged_newest_is_reported_and_the_run_goes_on_with_other_free_settin
         "--schedule.epochs=1.2", "--run.log_every_steps=1",
     )  # fmt: skip
     log = log_of(copied)
-    assert "step-000000007.pt is damaged: checksum of" in log
+    assert "step-000000007.pt is damaged: its SHA-256 is wrong" in log
     assert "resuming from" in log
     assert "step-000000006.pt at step 6" in log
     assert CheckpointFolder(copied / "checkpoints", 3).steps()[-1] == 8
@@ -332,7 +331,7 @@ def test_a_run_that_began_with_anothers_checkpoint_stands_on_its_own(
 ):
     other = finished / "checkpoints" / "step-000000004.pt"
     run = train_here(small_data, tmp_path, "--run.name=fork", f"--resume={other}")
-    CheckpointFolder(run / "checkpoints", 3).delete_after(4)  # killed before its first
+    CheckpointFolder(run / "checkpoints", 3).set_aside_after(4)  # killed before its first
     train_here(small_data, tmp_path, "--run.name=fork", f"--resume={other}")  # the same command
     log = log_of(run)
     assert log.count("at step 4") == 2

@@ -5,7 +5,7 @@ import json
 import re
 
 import jobs
-from made_runs import CIFAR, RunMaker
+from made_runs import CIFAR, RunMaker, start
 
 from pipeline.train.folder import Holder, RunFolder, Stop, find_runs, run_of
 
@@ -80,7 +80,7 @@ def test_what_a_start_said_is_that_of_the_last_one(tmp_path):
     run = RunFolder(RunMaker(tmp_path)("a", CIFAR, steps=400))
     assert run.last("start")["versions"] == {"torch": "2.13.0", "commit": "abc1234"}
     with open(run.metrics, "a", encoding="utf-8") as file:
-        file.write(json.dumps({"event": "start", "ranks": 8}) + '\n{"ranks": 9}\n{"event": "sta')
+        file.write(json.dumps(start(ranks=8)) + '\n{"ranks": 9}\n{"event": "sta')
     assert run.last("start")["ranks"] == 8
     assert run.last("of no kind") == {}
 

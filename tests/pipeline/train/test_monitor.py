@@ -194,7 +194,9 @@ def test_cut_lines_are_left_out_and_named_in_one_warning_of_a_start(
     train_here(small_data, tmp_path, *OPTIONS)
     said = [line for line in capfd.readouterr().err.splitlines() if " cut " in line]
     (line,) = [one.partition("warning: ")[2] for one in said]
-    assert line == f"2 lines of {copy}/metrics.jsonl are cut and left out: line 2, {len(lines)}"
+    where = f"line 2, {len(lines)}"
+    wrong = "cut or no event of a run, and left out"
+    assert line == f"2 lines of {copy}/metrics.jsonl are {wrong}: {where}"
     assert read_metrics(copy / "metrics.jsonl")[-1]["event"] == "done"
 
 
