@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.ranks.heartbeat import Heartbeat, Peer
+from pipeline.ranks.reports import Limit
 from pipeline.ranks.watchdog import Watchdog
 from pipeline.train.folder import RunFolder
 from pipeline.train.lock import record_hang
@@ -80,8 +81,8 @@ def main() -> None:
     folder, rank, doings = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(",")
     heartbeat = Heartbeat()
     run, peers = RunFolder(folder), met(folder, rank, len(doings))
-    on_hang = partial(record_hang, run, rank)
-    watchdog = Watchdog(run.stacks, peers, rank, heartbeat, LIMIT_SEC, on_hang)
+    on_hang = partial(record_hang, run, rank, "this-start")
+    watchdog = Watchdog(run.stacks, peers, rank, heartbeat, Limit(LIMIT_SEC), on_hang)
     if rank == 0:
         watchdog.make_folder()
         (folder / "made").touch()

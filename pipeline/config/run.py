@@ -100,6 +100,11 @@ class RunConfig:
     step_timeout_sec: float | None = setting(600.0, "execution", limits="[1, 1000000]")
     """Seconds without progress on a rank after which the job ends and names who holds it up; null:
     it waits for ever."""
+    start_timeout_sec: float | None = setting(
+        1800.0, "execution", ("evaluate",), limits="[1, 1000000]"
+    )
+    """The same before the first step, while the data are indexed and a checkpoint is read, and for
+    all of an evaluation; each folder and container that is indexed is progress."""
 
     expect_top1: float | None = setting(None, "execution", limits="[0, 1]")
     """Top-1 in [0, 1] that earlier runs of this configuration reached, to which the end of a run

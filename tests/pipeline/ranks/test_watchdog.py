@@ -14,7 +14,7 @@ import jobs
 import pytest
 
 from pipeline.ranks.heartbeat import Beat, Peer
-from pipeline.ranks.watchdog import Report, explain, find_laggards, read_report
+from pipeline.ranks.reports import Limit, Report, explain, find_laggards, read_report
 
 SCRIPT = jobs.REPOSITORY / "tests" / "watchdog_rank.py"
 
@@ -127,7 +127,7 @@ def test_the_laggard_is_who_answers_not_or_works_too_long():
 
 def test_many_laggards_are_counted(tmp_path):
     silent = [Report(Peer(r, "another-host", 100 + r), None, False) for r in range(6)]
-    said = explain([*silent, report(6, "agree", 3, 30.0, True)], 30.0, tmp_path)
+    said = explain([*silent, report(6, "agree", 3, 30.0, True)], Limit(30.0), tmp_path)
     assert "rank 2 (process 102) on another-host does not answer: it is stopped, dead or" in said
     assert "so do 3 more ranks; rank 6 has waited in phase agree of step 3 for 30 s;" in said
 
