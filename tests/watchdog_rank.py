@@ -62,7 +62,21 @@ def finish(heartbeat: Heartbeat) -> None:
         time.sleep(LIMIT_SEC / 10)
 
 
-DOINGS = {do.__name__: do for do in (wait, stall, work, freeze, pause, finish)}
+def toil(heartbeat: Heartbeat) -> None:
+    """Does honest work for the others for three times the limit."""
+    for _ in range(30):
+        heartbeat.beat("index")
+        time.sleep(LIMIT_SEC / 10)
+
+
+def patience(heartbeat: Heartbeat) -> None:
+    """Waits for as long for the rank that works."""
+    heartbeat.beat("index")
+    with heartbeat.waits():
+        time.sleep(3 * LIMIT_SEC)
+
+
+DOINGS = {do.__name__: do for do in (wait, stall, work, freeze, pause, finish, toil, patience)}
 
 
 def met(folder: Path, rank: int, size: int) -> list[Peer]:

@@ -23,8 +23,9 @@ def addresses_by_interface() -> dict[str, list[str]]:
 
 
 def own_addresses() -> list[str]:
-    """Every address of this host."""
-    return [address for held in addresses_by_interface().values() for address in held]
+    """The addresses by which other hosts may know this one."""
+    held = [address for held in addresses_by_interface().values() for address in held]
+    return [address for address in held if not address.startswith("127.") and address != "::1"]
 
 
 def resolves(name: str) -> bool:
@@ -38,24 +39,20 @@ def resolves(name: str) -> bool:
 def address_trouble(engine: Engine, several_nodes: bool) -> str | None:
     """Why this rank's Gloo would find no address to listen on, and what helps; None if it will.
 
-    Told no interface, Gloo asks for the address of this host's name. Horovod's (0.28.1) ends in a
-    segmentation fault where there is none; torch's takes the loopback interface, at which no other
-    node reaches it.
+    Horovod (0.28.1) asks for the address of this host's name, also where it is told an interface,
+    and ends in a segmentation fault if there is none. Told no interface, torch then takes the
+    loopback one, at which no other node reaches it.
     """
-    variable = INTERFACE_OF[engine]
+    variable, host = INTERFACE_OF[engine], socket.gethostname()
     wanted, there = os.environ.get(variable, ""), addresses_by_interface()
     usable = [name for name, held in there.items() if held]
     for name in filter(None, wanted.split(",") if engine == "torch" else [wanted]):
         if name not in usable:
             return (
-                f"{variable}={name} names no network interface with an address on "
-                f"{socket.gethostname()}; set it to one of: {', '.join(usable)}"
+                f"{variable}={name} names no network interface with an address on {host}; set it "
+                f"to one of: {', '.join(usable)}"
             )
-    host = socket.gethostname()
-    if wanted or resolves(host) or (engine == "torch" and not several_nodes):
+    if resolves(host) or (engine == "torch" and (wanted or not several_nodes)):
         return None
-    return (
-        f"the host name {host} has no address on this machine, and by it Gloo looks for one; add "
-        f"it to /etc/hosts, or set {variable} to the network interface that the ranks share "
-        f"({', '.join(usable)})"
-    )
+    other = "start the ranks with torchrun" if engine == "horovod" else f"set {variable}"
+    return f"the host name {host} has no address on this machine; add it to /etc/hosts, or {other}"

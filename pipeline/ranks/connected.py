@@ -152,6 +152,10 @@ class ConnectedWorld(World):
     def barrier(self) -> None:
         self.maximum([0])
 
+    def _silent(self) -> list[Peer]:
+        """Ranks of other hosts that are gone, as far as the engine lets it be known."""
+        return []
+
     def _peer_lost(self, reason: str) -> PeerLost:
         """The error for a collective that failed; names the rank that is gone if it can be seen."""
         end = time.monotonic() + _DYING_SEC
@@ -164,7 +168,10 @@ class ConnectedWorld(World):
             return PeerLost(f"{', '.join(lost)}; start again to resume from the last checkpoint")
         if any(peer.host != self.peers[0].host for peer in self.peers):
             time.sleep(_KNOWER_SEC)
-        who = named_in(reason, self.peers, self.rank) or "most often because a peer left"
+        who = named_in(reason, self.peers, self.rank)
+        if who is None and (silent := self._silent()):
+            who = f"and nothing is heard any more of {', '.join(map(str, silent))}"
+        who = who or "most often because a peer left"
         return PeerLost(
             f"a collective failed, {who} ({reason}); start again to resume from the last checkpoint"
         )

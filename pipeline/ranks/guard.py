@@ -27,6 +27,7 @@ log = logging.getLogger("trainyard")
 _LOOK_SEC = 0.5
 _DEAD_SEC = 1.0  # one that has left in peace may not have been able to say so any more
 _SILENT_SEC = 15.0  # a rank that does not run; Gloo gives up after 30
+_CALL_SEC = 3.0  # a rank finds that a collective has failed when it next waits for one
 _TURN_SEC = 0.4  # between two ranks that have the same to say
 _CONNECTED, _FAILED = "connected", "failed"
 _GONE = "is stopped, dead or cut off: nothing was heard of it for {:.0f} s"
@@ -133,6 +134,20 @@ class Guard:
             return any(self._store.get(f"told-{name}-{peer.rank}") for peer in self._start.peers)
         except OSError:
             return False
+
+
+def roll_call(store: Store, rank: int, start: Start) -> list[Peer]:
+    """Ranks of which nothing is heard while this one finds that a collective has failed, as it does
+    on every rank: rank 0 calls all, the others rank 0."""
+    called = start.peers if rank == 0 else start.peers[:1]
+    end, missing = time.monotonic() + _CALL_SEC, [peer for peer in called if peer.rank != rank]
+    with suppress(OSError):  # no launcher any more
+        store.put(f"here-{start.name}-{rank}", "yes")
+        while missing and time.monotonic() < end:
+            time.sleep(_LOOK_SEC)
+            missing = [p for p in missing if not store.get(f"here-{start.name}-{p.rank}")]
+        return missing
+    return []
 
 
 @contextmanager

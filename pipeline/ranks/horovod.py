@@ -18,7 +18,8 @@ from pipeline.ranks.buckets import BucketedGradients
 from pipeline.ranks.checkin import check_in
 from pipeline.ranks.connected import ConnectedWorld
 from pipeline.ranks.gradients import GradientAverager, Summing
-from pipeline.ranks.guard import Guard, abort_told
+from pipeline.ranks.guard import Guard, abort_told, roll_call
+from pipeline.ranks.heartbeat import Peer
 from pipeline.ranks.rendezvous import HorovodStore
 from pipeline.ranks.shared import orders_writes
 from pipeline.system.failure import TrainingError
@@ -57,18 +58,25 @@ class HorovodWorld(ConnectedWorld):
         for name, value in settings.items():
             os.environ.setdefault(name, value)
         trouble = address_trouble("horovod", started.local_size < started.size)
-        store = HorovodStore.of_launcher()
+        store = self._store = HorovodStore.of_launcher()
         if store is None:  # as under mpirun, where MPI tells who is lost
             if trouble is not None:
                 raise TrainingError(trouble)
             self._init(hvd)
             self._meet(None)
             return
-        start = check_in(store, started.rank, started.size, "horovod", trouble)
+        start = self._met = check_in(store, started.rank, started.size, "horovod", trouble)
         with Guard(store, started.rank, start) as guard:
             with abort_told(guard):
                 self._init(hvd)
             self._meet(start)
+
+    def _silent(self) -> list[Peer]:
+        # Horovod tells only its log whose address failed.
+        alone = all(peer.host == self.peers[0].host for peer in self.peers)
+        if self._store is None or alone:
+            return []
+        return roll_call(self._store, self.rank, self._met)
 
     def _init(self, hvd: Any) -> None:
         hvd.init()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.ranks.heartbeat import Beat, Peer
@@ -19,6 +20,19 @@ class Limit:
     sec: float
     setting: str = "run.step_timeout_sec"
     advice: str = "start again to resume from the last checkpoint"
+
+    @property
+    def as_json(self) -> str:
+        """The limit as one line."""
+        return json.dumps(asdict(self)) + "\n"
+
+    @classmethod
+    def read(cls, line: str) -> Limit | None:
+        """Parses such a line; None if it is another."""
+        try:
+            return cls(**json.loads(line))
+        except (ValueError, TypeError):
+            return None
 
 
 def start_limit(sec: float | None) -> Limit | None:

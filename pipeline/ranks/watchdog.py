@@ -193,8 +193,10 @@ class Watchdog:
                 if limit is None:
                     continue
                 beat = self._heartbeat.now()
-                if self._hangs(beat, limit) or self._asked(limit):
+                if self._hangs(beat, limit):
                     self._end_job(beat, limit)
+                elif (asked := self._asked(limit)) is not None:
+                    self._end_job(beat, asked)
 
     def _hangs(self, beat: Beat, limit: Limit) -> bool:
         """Whether this rank makes no progress, and waits for none that does."""
@@ -222,21 +224,23 @@ class Watchdog:
             self._heard_at = now
         self._heard, self._looked_at = found, now
 
-    def _asked(self, limit: Limit) -> bool:
-        """Whether another rank has found a hang, which a busy rank may not notice itself."""
+    def _asked(self, limit: Limit) -> Limit | None:
+        """The limit by which another rank has found a hang, which a busy rank may not notice
+        itself, or not yet; None if none has."""
         if time.monotonic() < self._asked_at + min(5.0, limit.sec / 5):
-            return False
+            return None
         self._asked_at = time.monotonic()
         try:
-            return bool(self._asked_file.read_bytes())
-        except OSError:
-            return False
+            line = self._asked_file.read_text(encoding="utf-8").partition("\n")[0]
+        except (OSError, ValueError):
+            return None
+        return (Limit.read(line) or limit) if line else None
 
     def _end_job(self, beat: Beat, limit: Limit) -> None:
         """Reports, waits for the reports of others, and exits the process; SIGALRM ends it if a
         dead file system or a full pipe blocks it here."""
         try:
-            self._write_report(beat)
+            self._write_report(beat, limit)
             reports = self._wait_for_reports()
             here = self._peers
             elsewhere = [peer for peer in self._everyone if peer not in here]
@@ -264,13 +268,13 @@ class Watchdog:
             pass  # it is said twice rather than not at all
         say_error(f"rank {self._rank}: {message}" if len(self._everyone) > 1 else message)
 
-    def _write_report(self, beat: Beat) -> None:
+    def _write_report(self, beat: Beat, limit: Limit) -> None:
         faulthandler.cancel_dump_traceback_later()
         os.write(self._report, beat.as_json.encode())
         faulthandler.dump_traceback(file=self._report, all_threads=True)
         os.fsync(self._report)
         with open(self._asked_file, "ab") as file:
-            file.write(f"{self._everyone[self._rank]}\n".encode())
+            file.write(limit.as_json.encode())
         with contextlib.suppress(Exception):  # what they do not tell must not hide who hangs
             if (recorded := self.last_collectives()) is not None:
                 collectives_path(self._folder, self._rank).write_bytes(recorded)

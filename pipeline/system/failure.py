@@ -181,16 +181,16 @@ def _speak_for_all(message: str, is_error: bool = True) -> None:
 class StopSignal:
     """Remembers a stop signal instead of dying of it. Prints nothing: stdout may be closed.
 
-    A signal to leave raises `StoppedEarly` until `hold`: there is nothing to save yet, and what
-    starts may wait for other ranks for minutes. Those that a scheduler sends ahead of its own end
-    of the job are remembered from the first. With `for_good` all are ignored afterwards, not only
-    after the body but while the process ends: they must not change the code that it has earned.
+    With `whole_command` the body is all that the process does. Then a signal to leave raises
+    `StoppedEarly` until `hold`: there is nothing to save yet, and what starts may wait for other
+    ranks for minutes; those that a scheduler sends ahead of its end of the job are remembered from
+    the first. After the body all are ignored: they must not change the code that it has earned.
     """
 
-    def __init__(self, for_good: bool = False) -> None:
+    def __init__(self, whole_command: bool = False) -> None:
         self.received: int = GO_ON
         """Index in `STOP_SIGNALS` of the strongest signal so far."""
-        self._for_good, self._holds = for_good, False
+        self._whole_command, self._holds = whole_command, not whole_command
         self._previous: dict[int, Any] = {}
 
     def hold(self) -> None:
@@ -209,7 +209,7 @@ class StopSignal:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, signal.SIG_IGN if self._for_good else handler)
+            signal.signal(number, signal.SIG_IGN if self._whole_command else handler)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         name = signal.Signals(number).name

@@ -15,7 +15,7 @@ DESCRIPTION = "Trains a ResNet on JPEG files, on one process or under horovodrun
 
 def main(argv: list[str]) -> None:
     """Parses and checks, then loads what is heavy and runs."""
-    with StopSignal(for_good=True) as stop:  # a signal may come while torch is loaded
+    with StopSignal(whole_command=True) as stop:  # a signal may come while torch is loaded
         _train(argv, stop)
 
 

@@ -88,7 +88,7 @@ def run(config: Config, stop: StopSignal | None = None) -> None:
                         trainer.fit()
                 world.heartbeat.beat("end")
                 _sum_up(trainer)
-            world.barrier()
+                world.barrier()
 
 
 def _open(config: Config, world: World, share: Share, stop: StopSignal) -> Trainer:

@@ -149,27 +149,3 @@ def test_a_bad_time_limit_is_refused(monkeypatch, value, engine):
     monkeypatch.setenv(LIMIT[engine], value)
     with pytest.raises(ValueError, match=f"{LIMIT[engine]}={value} must be a whole number"):
         start_timeout_sec(engine)
-
-
-CONNECT = """
-import os
-from pipeline.ranks import connect
-from pipeline.ranks.store import meet
-from pipeline.system.failure import run_command
-from pipeline.system.launched import launched
-
-if launched().rank == 1:
-    meet(launched())
-    os._exit(9)
-run_command(lambda _: connect(), [])
-"""
-
-
-def test_a_rank_that_dies_between_its_arrival_and_its_connections_is_not_waited_for():
-    ranks = jobs.run(["-c", CONNECT], ranks=2, engine="torch", TRAINYARD_START_TIMEOUT="3")
-    assert ranks.codes == [1, 9], ranks.text
-    (error,) = [line for line in ranks.outputs[0].splitlines() if line.startswith("error:")]
-    assert error.startswith(
-        "error: rank 0: the ranks met, and then could not connect within 3 s ("
-    ), error
-    assert "or allow more time with TRAINYARD_START_TIMEOUT (in seconds)" in error

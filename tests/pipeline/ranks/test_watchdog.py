@@ -73,14 +73,16 @@ HANGS = [
     ("stall", [1], r"\(process \d+\).* has been in phase data of step 12", {0: "stall"}),
     ("freeze", [-signal.SIGALRM], None, {0: "freeze"}),  # alone, with nobody to report to
 ]  # fmt: skip
-QUIET = "finish,finish"
+QUIET, HONEST = "finish,finish", "toil,patience,patience"
 
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
     """Every job of `HANGS` after its end, and one without a hang."""
     root = tmp_path_factory.mktemp("watched")
-    started = {case: start(root / case, case) for case in [QUIET, *(hang[0] for hang in HANGS)]}
+    started = {
+        case: start(root / case, case) for case in [QUIET, HONEST, *(hang[0] for hang in HANGS)]
+    }
     return {case: end(root / case, case, ranks) for case, ranks in started.items()}
 
 
@@ -107,6 +109,11 @@ def test_beats_keep_the_watchdog_quiet_and_a_good_end_leaves_no_files(ended):
     job = ended[QUIET]
     assert job.codes == [0, 0] and job.text == ""
     assert sorted(f.name for f in job.folder.iterdir()) == ["made", "peer-0", "peer-1"]
+
+
+def test_a_rank_waits_beyond_the_limit_for_one_that_makes_progress(ended):
+    job = ended[HONEST]
+    assert job.codes == [0, 0, 0] and job.text == ""
 
 
 def report(rank: int, phase: str, step: int, age_sec: float, waiting: bool) -> Report:
