@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from launch.doctor.check import Check, Facts, Finding, Job, Rules, few
-from pipeline.ranks.addresses import INTERFACE_OF, resolves
-from pipeline.ranks.addresses import addresses_by_interface as read_interfaces
+from pipeline.ranks.addresses import INTERFACE_OF, addresses_by_interface, resolves
 
 # What a user may have set for them and NCCL.
 _INTERFACE_VARIABLES = (*INTERFACE_OF.values(), "NCCL_SOCKET_IFNAME")
@@ -26,7 +25,7 @@ def network_facts() -> Facts:
 
     `wanted_interfaces` holds the variables by which the environment names interfaces.
     """
-    interfaces = read_interfaces()
+    interfaces = addresses_by_interface()
     address = node_address()
     infiniband = Path("/sys/class/infiniband")
     return {

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from launch.doctor.__main__ import parse_node_lines, table
 from launch.doctor.judge import judge
-from launch.doctor.network import INTERFACE_OF, nccl_transport, transport_check
+from launch.doctor.network import nccl_transport, transport_check
 from launch.doctor.storage import token_in
 from launch.slurm import say
 from launch.slurm.allocation import Allocation, one_per_node, one_per_node_environment, srun
 from launch.slurm.options import LaunchOptions, Program
 from pipeline.config import ConfigError
+from pipeline.ranks.addresses import INTERFACE_OF
 from pipeline.system.console import counted
 from pipeline.train.folder import RunFolder
 

@@ -63,7 +63,8 @@ def first_cause_kept(run: RunFolder, world: World) -> Iterator[None]:
     if world.rank == 0:
         run.forget_last_end()
         log_to_file(run.log)
-        world.on_failure = run.record_first_cause
+        log.handlers[-1].addFilter(lambda _: run.is_of(world.start))
+        world.on_failure = lambda cause: run.is_of(world.start) and run.record_first_cause(cause)
     try:
         yield
     except (Stopped, Reported, KeyboardInterrupt):
