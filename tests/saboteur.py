@@ -12,10 +12,16 @@ kernel's out-of-memory killer:
   pause-step:5:1      SIGSTOP holds rank 1 before step 5 is computed
   sleep-loader:5:1    the loader sleeps for ever while it prepares its fifth batch
   never-start:99:1    rank 1 sleeps for 99 s before it looks for the others
+  sleep-index:1:1     rank 1 sleeps for ever when it opens its first image set
+  slow-index:9:0      rank 0 takes 9 s longer to open its first image set, and gets on all the while
+  sleep-largest:1:1   rank 1 sleeps for ever when it decodes the largest images of its first set
+  sleep-end:1:1       rank 1 sleeps for ever when it sums up
+  sleep-exit:3:1      rank 1 sleeps for ever on its way out; each rank gives that 3 s
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import signal
@@ -51,7 +57,7 @@ def at_count(function: Callable[..., Any], count: int, fault: Callable[..., None
     return counted
 
 
-def sleep_in_loader(*_: Any) -> None:
+def sleep_for_ever(*_: Any, **__: Any) -> None:
     """Never comes back; its name is in the stack."""
     while True:
         time.sleep(60.0)
@@ -69,10 +75,42 @@ def install(what: str, where: str) -> None:
     """Builds the fault into this process."""
     if what == "never-start":
         time.sleep(float(where))
+    elif what == "sleep-exit":
+        from pipeline.system import failure
+
+        failure.END_SEC = float(where)
+        atexit.register(sleep_for_ever)
+    elif what in AT_START:
+        install_at_start(what, where)
     elif what in AT_STEP or what in ("slow-step", "nan-loss"):
         install_in_step(what, where)
     else:
         install_elsewhere(what, int(where))
+
+
+AT_START = ("sleep-index", "slow-index", "sleep-largest", "sleep-end")
+
+
+def install_at_start(what: str, where: str) -> None:
+    """Builds in a fault before the first step or after the last."""
+    from pipeline.data import opening
+    from pipeline.train import run
+
+    def slowly(*_: Any, progress: Callable[[], object], **__: Any) -> None:
+        end = time.monotonic() + float(where)
+        while time.monotonic() < end:
+            progress()
+            time.sleep(0.1)
+
+    if what == "slow-index":
+        opening.open_manifest = at_count(opening.open_manifest, 1, slowly)
+        return
+    owner, name = {
+        "sleep-index": (opening, "open_manifest"),
+        "sleep-largest": (run, "decode_largest"),
+        "sleep-end": (run, "_sum_up"),
+    }[what]
+    setattr(owner, name, at_count(getattr(owner, name), int(where), sleep_for_ever))
 
 
 def install_in_step(what: str, where: str) -> None:
@@ -121,7 +159,7 @@ def install_elsewhere(what: str, count: int) -> None:
             averager.synchronize = at_count(averager.synchronize, count, lambda *_: die())
     elif what == "sleep-loader":
         # Not the loaders of validation and of the checks before the first step.
-        stream.TrainStream.select = at_count(stream.TrainStream.select, count, sleep_in_loader)
+        stream.TrainStream.select = at_count(stream.TrainStream.select, count, sleep_for_ever)
     else:
         raise SystemExit(f"no fault is called {what}")
 

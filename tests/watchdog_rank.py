@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.ranks.heartbeat import Heartbeat, Peer
+from pipeline.ranks.reports import Limit
 from pipeline.ranks.watchdog import Watchdog
 from pipeline.train.folder import RunFolder
 from pipeline.train.lock import record_hang
@@ -62,7 +63,21 @@ def finish(heartbeat: Heartbeat) -> None:
         time.sleep(LIMIT_SEC / 10)
 
 
-DOINGS = {do.__name__: do for do in (wait, stall, work, freeze, pause, finish)}
+def toil(heartbeat: Heartbeat) -> None:
+    """Does honest work for the others for three times the limit."""
+    for _ in range(30):
+        heartbeat.beat("index")
+        time.sleep(LIMIT_SEC / 10)
+
+
+def patience(heartbeat: Heartbeat) -> None:
+    """Waits for as long for the rank that works."""
+    heartbeat.beat("index")
+    with heartbeat.waits():
+        time.sleep(3 * LIMIT_SEC)
+
+
+DOINGS = {do.__name__: do for do in (wait, stall, work, freeze, pause, finish, toil, patience)}
 
 
 def unknown() -> bytes:
@@ -86,8 +101,8 @@ def main() -> None:
     folder, rank, doings = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(",")
     heartbeat = Heartbeat()
     run, peers = RunFolder(folder), met(folder, rank, len(doings))
-    on_hang = partial(record_hang, run, rank)
-    watchdog = Watchdog(run.stacks, peers, rank, heartbeat, LIMIT_SEC, on_hang)
+    on_hang = partial(record_hang, run, rank, "this-start")
+    watchdog = Watchdog(run.stacks, peers, rank, heartbeat, Limit(LIMIT_SEC), on_hang)
     watchdog.last_collectives = unknown
     if rank == 0:
         watchdog.make_folder()

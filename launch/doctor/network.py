@@ -10,13 +10,9 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import psutil
-
 from launch.doctor.check import Check, Facts, Finding, Job, Rules, few
-from pipeline.system.launched import Engine
+from pipeline.ranks.addresses import INTERFACE_OF, addresses_by_interface, resolves
 
-INTERFACE_OF: dict[Engine, str] = {"horovod": "HOROVOD_GLOO_IFACE", "torch": "GLOO_SOCKET_IFNAME"}
-"""The variable by which the Gloo of each engine is told its network interface."""
 # What a user may have set for them and NCCL.
 _INTERFACE_VARIABLES = (*INTERFACE_OF.values(), "NCCL_SOCKET_IFNAME")
 _CONNECTION = re.compile(r"NCCL INFO (?:Channel|Ring|Tree) .*->.* via (.+?)\s*$", re.MULTILINE)
@@ -29,24 +25,16 @@ def network_facts() -> Facts:
 
     `wanted_interfaces` holds the variables by which the environment names interfaces.
     """
-    interfaces = read_interfaces()
+    interfaces = addresses_by_interface()
     address = node_address()
     infiniband = Path("/sys/class/infiniband")
     return {
         "interfaces": interfaces,
         "address": address,
         "interface": interface_of(address, interfaces),
+        "host_resolves": resolves(socket.gethostname()),
         "wanted_interfaces": {n: os.environ[n] for n in _INTERFACE_VARIABLES if n in os.environ},
         "infiniband": sorted(p.name for p in infiniband.iterdir()) if infiniband.is_dir() else [],
-    }
-
-
-def read_interfaces() -> dict[str, list[str]]:
-    """Addresses by interface."""
-    families = (socket.AF_INET, socket.AF_INET6)
-    return {
-        name: [a.address.partition("%")[0] for a in addresses if a.family in families]
-        for name, addresses in psutil.net_if_addrs().items()
     }
 
 
@@ -115,10 +103,18 @@ def _default_route_address() -> str | None:
 
 
 def network(job: Job) -> Iterator[Finding]:
-    """Checks that an interface has each node's address, and that those in the environment exist."""
+    """Checks that an interface has each node's address, that those in the environment exist, and
+    that Horovod will find the address of each host's name."""
     seen = ", ".join(sorted({name for node in job.nodes for name in node["interfaces"]}))
     fix = f"Name one that exists ({seen}), or unset the variable."
     yield Finding("fail", job.where(_wrong_interface), fix)
+    if job.engine != "torch":
+        fix = "Add it to /etc/hosts, or start the ranks with torchrun (--launch.engine=torch)."
+        nameless = job.where(
+            lambda n: f"the host name {n['host']} has no address, without which Horovod crashes",
+            when=lambda n: not n["host_resolves"],
+        )
+        yield Finding("fail" if job.engine == "horovod" else "warn", nameless, fix)
     fix = "Correct its address in Slurm (NodeAddr) or /etc/hosts, or give --launch.interface=NAME."
     homeless = job.where(
         lambda n: f"no interface holds the node's address {n['address']}",

@@ -70,7 +70,9 @@ def main(argv: list[str]) -> int:
         program = program.reading_from(options.stage)
     if relay.received is not None:
         return end.early(relay.received)
-    return end.report(start_ranks(allocation, program, options, relay), relay.received)
+    code = end.report(start_ranks(allocation, program, options, relay), relay.received)
+    relay.ignore()
+    return code
 
 
 def require_engine(engine: Engine) -> None:
@@ -116,13 +118,16 @@ def _rendezvous(allocation: Allocation, engine: Engine) -> Iterator[Server]:
         server.stop()
 
 
+_RELAYED = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+
+
 class Relay:
     """Passes signals on to the ranks, from its creation on."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._ranks: subprocess.Popen[bytes] | None = None
-        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+        for number in _RELAYED:
             signal.signal(number, self._pass_on)
 
     def run(self, command: Sequence[str], env: Mapping[str, str]) -> int:
@@ -133,6 +138,11 @@ class Relay:
         if self.received is not None:  # while it was being started
             self._pass_on(self.received, None)
         return self._ranks.wait()
+
+    def ignore(self) -> None:
+        """Ignores signals from now on: they must not change the code that the job has earned."""
+        for number in _RELAYED:
+            signal.signal(number, signal.SIG_IGN)
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
         self.received = signal.Signals(number)

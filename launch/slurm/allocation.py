@@ -85,6 +85,19 @@ def this_allocation(
             "--nproc-per-node=N -m pipeline.train"
         )
     job = env["SLURM_JOB_ID"]
+    components = int(env.get("SLURM_HET_SIZE") or env.get("SLURM_PACK_SIZE") or 1)  # before 20.02
+    require(
+        components == 1,
+        f"job {job} is heterogeneous, with {components} components, and ranks would start on the "
+        "first one only; submit it as one component, without ':' on the command line or "
+        "'#SBATCH hetjob' in the script",
+    )
+    tasks = int(env.get("SLURM_STEP_NUM_TASKS") or 1)
+    require(
+        tasks == 1,
+        f"srun has started this launcher {tasks} times in job {job}; start it once, as a batch "
+        "script does on its first node: it starts the ranks itself",
+    )
     if "SLURM_ARRAY_TASK_ID" in env:  # the last task has the number of the whole array
         job = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
     names = run("scontrol", "show", "hostnames", env["SLURM_JOB_NODELIST"]).split()

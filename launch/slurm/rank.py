@@ -12,10 +12,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launch.doctor.network import INTERFACE_OF, interface_of, read_interfaces
+from launch.doctor.network import interface_of
 from launch.slurm.allocation import Node, nodes_from_json
 from launch.slurm.binding import bind_near_gpu
 from pipeline.config import ConfigError, require
+from pipeline.ranks.addresses import INTERFACE_OF, addresses_by_interface
 from pipeline.system.failure import ExitCode, say_error
 from pipeline.system.launched import Engine, torch_variables
 from pipeline.train.folder import RunFolder
@@ -100,7 +101,7 @@ def main(argv: list[str]) -> int:
     # are delivered when pipeline/train/feed.py listens.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
     try:
-        os.environ.update(rank_environment(os.environ, read_interfaces()))
+        os.environ.update(rank_environment(os.environ, addresses_by_interface()))
     except ConfigError as error:
         return _refuse(str(error))
     bind_near_gpu(os.environ)

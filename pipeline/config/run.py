@@ -83,9 +83,10 @@ class RunConfig:
     )
     """PyTorch's CPU threads per rank; null: this rank's share of the cores."""
     sums: Literal["auto", "fast", "fixed"] = setting("auto", "execution", ("benchmark",))
-    """fixed: gradients and BN's statistics are summed in the order of the images, so that a run has
-    the same bits on any number of ranks; fast: in whatever order is quickest; auto: fixed on CPUs
-    unless optim.gradient_compression rounds what travels."""
+    """fixed: gradients and BN's statistics are summed in the order of the images, so that on CPUs a
+    run has the same bits on any number of ranks of the same micro-batch and threads; fast: in
+    whatever order is quickest; auto: fixed on CPUs unless optim.gradient_compression rounds what
+    travels."""
     autotune: bool = setting(True, "execution", ("benchmark",))
     """On a GPU, let cuDNN try its algorithms for each shape and keep the fastest; equal bits of
     two runs need false, and deterministic algorithms besides."""
@@ -100,6 +101,11 @@ class RunConfig:
     step_timeout_sec: float | None = setting(600.0, "execution", limits="[1, 1000000]")
     """Seconds without progress on a rank after which the job ends and names who holds it up; null:
     it waits for ever."""
+    start_timeout_sec: float | None = setting(
+        1800.0, "execution", ("evaluate",), limits="[1, 1000000]"
+    )
+    """The same before the first step, while the data are indexed and a checkpoint is read, and for
+    all of an evaluation; each folder and container that is indexed is progress."""
 
     expect_top1: float | None = setting(None, "execution", limits="[0, 1]")
     """Top-1 in [0, 1] that earlier runs of this configuration reached, to which the end of a run

@@ -21,8 +21,9 @@ def open_data(config: Config, world: World) -> tuple[ImageSet, ImageSet]:
     def open_both() -> tuple[ImageSet, ImageSet]:
         if config.data.dataset == "cifar-10":
             return open_cifar(Path(config.data.root), config.data.held_out)
-        train_set = open_manifest(Path(config.data.root), "train", _cache(config))
-        return train_set, _open_val(config, train_set.classes)
+        root, cache = Path(config.data.root), _cache(config)
+        train_set = open_manifest(root, "train", cache, progress=_beats(world))
+        return train_set, _open_val(config, train_set.classes, world)
 
     train_set, val_set = _in_turn(world, open_both)
     world.require_same({"data hash": train_set.digest[:16] + " " + val_set.digest[:16]})
@@ -31,7 +32,7 @@ def open_data(config: Config, world: World) -> tuple[ImageSet, ImageSet]:
 
 def open_val_data(config: Config, world: World, classes: list[str]) -> ImageSet:
     """Collective. Opens the images of val alone, labelled by the `classes` of a training."""
-    val_set = _in_turn(world, lambda: _open_val(config, classes))
+    val_set = _in_turn(world, lambda: _open_val(config, classes, world))
     world.require_same({"data hash of val": val_set.digest[:16]})
     return val_set
 
@@ -40,10 +41,16 @@ def _cache(config: Config) -> Path | None:
     return Path(config.data.cache_dir) if config.data.cache_dir else None
 
 
-def _open_val(config: Config, classes: list[str]) -> ImageSet:
+def _beats(world: World) -> Callable[[], object]:
+    """What tells the watchdog that the data are still being indexed."""
+    return lambda: world.heartbeat.beat("index")
+
+
+def _open_val(config: Config, classes: list[str], world: World) -> ImageSet:
     if config.data.dataset == "cifar-10":
         return open_cifar(Path(config.data.root), config.data.held_out, classes)[1]
-    return open_manifest(Path(config.data.root), "val", _cache(config), classes)
+    root, cache = Path(config.data.root), _cache(config)
+    return open_manifest(root, "val", cache, classes, progress=_beats(world))
 
 
 def _in_turn(world: World, work: Callable[[], T]) -> T:

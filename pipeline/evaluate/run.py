@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pipeline.config import RunConfig
 from pipeline.data.classes import class_words
 from pipeline.data.dali.settings import choose_decoding
 from pipeline.data.images import ImageSet
@@ -35,9 +36,13 @@ from pipeline.evaluate.result import (
 )
 from pipeline.evaluate.view_stream import open_loader
 from pipeline.ranks import connect
+from pipeline.ranks.addresses import warn_if_open
 from pipeline.ranks.places import Share, choose_device, own_share, set_threads
+from pipeline.ranks.reports import start_limit
+from pipeline.ranks.watchdog import watched
 from pipeline.ranks.world import World
 from pipeline.system.console import log, start_logging
+from pipeline.system.launched import launched
 from pipeline.train import checkpoint
 from pipeline.train.folder import run_of
 from pipeline.train.loaders import ValidationLoader
@@ -50,6 +55,14 @@ def evaluate(request: Request) -> None:
     were asked for, and the result in the folder of the first checkpoint's run. Collective."""
     world = connect()
     start_logging(world.rank)
+    warn_if_open(launched().engine)
+    asked = request.settings["run.start_timeout_sec"]
+    limit = start_limit(RunConfig().start_timeout_sec if asked is None else asked)
+    with watched(world, limit):
+        _evaluate(request, world)
+
+
+def _evaluate(request: Request, world: World) -> None:
     members = _members(request, world)
     config = members[0].config
     share = own_share(world)
@@ -76,7 +89,9 @@ def evaluate(request: Request) -> None:
 
 def _members(request: Request, world: World) -> list[Member]:
     """The checkpoints, checked to fit each other and the protocol. Collective."""
-    read = world.on_rank0(lambda: [checkpoint.read(path) for path in request.checkpoints])
+    paths = request.checkpoints
+    contents = world.on_rank0(lambda: [checkpoint.read_verified(path) for path in paths])
+    read = [checkpoint.trained(*one) for one in zip(paths, contents, strict=True)]
 
     def checked() -> list[Member]:
         members = [make_member(one, request.settings) for one in read]
@@ -133,9 +148,9 @@ def _count(
     with closing(loader):
         batches = scored(networks, loader, len(protocol.views(config)), world)
         totals = count(batches, world, len(val_set), "the evaluation", tally)
-        passed_over = world.gather_objects(loader.found)
-    for found in (found for theirs in passed_over for found in theirs):
-        log.warning("warning: %s; it counts as wrong", found.error)
+        passed_over = world.gather_objects([found.error for found in loader.found])
+    for error in (error for theirs in passed_over for error in theirs):
+        log.warning("warning: %s; it counts as wrong", error)
     return totals, tally
 
 

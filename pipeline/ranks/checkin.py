@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from pipeline.ranks.addresses import own_addresses
 from pipeline.ranks.heartbeat import Peer
 from pipeline.system.failure import FellWithPeer, TrainingError
 from pipeline.system.launched import Engine
@@ -53,19 +54,41 @@ def start_timeout_sec(engine: Engine) -> int:
     return int(value)
 
 
-def check_in(store: Store, rank: int, size: int, engine: Engine) -> str:
-    """Collective. Returns when every rank of the job has arrived: a name for this start of the job,
-    which no other has.
+@dataclass(frozen=True)
+class Start:
+    """One start of a job."""
 
-    After `start_timeout_sec` raises `TrainingError` naming who has not arrived on the lowest rank
-    there is, and `FellWithPeer` on the others.
+    name: str
+    """A name that no other start has."""
+    peers: tuple[Peer, ...]
+    """The processes of all ranks, by rank."""
+
+
+def check_in(
+    store: Store, rank: int, size: int, engine: Engine, trouble: str | None = None
+) -> Start:
+    """Collective. Returns when every rank of the job has arrived.
+
+    `trouble` is why this rank could not continue, and what helps: then every rank raises
+    `ValueError` with that of the lowest rank that has any. After `start_timeout_sec` raises
+    `TrainingError` naming who has not arrived on the lowest rank there is, and `FellWithPeer` on
+    the others.
     """
     limit_sec = start_timeout_sec(engine)
-    me = _Arrival(store, rank, size, limit_sec)
+    me = _Arrival(store, rank, size, limit_sec, trouble)
     word = me.gather() if rank == 0 else me.hear()
     if word["missing"]:
         _give_up(rank, size, word["missing"], limit_sec, _VARIABLES[engine])
-    return str(word["start"])
+    signs = [json.loads(word["seen"][str(other)]) for other in range(size)]
+    for other, sign in enumerate(signs):
+        if sign["trouble"] is not None:
+            where = "" if other == 0 else f"rank {other}: "
+            raise ValueError(f"{where}{sign['trouble']}")
+    peers = (
+        Peer(other, sign["host"], sign["pid"], tuple(sign["addresses"]))
+        for other, sign in enumerate(signs)
+    )
+    return Start(str(word["start"]), tuple(peers))
 
 
 @dataclass
@@ -77,21 +100,27 @@ class _Arrival:
     rank: int
     size: int
     limit_sec: float
+    trouble: str | None = None
     heard: bool = False
 
     def __post_init__(self) -> None:
         self.end = time.monotonic() + self.limit_sec
-        self.sign = f"{Peer.here(self.rank)} {secrets.token_hex(8)}"
+        me = Peer.here(self.rank)
+        sign = {
+            "host": me.host, "pid": me.pid, "addresses": own_addresses(),
+            "trouble": self.trouble, "number": secrets.token_hex(8),
+        }  # fmt: skip
+        self.sign = json.dumps(sign)
 
     def gather(self) -> dict[str, Any]:
         """Rank 0: waits until all have heard its word; returns it."""
         self._announce()
         start = secrets.token_hex(8)
-        missing, seen = list(range(1, self.size)), dict[str, str]()
+        missing, seen = list(range(1, self.size)), {"0": self.sign}
 
         def all_heard() -> bool | None:
             came = {str(r): sign for r in missing if (sign := self.store.get(f"rank-{r}"))}
-            if came != seen:
+            if came.items() - seen.items():
                 seen.update(came)
                 self._speak(start, seen, None)
             missing[:] = [r for r in missing if self.store.get(f"heard-{r}") != start]

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import io
+import re
+import secrets
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.ranks.addresses import own_addresses
 from pipeline.ranks.board import CAPACITY_BYTES, Board
+from pipeline.ranks.checkin import Start
 from pipeline.ranks.gradients import Exchange, GradientAverager, Layout, OrderedGradients, Summing
 from pipeline.ranks.heartbeat import Peer
+from pipeline.ranks.plain import packed, unpacked
 from pipeline.ranks.shared import SharedMemory, Waiting, can_share, map_memories
 from pipeline.ranks.world import T, World
 from pipeline.system.failure import PeerLost
 
 _DYING_SEC = 0.5  # a killed process closes its connections before it counts as dead
 _KNOWER_SEC = 1.0  # a rank on the host of a lost one knows more of it, and speaks first
+_ADDRESS = re.compile(r"\[([0-9A-Fa-f.:]+?)(?:%\w+)?\]:\d+")  # as Gloo writes a peer's
 
 
 class ConnectedWorld(World):
@@ -31,10 +36,16 @@ class ConnectedWorld(World):
         self._board: Board | None = None
         self._decisions: Board | None = None
 
-    def _meet(self) -> None:
-        """Collective. To be called once the engine runs."""
-        self.peers = []
-        self.peers = self.gather_objects(Peer.here(self.rank))
+    def _meet(self, start: Start | None) -> None:
+        """Collective. To be called once the engine runs; `start` is what the ranks know of each
+        other by then, None without a launcher's store."""
+        self.peers = [] if start is None else list(start.peers)
+        if start is None:
+            here = Peer.here(self.rank)
+            rows = self.gather_objects((here.host, here.pid, secrets.token_hex(8), own_addresses()))
+            peers = (Peer(r, host, pid, tuple(at)) for r, (host, pid, _, at) in enumerate(rows))
+            start = Start(rows[0][2], tuple(peers))
+        self.start, self.peers = start.name, list(start.peers)
         if can_share(self):
             waiting = self._waiting = Waiting(self, self._peer_lost)
             # One of its own, as others are put up while a decision is on its way.
@@ -87,27 +98,20 @@ class ConnectedWorld(World):
         return OrderedGradients(model, summing, self.rank, self.size, exchange)
 
     def broadcast_object(self, value: T) -> T:
-        # torch.save, not pickle: tensors travel as raw bytes, and keep their strides.
-        payload = io.BytesIO()
-        if self.rank == 0:
-            torch.save(value, payload)
-        size = torch.tensor([payload.getbuffer().nbytes], dtype=torch.int64)
-        size = self._of_rank0(size)
-        content = torch.zeros(int(size.item()), dtype=torch.uint8)
-        if self.rank == 0:
-            content = torch.frombuffer(payload.getbuffer(), dtype=torch.uint8)
+        content = packed(value) if self.rank == 0 else torch.zeros(0, dtype=torch.uint8)
+        size = self._of_rank0(torch.tensor([len(content)], dtype=torch.int64))
+        if self.rank != 0:
+            content = torch.zeros(int(size.item()), dtype=torch.uint8)
         content = self._of_rank0(content)
-        return value if self.rank == 0 else cast(T, _unpacked(content))
+        return value if self.rank == 0 else cast(T, unpacked(content))
 
     def gather_objects(self, value: T) -> list[T]:
-        payload = io.BytesIO()
-        torch.save(value, payload)
-        mine = torch.frombuffer(payload.getbuffer(), dtype=torch.uint8)
+        mine = packed(value)
         sizes = self.gather(torch.tensor([len(mine)]))[:, 0].tolist()
         padded = torch.zeros(max(sizes), dtype=torch.uint8)
         padded[: len(mine)] = mine
         everyone = self.gather(padded)
-        return [_unpacked(row[:size]) for row, size in zip(everyone, sizes, strict=True)]
+        return [cast(T, unpacked(row[:size])) for row, size in zip(everyone, sizes, strict=True)]
 
     def _of_rank0(self, tensor: Tensor) -> Tensor:
         """Rank 0's (n,) CPU tensor; every rank gives one of its shape and dtype."""
@@ -148,6 +152,10 @@ class ConnectedWorld(World):
     def barrier(self) -> None:
         self.maximum([0])
 
+    def _silent(self) -> list[Peer]:
+        """Ranks of other hosts that are gone, as far as the engine lets it be known."""
+        return []
+
     def _peer_lost(self, reason: str) -> PeerLost:
         """The error for a collective that failed; names the rank that is gone if it can be seen."""
         end = time.monotonic() + _DYING_SEC
@@ -160,10 +168,28 @@ class ConnectedWorld(World):
             return PeerLost(f"{', '.join(lost)}; start again to resume from the last checkpoint")
         if any(peer.host != self.peers[0].host for peer in self.peers):
             time.sleep(_KNOWER_SEC)
+        who = named_in(reason, self.peers, self.rank)
+        if who is None and (silent := self._silent()):
+            who = f"and nothing is heard any more of {', '.join(map(str, silent))}"
+        who = who or "most often because a peer left"
         return PeerLost(
-            f"a collective failed, most often because a peer left ({reason}); start again to "
-            "resume from the last checkpoint"
+            f"a collective failed, {who} ({reason}); start again to resume from the last checkpoint"
         )
+
+
+def named_in(reason: str, peers: Sequence[Peer], rank: int) -> str | None:
+    """Who is lost by the address in Gloo's `reason` on `rank`, as part of a sentence; None if it
+    names none, or that of several hosts, as the loopback address is."""
+    here = peers[rank].host
+    for address in _ADDRESS.findall(reason):
+        held_by = [peer for peer in peers if address.removeprefix("::ffff:") in peer.addresses]
+        hosts = {peer.host for peer in held_by}
+        if len(hosts) == 1 and here not in hosts:
+            if len(held_by) == 1:
+                return f"as {held_by[0]} has left or is cut off"
+            ranks = ", ".join(str(peer.rank) for peer in held_by)
+            return f"as one of the ranks {ranks} on {held_by[0].host} has left or is cut off"
+    return None
 
 
 class OverNetwork:
@@ -193,8 +219,3 @@ class OverNetwork:
         sums[0].copy_(world.gather_shards(layout.add_up(pieces), "gradients"))
         statistics = layout.statistics_in(memory)
         return world.gather_shards(statistics.flatten(), "statistics").view(layout.count, -1)
-
-
-def _unpacked(content: Tensor) -> Any:
-    """The object that `torch.save` turned into `content`, from a rank of this job, not a file."""
-    return torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=False)

@@ -25,6 +25,8 @@ class Peer:
     rank: int
     host: str
     pid: int
+    addresses: tuple[str, ...] = ()
+    """Those of its host by which others may know it; for ranks that check in."""
 
     @classmethod
     def here(cls, rank: int) -> Peer:

@@ -13,12 +13,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pipeline.ranks.addresses import address_trouble
 from pipeline.ranks.buckets import BucketedGradients
 from pipeline.ranks.checkin import check_in
 from pipeline.ranks.connected import ConnectedWorld
 from pipeline.ranks.gradients import GradientAverager, Summing
+from pipeline.ranks.guard import Guard, abort_told, roll_call
+from pipeline.ranks.heartbeat import Peer
 from pipeline.ranks.rendezvous import HorovodStore
 from pipeline.ranks.shared import orders_writes
+from pipeline.system.failure import TrainingError
 from pipeline.system.launched import Launched
 
 _NAP_SEC = 0.0002  # between two looks at a running collective
@@ -53,13 +57,32 @@ class HorovodWorld(ConnectedWorld):
             settings = _QUIET_SETTINGS
         for name, value in settings.items():
             os.environ.setdefault(name, value)
-        if store := HorovodStore.of_launcher():
-            check_in(store, started.rank, started.size, "horovod")
+        trouble = address_trouble("horovod", started.local_size < started.size)
+        store = self._store = HorovodStore.of_launcher()
+        if store is None:  # as under mpirun, where MPI tells who is lost
+            if trouble is not None:
+                raise TrainingError(trouble)
+            self._init(hvd)
+            self._meet(None)
+            return
+        start = self._met = check_in(store, started.rank, started.size, "horovod", trouble)
+        with Guard(store, started.rank, start) as guard:
+            with abort_told(guard):
+                self._init(hvd)
+            self._meet(start)
+
+    def _silent(self) -> list[Peer]:
+        # Horovod tells only its log whose address failed.
+        alone = all(peer.host == self.peers[0].host for peer in self.peers)
+        if self._store is None or alone:
+            return []
+        return roll_call(self._store, self.rank, self._met)
+
+    def _init(self, hvd: Any) -> None:
         hvd.init()
         self._hvd = hvd
         self.rank, self.size = hvd.rank(), hvd.size()
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
-        self._meet()
 
     @contextmanager
     def _collective(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal
 
 import torch
@@ -48,7 +48,7 @@ def own_share(world: World) -> Share:
         tuple(sorted(os.sched_getaffinity(0))),
         tuple(str(properties.uuid) for properties in gpus),
     )
-    return share_of(world.gather_objects(place), world.rank)
+    return share_of([Place(*one) for one in world.gather_objects(astuple(place))], world.rank)
 
 
 def share_of(places: Sequence[Place], rank: int) -> Share:

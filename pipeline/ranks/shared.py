@@ -45,7 +45,7 @@ def map_memories(world: World, size_bytes: int) -> Mapped:
     mine = os.memfd_create("trainyard")
     try:
         os.ftruncate(mine, size_bytes)
-        everyone = world.gather_objects((world.peers[world.rank], mine))
+        everyone = zip(world.peers, world.gather_objects(mine), strict=True)
         mapped = world.together(lambda: [_mapped(*one, size_bytes) for one in everyone])
     finally:
         os.close(mine)
@@ -143,8 +143,8 @@ def can_share(world: World) -> bool:
     probe, sign = os.memfd_create("trainyard-probe"), secrets.token_bytes(16)
     try:
         os.write(probe, sign)
-        everyone = world.gather_objects((world.peers[world.rank], probe, sign))
-        sees_all = orders_writes() and all(_shows(*one) for one in everyone)
+        everyone = zip(world.peers, world.gather_objects((probe, sign)), strict=True)
+        sees_all = orders_writes() and all(_shows(peer, *one) for peer, one in everyone)
         return all(world.gather_objects(sees_all))
     finally:
         os.close(probe)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import datetime
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from pipeline.ranks.checkin import check_in, start_timeout_sec
+from pipeline.ranks.addresses import address_trouble
+from pipeline.ranks.checkin import Start, check_in, start_timeout_sec
 from pipeline.system.failure import TrainingError
 from pipeline.system.launched import Launched, torch_variables
 
@@ -87,9 +89,19 @@ def backends_built() -> dict[str, bool]:
     return {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available()}
 
 
-def meet(started: Launched) -> Any:
-    """Collective. The store for the process groups of this start of the job, once all ranks are
-    there; raises as `check_in`, and `TrainingError` for a store that cannot be reached."""
+@dataclass(frozen=True)
+class Met:
+    """What the ranks have once all are there: this start of the job, the store for its process
+    groups, and what opens a second way to the store, as each serves one thread."""
+
+    start: Start
+    groups: Any
+    second: Callable[[], TorchStore]
+
+
+def meet(started: Launched) -> Met:
+    """Collective. Returns once all ranks are there; raises as `check_in`, and `TrainingError` for a
+    store that cannot be reached."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     launcher_has_it = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
@@ -104,7 +116,13 @@ def meet(started: Launched) -> Any:
             "that rank 0 and the launcher run, and that MASTER_ADDR and MASTER_PORT are open to "
             "this host"
         ) from error
-    return PrefixStore(check_in(TorchStore(store), started.rank, started.size, "torch"), store)
+    trouble = address_trouble("torch", started.local_size < started.size)
+    start = check_in(TorchStore(store), started.rank, started.size, "torch", trouble)
+
+    def second() -> TorchStore:
+        return TorchStore(TCPStore(address, port, wait_for_workers=False, timeout=_PATIENCE))
+
+    return Met(start, PrefixStore(start.name, store), second)
 
 
 def _reason(error: Exception) -> str:

@@ -18,6 +18,7 @@ from pipeline.ranks.buckets import BucketedGradients
 from pipeline.ranks.checkin import start_timeout_sec
 from pipeline.ranks.connected import ConnectedWorld
 from pipeline.ranks.gradients import GradientAverager, Summing
+from pipeline.ranks.guard import Guard
 from pipeline.ranks.store import meet
 from pipeline.system.failure import PeerLost, TrainingError
 from pipeline.system.launched import Launched
@@ -37,7 +38,14 @@ class TorchWorld(ConnectedWorld):
         self.local_rank, self.local_size = started.local_rank, started.local_size
         os.environ.setdefault("TORCH_FR_BUFFER_SIZE", _RECORDED)  # read by init_process_group
         _leave()  # an earlier world of this process may have left its groups
-        store = meet(started)
+        met = meet(started)
+        with Guard(met.second(), self.rank, met.start):
+            self._connect(met.groups)
+            self._groups: dict[str, Any] = {}
+            atexit.register(_leave)
+            self._meet(met.start)
+
+    def _connect(self, store: Any) -> None:
         limit_sec = start_timeout_sec("torch")
         limit = datetime.timedelta(seconds=limit_sec)
         try:
@@ -55,9 +63,6 @@ class TorchWorld(ConnectedWorld):
             ) from error
         for group in (dist.group.WORLD, self._control):
             dist.distributed_c10d._set_pg_timeout(_FOREVER, group)
-        self._groups: dict[str, Any] = {}
-        atexit.register(_leave)
-        self._meet()
 
     @contextmanager
     def _collective(self) -> Iterator[None]:

@@ -2,6 +2,11 @@
 
 Every rank watches its own heartbeat from a thread. One that finds no progress reports its state and
 stacks, asks the others to do the same, and the lowest rank that still answers names the culprit.
+
+A job is watched from its connections to its end. There is no run's folder to report in before the
+run is locked, and none at all without a run: until `move` the ranks of a host report to each other
+in its temporary folder. Every start of a job reports in folders of its own name, so that a rank of
+an earlier one that wakes up tells this one nothing.
 """
 
 from __future__ import annotations
@@ -11,108 +16,29 @@ import faulthandler
 import math
 import os
 import signal
+import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.ranks.heartbeat import Beat, Heartbeat, Peer
-from pipeline.system.failure import ExitCode
+from pipeline.ranks.reports import (
+    Limit,
+    Report,
+    collectives_path,
+    explain,
+    find_laggards,
+    pulse_path,
+    read_report,
+    report_path,
+)
+from pipeline.system.failure import ExitCode, say_error
 
 if TYPE_CHECKING:
     from pipeline.ranks.world import World
-
-
-_NAMED = 3  # laggards that the sentence describes; the reports have the rest
-
-
-@dataclass(frozen=True)
-class Report:
-    """The report of one rank."""
-
-    peer: Peer
-    beat: Beat | None
-    """None: its Python no longer runs, so that only the C part of its watchdog may have
-    reported."""
-    has_stacks: bool
-
-    @property
-    def given(self) -> bool:
-        """Whether the rank has reported in either way."""
-        return self.beat is not None or self.has_stacks
-
-
-def report_path(folder: Path, rank: int) -> Path:
-    """The path of the report of `rank` in `folder`."""
-    return folder / f"rank-{rank}.txt"
-
-
-def collectives_path(folder: Path, rank: int) -> Path:
-    """The path of the last collectives of `rank` in `folder`, where the engine records them."""
-    return folder / f"rank-{rank}-collectives.json"
-
-
-def read_report(folder: Path, peer: Peer) -> Report:
-    """Reads the report of a rank as far as it is written."""
-    try:
-        text = report_path(folder, peer.rank).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    lines = (line for line in text.splitlines(keepends=True) if line.startswith("{"))
-    has_stacks = "hread 0x" in text  # "Thread 0x..." and "Current thread 0x..."
-    return Report(peer, Beat.read(next(lines, "")), has_stacks)
-
-
-def find_laggards(reports: Sequence[Report], limit_sec: float) -> list[Report]:
-    """The ranks that hold the others up, by rank.
-
-    Those that do not answer and those busy beyond the limit; else any that do not wait for others;
-    else those at the lowest step. Empty when all wait for each other at the same step.
-    """
-    busy = [r for r in reports if r.beat is not None and not r.beat.waiting]
-    late = [r for r in busy if r.beat is not None and r.beat.age_sec >= limit_sec]
-    found = [r for r in reports if r.beat is None or r in late] or busy
-    if not found:
-        steps = [r.beat.step for r in reports if r.beat is not None]
-        found = [r for r in reports if r.beat is not None and r.beat.step == min(steps)]
-        if len(found) == len(reports):
-            return []
-    return found
-
-
-def explain(reports: Sequence[Report], limit_sec: float, folder: Path) -> str:
-    """The first cause of a hang: who holds the job up, in which phase, and what to do."""
-    laggards = find_laggards(reports, limit_sec)
-    if laggards:
-        parts = [_described(report, folder) for report in laggards[:_NAMED]]
-        if len(laggards) > _NAMED:
-            parts.append(f"so do {len(laggards) - _NAMED} more ranks")
-    else:
-        parts = [f"all {len(reports)} ranks wait for each other, so look at network and GPUs"]
-    waiting = [r for r in reports if r.beat is not None and r.beat.waiting and r not in laggards]
-    if waiting:
-        longest = max(waiting, key=lambda r: r.beat.age_sec if r.beat else 0.0)
-        parts.append(f"rank {longest.peer.rank} has waited in {longest.beat}")
-    return (
-        f"no progress within run.step_timeout_sec={limit_sec:g}: {'; '.join(parts)}; the stacks of "
-        f"all ranks that could answer are in {folder}; start again to resume from the last "
-        "checkpoint, with a higher run.step_timeout_sec if this was honest work"
-    )
-
-
-def _described(report: Report, folder: Path) -> str:
-    if report.beat is not None:
-        doing = f"has been in {report.beat}"
-    elif trouble := report.peer.trouble():
-        return f"{report.peer} {trouble}"
-    elif report.has_stacks:
-        doing = "is stuck in native code that holds Python's lock (GIL)"
-    else:
-        return f"{report.peer} does not answer: it is stopped, dead or cut off from {folder}"
-    return f"{report.peer} {doing} (stack in {report_path(folder, report.peer.rank)})"
 
 
 _FROZEN_SEC = 2.0  # beyond the limit: the C timer writes the stacks
@@ -121,68 +47,108 @@ _SPEECH_SEC = 3.0  # time for the rank that names the cause: the first exit ends
 # Beyond the limit: SIGALRM ends a process that could not end itself; a single one waits for nobody.
 _ALARM_SEC, _ALARM_ALONE_SEC = 30.0, 5.0
 _DUMP_SEC = 0.5  # the C timer needs some milliseconds to write what it has begun
+_TOLD = "told"  # the file of whoever speaks first where there is no run
+
+OnHang = Callable[[str], object]
 
 
 @contextlib.contextmanager
-def watched(
-    folder: Path, world: World, limit_sec: float | None, on_hang: Callable[[str], object]
-) -> Iterator[None]:
-    """Collective. Watches over the body on every rank; `limit_sec` None: not at all.
-
-    The ranks report in `folder`; `on_hang` gets the reason of a hang before its rank leaves.
-
-    The files through which ranks talk are there before any rank needs them: a network file system
-    shows other hosts what is in a known file at once, but a new file up to a minute late.
-    """
-    if limit_sec is None:
-        yield
-        return
-    watchdog = Watchdog(folder, world.peers, world.rank, world.heartbeat, limit_sec, on_hang)
+def watched(world: World, limit: Limit | None) -> Iterator[Watchdog]:
+    """Watches over the body on this rank, at first in this host's temporary folder; `limit` None:
+    not until `Watchdog.within` gives one."""
+    folder = Path(tempfile.gettempdir()) / f"trainyard-{os.getuid()}-{world.start}"
+    watchdog = Watchdog(folder, world.peers, world.rank, world.heartbeat, limit, None)
     watchdog.last_collectives = world.last_collectives
-    world.on_rank0(watchdog.make_folder)
-    world.together(watchdog.open_report)
+    watchdog.make_folder()
+    watchdog.open_report()
     world.heartbeat.beat("start")
     watchdog.start()
     try:
-        yield
+        yield watchdog
     finally:
         watchdog.close()
 
 
 class Watchdog:
-    """Watches one rank. `peers` are all ranks of the job, by rank; they share `folder`."""
+    """Watches one rank. `peers` are all ranks of the job, by rank; they share `folder`, or without
+    `on_hang` those of this host do.
+
+    `on_hang` gets the reason of a hang before its rank leaves; None: one rank of the host says it.
+    """
 
     def __init__(
         self, folder: Path, peers: Sequence[Peer], rank: int, heartbeat: Heartbeat,
-        limit_sec: float, on_hang: Callable[[str], object],
+        limit: Limit | None, on_hang: OnHang | None,
     ) -> None:  # fmt: skip
         self._folder, self._on_hang = folder, on_hang
-        self._asked_file = self._folder / "asked"  # not empty: every rank is to report
-        self._peers, self._rank = list(peers), rank
-        self._heartbeat, self._limit_sec = heartbeat, limit_sec
+        self._everyone, self._rank = list(peers), rank
+        self._heartbeat, self._limit = heartbeat, limit
         self.last_collectives: Callable[[], bytes | None] = lambda: None
         """What the engine has recorded of them, for those who look into a hang."""
-        beyond_sec = _ALARM_SEC if len(self._peers) > 1 else _ALARM_ALONE_SEC
-        self._alarm_sec = math.ceil(limit_sec + beyond_sec)
-        self._look_sec = min(1.0, limit_sec / 5)
-        self._ask_sec = min(5.0, limit_sec / 5)
-        self._asked_at = 0.0
-        self._report = -1
+        self._report = self._pulse = -1
+        self._files = threading.Lock()  # of the folder, while it changes
+        self._asked_at, self._pulsed_at, self._pulses = 0.0, 0.0, 0
+        self._heard: bytes | None = None  # the others' pulses at the last look in this wait
+        self._looked_at, self._heard_at = 0.0, -math.inf  # of that look, and of a change
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
+    @property
+    def _peers(self) -> list[Peer]:
+        """The ranks that report in this folder."""
+        me = self._everyone[self._rank]
+        return [p for p in self._everyone if self._on_hang is not None or p.host == me.host]
+
+    @property
+    def _asked_file(self) -> Path:
+        return self._folder / "asked"  # not empty: every rank is to report
+
     def make_folder(self) -> None:
-        """Makes the folder; for one rank, before any `open_report`."""
-        self._folder.mkdir(exist_ok=True)
-        self._asked_file.write_bytes(b"")
+        """Makes the folder, if it is not there, before any `open_report` in it."""
+        self._folder.mkdir(mode=0o777 if self._on_hang else 0o700, parents=True, exist_ok=True)
+        with open(self._asked_file, "ab"):
+            pass
 
     def open_report(self) -> None:
-        """Creates the rank's report with its name only; for every rank, before any `start`."""
-        path = report_path(self._folder, self._rank)
-        self._report = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
-        head = f"{self._peers[self._rank]}; the main thread's stack is the last\n"
+        """Creates the rank's report with its name only; for every rank, before any `start`.
+
+        The files through which ranks talk are there before any rank needs them: a network file
+        system shows other hosts what is in a known file at once, a new one up to a minute late.
+        """
+        path, flags = report_path(self._folder, self._rank), os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        self._report = os.open(path, flags | os.O_APPEND, 0o666)
+        self._pulse = os.open(pulse_path(self._folder, self._rank), flags, 0o666)
+        head = f"{self._everyone[self._rank]}; the main thread's stack is the last\n"
         os.write(self._report, head.encode())
         os.fsync(self._report)
+
+    def move(self, folder: Path, world: World, on_hang: OnHang) -> None:
+        """Collective. From now on all ranks report in `folder`, on a file system that they
+        share."""
+        new = Watchdog(folder, self._everyone, self._rank, self._heartbeat, self._limit, on_hang)
+        world.on_rank0(new.make_folder)
+        world.together(new.open_report)
+        with self._files:
+            self._remove_files()
+            self._folder, self._on_hang = new._folder, on_hang
+            self._report, self._pulse = new._report, new._pulse
+            self._push_back()
+
+    @contextlib.contextmanager
+    def within(self, limit: Limit | None) -> Iterator[None]:
+        """Another `limit` in the body; None: none."""
+        before = self._limit
+        self._limit_is(limit)
+        try:
+            yield
+        finally:
+            self._limit_is(before)
+
+    def _limit_is(self, limit: Limit | None) -> None:
+        self._heartbeat.beat(self._heartbeat.now().phase)  # the time until now counts no more
+        with self._files:
+            self._limit = limit
+            self._push_back()
 
     def start(self) -> None:
         """Begins to watch."""
@@ -193,60 +159,122 @@ class Watchdog:
         """Stops watching and removes its files; does not return once a hang was found."""
         self._closing.set()
         self._thread.join()
+        self._limit = None
+        self._push_back()
+        self._remove_files()
+
+    def _remove_files(self) -> None:
         faulthandler.cancel_dump_traceback_later()
-        signal.alarm(0)
         os.close(self._report)
-        report_path(self._folder, self._rank).unlink(missing_ok=True)
-        if self._rank == 0:
+        os.close(self._pulse)
+        for path in (report_path(self._folder, self._rank), pulse_path(self._folder, self._rank)):
+            path.unlink(missing_ok=True)
+        if self._rank == self._peers[0].rank:
             self._asked_file.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self._folder.rmdir()  # done by the last rank
+        with contextlib.suppress(OSError):  # done by the last rank
+            self._folder.rmdir()
+            self._folder.parent.rmdir()  # if no other start has left its reports there
 
     def _push_back(self) -> None:
         # 60 us, most of it for a new thread of faulthandler's: too dear for each beat.
-        faulthandler.dump_traceback_later(self._limit_sec + _FROZEN_SEC, file=self._report)
-        signal.alarm(self._alarm_sec)
+        if self._limit is None:
+            faulthandler.cancel_dump_traceback_later()
+            signal.alarm(0)
+            return
+        beyond_sec = _ALARM_SEC if len(self._everyone) > 1 else _ALARM_ALONE_SEC
+        faulthandler.dump_traceback_later(self._limit.sec + _FROZEN_SEC, file=self._report)
+        signal.alarm(math.ceil(self._limit.sec + beyond_sec))
 
     def _watch(self) -> None:
-        while not self._closing.wait(self._look_sec):
-            self._push_back()
-            beat = self._heartbeat.now()
-            if beat.age_sec >= self._limit_sec or self._asked():
-                self._end_job(beat)
+        while not self._closing.wait(min(1.0, self._limit.sec / 5 if self._limit else 1.0)):
+            with self._files:
+                self._push_back()
+                limit = self._limit
+                if limit is None:
+                    continue
+                beat = self._heartbeat.now()
+                if self._hangs(beat, limit):
+                    self._end_job(beat, limit)
+                elif (asked := self._asked(limit)) is not None:
+                    self._end_job(beat, asked)
 
-    def _asked(self) -> bool:
-        """Whether another rank has found a hang, which a busy rank may not notice itself."""
-        if time.monotonic() < self._asked_at + self._ask_sec:
+    def _hangs(self, beat: Beat, limit: Limit) -> bool:
+        """Whether this rank makes no progress, and waits for none that does."""
+        now, often_sec = time.monotonic(), limit.sec / 5
+        if not beat.waiting and often_sec <= now - self._pulsed_at > beat.age_sec:
+            self._pulsed_at, self._pulses = now, self._pulses + 1
+            with contextlib.suppress(OSError):
+                os.pwrite(self._pulse, b"%020d" % self._pulses, 0)
+        if not beat.waiting or beat.age_sec < often_sec:
+            self._heard = None
+        elif now - self._looked_at >= often_sec:
+            self._listen(now)
+        if beat.age_sec < limit.sec:
             return False
+        return not beat.waiting or now - self._heard_at >= limit.sec
+
+    def _listen(self, now: float) -> None:
+        """Looks whether another rank has had a pulse since the last look: it does honest work, for
+        which this one waits, as when one rank indexes the data for all."""
+        found = b""
+        for peer in self._peers:
+            with contextlib.suppress(OSError):
+                found += pulse_path(self._folder, peer.rank).read_bytes()
+        if self._heard is not None and found != self._heard:
+            self._heard_at = now
+        self._heard, self._looked_at = found, now
+
+    def _asked(self, limit: Limit) -> Limit | None:
+        """The limit by which another rank has found a hang, which a busy rank may not notice
+        itself, or not yet; None if none has."""
+        if time.monotonic() < self._asked_at + min(5.0, limit.sec / 5):
+            return None
         self._asked_at = time.monotonic()
         try:
-            return bool(self._asked_file.read_bytes())
-        except OSError:
-            return False
+            line = self._asked_file.read_text(encoding="utf-8").partition("\n")[0]
+        except (OSError, ValueError):
+            return None
+        return (Limit.read(line) or limit) if line else None
 
-    def _end_job(self, beat: Beat) -> None:
+    def _end_job(self, beat: Beat, limit: Limit) -> None:
         """Reports, waits for the reports of others, and exits the process; SIGALRM ends it if a
         dead file system or a full pipe blocks it here."""
         try:
-            self._write_report(beat)
+            self._write_report(beat, limit)
             reports = self._wait_for_reports()
-            message = explain(reports, self._limit_sec, self._folder)
+            here = self._peers
+            elsewhere = [peer for peer in self._everyone if peer not in here]
+            message = explain(reports, limit, self._folder, elsewhere)
             speaker = min(r.peer.rank for r in reports if r.beat is not None)
-            if self._rank != speaker:
+            # Who waits for another host lets that one speak.
+            if self._rank != speaker or (elsewhere and not find_laggards(reports, limit.sec)):
                 time.sleep(_SPEECH_SEC)
-            self._on_hang(message)
+            self._tell(message)
         except Exception:
             traceback.print_exc()
         finally:
             os._exit(ExitCode.FAILED)  # no clean-up: it would wait for ranks that may never come
 
-    def _write_report(self, beat: Beat) -> None:
+    def _tell(self, message: str) -> None:
+        if self._on_hang is not None:
+            self._on_hang(message)
+            return
+        try:
+            with open(self._folder / _TOLD, "xb"):
+                pass
+        except FileExistsError:
+            return
+        except OSError:
+            pass  # it is said twice rather than not at all
+        say_error(f"rank {self._rank}: {message}" if len(self._everyone) > 1 else message)
+
+    def _write_report(self, beat: Beat, limit: Limit) -> None:
         faulthandler.cancel_dump_traceback_later()
         os.write(self._report, beat.as_json.encode())
         faulthandler.dump_traceback(file=self._report, all_threads=True)
         os.fsync(self._report)
         with open(self._asked_file, "ab") as file:
-            file.write(f"{self._peers[self._rank]}\n".encode())
+            file.write(limit.as_json.encode())
         with contextlib.suppress(Exception):  # what they do not tell must not hide who hangs
             if (recorded := self.last_collectives()) is not None:
                 collectives_path(self._folder, self._rank).write_bytes(recorded)

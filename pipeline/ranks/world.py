@@ -6,6 +6,7 @@ interface over Horovod and over torch.distributed. Nothing else asks which of th
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -32,15 +33,17 @@ class World:
     def __init__(self) -> None:
         self.heartbeat = Heartbeat()
         """This rank's heartbeat, for `pipeline.ranks.watchdog`."""
+        self.start = secrets.token_hex(8)
+        """A name for this start of the job, the same on every rank, which no other start has."""
         self.peers = [Peer.here(0)]
         """The processes of all ranks, by rank."""
 
     def broadcast_object(self, value: T) -> T:
-        """Rank 0's `value`, on every rank."""
+        """Rank 0's `value`, on every rank: a plain one, as `pipeline.ranks.plain` takes it."""
         return value
 
     def gather_objects(self, value: T) -> list[T]:
-        """Every rank's `value`, by rank, on every rank."""
+        """Every rank's `value`, by rank, on every rank: a plain one, as `broadcast_object`."""
         return [value]
 
     def gather(self, tensor: Tensor) -> Tensor:
@@ -89,7 +92,8 @@ class World:
         return OrderedGradients(model, summing, 0, 1, Alone(next(model.parameters()).device))
 
     def on_rank0(self, work: Callable[[], T]) -> T:
-        """Collective. Runs `work` on rank 0 and gives its result to all; errors as `together`."""
+        """Collective. Runs `work` on rank 0 and gives its result, a plain value, to all; errors as
+        `together`."""
         result = self.together(work if self.rank == 0 else lambda: None)
         return cast(T, self.broadcast_object(result))
 

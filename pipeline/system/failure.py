@@ -7,9 +7,11 @@ Imports nothing heavy, so that a wrong setting is answered before torch is loade
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -26,6 +28,11 @@ log = logging.getLogger("trainyard")
 # by way of srun, which does not pass that on; SIGHUP comes when the terminal is closed).
 STOP_SIGNALS = ("", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGINT", "SIGTERM")
 GO_ON = 0
+_LEAVE = ("SIGHUP", "SIGINT", "SIGTERM")
+
+END_SEC = 120.0
+"""How long a rank may take to end after its work, as a GPU's driver takes seconds."""
+_BEYOND_SEC = 10
 
 
 class ExitCode(IntEnum):
@@ -64,6 +71,10 @@ class Stopped(Exception):
     """A signal stopped the run; its checkpoint is written."""
 
 
+class StoppedEarly(KeyboardInterrupt):
+    """A signal came before there was anything to save: no `Exception`, as it may come anywhere."""
+
+
 def say_error(message: str) -> None:
     """Writes the line `error: ...` to the log, or to stderr before there is one."""
     sentence = " ".join(message.split())
@@ -84,6 +95,8 @@ def run_command(main: Callable[[list[str]], object], argv: list[str]) -> NoRetur
     debug = "--debug" in argv
     code = _guarded(main, [a for a in argv if a != "--debug"], debug)
     _keep_code()
+    if launched_size() > 1:
+        _end_for_sure()
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -100,6 +113,9 @@ def _guarded(main: Callable[[list[str]], object], argv: list[str], debug: bool) 
         main(argv)
         return ExitCode.FINISHED
     except Stopped:
+        return ExitCode.STOPPED
+    except StoppedEarly as error:
+        _speak_for_all(f"stopped by {error} before the first step; start again", is_error=False)
         return ExitCode.STOPPED
     except FellWithPeer as error:
         log.error("%s", error)  # does not begin with `error:`, which marks the first cause
@@ -131,25 +147,55 @@ def _keep_code() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _speak_for_all(message: str) -> None:
-    """Prints on rank 0 an error that all ranks have.
+def _end_for_sure() -> None:
+    """Ends the process if it has not ended after `END_SEC`: on the way out Horovod and drivers wait
+    for ranks that may never come. SIGALRM ends it if Python's lock is held for ever."""
+
+    def end() -> None:
+        time.sleep(END_SEC)
+        say_error(
+            f"rank {launched_rank()}: its work is done, and it did not end within {END_SEC:g} s: "
+            "the engine or a driver waits, most often for another rank; see what that one says"
+        )
+        os._exit(ExitCode.FAILED)
+
+    threading.Thread(target=end, name="end", daemon=True).start()
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(math.ceil(END_SEC) + _BEYOND_SEC)
+
+
+def _speak_for_all(message: str, is_error: bool = True) -> None:
+    """Prints on rank 0 an error, or a last line, that all ranks have.
 
     The others wait a moment: a rank that exits first makes the launcher kill rank 0 mid-sentence.
     """
-    if launched_rank() == 0:
+    if launched_rank() == 0 and is_error:
         say_error(message)
+    elif launched_rank() == 0:
+        print(message, file=sys.stderr, flush=True)
     else:
         _keep_code()
         time.sleep(3.0)
 
 
 class StopSignal:
-    """Remembers a stop signal instead of dying of it. Prints nothing: stdout may be closed."""
+    """Remembers a stop signal instead of dying of it. Prints nothing: stdout may be closed.
 
-    def __init__(self) -> None:
+    With `whole_command` the body is all that the process does. Then a signal to leave raises
+    `StoppedEarly` until `hold`: there is nothing to save yet, and what starts may wait for other
+    ranks for minutes; those that a scheduler sends ahead of its end of the job are remembered from
+    the first. After the body all are ignored: they must not change the code that it has earned.
+    """
+
+    def __init__(self, whole_command: bool = False) -> None:
         self.received: int = GO_ON
         """Index in `STOP_SIGNALS` of the strongest signal so far."""
+        self._whole_command, self._holds = whole_command, not whole_command
         self._previous: dict[int, Any] = {}
+
+    def hold(self) -> None:
+        """From now on remembers signals to leave too."""
+        self._holds = True
 
     def __enter__(self) -> StopSignal:
         for name in STOP_SIGNALS[1:]:
@@ -163,7 +209,10 @@ class StopSignal:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self._whole_command else handler)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
-        self.received = max(self.received, STOP_SIGNALS.index(signal.Signals(number).name))
+        name = signal.Signals(number).name
+        if not self._holds and name in _LEAVE:
+            raise StoppedEarly(name)
+        self.received = max(self.received, STOP_SIGNALS.index(name))

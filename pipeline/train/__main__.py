@@ -7,7 +7,7 @@ import gc
 import sys
 
 from pipeline.config.reading import checkpoint_exists, load_config
-from pipeline.system.failure import run_command
+from pipeline.system.failure import StopSignal, run_command
 from pipeline.system.launched import launched_size
 
 DESCRIPTION = "Trains a ResNet on JPEG files, on one process or under horovodrun or torchrun."
@@ -15,6 +15,11 @@ DESCRIPTION = "Trains a ResNet on JPEG files, on one process or under horovodrun
 
 def main(argv: list[str]) -> None:
     """Parses and checks, then loads what is heavy and runs."""
+    with StopSignal(whole_command=True) as stop:  # a signal may come while torch is loaded
+        _train(argv, stop)
+
+
+def _train(argv: list[str], stop: StopSignal) -> None:
     config = load_config(argv, description=DESCRIPTION)
     from pipeline.data.batches import split_global_batch
 
@@ -28,7 +33,7 @@ def main(argv: list[str]) -> None:
 
     gc.freeze()
     gc.enable()
-    run(config)
+    run(config, stop)
 
 
 if __name__ == "__main__":

@@ -242,7 +242,11 @@ class Trained:
 
 def read(path: Path) -> Trained:
     """Reads the network in the checkpoint `path`. Raises as `read_verified` does."""
-    content = read_verified(path)
+    return trained(path, read_verified(path))
+
+
+def trained(path: Path, content: Mapping[str, Any]) -> Trained:
+    """The network in `content`, which `read_verified` has read from `path`."""
     return Trained(
         path,
         config_of(yaml.safe_load(content["config"])),

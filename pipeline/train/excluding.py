@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ class Excluded:
 
     def met_in_validation(self, mine: list[Found], world: World) -> None:
         """Collective. Exchanges what each rank skipped in validation."""
-        everyone = [found for theirs in world.gather_objects(mine) for found in theirs]
+        rows = world.gather_objects([astuple(found) for found in mine])
+        everyone = [Found(*found) for theirs in rows for found in theirs]
         # Two ranks may have met the same image, one of them in place of another bad one.
         by_image = {found.image: found for found in everyone}
         if by_image:

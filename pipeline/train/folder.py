@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import yaml
 
 from pipeline.config import Config
+from pipeline.system.failure import TrainingError
 from pipeline.system.files import patiently
 from pipeline.system.launched import launched_rank
 from pipeline.train.events import last, read_metrics
@@ -46,12 +47,14 @@ class Holder:
     host: str
     slurm_job: str | None
     since: str | None
+    start: str | None = None
+    """The name of the job's start, which no other has; None in locks of earlier versions."""
 
     @classmethod
-    def here(cls) -> Holder:
+    def here(cls, start: str | None = None) -> Holder:
         """This process as a holder, from now on."""
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        return cls(os.getpid(), socket.gethostname(), os.environ.get("SLURM_JOB_ID"), since)
+        return cls(os.getpid(), socket.gethostname(), os.environ.get("SLURM_JOB_ID"), since, start)
 
     @property
     def is_here(self) -> bool:
@@ -182,6 +185,20 @@ class RunFolder:
             return _from_json(Holder, self.lock.read_text(encoding="utf-8", errors="replace"))
         except OSError:
             return None
+
+    def is_of(self, start: str) -> bool:
+        """Whether no other start than `start` holds the run, as far as its lock says."""
+        holder = self.holder()
+        return holder is None or holder.start in (None, start)
+
+    def require_of(self, start: str) -> None:
+        """Raises `TrainingError` if another start has taken the run from this one."""
+        if not self.is_of(start):
+            raise TrainingError(
+                f"the run in {self.path} is now that of {self.holder()}: this start lost its lock, "
+                "as a network file system takes it from a host that was away; nothing more is "
+                "written here, so let the other start go on"
+            )
 
     def record_first_cause(self, message: str) -> bool:
         """Writes the cause of a failure unless a rank has done so already; True when this call

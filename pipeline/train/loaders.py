@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import astuple
 
 import numpy as np
 
@@ -71,10 +72,11 @@ class Loaders:
             return None
         positions = self.partition.positions(step, micro)
         found = None if error is None else self.stream.locate(error, positions)
-        everyone = self._world.gather_objects((found, error is not None and found is None))
+        mine = None if found is None else astuple(found)
+        everyone = self._world.gather_objects((mine, error is not None and found is None))
         if any(hopeless for _, hopeless in everyone):
             return None
-        found_by_all = [found for found, _ in everyone if found is not None]
+        found_by_all = [Found(*found) for found, _ in everyone if found is not None]
         batch = self._config.data.global_batch_size
         self.excluded.met_in_training(found_by_all, batch, self._world)
         return lambda: self.train(step, micro)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from pipeline.ranks.world import World  # brings torch
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+log = logging.getLogger("trainyard")
 
 
 @contextlib.contextmanager
@@ -50,7 +53,7 @@ def locked(folder: Path, world: World) -> Iterator[RunFolder]:
                 "locks (Lustre: mount it with -o flock), so set run.dir to another one"
             ) from error
         os.ftruncate(lock, 0)
-        os.write(lock, Holder.here().as_json.encode())
+        os.write(lock, Holder.here(world.start).as_json.encode())
 
     with held:
         world.on_rank0(explained(run)(take))
@@ -59,33 +62,49 @@ def locked(folder: Path, world: World) -> Iterator[RunFolder]:
 
 @contextlib.contextmanager
 def first_cause_kept(run: RunFolder, world: World) -> Iterator[None]:
-    """Records the first cause of a failure in the run's folder."""
+    """Records the first cause of a failure in the run's folder, unless it is another start's by
+    then: a rank that was stopped for long wakes up in a job that is over."""
 
     def begin() -> None:
-        world.on_failure = run.record_first_cause
+        world.on_failure = lambda cause: run.is_of(world.start) and run.record_first_cause(cause)
         run.forget_last_end()
         log_to_file(run.log)
+        log.handlers[-1].addFilter(lambda _: run.is_of(world.start))
 
     world.on_rank0(explained(run)(begin))
     try:
         yield
     except (Stopped, Reported, KeyboardInterrupt):
         raise  # a reported error is already recorded, before any rank left
-    except PeerLost as error:
-        if not run.record_first_cause(str(error)):
-            raise FellWithPeer(
-                f"rank {world.rank} ends because another rank failed; {run.failure} has the cause"
-            ) from error
-        raise
     except Exception as error:
+        if not run.is_of(world.start):
+            raise FellWithPeer(_over(run, world.rank)) from error
+        if isinstance(error, PeerLost):
+            if not run.record_first_cause(str(error)):
+                raise FellWithPeer(
+                    f"rank {world.rank} ends because another rank failed; {run.failure} has the "
+                    "cause"
+                ) from error
+            raise
         known = isinstance(error, TrainingError | ValueError)
         cause = str(error) if known else f"{type(error).__name__}: {error}"
         run.record_first_cause(f"rank {world.rank}: {cause}")
         raise
 
 
-def record_hang(run: RunFolder, rank: int, cause: str) -> None:
-    """Records why a hung job ends, and reports it unless another rank did."""
+def _over(run: RunFolder, rank: int) -> str:
+    return (
+        f"rank {rank} ends because its start of the job is over: the run in {run.path} is "
+        f"now that of {run.holder()}"
+    )
+
+
+def record_hang(run: RunFolder, rank: int, start: str, cause: str) -> None:
+    """Records why a hung job ends, and reports it unless another rank did, or another start has
+    taken the run."""
+    if not run.is_of(start):
+        log.error("%s", _over(run, rank))
+        return
     if not run.record_first_cause(cause):
         return
     if rank != 0:  # the writer of log.txt; it may be the one that hangs

@@ -147,8 +147,8 @@ def open_profile(
             asked, state.step,
         )  # fmt: skip
         return Profile()
-    stem = world.on_rank0(lambda: _free_stem(RunFolder(config.run.path).profile, steps))
-    return StepProfile(steps, stem, world, phases, state, on_gpu)
+    stem = world.on_rank0(lambda: str(_free_stem(RunFolder(config.run.path).profile, steps)))
+    return StepProfile(steps, Path(stem), world, phases, state, on_gpu)
 
 
 def _free_stem(folder: Path, steps: range) -> Path:

@@ -23,11 +23,15 @@ from pipeline.data.statistics import normalisation_of
 from pipeline.model.network import network_name
 from pipeline.model.norm import norm_layers
 from pipeline.ranks import connect
-from pipeline.ranks.places import choose_device, own_share, set_threads
+from pipeline.ranks.addresses import warn_if_open
+from pipeline.ranks.places import Share, choose_device, own_share, set_threads
+from pipeline.ranks.reports import Limit, start_limit
 from pipeline.ranks.watchdog import watched
+from pipeline.ranks.world import World
 from pipeline.system.console import counted, start_logging
 from pipeline.system.failure import StopSignal
 from pipeline.system.files import Room, replacing
+from pipeline.system.launched import launched
 from pipeline.system.machine import versions
 from pipeline.train.access import explained
 from pipeline.train.folder import RunFolder
@@ -45,47 +49,41 @@ from pipeline.train.verdict import Figures, judge, seen
 log = logging.getLogger("trainyard")
 
 
-def run(config: Config) -> None:
-    """Trains as `config` says; every way it can end is in `pipeline.system.failure`."""
+def run(config: Config, stop: StopSignal | None = None) -> None:
+    """Trains as `config` says; every way it can end is in `pipeline.system.failure`. `stop` is one
+    that listens already."""
+    if stop is None:
+        with StopSignal() as listening:
+            return run(config, listening)
     quiet = choose_sums(config, torch.device("cpu")) == "fixed"
     world = connect(config.run.step_timeout_sec, config.profile is not None, quiet)
+    stop.hold()
     start_logging(world.rank)
-    with StopSignal() as stop:
+    warn_if_open(launched().engine)
+    with watched(world, start_limit(config.run.start_timeout_sec)) as watchdog:
         world.require_same(_facts(config))
         share = own_share(world)
         set_threads(config, share)
         with locked(config.run.path, world) as folder, first_cause_kept(folder, world):
-            train_set, val_set = open_data(config, world)
-            world.together(lambda: require_complete(config.data, train_set, val_set))
-            device = world.together(lambda: choose_device(config.run.device, share.gpu))
-            normalisation = world.together(lambda: normalisation_of(config.data, train_set))
-            decode = world.together(
-                lambda: choose_decoding(config, device, share, (train_set, val_set), normalisation)
+            watchdog.move(
+                folder.stacks / world.start,
+                world,
+                partial(record_hang, folder, world.rank, world.start),
             )
-            trainer = world.together(
-                lambda: Trainer(config, world, decode, train_set, val_set, stop)
-            )
-            world.require_same(_decided_alike(trainer))
-            trainer.join_ranks()
-            resume(trainer)
-            if config.data.exclude is not None:
-                listed, position = Path(config.data.exclude), trainer.position
-                trainer.state.excluded.listed(listed, train_set, val_set, position, world)
-            world.together(lambda: _decode_largest(trainer))
+            trainer = _open(config, world, share, stop)
             if trainer.finished and world.on_rank0(lambda: bool(folder.last("done"))):
                 log.info("the run in %s is finished: %s", folder.path, _reached(trainer.state))
                 return
             trainer.profile = open_profile(
                 config, trainer.state, trainer.course.total_steps, world, trainer.phases,
-                on_gpu=device.type == "cuda",
+                on_gpu=trainer.decode.device.type == "cuda",
             )  # fmt: skip
-            trainer.figures = _known_figures(config, decode, share.cores)
+            trainer.figures = _known_figures(config, trainer.decode, share.cores)
             world.on_rank0(explained(folder)(lambda: _open_files(trainer)))
             limit_sec = config.run.step_timeout_sec
-            on_hang = partial(record_hang, folder, world.rank)
             with (
                 contextlib.closing(trainer.monitor),
-                watched(folder.stacks, world, limit_sec, on_hang),
+                watchdog.within(None if limit_sec is None else Limit(limit_sec)),
             ):
                 if not trainer.finished:
                     gc.collect()
@@ -94,7 +92,33 @@ def run(config: Config) -> None:
                         trainer.fit()
                 world.heartbeat.beat("end")
                 _sum_up(trainer)
-            world.barrier()
+                world.barrier()
+
+
+def _open(config: Config, world: World, share: Share, stop: StopSignal) -> Trainer:
+    """Collective. Opens the data, and puts every rank at the state from which the run goes on."""
+    begins = world.heartbeat.beat
+    begins("index")
+    train_set, val_set = open_data(config, world)
+    world.together(lambda: require_complete(config.data, train_set, val_set))
+    begins("device")
+    device = world.together(lambda: choose_device(config.run.device, share.gpu))
+    normalisation = world.together(lambda: normalisation_of(config.data, train_set))
+    decode = world.together(
+        lambda: choose_decoding(config, device, share, (train_set, val_set), normalisation)
+    )
+    trainer = world.together(lambda: Trainer(config, world, decode, train_set, val_set, stop))
+    world.require_same(_decided_alike(trainer))
+    trainer.join_ranks()
+    begins("resume")
+    resume(trainer)
+    if config.data.exclude is not None:
+        listed, position = Path(config.data.exclude), trainer.position
+        trainer.state.excluded.listed(listed, train_set, val_set, position, world)
+    begins("largest")
+    world.together(lambda: _decode_largest(trainer))
+    begins("files")
+    return trainer
 
 
 def _facts(config: Config) -> dict[str, Any]:

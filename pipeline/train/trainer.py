@@ -210,6 +210,7 @@ class Trainer:
             content = self.content()
 
             def write() -> None:
+                self.folder.require_of(self.world.start)
                 require_finite(content)
                 write_it = self.checkpoints.save if last else self.checkpoints.save_unless_full
                 write_it(self.state.step, content, best)
@@ -255,6 +256,7 @@ class Trainer:
                 "bn_spread": spread,
                 **analysis.class_top1(),
             }
+            self.world.on_rank0(lambda: self.folder.require_of(self.world.start))
             self.monitor.val(line, analysis)
         self.save(best=result.top1 >= state.best_top1, last=self.finished)
 
@@ -263,6 +265,7 @@ class Trainer:
         state = self.state
         with self.phases("record"):
             self._require_finite_loss()
+            self.world.on_rank0(lambda: self.folder.require_of(self.world.start))
             mine = of_this_rank(
                 state.window, self.phases, self.world.heartbeat, self.decode.decoder == "gpu"
             )

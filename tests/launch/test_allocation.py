@@ -63,6 +63,16 @@ def test_a_task_of_an_array_is_named_by_its_own_number():
     [
         ({}, "not inside a Slurm job; submit it with sbatch"),
         (
+            in_a_job(SLURM_HET_SIZE="2"),
+            "job 7 is heterogeneous, with 2 components, and ranks would start on the first one "
+            "only; submit it as one component",
+        ),
+        (in_a_job(SLURM_PACK_SIZE="3"), "job 7 is heterogeneous, with 3 components"),
+        (
+            in_a_job(SLURM_STEP_NUM_TASKS="8"),
+            "srun has started this launcher 8 times in job 7; start it once",
+        ),
+        (
             in_a_job(SLURM_TASKS_PER_NODE="4(x2)", SLURM_NTASKS="6"),
             r"4\(x2\) tasks per node for --ntasks=6; submit with --nodes",
         ),

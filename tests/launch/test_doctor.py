@@ -14,13 +14,14 @@ from launch.doctor.__main__ import main, node_lines, parse_node_lines, table
 from launch.doctor.check import Check
 from launch.doctor.gpus import gpu_facts
 from launch.doctor.judge import facts, judge
-from launch.doctor.network import interface_of, matches, node_address, read_interfaces
+from launch.doctor.network import interface_of, matches, node_address
 from launch.doctor.software import code_digest
 from launch.doctor.storage import token_in
 from pipeline.config import ConfigError, DataConfig
 from pipeline.data.index.manifest import open_manifest
 from pipeline.prepare.mini import draw_mini
 from pipeline.prepare.options import MiniOptions
+from pipeline.ranks.addresses import addresses_by_interface
 from pipeline.system.failure import ExitCode, Reported
 
 SMI_LINES = (
@@ -161,7 +162,7 @@ def test_a_driver_that_gives_no_sensible_answer_is_a_problem_in_its_own_words(
 
 
 def test_the_interface_that_holds_the_nodes_address_is_found():
-    interfaces = read_interfaces()
+    interfaces = addresses_by_interface()
     assert interface_of("127.0.0.1", interfaces) == "lo"
     assert interface_of(node_address(), interfaces) is not None
     assert interface_of("203.0.113.7", interfaces) is None

@@ -176,6 +176,19 @@ def test_a_training_that_cannot_start_is_refused(
     assert not (tmp_path / "test" / "metrics.jsonl").exists()
 
 
+def test_a_heterogeneous_job_is_refused(slurm, small_data, tmp_path):
+    """Its environment describes the first component alone."""
+    log, settings = tmp_path / "job.log", jobs.small_settings(small_data, tmp_path)[2:]
+    script = jobs.REPOSITORY / "slurm" / "resnet152_64gpu.sh"
+    one = ("--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1")
+    job = slurm.submit(
+        *one, f"--output={log}", ":", *one, str(script), *settings, cwd=jobs.REPOSITORY
+    )
+    assert slurm.wait_for_end(job) == "FAILED", log.read_text()
+    assert f"error: job {job} is heterogeneous, with 2 components, and ranks" in log.read_text()
+    assert not (tmp_path / "test").exists()
+
+
 def test_outside_a_job_the_launcher_says_how_to_submit():
     refused = jobs.run(["-m", "launch.slurm", "train"])
     assert refused.codes == [2]

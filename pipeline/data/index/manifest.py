@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -203,6 +203,7 @@ def open_manifest(
     cache_dir: Path | None = None,
     classes: Sequence[str] | None = None,
     again: bool = False,
+    progress: Callable[[], object] = lambda: None,
 ) -> Manifest:
     """Open the manifest of `<root>/<split>`, scanning only if no cache file is up to date.
 
@@ -211,7 +212,8 @@ def open_manifest(
     `<root>/.trainyard`, or else, where that cannot be written, in the user's cache; a staged copy's
     own, in its `.trainyard`, is used with a `cache_dir` too. Replacing a file of a class folder in
     place does not change its folder's time and is met when it is read; `again` scans whatever the
-    cache holds. Ranks that share a file system: call on one first, then on the others.
+    cache holds. `progress` is called now and then while the scan gets on. Ranks that share a file
+    system: call on one first, then on the others.
 
     ValueError, with the fix, for what `survey` and `scan` refuse, a class that is not in `classes`,
     and no place for the cache.
@@ -220,7 +222,7 @@ def open_manifest(
     found = None if again else find_fresh(root, split, cache_dir, tree.stamp)
     if found is not None:
         return Manifest(split, tree.directory, found[1], classes)
-    rows = scan(tree)
+    rows = scan(tree, progress)
     places, refused = cache_places(root, split, cache_dir), []
     warn_if_fewer(places, rows, tree)
     for place in places:

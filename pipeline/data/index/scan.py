@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -97,8 +97,9 @@ class _Part:
     gaps: list[tuple[int, tuple[int, ...]]]
 
 
-def scan(tree: Tree) -> Rows:
-    """Read the header of every image of the tree, in several threads.
+def scan(tree: Tree, progress: Callable[[], object] = lambda: None) -> Rows:
+    """Read the header of every image of the tree, in several threads, and call `progress` whenever
+    there is some.
 
     An image without a readable header is kept with size 0 x 0 and reported in one warning: only
     reading it is an error. ValueError if there is no image, a class folder has none, a file cannot
@@ -107,7 +108,7 @@ def scan(tree: Tree) -> Rows:
     # Within one tick of its last change, a folder could change again and keep the stamp.
     time.sleep(min(max(0.0, tree.changed_sec + _CLOCK_TICK_SEC - time.time()), _CLOCK_TICK_SEC))
     started = time.monotonic()
-    parts = _walk_all(tree)
+    parts = _walk_all(tree, progress)
     _require_images(tree, parts)
     rows = _rows(tree, parts)
     seconds = time.monotonic() - started
@@ -116,7 +117,7 @@ def scan(tree: Tree) -> Rows:
     return rows
 
 
-def _walk_all(tree: Tree) -> list[_Part]:
+def _walk_all(tree: Tree, progress: Callable[[], object]) -> list[_Part]:
     """Walk every source, in the sources' order.
 
     Shows how far it is: class folders by their number, containers by the bytes passed in them. The
@@ -135,12 +136,15 @@ def _walk_all(tree: Tree) -> list[_Part]:
         ThreadPoolExecutor(_THREADS, thread_name_prefix="scan") as pool,
     ):
         jobs = [pool.submit(_walk, tree, name, windows) for name in tree.sources]
-        pending, images = set(jobs), 0
+        pending, images, before = set(jobs), 0, (0, 0)
         try:
             while pending:
                 done, pending = wait(pending, bar.interval_sec, FIRST_COMPLETED)
                 images += sum(len(job.result().names) for job in done)  # a failure ends the others
                 walked, passed = len(jobs) - len(pending), sum(one.position for one in windows)
+                if (walked, passed) != before:
+                    before = walked, passed
+                    progress()
                 bar.move(walked if by_number else passed, f"{images} images")
                 if bar.line_due():
                     log.info(

@@ -24,8 +24,10 @@ from pipeline.train.lock import first_cause_kept
 AT_ONCE = 3  # jobs side by side: most of their time they wait
 FAILED = 1
 LIMIT_SEC = 4.0  # the first step on a busy machine must stay below
-LEAVES = ("sleep-loader", "kill-average")  # faults whose rank ends by itself
+LEAVES = ("sleep-", "kill-average")  # faults whose rank ends by itself
 WATCHED = f"--run.step_timeout_sec={LIMIT_SEC:g}"
+STARTS = f"--run.start_timeout_sec={2 * LIMIT_SEC:g}"
+SHORT = ("--schedule.epochs=1", "--schedule.drop_epochs=[]")
 FAST = "--run.sums=fast"  # gradients travel through the engine, not through shared memory
 # The seventh batch of a rank is that of step 6; it is prepared while step 4 is computed.
 SLEEPS, DIES, PAUSES, NEVER = (
@@ -41,6 +43,12 @@ CASES: dict[tuple[str, Engine], tuple[str, ...]] = {
     (PAUSES + " in gloo", "horovod"): (FAST,),
     (NEVER, "horovod"): (WATCHED,),
     (NEVER, "torch"): (WATCHED,),
+    ("sleep-index:1:1", "horovod"): (STARTS,),
+    ("sleep-index:2:0", "torch"): (STARTS,),
+    ("sleep-largest:2:1", "torch"): (STARTS,),
+    ("sleep-end:1:1", "horovod"): (WATCHED, *SHORT),
+    ("sleep-exit:5:all", "horovod"): SHORT,
+    ("slow-index:12:0", "torch"): (STARTS, *SHORT),
 }
 
 
@@ -61,8 +69,14 @@ class Hung:
     def rank1(self) -> str:
         return rf"rank 1 \(process {self.pids[1]}\) on \S+"
 
+    @property
+    def reports(self) -> Path:
+        """The folder of the reports of the job's only start."""
+        (folder,) = (self.run / "stacks").iterdir()
+        return folder
+
     def stacks(self, rank: int) -> str:
-        return (self.run / "stacks" / f"rank-{rank}.txt").read_text()
+        return (self.reports / f"rank-{rank}.txt").read_text()
 
 
 def hang(case: tuple[str, Engine], data: Path, runs: Path) -> Hung:
@@ -75,7 +89,7 @@ def hang(case: tuple[str, Engine], data: Path, runs: Path) -> Hung:
         env["HOROVOD_GLOO_TIMEOUT_SECONDS"] = "4"
     argv = [str(jobs.SABOTEUR), fault, *jobs.resumable(data, runs), *CASES[case]]
     ranks = jobs.start(argv, ranks=2, engine=engine, **env)
-    leaving = ranks.processes if fault.startswith(LEAVES) else ranks.processes[:1]
+    leaving = ranks.processes if fault.startswith((*LEAVES, "slow-")) else ranks.processes[:1]
     try:
         jobs.wait_for(lambda: all(p.poll() is not None for p in leaving), str(case))
         codes = [process.poll() for process in ranks.processes]
@@ -121,8 +135,8 @@ def test_a_rank_that_sleeps_in_the_loader(hung, engine):
         r"rank 0 has waited in phase \w+ of step \d for \d s",
     )
     assert job.codes[1] == FAILED
-    assert "in sleep_in_loader" in job.stacks(1)
-    recorded = job.run / "stacks" / "rank-0-collectives.json"
+    assert "in sleep_for_ever" in job.stacks(1)
+    recorded = job.reports / "rank-0-collectives.json"
     assert recorded.exists() == (engine == "torch")
     if engine == "torch":
         assert "gloo:all_reduce" in {
@@ -160,6 +174,49 @@ def test_a_rank_that_never_starts(hung, engine):
         f"say, or allow more time with {variable}_START_TIMEOUT (in seconds)"
     ]
     assert not job.run.exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "engine", "rank", "phase"),
+    [
+        ("sleep-index:1:1", "horovod", 1, "index"),
+        ("sleep-index:2:0", "torch", 0, "index"),
+        ("sleep-largest:2:1", "torch", 1, "largest"),
+    ],
+)
+def test_a_rank_that_blocks_before_the_first_step(hung, fault, engine, rank, phase):
+    job = hung[fault, engine]
+    assert job.codes[rank] == FAILED, job.text
+    (error,) = job.errors
+    assert re.search(
+        rf"no progress within run\.start_timeout_sec=8: rank {rank} \(process {job.pids[rank]}\) "
+        rf"on \S+ has been in phase {phase} of step 0 for \d+ s .*; start again, with a higher "
+        r"run\.start_timeout_sec if this was honest work$",
+        error,
+    ), error
+    assert (job.run / "failure.txt").read_text().splitlines()[0] == error
+    assert "in sleep_for_ever" in job.stacks(rank)
+
+
+def test_a_rank_that_blocks_after_the_last_step(hung):
+    job = hung["sleep-end:1:1", "horovod"]
+    (error,) = job.errors
+    assert re.search(rf"step_timeout_sec=4: {job.rank1} has been in phase end of step 7", error)
+    assert job.codes[1] == FAILED and checkpoint_steps(job.run)[-1] == 7
+
+
+def test_a_rank_that_does_not_end_after_its_work(hung):
+    job = hung["sleep-exit:5:all", "horovod"]
+    assert job.codes == [FAILED, FAILED]
+    assert job.errors[0].startswith(
+        "error: rank 0: its work is done, and it did not end within 5 s: the engine or a driver"
+    )
+    assert "finished: top-1" in job.text
+
+
+def test_an_index_that_takes_longer_than_the_limit_and_gets_on_is_waited_for(hung):
+    job = hung["slow-index:12:0", "torch"]
+    assert job.codes == [0, 0] and job.errors == [], job.text
 
 
 def test_the_next_start_forgets_how_the_last_one_ended(tmp_path):

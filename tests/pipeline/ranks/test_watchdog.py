@@ -14,7 +14,7 @@ import jobs
 import pytest
 
 from pipeline.ranks.heartbeat import Beat, Peer
-from pipeline.ranks.watchdog import Report, explain, find_laggards, read_report
+from pipeline.ranks.reports import Limit, Report, explain, find_laggards, read_report
 
 SCRIPT = jobs.REPOSITORY / "tests" / "watchdog_rank.py"
 
@@ -73,14 +73,16 @@ HANGS = [
     ("stall", [1], r"\(process \d+\).* has been in phase data of step 12", {0: "stall"}),
     ("freeze", [-signal.SIGALRM], None, {0: "freeze"}),  # alone, with nobody to report to
 ]  # fmt: skip
-QUIET = "finish,finish"
+QUIET, HONEST = "finish,finish", "toil,patience,patience"
 
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
     """Every job of `HANGS` after its end, and one without a hang."""
     root = tmp_path_factory.mktemp("watched")
-    started = {case: start(root / case, case) for case in [QUIET, *(hang[0] for hang in HANGS)]}
+    started = {
+        case: start(root / case, case) for case in [QUIET, HONEST, *(hang[0] for hang in HANGS)]
+    }
     return {case: end(root / case, case, ranks) for case, ranks in started.items()}
 
 
@@ -109,6 +111,11 @@ def test_beats_keep_the_watchdog_quiet_and_a_good_end_leaves_no_files(ended):
     assert sorted(f.name for f in job.folder.iterdir()) == ["made", "peer-0", "peer-1"]
 
 
+def test_a_rank_waits_beyond_the_limit_for_one_that_makes_progress(ended):
+    job = ended[HONEST]
+    assert job.codes == [0, 0, 0] and job.text == ""
+
+
 def report(rank: int, phase: str, step: int, age_sec: float, waiting: bool) -> Report:
     return Report(Peer(rank, "another-host", 100 + rank), Beat(phase, step, age_sec, waiting), True)
 
@@ -127,7 +134,7 @@ def test_the_laggard_is_who_answers_not_or_works_too_long():
 
 def test_many_laggards_are_counted(tmp_path):
     silent = [Report(Peer(r, "another-host", 100 + r), None, False) for r in range(6)]
-    said = explain([*silent, report(6, "agree", 3, 30.0, True)], 30.0, tmp_path)
+    said = explain([*silent, report(6, "agree", 3, 30.0, True)], Limit(30.0), tmp_path)
     assert "rank 2 (process 102) on another-host does not answer: it is stopped, dead or" in said
     assert "so do 3 more ranks; rank 6 has waited in phase agree of step 3 for 30 s;" in said
 
