@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.index.labels import shown
+
 _MOST_STEPS = 1_000_000  # a batch of 10,000 images takes about 30,000
 _NAMES = {
     "numpy.core.multiarray _reconstruct": "reconstruct",
@@ -69,7 +71,7 @@ def read_pickle(content: bytes) -> dict[bytes, Any]:
     except RecursionError as error:
         raise BadPickle("it is nested too deep") from error
     except Exception as error:  # a damaged pickle is whatever its bytes happen to mean
-        raise BadPickle(f"it is truncated or no pickle ({str(error)[:80]})") from error
+        raise BadPickle(f"it is truncated or no pickle ({shown(str(error))})") from error
     if not isinstance(found, dict):
         raise BadPickle("it holds no dict")
     return found
@@ -179,8 +181,8 @@ class _Machine:
 
 def _named(name: object) -> _Named:
     if not isinstance(name, str) or name not in _NAMES:
-        words = name if isinstance(name, str) else "something without a name"
-        raise BadPickle(f"it would run {words[:80].replace(' ', '.')}")
+        words = shown(name).strip("'\"").replace(" ", ".") if isinstance(name, str) else "no name"
+        raise BadPickle(f"it would run {words}")
     return _Named(_NAMES[name])
 
 

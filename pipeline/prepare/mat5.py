@@ -42,8 +42,11 @@ def read_variables(content: bytes) -> dict[str, Any]:
     try:
         for kind, body in _elements(content[_HEADER_BYTES:]):
             if kind == _COMPRESSED:
-                body = zlib.decompressobj().decompress(body, left)
-                kind, body = next(_elements(body))
+                unpacking = zlib.decompressobj()
+                inflated = unpacking.decompress(body, left)
+                if not unpacking.eof:  # nor is its checksum looked at before the end
+                    raise ValueError("a variable is cut off or too large")
+                kind, body = next(_elements(inflated))
             left -= len(body)
             if left <= 0:
                 raise ValueError(f"its variables have more than {_MOST_BYTES} bytes")

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import resource
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -151,6 +151,14 @@ class Manifest:
             raise BadImage(self.path(index), "no image header")
         return content
 
+    def containers(self) -> Iterator[tuple[Path, NDArray[np.int64], NDArray[np.int64]]]:
+        """Return each container: its path, its images (n,), and their offsets (n,), ascending.
+
+        None for class folders.
+        """
+        if self._containers is not None:
+            yield from self._containers.contents()
+
     def _read_file(self, index: int) -> NDArray[np.uint8]:
         name: bytes = self._files[int(index)].as_py()
         path = self._prefix + name
@@ -181,6 +189,13 @@ class _Containers:
         """Return where an image lies, `file` being its class and name."""
         place = self._paths[self._numbers[index]], file, self._offsets[index]
         return b"%b:%b at byte %d" % place
+
+    def contents(self) -> Iterator[tuple[Path, NDArray[np.int64], NDArray[np.int64]]]:
+        """Return path, images and their offsets, ascending, of each container."""
+        order = np.lexsort((self._offsets, self._numbers))
+        ends = np.cumsum(np.bincount(self._numbers, minlength=len(self._paths)))
+        for path, images in zip(self._paths, np.split(order, ends[:-1]), strict=True):
+            yield Path(os.fsdecode(path)), images, self._offsets[images]
 
     def read(self, index: int, length: int) -> NDArray[np.uint8]:
         """Return the image's `length` bytes, fewer where the container ends; OSError."""
