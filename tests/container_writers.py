@@ -111,7 +111,7 @@ def slim_examples(images: Images, labels: Mapping[str, int] | None) -> Iterable[
 
 
 def serialized(example: Mapping[str, Any]) -> bytes:
-    message = _example_class()()
+    message = example_class()()
     for name, value in example.items():
         feature = message.features.feature[name]
         values = {bytes: "bytes_list", int: "int64_list", float: "float_list"}[type(value)]
@@ -152,7 +152,7 @@ _ABBREVIATIONS = {
 
 
 @functools.cache
-def _example_class() -> Any:
+def example_class() -> Any:
     """tf.train.Example (tensorflow/core/example/example.proto and feature.proto)."""
     words = re.sub(r" (MESSAGE|LIST) ", lambda found: f" {_ABBREVIATIONS[found[1]]} ", _EXAMPLE)
     pool = descriptor_pool.DescriptorPool()

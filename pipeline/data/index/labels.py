@@ -106,7 +106,7 @@ def read_class_list(path: Path) -> list[bytes]:
     # Only what ends lines of text files: a name may hold other separators of Unicode.
     listed = [line.strip() for line in content.strip().splitlines()] or [b""]
     if b"" in listed or len(set(listed)) != len(listed):
-        twice = [os.fsdecode(name) for name in sorted(_repeated(listed))]
+        twice = [shown(name) for name in sorted(_repeated(listed))]
         what = f"names classes twice: {', '.join(twice[:3])}" if twice else "has empty lines"
         raise ValueError(f"the class list {path} {what}; write each class once, one a line")
     return listed

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.index.headers import image_size, size_of_bytes
-from pipeline.data.index.labels import plain_text
+from pipeline.data.index.labels import plain_text, shown
 from pipeline.data.index.passed import UNUSED_LINES
 from pipeline.data.index.window import (
     RECORDIO_LIST,
@@ -177,7 +177,7 @@ def _named(
             )
             raise window.bad(entry.offset, reason, fix)
         if class_name and window.pairs.add(label, class_name):
-            reason = f"is an image of label {label}, where {list_path} has {line.path!r}"
+            reason = f"is an image of label {label}, where {list_path} has {shown(line.path)}"
             raise window.bad(entry.offset, f"{reason}, against images before it", fix)
         named.append(entry._replace(name=name, label=class_name or label))
     unused = [line for number, line in lines.items() if number not in used]
@@ -205,7 +205,7 @@ def _read_list(path: Path) -> dict[int, _Line]:
         if before is not line:
             raise BadContainer(
                 f"lines {before.number} and {number} of {path} have the same id {int(first)}, "
-                f"{before.path!r} and {line.path!r}; leave the one that im2rec was given"
+                f"{shown(before.path)} and {shown(line.path)}; leave the one that im2rec was given"
             )
     return lines
 

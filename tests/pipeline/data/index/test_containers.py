@@ -123,7 +123,7 @@ def test_numbered_classes_need_a_list_of_names(tmp_path, write_as):
     for text, message in {
         "a\n": "has class number 1 (from 0), but",
         "a\n\nb\n": "has empty lines; write each class once",
-        "a\na\n": "names classes twice: a; write",
+        "a\na\n": "names classes twice: b'a'; write",
     }.items():
         listed.write_text(text)
         with pytest.raises(ValueError, match=re.escape(message)):

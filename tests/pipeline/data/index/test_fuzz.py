@@ -66,7 +66,6 @@ def test_a_damaged_file_is_taken_or_refused_by_name(bench, name):
     path = folder / name
     assert try_reader(path) == TAKEN
 
-
     @settings(
         max_examples=500, derandomize=True, deadline=None, database=None,
         suppress_health_check=list(HealthCheck),
