@@ -139,7 +139,7 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """An object of JSON; ValueError for a name that stands twice, of which one would be lost."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a name stands twice")
+        raise ValueError("it has a name twice")
     return found
 
 

@@ -45,7 +45,7 @@ def read_variables(content: bytes) -> dict[str, Any]:
                 unpacking = zlib.decompressobj()
                 inflated = unpacking.decompress(body, left)
                 if not unpacking.eof:  # nor is its checksum looked at before the end
-                    raise ValueError("a variable is cut off or too large")
+                    raise ValueError("its variable is cut off or too large")
                 kind, body = next(_elements(inflated))
             left -= len(body)
             if left <= 0:

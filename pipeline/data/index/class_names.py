@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from pipeline.data.index.labels import (
@@ -118,7 +119,7 @@ def _listed(tree: Tree) -> list[bytes] | None:
     lists = []
     for path in tree.class_lists:
         try:
-            lists.append(reading(path, lambda path=path: read_class_list(path)))  # type: ignore[misc]
+            lists.append(reading(path, partial(read_class_list, path)))
         except OSError as error:
             raise unreadable(f"the class list {path}", error) from error
     if len(lists) > 1 and lists[0] != lists[1]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def read_class_list(path: Path) -> list[bytes]:
     # Only what ends lines of text files: a name may hold other separators of Unicode.
     listed = [line.strip() for line in content.strip().splitlines()] or [b""]
     if b"" in listed or len(set(listed)) != len(listed):
-        twice = [shown(name) for name in sorted(_repeated(listed))]
+        twice = [shown(name) for name, count in sorted(Counter(listed).items()) if count > 1]
         what = f"names classes twice: {', '.join(twice[:3])}" if twice else "has empty lines"
         raise ValueError(f"the class list {path} {what}; write each class once, one a line")
     return listed
@@ -134,8 +135,3 @@ def look_alikes(names: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
 def unicode_form(name: bytes | str) -> str:
     """Return the composed form (NFC), which is the same for names that look the same."""
     return unicodedata.normalize("NFC", os.fsdecode(name))
-
-
-def _repeated(names: Iterable[bytes]) -> set[bytes]:
-    seen: set[bytes] = set()
-    return {name for name in names if name in seen or seen.add(name)}  # type: ignore[func-returns-value]

@@ -91,15 +91,15 @@ class Manifest:
             noun = "class folder(s)" if self._containers is None else "class(es)"
             forms = {unicode_form(name) for name in classes}
             alike = [name for name in unknown if unicode_form(name) in forms]
-            fix = "remove them there or add them to training"
+            hint = ""
             if alike:
-                fix = (
-                    f"{len(alike)} look like classes of training and differ in their Unicode form "
-                    f"(NFC, NFD), the first {ascii(alike[0])}: rename them as in training"
+                hint = (
+                    f", or rename the {len(alike)} that look like classes of training and differ "
+                    f"in their Unicode form (NFC, NFD), the first {ascii(alike[0])}"
                 )
             raise ValueError(
                 f"{self.directory} has {len(unknown)} {noun} that are not in the training data: "
-                f"{name_few(unknown)}; {fix}"
+                f"{name_few(unknown)}; remove them there or add them to training{hint}"
             )
         empty = [name for name in classes if name not in self.classes]
         if empty:

@@ -369,7 +369,7 @@ MATS = {
     "sizes of 3 bytes": (mat(structure(b"\1\1\1")), "whose sizes take 3 bytes"),
     "deep structures": (mat(nested(3000)), "lie more than 8 deep in each other"),
     "deep cells": (mat(nested(3000, kind=1)), "a matrix of kind 1, which is not read here"),
-    "a variable of 1 GB": (mat(packed(bytes(1 << 30))), "a variable is cut off or too large"),
+    "a variable of 1 GB": (mat(packed(bytes(1 << 30))), "its variable is cut off or too large"),
     "many variables": (mat(*[packed(element(9, bytes(8 << 20)))] * 5), "cut off or too large|more"),
     "half a number": (
         mat(element(14, element(6, struct.pack("<II", 6, 0)) + element(5, bytes(8))

@@ -293,9 +293,7 @@ def test_two_classes_that_look_the_same_are_an_error(tmp_path):
 
 def test_a_class_of_val_that_looks_like_one_of_training_is_said_to(tmp_path):
     write_folders(tmp_path / "val", [(NFD, "1.jpg", IMAGE)])
-    wanted = (
-        r"1 look like classes of training and differ in their Unicode form .*'e\\u0301': rename"
-    )
+    wanted = r"to training, or rename the 1 that look like classes .*Unicode form .*'e\\u0301'$"
     with pytest.raises(ValueError, match=wanted):
         open_manifest(tmp_path, "val", classes=[NFC, "other"])
 
