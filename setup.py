@@ -28,6 +28,7 @@ setup(
         "torch>=2.6",  # param_names in optimizers, get_total_norm; GradScaler for CPU and GPU alike
         "numpy",  # order and augmentation plans
         "pyarrow",  # the manifest: an Arrow file, memory-mapped
+        "google-crc32c",  # checksums of TFRecord files
         "numba",  # compiles the resize of CPU decoding, which DALI runs on its threads
         "pillow",  # draws the demo images, reads sizes when a data set is scanned
         "jsonargparse>=4.50",  # typed configuration from YAML and the command line
@@ -51,6 +52,7 @@ setup(
             *DOCS,
             "pytest",
             "pytest-xdist",  # `make test` runs the suite in parallel
+            "hypothesis",  # damages containers, and reduces what it finds to little
             "ruff",
             "mypy",
             "types-PyYAML",  # mypy's knowledge of yaml

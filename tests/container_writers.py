@@ -95,13 +95,14 @@ def tfrecord_of(examples: Iterable[Mapping[str, Any] | bytes]) -> bytes:
 
 
 def slim_examples(images: Images, labels: Mapping[str, int] | None) -> Iterable[dict[str, Any]]:
-    """What TF-slim's build_imagenet_data.py writes; the synset instead of `labels` without them."""
+    """What TF-slim's build_imagenet_data.py writes; without `labels` the synset too."""
     for class_name, name, content in images:
         known = {"image/class/synset": class_name.encode()}
+        numbers = NUMBERS if labels is None else labels
         yield {
             "image/height": 1,  # not what is trusted
             "image/colorspace": b"RGB",
-            "image/class/label": 1 if labels is None else labels[class_name] + 1,
+            "image/class/label": numbers[class_name] + 1,
             "image/class/text": b"tench, Tinca tinca",
             "image/object/bbox/xmin": 0.5,
             "image/filename": name.encode(),
@@ -110,7 +111,7 @@ def slim_examples(images: Images, labels: Mapping[str, int] | None) -> Iterable[
 
 
 def serialized(example: Mapping[str, Any]) -> bytes:
-    message = _example_class()()
+    message = example_class()()
     for name, value in example.items():
         feature = message.features.feature[name]
         values = {bytes: "bytes_list", int: "int64_list", float: "float_list"}[type(value)]
@@ -151,7 +152,7 @@ _ABBREVIATIONS = {
 
 
 @functools.cache
-def _example_class() -> Any:
+def example_class() -> Any:
     """tf.train.Example (tensorflow/core/example/example.proto and feature.proto)."""
     words = re.sub(r" (MESSAGE|LIST) ", lambda found: f" {_ABBREVIATIONS[found[1]]} ", _EXAMPLE)
     pool = descriptor_pool.DescriptorPool()

@@ -1,22 +1,17 @@
 """CIFAR-10 as the two splits of a data set, its pixels in memory, from either official archive.
 
 Binary form: rows of 3073 bytes, the label and then 32 x 32 of R, of G and of B, row by row. Python
-form: a pickled dict with the same pixels as an array (n, 3072). No pickled object is ever made: the
-names in those files map to classes of this module, and any other name is refused.
+form: a pickled dict with the same pixels as an array (n, 3072), which is read without unpickling.
 """
 
 from __future__ import annotations
 
 import functools
-import gzip
 import hashlib
-import io
 import json
 import logging
-import pickle
+import os
 import re
-import tarfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +20,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.cifar_pickle import BadPickle, array_of, read_pickle
+from pipeline.data.index.labels import plain_text, shown
 from pipeline.data.index.survey import Split, name_few
+from pipeline.data.index.unpacked import unpacked
+from pipeline.data.index.window import BadContainer
+from pipeline.data.regular import NotTaken, open_regular, read_regular
 
 log = logging.getLogger("trainyard")
 
@@ -43,6 +43,7 @@ _PUT = (
     "https://www.cs.toronto.edu/~kriz/cifar.html there, packed or unpacked"
 )
 _AGAIN = "unpack or download the archive again"
+_MOST_BYTES = 1 << 30  # of an archive unpacked; CIFAR-10 has 180 MB
 
 
 @dataclass(eq=False)
@@ -220,39 +221,50 @@ def _open_archive(root: Path) -> _Archive:
         for form in _FORMS:
             for place in (root, root / form.folder):
                 if (place / form.classes).is_file() or (place / form.test).is_file():
-                    names = [one.name for one in place.iterdir() if form.has(one.name)]
-                    return _Archive(form, place, {n: (place / n).read_bytes() for n in names})
+                    return _Archive(form, place, _read_files(form, place))
         for path in (root, *(root / form.archive for form in _FORMS)):
-            if path.is_file():
+            if os.path.exists(path) and not path.is_dir():
                 return _unpacked_in_memory(path)
+    except NotTaken as error:
+        raise ValueError(f"{error.filename} cannot be read: {error.strerror}; {_PUT}") from error
     except OSError as error:
         raise ValueError(
-            f"{error.filename or root} cannot be read: {error.strerror}; give this user the right "
-            "to read it, or set data.root to a copy"
+            f"{error.filename or root} cannot be read: {error.strerror or error}; give this user "
+            "the right to read it, or set data.root to a copy"
         ) from error
     raise ValueError(f"data.root={root} holds no CIFAR-10; {_PUT}")
+
+
+def _read_files(form: _Form, place: Path) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
+    left = _MOST_BYTES
+    for path in sorted(place.iterdir()):
+        if form.has(path.name):
+            files[path.name] = read_regular(path, left)
+            left -= len(files[path.name])
+    return files
 
 
 def _unpacked_in_memory(path: Path) -> _Archive:
     """Reads the members of a tar.gz. Nothing is written to disk, so no member's name can escape."""
     files: dict[_Form, dict[str, bytes]] = {form: {} for form in _FORMS}
+
+    def form_of(member: str) -> _Form | None:
+        folder, _, name = member.rpartition("/")
+        return next((f for f in _FORMS if folder == f.folder and f.has(name)), None)
+
     try:
-        with gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-            for member in tar:
-                folder, _, name = member.name.removeprefix("./").rpartition("/")
-                for form in _FORMS:
-                    if folder == form.folder and member.isfile() and form.has(name):
-                        content = tar.extractfile(member)
-                        assert content is not None, "a plain file has content"
-                        files[form][name] = content.read()
-            # A tar ends before its gzip does, which holds the checksum of all pixels at its end.
-            while stream.read(2**20):
-                pass
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        with open(path, "rb") as file:
+        for member, content in unpacked(path, lambda name: form_of(name) is not None, _MOST_BYTES):
+            form = form_of(member)
+            assert form is not None, "only such members are unpacked"
+            found, name = files[form], member.rpartition("/")[2]
+            if found.setdefault(name, content) != content:
+                raise ValueError(f"{path} has {member} twice, with other content; {_PUT}")
+    except BadContainer as error:
+        with open(path, "rb", opener=open_regular) as file:
             start = file.read(16)
         page = f"an error page, saved in its place? It begins with {start!r}"
-        reason = page if start.lstrip().startswith(b"<") else error
+        reason = page if start.lstrip().startswith(b"<") else error.reason
         raise ValueError(f"{path} is truncated, damaged or no tar.gz ({reason}); {_PUT}") from error
     for form, found in files.items():
         if found:
@@ -274,11 +286,15 @@ def _read_classes(archive: _Archive) -> list[str]:
             raise ValueError(f"{where} has no list label_names and so is not CIFAR-10's; {_AGAIN}")
         lines = [one if isinstance(one, str) else one.decode("latin-1") for one in names]
     else:
-        lines = content.decode("latin-1").split("\n")
+        text = plain_text(content)
+        if text is None:
+            raise ValueError(f"{where} is not plain text, perhaps UTF-16; {_AGAIN}")
+        lines = text.decode("latin-1").split("\n")
     found = [line.strip() for line in lines if line.strip()]
     if not 2 <= len(found) <= 256 or len(set(found)) < len(found) or found[0].startswith("<"):
         raise ValueError(
-            f"{where} must name at least two classes, each once, and has {found[:3]}; {_AGAIN}"
+            f"{where} must name at least two classes, each once, and has "
+            f"{', '.join(map(shown, found[:3])) or 'none'}; {_AGAIN}"
         )
     return found
 
@@ -315,7 +331,7 @@ def _binary(where: Path, content: bytes) -> tuple[NDArray[np.uint8], list[int]]:
 def _python(where: Path, content: bytes) -> tuple[NDArray[np.uint8], list[int]]:
     batch = _unpickled(where, content)
     data, labels = batch.get(b"data"), batch.get(b"labels")
-    pixels = data.pixels if isinstance(data, _Array) else None
+    pixels = array_of(data)
     if (
         pixels is None
         or not isinstance(labels, list)
@@ -332,57 +348,11 @@ def _python(where: Path, content: bytes) -> tuple[NDArray[np.uint8], list[int]]:
     return pixels, labels
 
 
-class _Array:
-    """Stand-in for numpy's array in a pickle: takes bytes in row order, and nothing else."""
-
-    pixels: NDArray[np.uint8] | None = None
-
-    def __init__(self, *_: Any) -> None:
-        """Starts empty, whatever array the pickle asks for."""
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, kind, column_order, content = state
-        if isinstance(kind, _Kind) and kind.code in (b"u1", "u1") and not column_order:
-            self.pixels = np.frombuffer(content, dtype=np.uint8).reshape(shape)
-
-
-class _Kind:
-    """Stand-in for numpy's dtype in a pickle."""
-
-    def __init__(self, code: Any, *_: Any) -> None:
-        self.code = code
-
-    def __setstate__(self, state: object) -> None:
-        """Ignores byte order and the like, which bytes do not have."""
-
-
-# Only classes with a __setstate__: a pickle could set the attributes of anything else for good.
-_STANDS_FOR: dict[str, Any] = {
-    "numpy.core.multiarray _reconstruct": _Array,
-    "numpy._core.multiarray _reconstruct": _Array,
-    "numpy ndarray": _Array,
-    "numpy dtype": _Kind,
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Loads dicts, lists, numbers, text and the stand-ins above; refuses every other name."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        stand_in = _STANDS_FOR.get(f"{module} {name}")
-        if stand_in is None:
-            raise pickle.UnpicklingError(f"it would run {module}.{name}")
-        return stand_in
-
-
-def _unpickled(where: Path, content: bytes) -> dict[Any, Any]:
-    """The dict in a pickle, its text as bytes, as Python 2 wrote it."""
+def _unpickled(where: Path, content: bytes) -> dict[bytes, Any]:
+    """The dict in a pickle, its names as bytes."""
     try:
-        found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-        if isinstance(found, dict):  # written by Python 3, its keys are text
-            return {key.encode() if isinstance(key, str) else key: v for key, v in found.items()}
-    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
+        return read_pickle(content)
+    except BadPickle as error:
         raise ValueError(
             f"{where} is not a file of CIFAR-10's Python archive, or truncated: {error}; {_AGAIN}"
         ) from error
-    raise ValueError(f"{where} holds no dict and so is not CIFAR-10's; {_AGAIN}")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from pipeline.data.regular import read_regular
+
 log = logging.getLogger("trainyard")
 
 WORDS_FILE = "synset_words.txt"
 """File in data.root, as `prepare imagenet` writes it: a class name and its words, one a line."""
+_WORDS_BYTES = 1 << 26
 
 
 def class_words(root: Path) -> dict[str, str]:
@@ -18,13 +21,15 @@ def class_words(root: Path) -> dict[str, str]:
     """
     path = root / WORDS_FILE
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # utf-8-sig: without the mark that some editors put before the first name.
+        lines = read_regular(path, _WORDS_BYTES).decode("utf-8-sig").splitlines()
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         log.warning(
             "warning: %s cannot be read (%s), so classes have no words; remove it or fix it",
-            path, error,
+            path, reason,
         )  # fmt: skip
         return {}
     pairs = (line.strip().partition(" ") for line in lines)

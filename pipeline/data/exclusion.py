@@ -16,7 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.images import ImageSet
+from pipeline.data.index.labels import shown
 from pipeline.data.order import GlobalOrder
+from pipeline.data.regular import read_regular
+
+_LIST_BYTES = 1 << 28
 
 
 class Exclusions:
@@ -106,22 +110,42 @@ def read_list(path: Path, split: str, manifest: ImageSet) -> list[int]:
     Raises `ValueError` if the file is no such list or describes other data.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular(path, _LIST_BYTES), object_pairs_hook=_once)
         entry = content["splits"].get(split)
-        images = [] if entry is None else [int(image) for image in entry["images"]]
+        images = [] if entry is None else entry["images"]
         digest = manifest.digest if entry is None else entry["data_hash"]
     except OSError as error:
         raise ValueError(f"data.exclude={path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(_no_list(path)) from error
+    if type(images) is not list or type(digest) is not str or _version(content) != 1:
+        raise ValueError(_no_list(path))
     if digest != manifest.digest:
         raise ValueError(
             f"data.exclude={path} was made for other data: hash of {split} {digest[:16]} there, "
             f"{manifest.digest[:16]} here; verify this data set"
         )
-    if content.get("version") != 1 or not all(0 <= image < len(manifest) for image in images):
-        raise ValueError(_no_list(path))
+    # By type: true is an int to Python, and 1.9 or "3" would become one.
+    wrong = [one for one in images if type(one) is not int or not 0 <= one < len(manifest)]
+    if wrong:
+        raise ValueError(
+            f"{_no_list(path)}: its images of {split} hold {shown(wrong[0])}, which is no number "
+            f"of an image from 0 to {len(manifest) - 1}; verify this data set"
+        )
     return images
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON; ValueError for a name that stands twice, of which one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("it has a name twice")
+    return found
+
+
+def _version(content: dict[str, object]) -> object:
+    version = content.get("version")
+    return version if type(version) is int else None
 
 
 def _no_list(path: Path) -> str:

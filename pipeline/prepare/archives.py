@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from pipeline.config import ConfigError, require
-from pipeline.data.index.tar import members
+from pipeline.data.index.tar_members import FILES, members
 from pipeline.data.index.window import opened
 from pipeline.prepare.devkit import Devkit, Synset, is_plain
 
-_PLAIN, _FOLDER = (b"0", b"\0", b"7"), b"5"
+_FOLDER = b"5"
 _OF_ONE_RELEASE = "give the archives of one release, copied whole"
-_VAL_NUMBER = re.compile(r"_(\d+)\.\w+$")
+_VAL_NUMBER = re.compile(r"_([0-9]{1,9})\.\w+$")
 
 
 class Image(NamedTuple):
@@ -149,7 +149,7 @@ def _walk(archive: Path, begin: int, end: int) -> list[Image]:
                 continue
             name = os.fsdecode(member.path)
             where = f"{archive}: at byte {member.header}"
-            require(member.kind in _PLAIN, f"{where} {name!r} is a link or another special file")
+            require(member.kind in FILES, f"{where} {name!r} is a link or another special file")
             require(
                 is_plain(name),
                 f"{where} {name!r} is no plain name of a file or folder: refused, nothing leaves "

@@ -2,18 +2,10 @@
 
 Its ids are not the labels of training: there, labels follow the sorted names of the class folders
 (wnids); ILSVRC2012_ID follows an order of its own.
-
-The table of classes is a MATLAB 5 file, read by our own code because SciPy is a hundred megabytes
-for one table. The format is MathWorks' "MAT-File Format", as far as the table needs it: text,
-numbers and structures, little-endian.
 """
 
 from __future__ import annotations
 
-import struct
-import tarfile
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,20 +13,15 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import ConfigError, require
+from pipeline.data.index.labels import shown
+from pipeline.data.index.unpacked import unpacked
+from pipeline.data.index.window import BadContainer
+from pipeline.prepare.mat5 import read_variables
 
 _META = "data/meta.mat"
 _TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
-_MAX_BYTES = 1 << 28  # of a file or variable: a damaged one must not fill the memory
-
-_HEADER_BYTES = 128
-_MATRIX, _COMPRESSED = 14, 15
-_STRUCT, _CHAR = 2, 4
-_NUMERIC = range(6, 16)  # double, single, and integers of 8 to 64 bits
-_NUMBERS = {
-    1: "<i1", 2: "<u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8",
-    13: "<u8",
-}  # fmt: skip
-_TEXTS = {1: "latin-1", 2: "latin-1", 4: "utf-16-le", 16: "utf-8", 17: "utf-16-le", 18: "utf-32-le"}
+_MOST_BYTES = 1 << 28  # of the kit unpacked, which has 2 MB
+_MOST_DIGITS = 9
 
 
 @dataclass(frozen=True)
@@ -70,9 +57,9 @@ def read_devkit(path: Path) -> Devkit:
         raise ConfigError(f"{_META} in --devkit {path} cannot be used: {error}") from error
     truth = files[_TRUTH].decode("ascii", errors="replace").split()
     wrong = [
-        f"line {number}: {line}"
+        f"line {number}: {line[:40]}"
         for number, line in enumerate(truth, 1)
-        if not line.isdecimal() or int(line) not in by_id
+        if not (line.isdecimal() and len(line) <= _MOST_DIGITS and int(line) in by_id)
     ]
     require(
         not wrong,
@@ -85,21 +72,27 @@ def read_devkit(path: Path) -> Devkit:
 
 def _unpack(path: Path) -> dict[str, bytes]:
     """The two files of the kit, by the last two parts of their names."""
-    found = {}
+    found: dict[str, bytes] = {}
     try:
-        with tarfile.open(path) as kit:
-            for member in kit:
-                name = "/".join(member.name.split("/")[-2:])
-                if name in (_META, _TRUTH) and member.isfile() and member.size < _MAX_BYTES:
-                    reader = kit.extractfile(member)
-                    assert reader is not None, "a plain file has content"
-                    found[name] = reader.read()
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        for member, content in unpacked(
+            path, lambda name: _last(name) in (_META, _TRUTH), _MOST_BYTES
+        ):
+            require(
+                found.setdefault(_last(member), content) == content,
+                f"--devkit {path} has {_last(member)} twice, with other content; give the archive "
+                "as it comes from its source",
+            )
+    except (BadContainer, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error.reason
         raise ConfigError(
-            f"--devkit {path} cannot be read as a .tar.gz archive ({error}); copy it again from "
+            f"--devkit {path} cannot be read as a .tar.gz archive ({reason}); copy it again from "
             "its source"
         ) from error
     return found
+
+
+def _last(name: str) -> str:
+    return "/".join(name.split("/")[-2:])
 
 
 def _synsets(variables: dict[str, Any]) -> dict[int, Synset]:
@@ -132,73 +125,5 @@ def is_plain(name: str) -> bool:
 def _scalar(row: dict[str, Any], field: str) -> int:
     value = np.asarray(row[field])
     whole = value.size == 1 and value.dtype.kind == "f" and value.item().is_integer()
-    require(whole, f"{field} is {row[field]!r}, not one whole number")
+    require(whole, f"{field} is {shown(row[field])}, not one whole number")
     return int(value.item())
-
-
-def read_variables(content: bytes) -> dict[str, Any]:
-    """Reads each variable by name.
-
-    A structure is a list of dicts by field, in column-major order; text is str (rows joined);
-    numbers are float64 arrays of one dimension. ValueError for what is no such file, damaged, or of
-    a kind that is not read.
-    """
-    if len(content) < _HEADER_BYTES or content[126:128] != b"IM":  # how it says little-endian
-        raise ValueError("it is not a MATLAB 5 file")
-    found = {}
-    try:
-        for kind, body in _elements(content[_HEADER_BYTES:]):
-            if kind == _COMPRESSED:
-                inflated = zlib.decompressobj().decompress(body, _MAX_BYTES)
-                kind, body = next(_elements(inflated))
-            if kind == _MATRIX:
-                name, value = _matrix(body)
-                found[name] = value
-    except (struct.error, zlib.error, StopIteration, UnicodeDecodeError, KeyError) as error:
-        raise ValueError(f"it is a damaged MATLAB file ({error!r})") from error
-    return found
-
-
-def _elements(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Type and bytes of each element; struct.error where one is cut off."""
-    at = 0
-    while at < len(content):
-        kind, length = struct.unpack_from("<II", content, at)
-        start = at + 8
-        if kind >> 16:  # the short form: both in one word, the bytes in the next
-            kind, length, start = kind & 0xFFFF, kind >> 16, at + 4
-        if start + length > len(content):
-            raise struct.error(f"an element of {length} bytes is cut off")
-        yield kind, content[start : start + length]
-        # Compressed elements are not padded to 8 bytes.
-        end = start + length
-        at = end if kind == _COMPRESSED else -(-end // 8) * 8
-
-
-def _matrix(body: bytes) -> tuple[str, Any]:
-    """Name and value of a matrix element."""
-    if not body:  # an empty field
-        return "", np.empty(0)
-    parts = _elements(body)
-    _, flags = next(parts)
-    (kind,) = struct.unpack_from("<I", flags)
-    kind &= 0xFF
-    _, sizes = next(parts)
-    count = int(np.frombuffer(sizes, "<i4").prod())
-    name = next(parts)[1].decode("ascii")
-    if kind == _STRUCT:
-        _, width = next(parts)
-        (length,) = struct.unpack("<i", width)
-        names = next(parts)[1]
-        fields = [
-            names[i : i + length].split(b"\0", 1)[0].decode("ascii")
-            for i in range(0, len(names), length)
-        ]
-        return name, [{field: _matrix(next(parts)[1])[1] for field in fields} for _ in range(count)]
-    if kind == _CHAR:
-        codec, characters = next(parts, (16, b""))
-        return name, characters.decode(_TEXTS[codec])
-    if kind not in _NUMERIC:
-        raise ValueError(f"it holds a matrix of kind {kind}, which is not read here")
-    stored, numbers = next(parts, (9, b""))
-    return name, np.frombuffer(numbers, _NUMBERS[stored]).astype(np.float64)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipeline.data.images import BadImage
 from pipeline.data.index.headers import jpeg_header, size_of_bytes
 from pipeline.data.index.manifest import Manifest
+from pipeline.prepare.checksums import damaged_images
 from pipeline.prepare.files import Progress, make_folder, whole_file, write_json
 from pipeline.prepare.index import manifests_of
 from pipeline.prepare.options import VerifyOptions
@@ -145,13 +146,17 @@ def _verify(manifest: Manifest, options: VerifyOptions) -> list[Finding]:
             return stack.enter_context(decode.listening(manifest, options.threads))
 
         decoder = listen() if options.full else None
+        damaged = damaged_images(manifest, options.threads) if options.full else {}
         # Begun after the decoder, which takes over what C code writes to stderr.
         what, total = f"verifying {manifest.directory}", int(manifest.lengths.sum())
         with Progress(what, len(manifest), total) as progress:
-            for chunk in _read_all(manifest, options.threads):
+            for read_chunk in _read_all(manifest, options.threads):
+                chunk = [_with_flaw(read, damaged.get(read.image)) for read in read_chunk]
                 verdicts = {} if decoder is None else _decoded(decoder, chunk)
                 for read in chunk:
                     kind, words = verdicts.get(read.image, ("bad" if read.flaw else "good", ""))
+                    if read.image in damaged:
+                        kind = "bad"
                     if kind == "good" and read.flaw is None:
                         continue
                     if options.repair and read.flaw == NO_END:
@@ -165,6 +170,10 @@ def _verify(manifest: Manifest, options: VerifyOptions) -> list[Finding]:
             for place, read in unfinished:
                 found[place] = _repaired(manifest, options.repair, decoder, read, found[place])
     return found
+
+
+def _with_flaw(read: _Read, flaw: str | None) -> _Read:
+    return read if flaw is None or read.flaw else dataclasses.replace(read, flaw=flaw)
 
 
 def _decoded(decoder: Decoder, chunk: list[_Read]) -> dict[int, Verdict]:

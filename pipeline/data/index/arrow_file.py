@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from pipeline.data.index.scan import Rows
 from pipeline.data.index.survey import Split, Tree, name_few
+from pipeline.data.regular import open_regular
 from pipeline.system.files import replacing
 
 log = logging.getLogger("trainyard")
 
-_VERSION = b"2"  # of the file; any other is scanned again
+_VERSION = b"3"  # of the file; any other is scanned again
 _COLUMNS = {
     "file": pa.binary(),  # file names are bytes on Linux and need not be UTF-8
     "label": pa.int32(),
@@ -48,6 +49,7 @@ def write_manifest(path: Path, rows: Rows, stamp: str = "") -> None:
         b"classes": json.dumps(rows.classes).encode(),
         b"digest": rows.digest().encode(),
         b"stamp": stamp.encode(),
+        b"passed": json.dumps(rows.passed.rows()).encode(),
     }
     if rows.places is not None:
         columns |= _PLACE_COLUMNS
@@ -67,17 +69,24 @@ def write_manifest(path: Path, rows: Rows, stamp: str = "") -> None:
 def load_table(path: Path) -> pa.Table:
     """Map a file of `write_manifest`.
 
-    ValueError (pa.ArrowInvalid is one) if it is damaged or of another version, OSError if it cannot
-    be read.
+    ValueError if it is damaged or of another version, OSError if it cannot be read.
     """
-    with pa.memory_map(os.fsdecode(path)) as source:
-        table = pa.ipc.open_file(source).read_all()
+    os.close(open_regular(path))
+    try:
+        with pa.memory_map(os.fsdecode(path)) as source:
+            table = pa.ipc.open_file(source).read_all()
+    except OSError:
+        raise
+    except Exception as error:  # Arrow raises KeyError, MemoryError and others of its own too
+        raise ValueError(f"it is damaged or no image index ({error})") from error
     metadata = table.schema.metadata or {}
     if metadata.get(b"version") != _VERSION:
         raise ValueError(f"its version is {metadata.get(b'version')!r}, not {_VERSION!r}")
     columns = _COLUMNS | (_PLACE_COLUMNS if b"containers" in metadata else {})
     if table.schema.names != list(columns) or table.schema.types != list(columns.values()):
         raise ValueError(f"its columns are {table.schema.names}")
+    if any(table.column(name).num_chunks != 1 for name in columns):
+        raise ValueError("its columns are not in one piece")
     # A wrong label would go unnoticed, and a wrong offset of a name may end the process.
     arrays = [column(table, name) for name in columns]
     if metadata.get(b"checksum") != b"%d" % _checksum(arrays, metadata):
@@ -180,10 +189,13 @@ def column(table: pa.Table, name: str) -> Any:
 
 
 def _checksum(arrays: Sequence[Any], metadata: dict[bytes, bytes]) -> int:
+    """Return a checksum of all that is read: columns, their lengths, and what describes them."""
     checksum = 0
-    for key in (b"classes", b"containers", b"gaps"):
-        checksum = zlib.crc32(metadata.get(key, b""), checksum)
+    for key in sorted(metadata.keys() - {b"checksum"}):
+        checksum = zlib.crc32(b"%b %d %b" % (key, len(metadata[key]), metadata[key]), checksum)
     for array in arrays:
+        shape = len(array), array.offset, array.null_count
+        checksum = zlib.crc32(repr(shape).encode(), checksum)
         for buffer in array.buffers():
             if buffer is not None:
                 checksum = zlib.crc32(buffer, checksum)

@@ -1,7 +1,7 @@
 """Class folders: `<class>/<file>`, each file one image.
 
 Names that begin with a dot, files that are no images by extension and folders inside class
-folders are passed over; symbolic links are followed.
+folders are passed over and counted; symbolic links are followed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from pipeline.data.index.headers import image_size
+from pipeline.data.index.passed import HIDDEN, NESTED, Passed
 from pipeline.data.index.window import (
     BadContainer,
     Entry,
@@ -19,10 +20,12 @@ from pipeline.data.index.window import (
     reading,
     unreadable,
 )
+from pipeline.data.regular import open_regular
 
 
-def walk(folder: Path) -> list[Entry]:
-    """Return the images of a class folder in bytewise order of their names, `label` being its own.
+def walk(folder: Path, passed: Passed) -> list[Entry]:
+    """Return the images of a class folder in bytewise order of their names, `label` being its own;
+    `passed` counts the rest.
 
     An empty file, or one without a header, is kept: only training with it is an error. ValueError
     if the folder cannot be listed or a file cannot be read, after some tries: what is not known
@@ -30,9 +33,10 @@ def walk(folder: Path) -> list[Entry]:
     """
     place = os.fsencode(folder)
     try:
-        names = reading(place, lambda: _list(place))
+        names, others = reading(place, lambda: _list(place))
     except OSError as error:
         raise unreadable(f"the class folder {folder}", error) from error
+    passed.merge(others)
     label = os.path.basename(place)
     return [Entry(label, name, 0, *_measure(os.path.join(place, name))) for name in names]
 
@@ -42,7 +46,7 @@ def read_size(path: bytes) -> tuple[int, int, int]:
 
     OSError if it cannot be read, or is cut off while it is.
     """
-    with open(path, "rb", buffering=0) as file:
+    with open(path, "rb", buffering=0, opener=open_regular) as file:
         length = os.fstat(file.fileno()).st_size
         try:
             return length, *image_size(Window(path, file.fileno(), length), 0, length)
@@ -50,13 +54,24 @@ def read_size(path: bytes) -> tuple[int, int, int]:
             raise OSError(errno.EIO, "it was cut off while it was read", path) from error
 
 
-def _list(place: bytes) -> list[bytes]:
+def _list(place: bytes) -> tuple[list[bytes], Passed]:
+    """Return the names of the images, sorted, and what else lies there."""
+    names, others, rest = [], Passed(), []
     with os.scandir(place) as entries:
-        return sorted(
-            entry.name
-            for entry in entries
-            if is_image(entry.name) and not entry.name.startswith(b".") and not entry.is_dir()
-        )
+        for entry in entries:
+            if is_image(entry.name) and not entry.name.startswith(b".") and not entry.is_dir():
+                names.append(entry.name)
+            else:
+                rest.append((entry.name, entry.is_dir()))
+    label = os.path.basename(place)
+    for name, is_folder in sorted(rest):
+        if name.startswith(b"."):
+            others.add(HIDDEN, label + b"/" + name)
+        elif is_folder:
+            others.add(NESTED, label + b"/" + name)
+        else:
+            others.add_file(name, label + b"/" + name)
+    return sorted(names), others
 
 
 def _measure(path: bytes) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,9 +30,12 @@ from pipeline.data.index.arrow_file import (
     warn_if_fewer,
     write_manifest,
 )
+from pipeline.data.index.labels import unicode_form
+from pipeline.data.index.passed import Passed
 from pipeline.data.index.recordio import GAP_BYTES, without_gaps
 from pipeline.data.index.scan import scan
-from pipeline.data.index.survey import Split, name_few, survey
+from pipeline.data.index.survey import Split, Tree, name_few, survey
+from pipeline.data.regular import open_regular
 
 log = logging.getLogger("trainyard")
 
@@ -47,9 +50,10 @@ class Manifest:
     """The images of one split, read from the memory-mapped cache file.
 
     split, directory: which part, and the folder that holds its class folders or containers.
-    classes: class names; labels index it. digest: the data hash, 64 hex digits. labels (N,)
-    int32, lengths (N,) int64 bytes, widths and heights (N,) int32 pixels (0: no readable header)
-    are read-only views of the map. EXIF orientation is not applied to the sizes.
+    classes: class names; labels index it. digest: the data hash, 64 hex digits. passed: what the
+    scan did not take, but for what lies beside class folders or containers. labels (N,) int32,
+    lengths (N,) int64 bytes, widths and heights (N,) int32 pixels (0: no readable header) are
+    read-only views of the map. EXIF orientation is not applied to the sizes.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Manifest:
         self.directory = directory
         self.digest: str = metadata[b"digest"].decode()
         self.classes: list[str] = json.loads(metadata[b"classes"])
+        self.passed = Passed(json.loads(metadata[b"passed"]))
         self._prefix = os.fsencode(directory) + b"/"
         self._files = column(table, "file")
         self.labels: NDArray[np.int32] = column(table, "label").to_numpy()
@@ -84,9 +89,17 @@ class Manifest:
         unknown = [name for name in self.classes if name not in index]
         if unknown:
             noun = "class folder(s)" if self._containers is None else "class(es)"
+            forms = {unicode_form(name) for name in classes}
+            alike = [name for name in unknown if unicode_form(name) in forms]
+            hint = ""
+            if alike:
+                hint = (
+                    f", or rename the {len(alike)} that look like classes of training and differ "
+                    f"in their Unicode form (NFC, NFD), the first {ascii(alike[0])}"
+                )
             raise ValueError(
                 f"{self.directory} has {len(unknown)} {noun} that are not in the training data: "
-                f"{name_few(unknown)}; remove them there or add them to training"
+                f"{name_few(unknown)}; remove them there or add them to training{hint}"
             )
         empty = [name for name in classes if name not in self.classes]
         if empty:
@@ -138,9 +151,18 @@ class Manifest:
             raise BadImage(self.path(index), "no image header")
         return content
 
+    def containers(self) -> Iterator[tuple[Path, NDArray[np.int64], NDArray[np.int64]]]:
+        """Return each container: its path, its images (n,), and their offsets (n,), ascending.
+
+        None for class folders.
+        """
+        if self._containers is not None:
+            yield from self._containers.contents()
+
     def _read_file(self, index: int) -> NDArray[np.uint8]:
         name: bytes = self._files[int(index)].as_py()
-        with open(self._prefix + name, "rb", buffering=0) as file:
+        path = self._prefix + name
+        with open(path, "rb", buffering=0, opener=open_regular) as file:
             return _read_range(file.fileno(), 0, os.fstat(file.fileno()).st_size)
 
 
@@ -168,6 +190,13 @@ class _Containers:
         place = self._paths[self._numbers[index]], file, self._offsets[index]
         return b"%b:%b at byte %d" % place
 
+    def contents(self) -> Iterator[tuple[Path, NDArray[np.int64], NDArray[np.int64]]]:
+        """Return path, images and their offsets, ascending, of each container."""
+        order = np.lexsort((self._offsets, self._numbers))
+        ends = np.cumsum(np.bincount(self._numbers, minlength=len(self._paths)))
+        for path, images in zip(self._paths, np.split(order, ends[:-1]), strict=True):
+            yield Path(os.fsdecode(path)), images, self._offsets[images]
+
     def read(self, index: int, length: int) -> NDArray[np.uint8]:
         """Return the image's `length` bytes, fewer where the container ends; OSError."""
         gaps = self._gaps.get(index, ())
@@ -181,7 +210,7 @@ class _OpenFile:
     """A descriptor that is closed when the last thread reading from it has released it."""
 
     def __init__(self, path: bytes) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.descriptor = open_regular(path)
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
@@ -221,8 +250,11 @@ def open_manifest(
     tree = survey(root, split)
     found = None if again else find_fresh(root, split, cache_dir, tree.stamp)
     if found is not None:
-        return Manifest(split, tree.directory, found[1], classes)
+        manifest = Manifest(split, tree.directory, found[1], classes)
+        _tell_passed(tree, manifest.passed)
+        return manifest
     rows = scan(tree, progress)
+    _tell_passed(tree, rows.passed)
     places, refused = cache_places(root, split, cache_dir), []
     warn_if_fewer(places, rows, tree)
     for place in places:
@@ -238,6 +270,15 @@ def open_manifest(
         f"the image index of {tree.directory} cannot be written to {' or '.join(refused)}; "
         f"set data.cache_dir to a directory that can be written"
     )
+
+
+def _tell_passed(tree: Tree, walked: Passed) -> None:
+    """Log in one line what is not used; what lies beside the sources is as of this start."""
+    passed = Passed(tree.passed.rows())
+    passed.merge(walked)
+    if passed:
+        level = logging.WARNING if passed.may_be_missed else logging.INFO
+        log.log(level, "%s: not used are %s", tree.directory, passed.words())
 
 
 def cached_manifest(root: Path, split: Split, cache_dir: Path | None) -> Manifest | None:

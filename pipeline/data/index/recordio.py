@@ -7,10 +7,11 @@ multiple of 4, the writer cuts there and drops it: the parts have cflag 1, 2, ..
 ImageNet's images are cut so. The magic number at the head of the next part takes the place of the
 one dropped, which leaves only the length word between as 4 foreign bytes.
 
-The `.idx` file, lines of `key <tab> offset`, holds only what the walk finds anyway; it is used
-only to notice a .rec file that was cut between two records, which nothing else shows. The `.lst`
-file that im2rec was given, lines of `id <tab> label <tab> path`, has what the records do
-not, file names and class folders; it is used where it still lies next to the .rec file.
+The `.idx` file, lines of `key <tab> offset`, holds only what the walk finds anyway; it shows a
+.rec file that was cut between two records, which nothing else does, and must have the same records.
+The `.lst` file that im2rec was given, lines of `id <tab> label <tab> path`, has what the records do
+not, file names and class folders; it is used where it still lies next to the .rec file, and its
+labels must be the records'.
 """
 
 from __future__ import annotations
@@ -19,12 +20,24 @@ import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.index.headers import image_size, size_of_bytes
-from pipeline.data.index.window import RECORDIO_LIST, BadContainer, Entry, Window
+from pipeline.data.index.labels import plain_text, shown
+from pipeline.data.index.passed import UNUSED_LINES
+from pipeline.data.index.window import (
+    RECORDIO_LIST,
+    SIDE_FILE_BYTES,
+    BadContainer,
+    Entry,
+    Window,
+    is_number,
+    reading,
+)
+from pipeline.data.regular import read_regular
 
 GAP_BYTES = 4  # the length word between two parts of a record
 
@@ -32,6 +45,16 @@ _MAGIC = 0xCED7230A
 _HEAD = struct.Struct("<II")
 _IMAGE_HEAD = struct.Struct("<IfQQ")
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
+# An image is one part of at most 2^29 bytes but for the few that have the magic number inside.
+_MOST_BYTES, _MOST_GAPS = 1 << 29, 1 << 12
+
+
+class _Line(NamedTuple):
+    """A line of a .lst file: its number from 1, and what it says of the image of an id."""
+
+    number: int
+    label: float
+    path: bytes
 
 
 def walk(window: Window) -> list[Entry]:
@@ -42,12 +65,14 @@ def walk(window: Window) -> list[Entry]:
     folders' names as classes, come from there.
 
     BadContainer for a damaged or cut file, also by its `.idx` file where there is one, a record
-    that has no single whole label, and a `.lst` file that belongs to another .rec file.
+    that has no single whole label, and a `.lst` file that belongs to another .rec file or has
+    another label.
     """
     window.check_not_compressed()
     own_name = os.fsencode(window.path.name)
     entries: list[Entry] = []
     ids: list[int] = []
+    begins: list[int] = []
     offset = 0
     while offset < window.length:
         end, gaps = _record(window, offset)
@@ -55,10 +80,11 @@ def walk(window: Window) -> list[Entry]:
         entry, number = _entry(window, name, offset + _HEAD.size, end, gaps)
         entries.append(entry)
         ids.append(number)
+        begins.append(offset)
         offset = end + -end % 4
-    window.check_against_index(window.path.with_suffix(".idx"), offset_column=1)
+    window.check_against_index(window.path.with_suffix(".idx"), 1, begins)
     list_path = window.path.with_suffix(RECORDIO_LIST)
-    return _named(window, list_path, entries, ids) if list_path.exists() else entries
+    return _named(window, list_path, entries, ids) if os.path.lexists(list_path) else entries
 
 
 def _record(window: Window, offset: int) -> tuple[int, list[int]]:
@@ -76,6 +102,9 @@ def _record(window: Window, offset: int) -> tuple[int, list[int]]:
             raise window.bad(at, f"is a part of {length} bytes, which is no multiple of 4")
         at, expected = end, (_MIDDLE, _LAST)
         gaps.append(at + 4)  # behind the magic number, which belongs to the record
+        if at - offset > _MOST_BYTES or len(gaps) > _MOST_GAPS:
+            reason = f"begins a record of over {at - offset} bytes in {len(gaps)} parts: no image"
+            raise window.bad(offset, reason)
 
 
 def _part(window: Window, offset: int) -> tuple[int, int]:
@@ -126,34 +155,63 @@ def _named(
     window: Window, list_path: Path, entries: Sequence[Entry], ids: Sequence[int]
 ) -> list[Entry]:
     """Return the entries with the names and class folders that the .lst file gives their ids."""
-    paths = _read_list(list_path)
+    lines = reading(list_path, lambda: _read_list(list_path))
     fix = f"put the list there that it was written from, or move {list_path} away"
-    class_of: dict[int, bytes] = {}
-    label_of: dict[bytes, int] = {}
-    named = []
+    named, used = [], set[int]()
     for entry, number in zip(entries, ids, strict=True):
-        if number not in paths:
+        line = lines.get(number)
+        if line is None:
             raise window.bad(entry.offset, f"is an image of id {number}, not in {list_path}", fix)
-        folder, _, name = paths[number].rpartition(b"/")
+        if number in used:
+            raise window.bad(
+                entry.offset, f"is a second image of id {number}, which is one in {list_path}", fix
+            )
+        used.add(number)
+        folder, _, name = line.path.rpartition(b"/")
         class_name, label = folder.rpartition(b"/")[2], entry.label
         assert isinstance(label, int), "the format has numbers"
-        same = class_of.setdefault(label, class_name), label_of.setdefault(class_name, label)
-        if class_name and same != (class_name, label):
-            reason = f"is an image of label {label}, where {list_path} has {paths[number]!r}"
+        if line.label != label:
+            reason = (
+                f"is an image of id {number} with label {label}, where line {line.number} of "
+                f"{list_path} has {line.label:g}"
+            )
+            raise window.bad(entry.offset, reason, fix)
+        if class_name and window.pairs.add(label, class_name):
+            reason = f"is an image of label {label}, where {list_path} has {shown(line.path)}"
             raise window.bad(entry.offset, f"{reason}, against images before it", fix)
         named.append(entry._replace(name=name, label=class_name or label))
+    unused = [line for number, line in lines.items() if number not in used]
+    if unused:
+        window.passed.add(UNUSED_LINES, unused[0].path, len(unused))
     return named
 
 
-def _read_list(path: Path) -> dict[int, bytes]:
-    """Return {id: path} of a .lst file."""
-    paths = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        first, *_, last = line.split(b"\t") if b"\t" in line else (b"", b"")
-        if not (first.strip().isdigit() and last.strip()):
+def _read_list(path: Path) -> dict[int, _Line]:
+    """Return the lines of a .lst file by id. BadContainer for what is none; OSError."""
+    content = plain_text(read_regular(path, SIDE_FILE_BYTES))
+    if content is None:
+        raise BadContainer(f"{path} is not plain text, perhaps UTF-16; save it as UTF-8")
+    lines: dict[int, _Line] = {}
+    for number, text in enumerate(content.splitlines(), start=1):
+        first, *labels, last = text.split(b"\t") if b"\t" in text else (b"", b"")
+        label = _float(labels[0]) if len(labels) == 1 else None
+        if label is None or not (is_number(first.strip()) and last.strip()):
             raise BadContainer(
                 f"line {number} of {path} is not id, label and path with tabs between; "
                 f"put the list there that im2rec was given, or move it away"
             )
-        paths[int(first)] = last.strip()
-    return paths
+        line = _Line(number, label, last.strip())
+        before = lines.setdefault(int(first), line)
+        if before is not line:
+            raise BadContainer(
+                f"lines {before.number} and {number} of {path} have the same id {int(first)}, "
+                f"{shown(before.path)} and {shown(line.path)}; leave the one that im2rec was given"
+            )
+    return lines
+
+
+def _float(text: bytes) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

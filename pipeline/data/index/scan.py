@@ -16,14 +16,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.index import folders, recordio, tar, tfrecord
-from pipeline.data.index.survey import CLASSES_FILE, Tree, name_few, no_images
-from pipeline.data.index.window import Entry, Window, opened, unreadable
+from pipeline.data.index.class_names import Told, class_names, require_distinct
+from pipeline.data.index.labels import look_alikes
+from pipeline.data.index.passed import Passed
+from pipeline.data.index.survey import Tree, name_few, no_images
+from pipeline.data.index.window import Entry, Window, opened
 from pipeline.system.console import Bar
 
 log = logging.getLogger("trainyard")
@@ -44,7 +46,7 @@ class Rows:
     files: N names `<class>/<file>` as bytes; labels: (N,) int32 index into `classes`;
     lengths: (N,) int64 bytes; widths, heights: (N,) int32 pixels, 0 without a readable header,
     and as stored (EXIF orientation not applied). places: where in containers they lie, None for
-    class folders.
+    class folders. passed: what was not taken.
     """
 
     classes: list[str]
@@ -54,6 +56,7 @@ class Rows:
     widths: NDArray[np.int32]
     heights: NDArray[np.int32]
     places: Places | None = None
+    passed: Passed = field(default_factory=Passed)
 
     def digest(self) -> str:
         """Return the data hash: sha256 over (class, name, bytes, width, height) of every image.
@@ -88,13 +91,16 @@ class Places:
 class _Part:
     """The images of one source as columns, which take a fifth of the entries' memory.
 
-    numbers: (n, 4) int64: offset, length, width, height.
+    numbers: (n, 4) int64: offset, length, width, height. passed: what else lies there. told: what
+    it says of its classes.
     """
 
     labels: list[bytes | int]
     names: list[bytes]
     numbers: NDArray[np.int64]
     gaps: list[tuple[int, tuple[int, ...]]]
+    passed: Passed
+    told: Told
 
 
 def scan(tree: Tree, progress: Callable[[], object] = lambda: None) -> Rows:
@@ -153,50 +159,68 @@ def _walk_all(tree: Tree, progress: Callable[[], object]) -> list[_Part]:
                     )  # fmt: skip
         finally:
             pool.shutdown(cancel_futures=True)
-    hidden = sum(window.hidden for window in windows)
-    if hidden:
-        log.info("%s: %d images passed over, whose names begin with a dot", tree.directory, hidden)
     return [job.result() for job in jobs]
 
 
 def _walk(tree: Tree, name: str, windows: list[Window]) -> _Part:
     path = tree.directory / name
     if tree.kind == "folders":
-        return _columns(folders.walk(path))
+        passed = Passed()
+        return _columns(folders.walk(path, passed), passed, Told(path))
     with opened(path) as window:
         windows.append(window)
-        return _columns(_WALKS[tree.kind](window))
+        entries = _WALKS[tree.kind](window)
+    numbers = {one.label for one in entries if isinstance(one.label, int)}
+    told = Told(path, window.pairs, window.counts_from, numbers)
+    return _columns(entries, window.passed, told)
 
 
-def _columns(entries: Sequence[Entry]) -> _Part:
+def _columns(entries: Sequence[Entry], passed: Passed, told: Told) -> _Part:
     numbers = [(one.offset, one.length, one.width, one.height) for one in entries]
     return _Part(
         [one.label for one in entries],
         [one.name for one in entries],
         np.array(numbers, dtype=np.int64).reshape(-1, 4),
         [(row, one.gaps) for row, one in enumerate(entries) if one.gaps],
+        passed,
+        told,
     )
 
 
 def _require_images(tree: Tree, parts: Sequence[_Part]) -> None:
     if not any(part.names for part in parts):
-        raise ValueError(no_images(tree.directory))
-    empty = [name for name, part in zip(tree.sources, parts, strict=True) if not part.names]
+        raise ValueError(no_images(tree.directory, _all_passed([tree.passed], parts)))
+    empty = [(name, p) for name, p in zip(tree.sources, parts, strict=True) if not p.names]
     if empty and tree.kind == "folders":
+        instead = _all_passed([], [part for _, part in empty])
         raise ValueError(
-            f"{len(empty)} class folder(s) of {tree.directory} hold no images: {name_few(empty)}; "
-            f"fill them or remove them"
+            f"{len(empty)} class folder(s) of {tree.directory} hold no images: "
+            f"{name_few([name for name, _ in empty])}"
+            f"{f', only {instead.words()}' if instead else ''}; fill them or remove them"
         )
 
 
+def _all_passed(beside: Sequence[Passed], parts: Sequence[_Part]) -> Passed:
+    passed = Passed()
+    for one in (*beside, *(part.passed for part in parts)):
+        passed.merge(one)
+    return passed
+
+
 def _rows(tree: Tree, parts: Sequence[_Part]) -> Rows:
-    class_of = _class_names(tree, parts)
+    names_of_numbers = class_names(tree, [part.told for part in parts])
+    class_of = [
+        names_of_numbers[label] if isinstance(label, int) else label
+        for part in parts
+        for label in part.labels
+    ]
     names = [name for part in parts for name in part.names]
     order = list(range(len(names)))
     if tree.kind != "folders":  # which are walked in order
         # Stable: equal names, in different containers, stay in the containers' order.
         order.sort(key=lambda row: (class_of[row], names[row]))
     classes = sorted(set(class_of))
+    require_distinct(tree, classes)
     label_of = {name: label for label, name in enumerate(classes)}
     offsets, lengths, widths, heights = np.concatenate([part.numbers for part in parts])[order].T
     places = None
@@ -214,6 +238,7 @@ def _rows(tree: Tree, parts: Sequence[_Part]) -> Rows:
         widths=widths.astype(np.int32),
         heights=heights.astype(np.int32),
         places=places,
+        passed=_all_passed([], parts),
     )
 
 
@@ -224,46 +249,6 @@ def _gaps(parts: Sequence[_Part], order: Sequence[int]) -> dict[int, tuple[int, 
         found |= {first + row: gaps for row, gaps in part.gaps}
         first += len(part.names)
     return {image: found[row] for image, row in enumerate(order) if row in found} if found else {}
-
-
-def _class_names(tree: Tree, parts: Sequence[_Part]) -> list[bytes]:
-    """Return the class name of every image, numbers named by the list of classes."""
-    largest = [
-        (max((label for label in part.labels if isinstance(label, int)), default=-1), source)
-        for part, source in zip(parts, tree.sources, strict=True)
-    ]
-    number, source = max(largest)
-    if number < 0:
-        return [label for part in parts for label in part.labels if isinstance(label, bytes)]
-    if tree.class_list is None:
-        raise ValueError(
-            f"{tree.directory} holds {tree.source_noun} that give classes as numbers, so their "
-            f"names are not known; write them, one a line in the order of the numbers, to "
-            f"{tree.directory}/{CLASSES_FILE}, or next to train and val for both"
-        )
-    listed = _read_class_list(tree.class_list)
-    if number >= len(listed):
-        raise ValueError(
-            f"{tree.directory / source} has class number {number} (from 0), but {tree.class_list} "
-            f"names only {len(listed)} classes; complete the list"
-        )
-    return [
-        listed[label] if isinstance(label, int) else label
-        for part in parts
-        for label in part.labels
-    ]
-
-
-def _read_class_list(path: Path) -> list[bytes]:
-    try:
-        listed = [line.strip() for line in path.read_bytes().strip().split(b"\n")]
-    except OSError as error:
-        raise unreadable(f"the class list {path}", error) from error
-    if b"" in listed or len(set(listed)) != len(listed):
-        twice = [os.fsdecode(name) for name in sorted({n for n in listed if listed.count(n) > 1})]
-        what = f"names classes twice: {name_few(twice)}" if twice else "has empty lines"
-        raise ValueError(f"the class list {path} {what}; write each class once, one a line")
-    return listed
 
 
 def _warn(tree: Tree, rows: Rows) -> None:
@@ -282,17 +267,19 @@ def _warn(tree: Tree, rows: Rows) -> None:
             "copies, remove them, or training takes each twice",
             len(twice), tree.directory, twice[0], tree.source_noun,
         )  # fmt: skip
+    alike = look_alikes(rows.files)
+    if alike:
+        log.warning(
+            "%d images in %s have the class and name of another one but for its Unicode form (NFC, "
+            "NFD), the first %s: if they are copies, remove them, or training takes each twice",
+            len(alike), tree.directory, os.fsdecode(alike[0][1]),
+        )  # fmt: skip
     missing = _missing_shards(tree.sources) if tree.kind == "tfrecord" else []
     if missing:
         log.warning(
             "%d TFRecord files that the names of the others count are missing in %s: %s; copy them "
             "too, unless only a part is meant",
             len(missing), tree.directory, name_few(missing),
-        )  # fmt: skip
-    if tree.loose_images:
-        log.warning(
-            "%d images lie in %s next to its %s and are not used",
-            tree.loose_images, tree.directory, tree.source_noun,
         )  # fmt: skip
 
 

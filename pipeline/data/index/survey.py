@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipeline.data.index.passed import HIDDEN, LOOSE, SPECIAL, TO_NOWHERE, Passed
 from pipeline.data.index.window import IMAGE_EXTENSIONS, RECORDIO_LIST, is_image, unreadable
 
 Split = Literal["train", "val"]
@@ -42,20 +43,20 @@ class Tree:
     """One split, before any image is looked at.
 
     kind: what its images lie in. sources: names of the class folders or containers, in bytewise
-    order. class_list: file that names numbered classes, None if there is none. stamp: hex digits
+    order. class_lists: files that name numbered classes, the split's own first. stamp: hex digits
     that change when an entry is added to or removed from a class folder, or a container changes in
     size or time. changed_sec: when that last happened, in seconds since 1970. size_bytes: of all
-    containers. loose_images: image files next to the sources, which belong to no class.
+    containers. passed: what lies next to the sources and is not used.
     """
 
     directory: Path
     kind: Kind
     sources: list[str]
-    class_list: Path | None
+    class_lists: list[Path]
     stamp: str
     changed_sec: float
     size_bytes: int
-    loose_images: int
+    passed: Passed
 
     @property
     def classes(self) -> list[str]:
@@ -78,20 +79,23 @@ def survey(root: Path, split: Split) -> Tree:
     _check_directories(root, directory, split)
     try:
         with os.scandir(os.fsencode(directory)) as entries:
-            visible = [entry for entry in entries if not entry.name.startswith(b".")]
-            folders = sorted(entry.name for entry in visible if entry.is_dir())
+            found = sorted(entries, key=lambda entry: entry.name)
+            visible = [entry for entry in found if not entry.name.startswith(b".")]
+            folders = [entry.name for entry in visible if entry.is_dir()]
         files = sorted({entry.name for entry in visible} - set(folders))
-        kind, sources = _sources(directory, folders, files)
-        return _tree(root, directory, kind, sources, files, len(visible))
+        passed = _beside(found)
+        kind, sources = _sources(directory, folders, files, passed)
+        return _tree(root, directory, kind, sources, files, len(visible), passed)
     except OSError as error:
         place = os.fsdecode(error.filename or directory)
         raise unreadable(place, error, "set data.root to a copy") from error
 
 
-def no_images(directory: Path) -> str:
-    """Return the message for a split without a single image."""
+def no_images(directory: Path, passed: Passed) -> str:
+    """Return the message for a split without a single image, which names what lies there."""
+    instead = f", only {passed.words()}" if passed else ""
     return (
-        f"{directory} holds no images ({' '.join(IMAGE_EXTENSIONS)}); lay them out as "
+        f"{directory} holds no images ({' '.join(IMAGE_EXTENSIONS)}){instead}; lay them out as "
         f"{directory}/<class>/*.JPEG, put tar, TFRecord or .rec files there, or set data.root"
     )
 
@@ -117,7 +121,40 @@ def _check_directories(root: Path, directory: Path, split: Split) -> None:
         )
 
 
-def _sources(directory: Path, folders: list[bytes], files: list[bytes]) -> tuple[Kind, list[bytes]]:
+def _beside(entries: Sequence[os.DirEntry[bytes]]) -> Passed:
+    """Count what is, by its name, neither a folder, a container nor a file that belongs to one."""
+    passed, names = Passed(), {entry.name for entry in entries}
+    for entry in entries:
+        name = entry.name
+        if name.startswith(b"."):
+            passed.add(HIDDEN, name)
+        elif entry.is_dir() or _is_container(name) or _belongs(name, names):
+            continue
+        elif entry.is_symlink() and not os.path.exists(entry.path):
+            passed.add(TO_NOWHERE, name)
+        elif not entry.is_file():
+            passed.add(SPECIAL, name)
+        elif is_image(name):
+            passed.add(LOOSE, name)
+        else:
+            passed.add_file(name, name)
+    return passed
+
+
+def _belongs(name: bytes, names: Collection[bytes]) -> bool:
+    """Return whether a file names classes, or is the index or list of one of the containers."""
+    stem, suffix = os.path.splitext(name)
+    own = {b".idx": (stem, stem + b".rec"), RECORDIO_LIST.encode(): (stem + b".rec",)}
+    return name == CLASSES_FILE.encode() or any(one in names for one in own.get(suffix, ()))
+
+
+def _is_container(name: bytes) -> bool:
+    return any(pattern.search(name) for pattern in _CONTAINERS.values())
+
+
+def _sources(
+    directory: Path, folders: list[bytes], files: list[bytes], passed: Passed
+) -> tuple[Kind, list[bytes]]:
     """Return the one kind of source that is present, and the sources' names."""
     compressed = [os.fsdecode(name) for name in files if _COMPRESSED_TAR.search(name)]
     if compressed:
@@ -147,7 +184,7 @@ def _sources(directory: Path, folders: list[bytes], files: list[bytes]) -> tuple
             f"{directory} holds {loose} images but no class folders, so their labels cannot "
             f"be known; move each into {directory}/<class>/, the folders named as in training"
         )
-    raise ValueError(no_images(directory))
+    raise ValueError(no_images(directory, passed))
 
 
 def _tree(
@@ -157,30 +194,31 @@ def _tree(
     sources: Sequence[bytes],
     files: Sequence[bytes],
     visible: int,
+    passed: Passed,
 ) -> Tree:
     """Stat the directory and each source."""
     parent = os.fsencode(directory)
     of_sources = [os.stat(os.path.join(parent, name)) for name in sources]
-    class_list = None
+    lists = []
     if kind != "folders":
         places = (directory / CLASSES_FILE, root / CLASSES_FILE)
-        class_list = next((place for place in places if place.exists()), None)
+        lists = [place for place in places if os.path.lexists(place)]
     states = [os.stat(parent), *of_sources]
     state: tuple[object, ...] = (visible, list(sources), [one.st_mtime_ns for one in states])
     if kind != "folders":
-        states += [] if class_list is None else [os.stat(class_list)]
+        states += [os.stat(place) for place in lists]
         if kind == "recordio":
-            lists = [os.path.splitext(name)[0] + RECORDIO_LIST.encode() for name in sources]
-            states += [os.stat(os.path.join(parent, name)) for name in lists if name in files]
+            named = [os.path.splitext(name)[0] + RECORDIO_LIST.encode() for name in sources]
+            states += [os.stat(os.path.join(parent, name)) for name in named if name in files]
         # Not the directory's own time: other entries that come and go there are not data.
         state = (kind, list(sources), [(one.st_mtime_ns, one.st_size) for one in states[1:]])
     return Tree(
         directory,
         kind,
         [os.fsdecode(name) for name in sources],
-        class_list,
+        lists,
         hashlib.sha256(repr(state).encode()).hexdigest(),
         max(one.st_mtime_ns for one in states) / 1e9,
         sum(one.st_size for one in of_sources),
-        sum(map(is_image, files)),
+        passed,
     )

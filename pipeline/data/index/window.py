@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from pipeline.data.index.labels import MOST_DIGITS, Pairs
+from pipeline.data.index.passed import Passed
+from pipeline.data.regular import NotTaken, open_regular, read_regular
 from pipeline.system.files import patiently
 
 log = logging.getLogger("trainyard")
 
-IMAGE_EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_EXTENSIONS = (
+    ".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff",
+)  # fmt: skip
 RECORDIO_LIST = ".lst"
 """Suffix of the file of names that may lie next to a .rec file."""
 
 _ENDINGS = tuple(extension.encode() for extension in IMAGE_EXTENSIONS)
+
+SIDE_FILE_BYTES = 1 << 30
+"""Most bytes of a file next to a container: its index or list."""
 
 # One page: a header, and the first bytes of the image behind it, in one read.
 _READ_BYTES = 4096
@@ -33,7 +41,12 @@ _Found = TypeVar("_Found")
 
 
 class BadContainer(ValueError):
-    """A container that cannot be indexed; the message names it, the byte and the fix."""
+    """A container that cannot be indexed; the message names it, the byte and the fix.
+
+    reason: the message without the container and the fix, where it is about a byte.
+    """
+
+    reason = ""
 
 
 class Entry(NamedTuple):
@@ -58,7 +71,8 @@ class Window:
     """Reads a file by position and keeps the last page, as what comes next often lies in it.
 
     path: what to call the file. length: its bytes. position: about how far the walk has come.
-    hidden: images of it passed over so far, as their names begin with a dot.
+    passed: what the walk does not take. pairs: classes of which it found number and name.
+    counts_from: the number that its format gives the first class.
     """
 
     def __init__(self, path: Path | bytes, descriptor: int, length: int) -> None:
@@ -66,7 +80,9 @@ class Window:
         self._path = path
         self.length = length
         self.position = 0
-        self.hidden = 0
+        self.passed = Passed()
+        self.pairs = Pairs()
+        self.counts_from = 0
         self._descriptor = descriptor
         self._kept = b""
 
@@ -95,9 +111,10 @@ class Window:
         self, offset: int, reason: str, fix: str = "copy it again from its source"
     ) -> Exception:
         """Return the error for something wrong at `offset`."""
-        return BadContainer(
-            f"the container {self.path} cannot be used: at byte {offset} {reason}; {fix}"
-        )
+        where = f"at byte {offset} {reason}"
+        error = BadContainer(f"the container {self.path} cannot be used: {where}; {fix}")
+        error.reason = where
+        return error
 
     def check_inside(self, what: str, offset: int, end: int) -> None:
         """Raise BadContainer if what begins at `offset` would end behind the file's end."""
@@ -113,31 +130,41 @@ class Window:
                 fix = "unpack that, images do not get smaller by it"
                 raise self.bad(0, f"begins {kind}, which cannot be read by byte range", fix)
 
-    def check_against_index(self, index: Path, offset_column: int) -> None:
-        """Raise BadContainer if the index, if there is one, has a record behind the file's end.
+    def check_against_index(self, index: Path, offset_column: int, begins: Sequence[int]) -> None:
+        """Raise BadContainer if the index, if there is one, has other records than the walk found.
 
-        index: lines of numbers with blanks between, in `offset_column` where a record begins. One
-        that is no such file is warned of and not used. OSError if it cannot be read.
+        index: lines of numbers with blanks between, in `offset_column` where a record begins.
+        begins: where the records of the file begin, ascending. An index that is no such file is
+        warned of and not used. OSError if it cannot be read.
         """
-        if not index.exists():
+        if not os.path.lexists(index):
             return
         offsets = []
-        for number, line in enumerate(index.read_bytes().splitlines(), start=1):
+        content = reading(index, lambda: read_regular(index, SIDE_FILE_BYTES))
+        for number, line in enumerate(content.splitlines(), start=1):
             parts = line.split()
-            if not (len(parts) == 2 and parts[0].isdigit() and parts[1].isdigit()):
+            if not (len(parts) == 2 and all(is_number(part) for part in parts)):
                 log.warning(
                     "the index %s is not used: its line %d is not two numbers", index, number
                 )
                 return
             offsets.append(int(parts[offset_column]))
+        fix = f"copy it again from its source, or remove {index.name} if it is another file's"
         beyond = [offset for offset in offsets if offset >= self.length]
         if beyond:
             reason = (
                 f"the file ends, but {index} has {len(beyond)} of its {len(offsets)} records from "
                 f"there on: it is cut off"
             )
-            fix = f"copy it again from its source, or remove {index.name} if it is another file's"
             raise self.bad(self.length, reason, fix)
+        strange, unlisted = set(offsets) - set(begins), set(begins) - set(offsets)
+        if strange:
+            raise self.bad(min(strange), f"no record begins, where {index} has one", fix)
+        if unlisted:
+            reason = (
+                f"begins one of {len(begins)} records, of which {index} has {len(set(offsets))}"
+            )
+            raise self.bad(min(unlisted), reason, f"write {index.name} again, or remove it")
 
 
 class _PatientWindow(Window):
@@ -154,6 +181,8 @@ def unreadable(what: str, error: OSError, fix: str = "copy it again from its sou
     """
     if isinstance(error, PermissionError):
         fix = f"give this user the right to read it, or {fix}"
+    elif isinstance(error, NotTaken):
+        fix = "put the right file in its place, or remove it"
     elif isinstance(error, FileNotFoundError):  # a link to nowhere, or removed meanwhile
         fix = "put back what it links to, or remove the link"
     return ValueError(f"{what} cannot be read: {error.strerror}; {fix}")
@@ -164,7 +193,7 @@ def opened(path: Path) -> Iterator[Window]:
     """Open a container; ValueError for whatever the file system keeps refusing."""
     descriptor = -1
     try:
-        descriptor = reading(path, lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        descriptor = reading(path, lambda: open_regular(path))
         # Read-ahead would fetch the images too, a hundred times what the walk needs.
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         yield _PatientWindow(path, descriptor, os.fstat(descriptor).st_size)
@@ -176,13 +205,30 @@ def opened(path: Path) -> Iterator[Window]:
 
 
 def reading(path: Path | bytes, read: Callable[[], _Found]) -> _Found:
-    """Return `read()`, which reads from `path`, with retries; OSError in the end."""
+    """Return `read()`, which reads from `path`, with retries; OSError in the end.
+
+    NotTaken at once: what the file is does not pass.
+    """
 
     def words(error: OSError, nap_sec: float) -> str:
         place = os.fsdecode(path)
         return f"{place} cannot be read: {error.strerror}; tried again in {nap_sec:g} s"
 
-    return patiently(read, OSError, words)
+    def once() -> _Found | NotTaken:
+        try:
+            return read()
+        except NotTaken as error:
+            return error
+
+    found = patiently(once, OSError, words)
+    if isinstance(found, NotTaken):
+        raise found
+    return found
+
+
+def is_number(digits: bytes) -> bool:
+    """Return whether a text is a whole number from 0 that 64 bits hold."""
+    return digits.isdigit() and len(digits) <= MOST_DIGITS
 
 
 def is_image(name: bytes) -> bool:

@@ -9,7 +9,8 @@ import pytest
 from imagenet_archives import WNIDS, meta_mat, small_archives, tar_of
 
 from pipeline.config import ConfigError
-from pipeline.prepare.devkit import read_devkit, read_variables
+from pipeline.prepare.devkit import read_devkit
+from pipeline.prepare.mat5 import read_variables
 
 # Written once by SciPy 1.17.1: savemat(..., {"synsets": structure of 3 rows}, do_compression=True)
 FROM_SCIPY = base64.b64decode(

@@ -156,7 +156,7 @@ def test_files_that_went_or_changed_after_the_scan_are_told_and_not_excluded(tmp
     found = verified(root)
     assert [line["reason"] for line in found] == [
         "it cannot be read: No such file or directory",
-        "it cannot be read: Is a directory",
+        "it cannot be read: it is a folder, not a regular file",
         f"has {len(JPEG) - 100} bytes, the image index recorded {len(JPEG)} (if it was replaced on "
         f"purpose, python -m pipeline.prepare index --again indexes the data again; runs that "
         f"began before will see it as other data)",

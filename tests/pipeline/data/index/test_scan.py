@@ -98,9 +98,9 @@ def test_a_scan_says_how_far_it_is(tmp_path, monkeypatch, caplog):
     write_folders(tmp_path / "val", draw_images(3))
     packed(tmp_path / "train", draw_images(3))
 
-    def slowly(walk, place):
+    def slowly(walk, *places):
         time.sleep(0.3)
-        return walk(place)
+        return walk(*places)
 
     monkeypatch.setattr(console, "LINE_SEC", 0.05)
     monkeypatch.setitem(scanning._WALKS, "tar", partial(slowly, tar.walk))

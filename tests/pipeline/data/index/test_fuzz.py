@@ -1,0 +1,134 @@
+"""Damaged files of every kind: taken, or refused in one sentence that names the file.
+
+A fixed seed, and examples for about a minute in all. What was found so stands below as cases, and
+in `test_bounds.py` what is too large for chance to find.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import resource
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import container_mutations
+import pytest
+from container_mutations import REFUSED, TAKEN, mutate, try_reader
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+_MORE_BYTES = 2 << 30
+_HANGS_SEC = 60  # a read takes milliseconds
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    """A folder with a file of each kind, and their contents by name."""
+    folder = tmp_path_factory.mktemp("containers")
+    return folder, container_mutations.containers(folder)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Thousands of warnings would be kept in memory for the report of a failure."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@contextlib.contextmanager
+def bounded() -> Iterator[None]:
+    """Lets the body take 2 GB more than the process has, and end."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    most = pages * resource.getpagesize() + _MORE_BYTES
+
+    def hangs(*_: object) -> None:
+        raise TimeoutError("a reader does not come back")
+
+    handler = signal.signal(signal.SIGALRM, hangs)
+    resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+    signal.alarm(_HANGS_SEC)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        resource.setrlimit(resource.RLIMIT_AS, before)
+        signal.signal(signal.SIGALRM, handler)
+
+
+@pytest.mark.parametrize("name", container_mutations.names())
+def test_a_damaged_file_is_taken_or_refused_by_name(bench, name):
+    folder, contents = bench
+    path = folder / name
+    assert try_reader(path) == TAKEN
+
+    @settings(
+        max_examples=500, derandomize=True, deadline=None, database=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(st.randoms(use_true_random=False))
+    def reads(random: Random) -> None:
+        path.write_bytes(mutate(contents[name], random))
+        with bounded():
+            try_reader(path)
+
+    try:
+        reads()
+    finally:
+        path.write_bytes(contents[name])
+
+
+def test_what_is_damaged_is_refused_at_all(bench):
+    """The harness would see nothing if readers took everything, or raised what it excuses."""
+    folder, contents = bench
+    path = folder / "tar/x.tar"
+    for content in (b"", contents["tar/x.tar"][:700], b"x" * 1024):
+        path.write_bytes(content)
+        assert try_reader(path) == REFUSED
+    path.write_bytes(contents["tar/x.tar"])
+    with pytest.raises(FileNotFoundError):
+        try_reader(folder / "names" / "gone" / "classes.txt")
+
+
+def test_every_byte_of_an_index_changed_is_refused_or_the_same_index(bench):
+    folder, contents = bench
+    path, whole = folder / "index/train.arrow", contents["index/train.arrow"]
+    from pipeline.data.index.arrow_file import load_fresh
+
+    def read() -> object:
+        table = load_fresh(path, "s")
+        return None if table is None else (table.to_pydict(), dict(table.schema.metadata))
+
+    path.write_bytes(whole)
+    wanted = read()
+    assert wanted is not None
+    try:
+        for at in range(len(whole)):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
+            assert read() in (None, wanted), at
+    finally:
+        path.write_bytes(whole)
+
+
+CASES = {
+    "a name of control characters in a pickle": (
+        "cifar python/cifar-10-batches-py/batches.meta",
+        b"\x80\x02}(U\x0blabel_namesc\x00\x1c\n\x00\x1d\n.",
+    ),
+}
+"""What the readers once raised for."""
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_was_found_is_refused(bench, case):
+    folder, contents = bench
+    name, content = CASES[case]
+    try:
+        (folder / name).write_bytes(content)
+        assert try_reader(folder / name) == REFUSED
+    finally:
+        (folder / name).write_bytes(contents[name])
