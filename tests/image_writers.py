@@ -68,6 +68,32 @@ def png(
     return PNG_SIGNATURE + b"".join(png_chunk(*chunk) for chunk in chunks)
 
 
+# Lossless JPEG (ITU-T T.81, annex H)
+
+
+def lossless_jpeg(pixels: Pixels) -> bytes:
+    """A grey picture (H, W, 1) of 8 bits, each number predicted by its left neighbour."""
+    rows = pixels[..., 0].astype(int)
+    bits = ""
+    for y, row in enumerate(rows):
+        before = 128 if y == 0 else int(rows[y - 1, 0])
+        for value in row.tolist():
+            change, before = value - before, value
+            size = abs(change).bit_length()
+            bits += f"{size:04b}" + (
+                f"{change if change > 0 else change + (1 << size) - 1:0{size}b}" if size else ""
+            )
+    bits += "1" * (-len(bits) % 8)
+    coded = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
+    height, width = rows.shape
+    counts = bytes([0, 0, 0, 10, *[0] * 12])  # ten codes of 4 bits, for 0 to 9 bits of change
+    return (
+        b"\xff\xd8\xff\xc4" + struct.pack(">HB", 19 + 10, 0) + counts + bytes(range(10))
+        + b"\xff\xc3" + struct.pack(">HBHHB3B", 11, 8, height, width, 1, 1, 0x11, 0)
+        + b"\xff\xda" + bytes([0, 8, 1, 1, 0, 1, 0, 0]) + coded + b"\xff\xd9"
+    )  # fmt: skip
+
+
 # BMP
 
 
@@ -92,8 +118,19 @@ def bmp(
         info = struct.pack("<IHHHH", 12, width, height, 1, bits)
     else:
         info = struct.pack(
-            "<IiiHHIIiiII", header, width, height, 1, bits, compression, len(body), 2835, 2835, colours, 0
-        )  # fmt: skip
+            "<IiiHHIIiiII",
+            header,
+            width,
+            height,
+            1,
+            bits,
+            compression,
+            len(body),
+            2835,
+            2835,
+            colours,
+            0,
+        )
         if header in (52, 56, 108, 124):
             info += struct.pack("<4I", *[*masks, 0, 0, 0, 0][:4])
         info = info[:header] + bytes(max(0, header - len(info)))

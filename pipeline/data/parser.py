@@ -44,12 +44,15 @@ def parser_flaw(content: NDArray[np.uint8], recorded: tuple[int, int]) -> str | 
         return _unparsed(content.tobytes(), recorded)
     if samples not in _SAMPLES:
         return f"cannot be decoded: it has samples of {samples}"
-    if size != recorded:
-        return (
-            f"is {size[0]} x {size[1]} by its header, the image index recorded "
-            f"{recorded[0]} x {recorded[1]}"
-        )
-    return None
+    return None if size == recorded else other_size(size, recorded)
+
+
+def other_size(size: tuple[int, int], recorded: tuple[int, int]) -> str:
+    """Return the reason for an image of another (width, height) than recorded."""
+    return (
+        f"is {size[0]} x {size[1]} by its header, the image index recorded "
+        f"{recorded[0]} x {recorded[1]}"
+    )
 
 
 def _unparsed(content: bytes, recorded: tuple[int, int]) -> str:
@@ -57,6 +60,6 @@ def _unparsed(content: bytes, recorded: tuple[int, int]) -> str:
     header = header_of(content)
     if header.flaw:
         width, height = recorded
-        return f"cannot be decoded: {header.flaw}; the image index recorded {width} x {height}"
+        return f"it was {width} x {height} when it was indexed: {header.flaw}"
     flaw = file_flaw(content)
     return f"cannot be decoded: it {flaw}" if flaw else "cannot be decoded: its header is damaged"

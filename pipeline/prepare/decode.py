@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from pipeline.data.crops import Plan, whole_boxes
 from pipeline.data.dali import DecodeSettings, as_lists, graph_inputs, make_pipeline
-from pipeline.data.dali.reasons import cause, decoders_words
+from pipeline.data.dali.reasons import cause
 from pipeline.data.index.manifest import Manifest
 from pipeline.data.index.whole import file_flaw
 from pipeline.data.parser import parser_flaw
 from pipeline.data.stream import Selection
+from pipeline.system.native import decoders_words
 
 _SIDE = 8  # the resize must read every pixel and costs little more
 _BATCH = 32

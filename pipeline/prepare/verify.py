@@ -19,7 +19,7 @@ from pipeline.data.images import BadImage
 from pipeline.data.index.headers import header_of
 from pipeline.data.index.manifest import Manifest
 from pipeline.data.index.whole import NO_END, file_flaw
-from pipeline.data.parser import parser_flaw
+from pipeline.data.parser import other_size, parser_flaw
 from pipeline.prepare.files import Progress, make_folder, whole_file, write_json
 from pipeline.prepare.index import manifests_of
 from pipeline.prepare.options import VerifyOptions
@@ -40,14 +40,11 @@ def find_flaw(content: NDArray[np.uint8], width: int, height: int) -> str | None
     """
     found = content.tobytes()
     header = header_of(found)
-    if header.flaw:
+    if not header.flaw and header.size != (width, height):
+        return other_size(header.size, (width, height))
+    if header.flaw and (width, height) == (0, 0):
         return header.flaw
-    if header.size != (width, height):
-        return (
-            f"is {header.size[0]} x {header.size[1]} by its header, the image index recorded "
-            f"{width} x {height}"
-        )
-    return file_flaw(found) or parser_flaw(content, (width, height))
+    return (None if header.flaw else file_flaw(found)) or parser_flaw(content, (width, height))
 
 
 def with_end(content: NDArray[np.uint8]) -> bytes:

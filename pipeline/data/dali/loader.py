@@ -14,7 +14,7 @@ from nvidia.dali import Pipeline
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from pipeline.data.dali import graph
+from pipeline.data.dali import graph, heard
 from pipeline.data.dali.arrival import Copied, DrawnAhead, UntilDone, Uploads
 from pipeline.data.dali.reasons import FAILED, cause
 from pipeline.data.dali.settings import DecodeSettings
@@ -67,6 +67,9 @@ class Loader:
             self._uploads = Uploads(device)
         self._ahead = DrawnAhead(self._draw_and_send)
         self._pipe: Pipeline | None = None
+        self._heard = settings.decoder != "none"
+        if self._heard:
+            heard.begin()
         self.start(stream, chunks, length)
 
     def start(self, stream: ImageStream, chunks: Iterable[np.ndarray], length: int) -> None:
@@ -109,6 +112,9 @@ class Loader:
         self._ahead.close()
         self._source.close()
         self._drop_graph()
+        if self._heard:
+            self._heard = False
+            heard.end()
 
     def _draw_and_send(self) -> tuple[Prepared, Copied]:
         """A batch on its way to the GPU; in the thread that is ahead."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import logging
+import warnings
 from typing import BinaryIO, NamedTuple, cast
 
 from PIL.BmpImagePlugin import BmpImageFile
@@ -22,6 +23,10 @@ log = logging.getLogger("trainyard")
 # Holds all up to the scan of most JPEGs: quantisation and Huffman tables take about 600 bytes.
 _START_BYTES = 2048
 _NO_IMAGE = "no image header"
+
+# What they say of a damaged header names no file; the reason that is kept does. For the process, as
+# headers are read by several threads, which `catch_warnings` does not separate.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class Header(NamedTuple):
@@ -75,8 +80,9 @@ def _read(start: bytes, file: io.RawIOBase | io.BytesIO, length: int) -> Header:
         return Header((0, 0), str(error))
     except Exception as error:  # plugins raise nearly anything on a damaged header
         log.debug("no header behind %r", start[:8], exc_info=True)
-        words = " ".join(str(error).split()).rstrip(".")
-        return Header((0, 0), f"{_NO_IMAGE} that can be read ({words or type(error).__name__})")
+        words = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        unknown = "unknown value " if isinstance(error, KeyError) else ""
+        return Header((0, 0), f"{_NO_IMAGE} that can be read ({unknown}{words})")
 
 
 def _size(start: bytes, file: BinaryIO, length: int) -> tuple[int, int]:

@@ -68,7 +68,7 @@ def _check_samples(tags: Any) -> None:
     samples, wanted = tags.get(_SAMPLES, 1), _CHANNELS[photometric]
     extra = tuple(tags.get(_EXTRA, ()))
     more = samples - wanted
-    if more < 0 or (more > 0 and photometric != _RGB) or (more > 1 and any(extra)):
+    if more < 0 or (more > 0 and photometric != _RGB):
         refuse(f"is a {colours} TIFF of {samples} samples a pixel, where {wanted} are decoded; "
                "save it without alpha")  # fmt: skip
     if more and extra[:1] == (_PREMULTIPLIED,):
@@ -89,13 +89,17 @@ def _check_layout(tags: Any, width: int, height: int, length: int) -> None:
     separate = tags.get(_PLANAR, 1)
     if separate != 1:
         planes = tags.get(_SAMPLES, 1)
-        if separate != _SEPARATE or planes > 3 or _TILES[0] in tags:
-            refuse("is a TIFF whose colours lie apart, in tiles or with alpha, which is not "
-                   "decoded; save it anew")  # fmt: skip
+        usual = planes == _CHANNELS[tags[_PHOTOMETRIC]] and bits <= 8
+        if separate != _SEPARATE or not usual or _TILES[0] in tags:
+            refuse("is a TIFF whose colours lie apart, in tiles, with alpha or of 16 bits, which "
+                   "is not decoded; save it anew")  # fmt: skip
     if _TILES[0] in tags:
         across, down = int(tags[_TILE_WIDTH]), int(tags[_TILE_HEIGHT])
         if across % _TILE_STEP or down % _TILE_STEP or not (across and down):
             refuse(f"is a TIFF in tiles of {across} x {down}; their sides must be multiples of 16")
+        if bits < 8 or tags[_PHOTOMETRIC] == _WHITE_IS_0:
+            refuse("is a TIFF in tiles, of less than 8 bits or with white as 0, which is not "
+                   "decoded; save it as PNG")  # fmt: skip
         needed, where = -(-width // across) * -(-height // down), _TILES
     else:
         rows = int(tags.get(_ROWS, height))
