@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.index.folders import read_size
+from pipeline.data.index.headers import header_of
 from pipeline.data.index.survey import Split
 
 PADDING_LABEL = -1
@@ -43,7 +44,7 @@ class ImageSet(Protocol):
     """N images with labels, in an order that every rank sees alike.
 
     split: which part. classes: names; labels index it. digest: the data hash, hex digits. labels
-    (N,) int32; widths and heights (N,) int32 pixels, 0 for a file without a readable header.
+    (N,) int32; widths and heights (N,) int32 pixels, 0 for a file whose header is not decoded.
     """
 
     @property
@@ -109,22 +110,25 @@ class GivenImages:
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """Return the whole encoded image, (bytes,) uint8. BadImage if it cannot be read."""
-        path = self.path(index)
-        try:
-            return np.fromfile(path, dtype=np.uint8)
-        except OSError as error:
-            raise _unreadable(path, error) from error
+        return _bytes_of(self.path(index))
 
 
 def _size(path: Path) -> tuple[int, int]:
     try:
-        length, width, height = read_size(os.fsencode(path))
+        _, width, height = read_size(os.fsencode(path))
     except OSError as error:
         raise _unreadable(path, error) from error
     if width == 0:
-        reason = "no image header" if length else "the file is empty"
-        raise BadImage(path, f"{reason}; give a JPEG, PNG, BMP, WebP or TIFF file")
+        flaw = header_of(_bytes_of(path).tobytes()).flaw
+        raise BadImage(path, f"{flaw}; give a JPEG, PNG, BMP, WebP or TIFF file")
     return width, height
+
+
+def _bytes_of(path: Path) -> NDArray[np.uint8]:
+    try:
+        return np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: OSError) -> BadImage:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,13 +19,16 @@ from numpy.typing import NDArray
 
 from pipeline.data.crops import Plan, whole_boxes
 from pipeline.data.dali import DecodeSettings, as_lists, graph_inputs, make_pipeline
+from pipeline.data.dali.reasons import cause
 from pipeline.data.index.manifest import Manifest
+from pipeline.data.index.whole import file_flaw
+from pipeline.data.parser import parser_flaw
 from pipeline.data.stream import Selection
+from pipeline.system.native import decoders_words
 
 _SIDE = 8  # the resize must read every pixel and costs little more
 _BATCH = 32
 _BATCH_PIXELS = 40_000_000  # 120 MB of RGB: one image of 10000 x 10000 goes alone
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Verdict(NamedTuple):
@@ -52,7 +54,10 @@ class Decoder:
         Batches that fail or warn are decoded again one by one, to know which image it was.
         """
         found: dict[int, Verdict] = {}
-        for batch in self._batches(encoded):
+        for image, file in encoded.items():  # which must not be in a batch
+            flaw = parser_flaw(file, self._size(image))
+            found |= {} if flaw is None else {image: Verdict("bad", flaw)}
+        for batch in self._batches(image for image in encoded if image not in found):
             whole = self._decode({image: encoded[image] for image in batch})
             if whole.kind == "good" or len(batch) == 1:
                 found |= dict.fromkeys(batch, whole)
@@ -63,7 +68,8 @@ class Decoder:
     def _batches(self, images: Iterable[int]) -> Iterator[list[int]]:
         batch, pixels = list[int](), 0
         for image in images:
-            own = int(self._manifest.widths[image]) * int(self._manifest.heights[image])
+            width, height = self._size(image)
+            own = width * height
             if batch and (len(batch) == _BATCH or pixels + own > _BATCH_PIXELS):
                 yield batch
                 batch, pixels = [], 0
@@ -71,6 +77,9 @@ class Decoder:
             pixels += own
         if batch:
             yield batch
+
+    def _size(self, image: int) -> tuple[int, int]:
+        return int(self._manifest.widths[image]), int(self._manifest.heights[image])
 
     def _decode(self, encoded: Mapping[int, NDArray[np.uint8]]) -> Verdict:
         chosen = _whole(self._manifest, np.array(list(encoded)))
@@ -87,13 +96,12 @@ class Decoder:
             del self._pipes[size]  # no longer valid, DALI says
             failure = str(error)
         self._said.seek(0)
-        words = _COLOURS.sub("", self._said.read().decode(errors="replace"))
-        lines = [line.strip() for line in words.splitlines() if line.strip()]
-        errors = [line for line in lines if "error" in line.lower()]
-        first = next(iter(errors or lines), "")[:200]  # later ones follow from it
+        said = self._said.read().decode(errors="replace")
+        words = decoders_words(said, failed=failure is not None)
         if failure is not None:
-            return Verdict("bad", first or _last_line(failure))
-        return Verdict("suspect" if first else "good", first)
+            flaw = file_flaw(files[0].tobytes()) if len(files) == 1 else None
+            return Verdict("bad", words or flaw or cause(failure))
+        return Verdict("suspect" if words else "good", words)
 
     def _pipe(self, size: int) -> Any:
         if size not in self._pipes:
@@ -109,11 +117,6 @@ def _whole(manifest: Manifest, images: NDArray[np.int64]) -> Selection:
     offsets = np.zeros((count, 3), dtype=np.float32)
     plan = Plan(boxes, np.zeros(count, dtype=np.int32), offsets, (_SIDE, _SIDE))
     return Selection(images, images, np.zeros(count, dtype=np.int64), plan)
-
-
-def _last_line(failure: str) -> str:
-    lines = [line.strip() for line in failure.splitlines() if "ailure" in line or "ailed" in line]
-    return (lines or [failure.strip()])[-1][:200]
 
 
 @contextlib.contextmanager

@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.images import BadImage
-from pipeline.data.index.headers import jpeg_header, size_of_bytes
+from pipeline.data.index.headers import header_of
 from pipeline.data.index.manifest import Manifest
+from pipeline.data.index.whole import NO_END, file_flaw
+from pipeline.data.parser import other_size, parser_flaw
 from pipeline.prepare.checksums import damaged_images
 from pipeline.prepare.files import Progress, make_folder, whole_file, write_json
 from pipeline.prepare.index import manifests_of
@@ -27,10 +29,7 @@ if TYPE_CHECKING:
     from pipeline.prepare.decode import Decoder, Verdict
 
 
-NO_END = "has no end marker"
-"""The reason for a JPEG with a valid header; adding the marker repairs it if no data is missing."""
-
-_SCAN, _END = b"\xff\xda", b"\xff\xd9"
+_END = b"\xff\xd9"  # of a JPEG
 _CHUNK = 32  # images that one thread reads in a task; a chunk more than threads is in memory
 
 
@@ -41,36 +40,12 @@ def find_flaw(content: NDArray[np.uint8], width: int, height: int) -> str | None
     bytes, as decoders do, whatever the file's name.
     """
     found = content.tobytes()
-    size = size_of_bytes(found)
-    if size == (0, 0):
-        return "has no readable header"
-    if size != (width, height):
-        return (
-            f"is {size[0]} x {size[1]} by its header, the image index recorded {width} x {height}"
-        )
-    if found.startswith(b"\xff\xd8"):
-        return _jpeg_flaw(found)
-    if found.startswith(b"\x89PNG") and found.rfind(b"IEND") < 0:
-        return "is a PNG file that is cut off"
-    recorded = 0
-    if found.startswith(b"RIFF"):
-        recorded = int.from_bytes(found[4:8], "little") + 8
-    elif found.startswith(b"BM"):
-        recorded = int.from_bytes(found[2:6], "little")
-    if recorded > len(found):
-        return f"has {len(found)} bytes, its header says {recorded}: it is cut off"
-    return None
-
-
-def _jpeg_flaw(found: bytes) -> str | None:
-    """The flaw behind the frame header: no scan, or none that ends."""
-    header = jpeg_header(found)
-    # Pillow, which has read an odd header, does not say where it ended.
-    scan = found.find(_SCAN) if header is None else header[1]
-    if scan < 0:
-        return "is cut off in its header"
-    # The end mark of a thumbnail in the header comes before the scan, and other bytes may follow.
-    return None if found.rfind(_END, scan) >= 0 else NO_END
+    header = header_of(found)
+    if not header.flaw and header.size != (width, height):
+        return other_size(header.size, (width, height))
+    if header.flaw and (width, height) == (0, 0):
+        return header.flaw
+    return (None if header.flaw else file_flaw(found)) or parser_flaw(content, (width, height))
 
 
 def with_end(content: NDArray[np.uint8]) -> bytes:
@@ -161,7 +136,7 @@ def _verify(manifest: Manifest, options: VerifyOptions) -> list[Finding]:
                         continue
                     if options.repair and read.flaw == NO_END:
                         unfinished.append((len(found), read))
-                    reason = "; ".join(filter(None, (read.flaw, words)))
+                    reason = "; ".join(dict.fromkeys(filter(None, (read.flaw, words))))
                     verdict: Literal["bad", "suspect"] = "bad" if kind == "bad" else "suspect"
                     found.append(_finding(manifest, read, verdict, reason))
                 progress.add(len(chunk), sum(int(manifest.lengths[read.image]) for read in chunk))

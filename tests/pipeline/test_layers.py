@@ -25,6 +25,7 @@ LAYERS = (
 ONLY = {
     "horovod": ("pipeline/ranks/", "launch/horovod_build.py", "launch/doctor/"),
     "nvidia.dali": ("pipeline/data/dali/", "launch/doctor/"),
+    "nvidia.nvimgcodec": ("pipeline/data/parser.py",),
     "triton": ("pipeline/model/kernels/", "pipeline/model/backends.py"),
     # The plain script is what others write.
     "torch.distributed": ("pipeline/ranks/", "pipeline/benchmark/plain_script.py"),

@@ -111,7 +111,7 @@ def test_a_network_of_cifar_takes_image_files(photo, tmp_path):
     [
         (b"", "photo.jpg cannot be used: the file is empty; give a JPEG, PNG, "),
         (b"no picture at all", "photo.jpg cannot be used: no image header; give a JPEG, PNG, "),
-        (None, "photo.jpg cannot be used: cannot be decoded, truncated or not an image"),  # cut
+        (None, "photo.jpg cannot be used: cannot be decoded: it has no end marker"),  # cut
     ],
 )
 def test_an_image_that_cannot_be_used_is_named(checkpoint, photo, tmp_path, content, message):

@@ -14,11 +14,13 @@ from nvidia.dali import Pipeline
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from pipeline.data.dali import graph
+from pipeline.data.dali import graph, heard
 from pipeline.data.dali.arrival import Copied, DrawnAhead, UntilDone, Uploads
+from pipeline.data.dali.reasons import FAILED, cause
 from pipeline.data.dali.settings import DecodeSettings
 from pipeline.data.dali.source import Prepared, Source
 from pipeline.data.images import BadImage
+from pipeline.data.index.whole import file_flaw
 from pipeline.data.stream import ImageStream
 
 _OUT_OF_MEMORY = re.compile(r"bad_alloc|out of memory|failed to allocate", re.IGNORECASE)
@@ -65,6 +67,9 @@ class Loader:
             self._uploads = Uploads(device)
         self._ahead = DrawnAhead(self._draw_and_send)
         self._pipe: Pipeline | None = None
+        self._heard = settings.decoder != "none"
+        if self._heard:
+            heard.begin()
         self.start(stream, chunks, length)
 
     def start(self, stream: ImageStream, chunks: Iterable[np.ndarray], length: int) -> None:
@@ -107,6 +112,9 @@ class Loader:
         self._ahead.close()
         self._source.close()
         self._drop_graph()
+        if self._heard:
+            self._heard = False
+            heard.end()
 
     def _draw_and_send(self) -> tuple[Prepared, Copied]:
         """A batch on its way to the GPU; in the thread that is ahead."""
@@ -166,7 +174,7 @@ class Loader:
         except RuntimeError as error:
             if settings.decoder != "gpu" or not _OUT_OF_MEMORY.search(str(error)):
                 raise
-            memory, reason = settings.memory, _last_reason(str(error))
+            memory, reason = settings.memory, cause(str(error))
             raise RuntimeError(
                 f"the GPU's decoders cannot set memory aside for images of {memory.width} x "
                 f"{memory.height} pixels in {settings.threads} threads ({reason}); "
@@ -185,26 +193,23 @@ class Loader:
             return kept[-1]
 
         pipe = self._build(source, 1, dataclasses.replace(self._settings, prefetch=1))
-        for image in failed.selection.images:
+        for index in range(len(failed.selection.images)):
             try:
                 pipe.run()
             except RuntimeError as single:
                 if _OUT_OF_MEMORY.search(str(single)):
                     break  # a good file; never to be excluded
-                path = failed.image_set.path(int(image))
-                reason = (
-                    f"cannot be decoded, truncated or not an image ({_last_reason(str(single))})"
-                )
-                return BadImage(path, reason)
+                return self._bad_image(failed, index, cause(str(single)))
         return RuntimeError(
-            f"DALI failed on a batch without a bad image in it: {_last_reason(report)}; "
+            f"DALI failed on a batch without a bad image in it: {cause(report)}; "
             "memory may be short: lower data.local_batch_size or data.prefetch_batches"
         )
 
-
-def _last_reason(report: str) -> str:
-    """The most informative line of DALI's report, without the batch's internal numbering."""
-    lines = [line.strip() for line in report.splitlines()]
-    lines = [line for line in lines if line and not line.startswith("Current pipeline object")]
-    reasons = [line for line in lines if "ailure" in line or "ailed" in line] or lines
-    return re.sub(r" ?sample #\d+ ?:?", "", (reasons or ["no reason given"])[-1])[:200]
+    def _bad_image(self, failed: Prepared, index: int, said: str) -> BadImage:
+        """The error for image `index` of a batch, of which DALI `said` what went wrong."""
+        image = int(failed.selection.images[index])
+        encoded = failed.inputs[0][index] if self._settings.decoder != "none" else None
+        # DALI gives only the fact; what is missing or wrong in the file says more.
+        flaw = None if encoded is None else file_flaw(encoded.tobytes())
+        reason = f"it {flaw}" if flaw else said if said != FAILED else "its data are damaged"
+        return BadImage(failed.image_set.path(image), f"cannot be decoded: {reason}")

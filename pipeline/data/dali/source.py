@@ -19,6 +19,7 @@ import numpy as np
 from pipeline.data.dali import graph
 from pipeline.data.dali.settings import DecodeSettings
 from pipeline.data.images import BadImage, ImageSet
+from pipeline.data.parser import require_parsed
 from pipeline.data.stream import ImageStream, Selection
 from pipeline.system.files import patiently
 
@@ -126,9 +127,15 @@ def _read(image_set: ImageSet, images: np.ndarray) -> list[np.ndarray]:
 
 
 def read_patiently(manifest: ImageSet, image: int) -> np.ndarray:
-    """Calls `manifest.read` with retries; a file that is read but cannot be used is not retried."""
-    return patiently(
+    """Calls `manifest.read` with retries; a file that is read but cannot be used is not retried.
+
+    Raises `BadImage` also for a file that DALI could not begin to decode, which must not be in a
+    batch."""
+    content = patiently(
         lambda: manifest.read(image),
         BadImage,
         lambda error, nap_sec: f"warning: {error}; it is read again in {nap_sec:g} s",
     )
+    if content.ndim == 1:  # encoded
+        require_parsed(content, manifest, image)
+    return content

@@ -1,96 +1,113 @@
-"""Width and height of an encoded image, from its first bytes and without decoding it."""
+"""Width and height of an encoded image, from its header and without decoding it, or why DALI would
+not decode what has such a header."""
 
 from __future__ import annotations
 
 import io
 import logging
+import warnings
+from typing import BinaryIO, NamedTuple, cast
 
 from PIL.BmpImagePlugin import BmpImageFile
-from PIL.ImageFile import ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from pipeline.data.index.decodable import BadHeader, check_bmp, check_png, check_size, refuse
+from pipeline.data.index.jpeg import START_OF_IMAGE, read_jpeg, usual_jpeg
+from pipeline.data.index.tiff import tiff_size
 from pipeline.data.index.window import BadContainer, Window
 
 log = logging.getLogger("trainyard")
 
-# What DALI decodes, by its first bytes, whatever the extension says. The plugins are called
-# directly because Image.open refuses large images by a process-wide limit that is not ours to
-# lift.
-_HEADERS: tuple[tuple[bytes, type[ImageFile]], ...] = (
-    (b"\xff\xd8", JpegImageFile),
-    (b"\x89PNG", PngImageFile),
-    (b"BM", BmpImageFile),
-    (b"RIFF", WebPImageFile),
-    (b"II", TiffImageFile),
-    (b"MM", TiffImageFile),
-)
 # Holds all up to the scan of most JPEGs: quantisation and Huffman tables take about 600 bytes.
 _START_BYTES = 2048
-_START_OF_SCAN = 0xDA
-_START_OF_FRAME = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive: what is met in practice
+_NO_IMAGE = "no image header"
+
+# What they say of a damaged header names no file; the reason that is kept does. For the process, as
+# headers are read by several threads, which `catch_warnings` does not separate.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+class Header(NamedTuple):
+    """What a header says: (width, height) as stored, EXIF orientation not applied.
+
+    (0, 0) if there is none or if DALI does not decode such images to Pillow's pixels: `flaw` is
+    then the reason, else empty.
+    """
+
+    size: tuple[int, int]
+    flaw: str = ""
 
 
 def image_size(window: Window, offset: int, length: int) -> tuple[int, int]:
-    """Return the (width, height) of the image in `length` bytes at `offset`, as stored.
+    """Return the (width, height) of the image in `length` bytes at `offset`, as `Header` has it.
 
-    (0, 0) without a readable header. EXIF orientation is not applied. OSError if the file cannot
-    be read, BadContainer if it is cut off meanwhile.
+    OSError if the file cannot be read, BadContainer if it is cut off meanwhile.
     """
     start = window.read(offset, min(length, _START_BYTES))
-    jpeg = jpeg_header(start)
+    jpeg = usual_jpeg(start)
     if jpeg is not None:
         return jpeg[0]
     content = _Range(window, offset, length)
-    size = _plugin_size(start, content)
+    header = _read(start, content, length)
     if content.failure is not None:  # says nothing about the header
         raise content.failure
-    return size
+    return header.size
 
 
 def size_of_bytes(content: bytes) -> tuple[int, int]:
     """Return the same for an image in memory."""
-    jpeg = jpeg_header(content)
-    return _plugin_size(content, io.BytesIO(content)) if jpeg is None else jpeg[0]
+    return header_of(content).size
 
 
-def jpeg_header(start: bytes) -> tuple[tuple[int, int], int] | None:
-    """Return a JPEG's size and the offset of its first scan.
+def header_of(content: bytes) -> Header:
+    """Return what the header of an image in memory says."""
+    jpeg = usual_jpeg(content)
+    if jpeg is not None:
+        return Header(jpeg[0])
+    return _read(content[:_START_BYTES], io.BytesIO(content), len(content))
 
-    None unless all segments up to the scan are there and plain; then Pillow decides. ITU-T T.81,
-    annex B. 2 us where Pillow, which parses the tables too, takes 15.
+
+def _read(start: bytes, file: io.RawIOBase | io.BytesIO, length: int) -> Header:
+    """Return what the plugins and the rules of DALI say of a file with these first bytes."""
+    buffered = cast(BinaryIO, io.BufferedReader(file) if isinstance(file, io.RawIOBase) else file)
+    try:
+        size = _size(start, buffered, length)
+        check_size(*size)
+        return Header(size)
+    except BadHeader as error:
+        return Header((0, 0), str(error))
+    except Exception as error:  # plugins raise nearly anything on a damaged header
+        log.debug("no header behind %r", start[:8], exc_info=True)
+        words = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        unknown = "unknown value " if isinstance(error, KeyError) else ""
+        return Header((0, 0), f"{_NO_IMAGE} that can be read ({unknown}{words})")
+
+
+def _size(start: bytes, file: BinaryIO, length: int) -> tuple[int, int]:
+    """Return the size by the file's format, which its first bytes say, whatever its name.
+
+    The plugins are called directly because Image.open refuses large images by a process-wide limit
+    that is not ours to lift. BadHeader, or what a plugin raises.
     """
-    if start[:2] != b"\xff\xd8":
-        return None
-    size, at = None, 2
-    while at + 9 < len(start) and start[at] == 0xFF:
-        marker, following = start[at + 1], at + 2 + (start[at + 2] << 8 | start[at + 3])
-        if marker == _START_OF_SCAN:
-            return (size, at) if size is not None and following <= len(start) else None
-        if marker in _START_OF_FRAME:
-            height, width = start[at + 5] << 8 | start[at + 6], start[at + 7] << 8 | start[at + 8]
-            plain = start[at + 4] == 8 and start[at + 9] in (1, 3, 4) and height and width
-            if size is not None or not plain:
-                return None
-            size = width, height
-        elif marker < 0xC0 or 0xD0 <= marker <= 0xD9 or marker == 0xFF:
-            return None  # markers without a length, and fill bytes
-        at = following
-    return None
-
-
-def _plugin_size(start: bytes, file: io.RawIOBase | io.BytesIO) -> tuple[int, int]:
-    for magic, plugin in _HEADERS:
-        if start.startswith(magic):
-            buffered = io.BufferedReader(file) if isinstance(file, io.RawIOBase) else file
-            try:
-                width, height = plugin(buffered).size
-                return width, height
-            except Exception:  # plugins raise nearly anything on a damaged header
-                log.debug("no header behind %r", start[:8], exc_info=True)
-    return 0, 0
+    if start.startswith(START_OF_IMAGE):
+        return read_jpeg(file)[0]
+    if start.startswith(b"\x89PNG"):
+        png = PngImageFile(file)
+        check_png(png, start)
+        return png.size
+    if start.startswith(b"BM"):
+        bmp = BmpImageFile(file)
+        check_bmp(bmp, start, length)
+        return bmp.size
+    if start.startswith(b"RIFF"):
+        return WebPImageFile(file).size
+    if start.startswith(b"MM\0+"):
+        refuse("is a BigTIFF of big-endian numbers, which is not read; save it as TIFF")
+    if start.startswith((b"II", b"MM")):
+        return tiff_size(TiffImageFile(file), length)
+    refuse("the file is empty" if length == 0 else _NO_IMAGE)
 
 
 class _Range(io.RawIOBase):

@@ -30,6 +30,7 @@ from pipeline.data.index.arrow_file import (
     warn_if_fewer,
     write_manifest,
 )
+from pipeline.data.index.headers import header_of
 from pipeline.data.index.labels import unicode_form
 from pipeline.data.index.passed import Passed
 from pipeline.data.index.recordio import GAP_BYTES, without_gaps
@@ -52,8 +53,9 @@ class Manifest:
     split, directory: which part, and the folder that holds its class folders or containers.
     classes: class names; labels index it. digest: the data hash, 64 hex digits. passed: what the
     scan did not take, but for what lies beside class folders or containers. labels (N,) int32,
-    lengths (N,) int64 bytes, widths and heights (N,) int32 pixels (0: no readable header) are
-    read-only views of the map. EXIF orientation is not applied to the sizes.
+    lengths (N,) int64 bytes, widths and heights (N,) int32 pixels (0: a header that is not
+    decoded; `read` says why) are read-only views of the map. EXIF orientation is not applied to
+    the sizes.
     """
 
     def __init__(
@@ -128,7 +130,8 @@ class Manifest:
     def read(self, index: int) -> NDArray[np.uint8]:
         """Return the whole encoded image, (bytes,) uint8; may be called by several threads at once.
 
-        BadImage if it cannot be read, is not as long as recorded, or had no readable header.
+        BadImage if it cannot be read, is not as long as recorded, or has a header that is not
+        decoded.
         """
         recorded = int(self.lengths[index])
         try:
@@ -148,7 +151,9 @@ class Manifest:
         if len(content) == 0:
             raise BadImage(self.path(index), "the file is empty", changed=recorded != 0)
         if self.widths[index] == 0:
-            raise BadImage(self.path(index), "no image header")
+            flaw = header_of(content.tobytes()).flaw
+            now = flaw or f"is an image now, and was none when it was indexed ({_INDEX_AGAIN})"
+            raise BadImage(self.path(index), now, changed=not flaw)
         return content
 
     def containers(self) -> Iterator[tuple[Path, NDArray[np.int64], NDArray[np.int64]]]:

@@ -44,7 +44,7 @@ class Rows:
     """The N images of a split in bytewise order of (class, file name).
 
     files: N names `<class>/<file>` as bytes; labels: (N,) int32 index into `classes`;
-    lengths: (N,) int64 bytes; widths, heights: (N,) int32 pixels, 0 without a readable header,
+    lengths: (N,) int64 bytes; widths, heights: (N,) int32 pixels, 0 for a header not decoded,
     and as stored (EXIF orientation not applied). places: where in containers they lie, None for
     class folders. passed: what was not taken.
     """
@@ -107,7 +107,7 @@ def scan(tree: Tree, progress: Callable[[], object] = lambda: None) -> Rows:
     """Read the header of every image of the tree, in several threads, and call `progress` whenever
     there is some.
 
-    An image without a readable header is kept with size 0 x 0 and reported in one warning: only
+    An image whose header is not decoded is kept with size 0 x 0 and reported in one warning: only
     reading it is an error. ValueError if there is no image, a class folder has none, a file cannot
     be read, a container is damaged (with the byte), or numbered classes have no list of names.
     """
@@ -256,8 +256,9 @@ def _warn(tree: Tree, rows: Rows) -> None:
     headless = [os.fsdecode(rows.files[index]) for index in np.flatnonzero(rows.widths == 0)]
     if headless:
         log.warning(
-            "%d of %d images in %s have no readable header: %s; training fails when it meets one, "
-            "or excludes it, by data.bad_images",
+            "%d of %d images in %s have no header that is decoded: %s; training fails when it "
+            "meets one, or excludes it, by data.bad_images; python -m pipeline.prepare verify says "
+            "why for each",
             len(headless), len(rows.files), tree.directory, name_few(headless),
         )  # fmt: skip
     twice = [os.fsdecode(one) for one, next_one in pairwise(rows.files) if one == next_one]

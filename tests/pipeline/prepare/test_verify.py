@@ -64,14 +64,14 @@ BAD = {
     "half the end": (JPEG[:-1], "has no end marker"),
     "half with a thumbnail": (with_thumbnail(JPEG[:-600]), "has no end marker"),
     "header only": (JPEG[: JPEG.index(b"\xff\xda")], "is cut off in its header"),
-    "no header": (JPEG[:30], "no image header"),
-    "two marks": (JPEG[:2] + b"abc" + JPEG[2:], "no image header"),
+    "no header": (JPEG[:30], "is cut off in its header"),
+    "two marks": (JPEG[:2] + b"abc" + JPEG[2:], "has the bytes 6162 where a JPEG marker belongs"),
     "text": (b"not an image, sorry", "no image header"),
     "html": (b"<html><body>404</body></html>", "no image header"),
     "gif": (encoded("GIF"), "no image header"),
     "empty": (b"", "the file is empty"),
     "cut png": (GOOD["png"][:-300], "is a PNG file that is cut off"),
-    "cut bmp": (GOOD["bmp"][:-300], "its header says 7254: it is cut off"),
+    "cut bmp": (GOOD["bmp"][:-300], "its header needs 7254: it is cut off"),
 }
 
 
@@ -177,7 +177,7 @@ def test_an_image_of_another_size_than_recorded_is_found(tmp_path):
     assert line["reason"] == "is 60 x 48 by its header, the image index recorded 60 x 40"
     (root / "train/klasse ö/a.JPEG").write_bytes(b"<html>".ljust(len(JPEG)))
     (line,) = verified(root)
-    assert line["reason"] == "has no readable header"
+    assert line["reason"].startswith("it was 60 x 40 when it was indexed: no image header")
 
 
 def test_what_decodes_with_a_warning_is_suspect_in_full_mode_and_does_not_fail(tmp_path, capfd):
@@ -247,7 +247,7 @@ def test_an_image_that_fails_without_a_word_is_bad(tmp_path, monkeypatch):
     monkeypatch.setattr("nvidia.dali.Pipeline.run", fail)
     root = make(tmp_path / "data", {"a": JPEG})
     (line,) = verified(root, full=True)
-    assert (line["verdict"], line["reason"]) == ("bad", "")
+    assert (line["verdict"], line["reason"]) == ("bad", "no reason given")
 
 
 def test_an_image_of_10000_x_10000_passes(tmp_path):

@@ -243,16 +243,16 @@ def close_in_time(loader: Loader) -> None:
 
 
 @pytest.mark.parametrize("content, reason, scanned_as", [
-    (WHOLE[: len(WHOLE) // 2], "cannot be decoded", "bad"),
-    (WHOLE[: WHOLE.index(b"\xff\xda")], "cannot be decoded", "bad"),  # up to the scan's start
-    (WHOLE[:20], "no image header", "bad"),
+    (WHOLE[: len(WHOLE) // 2], "cannot be decoded: it has no end marker", "bad"),
+    (WHOLE[: WHOLE.index(b"\xff\xda")], "is cut off in its header", "bad"),
+    (WHOLE[:20], "is cut off in its header", "bad"),
     (b"", "the file is empty", "bad"),
     (HTML, "no image header", "bad"),
     (None, "No such file or directory", "good"),
     (WHOLE + b"\0", "the image index recorded", "good"),
     (b"", "the file is empty", "good"),
     (HTML, "the image index recorded", "good"),
-    (b"x", "cannot be decoded", "good"),  # rubbish of the same length
+    (b"x", "it was 60 x 48 when it was indexed: no image header", "good"),  # rubbish of the same length
 ])  # fmt: skip
 def test_a_bad_file_is_named_after_the_batches_before_it(tmp_path, content, reason, scanned_as):
     root = write_plain(tmp_path)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from image_writers import png_chunk
 from PIL import Image
 
 from pipeline.data.images import BadImage
@@ -88,10 +89,11 @@ def test_large_images_are_measured_and_the_exif_turn_is_not_applied(tmp_path):
     exif[0x0112] = 6  # turn by 90 degrees
     Image.new("RGB", (40, 20)).save(folder / "turned.jpg", exif=exif)
     # A header above twice Pillow's limit, where Image.open raises DecompressionBombError.
-    add_image(folder / "vast.bmp", kind="bmp")
-    vast = bytearray((folder / "vast.bmp").read_bytes())
-    vast[18:26] = struct.pack("<ii", 20_000, 20_000)
-    (folder / "vast.bmp").write_bytes(vast)
+    add_image(folder / "vast.png", kind="png")
+    vast = (folder / "vast.png").read_bytes()
+    size = struct.pack(">II", 20_000, 20_000)
+    header = png_chunk(b"IHDR", size + vast[24:29])
+    (folder / "vast.png").write_bytes(vast[:8] + header + vast[33:])
     limit = Image.MAX_IMAGE_PIXELS
     manifest = open_manifest(tmp_path, "val")
     assert list(zip(manifest.widths, manifest.heights, strict=True)) == [(40, 20), (20_000, 20_000)]
@@ -271,8 +273,9 @@ def test_files_without_a_header_are_kept_and_warned_of_once(root, caplog):
     manifest = open_manifest(root, "train")
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert warnings == [
-        f"3 of 8 images in {root}/train have no readable header: a/cut.jpg, a/page.jpg, "
-        f"a/void.jpg; training fails when it meets one, or excludes it, by data.bad_images"
+        f"3 of 8 images in {root}/train have no header that is decoded: a/cut.jpg, a/page.jpg, "
+        f"a/void.jpg; training fails when it meets one, or excludes it, by data.bad_images; python "
+        f"-m pipeline.prepare verify says why for each"
     ]
     reasons = {}
     for index in np.flatnonzero(manifest.widths == 0):
@@ -284,7 +287,7 @@ def test_files_without_a_header_are_kept_and_warned_of_once(root, caplog):
     assert reasons == {
         "page.jpg": "no image header",
         "void.jpg": "the file is empty",
-        "cut.jpg": "no image header",
+        "cut.jpg": "is cut off in its header",
     }
 
 

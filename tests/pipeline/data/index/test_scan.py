@@ -17,9 +17,11 @@ from terminal import on_terminal
 
 from pipeline.data.index import folders, tar
 from pipeline.data.index import scan as scanning
-from pipeline.data.index.headers import image_size, size_of_bytes
+from pipeline.data.index.headers import header_of, image_size, size_of_bytes
+from pipeline.data.index.jpeg import read_jpeg, usual_jpeg
 from pipeline.data.index.manifest import open_manifest
 from pipeline.data.index.window import BadContainer, Window, opened
+from pipeline.data.parser import parser_flaw
 from pipeline.system import console, files
 
 KINDS = {
@@ -48,6 +50,14 @@ def size_by_pillow(content: bytes) -> tuple[int, int]:
         return 0, 0
 
 
+def decoded_by_pillow(content: bytes) -> bool:
+    try:
+        JpegImageFile(io.BytesIO(content)).load()
+    except Exception:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_jpegs_have_the_size_that_pillow_reads(mode, kind):
@@ -55,23 +65,28 @@ def test_jpegs_have_the_size_that_pillow_reads(mode, kind):
     assert size_of_bytes(content) == size_by_pillow(content) == (201, 300)
 
 
-def test_a_jpeg_cut_anywhere_has_the_size_that_pillow_reads():
+def test_a_jpeg_cut_behind_its_header_has_its_size_and_before_it_none():
     content = jpeg("RGB", comment=b"a comment")
-    known = {cut: size_by_pillow(content[:cut]) for cut in range(1000)}
-    assert set(known.values()) == {(0, 0), (201, 300)}
-    assert {cut: size_of_bytes(content[:cut]) for cut in known} == known
+    scan = content.index(b"\xff\xda") + 14
+    headers = {cut: header_of(content[:cut]) for cut in range(1000)}
+    assert {headers[cut].size for cut in range(scan, 1000)} == {(201, 300)}
+    assert {headers[cut] for cut in range(3, scan)} == {((0, 0), "is cut off in its header")}
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_jpeg_with_other_bytes_has_the_size_that_pillow_reads_or_none_is_lost(seed):
-    """A byte changed in the header: what has a size with Pillow has the same one here."""
+def test_a_jpeg_with_other_bytes_has_the_size_that_pillow_reads_if_it_is_decoded(seed):
+    """A byte changed in the header: what Pillow decodes and DALI's parser takes keeps its size."""
     rng = np.random.default_rng(seed)
     content = jpeg()
     for place, value in zip(rng.integers(2, 700, 300), rng.integers(0, 256, 300), strict=True):
         changed = content[:place] + bytes([value]) + content[place + 1 :]
-        by_pillow = size_by_pillow(changed)
-        if by_pillow != (0, 0):
-            assert size_of_bytes(changed) == by_pillow
+        header, by_pillow = header_of(changed), size_by_pillow(changed)
+        usual = usual_jpeg(changed)
+        assert usual is None or usual == read_jpeg(io.BytesIO(changed))
+        parsed = parser_flaw(np.frombuffer(changed, np.uint8), by_pillow) is None
+        if parsed and decoded_by_pillow(changed):
+            assert header == (by_pillow, "")
+        assert header.size in ((0, 0), by_pillow)
 
 
 @pytest.mark.parametrize("kind", ["png", "bmp", "webp", "tiff"])
