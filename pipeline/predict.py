@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config, names_for, require
 from pipeline.config.reading import can_hold, checkpoint_exists, command_parser, parse_overrides
+from pipeline.config.setting import PathText
 from pipeline.system.failure import run_command
 from pipeline.system.files import write_text
 
@@ -33,12 +34,12 @@ _TOP = 5
 def main(argv: list[str]) -> None:
     """Parses and checks, then loads what is heavy and runs."""
     parser = command_parser("pipeline.predict", DESCRIPTION)
-    parser.add_argument("images", nargs="*", type=str, metavar="IMAGE", help="image files")
+    parser.add_argument("images", nargs="*", type=PathText, metavar="IMAGE", help="image files")
     for name, what in (
         ("--checkpoint", "file of a training run (.pt)"),
         ("--json", "also write the result to this file"),
     ):
-        parser.add_argument(name, type=str, metavar="FILE", help=what)
+        parser.add_argument(name, type=PathText, metavar="FILE", help=what)
     options = parse_overrides(parser, argv, "predict")
     checkpoint_exists("--checkpoint", options.checkpoint)
     require(len(options.images) > 0, "no image is given; name one or more files after the options")

@@ -20,6 +20,7 @@ from launch.doctor.check import Check, Facts
 from launch.doctor.judge import facts, judge
 from pipeline.config import ConfigError, names_for
 from pipeline.config.reading import load_config
+from pipeline.config.setting import home
 from pipeline.system.failure import ExitCode, Reported, run_command
 from pipeline.system.launched import Engine
 
@@ -73,7 +74,9 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--engine", choices=get_args(Engine), help="what is to connect the ranks; else either"
     )
-    parser.add_argument("--run-dir", type=Path, metavar="D", help="folder of the run")
+    parser.add_argument(
+        "--run-dir", type=lambda text: Path(home(text)), metavar="D", help="folder of the run"
+    )
     for setting in names_for("doctor"):
         parser.add_argument(
             f"--{_short(setting)}", dest=setting, metavar="X", help=f"short for --{setting}"

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 from pipeline.benchmark.options import LoaderOptions, NormOptions, StepOptions, chosen, within
 from pipeline.benchmark.result import Result, Save, aligned, of_this_machine, write_json
+from pipeline.config.setting import home
 from pipeline.system.failure import TrainingError, run_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,10 +129,14 @@ def main(argv: list[str]) -> None:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    # Not jsonargparse, which a machine that only runs this need not have.
+    # Not `config.reading`, whose packages a machine that only runs this need not have.
     parser = argparse.ArgumentParser(f"python -m {__spec__.name}", description=__doc__)
     parser.add_argument("--parts", default=",".join(PARTS), help="which, separated by commas")
-    parser.add_argument("--json", type=Path, help="default: benchmarks/gpu_<GPU>_<date>.json")
+    parser.add_argument(
+        "--json",
+        type=lambda text: Path(home(text)),
+        help="default: benchmarks/gpu_<GPU>_<date>.json",
+    )
     options = parser.parse_args(argv)
     within(options, "parts", list(PARTS))
     if options.json is not None and not options.json.parent.is_dir():

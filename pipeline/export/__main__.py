@@ -19,6 +19,7 @@ from pipeline.config.reading import (
     parse_overrides,
     read_yaml,
 )
+from pipeline.config.setting import PathText
 from pipeline.system.failure import run_command
 
 DESCRIPTION = (
@@ -39,14 +40,18 @@ PACKAGES = {
 def main(argv: list[str]) -> None:
     """Parses and checks, then loads what is heavy and runs."""
     parser = command_parser("pipeline.export", DESCRIPTION)
-    parser.add_argument("--checkpoint", type=str, help="file of a training run (.pt) to be written")
-    parser.add_argument("--weights", type=str, help="file to be read (.pth, .safetensors)")
-    parser.add_argument("--config", type=str, help="with --weights: YAML file of their settings")
     parser.add_argument(
-        "--classes", type=str, help="with --weights: file of the class names, one a line; default: "
-        "those in a .safetensors file of this program, or of the data in data.root",
+        "--checkpoint", type=PathText, help="file of a training run (.pt) to be written"
+    )
+    parser.add_argument("--weights", type=PathText, help="file to be read (.pth, .safetensors)")
+    parser.add_argument(
+        "--config", type=PathText, help="with --weights: YAML file of their settings"
+    )
+    parser.add_argument(
+        "--classes", type=PathText, help="with --weights: file of the class names, one a line; "
+        "default: those in a .safetensors file of this program, or of the data in data.root",
     )  # fmt: skip
-    parser.add_argument("--out", type=str, help="file to write")
+    parser.add_argument("--out", type=PathText, help="file to write")
     refusal = "--{} comes from the checkpoint, or with --weights from --config"
     options = parse_overrides(parser, argv, "export", refusal)
     require(
@@ -65,9 +70,10 @@ def main(argv: list[str]) -> None:
 
 
 def _check_export(options: Any) -> None:
+    given = [name for name in names_for("export") if name in options]
     for name in ("config", "classes", *names_for("export")):
         require(
-            options[name] is None,
+            name not in given and options[name] is None,
             f"--{name} goes with --weights; with --checkpoint it comes from the checkpoint",
         )
     checkpoint_exists("--checkpoint", options.checkpoint)

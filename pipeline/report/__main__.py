@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.config import ConfigError, require
 from pipeline.config.reading import command_parser, parse
+from pipeline.config.setting import PathText
 from pipeline.system.console import counted
 from pipeline.system.failure import run_command
 
@@ -27,13 +28,17 @@ def main(argv: list[str]) -> None:
     """Parses and checks, then reads, draws and writes."""
     parser = command_parser("pipeline.report", DESCRIPTION)
     parser.add_argument(
-        "runs", nargs="*", type=str, default=[], metavar="RUN",
+        "runs", nargs="*", type=PathText, default=[], metavar="RUN",
         help=f"folders of runs; none: all below {RUNS}/",
     )  # fmt: skip
     parser.add_argument(
-        "--out", metavar="DIR", type=str, default=str(RUNS / "report"), help="folder to write to"
+        "--out",
+        metavar="DIR",
+        type=PathText,
+        default=str(RUNS / "report"),
+        help="folder to write to",
     )
-    options = parse(parser, {}, argv)
+    options = parse(parser, argv)
     out = Path(options.out)
     require(
         not out.exists() or out.is_dir(),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pipeline.config import ConfigError
 from pipeline.config.reading import command_parser, parse
+from pipeline.config.setting import PathText
 from pipeline.runs import listing
 from pipeline.runs.follow import LiveScreen, Screen, follow
 from pipeline.system.failure import TrainingError, run_command
@@ -32,12 +33,12 @@ def main(argv: list[str]) -> None:
     """Parses and checks, then reads and prints."""
     parser = command_parser("pipeline.runs", DESCRIPTION)
     parser.add_argument(
-        "runs", nargs="*", type=str, default=[], metavar="RUN",
+        "runs", nargs="*", type=PathText, default=[], metavar="RUN",
         help=f"a folder of runs (default: {RUNS}/) or a run; several runs, by name or folder: "
         "their differences",
     )  # fmt: skip
     parser.add_argument(
-        "--follow", type=str, metavar="NAME",
+        "--follow", type=PathText, metavar="NAME",
         help="print what this run says until it ends, on a terminal above a progress bar with "
         "what limits it; returns 0 when it finished, 75 when a signal stopped it, 1 for any other "
         "end",
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print JSON; with --follow, its lines of metrics"
     )
-    options = parse(parser, {}, argv)
+    options = parse(parser, argv)
     # A truncated last line needs no warning here: a live run may be writing it right now.
     logging.getLogger("trainyard").setLevel(logging.ERROR)
     try:
