@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import Config, names_for, require
 from pipeline.config.reading import can_hold, checkpoint_exists, command_parser, parse_overrides
 from pipeline.config.setting import PathText
+from pipeline.system.console import say
 from pipeline.system.failure import run_command
 from pipeline.system.files import write_text
 
@@ -48,13 +49,14 @@ def main(argv: list[str]) -> None:
         require(Path(image).is_file(), f"the image {image} {kind}; give the path of an image file")
     can_hold("--json", options.json)
     found = predict(Path(options.checkpoint), [Path(image) for image in options.images], options)
-    for one in found:
-        print(f"{one['image']}")
-        for guess in one["top"]:
-            print(f"  {guess['probability']:7.2%}  {guess['name']}")
-    if options.json is not None:
-        result = {"checkpoint": options.checkpoint, "predictions": found}
-        write_text(Path(options.json), json.dumps(result) + "\n")
+    try:
+        if options.json is not None:
+            result = {"checkpoint": options.checkpoint, "predictions": found}
+            write_text(Path(options.json), json.dumps(result) + "\n")
+    finally:  # a disk that is full must not cost the words as well
+        for one in found:
+            say(one["image"])
+            say(*(f"  {guess['probability']:7.2%}  {guess['name']}" for guess in one["top"]))
 
 
 def predict(path: Path, paths: Sequence[Path], options: Any) -> list[dict[str, Any]]:

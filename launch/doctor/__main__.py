@@ -21,8 +21,10 @@ from launch.doctor.judge import facts, judge
 from pipeline.config import ConfigError, names_for
 from pipeline.config.reading import load_config
 from pipeline.config.setting import home
+from pipeline.system.console import say
 from pipeline.system.failure import ExitCode, Reported, run_command
 from pipeline.system.launched import Engine
+from pipeline.system.words import printable
 
 MARKER = "trainyard-node"
 # srun forwards a line of more than 1024 bytes in several messages, and another node's may come
@@ -46,9 +48,9 @@ def main(argv: list[str]) -> None:
         return
     checks = judge(nodes, engine=options.engine)
     if options.json:
-        print(json.dumps({"nodes": nodes, "checks": [dataclasses.asdict(c) for c in checks]}))
+        say(json.dumps({"nodes": nodes, "checks": [dataclasses.asdict(c) for c in checks]}))
     else:
-        print(table(checks))
+        say(*table(checks).split("\n"))
     failed = [check.name for check in checks if check.status == "fail"]
     if failed:
         raise Reported(f"failed: {', '.join(failed)}", ExitCode.WRONG_INPUT)
@@ -152,7 +154,7 @@ def table(checks: Sequence[Check]) -> str:
             lines.append(f"{'':<4}  {'':<{width}}  -> {check.cure}")
     count: dict[Any, int] = {s: sum(c.status == s for c in checks) for s in ("fail", "warn", "ok")}
     lines.append(f"{count['fail']} failed, {count['warn']} to look at, {count['ok']} ok")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 if __name__ == "__main__":

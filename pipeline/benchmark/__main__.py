@@ -36,6 +36,7 @@ from pipeline.config.reading import (
 from pipeline.config.reading import parse as parse_settings
 from pipeline.config.setting import PathText
 from pipeline.config.yaml_file import CONFIGS
+from pipeline.system.console import say
 from pipeline.system.failure import run_command
 from pipeline.system.launched import launched_size
 
@@ -134,10 +135,13 @@ def main(argv: list[str]) -> None:
     from pipeline.benchmark.result import of_this_machine, write_json
 
     result = benchmark.run(options)
-    print(result.text())
+    try:
+        if path is not None:
+            write_json(path, of_this_machine(result.to_json()))
+    finally:  # it has taken minutes, and is worth showing where it could not be kept
+        say(*result.text().split("\n"))
     if path is not None:
-        write_json(path, of_this_machine(result.to_json()))
-        print(f"written to {path}")
+        say(f"written to {path}")
 
 
 if __name__ == "__main__":

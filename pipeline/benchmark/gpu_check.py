@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 from pipeline.benchmark.options import LoaderOptions, NormOptions, StepOptions, chosen, within
 from pipeline.benchmark.result import Result, Save, aligned, of_this_machine, write_json
 from pipeline.config.setting import home
+from pipeline.system.console import say
 from pipeline.system.failure import TrainingError, run_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,7 +124,7 @@ def main(argv: list[str]) -> None:
     outcomes = {}
     for name in PARTS:
         if name in chosen(options.parts, list(PARTS)):
-            print(f"{name}: at most {PARTS[name].budget_sec:.0f} s", flush=True)
+            say(f"{name}: at most {PARTS[name].budget_sec:.0f} s")
             outcomes[name] = run_part(PARTS[name])
     finish(outcomes, options.json)
 
@@ -202,7 +203,7 @@ def run_here(part: Part, path: Path) -> None:
     try:
         module, _, name = part.run.rpartition(".")
         result = getattr(importlib.import_module(module), name)(part.options, save)
-        print(result.text(), flush=True)
+        say(*result.text().split("\n"))
         outcome |= {"status": "done", "reason": ""}
         save(result)
     except Exception as error:  # the other parts are run
@@ -223,9 +224,11 @@ def finish(outcomes: Mapping[str, Mapping[str, Any]], path: Path | None) -> None
     table = [("part", "status", "seconds", "")]
     for part, outcome in outcomes.items():
         table.append((part, outcome["status"], str(outcome["seconds"]), outcome["reason"][:100]))
-    print("\n".join(aligned(table)))
-    write_json(path, content)
-    print(f"written to {path}")
+    try:
+        write_json(path, content)
+    finally:
+        say(*aligned(table))
+    say(f"written to {path}")
     failed = [part for part, outcome in outcomes.items() if outcome["status"] == "failed"]
     if failed:
         raise TrainingError(f"failed: {', '.join(failed)}; the table has the reasons")

@@ -7,6 +7,7 @@ so that `--help` and a wrong setting answer at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -287,8 +288,9 @@ def take_name(
     name = argv[0] if argv else ""
     if name in ("-h", "--help"):
         lines = "\n".join(f"  {name:<10}{kind.__doc__}" for name, kind in kinds.items())
-        print(f"usage: python -m {command} {about}\n\n{lines}\n")
-        print(f"python -m {command} NAME --help lists the options of one.")
+        with contextlib.suppress(OSError):  # as argparse's own help: `head` has had what it wanted
+            print(f"usage: python -m {command} {about}\n\n{lines}\n")
+            print(f"python -m {command} NAME --help lists the options of one.", flush=True)
         sys.exit(0)
     if name not in kinds:
         nearest = difflib.get_close_matches(name, kinds, n=1)

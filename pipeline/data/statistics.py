@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import shlex
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from pipeline.data.images import ImageSet
 from pipeline.data.index.arrow_file import cache_places
 from pipeline.data.normalisation import IMAGENET, Normalisation, color_axes
 from pipeline.system.files import replacing
+from pipeline.system.words import shell_word
 
 log = logging.getLogger("trainyard")
 
@@ -117,7 +117,7 @@ def prepare_command(config: DataConfig) -> str:
         parts += ["--" + name.replace("_", "-"), given]
     if config.cache_dir:
         parts += ["--cache-dir", config.cache_dir]
-    return shlex.join(parts)
+    return " ".join(map(shell_word, parts))
 
 
 def save(place: Path, normalisation: Normalisation, images: int, facts: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from pipeline.config.reading import (
     read_yaml,
 )
 from pipeline.config.setting import PathText
+from pipeline.system.console import say
 from pipeline.system.failure import run_command
 
 DESCRIPTION = (
@@ -122,12 +123,11 @@ def export(path: Path, out: Path) -> None:
         sidecar = write_torchvision(out, model, trained.config, description)
         notes.append(f"classes and preprocessing are in {sidecar}")
     count = sum(parameter.numel() for parameter in model.parameters())
-    print(
+    say(
         f"{out}: {description.name} of step {trained.step}, {len(trained.classes)} classes, "
         f"{count:,} parameters, {out.stat().st_size / 1e6:.1f} MB"
     )
-    for note in notes:
-        print(note)
+    say(*notes)
 
 
 def import_weights(options: Any) -> None:
@@ -140,7 +140,7 @@ def import_weights(options: Any) -> None:
     class_list = None if options.classes is None else Path(options.classes)
     content = checkpoint_of(Path(options.weights), config, class_list)
     write_atomically(Path(options.out), content)
-    print(
+    say(
         f"{options.out}: {network_name(config.model)}, {len(content['classes'])} classes; for "
         "pipeline.evaluate and pipeline.predict, not for resuming a training"
     )

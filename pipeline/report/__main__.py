@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.config import ConfigError, require
 from pipeline.config.reading import command_parser, parse
 from pipeline.config.setting import PathText
-from pipeline.system.console import counted
+from pipeline.system.console import ConsoleHandler, counted, say
 from pipeline.system.failure import run_command
 
 RUNS = Path("runs")
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
 
     from pipeline.report.runs import find_runs, read_runs
 
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)  # a cut line of metrics
+    logging.basicConfig(handlers=[ConsoleHandler(sys.stderr)])  # a cut line of metrics
     folders = [Path(folder) for folder in options.runs] or find_runs(RUNS)
     runs = read_runs(folders)
     try:
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
 
     write_report(out, runs)
     number = counted(len(runs), "run")
-    print(f"report of {number} written to {out / 'index.html'} and {out / 'report.md'}")
+    say(f"report of {number} written to {out / 'index.html'} and {out / 'report.md'}")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ from pipeline.ranks.places import choose_device, own_share, set_threads
 from pipeline.ranks.watchdog import watched
 from pipeline.system.console import counted, start_logging
 from pipeline.system.failure import StopSignal
-from pipeline.system.files import Room, replacing, write_text
+from pipeline.system.files import Room, read_text, replacing, write_text
 from pipeline.system.machine import versions
+from pipeline.system.words import shell_word
 from pipeline.train.checkpoint import CheckpointFolder, read_verified, require_same_run
 from pipeline.train.folder import RunFolder
 from pipeline.train.gpu import described
@@ -151,7 +152,7 @@ def _find_checkpoint(trainer: Trainer) -> dict[str, Any] | None:
     """The checkpoint that `--resume` points to, checked to belong to this run; None for a new
     run."""
     choice, run, checkpoints = trainer.config.resume, trainer.folder, trainer.checkpoints
-    started_from = run.origin.read_text(encoding="utf-8") if run.origin.exists() else None
+    started_from = read_text(run.origin) if run.origin.exists() else None
     holds_run = bool(checkpoints.steps()) or run.metrics.exists()
     if choice == "none":
         if holds_run:
@@ -303,5 +304,5 @@ def _sum_up(trainer: Trainer) -> None:
         log.info("limited by: %s", judge(seen(median, trainer.world.size, trainer.figures)))
     log.info(
         "the run lies in %s; look at it with: tensorboard --logdir %s",
-        trainer.folder.path, trainer.folder.path.parent,
+        trainer.folder.path, shell_word(str(trainer.folder.path.parent)),
     )  # fmt: skip

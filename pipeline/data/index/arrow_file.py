@@ -70,7 +70,7 @@ def load_table(path: Path) -> pa.Table:
     ValueError (pa.ArrowInvalid is one) if it is damaged or of another version, OSError if it cannot
     be read.
     """
-    with pa.memory_map(os.fsdecode(path)) as source:
+    with pa.memory_map(os.fsencode(path)) as source:
         table = pa.ipc.open_file(source).read_all()
     metadata = table.schema.metadata or {}
     if metadata.get(b"version") != _VERSION:

@@ -8,17 +8,20 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jobs
 import pytest
 import yaml
 
-from pipeline.config import Config, ConfigError, setting_names, setting_types
+from pipeline.config import Config, ConfigError, DataConfig, names_for, setting_names, setting_types
 from pipeline.config.reading import (
     add_options,
     command_parser,
     config_of,
     load_config,
     new_parser,
+    overrides,
     parse,
+    parse_overrides,
     read_yaml,
 )
 from pipeline.config.values import rule
@@ -293,6 +296,46 @@ def test_a_stored_name_that_is_no_text_of_utf8_reads_back(tmp_path):
 def test_a_stored_configuration_of_other_names_or_types_is_refused(tree, message):
     with pytest.raises(ConfigError, match=message):
         config_of(tree)
+
+
+@pytest.mark.parametrize(
+    ("argv", "seen"),
+    [
+        ("pipeline.train --config=~/no.yaml", "--config /home/me/no.yaml cannot be read"),
+        ("pipeline.train --resume=~/a.pt", "the checkpoint /home/me/a.pt does not exist"),
+        ("pipeline.evaluate --checkpoint=~/a.pt", "--checkpoint /home/me/a.pt does not exist"),
+        ("pipeline.predict --checkpoint=~/a.pt", "--checkpoint /home/me/a.pt does not exist"),
+        ("pipeline.predict --checkpoint=setup.py ~/cat.jpg", "image /home/me/cat.jpg does not ex"),
+        ("pipeline.predict --checkpoint=setup.py --json=~/a/b setup.py", "--json /home/me/a/b:"),
+        ("pipeline.export --checkpoint=~/a.pt --out=b.pth", "--checkpoint /home/me/a.pt does not"),
+        ("pipeline.export --checkpoint=setup.py --out=~/a/b.pth", "--out /home/me/a/b.pth: the"),
+        ("pipeline.export --weights=~/a.pth --out=b.pt", "--weights /home/me/a.pth does not exist"),
+        ("pipeline.report --out=~setup.py ~/a", "/home/me/a is no run"),
+        ("pipeline.runs ~/a ~/b", "no run /home/me/a below|no run a below /home/me"),
+        ("pipeline.runs --follow ~/a", "no run a below /home/me"),
+        ("pipeline.prepare verify --root ~/a", "--root /home/me/a is not a folder"),
+        ("pipeline.prepare imagenet --train-tar=~/a --val-tar=b --devkit=c --out=d",
+         "--train-tar /home/me/a is not a file"),
+        ("pipeline.benchmark predict --allreduce=~/a", "--allreduce /home/me/a cannot be read"),
+        ("pipeline.benchmark model --config=~/a.yaml", "--config /home/me/a.yaml cannot be read"),
+        ("pipeline.benchmark model --json=~/a/b.json", "--json /home/me/a/b.json: the folder"),
+        ("pipeline.benchmark.gpu_check --json=~/a/b", "--json /home/me/a/b: the folder"),
+        ("launch.doctor --config=~/a.yaml", "--config /home/me/a.yaml cannot be read"),
+    ],
+)  # fmt: skip
+def test_a_tilde_is_the_home_folder_in_every_command(argv, seen, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    command, *options = argv.split()
+    with pytest.raises(ValueError, match=seen):
+        jobs.command_module(command).main(options)
+
+
+def test_null_takes_the_place_of_a_stored_value():
+    parser = command_parser("prog", "")
+    given = parse_overrides(parser, ["--data.threads=null"], "evaluate")
+    stored = Config(data=DataConfig(threads=3, prefetch_batches=2))
+    found = overrides(given, names_for("evaluate"), yaml.safe_load(stored.to_yaml()))
+    assert (found.data.threads, found.data.prefetch_batches) == (None, 2)
 
 
 def test_options_of_other_commands_are_read_likewise(tmp_path, monkeypatch):
