@@ -31,8 +31,7 @@ setup(
         "google-crc32c",  # checksums of TFRecord files
         "numba",  # compiles the resize of CPU decoding, which DALI runs on its threads
         "pillow",  # draws the demo images, reads sizes when a data set is scanned
-        "jsonargparse>=4.50",  # typed configuration from YAML and the command line
-        "docstring-parser",  # makes jsonargparse show the fields' docstrings in --help
+        "docstring-parser",  # shows the fields' docstrings in --help
         "pyyaml",  # the resolved configuration of a run
         "tensorboard",  # the scalars and images of a run
         "tqdm",  # progress bar on a terminal

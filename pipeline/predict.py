@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config, names_for, require
 from pipeline.config.reading import can_hold, checkpoint_exists, command_parser, parse_overrides
+from pipeline.config.setting import PathText
+from pipeline.system.console import say
 from pipeline.system.failure import run_command
 from pipeline.system.files import write_text
 
@@ -33,12 +35,12 @@ _TOP = 5
 def main(argv: list[str]) -> None:
     """Parses and checks, then loads what is heavy and runs."""
     parser = command_parser("pipeline.predict", DESCRIPTION)
-    parser.add_argument("images", nargs="*", type=str, metavar="IMAGE", help="image files")
+    parser.add_argument("images", nargs="*", type=PathText, metavar="IMAGE", help="image files")
     for name, what in (
         ("--checkpoint", "file of a training run (.pt)"),
         ("--json", "also write the result to this file"),
     ):
-        parser.add_argument(name, type=str, metavar="FILE", help=what)
+        parser.add_argument(name, type=PathText, metavar="FILE", help=what)
     options = parse_overrides(parser, argv, "predict")
     checkpoint_exists("--checkpoint", options.checkpoint)
     require(len(options.images) > 0, "no image is given; name one or more files after the options")
@@ -47,13 +49,14 @@ def main(argv: list[str]) -> None:
         require(Path(image).is_file(), f"the image {image} {kind}; give the path of an image file")
     can_hold("--json", options.json)
     found = predict(Path(options.checkpoint), [Path(image) for image in options.images], options)
-    for one in found:
-        print(f"{one['image']}")
-        for guess in one["top"]:
-            print(f"  {guess['probability']:7.2%}  {guess['name']}")
-    if options.json is not None:
-        result = {"checkpoint": options.checkpoint, "predictions": found}
-        write_text(Path(options.json), json.dumps(result) + "\n")
+    try:
+        if options.json is not None:
+            result = {"checkpoint": options.checkpoint, "predictions": found}
+            write_text(Path(options.json), json.dumps(result) + "\n")
+    finally:  # a disk that is full must not cost the words as well
+        for one in found:
+            say(one["image"])
+            say(*(f"  {guess['probability']:7.2%}  {guess['name']}" for guess in one["top"]))
 
 
 def predict(path: Path, paths: Sequence[Path], options: Any) -> list[dict[str, Any]]:

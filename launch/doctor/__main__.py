@@ -20,8 +20,11 @@ from launch.doctor.check import Check, Facts
 from launch.doctor.judge import facts, judge
 from pipeline.config import ConfigError, names_for
 from pipeline.config.reading import load_config
+from pipeline.config.setting import home
+from pipeline.system.console import say
 from pipeline.system.failure import ExitCode, Reported, run_command
 from pipeline.system.launched import Engine
+from pipeline.system.words import printable
 
 MARKER = "trainyard-node"
 # srun forwards a line of more than 1024 bytes in several messages, and another node's may come
@@ -45,9 +48,9 @@ def main(argv: list[str]) -> None:
         return
     checks = judge(nodes, engine=options.engine)
     if options.json:
-        print(json.dumps({"nodes": nodes, "checks": [dataclasses.asdict(c) for c in checks]}))
+        say(json.dumps({"nodes": nodes, "checks": [dataclasses.asdict(c) for c in checks]}))
     else:
-        print(table(checks))
+        say(*table(checks).split("\n"))
     failed = [check.name for check in checks if check.status == "fail"]
     if failed:
         raise Reported(f"failed: {', '.join(failed)}", ExitCode.WRONG_INPUT)
@@ -73,7 +76,9 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--engine", choices=get_args(Engine), help="what is to connect the ranks; else either"
     )
-    parser.add_argument("--run-dir", type=Path, metavar="D", help="folder of the run")
+    parser.add_argument(
+        "--run-dir", type=lambda text: Path(home(text)), metavar="D", help="folder of the run"
+    )
     for setting in names_for("doctor"):
         parser.add_argument(
             f"--{_short(setting)}", dest=setting, metavar="X", help=f"short for --{setting}"
@@ -149,7 +154,7 @@ def table(checks: Sequence[Check]) -> str:
             lines.append(f"{'':<4}  {'':<{width}}  -> {check.cure}")
     count: dict[Any, int] = {s: sum(c.status == s for c in checks) for s in ("fail", "warn", "ok")}
     lines.append(f"{count['fail']} failed, {count['warn']} to look at, {count['ok']} ok")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """`python -m launch.slurm`: runs a command of the pipeline on every rank of a Slurm job."""
 
+from pipeline.system import console
+
 
 def say(line: str) -> None:
     """Prints a line of the launcher itself to the job's log."""
-    print(f"launch: {line}", flush=True)
+    console.say(f"launch: {line}")

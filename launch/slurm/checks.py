@@ -20,6 +20,7 @@ from launch.slurm.allocation import Allocation, one_per_node, one_per_node_envir
 from launch.slurm.options import LaunchOptions, Program
 from pipeline.config import ConfigError
 from pipeline.ranks.addresses import INTERFACE_OF
+from pipeline.system import console
 from pipeline.system.console import counted
 from pipeline.system.files import locked
 from pipeline.train.folder import RunFolder
@@ -39,7 +40,7 @@ def examine(allocation: Allocation, program: Program, options: LaunchOptions) ->
         checks = judge(answers, ranks, options.engine)
         failed = [check.name for check in checks if check.status == "fail"]
         if failed or any(check.status == "warn" for check in checks):
-            print(table([check for check in checks if check.status != "ok"]), flush=True)
+            console.say(*table([one for one in checks if one.status != "ok"]).split("\n"))
         if failed:
             raise ConfigError(
                 f"the check before the job failed: {', '.join(failed)}; the table above has the "
@@ -112,7 +113,7 @@ def watch_nccl(run_dir: Path, nodes: int, nap_sec: float = 10.0) -> threading.Th
             if nccl_transport(text) is not None:
                 check = transport_check(text, nodes)
                 if check.status != "ok":
-                    print(f"warning: {check.name}: {check.found} -> {check.cure}", flush=True)
+                    console.say(f"warning: {check.name}: {check.found} -> {check.cure}")
                 return
             time.sleep(nap_sec)
 

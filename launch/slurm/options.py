@@ -8,9 +8,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 from pipeline.config import Config, ConfigError, names_for, require
 from pipeline.config.reading import command_parser, load_config, parse
+from pipeline.config.setting import PathText
 from pipeline.system.launched import Engine
 
 _COMMANDS = {
@@ -30,14 +32,10 @@ class LaunchOptions:
     """--launch.interface: network interface of every node; default: the one with its address."""
     doctor: bool = True
     """--launch.doctor: check every node before the ranks start."""
-    stage: str | None = None
+    stage: PathText | None = None
     """--launch.stage: folder on each node's own disk that gets a copy of the data first."""
     requeue: bool = True
     """--launch.requeue: after SIGUSR1, put the job back into the queue."""
-
-    def __post_init__(self) -> None:
-        require(self.interface != "", "--launch.interface needs a value, such as ib0")
-        require(self.stage != "", "--launch.stage needs a value, such as /scratch/imagenet")
 
 
 @dataclass(frozen=True)
@@ -107,9 +105,12 @@ class Program:
 def split(argv: Sequence[str]) -> tuple[LaunchOptions, Program]:
     """Parses the launcher's options and the program; refuses wrong ones before anything starts."""
     parser = command_parser("launch.slurm", "")
-    parser.add_class_arguments(LaunchOptions, "launch")
+    for field, kind in get_type_hints(LaunchOptions, include_extras=True).items():
+        parser.add_argument(f"--launch.{field}", dest=field, type=kind, default=argparse.SUPPRESS)
     own = [argument for argument in argv if argument.startswith("--launch.")]
-    launch: LaunchOptions = parse(parser, {}, own).launch
+    given = parse(parser, own)
+    chosen = {name: given[name] for name in get_type_hints(LaunchOptions) if name in given}
+    launch = LaunchOptions(**chosen)
     command, *options = [argument for argument in argv if argument not in own] or ["nothing"]
     require(command in _COMMANDS, f"launch.slurm runs {', '.join(_COMMANDS)}, not {command}")
     module = _COMMANDS[command]

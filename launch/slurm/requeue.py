@@ -107,7 +107,7 @@ class End:
         found = {}
         for path in (self._run.failure, self._run.stop) if self._run is not None else ():
             with contextlib.suppress(OSError):
-                found[path] = path.stat().st_mtime_ns, path.read_text(encoding="utf-8")
+                found[path] = path.stat().st_mtime_ns, path.read_text("utf-8", "replace")
         return found
 
 

@@ -24,7 +24,6 @@ from pipeline.benchmark.rank_options import (
 )
 from pipeline.config import Config, ConfigError, names_for
 from pipeline.config.reading import (
-    CONFIGS,
     add_options,
     add_overrides,
     can_hold,
@@ -35,6 +34,9 @@ from pipeline.config.reading import (
     take_name,
 )
 from pipeline.config.reading import parse as parse_settings
+from pipeline.config.setting import PathText
+from pipeline.config.yaml_file import CONFIGS
+from pipeline.system.console import say
 from pipeline.system.failure import run_command
 from pipeline.system.launched import launched_size
 
@@ -71,10 +73,14 @@ def parse(argv: list[str]) -> tuple[str, Any, Path | None]:
     add_options(parser, kind, "_", skip=_FROM_SETTINGS if configured else ())
     if configured:
         demo = str(CONFIGS / "demo.yaml")
-        parser.add_argument("--config", metavar="FILE", default=demo, help="YAML of a training")
+        parser.add_argument(
+            "--config", type=PathText, metavar="FILE", default=demo, help="YAML of a training"
+        )
         add_overrides(parser, _settings(name))
-    parser.add_argument("--json", metavar="FILE", help="also write the whole result here")
-    parsed = parse_settings(parser, {}, argv[1:])
+    parser.add_argument(
+        "--json", type=PathText, metavar="FILE", help="also write the whole result here"
+    )
+    parsed = parse_settings(parser, argv[1:])
     found = _read_settings(parsed, name) if configured else {}
     options: Any = read_options(parsed, parser, kind, "_", **found)
     return name, options, None if parsed.json is None else Path(parsed.json)
@@ -129,10 +135,13 @@ def main(argv: list[str]) -> None:
     from pipeline.benchmark.result import of_this_machine, write_json
 
     result = benchmark.run(options)
-    print(result.text())
+    try:
+        if path is not None:
+            write_json(path, of_this_machine(result.to_json()))
+    finally:  # it has taken minutes, and is worth showing where it could not be kept
+        say(*result.text().split("\n"))
     if path is not None:
-        write_json(path, of_this_machine(result.to_json()))
-        print(f"written to {path}")
+        say(f"written to {path}")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from pipeline.data.index.manifest import open_manifest
 from pipeline.prepare import demo
 from pipeline.prepare import options as prepare
 from pipeline.ranks.local import start_ranks
+from pipeline.system.console import say
 from pipeline.system.failure import TrainingError
 from pipeline.system.launched import Engine
 from pipeline.system.machine import available_cores
@@ -114,7 +115,8 @@ class Call(ABC):
                 codes = [process.wait() for process in ranks.processes]
         sec = time.perf_counter() - started
         if any(codes):
-            print("\n".join(said.read_text().splitlines()[-_LAST_LINES:]), file=sys.stderr)
+            lines = said.read_text("utf-8", "replace").splitlines()
+            say(*lines[-_LAST_LINES:], stream=sys.stderr)
             raise TrainingError(f"a call of {command[1]} failed; its last lines are above")
         return sec
 

@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 
 from pipeline.benchmark.options import LoaderOptions, NormOptions, StepOptions, chosen, within
 from pipeline.benchmark.result import Result, Save, aligned, of_this_machine, write_json
+from pipeline.config.setting import home
+from pipeline.system.console import say
 from pipeline.system.failure import TrainingError, run_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,16 +124,20 @@ def main(argv: list[str]) -> None:
     outcomes = {}
     for name in PARTS:
         if name in chosen(options.parts, list(PARTS)):
-            print(f"{name}: at most {PARTS[name].budget_sec:.0f} s", flush=True)
+            say(f"{name}: at most {PARTS[name].budget_sec:.0f} s")
             outcomes[name] = run_part(PARTS[name])
     finish(outcomes, options.json)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    # Not jsonargparse, which a machine that only runs this need not have.
+    # Not `config.reading`, whose packages a machine that only runs this need not have.
     parser = argparse.ArgumentParser(f"python -m {__spec__.name}", description=__doc__)
     parser.add_argument("--parts", default=",".join(PARTS), help="which, separated by commas")
-    parser.add_argument("--json", type=Path, help="default: benchmarks/gpu_<GPU>_<date>.json")
+    parser.add_argument(
+        "--json",
+        type=lambda text: Path(home(text)),
+        help="default: benchmarks/gpu_<GPU>_<date>.json",
+    )
     options = parser.parse_args(argv)
     within(options, "parts", list(PARTS))
     if options.json is not None and not options.json.parent.is_dir():
@@ -197,7 +203,7 @@ def run_here(part: Part, path: Path) -> None:
     try:
         module, _, name = part.run.rpartition(".")
         result = getattr(importlib.import_module(module), name)(part.options, save)
-        print(result.text(), flush=True)
+        say(*result.text().split("\n"))
         outcome |= {"status": "done", "reason": ""}
         save(result)
     except Exception as error:  # the other parts are run
@@ -218,9 +224,11 @@ def finish(outcomes: Mapping[str, Mapping[str, Any]], path: Path | None) -> None
     table = [("part", "status", "seconds", "")]
     for part, outcome in outcomes.items():
         table.append((part, outcome["status"], str(outcome["seconds"]), outcome["reason"][:100]))
-    print("\n".join(aligned(table)))
-    write_json(path, content)
-    print(f"written to {path}")
+    try:
+        write_json(path, content)
+    finally:
+        say(*aligned(table))
+    say(f"written to {path}")
     failed = [part for part, outcome in outcomes.items() if outcome["status"] == "failed"]
     if failed:
         raise TrainingError(f"failed: {', '.join(failed)}; the table has the reasons")

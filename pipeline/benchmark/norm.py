@@ -27,6 +27,7 @@ from pipeline.benchmark.result import (
 )
 from pipeline.model.backends import Backend, make_norm, problems
 from pipeline.model.norm import ends
+from pipeline.system.console import say
 
 _HALF = 2  # bytes of an element
 _DESIGNS: dict[Backend, Design] = {"reference": "eager", "triton": "folded", "apex": "fused"}
@@ -126,7 +127,7 @@ def _able(device: torch.device, amp: Amp, result: Result) -> list[Backend]:
     """The backends that can run; prints for each whether it can or why not."""
     found = {name: devices.as_options(problem) for name, problem in problems(device, amp).items()}
     for backend, problem in found.items():
-        print(f"{amp} {backend}: {problem or 'can run here'}", flush=True)
+        say(f"{amp} {backend}: {problem or 'can run here'}")
         if problem:
             result.figures["not_run"][f"{_NAMES[backend]} {amp}"] = problem
     return [backend for backend, problem in found.items() if problem is None]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar, get_args
 
 from pipeline.config import Config
-from pipeline.config.setting import at_least_one, require
+from pipeline.config.setting import PathText, at_least_one, require
 from pipeline.system.launched import Engine
 
 Amp = Literal["fp16", "bf16"]
@@ -73,7 +73,7 @@ def whole_numbers(options: object, name: str, least: int) -> None:
 class LoaderOptions:
     """From JPEG files to training batches: this project's loader against others, as a table."""
 
-    data: str | None = None
+    data: PathText | None = None
     """Data set in any container; `files` of its training images, spread over all of it, are
     measured. null: JPEGs of ImageNet's usual size are made."""
     files: int = 512
@@ -112,7 +112,7 @@ class TrainOptions:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """What the model runs on; auto: a GPU where there is one. JPEGs are decoded there too."""
-    data: str | None = None
+    data: PathText | None = None
     """Folder of a data set with train and val; null: JPEGs of ImageNet's usual size are made."""
     files: int = 2048
     """JPEGs to make when `data` is null; each is read as often as the run needs images."""

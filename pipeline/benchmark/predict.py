@@ -38,6 +38,7 @@ from pipeline.config import ConfigError, ModelConfig, require
 from pipeline.model.resnet import build_network
 from pipeline.ranks.buckets import BUCKET_FLOATS
 from pipeline.system.launched import Engine
+from pipeline.system.words import shell_word
 
 _CLASSES = 1000
 _MEASURED_CLASSES = 10  # of the networks in `benchmark scale`
@@ -232,7 +233,7 @@ def _read(name: str, path: str | None) -> dict[str, Any] | None:
     """The JSON that `benchmark NAME` wrote, or None where none is given. Raises `ConfigError`."""
     if path is None:
         return None
-    again = f"write it by python -m pipeline.benchmark {name} --json {path}"
+    again = f"write it by python -m pipeline.benchmark {name} --json {shell_word(path)}"
     try:
         content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

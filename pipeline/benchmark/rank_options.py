@@ -19,8 +19,8 @@ from pipeline.benchmark.options import (
     within,
     within_if_given,
 )
-from pipeline.config.reading import CONFIGS
-from pipeline.config.setting import at_least_one, require
+from pipeline.config.setting import PathText, at_least_one, require
+from pipeline.config.yaml_file import CONFIGS
 from pipeline.system.launched import Engine
 
 
@@ -85,7 +85,7 @@ class ScaleOptions:
     """Side of the images in pixels."""
     depth: int = 18
     """Layers of the ResNet."""
-    data: str | None = None
+    data: PathText | None = None
     """Folder with train/<class>/<image> that DALI reads; null: the images lie in memory, so that
     nothing waits for data."""
 
@@ -107,9 +107,9 @@ class DemoOptions:
     """Whole calls of pipeline.train on CPUs against a plain script of DataLoader and
     DistributedDataParallel: img/s, seconds, top-1. A call takes minutes."""
 
-    config: str = str(CONFIGS / "demo.yaml")
+    config: PathText = str(CONFIGS / "demo.yaml")
     """YAML of the training."""
-    data: str | None = None
+    data: PathText | None = None
     """Folder with train/<class>/<image> and val; null: the images of `prepare demo` are drawn."""
     engines: str | None = None
     """What this program's ranks communicate over, horovod or torch, comma-separated; null: those
@@ -140,9 +140,9 @@ class DemoOptions:
 class PredictOptions:
     """Efficiency on a cluster, by a model of what `allreduce` and `scale` measured."""
 
-    allreduce: str | None = None
+    allreduce: PathText | None = None
     """JSON of the benchmark allreduce; gives every null below but step_ms and jitter_ms."""
-    scale: str | None = None
+    scale: PathText | None = None
     """JSON of the benchmark scale; gives step_ms and jitter_ms where they are null. With both JSONs
     the model is also checked against the rank counts measured there."""
     depth: int = 50

@@ -18,6 +18,7 @@ from pipeline.benchmark.photos import make_photos
 from pipeline.benchmark.result import Result, Spread, by_round
 from pipeline.data.index.manifest import open_manifest
 from pipeline.ranks.horovod import nccl_built
+from pipeline.system.console import say
 from pipeline.system.failure import TrainingError
 from pipeline.train.folder import RunFolder, find_runs
 
@@ -119,9 +120,10 @@ def _train(launch: list[str], given: dict[str, Any], runs: Path) -> list[dict[st
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        errors="replace",
     )
     if done.returncode != 0:
-        print("\n".join(done.stdout.splitlines()[-_LAST_LINES:]), file=sys.stderr)
+        say(*done.stdout.splitlines()[-_LAST_LINES:], stream=sys.stderr)
         # horovodrun's own lines follow the one that names the cause.
         cause = re.search(r"error: (.*)", done.stdout)
         reason = cause[1] if cause else "its last lines are above"

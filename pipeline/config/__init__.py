@@ -9,16 +9,26 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 from pipeline.config.data import DataConfig
 from pipeline.config.run import RunConfig, profiled_steps
-from pipeline.config.setting import Command, ConfigError, Kind, Setting, require, said_by, setting
+from pipeline.config.setting import (
+    Command,
+    ConfigError,
+    Kind,
+    PathText,
+    Setting,
+    require,
+    said_by,
+    setting,
+)
 from pipeline.config.training import ModelConfig, OptimConfig, ScheduleConfig
 
 __all__ = [
     "Config", "ConfigError", "DataConfig", "ModelConfig", "OptimConfig", "RunConfig",
-    "ScheduleConfig", "names_for", "names_of", "require", "setting_names", "settings",
+    "ScheduleConfig", "names_for", "names_of", "require", "setting_names", "setting_types",
+    "settings",
 ]  # fmt: skip
 
 
@@ -31,7 +41,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     run: RunConfig = field(default_factory=RunConfig)
-    resume: str = setting("auto", "start")
+    resume: PathText = setting("auto", "start")
     """auto: resume the run of this name if there is one; none: refuse a folder that holds a run; or
     the path of a checkpoint."""
     profile: str | None = setting(None, "start")
@@ -87,6 +97,22 @@ def settings() -> Mapping[str, Setting]:
         else:
             fields = dataclasses.fields(cast(Any, inner))
             found |= {f"{part.name}.{field.name}": said_by(field) for field in fields}
+    return found
+
+
+@cache
+def setting_types() -> Mapping[str, Any]:
+    """The type hint of each setting, by `part.name`, in order."""
+    hints = get_type_hints(Config, include_extras=True)
+    inner = {
+        part: get_type_hints(owner, include_extras=True)
+        for part, owner in hints.items()
+        if dataclasses.is_dataclass(owner)
+    }
+    found = {}
+    for name in settings():
+        part, _, rest = name.partition(".")
+        found[name] = inner[part][rest] if rest else hints[part]
     return found
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.config.setting import check_limits, require, setting, shown
+from pipeline.config.setting import PathText, check_limits, require, setting, shown
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """The images, their batches, their crops and their decoder."""
 
-    root: str = setting(
+    root: PathText = setting(
         "data/imagenet",
         "place",
         ("evaluate", "predict", "export", "benchmark all", "doctor"),
@@ -25,7 +25,7 @@ class DataConfig:
     held_out: int | None = setting(None, "identity", limits="[1, inf)")
     """cifar-10: this many training images, the last of each class, are the validation set (5000 in
     the paper); null: the test images are."""
-    cache_dir: str | None = setting(None, "place", ("evaluate", "export"))
+    cache_dir: PathText | None = setting(None, "place", ("evaluate", "export"))
     """Folder of the image indexes; null: next to the data, or the user's cache if that is
     read-only."""
     global_batch_size: int = setting(256, "identity", asked=5, limits="[1, inf)")
@@ -98,7 +98,7 @@ class DataConfig:
     """A file that cannot be decoded ends the run, or is left out from there on."""
     max_excluded: int = setting(100, "execution", limits="[0, inf)")
     """More excluded images than this end the run."""
-    exclude: str | None = setting(None, "execution")
+    exclude: PathText | None = setting(None, "execution")
     """Exclusion list of `prepare verify`; its images are left out from this start on."""
 
     def __post_init__(self) -> None:

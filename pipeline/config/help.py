@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import types
-from argparse import SUPPRESS, Action
+from argparse import SUPPRESS, Action, HelpFormatter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from jsonargparse import DefaultHelpFormatter
+from pipeline.config.setting import PathText, shown
 
-from pipeline.config.setting import shown
-
-_METAVARS = {int: "N", float: "X", Path: "PATH"}
+_METAVARS = {int: "N", float: "X", bool: "{true,false}", Path: "PATH", PathText: "PATH"}
 
 
-class PlainHelp(DefaultHelpFormatter):
+class PlainHelp(HelpFormatter):
     """Shows a type as the form of its value, and no default where it says nothing.
 
     A default of null is shown where the help says what null means.
     """
 
-    def _get_type_str(self, action: Action) -> None:
-        """Returns None: the type is shown after the option, not in its help."""
+    def _expand_help(self, action: Action) -> str:
+        """The help as it stands: its percent signs are no format."""
+        return self._get_help_string(action)
 
     def _get_help_string(self, action: Action) -> str:
         help_text = action.help or ""
@@ -40,8 +39,8 @@ class PlainHelp(DefaultHelpFormatter):
     def _metavar_formatter(
         self, action: Action, default_metavar: str
     ) -> Callable[[int], tuple[str, ...]]:
-        metavar = metavar_of(getattr(action, "_typehint", None) or action.type)
-        if metavar is None or action.metavar not in (None, "[ITEM,...]"):
+        metavar = metavar_of(getattr(action, "kind", None))
+        if metavar is None or action.metavar is not None:
             return super()._metavar_formatter(action, default_metavar)
         return lambda count: (metavar,) * count
 

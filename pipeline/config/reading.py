@@ -1,168 +1,164 @@
 """Reads a configuration: defaults, then a YAML file, then the command line, all names checked.
 
-Every command makes its parser and reads its options with these functions.
-
-The only module that reads YAML. It imports nothing heavy, so that `--help` and a wrong setting
-answer at once.
+Every command makes its parser and reads its options with these functions. It imports nothing heavy,
+so that `--help` and a wrong setting answer at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
-import re
+import os
+import shlex
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, get_type_hints
 
-import yaml
 from docstring_parser import parse_from_object
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from pipeline.config import Config, ConfigError, names_for, require, setting_names
-from pipeline.config.help import PlainHelp
+from pipeline.config import (
+    Config,
+    ConfigError,
+    names_for,
+    require,
+    setting_names,
+    setting_types,
+)
+from pipeline.config.help import PlainHelp, metavar_of
+from pipeline.config.run import require_plain_name
 from pipeline.config.setting import Command
+from pipeline.config.values import Refused, read, refusal
+from pipeline.config.yaml_file import CONFIGS, settings_in, unknown_setting
+from pipeline.config.yaml_text import Quoted
 
 T = TypeVar("T")
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DEFAULT_CONFIG = CONFIGS / "resnet50.yaml"
 
 
-def _unknown(name: str, where: str, known: Sequence[str]) -> ConfigError:
-    # A name is compared both whole and by its last part: `--depht` means `--model.depth`.
-    whole = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    last = {option.rpartition(".")[2]: option for option in known}
-    tail = difflib.get_close_matches(name.rpartition(".")[2], last, n=1, cutoff=0.6)
-    nearest = whole[0] if whole else last[tail[0]] if tail else None
-    hint = f"; did you mean {nearest}?" if nearest else "; --help lists the settings"
-    return ConfigError(f"{where}: there is no setting {name}{hint}")
+class Parsed(argparse.Namespace):
+    """What a command line gave, also by name: `parsed["data.root"]`, None where it is not there.
+
+    An option without a default is in it only if it was given.
+    """
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name, None)
 
 
-def _flat_keys(tree: dict[str, Any], parts: set[str], prefix: str = "") -> Iterator[str]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and f"{prefix}{key}" in parts:
-            yield from _flat_keys(value, parts, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose options have a type hint as their `type`, by which `parse` reads
+    them; what argparse itself refuses is raised as `ConfigError`."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        self.kinds: dict[str, Any] = {}
+        """The type hints, by the option's name in `Parsed`."""
+        super().__init__(
+            prog=prog, description=description, allow_abbrev=False, formatter_class=PlainHelp
+        )
+
+    def add_argument(self, *names: Any, **about: Any) -> argparse.Action:
+        """As argparse's own, but for `type`."""
+        kind = about.pop("type", None)
+        action = super().add_argument(*names, **about)
+        if kind is not None:
+            self.kinds[action.dest] = action.kind = kind  # type: ignore[attr-defined]
+        return action
+
+    def error(self, message: str) -> NoReturn:
+        """Raises `ConfigError`."""
+        file = message.partition("unrecognized arguments: ")[2]
+        known = _options(self)
+        meant = [o for suffix, o in _OPTION_OF if o in known and file.endswith(suffix)]
+        hints = (f"; did you mean {option} {shlex.quote(file)}?" for option in meant)
+        raise ConfigError(message.removeprefix("argument ") + "".join(hints))
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses a name that occurs twice, where YAML would quietly forget the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for name in names:
-            if names.count(name) > 1:
-                raise yaml.YAMLError(f"{name} occurs twice")
-        return super().construct_mapping(node, deep)
+# The option that a file without one was meant for.
+_OPTION_OF = ((".yaml", "--config"), (".yml", "--config"), (".pt", "--checkpoint"))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings of a YAML file and of those it builds on, names checked. Raises `ConfigError`.
-
-    `base: FILE`, a path relative to the file that names it, includes all settings of FILE; the
-    file's own settings override them, one at a time.
-    """
-    return _read_chain(path, f"--config {path}", [])
-
-
-def _read_chain(path: Path, named: str, above: list[Path]) -> dict[str, Any]:
-    """Reads one file. `named` is how the user refers to `path`; `above` are the files that build on
-    it."""
-    if any(path.resolve() == file.resolve() for file in above):
-        chain = " -> ".join(str(file) for file in [*above, path])
-        raise ConfigError(f"{path} builds on itself: {chain}; take base out of one of them")
-    tree = _read_one(path, named)
-    base = tree.pop("base", None)
-    if base is None:
-        return tree
-    require(
-        isinstance(base, str),
-        f"{path}: base={base!r} must be the path of a YAML file, from the folder of this one",
-    )
-    below = _read_chain(path.parent / base, f"{path}: base {base}", [*above, path])
-    for part, values in tree.items():
-        below[part] = below.get(part, {}) | values if isinstance(values, dict) else values
-    return below
+    """The settings of a YAML file and of those it builds on, by part and name, each of its type.
+    Raises `ConfigError`, as `settings_in` does."""
+    tree: dict[str, Any] = {}
+    for name, value in _yaml_values(path).items():
+        part, _, rest = name.partition(".")
+        if rest:
+            tree.setdefault(part, {})[rest] = value
+        else:
+            tree[part] = value
+    return tree
 
 
-def _read_one(path: Path, named: str) -> dict[str, Any]:
+def _yaml_values(path: Path) -> dict[str, Any]:
+    """The settings of a YAML file by `part.name`, each of its type."""
+    return {name: _typed(name, text) for name, text in settings_in(path).items()}
+
+
+def _typed(name: str, value: Any) -> Any:
+    """The value of a setting. Raises `ConfigError` if it is not of the setting's type."""
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except OSError as error:
-        raise ConfigError(
-            f"{named} cannot be read ({error.strerror}); there are: {_configs_like(path)}"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{named} is not YAML: {' '.join(str(error).split())}") from error
-    if tree is None:
-        return {}
-    require(isinstance(tree, dict), f"{named} must hold settings by name, as configs/ does")
-    known = ["base", *setting_names()]
-    parts = {name.partition(".")[0] for name in known if "." in name}
-    for name in _flat_keys(tree, parts):
-        if name in parts and tree[name] is not None:
-            raise ConfigError(f"{path}: {name} must hold settings by name, not {tree[name]!r}")
-        # An empty part (`data:` with all its lines commented out) sets nothing and is fine.
-        if name not in known and name not in parts:
-            raise _unknown(name, str(path), known)
-    return {key: value for key, value in tree.items() if value is not None or key not in parts}
+        return read(value, setting_types()[name])
+    except Refused as error:
+        raise ConfigError(refusal(f"{name}=", value, error)) from error
 
 
-def _configs_like(path: Path) -> str:
-    """The files in configs/ with the names nearest to `path`, or all if none is near."""
-    found = sorted(str(file.relative_to(CONFIGS.parent)) for file in CONFIGS.rglob("*.yaml"))
-    near = difflib.get_close_matches(str(path), found, n=3, cutoff=0.75)
-    return f"{', '.join(near)} and others" if near else ", ".join(found)
-
-
-def command_parser(command: str, description: str) -> ArgumentParser:
+def command_parser(command: str, description: str) -> Parser:
     """The parser of `python -m <command>`, to which the command adds its options."""
-    return ArgumentParser(prog=f"python -m {command}", description=description, exit_on_error=False)
+    return Parser(f"python -m {command}", description)
 
 
-def new_parser(command: str, description: str) -> ArgumentParser:
+def new_parser(command: str, description: str) -> Parser:
     """A parser with every setting as an option; a command adds its own."""
-    # The docstrings under the fields are the help.
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = command_parser(command, description)
-    parser.add_class_arguments(Config, as_group=False)
+    _add_settings(parser, setting_names(), "")
     _add_debug(parser)
     return parser
 
 
-def _add_debug(parser: ArgumentParser) -> None:
+def _add_settings(parser: Parser, names: Sequence[str], note: str) -> None:
+    """Gives `parser` an option for each of the settings `names`, in `Parsed` if it is given; its
+    help is the docstring under the field, and a `note`."""
+    hints = get_type_hints(Config)
+    docs = {
+        part: field_docs(hints[part]) for part in {n.partition(".")[0] for n in names if "." in n}
+    }
+    docs[""] = field_docs(Config)
+    for name in names:
+        part, _, rest = name.rpartition(".")
+        kind = setting_types()[name]
+        parser.add_argument(
+            f"--{name}", type=kind, default=argparse.SUPPRESS, help=docs[part][rest] + note,
+            metavar=rest.upper() if metavar_of(kind) is None else None,
+        )  # fmt: skip
+
+
+def _add_debug(parser: Parser) -> None:
     """Adds the help of `--debug`, which `run_command` itself reads from the command line."""
     if "--debug" not in _options(parser):
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
-def _options(parser: ArgumentParser) -> list[str]:
+def _options(parser: argparse.ArgumentParser) -> list[str]:
     return [option for action in parser._actions for option in action.option_strings]
 
 
-def add_overrides(parser: ArgumentParser, names: Sequence[str]) -> None:
+def add_overrides(parser: Parser, names: Sequence[str]) -> None:
     """Gives `parser` an option for each of the settings `names`, without a default of its own."""
-    for name in names:
-        part, _, rest = name.partition(".")
-        owner = get_type_hints(Config)[part]
-        parser.add_argument(
-            f"--{name}",
-            type=get_type_hints(owner)[rest] | None,
-            default=None,
-            help=f"{field_docs(owner)[rest]} (default: as stored)",
-        )
+    _add_settings(parser, names, " (default: as stored)")
 
 
 def parse_overrides(
-    parser: ArgumentParser,
+    parser: Parser,
     argv: Sequence[str],
     command: Command,
     refusal: str = "--{} comes from the checkpoint; --help lists what can change",
-) -> Any:
+) -> Parsed:
     """Parses the options of a command that takes its settings from a checkpoint or file and lets
     some of them change. Raises `ConfigError` with `refusal`, formatted with the name, for any
     other.
@@ -175,28 +171,57 @@ def parse_overrides(
         name = option.removeprefix("--")
         known = option.startswith("--") and name in ("config", *setting_names())
         require(not known or option in changeable, refusal.format(name))
-    return parse(parser, {}, argv)
+    return parse(parser, argv)
 
 
-def overrides(parsed: Any, names: Sequence[str], base: dict[str, Any]) -> Config:
-    """The configuration `base` with the settings `names` that the command line gave."""
-    tree = {part: dict(v) if isinstance(v, dict) else v for part, v in base.items()}
-    for name in names:
+def overrides(parsed: Parsed, names: Sequence[str], base: Mapping[str, Any]) -> Config:
+    """The configuration `base` with those of the settings `names` that the command line gave."""
+    given = {name: parsed[name] for name in names if name in parsed}
+    return _made(_values(base) | given)
+
+
+def config_of(tree: Mapping[str, Any]) -> Config:
+    """The configuration from settings by part and name, as `Config.to_yaml` writes them.
+
+    Raises `ConfigError` for an unknown name or a value of another type.
+    """
+    return _made(_values(tree))
+
+
+def _values(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by `part.name`, each of its type. `tree` has Python's values: its strings are text
+    as it stands."""
+    found: dict[str, Any] = {}
+    for part, values in tree.items():
+        named = values if isinstance(values, Mapping) else {"": values}
+        found |= {f"{part}.{name}".rstrip("."): value for name, value in named.items()}
+    known = setting_names()
+    for name in found:
+        if name not in known:
+            raise unknown_setting(name, "the configuration", known)
+    return {
+        name: _typed(name, Quoted(value) if isinstance(value, str) else value)
+        for name, value in found.items()
+    }
+
+
+def _made(values: Mapping[str, Any]) -> Config:
+    """The configuration with these settings, by `part.name`; others have their defaults."""
+    owners = get_type_hints(Config)
+    own: dict[str, Any] = {}
+    for name, value in values.items():
         part, _, rest = name.partition(".")
-        if parsed[name] is not None:
-            tree[part][rest] = parsed[name]
-    return config_of(tree)
+        if rest:
+            own.setdefault(part, {})[rest] = value
+        else:
+            own[part] = value
+    return Config(**{
+        part: owners[part](**value) if dataclasses.is_dataclass(owners[part]) else value
+        for part, value in own.items()
+    })  # fmt: skip
 
 
-def config_of(tree: dict[str, Any]) -> Config:
-    """The configuration from settings by part and name, as a YAML file has them."""
-    return _in_parsed(parse(new_parser("", ""), tree, []))
-
-
-def _in_parsed(parsed: Any) -> Config:
-    return Config(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(Config)})
-
-
+@cache
 def field_docs(kind: type) -> dict[str, str]:
     """The docstring below each field of a dataclass and its bases, on one line, by name."""
     owners = [one for one in reversed(kind.__mro__) if dataclasses.is_dataclass(one)]
@@ -205,13 +230,13 @@ def field_docs(kind: type) -> dict[str, str]:
 
 
 def add_options(
-    parser: ArgumentParser, kind: type, joint: Literal["-", "_"], skip: Collection[str] = ()
+    parser: Parser, kind: type, joint: Literal["-", "_"], skip: Collection[str] = ()
 ) -> None:
     """Gives `parser` an option for each field of the dataclass `kind` but those in `skip`.
 
     Words of a name are joined by `joint`; the docstring below the field is the help.
     """
-    docs, types = field_docs(kind), get_type_hints(kind)
+    docs, types = field_docs(kind), get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         if field.name in skip:
             continue
@@ -221,14 +246,14 @@ def add_options(
             continue
         parser.add_argument(
             option,
-            type=types[field.name] | None if _is_required(field) else types[field.name],
+            type=types[field.name],
             default=None if _is_required(field) else field.default,
             help=f"{text} (required)" if _is_required(field) else text,
         )
 
 
 def read_options(
-    parsed: Any, parser: ArgumentParser, kind: type[T], joint: Literal["-", "_"], **known: Any
+    parsed: Parsed, parser: Parser, kind: type[T], joint: Literal["-", "_"], **known: Any
 ) -> T:
     """A `kind` made of what `add_options` found on the command line and of `known` fields.
 
@@ -263,8 +288,9 @@ def take_name(
     name = argv[0] if argv else ""
     if name in ("-h", "--help"):
         lines = "\n".join(f"  {name:<10}{kind.__doc__}" for name, kind in kinds.items())
-        print(f"usage: python -m {command} {about}\n\n{lines}\n")
-        print(f"python -m {command} NAME --help lists the options of one.")
+        with contextlib.suppress(OSError):  # as argparse's own help: `head` has had what it wanted
+            print(f"usage: python -m {command} {about}\n\n{lines}\n")
+            print(f"python -m {command} NAME --help lists the options of one.", flush=True)
         sys.exit(0)
     if name not in kinds:
         nearest = difflib.get_close_matches(name, kinds, n=1)
@@ -289,80 +315,48 @@ def checkpoint_exists(setting: str, path: str | None) -> None:
 
 
 def can_hold(setting: str, path: str | None) -> None:
-    """Raises `ConfigError`, naming `setting`, unless a file can be written at `path`, if given."""
-    folder = Path(path or ".").parent
+    """Raises `ConfigError`, naming `setting`, unless a file can be written at `path`, if given: an
+    error after the work would cost its result."""
+    if path is None:
+        return
+    folder = Path(path).parent
     require(folder.is_dir(), f"{setting} {path}: the folder {folder} does not exist")
+    require(not Path(path).is_dir(), f"{setting} {path} is a folder; give the path of a file")
+    place = Path(path) if Path(path).exists() else folder
+    require(
+        os.access(place, os.W_OK), f"{setting} {path}: {place} may not be written to; give another"
+    )
 
 
-def parse(parser: ArgumentParser, base: dict[str, Any], argv: Sequence[str]) -> Any:
-    """Defaults, then `base` (a YAML's settings), then the command line `argv`.
+def parse(parser: Parser, argv: Sequence[str]) -> Parsed:
+    """The options of the command line `argv`, each of its type.
 
-    Returns the parser's namespace, the parts as dataclasses. Raises `ConfigError`, with the nearest
-    name for an option that `parser` does not have.
+    Raises `ConfigError`, with the nearest name for an option that `parser` does not have.
     """
     _add_debug(parser)
     known = [option for option in _options(parser) if option.startswith("--")]
     for argument in argv:
         name = argument.partition("=")[0]
         if name.startswith("--") and name not in known:
-            raise _unknown(name, "command line", known)
-    parser.formatter_class = PlainHelp
+            raise unknown_setting(name, "command line", known)
+    parsed = parser.parse_args(list(argv), Parsed())
+    for action in parser._actions:
+        value = parsed[action.dest]
+        if action.dest in parser.kinds and value is not None and value is not action.default:
+            several = isinstance(value, list)
+            read_one = [_read_option(parser, action, v) for v in (value if several else [value])]
+            setattr(parsed, action.dest, read_one if several else read_one[0])
+    return parsed
+
+
+def _read_option(parser: Parser, action: argparse.Action, text: str) -> Any:
     try:
-        defaults = parser.get_defaults()
-        parsed = parser.parse_object(base, namespace=defaults) if base else defaults
-        return parser.instantiate(parser.parse_args(list(argv), namespace=parsed))
-    except ArgumentError as error:
-        raise ConfigError(_one_sentence(str(error), parser)) from error
-
-
-# jsonargparse's messages for a value that is not of the one type, or of none of several.
-_REFUSED = re.compile(
-    r'Parser key "(?P<key>[^"]+)".*?: '
-    r"(?:Expected a (?P<type>.+)\. Got|Does not .* Subtypes: \[(?P<types>.+)\] Errors: .* Given) "
-    r"value: (?P<value>.*)"
-)
-_TYPE = re.compile(
-    r"Literal\[(?P<choices>.+?)\]|tuple(?:\[.+?\]| with (?P<length>\d+) elements)?|\w+"
-)
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "NoneType": "null"}
-# The option that a file without one was meant for.
-_OPTION_OF = ((".yaml", "--config"), (".yml", "--config"), (".pt", "--checkpoint"))
-
-
-def _one_sentence(message: str, parser: ArgumentParser) -> str:
-    """jsonargparse's several lines as one, with the setting's name first."""
-    text = " ".join(message.split())
-    text = re.sub(r"typing\.|<class '(?:pathlib\.)?(\w+)'>", r"\1", text)
-    if refused := _REFUSED.fullmatch(text):
-        key, value = refused["key"], refused["value"].strip()
-        value = "null" if value == "None" else value
-        option = next((a.option_strings[-1] for a in parser._actions if a.dest == key), key)
-        named = f"{key}={value}" if key in setting_names() else f"{option} {value}"
-        return f"{named} must be {_rule(refused['type'] or refused['types'], value)}"
-    known = _options(parser)
-    file = text.partition("unrecognized arguments: ")[2]
-    meant = [o for suffix, o in _OPTION_OF if o in known and file.endswith(suffix)]
-    return text + "".join(f"; did you mean {option} {file}?" for option in meant)
-
-
-def _rule(types: str, value: str) -> str:
-    """What a value of these types is, in words; with the choice that is nearest to `value`."""
-    kinds: list[str] = []
-    choices: list[str] = []
-    for one in _TYPE.finditer(types):
-        if one["choices"]:
-            choices += re.findall("'(.*?)'", one["choices"])
-        elif one[0].startswith("tuple"):
-            length = f"{one['length']} " if one["length"] else ""
-            kinds.append(f"a list of {length}numbers in brackets, such as [30,60]")
-        else:
-            kinds.append(_KINDS.get(one[0], one[0]))
-    nearest = difflib.get_close_matches(value, choices, n=1, cutoff=0.7)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
-    if set(kinds) <= {"null"}:
-        return f"one of {', '.join(choices + kinds)}{hint}"
-    *others, last = kinds[:1] + choices + kinds[1:]
-    return (f"{', '.join(others)} or {last}" if others else last) + hint
+        return read(text, parser.kinds[action.dest])
+    except Refused as error:
+        is_setting = action.dest in setting_names()
+        option = action.option_strings[-1] if action.option_strings else str(action.metavar)
+        named = f"{action.dest}=" if is_setting else f"{option} "
+        raise ConfigError(refusal(named, text, error)) from error
 
 
 def load_config(
@@ -371,19 +365,20 @@ def load_config(
     """The configuration of a training: `--config FILE` (default configs/resnet50.yaml), then
     the options of the command line. Raises `ConfigError`; `--help` prints and exits."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--config", type=Path, default=DEFAULT_CONFIG)
+    first.add_argument("--config", default=str(DEFAULT_CONFIG))
     try:
         known, rest = first.parse_known_args(argv)
-    except ArgumentError as error:
+        path: Path = read(known.config, Path)
+    except (argparse.ArgumentError, Refused) as error:
         raise ConfigError("--config needs the path of a YAML file") from error
-    path: Path = known.config
-    base = read_yaml(path)
+    base = _yaml_values(path)
     parser = new_parser(command, description)
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings")
     if {"-h", "--help"} & set(rest):  # the defaults shown are those in force
-        for part, values in base.items():
-            named = values.items() if isinstance(values, dict) else [("", values)]
-            parser.set_defaults({f"{part}.{name}".rstrip("."): value for name, value in named})
+        parser.set_defaults(**(Config().values() | base))
+    given = parse(parser, rest)
     # A run is named after its configuration unless either names it.
-    base["run"] = {"name": path.stem} | base.get("run", {})
-    return _in_parsed(parse(parser, base, rest))
+    named = {"run.name": path.stem} | base
+    config = _made(named | {name: given[name] for name in setting_names() if name in given})
+    require_plain_name(config.run.name)
+    return config

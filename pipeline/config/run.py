@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.config.setting import check_limits, require, setting
+from pipeline.config.setting import ConfigError, PathText, check_limits, require, setting
 
 MOST_STEPS = 100
 """The limit on steps in a trace: it takes about a megabyte a step, and a browser has to open it."""
@@ -64,13 +64,32 @@ def profiled_steps(text: str) -> ProfiledSteps:
     return steps
 
 
+_NAME_BYTES = 200
+"""The longest name of a run: file systems have 255 for a name, and files of a run carry it."""
+
+
+def require_plain_name(name: str) -> None:
+    """Raises `ConfigError` unless `name` can name a run that starts: every command finds its folder
+    and no line about it looks like two. (Runs of other names, which were allowed, can be read.)"""
+    reason = None
+    if name.startswith((".", "-")):
+        reason = f"begins with {name[0]}"
+    elif not name.isprintable() or name != name.strip():
+        reason = "holds a character that is not printed, or a blank at an end"
+    elif len(name.encode()) > _NAME_BYTES:
+        reason = f"is {len(name.encode())} bytes long, of at most {_NAME_BYTES}"
+    if reason is not None:
+        shown = name if len(name) <= _NAME_BYTES else f"{name[:20]}..."
+        raise ConfigError(f"run.name={shown!r} {reason}; set run.name to a plain folder name")
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """Where a run is kept, what it writes when, and what it runs on."""
 
     name: str = setting("resnet50", "place")
     """Name of the run; it lies in <dir>/<name>/."""
-    dir: str = setting("runs", "place")
+    dir: PathText = setting("runs", "place")
     """Folder of all runs."""
     seed: int = setting(0, "kept", asked=2)
     """Seed of the initial weights, the data order and every augmentation."""

@@ -5,11 +5,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 T = TypeVar("T")
+
+PathText = Annotated[str, Path]
+"""A path as text. Where it is read, a `~` at its beginning becomes the home folder, as the shell
+has it (`home`)."""
+
+
+def home(text: str) -> str:
+    """A path as the user gave it, with the home folder for a `~` or `~user` at its beginning; one
+    of a user who does not exist stays as it is."""
+    return os.path.expanduser(str(text))  # plain text of any kind of it
+
 
 Kind = Literal["identity", "kept", "recipe", "execution", "place", "start"]
 """identity: part of what is trained; a checkpoint is held to it, and another value is another

@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import logging
-import shlex
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from pipeline.data.images import ImageSet
 from pipeline.data.index.arrow_file import cache_places
 from pipeline.data.normalisation import IMAGENET, Normalisation, color_axes
 from pipeline.system.files import content_of, replacing
+from pipeline.system.words import shell_word
 
 log = logging.getLogger("trainyard")
 
@@ -118,7 +118,7 @@ def prepare_command(config: DataConfig) -> str:
         parts += ["--" + name.replace("_", "-"), given]
     if config.cache_dir:
         parts += ["--cache-dir", config.cache_dir]
-    return shlex.join(parts)
+    return " ".join(map(shell_word, parts))
 
 
 def save(place: Path, normalisation: Normalisation, images: int, facts: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.config import require
 from pipeline.config.reading import can_hold, checkpoint_exists, command_parser, parse_overrides
+from pipeline.config.setting import PathText
 from pipeline.evaluate.protocol import PAPER_SCALES, BnImages, Name, Request, choose_protocol
 from pipeline.system.failure import run_command
 
@@ -43,8 +44,8 @@ def parse_options(argv: list[str]) -> Any:
     """The parsed command line; paths are checked. Raises `ConfigError`."""
     parser = command_parser("pipeline.evaluate", DESCRIPTION)
     parser.add_argument(
-        "--checkpoint", type=str, nargs="+", metavar="FILE", help="file of a training run (.pt); "
-        "several: an ensemble, whose scores are averaged",
+        "--checkpoint", type=PathText, nargs="+", metavar="FILE", help="file of a training run "
+        "(.pt); several: an ensemble, whose scores are averaged",
     )  # fmt: skip
     parser.add_argument(
         "--protocol", type=Name, default="1-crop", metavar="NAME", help="1-crop: the centre, as in "
@@ -72,7 +73,7 @@ def parse_options(argv: list[str]) -> Any:
         ("--per-class", "write accuracy by class to this CSV file"),
         ("--confusion", "write the confusion matrix to this CSV file"),
     ):
-        parser.add_argument(name, type=str, metavar="FILE", help=what)
+        parser.add_argument(name, type=PathText, metavar="FILE", help=what)
     options = parse_overrides(parser, argv, "evaluate")
     images = options.bn_images
     # A variance needs two values, and the last feature map may have one for each image.

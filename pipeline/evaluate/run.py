@@ -51,8 +51,8 @@ from pipeline.train.validation import count
 
 
 def evaluate(request: Request) -> None:
-    """Counts the images that the networks get right and logs it; on rank 0 writes the files that
-    were asked for, and the result in the folder of the first checkpoint's run. Collective."""
+    """Counts the images that the networks get right; on rank 0 writes the files that were asked
+    for, and the result in the folder of the first checkpoint's run, and logs it. Collective."""
     world = connect()
     start_logging(world.rank)
     warn_if_open(launched().engine)
@@ -74,17 +74,23 @@ def _evaluate(request: Request, world: World) -> None:
         assert images is not None, "training images are opened for statistics alone"
         members = [recompute(one, train_set, images, world, share, device) for one in members]
     totals, tally = _count(members, request, val_set, world, share, device)
+    is_other = _is_other_data(request, members[0], val_set, world)
+    world.barrier()
+    try:
+        if world.rank == 0:
+            result = describe(members, request, totals, tally.unreadable, val_set.digest, is_other)
+            _write_files(request, result, tally, val_set)
+    finally:  # words after files, but a disk that is full must not cost both
+        _say(request, members[0], totals)
+
+
+def _say(request: Request, member: Member, totals: Validation) -> None:
     log.info(
         "%s at step %d, %s: top-1 %.4f (%d of %d), top-5 %.4f (%d), loss %.4f",
-        ", ".join(str(path) for path in request.checkpoints), members[0].trained.step,
+        ", ".join(str(path) for path in request.checkpoints), member.trained.step,
         request.protocol.name, totals.top1, totals.top1_correct, totals.images, totals.top5,
         totals.top5_correct, totals.loss,
     )  # fmt: skip
-    is_other = _is_other_data(request, members[0], val_set, world)
-    world.barrier()
-    if world.rank == 0:
-        result = describe(members, request, totals, tally.unreadable, val_set.digest, is_other)
-        _write_files(request, result, tally, val_set)
 
 
 def _members(request: Request, world: World) -> list[Member]:

@@ -19,6 +19,8 @@ from pipeline.config.reading import (
     parse_overrides,
     read_yaml,
 )
+from pipeline.config.setting import PathText
+from pipeline.system.console import say
 from pipeline.system.failure import run_command
 
 DESCRIPTION = (
@@ -39,17 +41,21 @@ PACKAGES = {
 def main(argv: list[str]) -> None:
     """Parses and checks, then loads what is heavy and runs."""
     parser = command_parser("pipeline.export", DESCRIPTION)
-    parser.add_argument("--checkpoint", type=str, help="file of a training run (.pt) to be written")
     parser.add_argument(
-        "--weights", type=str, help="file to be read (.safetensors, or of torch.save: .pth, .pt, "
-        ".tar, .ckpt, .bin)",
-    )  # fmt: skip
-    parser.add_argument("--config", type=str, help="with --weights: YAML file of their settings")
+        "--checkpoint", type=PathText, help="file of a training run (.pt) to be written"
+    )
     parser.add_argument(
-        "--classes", type=str, help="with --weights: file of the class names, one a line; default: "
-        "those in a .safetensors file of this program, or of the data in data.root",
+        "--weights", type=PathText, help="file to be read (.safetensors, or of torch.save: .pth, "
+        ".pt, .tar, .ckpt, .bin)",
     )  # fmt: skip
-    parser.add_argument("--out", type=str, help="file to write")
+    parser.add_argument(
+        "--config", type=PathText, help="with --weights: YAML file of their settings"
+    )
+    parser.add_argument(
+        "--classes", type=PathText, help="with --weights: file of the class names, one a line; "
+        "default: those in a .safetensors file of this program, or of the data in data.root",
+    )  # fmt: skip
+    parser.add_argument("--out", type=PathText, help="file to write")
     refusal = "--{} comes from the checkpoint, or with --weights from --config"
     options = parse_overrides(parser, argv, "export", refusal)
     require(
@@ -68,9 +74,10 @@ def main(argv: list[str]) -> None:
 
 
 def _check_export(options: Any) -> None:
+    given = [name for name in names_for("export") if name in options]
     for name in ("config", "classes", *names_for("export")):
         require(
-            options[name] is None,
+            name not in given and options[name] is None,
             f"--{name} goes with --weights; with --checkpoint it comes from the checkpoint",
         )
     checkpoint_exists("--checkpoint", options.checkpoint)
@@ -119,12 +126,11 @@ def export(path: Path, out: Path) -> None:
         sidecar = write_torchvision(out, model, trained.config, description)
         notes.append(f"classes and preprocessing are in {sidecar}")
     count = sum(parameter.numel() for parameter in model.parameters())
-    print(
+    say(
         f"{out}: {description.name} of step {trained.step}, {len(trained.classes)} classes, "
         f"{count:,} parameters, {out.stat().st_size / 1e6:.1f} MB"
     )
-    for note in notes:
-        print(note)
+    say(*notes)
 
 
 def import_weights(options: Any) -> None:
@@ -137,7 +143,7 @@ def import_weights(options: Any) -> None:
     class_list = None if options.classes is None else Path(options.classes)
     content = checkpoint_of(Path(options.weights), config, class_list)
     write_atomically(Path(options.out), content)
-    print(
+    say(
         f"{options.out}: {network_name(config.model)}, {len(content['classes'])} classes; for "
         "pipeline.evaluate and pipeline.predict, not for resuming a training"
     )

@@ -26,7 +26,7 @@ def parse(argv: list[str]) -> tuple[str, Any]:
     kind = OPTIONS[name]
     parser = command_parser(f"pipeline.prepare {name}", kind.__doc__ or "")
     add_options(parser, kind, "-")
-    return name, read_options(parse_settings(parser, {}, argv[1:]), parser, kind, "-")
+    return name, read_options(parse_settings(parser, argv[1:]), parser, kind, "-")
 
 
 def main(argv: list[str]) -> None:

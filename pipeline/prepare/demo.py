@@ -25,6 +25,7 @@ from PIL import Image
 from pipeline.data.index.survey import Split
 from pipeline.prepare.drawn import CLASSES, draw_once, filled, outline
 from pipeline.prepare.options import DemoOptions
+from pipeline.system.console import say
 from pipeline.system.machine import available_cores, end_with_parent
 
 _GENERATOR_VERSION = 1  # raise it when the same seed no longer gives the same images
@@ -46,7 +47,7 @@ FloatArray = NDArray[np.float32]
 def run(options: DemoOptions) -> None:
     """Draws the set unless it is there; ValueError where `out` holds anything else."""
     state = "drawn in" if draw_demo(options) else "are in"
-    print(f"{options.train} train and {options.val} val images {state} {options.out}")
+    say(f"{options.train} train and {options.val} val images {state} {options.out}")
 
 
 def draw_demo(options: DemoOptions) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.config import ConfigError, require
-from pipeline.system.console import Bar
+from pipeline.system.console import Bar, say
 from pipeline.system.files import locked, remove_partials, replacing
 
 HIDDEN = ".trainyard"
@@ -78,7 +78,7 @@ def only_writer(folder: Path) -> Iterator[Path]:
             try:
                 held.enter_context(locked(hidden / "lock", wait=False))
             except BlockingIOError:
-                print(f"another process is writing to {folder}: waiting for it", flush=True)
+                say(f"another process is writing to {folder}: waiting for it")
                 held.enter_context(locked(hidden / "lock"))
         remove_partials(hidden)  # of a call that was killed
         yield hidden
@@ -186,4 +186,4 @@ class Progress(Bar):
                     f"{self._bytes_done / 1e9:.2f} of {self._bytes / 1e9:.2f} GB, "
                     f"{rate / 1e6:.0f} MB/s, {left / 60:.1f} min left"
                 )
-                print(line, file=sys.stderr, flush=True)
+                say(line, stream=sys.stderr)

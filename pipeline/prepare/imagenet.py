@@ -30,6 +30,7 @@ from pipeline.prepare.files import (
     writing,
 )
 from pipeline.prepare.options import ImagenetOptions
+from pipeline.system.console import say
 
 _MB = 10**6
 
@@ -70,7 +71,7 @@ def run(options: ImagenetOptions) -> None:
     train, val = (sum(block.files for block in blocks[split]) for split in ("train", "val"))
     state = "written to" if left else "are already in"
     what = f"{train} train and {val} val images of {len(devkit.synsets)} classes"
-    print(f"{what} {state} {options.out}")
+    say(f"{what} {state} {options.out}")
 
 
 def _check_mark(options: ImagenetOptions, mark: Path, classes: int) -> None:

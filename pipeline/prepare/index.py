@@ -10,6 +10,7 @@ from pipeline.config import require
 from pipeline.data.index.manifest import Manifest, cached_manifest, open_manifest
 from pipeline.data.index.survey import Split
 from pipeline.prepare.options import IndexOptions
+from pipeline.system.console import say
 
 
 def run(options: IndexOptions) -> None:
@@ -29,7 +30,7 @@ def run(options: IndexOptions) -> None:
         rate = ""
         if scanned:
             done, rate = "scanned", f", {len(manifest) / seconds:,.0f} files/s"
-        print(
+        say(
             f"{split}: {len(manifest):,} images of {len(set(manifest.labels.tolist()))} classes, "
             f"{manifest.lengths.sum() / 1e9:.2f} GB, hash {manifest.digest[:12]}, "
             f"{done} in {seconds:.1f} s{rate}"

@@ -24,6 +24,7 @@ from pipeline.data.statistics import PixelSums, facts_of, save, statistics_place
 from pipeline.data.stream import TrainStream, train_planner
 from pipeline.prepare.files import Progress, writing
 from pipeline.prepare.options import MeanOptions
+from pipeline.system.console import say
 
 _SEED = 0
 _BATCH = 64
@@ -46,11 +47,11 @@ def run(options: MeanOptions) -> None:
     facts = facts_of(config, manifest.digest) | {"seed": _SEED, "random_scheme": SCHEME_VERSION}
     place = _store(statistics_places(config), found, images, facts)
     seconds = max(time.monotonic() - started, 1e-3)
-    print(f"{images:,} images in {seconds:.1f} s, {images / seconds:,.0f} images/s")
-    print(f"mean {_row(found.mean)}, deviation {_row(found.std)} of R, G and B in 0..255")
+    say(f"{images:,} images in {seconds:.1f} s, {images / seconds:,.0f} images/s")
+    say(f"mean {_row(found.mean)}, deviation {_row(found.std)} of R, G and B in 0..255")
     axes = "; ".join(_row(axis) for axis in found.color_axes)
-    print(f"eigenvector x eigenvalue, by row: {axes}")
-    print(f"written: {place}")
+    say(f"eigenvector x eigenvalue, by row: {axes}")
+    say(f"written: {place}")
 
 
 def compute(config: DataConfig, manifest: Manifest, images: int, threads: int) -> Normalisation:

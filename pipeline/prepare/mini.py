@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from pipeline.prepare.drawn import CLASSES, draw_once, filled, outline
 from pipeline.prepare.options import MiniOptions
+from pipeline.system.console import say
 
 _SIDE = 32  # pixels, as in CIFAR-10
 _SCALE = 3  # drawn this much larger, then reduced: Pillow's polygons are not antialiased
@@ -25,7 +26,7 @@ _GENERATOR_VERSION = 1  # raise it when the same seed no longer gives the same i
 def run(options: MiniOptions) -> None:
     """Draws the set unless it is there; ValueError where `out` holds anything else."""
     state = "drawn in" if draw_mini(options) else "are in"
-    print(f"{options.train} train and {options.test} test images {state} {options.out}")
+    say(f"{options.train} train and {options.test} test images {state} {options.out}")
 
 
 def draw_mini(options: MiniOptions) -> bool:

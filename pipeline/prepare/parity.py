@@ -34,6 +34,7 @@ from pipeline.data.stream import Selection, TrainStream, ValStream, train_planne
 from pipeline.prepare.index import manifests_of
 from pipeline.prepare.options import ParityOptions, TrainCrop
 from pipeline.ranks.places import Share
+from pipeline.system.console import say
 
 _SIZE, _RESIZE = 224, 256
 _BATCH = 16
@@ -118,9 +119,9 @@ def run(options: ParityOptions) -> None:
     for view, stream in views.items():
         for difference in compare(view, stream, decoders, options.images):
             found.append(difference)
-            print(difference, flush=True)
+            say(str(difference))
     if "gpu" not in decoders:
-        print("DALI on a GPU: not run: DALI sees no GPU")
+        say("DALI on a GPU: not run: DALI sees no GPU")
     judge(found)
 
 

@@ -32,6 +32,7 @@ from pipeline.prepare.files import (
 )
 from pipeline.prepare.index import manifests_of
 from pipeline.prepare.options import StageOptions
+from pipeline.system.console import say
 
 _Ancestors = tuple[tuple[int, int], ...]  # device and inode of every folder above
 
@@ -58,7 +59,7 @@ def run(options: StageOptions) -> None:
             "remove it or give another folder",
         )
         if known.get("complete") and _unchanged(target, hashes):
-            print(f"all of {source} is already in {target}")
+            say(f"all of {source} is already in {target}")
             return
         write_json(mark, {"data_hash": hashes, "complete": False})
         files, copied_bytes = _copy(options, hidden, list(hashes))
@@ -69,7 +70,7 @@ def run(options: StageOptions) -> None:
             f"the copy); remove {target} and start again",
         )
         write_json(mark, {"data_hash": hashes, "complete": True})
-    print(f"{source} lies in {target}: {files} files, {copied_bytes / 1e9:.2f} GB copied")
+    say(f"{source} lies in {target}: {files} files, {copied_bytes / 1e9:.2f} GB copied")
 
 
 def _hashes(root: Path, cache_dir: Path | None = None) -> dict[Split, str]:

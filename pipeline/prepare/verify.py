@@ -24,6 +24,7 @@ from pipeline.prepare.checksums import damaged_images
 from pipeline.prepare.files import Progress, make_folder, whole_file, write_json
 from pipeline.prepare.index import manifests_of
 from pipeline.prepare.options import VerifyOptions
+from pipeline.system.console import say
 
 if TYPE_CHECKING:
     from pipeline.prepare.decode import Decoder, Verdict
@@ -83,6 +84,7 @@ def run(options: VerifyOptions) -> None:
     manifests = manifests_of(options.root, options.cache_dir)
     found: list[Finding] = []
     splits: dict[str, object] = {}
+    counts: list[str] = []
     for split, manifest in manifests.items():
         mine = _verify(manifest, options)
         found += mine
@@ -90,13 +92,13 @@ def run(options: VerifyOptions) -> None:
         excluded = [finding.image for finding in bad if not finding.changed]
         splits[split] = {"data_hash": manifest.digest, "images": excluded}
         suspect = len(mine) - len(bad)
-        print(f"{split}: {len(manifest)} images, {len(bad)} bad, {suspect} suspect", flush=True)
+        counts.append(f"{split}: {len(manifest)} images, {len(bad)} bad, {suspect} suspect")
     exclude = options.report.with_suffix(".exclude.json")
     with whole_file(options.report) as new, open(new, "w", encoding="utf-8") as file:
         for finding in found:
             file.write(json.dumps(dataclasses.asdict(finding)) + "\n")
     write_json(exclude, {"version": 1, "splits": splits})
-    print(f"written: {options.report} and {exclude}")
+    say(*counts, f"written: {options.report} and {exclude}")
     count = sum(finding.verdict == "bad" for finding in found)
     if count:
         advice = f"replace them, or leave them out by {exclude}"

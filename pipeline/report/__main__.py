@@ -12,7 +12,8 @@ from pathlib import Path
 
 from pipeline.config import ConfigError, require
 from pipeline.config.reading import command_parser, parse
-from pipeline.system.console import counted
+from pipeline.config.setting import PathText
+from pipeline.system.console import ConsoleHandler, counted, say
 from pipeline.system.failure import run_command
 
 RUNS = Path("runs")
@@ -27,13 +28,17 @@ def main(argv: list[str]) -> None:
     """Parses and checks, then reads, draws and writes."""
     parser = command_parser("pipeline.report", DESCRIPTION)
     parser.add_argument(
-        "runs", nargs="*", type=str, default=[], metavar="RUN",
+        "runs", nargs="*", type=PathText, default=[], metavar="RUN",
         help=f"folders of runs; none: all below {RUNS}/",
     )  # fmt: skip
     parser.add_argument(
-        "--out", metavar="DIR", type=str, default=str(RUNS / "report"), help="folder to write to"
+        "--out",
+        metavar="DIR",
+        type=PathText,
+        default=str(RUNS / "report"),
+        help="folder to write to",
     )
-    options = parse(parser, {}, argv)
+    options = parse(parser, argv)
     out = Path(options.out)
     require(
         not out.exists() or out.is_dir(),
@@ -44,7 +49,7 @@ def main(argv: list[str]) -> None:
 
     from pipeline.report.runs import find_runs, read_runs
 
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)  # a cut line of metrics
+    logging.basicConfig(handlers=[ConsoleHandler(sys.stderr)])  # a cut line of metrics
     folders = [Path(folder) for folder in options.runs] or find_runs(RUNS)
     runs = read_runs(folders)
     try:
@@ -58,7 +63,7 @@ def main(argv: list[str]) -> None:
 
     write_report(out, runs)
     number = counted(len(runs), "run")
-    print(f"report of {number} written to {out / 'index.html'} and {out / 'report.md'}")
+    say(f"report of {number} written to {out / 'index.html'} and {out / 'report.md'}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.system.files import write_text
+from pipeline.system.words import printable
 
 # Self-contained: the page must open on a node without a network, and in a mail.
 _STYLE = """
@@ -98,7 +99,7 @@ def to_html(blocks: Sequence[Block], folder: Path) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{_escaped(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         f"{body}\n</body>\n</html>\n"
     )
 
@@ -106,17 +107,17 @@ def to_html(blocks: Sequence[Block], folder: Path) -> str:
 def _html_block(block: Block, folder: Path) -> str:
     match block:
         case Heading(text, level):
-            return f"<h{level}>{html.escape(text)}</h{level}>"
+            return f"<h{level}>{_escaped(text)}</h{level}>"
         case Paragraph(text):
-            return f"<p>{html.escape(text)}</p>"
+            return f"<p>{_escaped(text)}</p>"
         case Picture(file, caption, alt):
             content = (folder / file).read_bytes()
             image = base64.b64encode(content).decode("ascii")
             pixels = int.from_bytes(content[16:20], "big")  # the width in a PNG file
             return (
                 f'<figure><div><img width="{round(_SHARE_OF_PIXELS * pixels)}" '
-                f'alt="{html.escape(alt)}" src="data:image/png;base64,{image}"></div>'
-                f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+                f'alt="{_escaped(alt)}" src="data:image/png;base64,{image}"></div>'
+                f"<figcaption>{_escaped(caption)}</figcaption></figure>"
             )
         case Table():
             columns = enumerate(zip(*block.rows, strict=True))
@@ -129,11 +130,16 @@ def _html_block(block: Block, folder: Path) -> str:
             )
 
 
+def _escaped(text: str) -> str:
+    """`text` as HTML shows it, with names of any bytes in it."""
+    return html.escape(printable(text))
+
+
 def _html_row(table: Table, cells: tuple[str, ...], tag: str, long: Set[int]) -> str:
     parts = []
     for i, cell in enumerate(cells):
         kind = ' class="number"' if i in table.numbers else ' class="long"' if i in long else ""
-        parts.append(f"<{tag}{kind}>{html.escape(cell)}</{tag}>")
+        parts.append(f"<{tag}{kind}>{_escaped(cell)}</{tag}>")
     return f"<tr>{''.join(parts)}</tr>"
 
 
@@ -158,5 +164,5 @@ def _markdown_block(block: Block) -> str:
 
 def _plain(text: str) -> str:
     """`text` with what Markdown would read as markup escaped, on one line."""
-    escaped = re.sub(r"([\\`*\[\]<>|]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)
+    escaped = re.sub(r"([\\`*\[\]<>|]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", printable(text))
     return " ".join(escaped.split())

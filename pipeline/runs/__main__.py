@@ -14,8 +14,10 @@ from pathlib import Path
 
 from pipeline.config import ConfigError
 from pipeline.config.reading import command_parser, parse
+from pipeline.config.setting import PathText
 from pipeline.runs import listing
 from pipeline.runs.follow import LiveScreen, Screen, follow
+from pipeline.system.console import say
 from pipeline.system.failure import TrainingError, run_command
 from pipeline.train.folder import RunFolder
 
@@ -32,12 +34,12 @@ def main(argv: list[str]) -> None:
     """Parses and checks, then reads and prints."""
     parser = command_parser("pipeline.runs", DESCRIPTION)
     parser.add_argument(
-        "runs", nargs="*", type=str, default=[], metavar="RUN",
+        "runs", nargs="*", type=PathText, default=[], metavar="RUN",
         help=f"a folder of runs (default: {RUNS}/) or a run; several runs, by name or folder: "
         "their differences",
     )  # fmt: skip
     parser.add_argument(
-        "--follow", type=str, metavar="NAME",
+        "--follow", type=PathText, metavar="NAME",
         help="print what this run says until it ends, on a terminal above a progress bar with "
         "what limits it; returns 0 when it finished, 75 when a signal stopped it, 1 for any other "
         "end",
@@ -45,12 +47,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print JSON; with --follow, its lines of metrics"
     )
-    options = parse(parser, {}, argv)
+    options = parse(parser, argv)
     # A truncated last line needs no warning here: a live run may be writing it right now.
     logging.getLogger("trainyard").setLevel(logging.ERROR)
     try:
         _show(options.follow, options.runs, options.json)
-        sys.stdout.flush()
     except (KeyboardInterrupt, BrokenPipeError):  # the user has had enough, or closed the pager
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(130)
@@ -84,21 +85,21 @@ def _listed(name: str | None = None) -> Path:
 def _list(below: Path, as_json: bool) -> None:
     found = listing.list_runs(below)
     if as_json:
-        print(json.dumps(listing.as_json(found), indent=1))
+        say(*json.dumps(listing.as_json(found), indent=1).split("\n"))
         return
     if found.runs or found.skipped:
-        print(listing.describe(found, below))
+        say(*listing.describe(found, below).split("\n"))
     if not found.runs:
         hint = "" if below.exists() else ": make train trains the demo"
-        print(f"no run below {below}/{hint}")
+        say(f"no run below {below}/{hint}")
 
 
 def _compare(folders: list[Path], as_json: bool) -> None:
     found = listing.differences(folders)
     if as_json:
-        print(json.dumps({"runs": [str(folder) for folder in folders], "settings": found}))
+        say(json.dumps({"runs": [str(folder) for folder in folders], "settings": found}))
     else:
-        print(listing.describe_differences(folders, found))
+        say(*listing.describe_differences(folders, found).split("\n"))
 
 
 def _follow(folder: Path, as_json: bool) -> None:
@@ -117,7 +118,7 @@ def _follow(folder: Path, as_json: bool) -> None:
         ) from error
     if not as_json:
         note = f": {state.note}" if state.note else ""
-        print(f"{folder}: {state.state}{note}", flush=True)
+        say(f"{folder}: {state.state}{note}")
     sys.exit(int(code))
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from pipeline.runs.state import RunReader, RunState
 from pipeline.runs.tail import NewLines
-from pipeline.system.console import say
+from pipeline.system.console import say, write_line
 from pipeline.system.failure import ExitCode
+from pipeline.system.words import printable
 from pipeline.train.monitor.progress import Progress
 from pipeline.train.verdict import kind_of, seen
 
@@ -63,11 +64,11 @@ class Screen:
 
     def say(self, line: str) -> None:
         """Shows a line of the run."""
-        print(line, flush=True)
+        write_line(printable(line), sys.stdout)  # raises for a closed pipe: nobody follows then
 
     def warn(self, word: str) -> None:
         """Shows a warning, which is not a line of the run."""
-        print(f"warning: {word}", file=sys.stderr, flush=True)
+        say(f"warning: {word}", stream=sys.stderr)
 
     def show(self, run: RunState) -> None:
         """Shows the present state of the run."""
@@ -88,7 +89,7 @@ class LiveScreen(Screen):
         say(line)
 
     def warn(self, word: str) -> None:
-        say(f"warning: {word}", sys.stderr)
+        say(f"warning: {word}", stream=sys.stderr)
 
     def show(self, run: RunState) -> None:
         metrics, batch = run.latest, run.settings.get("data.global_batch_size")

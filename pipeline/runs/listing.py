@@ -12,6 +12,7 @@ from pipeline.config.idle import idle_settings
 from pipeline.config.setting import shown
 from pipeline.runs.state import RunState, duration, read_state
 from pipeline.system.console import table
+from pipeline.system.words import printable, shell_word
 from pipeline.train.folder import RunFolder, find_runs, search, why_no_run, why_unreadable
 
 
@@ -60,7 +61,7 @@ def describe(listing: Listing, below: Path) -> str:
     differing = map(in_short, distinctions(listing.runs))
     rows = [_row(run, below, diff) for run, diff in zip(listing.runs, differing, strict=True)]
     lines = [table(_HEAD, rows)] if rows else []
-    lines += [f"skipped: {folder} {reason}" for folder, reason in listing.skipped]
+    lines += [printable(f"skipped: {folder} {reason}") for folder, reason in listing.skipped]
     return "\n".join(lines)
 
 
@@ -203,6 +204,6 @@ def find_run(name: str, below: Path) -> Path:
         above = [folder.parent for folder in folders]
         name, below = Path(name).name, next(filter(Path.is_dir, above), above[0])
     raise ConfigError(
-        f"there is no run {name} below {below}/; python -m pipeline.runs {there or below} lists "
-        "those there are"
+        f"there is no run {name} below {below}/; python -m pipeline.runs "
+        f"{shell_word(str(there or below))} lists those there are"
     )

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO, TypeVar
 
+from pipeline.system.words import printable
+
 log = logging.getLogger("trainyard")
 files_log = logging.getLogger("trainyard.files")  # messages about a rank's own file system
 
@@ -29,7 +31,9 @@ def counted(number: int, noun: str) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text, two spaces between them, with no blank at a line's end."""
+    """Columns of text, two spaces between them, with no blank at a line's end; a cell stays on its
+    line, whatever name is in it."""
+    head, rows = [printable(cell) for cell in head], [list(map(printable, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -38,20 +42,54 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def say(line: str, stream: TextIO | None = None) -> None:
-    """Writes a line to `stream`, by default stdout, above any bar there."""
-    from tqdm import tqdm  # not above, as `gpu_check` runs where it is not installed
+_refused: list[OSError] = []  # the first error of stdout that is no closed pipe
 
+
+def say(*lines: str, stream: TextIO | None = None) -> None:
+    """Writes lines to `stream`, by default stdout, above any bar there: each on one line, whatever
+    names are in it (`printable`).
+
+    Never raises for a stream that takes nothing: the work counts, and words come after its files.
+    `output_refused` says so in the end.
+    """
     stream = stream or sys.stdout
-    tqdm.write(line, file=stream)
+    try:
+        for line in lines:
+            write_line(printable(line), stream)
+    except BrokenPipeError:
+        pass  # `head`, or a pager, which has had what it wanted
+    except OSError as error:
+        if stream is sys.stdout and not _refused:
+            _refused.append(error)
+
+
+def output_refused() -> str | None:
+    """Why something that `say` was to write to stdout is not there; None if all is, or if its
+    reader has closed the pipe."""
+    return str(_refused[0].strerror or _refused[0]) if _refused else None
+
+
+def write_line(line: str, stream: TextIO) -> None:
+    """Writes a line as it is, above any bar on `stream`, with escapes for what is not in the
+    stream's character set. Raises `OSError`."""
+    charset = getattr(stream, "encoding", None) or "utf-8"
+    line = line.encode(charset, "backslashreplace").decode(charset)
+    tqdm = sys.modules.get("tqdm")  # no bar without it; `gpu_check` runs where it is not installed
+    if tqdm is None:
+        stream.write(f"{line}\n")
+    else:
+        tqdm.tqdm.write(line, file=stream)
     stream.flush()
 
 
 class _LineFormatter(logging.Formatter):
-    """Adds no prefix to an error, so that its line starts with `error:`."""
+    """Makes one line of a record, whatever names are in it; adds no prefix to an error, so that its
+    line starts with `error:`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return record.getMessage() if record.levelno >= logging.ERROR else super().format(record)
+        if record.levelno >= logging.ERROR:
+            return printable(record.getMessage())
+        return printable(super().format(record))
 
 
 class ConsoleHandler(logging.Handler):
@@ -61,6 +99,7 @@ class ConsoleHandler(logging.Handler):
     def __init__(self, stream: TextIO | None = None) -> None:
         super().__init__()
         self._stream = stream
+        self.setFormatter(_LineFormatter("%(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "on_bar", False):
@@ -71,7 +110,9 @@ class ConsoleHandler(logging.Handler):
         if record.levelno >= logging.WARNING and in_colour(stream):
             line = f"{_RED if record.levelno >= logging.ERROR else _YELLOW}{line}{_PLAIN}"
         with contextlib.suppress(OSError):
-            say(line, stream)  # an exiting launcher has closed the pipe; log.txt gets the line
+            write_line(
+                line, stream
+            )  # an exiting launcher has closed the pipe; log.txt gets the line
 
 
 def start_logging(rank: int) -> None:
@@ -95,7 +136,7 @@ def start_logging(rank: int) -> None:
 
 def log_to_file(path: Path) -> None:
     """Makes this rank also log to the file `path`."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(_LineFormatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.addHandler(handler)
 
@@ -130,7 +171,7 @@ class Bar:
         from pipeline.system.drawing import Drawing  # needs tqdm, as `say`
 
         self._drawing = Drawing(
-            total=total, initial=position, desc=what, file=self._stream, leave=False,
+            total=total, initial=position, desc=printable(what), file=self._stream, leave=False,
             disable=not (wanted and self._stream.isatty()), dynamic_ncols=True,
             unit=unit, unit_scale=unit == "B", bar_format=None if unit else _WORDS_ONLY,
             colour="green" if in_colour(self._stream) else None,
@@ -164,7 +205,7 @@ class Bar:
             return
         self._drawing.n = position
         if words:
-            self._drawing.words = tuple(enumerate(words))
+            self._drawing.words = tuple(enumerate(map(printable, words)))
         if time.monotonic() - self._drawn_at >= _DRAW_SEC:
             self._draw()
 

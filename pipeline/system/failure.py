@@ -6,6 +6,7 @@ Imports nothing heavy, so that a wrong setting is answered before torch is loade
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
@@ -19,6 +20,7 @@ from enum import IntEnum
 from types import FrameType
 from typing import Any, NoReturn
 
+from pipeline.system.console import output_refused, say
 from pipeline.system.launched import launched_rank, launched_size
 
 log = logging.getLogger("trainyard")
@@ -78,23 +80,28 @@ class StoppedEarly(KeyboardInterrupt):
 def say_error(message: str) -> None:
     """Writes the line `error: ...` to the log, or to stderr before there is one."""
     sentence = " ".join(message.split())
-    try:
-        if log.handlers:
-            log.error("error: %s", sentence)
-        else:
-            print(f"error: {sentence}", file=sys.stderr, flush=True)
-    except OSError:
-        pass  # The launcher may have closed the pipe already; failure.txt still has the cause.
+    if log.handlers:
+        log.error("error: %s", sentence)
+    else:
+        # The launcher may have closed the pipe already; failure.txt still has the cause.
+        say(f"error: {sentence}", stream=sys.stderr)
 
 
 def run_command(main: Callable[[list[str]], object], argv: list[str]) -> NoReturn:
     """Runs a command and exits the process with its code and at most one line of error.
 
-    `main` gets the arguments without `--debug`, which shows the traceback of an error.
+    `main` gets the arguments without `--debug`, which shows the traceback of an error. Whoever
+    closes stdout early, as `| head -1` does, changes neither the work nor its code; output that
+    does not fit on a disk does.
     """
+    _open_streams()
     debug = "--debug" in argv
     code = _guarded(main, [a for a in argv if a != "--debug"], debug)
     _keep_code()
+    reason = output_refused()
+    if reason is not None and code == ExitCode.FINISHED:
+        say_error(f"not all of the output could be written: {reason}")
+        code = ExitCode.FAILED
     if launched_size() > 1:
         _end_for_sure()
     for stream in (sys.stdout, sys.stderr):
@@ -108,10 +115,25 @@ def run_command(main: Callable[[list[str]], object], argv: list[str]) -> NoRetur
     sys.exit(int(code))
 
 
-def _guarded(main: Callable[[list[str]], object], argv: list[str], debug: bool) -> ExitCode:
+def _open_streams() -> None:
+    """Makes the standard streams take all text, and be there: a file opened in place of a closed
+    one would get what C code prints."""
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(spare)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names that are not in its charset
+
+
+def _guarded(main: Callable[[list[str]], object], argv: list[str], debug: bool) -> int:
     try:
         main(argv)
         return ExitCode.FINISHED
+    except SystemExit as end:  # of --help, or of a command that has said why
+        return end.code if isinstance(end.code, int) else ExitCode.FINISHED
     except Stopped:
         return ExitCode.STOPPED
     except StoppedEarly as error:
@@ -122,23 +144,29 @@ def _guarded(main: Callable[[list[str]], object], argv: list[str], debug: bool) 
         return ExitCode.FAILED
     except Reported as error:
         if debug and launched_rank() == 0:
-            traceback.print_exc()
+            _show_traceback()
         return error.code
     except ValueError as error:
         if debug:
-            traceback.print_exc()
+            _show_traceback()
         _speak_for_all(str(error))
         return ExitCode.WRONG_INPUT
     except KeyboardInterrupt:
         return ExitCode.FAILED
     except Exception as error:  # the last resort: every failure ends as one line and a code
         if debug or not isinstance(error, TrainingError):
-            traceback.print_exc()
+            _show_traceback()
         message = (
             str(error) if isinstance(error, TrainingError) else f"{type(error).__name__}: {error}"
         )
         say_error(f"rank {launched_rank()}: {message}" if launched_size() > 1 else message)
         return ExitCode.FAILED
+
+
+def _show_traceback() -> None:
+    """Shows the traceback of the present error; a line of a message in it is not taken for ours."""
+    lines = traceback.format_exc().rstrip("\n").split("\n")
+    say(*(f" {line}" if line.startswith("error:") else line for line in lines), stream=sys.stderr)
 
 
 def _keep_code() -> None:

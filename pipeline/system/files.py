@@ -64,12 +64,22 @@ def replacing(path: Path, scratch: Path | None = None, durable: bool = True) -> 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file as `replacing` does, but through a link and into a device: a user may ask for
-    /dev/stdout. Raises `OSError`."""
+    /dev/stdout. Raises `OSError`.
+
+    In UTF-8, and the bytes of a file's name that are none are themselves: `read_text` and the
+    file system find the same name.
+    """
+    content = text.encode("utf-8", "surrogateescape")
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(content)
         return
     with replacing(path) as new:
-        new.write_text(text, encoding="utf-8")
+        new.write_bytes(content)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that `write_text` wrote. Raises `OSError`."""
+    return path.read_bytes().decode("utf-8", "surrogateescape")
 
 
 def remove_partials(folder: Path, older_than_sec: float = 0.0) -> None:

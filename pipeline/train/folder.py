@@ -25,6 +25,7 @@ from pipeline.config import Config
 from pipeline.system.failure import TrainingError
 from pipeline.system.files import patiently
 from pipeline.system.launched import launched_rank
+from pipeline.system.words import printable, shell_word
 from pipeline.train.events import last, read_metrics
 
 log = logging.getLogger("trainyard")
@@ -205,7 +206,7 @@ class RunFolder:
         wrote it, or when there is no folder to write it into."""
         if not self.path.is_dir():
             return True
-        cause, host = " ".join(message.split()), socket.gethostname()
+        cause, host = printable(" ".join(message.split())), socket.gethostname()
         try:
             with open(self.failure, "x", encoding="utf-8") as file:
                 file.write(f"error: {cause}\nrank {launched_rank()} on {host}\n")
@@ -257,7 +258,8 @@ def why_no_run(run: RunFolder) -> str:
         return f"{folder} is no run but a file; give the run's folder: {HOLDS}"
     inner = [entry for entry in folder.iterdir() if RunFolder(entry).has_trained]
     if inner:
-        return f"{folder} is no run but holds {len(inner)} of them; give {folder}/*/"
+        all_of_them = f"{shell_word(str(folder))}/*/"
+        return f"{folder} is no run but holds {len(inner)} of them; give {all_of_them}"
     names = [path.name for path in (run.config, run.metrics) if not path.is_file()]
     what = "has no training yet" if run.is_run else "is no run"
     return f"{folder} {what}: it has no {' and no '.join(names)}; {HOLDS}"

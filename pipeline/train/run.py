@@ -33,6 +33,7 @@ from pipeline.system.failure import StopSignal
 from pipeline.system.files import Room, replacing
 from pipeline.system.launched import launched
 from pipeline.system.machine import versions
+from pipeline.system.words import shell_word
 from pipeline.train.access import explained
 from pipeline.train.folder import RunFolder
 from pipeline.train.gpu import described
@@ -267,5 +268,5 @@ def _sum_up(trainer: Trainer) -> None:
         log.info("limited by: %s", judge(seen(median, trainer.world.size, trainer.figures)))
     log.info(
         "the run lies in %s; look at it with: tensorboard --logdir %s",
-        trainer.folder.path, trainer.folder.path.parent,
+        trainer.folder.path, shell_word(str(trainer.folder.path.parent)),
     )  # fmt: skip

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from pipeline.system.words import shell_word
 
 Kind = Literal["input-bound", "communication-bound", "model-bound", "balanced", "unknown"]
 Decoder = Literal["cpu", "gpu", "none"]
@@ -232,7 +233,7 @@ def _input(figures: Figures) -> tuple[list[str], list[str]]:
     if decode is None or read is None:
         if figures.loader is not None or fixes:
             return [], fixes
-        given = f" --config {shlex.quote(figures.config)}" if figures.config else ""
+        given = f" --config {shell_word(figures.config)}" if figures.config else ""
         command = f"python -m pipeline.benchmark all{given}"
         return [f"{command} says which part of the loader it is"], []
     other = max(0.0, 1 - decode - read)

@@ -73,7 +73,7 @@ def load_table(path: Path) -> pa.Table:
     """
     os.close(open_regular(path))
     try:
-        with pa.memory_map(os.fsdecode(path)) as source:
+        with pa.memory_map(os.fsencode(path)) as source:
             table = pa.ipc.open_file(source).read_all()
     except OSError:
         raise

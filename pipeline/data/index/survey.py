@@ -16,6 +16,7 @@ from typing import Literal
 
 from pipeline.data.index.passed import HIDDEN, LOOSE, SPECIAL, TO_NOWHERE, Passed
 from pipeline.data.index.window import IMAGE_EXTENSIONS, RECORDIO_LIST, is_image, unreadable
+from pipeline.system.words import shell_word
 
 Split = Literal["train", "val"]
 Kind = Literal["folders", "tar", "tfrecord", "recordio"]
@@ -115,6 +116,13 @@ def _check_directories(root: Path, directory: Path, split: Split) -> None:
             f"<root>/val/<wnid>/*.JPEG, and set data.root"
         )
     if not os.path.isdir(directory):
+        other = _other_name(root, split)
+        if other is not None:
+            command = " ".join(map(shell_word, ("ln", "-s", other, str(directory))))
+            raise ValueError(
+                f"the data directory {root} has no folder {split}, and there is a folder {other}; "
+                f"rename it to {split}, or link it: {command}"
+            )
         raise ValueError(
             f"the data directory {root} has no folder {split}; lay the images out as "
             f"{directory}/<class>/*.JPEG, or set data.root to the folder that holds train and val"
@@ -150,6 +158,22 @@ def _belongs(name: bytes, names: Collection[bytes]) -> bool:
 
 def _is_container(name: bytes) -> bool:
     return any(pattern.search(name) for pattern in _CONTAINERS.values())
+
+
+_OTHER_NAMES: dict[Split, tuple[str, ...]] = {
+    "train": ("training", "trn"),
+    "val": ("validation", "valid", "validate", "dev", "eval", "test", "testing"),
+}
+"""What other programs call a split, the likeliest first."""
+
+
+def _other_name(root: Path, split: Split) -> str | None:
+    """A folder of `root` that looks like the split under another name, None if there is none."""
+    try:
+        folders = {name.lower(): name for name in os.listdir(root) if os.path.isdir(root / name)}
+    except OSError:
+        return None
+    return next((folders[n] for n in (split, *_OTHER_NAMES[split]) if n in folders), None)
 
 
 def _sources(

@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.config import Config, settings
 from pipeline.system.files import PatientFile, Room
+from pipeline.system.words import printable
 
 STACKED = (
     "data_wait", "forward", "backward", "communication", "agreement", "optimizer", "checkpoint",
@@ -135,7 +136,7 @@ def compared_settings(config: Config) -> dict[str, int | float | str]:
             continue
         value = config.get(name)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        found[name] = value if is_number else _LABELS.get(value, str(value))
+        found[name] = value if is_number else _LABELS.get(value, printable(str(value)))
     return found
 
 
@@ -200,8 +201,11 @@ def _val_pictures(folder: Path, position: int) -> Iterator[Any]:
     from tensorboard.compat.proto.event_pb2 import Event
 
     for path in reversed(event_files(folder)):
-        events = (Event.FromString(record) for record in RawEventFileLoader(str(path)).Load())
-        found = [event for event in events if event.step == position and event.summary.value]
+        # TensorBoard opens paths of UTF-8 only (2.21), which this one is wherever the run lies.
+        with open(path, "rb") as file:
+            loader = RawEventFileLoader(f"/proc/self/fd/{file.fileno()}")
+            events = (Event.FromString(record) for record in loader.Load())
+            found = [event for event in events if event.step == position and event.summary.value]
         for event in found:
             if any(v.tag.startswith("val/") and v.HasField("image") for v in event.summary.value):
                 yield event

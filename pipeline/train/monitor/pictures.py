@@ -15,6 +15,7 @@ from pipeline.data.crops import Plan
 from pipeline.data.dali import Batch, DecodeSettings
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.stream import ImageStream
+from pipeline.system.words import printable
 from pipeline.train.validation import ErrorAnalysis
 
 _GRID_IMAGES = 16
@@ -55,7 +56,7 @@ class Pictures:
     def of_validation(self, analysis: ErrorAnalysis) -> Iterator[tuple[str, np.ndarray]]:
         """Pictures of a validation's mistakes and of the accuracy of each class, by their tags."""
         words = class_words(self._root)
-        names = [words.get(name, name) for name in self._classes]
+        names = [printable(words.get(name, name)) for name in self._classes]
         images, answers = analysis.mistakes()
         captions = [caption(names[a], names[guess], share) for a, guess, share in answers]
         # These views are neither shifted nor mirrored.

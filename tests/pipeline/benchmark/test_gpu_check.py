@@ -34,7 +34,7 @@ def test_without_a_gpu_it_is_one_sentence_and_code_2():
 
 
 def test_it_needs_nothing_but_pytorch_and_numpy():
-    packages = "tqdm jsonargparse docstring_parser yaml horovod nvidia pyarrow PIL tensorboard"
+    packages = "tqdm docstring_parser yaml horovod nvidia pyarrow PIL tensorboard"
     block = f"import sys; sys.modules.update(dict.fromkeys({packages.split()}))"
     modules = ["gpu_check", "norm", "step"]
     ended = jobs.run(["-c", "\n".join([block, *(f"import {PACKAGE}.{m}" for m in modules)])])

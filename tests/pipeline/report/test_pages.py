@@ -4,7 +4,15 @@ import re
 
 from PIL import Image
 
-from pipeline.report.pages import Heading, Paragraph, Picture, Table, to_html, to_markdown
+from pipeline.report.pages import (
+    Heading,
+    Paragraph,
+    Picture,
+    Table,
+    to_html,
+    to_markdown,
+    write_pages,
+)
 
 NASTY = 'a <b>|*x* & "q" `c` [l](u) _e_ in_name'
 BLOCKS = [Heading("Title", 1), Paragraph(NASTY), Table(("n", "error"), [(NASTY, "1.0")], (1,))]
@@ -25,6 +33,15 @@ def test_markdown_escapes_what_it_shows():
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert rows[1] == "| --- | ---: |"
     assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+
+
+def test_a_name_of_any_bytes_is_on_both_pages_and_moves_no_cursor(tmp_path):
+    name = "caf\udce9\n<b>\x1b[2J"
+    write_pages(tmp_path, [Heading(name), Paragraph(name), Table(("n",), [(name,)])])
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert page.count(r"caf\xe9\n&lt;b&gt;\x1b[2J") == 3
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert text.count(r"caf\\xe9\\n\<b\>\\x1b\[2J") == 3
 
 
 def test_a_picture_is_inside_the_html_and_next_to_the_markdown(tmp_path):

@@ -42,9 +42,9 @@ def test_a_checkpoint_without_newer_settings_is_read_with_their_defaults(tmp_pat
 
 def test_settings_that_were_given_take_the_place_of_the_stored_ones(tmp_path):
     trained = read(write_checkpoint(tmp_path / "a.pt"))
-    given = {"data.root": "elsewhere", "data.threads": None}
-    found = trained.configured(given, list(given))
-    data = dataclasses.replace(SMALL, root="elsewhere")
+    given = {"data.root": "elsewhere", "data.threads": None}  # null is a value too
+    found = trained.configured(given, [*given, "data.image_size"])
+    data = dataclasses.replace(SMALL, root="elsewhere", threads=None)
     assert found == dataclasses.replace(trained.config, data=data)
     with pytest.raises(ConfigError, match="output=float16 needs mixed precision"):
         trained.configured({"data.output": "float16"}, ["data.output"])

@@ -241,6 +241,17 @@ NO_IMAGES = r"/val holds no images \(.jpeg .*set data.root"
     [
         ([], "the data directory .* does not exist; .*pipeline.prepare demo, or lay "),
         (["train/a/1.jpg"], "has no folder val; lay the images out as .*/val/<class>"),
+        (
+            ["train/a/1.jpg", "validation/a/1.jpg"],
+            "has no folder val, and there is a folder validation; rename it to val, or link it: "
+            "ln -s validation /.*/val$",
+        ),
+        (["train/a/1.jpg", "test/a/1.jpg", "valid/a/1.jpg"], "there is a folder valid; rename it"),
+        (["train/a/1.jpg", "Val/a/1.jpg"], "there is a folder Val; rename it"),
+        (
+            ["train/a/1.jpg", "validation"],
+            "has no folder val; lay the images out as .*/val/<class>",
+        ),
         (["val/1.jpg", "val/2.jpg"], "val holds 2 images but no class folders, .*/val/<class>/"),
         (["val/.hidden"], NO_IMAGES),
         (["val/a/notes.txt", "val/b/notes.txt"], NO_IMAGES),
