@@ -62,7 +62,7 @@ def start(**facts: Any) -> dict[str, Any]:
 def event(kind: str, step: int, **more: float) -> dict[str, Any]:
     """A line of one kind with as little as a run ever writes."""
     least = {"top1": 0.5, "top5": 0.8, "images": 10, "time": TIME + step}
-    return {"event": kind, "step": step, "position": 128 * step, **least, **more}
+    return {"event": kind, "step": step, "position": 128 * step, **least} | more
 
 
 def held_by(host: str, process: int = 1, slurm_job: str | None = None) -> str:

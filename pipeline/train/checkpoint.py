@@ -13,6 +13,7 @@ import hashlib
 import io
 import os
 import struct
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,11 @@ from pipeline.train.foreign import inside, other_format, refusal, tensors_in_wor
 
 FORMAT = 1
 """Version of a checkpoint's content; raised when a reader of the old one would go wrong."""
+
+_OF_A_NETWORK = (
+    "config", "classes", "normalisation", "model", "step", "world_size", "fingerprint",
+)  # fmt: skip
+"""The part of the content that `read` needs."""
 
 _COMMENT = b"trainyard sha256 "
 _COMMENT_BYTES = len(_COMMENT) + 64  # the digest in hex
@@ -107,7 +113,9 @@ def read_verified(path: Path) -> dict[str, Any]:
     if (what := other_format(stored)) is not None:
         raise ValueError(refusal(path, what))
     try:
-        content = torch.load(_verified(path, stored), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about TorchScript, which is refused below
+            content = torch.load(_verified(path, stored), map_location="cpu", weights_only=True)
     except DamagedCheckpoint:
         raise
     except Exception as error:  # of a file that is whole: code in it, or too little memory
@@ -246,7 +254,13 @@ def read(path: Path) -> Trained:
 
 
 def trained(path: Path, content: Mapping[str, Any]) -> Trained:
-    """The network in `content`, which `read_verified` has read from `path`."""
+    """The network in `content`, which `read_verified` has read from `path`. Raises `ValueError` if
+    it lacks what that needs."""
+    if missing := [name for name in _OF_A_NETWORK if name not in content]:
+        raise ValueError(
+            f"checkpoint {path} has no {', '.join(missing)}: it was not written by this program; "
+            "give another one"
+        )
     return Trained(
         path,
         config_of(yaml.safe_load(content["config"])),
@@ -256,7 +270,7 @@ def trained(path: Path, content: Mapping[str, Any]) -> Trained:
         content["step"],
         content["world_size"],
         content["fingerprint"],
-        content["excluded"],
+        content.get("excluded", {"train": [], "val": []}),  # early versions had none
     )
 
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.system.files import content_of
+
 log = logging.getLogger("trainyard")
 
 _NUMBERS = {
@@ -38,9 +40,10 @@ def read_metrics(path: Path, warn: bool = False) -> list[dict[str, Any]]:
     With `warn` they are named in one warning, for readers that show the file or continue it.
     """
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
+        stored = content_of(path, str(path))
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    lines = stored.decode(errors="replace").splitlines()
     metrics, cut = [], []
     for number, line in enumerate(lines, start=1):
         found = metrics_of(line)

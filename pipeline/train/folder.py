@@ -181,10 +181,13 @@ class RunFolder:
         return settings
 
     def holder(self) -> Holder | None:
-        """The last holder named in the lock; None if there is none, or it cannot be read."""
+        """The last holder named in the lock; None if there is none, or this user may not read it.
+
+        Raises `OSError` if the file system does not answer.
+        """
         try:
             return _from_json(Holder, self.lock.read_text(encoding="utf-8", errors="replace"))
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
             return None
 
     def is_of(self, start: str) -> bool:

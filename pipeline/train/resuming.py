@@ -61,7 +61,7 @@ def _find_checkpoint(trainer: Trainer) -> dict[str, Any] | None:
                 "run.name"
             )
     wanted = compared(trainer.fingerprint, trainer.config)
-    require_same_run(path, content["fingerprint"], wanted)
+    require_same_run(path, content.get("fingerprint", {}), wanted)
     _take_over(trainer, path, content, holds_run)
     return content
 

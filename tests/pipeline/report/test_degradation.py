@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from made_runs import CIFAR
+from made_runs import CIFAR, event
 
 from pipeline.report.degradation import degradation_blocks, final_training_error
 from pipeline.report.pages import Paragraph, Table
@@ -109,7 +109,7 @@ def test_without_four_finished_runs_nothing_is_claimed(section, make_run):
 def test_the_final_error_is_that_of_the_last_images(make_run):
     folder = make_run("a", DRAWN, **SIZE)
     lines = [
-        {"event": "train", "step": step, "position": 10 * step, "top1": top1}
+        event("train", step, position=10 * step, top1=top1)
         for step, top1 in [(900, 0.1), (960, 0.5), (1000, 0.9)]
     ]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))

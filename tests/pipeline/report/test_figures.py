@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from made_runs import CIFAR
+from made_runs import CIFAR, event
 
 from pipeline.model.network import plain, resnet
 from pipeline.report import figures
@@ -17,7 +17,7 @@ def run_of(make_run):
 
     def make(lines):
         folder = make_run("a", CIFAR, steps=800)
-        text = "\n".join(json.dumps({"event": "train", **line}) for line in lines)
+        text = "\n".join(json.dumps(event("train", **line)) for line in lines)
         (folder / "metrics.jsonl").write_text(text)
         return read_run(folder)
 

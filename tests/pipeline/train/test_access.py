@@ -6,8 +6,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import jobs
 import pytest
-from one_process import train_here
 
 from pipeline.ranks.world import World
 from pipeline.system.failure import ExitCode, Reported, TrainingError
@@ -133,7 +133,11 @@ def test_a_full_or_failing_disk_is_no_mistake_of_the_user(tmp_path):
             raise OSError(number, os.strerror(number), "x")
 
 
-def test_a_training_ends_with_the_sentence(small_data, tmp_path):
-    folder("test/metrics.jsonl")(tmp_path)
-    with pytest.raises(Reported, match="metrics.jsonl is a folder where a file belongs"):
-        train_here(small_data, tmp_path)
+@pytest.mark.parametrize("name", ["metrics.jsonl", "failure.txt"])
+def test_all_ranks_of_a_training_end_with_the_sentence(small_data, tmp_path, name):
+    folder(f"test/{name}")(tmp_path)
+    job = jobs.run(jobs.train(small_data, tmp_path), ranks=2, engine="torch")
+    assert job.codes == [2, 2], job.text
+    (line,) = [line for line in job.text.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: {tmp_path}/test/{name} is a folder where a file belongs; ")
+    assert "Traceback" not in job.text

@@ -66,10 +66,13 @@ def test_every_overwritten_byte_is_refused_or_changes_nothing(checkpoint, by):
             outcome(checkpoint, stored[:place] + bytes([by]) + stored[place + 1 :])
 
 
-def test_every_cut_is_refused(checkpoint):
+def test_every_cut_and_what_is_appended_is_refused(checkpoint):
     stored = checkpoint.read_bytes()
     for length in range(len(stored)):
         assert outcome(checkpoint, stored[:length]) == "refused", length
+    for more in (b"x", b"\0\0"):
+        assert outcome(checkpoint, stored + more) == "refused"
+    outcome(checkpoint, stored + stored)
     assert outcome(checkpoint, stored) == "equal"
 
 

@@ -13,7 +13,8 @@ from run_files import TIME_FIELDS, metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.config.reading import load_config
-from pipeline.train.folder import RunFolder, read_metrics
+from pipeline.train.events import read_metrics
+from pipeline.train.folder import RunFolder
 from pipeline.train.monitor.board import curves
 from pipeline.train.monitor.monitor import RunMonitor
 

@@ -40,6 +40,21 @@ def test_a_checkpoint_without_newer_settings_is_read_with_their_defaults(tmp_pat
     assert not trained.build(CPU).training
 
 
+def test_a_checkpoint_from_before_images_were_excluded_has_none(tmp_path):
+    path = write_checkpoint(tmp_path / "a.pt")
+    content = read_verified(path)
+    del content["excluded"]
+    write_atomically(path, content)
+    assert read(path).excluded == {"train": [], "val": []}
+
+
+def test_a_file_with_our_format_and_without_a_network_is_refused(tmp_path):
+    write_atomically(tmp_path / "a.pt", {"format": 1, "step": 3, "model": {}})
+    wrong = "a.pt has no config, classes, normalisation, world_size, fingerprint: it was not writ"
+    with pytest.raises(ValueError, match=wrong):
+        read(tmp_path / "a.pt")
+
+
 def test_settings_that_were_given_take_the_place_of_the_stored_ones(tmp_path):
     trained = read(write_checkpoint(tmp_path / "a.pt"))
     given = {"data.root": "elsewhere", "data.threads": None}  # null is a value too

@@ -18,7 +18,7 @@ from pipeline.data.index.manifest import open_manifest
 from pipeline.data.stream import ValStream
 from pipeline.ranks.world import World
 from pipeline.system.failure import ExitCode, Reported
-from pipeline.train.folder import read_metrics
+from pipeline.train.events import read_metrics
 from pipeline.train.precision import Precision
 from pipeline.train.validation import validate
 
