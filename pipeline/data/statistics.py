@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import shlex
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,9 @@ from pipeline.config import DataConfig
 from pipeline.data.cifar import CifarImages
 from pipeline.data.images import ImageSet
 from pipeline.data.index.arrow_file import cache_places
+from pipeline.data.index.labels import shown
 from pipeline.data.normalisation import IMAGENET, Normalisation, color_axes
+from pipeline.data.regular import NotTaken, open_regular
 from pipeline.system.files import replacing
 
 log = logging.getLogger("trainyard")
@@ -141,7 +142,10 @@ def load(place: Path, facts: dict[str, Any]) -> tuple[Normalisation, int] | str:
     """The statistics at `place` and the number of images used; or why they cannot be used, in
     words."""
     try:
-        with np.load(place, allow_pickle=False) as file:
+        with (
+            open(place, "rb", opener=open_regular) as opened,
+            np.load(opened, allow_pickle=False) as file,
+        ):
             arrays = {name: file[name] for name in file.files}  # checks each one's checksum
         header = json.loads(str(arrays["header"]))
         if header.get("version") != _VERSION or any(header.get(n) != v for n, v in facts.items()):
@@ -150,10 +154,10 @@ def load(place: Path, facts: dict[str, Any]) -> tuple[Normalisation, int] | str:
         return found, int(header["images"])
     except FileNotFoundError:
         return f"there is no {place}"
-    except (
-        OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile
-    ) as error:  # fmt: skip  # zipfile has NotImplementedError for a damaged header
-        return f"{place} is damaged ({error})"
+    except NotTaken as error:
+        return f"{place} cannot be read: {error.strerror}"
+    except Exception as error:  # zipfile and numpy raise nearly anything on damaged headers
+        return f"{place} is damaged ({shown(str(error))})"
 
 
 def normalisation_of(config: DataConfig, train_set: ImageSet) -> Normalisation:
