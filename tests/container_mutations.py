@@ -337,6 +337,15 @@ class _Three(GivenImages):
 _THREE = _Three()
 
 
+def kept(path: Path) -> object:
+    """What an image index or a file of means holds, to be compared; None if it is refused."""
+    if path.suffix == ".npz":
+        found = statistics.load(path, _FACTS)
+        return None if isinstance(found, str) else (found[0].digest, found[1])
+    table = load_fresh(path, "s")
+    return None if table is None else (table.to_pydict(), dict(table.schema.metadata))
+
+
 @functools.cache
 def names() -> tuple[str, ...]:
     """The names of `containers`, which a test needs before there is a folder."""
