@@ -35,6 +35,7 @@ from container_writers import (
 from google_crc32c import value as crc32c
 from imagenet_archives import meta_mat, small_archives
 
+from pipeline.data import statistics
 from pipeline.data.cifar import open_cifar
 from pipeline.data.classes import class_words
 from pipeline.data.exclusion import read_list
@@ -50,6 +51,8 @@ from pipeline.prepare.devkit import read_devkit
 TAKEN, REFUSED = "taken", "refused"
 
 _IMAGES = draw_images(5)
+_MEANS = statistics.of_pixels(np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3))
+_FACTS = {"data_hash": "ab", "crop": {"image_size": 4}}
 _HEAD = struct.Struct("<QI")
 _LONGEST_MESSAGE = 2000
 
@@ -74,7 +77,8 @@ def containers(folder: Path) -> dict[str, bytes]:
     for name, content in contents.items():
         write(folder / name, content)
     _write_index(folder)
-    contents["index/train.arrow"] = (folder / "index" / "train.arrow").read_bytes()
+    for name in ("index/train.arrow", "index/means.npz"):
+        contents[name] = (folder / name).read_bytes()
     listed = {"version": 1, "splits": {"train": {"data_hash": "ab", "images": [0, 2]}}}
     contents["index/exclude.json"] = json.dumps(listed).encode()
     write(folder / "index/exclude.json", contents["index/exclude.json"])
@@ -139,6 +143,7 @@ def _write_index(folder: Path) -> None:
     for number, (label, name, content) in enumerate(_IMAGES):
         write(folder / "index/data/train" / label / f"{number} {name}", content)
     write_manifest(folder / "index/train.arrow", scan(survey(folder / "index/data", "train")), "s")
+    statistics.save(folder / "index/means.npz", _MEANS, 5, _FACTS)
 
 
 # Changing
@@ -279,6 +284,7 @@ def _reader(path: Path) -> Callable[[Path], object]:
         "classes.txt": read_class_list,
         "synset_words.txt": lambda one: class_words(one.parent) is not None,
         "train.arrow": _read_index,
+        "means.npz": lambda one: not isinstance(statistics.load(one, _FACTS), str),
         "exclude.json": lambda one: read_list(one, "train", _THREE) is not None,
         "ILSVRC2012_devkit_t12.tar.gz": read_devkit,
     }
@@ -329,6 +335,15 @@ class _Three(GivenImages):
 
 
 _THREE = _Three()
+
+
+def kept(path: Path) -> object:
+    """What an image index or a file of means holds, to be compared; None if it is refused."""
+    if path.suffix == ".npz":
+        found = statistics.load(path, _FACTS)
+        return None if isinstance(found, str) else (found[0].digest, found[1])
+    table = load_fresh(path, "s")
+    return None if table is None else (table.to_pydict(), dict(table.schema.metadata))
 
 
 @functools.cache

@@ -135,7 +135,8 @@ def synthetic_manifest(rows: int, classes: int = 1, side: int | None = None) -> 
         "height": rng.integers(*heights, rows, dtype=np.int32),
     }
     names = json.dumps([f"class{label}" for label in range(classes)])
-    table = pa.table(columns).replace_schema_metadata({"digest": "0" * 64, "classes": names})
+    facts = {"digest": "0" * 64, "classes": names, "passed": "[]"}
+    table = pa.table(columns).replace_schema_metadata(facts)
     return Manifest("train", Path("."), table)
 
 

@@ -25,7 +25,7 @@ from pipeline.data.index.labels import plain_text, shown
 from pipeline.data.index.survey import Split, name_few
 from pipeline.data.index.unpacked import unpacked
 from pipeline.data.index.window import BadContainer
-from pipeline.data.regular import NotTaken, open_regular, read_regular
+from pipeline.system.regular import NotTaken, open_regular, read_regular
 
 log = logging.getLogger("trainyard")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from pipeline.data.regular import read_regular
+from pipeline.system.regular import read_regular
 
 log = logging.getLogger("trainyard")
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.data.images import ImageSet
 from pipeline.data.index.labels import shown
 from pipeline.data.order import GlobalOrder
-from pipeline.data.regular import read_regular
+from pipeline.system.regular import read_regular
 
 _LIST_BYTES = 1 << 28
 
@@ -118,13 +118,15 @@ def read_list(path: Path, split: str, manifest: ImageSet) -> list[int]:
         raise ValueError(f"data.exclude={path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(_no_list(path)) from error
-    if type(images) is not list or type(digest) is not str or _version(content) != 1:
+    if type(images) is not list or type(digest) is not str:
         raise ValueError(_no_list(path))
     if digest != manifest.digest:
         raise ValueError(
             f"data.exclude={path} was made for other data: hash of {split} {digest[:16]} there, "
             f"{manifest.digest[:16]} here; verify this data set"
         )
+    if _version(content) != 1:
+        raise ValueError(_no_list(path))
     # By type: true is an int to Python, and 1.9 or "3" would become one.
     wrong = [one for one in images if type(one) is not int or not 0 <= one < len(manifest)]
     if wrong:

@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import logging
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from pipeline.config import DataConfig
 from pipeline.data.cifar import CifarImages
 from pipeline.data.images import ImageSet
 from pipeline.data.index.arrow_file import cache_places
+from pipeline.data.index.labels import shown
 from pipeline.data.normalisation import IMAGENET, Normalisation, color_axes
 from pipeline.system.files import content_of, replacing
 from pipeline.system.words import shell_word
@@ -155,10 +155,8 @@ def load(place: Path, facts: dict[str, Any]) -> tuple[Normalisation, int] | str:
             return f"{place} was computed for other data"
         found = Normalisation(*(arrays[n] for n in ("mean", "std", "image", "color_axes")))
         return found, int(header["images"])
-    except (
-        OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile
-    ) as error:  # fmt: skip  # zipfile has NotImplementedError for a damaged header
-        return f"{place} is damaged ({error})"
+    except Exception as error:  # zipfile and numpy raise nearly anything on damaged headers
+        return f"{place} is damaged ({shown(str(error))})"
 
 
 def normalisation_of(config: DataConfig, train_set: ImageSet) -> Normalisation:

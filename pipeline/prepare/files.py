@@ -19,10 +19,12 @@ from typing import Any, TypeVar
 from pipeline.config import ConfigError, require
 from pipeline.system.console import Bar, say
 from pipeline.system.files import locked, remove_partials, replacing
+from pipeline.system.regular import read_regular
 
 HIDDEN = ".trainyard"
 """Folder of what this program keeps next to the images; scans pass over it."""
 
+_MARK_BYTES = 1 << 24
 _RESERVE_BYTES = 64 << 20  # a file system that is full to the last byte fails other programs too
 
 T = TypeVar("T")
@@ -110,8 +112,8 @@ def read_mark(option: str, folder: Path, mark: Path, purpose: str) -> dict[str, 
     require(folder.is_dir(), f"{option} {folder} is a file; give a folder")
     if mark.exists():
         try:
-            return dict(json.loads(mark.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            return dict(json.loads(read_regular(mark, _MARK_BYTES)))
+        except (OSError, ValueError, TypeError, RecursionError):
             return {}
     with writing(folder):
         strangers = [name for name in sorted(os.listdir(folder)) if name != HIDDEN]

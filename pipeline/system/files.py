@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from pipeline.system.regular import NotTaken, open_regular
+
 log = logging.getLogger("trainyard")
 files_log = logging.getLogger("trainyard.files")  # each rank's own, so all ranks' are shown
 
@@ -146,14 +148,15 @@ def patiently(
 def content_of(path: Path, what: str) -> bytes:
     """The content of a file that words call `what`, read again when the file system refuses it.
 
-    Raises the `OSError` that says that there is none at once, and any other, also that of too
-    little memory, when it comes again and again.
+    Raises the `OSError` that says that there is none, or no regular file, at once, and any other,
+    also that of too little memory, when it comes again and again.
     """
 
     def read() -> bytes | OSError:
         try:
-            return path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError) as error:
+            with open(path, "rb", opener=open_regular) as file:
+                return file.read()
+        except (FileNotFoundError, NotADirectoryError, NotTaken) as error:
             return error
         except MemoryError as error:
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(path)) from error

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from pipeline.data.index.scan import Rows
 from pipeline.data.index.survey import Split, Tree, name_few
-from pipeline.data.regular import open_regular
 from pipeline.system.files import replacing
+from pipeline.system.regular import open_regular
 
 log = logging.getLogger("trainyard")
 

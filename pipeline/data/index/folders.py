@@ -20,7 +20,7 @@ from pipeline.data.index.window import (
     reading,
     unreadable,
 )
-from pipeline.data.regular import open_regular
+from pipeline.system.regular import open_regular
 
 
 def walk(folder: Path, passed: Passed) -> list[Entry]:

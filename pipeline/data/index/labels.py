@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.data.regular import read_regular
+from pipeline.system.regular import read_regular
 
 Label = bytes | int
 """A class's name, or its number from 0."""

@@ -36,7 +36,7 @@ from pipeline.data.index.passed import Passed
 from pipeline.data.index.recordio import GAP_BYTES, without_gaps
 from pipeline.data.index.scan import scan
 from pipeline.data.index.survey import Split, Tree, name_few, survey
-from pipeline.data.regular import open_regular
+from pipeline.system.regular import open_regular
 
 log = logging.getLogger("trainyard")
 

@@ -37,7 +37,7 @@ from pipeline.data.index.window import (
     is_number,
     reading,
 )
-from pipeline.data.regular import read_regular
+from pipeline.system.regular import read_regular
 
 GAP_BYTES = 4  # the length word between two parts of a record
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from pipeline.data.index.tar_members import FILES, members
 from pipeline.data.index.window import Window
-from pipeline.data.regular import open_regular
+from pipeline.system.regular import open_regular
 
 _OPENERS: dict[bytes, Any] = {
     b"\x1f\x8b": gzip.open,

@@ -11,8 +11,8 @@ from typing import NamedTuple, TypeVar
 
 from pipeline.data.index.labels import MOST_DIGITS, Pairs
 from pipeline.data.index.passed import Passed
-from pipeline.data.regular import NotTaken, open_regular, read_regular
 from pipeline.system.files import patiently
+from pipeline.system.regular import NotTaken, open_regular, read_regular
 
 log = logging.getLogger("trainyard")
 

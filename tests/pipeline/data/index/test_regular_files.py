@@ -24,15 +24,17 @@ from container_writers import (
 )
 from imagenet_archives import small_archives
 
+from pipeline.data import statistics
 from pipeline.data.cifar import open_cifar
 from pipeline.data.classes import class_words
 from pipeline.data.exclusion import read_list
 from pipeline.data.images import BadImage, GivenImages
 from pipeline.data.index.manifest import open_manifest
-from pipeline.data.regular import read_regular
 from pipeline.prepare.archives import train_blocks
 from pipeline.prepare.devkit import read_devkit
+from pipeline.prepare.files import read_mark
 from pipeline.system import files
+from pipeline.system.regular import read_regular
 
 
 @pytest.fixture(autouse=True)
@@ -164,6 +166,14 @@ def test_an_exclusion_list_is_a_regular_file(tmp_path, kind):
     in_place_of(tmp_path / "e.json", kind)
     with pytest.raises(ValueError, match=f"e.json cannot be read: it is {kind}, not a regular fi"):
         read_list(tmp_path / "e.json", "train", _Set())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_means_and_marks_are_regular_files(tmp_path, kind):
+    in_place_of(tmp_path / "means.npz", kind)
+    said = statistics.load(tmp_path / "means.npz", {})
+    assert said == f"{tmp_path}/means.npz cannot be read: it is {kind}, not a regular file"
+    assert read_mark("--out", tmp_path, tmp_path / "means.npz", "a data set") == {}
 
 
 @pytest.mark.parametrize("kind", KINDS)
