@@ -1,8 +1,9 @@
 """What DALI says of images: its cause on one line, and its decoders' words once, uncoloured."""
 
-import io
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jobs
@@ -77,6 +78,29 @@ def test_the_last_words_of_a_process_that_crashes_arrive(root):
     assert "last words" in ran.stderr.splitlines()
 
 
+def passed(content: bytes) -> bytes:
+    """What `said_once` makes of it."""
+    (out, into_filter), (out_of_filter, end) = os.pipe(), os.pipe()
+    os.write(into_filter, content)
+    os.close(into_filter)
+    said_once(out, end)
+    os.close(end)
+    with os.fdopen(out_of_filter, "rb") as file:
+        return file.read()
+
+
+def test_a_bar_without_a_newline_goes_on_as_it_is_drawn():
+    (lines, into_filter), (out_of_filter, end) = os.pipe(), os.pipe()
+    thread = threading.Thread(target=said_once, args=(lines, end))
+    thread.start()
+    os.write(into_filter, b"\r 40%|####")
+    assert os.read(out_of_filter, 99) == b"\r 40%|####"
+    os.write(into_filter, b"\r 50%|##### done\nmore")
+    os.close(into_filter)
+    thread.join()
+    assert os.read(out_of_filter, 99) == b"\r 50%|##### done\nmore"
+
+
 def test_kinds_differ_in_more_than_numbers():
     lines = [
         b"Corrupt JPEG data: 14 extraneous bytes before marker 0xe0\n",
@@ -85,9 +109,7 @@ def test_kinds_differ_in_more_than_numbers():
         b"\x1b[0;31m[ERROR] \x1b[0m[libtiff_decoder] Planar TIFFs are not supported\n",
         b"no newline at its end \xff",
     ]
-    out = io.BytesIO()
-    said_once(io.BytesIO(b"".join(lines)), out)
-    first, second, third, fourth = out.getvalue().splitlines()
+    first, second, third, fourth = passed(b"".join(lines)).splitlines()
     assert first.startswith(b"warning: an image decoder says: Corrupt JPEG data: 14 extraneous")
     assert third.startswith(b"warning: an image decoder says: Planar TIFFs are not supported (said")
     assert (second, fourth) == (b"NCCL INFO something", b"no newline at its end \xff")
