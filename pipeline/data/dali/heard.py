@@ -16,6 +16,8 @@ import sys
 import threading
 from typing import TextIO
 
+from pipeline.system import native
+
 _lock = threading.Lock()
 _open = 0
 _filter: _Filter | None = None
@@ -27,7 +29,8 @@ def begin() -> None:
     with _lock:
         _open += 1
         if _filter is None:
-            _filter = _Filter()
+            with contextlib.suppress(OSError):  # no process is left: their words stay as they are
+                _filter = _Filter()
 
 
 def end() -> None:
@@ -46,8 +49,8 @@ class _Filter:
     def __init__(self) -> None:
         self._before = os.dup(2)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.system.native"], stdin=subprocess.PIPE,
-            stdout=self._before, stderr=subprocess.DEVNULL,
+            [sys.executable, "-IS", native.__file__], stdin=subprocess.PIPE, stdout=self._before,
+            stderr=subprocess.DEVNULL,
         )  # fmt: skip
         self._python, self._shown = sys.stderr, _beside(self._before)
         if self._shown is not None:
@@ -66,7 +69,7 @@ class _Filter:
         if self._shown is not None and sys.stderr is self._shown:
             sys.stderr = self._python
         with contextlib.suppress(subprocess.TimeoutExpired):  # a child process still has the pipe
-            self._process.wait(timeout=2)
+            self._process.wait(timeout=1)
         os.close(self._before)
 
 

@@ -35,8 +35,10 @@ def usual_jpeg(start: bytes) -> Found | None:
     while at + 9 < len(start) and start[at] == 0xFF:
         marker, length = start[at + 1], start[at + 2] << 8 | start[at + 3]
         if marker == _START_OF_SCAN:
-            whole = size is not None and at + 2 + length <= len(start) and length > 2
-            return (size, at) if whole and (components != 4 or adobe) else None  # type: ignore[return-value]
+            whole = length > 2 and at + 2 + length <= len(start)
+            return (
+                None if size is None or not whole or (components == 4 and not adobe) else (size, at)
+            )
         if marker in _USUAL_FRAMES:
             height, width = start[at + 5] << 8 | start[at + 6], start[at + 7] << 8 | start[at + 8]
             components = start[at + 9]

@@ -126,7 +126,7 @@ def test_the_index_refuses_what_is_to_be_refused_and_reading_gives_the_reason(ma
     assert wrong == []
 
 
-def test_sizes_are_the_same_from_bytes_from_a_window_and_by_the_parser(manifest, tmp_path):
+def test_sizes_are_the_same_from_bytes_and_from_a_window(manifest, tmp_path):
     for image, name, content in files(manifest):
         size = header_of(content).size
         assert (manifest.widths[image], manifest.heights[image]) == size, name

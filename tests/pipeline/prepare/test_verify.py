@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_zoo import specimens
 from imagenet_archives import tar_of
 from PIL import Image
 from terminal import on_terminal
@@ -44,6 +45,7 @@ def with_thumbnail(content: bytes) -> bytes:
 
 
 JPEG = encoded()
+KINDS = dict(specimens(mutants=0))
 GOOD = {
     "plain": JPEG,
     "grey": encoded(mode="L"),
@@ -56,6 +58,8 @@ GOOD = {
     "fill bytes": JPEG[:2] + b"\xff\xff" + JPEG[2:],
     "thumbnail": with_thumbnail(JPEG),
     **{kind.lower(): encoded(kind) for kind in ("PNG", "BMP", "TIFF", "WEBP")},
+    # Which the first of the decoders leaves to another, and says so.
+    "cmyk tiff": encoded("TIFF", mode="CMYK"),
 }
 BAD = {
     "half": (JPEG[: len(JPEG) // 2], "has no end marker"),
@@ -70,6 +74,14 @@ BAD = {
     "html": (b"<html><body>404</body></html>", "no image header"),
     "gif": (encoded("GIF"), "no image header"),
     "empty": (b"", "the file is empty"),
+    "16 bits": (KINDS["bmp-40-16.bmp"], "is a BMP of 16 bits a pixel with no compression"),
+    "run lengths": (KINDS["bmp-rle4.bmp"], "is a BMP of 4 bits a pixel with RLE4"),
+    "integers": (KINDS["tiff-I-None.tif"], "is a TIFF of signed numbers"),
+    "floats": (KINDS["tiff-F-None.tif"], "is a TIFF of floating point numbers"),
+    "turned": (KINDS["tiff-turned-6-RGB.tif"], "is a TIFF turned by its orientation tag (6)"),
+    "grey and alpha": (KINDS["tiff-LA-None.tif"], "is a grey TIFF of 2 samples a pixel"),
+    "unknown marker": (KINDS["jpeg-segment-F0.jpg"], "has the marker FFF0 in its JPEG header"),
+    "checksum": (KINDS["png-crc-IDAT.png"], "chunk IDAT has a wrong checksum"),
     "cut png": (GOOD["png"][:-300], "is a PNG file that is cut off"),
     "cut bmp": (GOOD["bmp"][:-300], "its header needs 7254: it is cut off"),
 }

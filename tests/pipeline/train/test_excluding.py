@@ -7,6 +7,7 @@ import shutil
 
 import jobs
 import pytest
+from image_zoo import specimens
 from jobs import copy_data
 from one_process import evaluate_here, train_here
 from run_files import metrics, newest_checkpoint, state_differences
@@ -93,6 +94,26 @@ def test_a_run_stopped_after_an_exclusion_goes_on_with_the_same_bits(two_ranks, 
 def spoil_validation(root):
     for path in (root / "val").rglob("*.JPEG"):
         path.write_bytes(path.read_bytes()[:200] + b"\xff\xd9")
+
+
+def test_a_run_goes_on_without_legal_images_that_the_decoder_does_not_take(small_data, tmp_path):
+    """Each could have ended the process, or been read as other pixels."""
+    root = copy_data(small_data, tmp_path / "data")
+    kinds = dict(specimens(mutants=0))
+    names = ["bmp-40-16.bmp", "bmp-rle4.bmp", "tiff-I-None.tif", "tiff-turned-6-RGB.tif"]
+    paths = sorted((root / "train").rglob("*.JPEG"))[::12]
+    for path, name in zip(paths, names, strict=False):
+        path.write_bytes(kinds[name])
+    run = train_here(root, tmp_path / "runs", *EXCLUDE)
+    assert len(newest_checkpoint(run)["excluded"]["train"]) == len(names)
+    said = (run / "log.txt").read_text()
+    for reason in (
+        "a BMP of 16 bits",
+        "with RLE4",
+        "a TIFF of signed numbers",
+        "orientation tag (6)",
+    ):
+        assert reason in said
 
 
 def change_an_image(root):

@@ -1,0 +1,185 @@
+"""What DALI says of images: its cause on one line, and its decoders' words once, uncoloured."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import jobs
+import pytest
+from image_writers import tiff
+from zoo_parts import levels, of_mode, saved
+
+from pipeline.data.dali.reasons import cause
+from pipeline.system.native import by_decoders, decoders_words, said_once
+
+DRAWING = """
+import ctypes, os, sys
+from contextlib import closing
+from pathlib import Path
+import numpy as np
+import torch
+from pipeline.data.crops import CenterCrop
+from pipeline.data.dali import DecodeSettings, Loader
+from pipeline.data.index.manifest import open_manifest
+from pipeline.data.stream import ValStream
+manifest = open_manifest(Path(sys.argv[1]), "train")
+settings = DecodeSettings("cpu", torch.device("cpu"), 2)
+chunks = [np.arange(len(manifest))] * 3
+with closing(Loader(ValStream(manifest, CenterCrop(16, 16)), chunks, 3, len(manifest), settings)) as loader:
+    for batch in loader:
+        print("a line of Python", file=sys.stderr)
+    os.write(2, b"a line of C\\n")
+    if sys.argv[2] == "crash":
+        os.write(2, b"last words\\n")
+        ctypes.string_at(0)
+os.write(2, b"after it\\n")
+"""  # noqa: E501
+
+
+def drawn(root: Path, end: str = "close") -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", DRAWING, str(root), end]
+    return subprocess.run(command, cwd=jobs.REPOSITORY, capture_output=True, text=True)
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """Two JPEGs that libjpeg warns of, and a good TIFF that a first decoder leaves to a second."""
+    folder = tmp_path / "train/a"
+    folder.mkdir(parents=True)
+    jpeg = saved(of_mode("RGB"), "JPEG")
+    for number in (1, 2):
+        (folder / f"{number}.jpg").write_bytes(jpeg[:-60] + b"\xff\xd9")
+    (folder / "3.tif").write_bytes(tiff(levels(8, 4), 5))
+    return tmp_path
+
+
+def test_decoders_say_each_thing_once_and_all_other_lines_pass(root):
+    ran = drawn(root)
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stderr.splitlines()
+    said = [line for line in lines if line.startswith("warning: an image decoder says: ")]
+    once = " (said once; python -m pipeline.prepare verify --full names the files)"
+    assert sorted(said) == [
+        f"warning: an image decoder says: Corrupt JPEG data: premature end of data segment{once}",
+        "warning: an image decoder says: Unsupported photometric interpretation: 5, "
+        f"compression: 1{once}",
+    ]
+    assert sorted(line for line in lines if line not in said) == [
+        *["a line of C"], *["a line of Python"] * 3, "after it",
+    ]  # fmt: skip
+    assert "\x1b" not in ran.stderr
+
+
+def test_the_last_words_of_a_process_that_crashes_arrive(root):
+    ran = drawn(root, "crash")
+    assert ran.returncode < 0
+    assert "last words" in ran.stderr.splitlines()
+
+
+def passed(content: bytes) -> bytes:
+    """What `said_once` makes of it."""
+    (out, into_filter), (out_of_filter, end) = os.pipe(), os.pipe()
+    os.write(into_filter, content)
+    os.close(into_filter)
+    said_once(out, end)
+    os.close(end)
+    with os.fdopen(out_of_filter, "rb") as file:
+        return file.read()
+
+
+def test_a_bar_without_a_newline_goes_on_as_it_is_drawn():
+    (lines, into_filter), (out_of_filter, end) = os.pipe(), os.pipe()
+    thread = threading.Thread(target=said_once, args=(lines, end))
+    thread.start()
+    os.write(into_filter, b"\r 40%|####")
+    assert os.read(out_of_filter, 99) == b"\r 40%|####"
+    os.write(into_filter, b"\r 50%|##### done\nmore")
+    os.close(into_filter)
+    thread.join()
+    assert os.read(out_of_filter, 99) == b"\r 50%|##### done\nmore"
+
+
+def test_kinds_differ_in_more_than_numbers():
+    lines = [
+        b"Corrupt JPEG data: 14 extraneous bytes before marker 0xe0\n",
+        b"NCCL INFO something\n",
+        b"Corrupt JPEG data: 7 extraneous bytes before marker 0xd9\n",
+        b"\x1b[0;31m[ERROR] \x1b[0m[libtiff_decoder] Planar TIFFs are not supported\n",
+        b"no newline at its end \xff",
+    ]
+    first, second, third, fourth = passed(b"".join(lines)).splitlines()
+    assert first.startswith(b"warning: an image decoder says: Corrupt JPEG data: 14 extraneous")
+    assert third.startswith(b"warning: an image decoder says: Planar TIFFs are not supported (said")
+    assert (second, fourth) == (b"NCCL INFO something", b"no newline at its end \xff")
+
+
+REPORT = """Critical error in pipeline:
+Critical error in pipeline:
+Error in CPU operator `nvidia.dali.fn.decoders.image_slice`,
+which was used in the pipeline definition with the following traceback:
+
+  File "/x/graph.py", line 41, in make_pipeline
+    pipe.set_outputs(images)
+
+encountered:
+
+{}
+Current pipeline object is no longer valid.
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("nvImageCodec failure: '#3'", "nvImageCodec failure: '#3'"),
+        ("Failed to decode sample #4 : ", "Failed to decode"),
+        ("Invalid sample_type: 8197", "Invalid sample_type: 8197"),
+        (
+            "The cropping window [0..5] is not valid for image dimensions [3]\n"
+            "C++ context: [/opt/dali/dali/util/crop_window.h:91]",
+            "The cropping window [0..5] is not valid for image dimensions [3]",
+        ),
+        (
+            '[/opt/dali/dali/slice.h:72] Assert on "a <= b" failed: end before start\n'
+            "Stacktrace (3 entries):\n[frame 0]: /x.so",
+            'Assert on "a <= b" failed: end before start',
+        ),
+        ("", "no reason given"),
+    ],
+)
+def test_the_cause_of_dali_is_on_one_line_without_places(said, wanted):
+    assert cause(REPORT.format(said)) == wanted
+
+
+def test_a_report_of_another_form_is_told_as_it_is():
+    assert cause("std::bad_alloc") == "std::bad_alloc"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("Premature end of JPEG file", "Premature end of JPEG file"),
+        ("libpng error: IDAT: CRC error", "libpng error: IDAT: CRC error"),
+        ("TIFFReadDirectory: Warning, Bogus", "TIFFReadDirectory: Warning, Bogus"),
+        (
+            "\x1b[0;31m[ERROR] \x1b[0m[libjpeg_turbo_decoder] Could not decode jpeg code stream - "
+            "Premature end of JPEG data. Stopped at line 14/29",
+            "Premature end of JPEG data. Stopped at line 14/29",
+        ),
+        (
+            "[ WARN:0@1.090] global grfmt_png.cpp:779 readFromStreamOrBuffer PNG input is short",
+            "PNG input is short",
+        ),
+    ],
+)
+def test_lines_of_decoders_are_known(line, words):
+    assert by_decoders(line)
+    assert decoders_words(line, failed=True) == words
+    assert (decoders_words(line, failed=False) == "") is ("[" in line)
+
+
+@pytest.mark.parametrize("line", ["NCCL WARN x", "error: a sentence", "Traceback (most recent"])
+def test_other_lines_are_not_of_decoders(line):
+    assert not by_decoders(line)
