@@ -141,14 +141,16 @@ def test_a_spelling_means_what_its_setting_makes_of_it(
         ("data.cache_dir", "~", "data.cache_dir=~ must be a path or null; ~ alone could be either, "
          "so write null, or ~/ for the home folder"),
         ("data.threads", "~", "data.threads=~ must be a whole number or null"),
-        ("data.threads", "010", "data.threads=010 must be a whole number or null"),
+        ("data.threads", "010", "data.threads=010 must be a whole number or null; write it "
+         "without the 0 in front, which may mean base 8"),
         ("data.threads", "1:30", "data.threads=1:30 must be a whole number or null"),
         ("data.threads", "1e3", "data.threads=1e3 must be a whole number or null"),
         ("data.threads", "9" * 30, f"data.threads={'9' * 30} must be a whole number or null"),
         ("data.threads", "9" * 5000,
          f"data.threads={'9' * 200}... (5,000 characters) must be a whole number or null"),
         ("optim.base_lr", "1:30", "optim.base_lr=1:30 must be a number"),
-        ("optim.base_lr", "010", "optim.base_lr=010 must be a number"),
+        ("optim.base_lr", "010", "optim.base_lr=010 must be a number; write it without the 0 in "
+         "front, which may mean base 8"),
         ("optim.base_lr", "1e999", "optim.base_lr=1e999 must be a number"),
         ("optim.amp", "OFF", "optim.amp=OFF must be one of off, tf32, bf16, fp16"),
         ("optim.amp", "false", "optim.amp=false must be one of off, tf32, bf16, fp16"),
