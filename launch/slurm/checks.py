@@ -75,8 +75,9 @@ def _ask_nodes(allocation: Allocation, program: Program, options: LaunchOptions)
             env |= stack.enter_context(token_in(program.run_dir))
         try:
             done = subprocess.run(
-                command, env=env, stdout=subprocess.PIPE, text=True, timeout=_PATIENCE_SEC
-            )
+                command, env=env, stdout=subprocess.PIPE, text=True, errors="replace",
+                timeout=_PATIENCE_SEC,
+            )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise ConfigError(
                 f"the check of the nodes did not end within {_PATIENCE_SEC:.0f} s: a file system "

@@ -12,6 +12,7 @@ from pathlib import Path
 from launch.slurm import say
 from launch.slurm.allocation import Allocation, output_of
 from pipeline.config import ConfigError
+from pipeline.system import console
 from pipeline.system.failure import ExitCode, say_error
 from pipeline.train.folder import Checkpoints, RunFolder, Stop
 
@@ -48,7 +49,7 @@ class End:
         run, found = self._run, self._wait_for_words()
         if run is not None and run.failure in found:
             if found[run.failure]:
-                print(found[run.failure], file=sys.stderr, flush=True, end="")
+                console.say(*found[run.failure].rstrip("\n").split("\n"), stream=sys.stderr)
             else:
                 say_error(run.first_cause() or "")
             return exit_code(code)

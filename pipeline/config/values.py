@@ -26,6 +26,7 @@ _FLOAT = re.compile(
     rf"[+-]?(?:(?:0|(?!0){_DIGITS})(?:\.(?:{_DIGITS})?)?|\.{_DIGITS})(?:[eE][+-]?\d+)?", re.ASCII
 )
 _NOT_FINITE = re.compile(r"[+-]?\.?(?:inf|Inf|INF)|\.?(?:nan|NaN|NAN)", re.ASCII)
+_LEADING_ZERO = re.compile(r"[+-]?0[0-9_]*[1-9][0-9_.]*", re.ASCII)
 _MOST = 2**63
 _SHOWN = 200  # characters of a refused value in a message
 
@@ -61,7 +62,7 @@ def read(value: Any, kind: Any) -> Any:
             return _read_one(given, member)
         except ValueError:
             continue
-    raise Refused(rule(kind) + _nearest(given, members))
+    raise Refused(rule(kind) + _hint(given, members))
 
 
 def refusal(named: str, value: Any, error: Refused) -> str:
@@ -72,7 +73,7 @@ def refusal(named: str, value: Any, error: Refused) -> str:
 
 
 def _as_text(value: Any) -> Any:
-    """What stands for `value` in a YAML; a Python string is one in quotes, whatever it holds."""
+    """What stands for `value` in a YAML: text, or a list of texts."""
     if isinstance(value, str):
         return value
     if isinstance(value, Path):
@@ -85,7 +86,7 @@ def _as_text(value: Any) -> Any:
 
 
 def flow(value: Any) -> str:
-    """A list of texts as YAML has it on one line."""
+    """A value as YAML has it on one line."""
     if isinstance(value, list | tuple):
         return f"[{','.join(map(flow, value))}]"
     if isinstance(value, dict):
@@ -196,8 +197,10 @@ def rule(kind: Any) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def _nearest(given: Any, members: list[Any]) -> str:
-    """A hint at the choice that is nearest to a value, if one is near."""
+def _hint(given: Any, members: list[Any]) -> str:
+    """What a value may have been meant for: the nearest choice, if one is near."""
+    if isinstance(given, str) and _LEADING_ZERO.fullmatch(given) and {int, float} & set(members):
+        return "; write it without the 0 in front, which may mean base 8"
     choices = [str(c) for one in members if get_origin(one) is Literal for c in get_args(one)]
     near = difflib.get_close_matches(given, choices, 1, 0.7) if isinstance(given, str) else []
     return f"; did you mean {near[0]}?" if near else ""

@@ -39,7 +39,7 @@ def _of_node(node: yaml.Node, known: dict[int, Tree]) -> Tree:
         known[id(node)] = _built(node, known)
     found = known[id(node)]
     if found is _UNFINISHED:
-        raise yaml.YAMLError("an alias in it stands for what contains the alias")
+        raise yaml.YAMLError("an alias in it stands for what contains the alias; write it out")
     return found
 
 

@@ -41,7 +41,7 @@ from pipeline.ranks.places import Share, choose_device, own_share, set_threads
 from pipeline.ranks.reports import start_limit
 from pipeline.ranks.watchdog import watched
 from pipeline.ranks.world import World
-from pipeline.system.console import log, start_logging
+from pipeline.system.console import log, say, start_logging
 from pipeline.system.launched import launched
 from pipeline.train import checkpoint
 from pipeline.train.folder import run_of
@@ -52,7 +52,7 @@ from pipeline.train.validation import count
 
 def evaluate(request: Request) -> None:
     """Counts the images that the networks get right; on rank 0 writes the files that were asked
-    for, and the result in the folder of the first checkpoint's run, and logs it. Collective."""
+    for, and the result in the folder of the first checkpoint's run, and says it. Collective."""
     world = connect()
     start_logging(world.rank)
     warn_if_open(launched().engine)
@@ -76,21 +76,22 @@ def _evaluate(request: Request, world: World) -> None:
     totals, tally = _count(members, request, val_set, world, share, device)
     is_other = _is_other_data(request, members[0], val_set, world)
     world.barrier()
+    if world.rank != 0:
+        return
+    result = describe(members, request, totals, tally.unreadable, val_set.digest, is_other)
     try:
-        if world.rank == 0:
-            result = describe(members, request, totals, tally.unreadable, val_set.digest, is_other)
-            _write_files(request, result, tally, val_set)
+        _write_files(request, result, tally, val_set)
     finally:  # words after files, but a disk that is full must not cost both
-        _say(request, members[0], totals)
+        say(_in_words(request, members[0], totals))
 
 
-def _say(request: Request, member: Member, totals: Validation) -> None:
-    log.info(
-        "%s at step %d, %s: top-1 %.4f (%d of %d), top-5 %.4f (%d), loss %.4f",
-        ", ".join(str(path) for path in request.checkpoints), member.trained.step,
-        request.protocol.name, totals.top1, totals.top1_correct, totals.images, totals.top5,
-        totals.top5_correct, totals.loss,
-    )  # fmt: skip
+def _in_words(request: Request, member: Member, totals: Validation) -> str:
+    checkpoints = ", ".join(map(str, request.checkpoints))
+    return (
+        f"{checkpoints} at step {member.trained.step}, {request.protocol.name}: "
+        f"top-1 {totals.top1:.4f} ({totals.top1_correct} of {totals.images}), "
+        f"top-5 {totals.top5:.4f} ({totals.top5_correct}), loss {totals.loss:.4f}"
+    )
 
 
 def _members(request: Request, world: World) -> list[Member]:

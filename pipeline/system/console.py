@@ -212,8 +212,8 @@ class Bar:
     def redraw(self, what: str, words: Sequence[tuple[int, str]]) -> None:
         """Draws now, with new words around the bar: those behind it each with a rank, of which the
         highest is left out first where they leave no room for a bar."""
-        self._drawing.set_description_str(what, refresh=False)
-        self._drawing.words = tuple(words)
+        self._drawing.set_description_str(printable(what), refresh=False)
+        self._drawing.words = tuple((rank, printable(word)) for rank, word in words)
         self._draw()
 
     def line_due(self) -> bool:

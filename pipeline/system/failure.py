@@ -126,6 +126,8 @@ def _open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names that are not in its charset
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # a pipe may bring other programs' lines too
 
 
 def _guarded(main: Callable[[list[str]], object], argv: list[str], debug: bool) -> int:

@@ -73,7 +73,8 @@ def write_text(path: Path, text: str) -> None:
     """
     content = text.encode("utf-8", "surrogateescape")
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        path.write_bytes(content)
+        with contextlib.suppress(BrokenPipeError):  # the pipe's reader has had what it wanted
+            path.write_bytes(content)
         return
     with replacing(path) as new:
         new.write_bytes(content)

@@ -4,7 +4,9 @@ import pytest
 from made_runs import CIFAR, RunMaker
 
 from pipeline.config import ConfigError
+from pipeline.config.reading import load_config
 from pipeline.runs.listing import as_json, describe, find_run, list_runs
+from pipeline.train.folder import RunFolder, why_no_run
 
 
 @pytest.fixture
@@ -57,3 +59,15 @@ def test_a_run_is_found_by_name_or_path_and_else_it_says_what_lists_them(make_ru
     for name, below in (("deep/vgg", tmp_path), (f"{tmp_path}/deep/vgg", tmp_path / "runs")):
         with pytest.raises(ConfigError, match=deep):
             find_run(name, below)
+
+
+def test_suggested_commands_are_quoted_for_a_shell(tmp_path):
+    below = tmp_path / "my runs"
+    RunMaker(below)("a", CIFAR)
+    wanted = f"{below} is no run but holds 1 of them; give '{below}'/*/"
+    assert why_no_run(RunFolder(below)) == wanted
+    with pytest.raises(ConfigError) as error:
+        find_run("b", below)
+    assert str(error.value).endswith(f"python -m pipeline.runs '{below}' lists those there are")
+    with pytest.raises(ConfigError, match="did you mean --config 'my file.yaml'"):
+        load_config(["my file.yaml"])
