@@ -56,9 +56,9 @@ def evaluate(request: Request) -> None:
     world = connect()
     start_logging(world.rank)
     warn_if_open(launched().engine)
-    asked = request.settings["run.start_timeout_sec"]
-    limit = start_limit(RunConfig().start_timeout_sec if asked is None else asked)
-    with watched(world, limit):
+    given, name = request.settings, "run.start_timeout_sec"
+    limit_sec = given[name] if name in given else RunConfig().start_timeout_sec
+    with watched(world, start_limit(limit_sec)):
         _evaluate(request, world)
 
 
