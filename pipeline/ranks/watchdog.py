@@ -167,10 +167,12 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
         os.close(self._report)
         os.close(self._pulse)
-        for path in (report_path(self._folder, self._rank), pulse_path(self._folder, self._rank)):
-            path.unlink(missing_ok=True)
+        mine = [report_path(self._folder, self._rank), pulse_path(self._folder, self._rank)]
         if self._rank == self._peers[0].rank:
-            self._asked_file.unlink(missing_ok=True)
+            mine.append(self._asked_file)
+        for path in mine:
+            with contextlib.suppress(OSError):  # what stays must not end a run that is done
+                path.unlink()
         with contextlib.suppress(OSError):  # done by the last rank
             self._folder.rmdir()
             self._folder.parent.rmdir()  # if no other start has left its reports there

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.ranks.gradients import Alone, GradientAverager, OrderedGradients, Summing
 from pipeline.ranks.heartbeat import Heartbeat, Peer
-from pipeline.system.failure import ExitCode, PeerLost, Reported, TrainingError, say_error
+from pipeline.system.failure import ExitCode, PeerLost, Reported, code_of, in_words, say_error
 
 T = TypeVar("T")
 
@@ -119,7 +119,9 @@ class World:
         Rank 0 prints the first one (lowest rank); every rank raises `Reported` from the same
         point, so that none is still inside another collective.
         """
-        mine = None if error is None else (_describe(error, self.rank, self.size), _code(error))
+        mine = (
+            None if error is None else (_describe(error, self.rank, self.size), int(code_of(error)))
+        )
         errors = [brought for brought in self.gather_objects(mine) if brought is not None]
         if errors:
             message, code = errors[0]
@@ -152,12 +154,4 @@ class World:
 
 
 def _describe(error: BaseException, rank: int, size: int) -> str:
-    where = f"rank {rank}: " if size > 1 and rank > 0 else ""
-    plain = isinstance(error, ValueError | TrainingError)
-    return where + (str(error) if plain else f"{type(error).__name__}: {error}")
-
-
-def _code(error: BaseException) -> int:
-    if isinstance(error, Reported):
-        return int(error.code)
-    return int(ExitCode.WRONG_INPUT if isinstance(error, ValueError) else ExitCode.FAILED)
+    return (f"rank {rank}: " if size > 1 and rank > 0 else "") + in_words(error)

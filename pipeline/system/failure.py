@@ -6,6 +6,7 @@ Imports nothing heavy, so that a wrong setting is answered before torch is loade
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import math
@@ -75,6 +76,46 @@ class Stopped(Exception):
 
 class StoppedEarly(KeyboardInterrupt):
     """A signal came before there was anything to save: no `Exception`, as it may come anywhere."""
+
+
+USERS = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
+    errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG,
+)  # fmt: skip
+"""What a file system refuses at every start, until somebody repairs it."""
+
+
+def is_told(error: BaseException) -> bool:
+    """Whether an error says in words what went wrong, so that a traceback adds nothing."""
+    of_file = isinstance(error, OSError) and error.filename is not None
+    return of_file or isinstance(error, ValueError | TrainingError | MemoryError)
+
+
+def in_words(error: BaseException) -> str:
+    """An error as one sentence, with what to do about it where that is known."""
+    if isinstance(error, MemoryError):
+        said = f" ({error})" if str(error) else ""
+        return f"out of memory{said}; give each rank more, by fewer ranks or data.threads on a node"
+    if isinstance(error, OSError) and error.filename is not None:
+        place, reason = error.filename, error.strerror or str(error)
+        return f"{os.fsdecode(place)} cannot be used: {reason}; {cure(error)}"
+    return str(error) if is_told(error) else f"{type(error).__name__}: {error}"
+
+
+def cure(error: OSError) -> str:
+    """What to do about what a file system refuses."""
+    if error.errno in USERS:
+        return "repair or remove it and start again"
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"{'make room there' if full else 'see that its file system answers'} and start again"
+
+
+def code_of(error: BaseException) -> ExitCode:
+    """The exit code of a process that an error ends."""
+    if isinstance(error, Reported):
+        return error.code
+    by_user = isinstance(error, OSError) and error.filename is not None and error.errno in USERS
+    return ExitCode.WRONG_INPUT if by_user or isinstance(error, ValueError) else ExitCode.FAILED
 
 
 def say_error(message: str) -> None:
@@ -156,13 +197,11 @@ def _guarded(main: Callable[[list[str]], object], argv: list[str], debug: bool) 
     except KeyboardInterrupt:
         return ExitCode.FAILED
     except Exception as error:  # the last resort: every failure ends as one line and a code
-        if debug or not isinstance(error, TrainingError):
+        if debug or not is_told(error):
             _show_traceback()
-        message = (
-            str(error) if isinstance(error, TrainingError) else f"{type(error).__name__}: {error}"
-        )
+        message = in_words(error)
         say_error(f"rank {launched_rank()}: {message}" if launched_size() > 1 else message)
-        return ExitCode.FAILED
+        return code_of(error)
 
 
 def _show_traceback() -> None:

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.system.failure import TrainingError
+from pipeline.system.failure import USERS, TrainingError, cure
 from pipeline.train.folder import RunFolder
-
-_USERS = (
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
-    errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG,
-)  # fmt: skip
-"""Errors that start again with every start, until somebody changes the folder."""
 
 _ELSE = "or choose another run.name or run.dir"
 
@@ -29,14 +22,12 @@ def explained(run: RunFolder) -> Iterator[None]:
         yield
     except OSError as error:
         place, reason = error.filename or run.path, error.strerror or str(error)
-        if error.errno in _USERS:
+        if error.errno in USERS:
             raise ValueError(
                 f"the run in {run.path} cannot use {place}: {reason}; repair or remove it, {_ELSE}"
             ) from error
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        fix = "make room there" if full else "see that its file system answers"
         raise TrainingError(
-            f"the run in {run.path} cannot use {place}: {reason}; {fix} and start again"
+            f"the run in {run.path} cannot use {place}: {reason}; {cure(error)}"
         ) from error
 
 

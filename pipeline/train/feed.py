@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pipeline.data.dali import Batch, Loader
 from pipeline.data.images import BadImage
 from pipeline.ranks.world import World
-from pipeline.system.failure import STOP_SIGNALS, StopSignal, TrainingError
+from pipeline.system.failure import STOP_SIGNALS, StopSignal, TrainingError, in_words
 from pipeline.train.phases import Phases
 
 
@@ -109,4 +109,4 @@ class Feed:
                 "which changes the data, and start under a new run.name"
             )
             return ValueError(f"{error} ({where}); {fix}")
-        return TrainingError(f"the loader failed: {type(error).__name__}: {error} ({where})")
+        return TrainingError(f"the loader failed: {in_words(error)} ({where})")

@@ -17,7 +17,7 @@ from pipeline.system.failure import (
     PeerLost,
     Reported,
     Stopped,
-    TrainingError,
+    in_words,
     say_error,
 )
 from pipeline.train.access import explained, make_usable
@@ -86,9 +86,7 @@ def first_cause_kept(run: RunFolder, world: World) -> Iterator[None]:
                     "cause"
                 ) from error
             raise
-        known = isinstance(error, TrainingError | ValueError)
-        cause = str(error) if known else f"{type(error).__name__}: {error}"
-        run.record_first_cause(f"rank {world.rank}: {cause}")
+        run.record_first_cause(f"rank {world.rank}: {in_words(error)}")
         raise
 
 

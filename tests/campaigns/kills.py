@@ -155,7 +155,8 @@ class Kills:
         if not differing and metrics(run) != metrics(whole):
             differing = ["metrics.jsonl"]
         left = [str(f.relative_to(run)) for f in run.rglob("*") if f.name.startswith(".partial")]
-        left += [f.name for f in (run / "failure.txt", run / "stacks") if f.exists()]
+        left += [str(f.relative_to(run)) for f in (run / "stacks").rglob("*") if f.is_file()]
+        left += ["failure.txt"] if (run / "failure.txt").exists() else []
         self.record.counts["runs"] += 1
         if differing:
             self.record.find(f"{name} ({variant}) differs: {differing}; {told}")
