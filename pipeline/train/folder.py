@@ -191,8 +191,12 @@ class RunFolder:
             return None
 
     def is_of(self, start: str) -> bool:
-        """Whether no other start than `start` holds the run, as far as its lock says."""
-        holder = self.holder()
+        """Whether no other start than `start` holds the run, as far as its lock says: one that does
+        not answer says nothing."""
+        try:
+            holder = self.holder()
+        except OSError:
+            return True
         return holder is None or holder.start in (None, start)
 
     def require_of(self, start: str) -> None:

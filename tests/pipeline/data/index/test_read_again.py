@@ -43,9 +43,9 @@ from pipeline.system.failure import run_command
 from pipeline.system.launched import launched_rank
 from pipeline.train.__main__ import main
 
-def scan(tree, real=manifest.scan):
+def scan(tree, *rest, real=manifest.scan):
     print(f"rank {launched_rank()} scans {tree.directory}", flush=True)
-    return real(tree)
+    return real(tree, *rest)
 
 manifest.scan = scan
 run_command(main, sys.argv[1:])
