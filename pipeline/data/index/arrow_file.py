@@ -22,7 +22,7 @@ from pipeline.system.regular import open_regular
 
 log = logging.getLogger("trainyard")
 
-_VERSION = b"3"  # of the file; any other is scanned again
+_VERSION = b"4"  # of the file; any other is scanned again
 _COLUMNS = {
     "file": pa.binary(),  # file names are bytes on Linux and need not be UTF-8
     "label": pa.int32(),

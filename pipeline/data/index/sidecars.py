@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from pipeline.data.index.labels import Label, label_of, plain_text, shown
+from pipeline.data.index.labels import Label, label_of, plain_text, shown, shown_path
 from pipeline.data.index.tar_members import Member
 from pipeline.data.index.window import Window
 
@@ -57,12 +57,12 @@ class Sidecars:
         known, other = self._labels.setdefault(key, (label, member))
         if other is member:
             return
-        here, there = _path(member), _path(other)
+        there = _path(other)
         if type(known) is type(label) and known != label:
             reason = f"has the label {shown(label)}, where {there} has {shown(known)}"
             raise self._bad(member, reason, _ONE_LABEL)
         self._pair(member, known, label)
-        if here.lower().endswith(".cls"):  # whichever comes first in the archive
+        if member.path.lower().endswith(b".cls"):  # whichever comes first in the archive
             self._labels[key] = label, member
 
     def _pair(self, member: Member, *labels: Label) -> None:
@@ -129,4 +129,4 @@ def key_of(path: bytes) -> bytes:
 
 
 def _path(member: Member) -> str:
-    return member.path.decode(errors="replace")
+    return shown_path(member.path)

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from pipeline.data.index.headers import image_size
+from pipeline.data.index.labels import shown_path
 from pipeline.data.index.passed import HIDDEN, LINKS, SPECIAL, UNUSED_LABELS
 from pipeline.data.index.sidecars import SIDECARS, Sidecars, key_of
 from pipeline.data.index.tar_members import FILES, Member, members
@@ -151,7 +152,7 @@ def _bad_image(window: Window, member: Member, reason: str, fix: str) -> Excepti
 
 
 def _shown(member: Member) -> str:
-    return member.path.decode(errors="replace")
+    return shown_path(member.path)
 
 
 def _class_of(
@@ -176,7 +177,7 @@ def _class_of(
         fix = "write members as <class>/<file>, or a <key>.cls next to each <key>.jpg"
         raise _bad_image(window, member, "has no class", fix)
     if above != top:
-        where = top.decode(errors="replace") or "the top"
+        where = shown_path(top) or "the top"
         reason = f"does not lie two levels below {where}, as those before it"
         raise _bad_image(window, member, reason, "write members as <class>/<file>")
     return own

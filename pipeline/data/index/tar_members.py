@@ -135,8 +135,10 @@ def _check_zeros(window: Window, at: int, end: int) -> None:
     """Raise BadContainer if data follow the end mark: a second, joined archive would go unseen."""
     while at < end:
         content = window.read(at, min(_ZEROS_BYTES, end - at))
+        if not content:  # the end of a stream
+            return
         rest = content.lstrip(b"\0")
         if rest:
             fix = "keep joined archives apart, or join them with tar --concatenate"
             raise window.bad(at + len(content) - len(rest), "something follows the end mark", fix)
-        at += len(content) or _ZEROS_BYTES
+        at += len(content)

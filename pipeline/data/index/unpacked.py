@@ -25,6 +25,7 @@ _OPENERS: dict[bytes, Any] = {
     b"\xfd7zXZ": lzma.open,
 }
 _PAGE_BYTES = 1 << 16
+_NO_END = 1 << 62  # of a stream, until it is there
 
 
 def unpacked(
@@ -38,7 +39,7 @@ def unpacked(
     """
     with _decompressed(path) as stream:
         window = _Stream(path, stream, most_bytes)
-        for member in members(window, 0, most_bytes):
+        for member in members(window, 0, _NO_END):
             name = member.path.decode(errors="replace")
             if member.kind in FILES and wanted(name):
                 yield name, window.read_all(member.offset, member.length)

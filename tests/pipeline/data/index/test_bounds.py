@@ -295,7 +295,9 @@ def test_an_archive_that_unpacks_without_end(tmp_path, monkeypatch):
     head.size = 1 << 24
     archive = gzip.compress(head.tobuf() + bytes(1 << 24) + bytes(1024))
     path = write(tmp_path / "cifar-10-python.tar.gz", archive)
-    with pytest.raises(ValueError, match=f"{path} is truncated, damaged .*begins a member of 167"):
+    with pytest.raises(
+        ValueError, match=f"{path} is truncated, damaged .* at most 1048576 bytes are"
+    ):
         open_cifar(tmp_path, None)
     path.write_bytes(gzip.compress(tar_of([("x", b"")]) + bytes(1 << 24)))
     with pytest.raises(ValueError, match=f"{path} is truncated, .* at most 1048576 bytes are unp"):

@@ -17,6 +17,7 @@ from random import Random
 import container_mutations
 import pytest
 from container_mutations import REFUSED, TAKEN, mutate, try_reader
+from container_writers import tar_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -113,6 +114,10 @@ CASES = {
     "a name of control characters in a pickle": (
         "cifar python/cifar-10-batches-py/batches.meta",
         b"\x80\x02}(U\x0blabel_namesc\x00\x1c\n\x00\x1d\n.",
+    ),
+    "a line break in a name in an archive": (
+        "tar/cls.tar",
+        tar_of([("a.cls", b"0"), ("a.jpg", b""), ("b\n\x1b[2K.jpg", b"")]),
     ),
 }
 """What the readers once raised for."""
