@@ -211,7 +211,7 @@ class RunFolder:
     def record_first_cause(self, message: str) -> bool:
         """Writes the cause of a failure unless a rank has done so already; True when this call
         wrote it, or when there is no folder to write it into."""
-        if not self.path.is_dir():
+        if not os.path.isdir(self.path):  # which does not raise where the disk does not answer
             return True
         cause, host = printable(" ".join(message.split())), socket.gethostname()
         try:
