@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.crops import Plan, whole_boxes
 from pipeline.data.dali import DecodeSettings, as_lists, graph_inputs, make_pipeline
-from pipeline.data.dali.reasons import cause
+from pipeline.data.dali.reasons import cause_of_one
 from pipeline.data.index.manifest import Manifest
 from pipeline.data.index.whole import file_flaw
 from pipeline.data.parser import parser_flaw
@@ -100,7 +100,7 @@ class Decoder:
         words = decoders_words(said, failed=failure is not None)
         if failure is not None:
             flaw = file_flaw(files[0].tobytes()) if len(files) == 1 else None
-            return Verdict("bad", words or flaw or cause(failure))
+            return Verdict("bad", words or flaw or cause_of_one(failure))
         return Verdict("suspect" if words else "good", words)
 
     def _pipe(self, size: int) -> Any:

@@ -138,7 +138,8 @@ def _verify(manifest: Manifest, options: VerifyOptions) -> list[Finding]:
                         continue
                     if options.repair and read.flaw == NO_END:
                         unfinished.append((len(found), read))
-                    reason = "; ".join(dict.fromkeys(filter(None, (read.flaw, words))))
+                    own = None if read.flaw and read.flaw in words else read.flaw
+                    reason = "; ".join(filter(None, (own, words)))
                     verdict: Literal["bad", "suspect"] = "bad" if kind == "bad" else "suspect"
                     found.append(_finding(manifest, read, verdict, reason))
                 progress.add(len(chunk), sum(int(manifest.lengths[read.image]) for read in chunk))

@@ -19,6 +19,7 @@ _ONCE = "said once; python -m pipeline.prepare verify --full names the files"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _MESSENGER = re.compile(r"^\[(?:ERROR|WARNING|INFO)\]\s*\[\w+\]\s*(?:Could not [^-]*- )?")
 _OPENCV = re.compile(r"^\[\s*(?:ERROR|WARN|INFO):\d+@[\d.]+\]\s*global\s+\S+:\d+\s+\w+\s*")
+_OPENCV_PLACE = re.compile(r"^imdecode_\(''\): |:? OpenCV\([\d.]+\).*$")  # of its source
 _CODECS = re.compile(
     r"^(?:Corrupt JPEG|Premature end of|Input file read error|Bogus |Empty JPEG|Not a JPEG file|"
     r"Invalid (?:JPEG|SOS|progressive|component)|Unsupported (?:JPEG|marker|color conv)|"
@@ -46,7 +47,7 @@ def decoders_words(said: str, failed: bool) -> str:
         lines = [line for line in lines if not (_MESSENGER.match(line) or _OPENCV.match(line))]
     errors = [line for line in lines if "error" in line.lower() and not _OPENCV.match(line)]
     first = next(iter(errors or lines), "")  # later ones follow from it
-    return _OPENCV.sub("", _MESSENGER.sub("", first))[:_LONGEST]
+    return _OPENCV_PLACE.sub("", _OPENCV.sub("", _MESSENGER.sub("", first)))[:_LONGEST]
 
 
 def said_once(lines: int, out: int) -> None:

@@ -16,7 +16,7 @@ from torch.utils.dlpack import from_dlpack
 
 from pipeline.data.dali import graph, heard
 from pipeline.data.dali.arrival import Copied, DrawnAhead, UntilDone, Uploads
-from pipeline.data.dali.reasons import FAILED, cause
+from pipeline.data.dali.reasons import cause, cause_of_one
 from pipeline.data.dali.settings import DecodeSettings
 from pipeline.data.dali.source import Prepared, Source
 from pipeline.data.images import BadImage
@@ -199,7 +199,7 @@ class Loader:
             except RuntimeError as single:
                 if _OUT_OF_MEMORY.search(str(single)):
                     break  # a good file; never to be excluded
-                return self._bad_image(failed, index, cause(str(single)))
+                return self._bad_image(failed, index, cause_of_one(str(single)))
         return RuntimeError(
             f"DALI failed on a batch without a bad image in it: {cause(report)}; "
             "memory may be short: lower data.local_batch_size or data.prefetch_batches"
@@ -211,5 +211,5 @@ class Loader:
         encoded = failed.inputs[0][index] if self._settings.decoder != "none" else None
         # DALI gives only the fact; what is missing or wrong in the file says more.
         flaw = None if encoded is None else file_flaw(encoded.tobytes())
-        reason = f"it {flaw}" if flaw else said if said != FAILED else "its data are damaged"
+        reason = f"it {flaw}" if flaw else said
         return BadImage(failed.image_set.path(image), f"cannot be decoded: {reason}")

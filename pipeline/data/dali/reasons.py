@@ -11,8 +11,7 @@ _THREAD = re.compile(r"^Error in thread \d+:\s*")
 _NUMBER = re.compile(r"\s*sample #\d+\s*:?")  # of the batch, which is ours
 _LONGEST = 200
 
-FAILED = "Failed to decode"
-"""The cause that DALI gives for an image that one of its decoders refuses."""
+_FAILED = "Failed to decode"  # what DALI says of an image that its decoders refuse
 
 
 def cause(report: str) -> str:
@@ -26,3 +25,9 @@ def cause(report: str) -> str:
             lines.append(line)
     words = _THREAD.sub("", _PLACE.sub("", " ".join(lines)))
     return _NUMBER.sub("", words).strip()[:_LONGEST] or "no reason given"
+
+
+def cause_of_one(report: str) -> str:
+    """Return the same of a batch of one image, whose place in the batch says nothing."""
+    said = cause(report)
+    return "its data are damaged" if said == _FAILED else said

@@ -27,6 +27,9 @@ _NO_IMAGE = "no image header"
 # What they say of a damaged header names no file; the reason that is kept does. For the process, as
 # headers are read by several threads, which `catch_warnings` does not separate.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+_of_pillow = logging.getLogger("PIL")
+_of_pillow.addHandler(logging.NullHandler())  # else stderr takes its errors
+_of_pillow.propagate = False
 
 
 class Header(NamedTuple):

@@ -11,7 +11,7 @@ import pytest
 from image_writers import tiff
 from zoo_parts import levels, of_mode, saved
 
-from pipeline.data.dali.reasons import cause
+from pipeline.data.dali.reasons import cause, cause_of_one
 from pipeline.system.native import by_decoders, decoders_words, said_once
 
 DRAWING = """
@@ -153,6 +153,11 @@ def test_the_cause_of_dali_is_on_one_line_without_places(said, wanted):
     assert cause(REPORT.format(said)) == wanted
 
 
+def test_an_image_of_which_dali_says_only_that_it_failed_has_damaged_data():
+    assert cause_of_one(REPORT.format("Failed to decode sample #0 : ")) == "its data are damaged"
+    assert cause_of_one(REPORT.format("nvImageCodec failure: '#3'")) == "nvImageCodec failure: '#3'"
+
+
 def test_a_report_of_another_form_is_told_as_it_is():
     assert cause("std::bad_alloc") == "std::bad_alloc"
 
@@ -171,6 +176,11 @@ def test_a_report_of_another_form_is_told_as_it_is():
         (
             "[ WARN:0@1.090] global grfmt_png.cpp:779 readFromStreamOrBuffer PNG input is short",
             "PNG input is short",
+        ),
+        (
+            "[ERROR:0@19.222] global loadsave.cpp:1409 imdecode_ imdecode_(''): can't read data: "
+            "OpenCV(4.13.0) /opt/src/modules/imgcodecs/src/bitstrm.cpp:200: error",
+            "can't read data",
         ),
     ],
 )
