@@ -8,13 +8,16 @@ behind them would ever be reached.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import resource
+import signal
 import struct
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
@@ -55,6 +58,8 @@ _MEANS = statistics.of_pixels(np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2
 _FACTS = {"data_hash": "ab", "crop": {"image_size": 4}}
 _HEAD = struct.Struct("<QI")
 _LONGEST_MESSAGE = 2000
+_MORE_BYTES = 2 << 30
+_HANGS_SEC = 60  # a read takes milliseconds
 
 
 def containers(folder: Path) -> dict[str, bytes]:
@@ -250,6 +255,27 @@ def _with_tar_checksums(content: bytes) -> bytes:
 
 
 # Reading
+
+
+@contextlib.contextmanager
+def bounded() -> Iterator[None]:
+    """Lets the body take 2 GB more than the process has, and end."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    most = pages * resource.getpagesize() + _MORE_BYTES
+
+    def hangs(*_: object) -> None:
+        raise TimeoutError("a reader does not come back")
+
+    handler = signal.signal(signal.SIGALRM, hangs)
+    resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+    signal.alarm(_HANGS_SEC)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        resource.setrlimit(resource.RLIMIT_AS, before)
+        signal.signal(signal.SIGALRM, handler)
 
 
 def try_reader(path: Path) -> str:

@@ -6,23 +6,17 @@ in `test_bounds.py` what is too large for chance to find.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import resource
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import container_mutations
 import pytest
-from container_mutations import REFUSED, TAKEN, mutate, try_reader
+from container_mutations import REFUSED, TAKEN, bounded, mutate, try_reader
 from container_writers import tar_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-_MORE_BYTES = 2 << 30
-_HANGS_SEC = 60  # a read takes milliseconds
 
 
 @pytest.fixture(scope="module")
@@ -38,27 +32,6 @@ def quiet() -> Iterator[None]:
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
-
-
-@contextlib.contextmanager
-def bounded() -> Iterator[None]:
-    """Lets the body take 2 GB more than the process has, and end."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    most = pages * resource.getpagesize() + _MORE_BYTES
-
-    def hangs(*_: object) -> None:
-        raise TimeoutError("a reader does not come back")
-
-    handler = signal.signal(signal.SIGALRM, hangs)
-    resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
-    signal.alarm(_HANGS_SEC)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        resource.setrlimit(resource.RLIMIT_AS, before)
-        signal.signal(signal.SIGALRM, handler)
 
 
 @pytest.mark.parametrize("name", container_mutations.names())
