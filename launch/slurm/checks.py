@@ -21,6 +21,7 @@ from launch.slurm.options import LaunchOptions, Program
 from pipeline.config import ConfigError
 from pipeline.ranks.addresses import INTERFACE_OF
 from pipeline.system.console import counted
+from pipeline.system.files import locked
 from pipeline.train.folder import RunFolder
 
 _PATIENCE_SEC = 120.0
@@ -90,8 +91,13 @@ def nccl_logging(run_dir: Path, env: Mapping[str, str]) -> dict[str, str]:
         return {}
     folder = RunFolder(run_dir).nccl
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.log"):
-        old.unlink()
+    run = RunFolder(run_dir)
+    # Of a run in use they are another job's, and this one will be refused.
+    with contextlib.suppress(OSError), contextlib.ExitStack() as held:
+        if run.lock.exists():
+            held.enter_context(locked(run.lock, wait=False))
+        for old in folder.glob("*.log"):
+            old.unlink()
     return {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_FILE": str(folder / "%h.%p.log")}
 
 

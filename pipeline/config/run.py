@@ -83,9 +83,10 @@ class RunConfig:
     )
     """PyTorch's CPU threads per rank; null: this rank's share of the cores."""
     sums: Literal["auto", "fast", "fixed"] = setting("auto", "execution", ("benchmark",))
-    """fixed: gradients and BN's statistics are summed in the order of the images, so that a run has
-    the same bits on any number of ranks; fast: in whatever order is quickest; auto: fixed on CPUs
-    unless optim.gradient_compression rounds what travels."""
+    """fixed: gradients and BN's statistics are summed in the order of the images, so that on CPUs a
+    run has the same bits on any number of ranks of the same micro-batch and threads; fast: in
+    whatever order is quickest; auto: fixed on CPUs unless optim.gradient_compression rounds what
+    travels."""
     autotune: bool = setting(True, "execution", ("benchmark",))
     """On a GPU, let cuDNN try its algorithms for each shape and keep the fastest; equal bits of
     two runs need false, and deterministic algorithms besides."""

@@ -36,11 +36,13 @@ from pipeline.evaluate.result import (
 )
 from pipeline.evaluate.view_stream import open_loader
 from pipeline.ranks import connect
+from pipeline.ranks.addresses import warn_if_open
 from pipeline.ranks.places import Share, choose_device, own_share, set_threads
 from pipeline.ranks.reports import start_limit
 from pipeline.ranks.watchdog import watched
 from pipeline.ranks.world import World
 from pipeline.system.console import log, start_logging
+from pipeline.system.launched import launched
 from pipeline.train import checkpoint
 from pipeline.train.folder import run_of
 from pipeline.train.loaders import ValidationLoader
@@ -53,6 +55,7 @@ def evaluate(request: Request) -> None:
     were asked for, and the result in the folder of the first checkpoint's run. Collective."""
     world = connect()
     start_logging(world.rank)
+    warn_if_open(launched().engine)
     asked = request.settings["run.start_timeout_sec"]
     limit = start_limit(RunConfig().start_timeout_sec if asked is None else asked)
     with watched(world, limit):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+from pathlib import Path
 
 from pipeline.system.launched import Engine
+
+log = logging.getLogger("trainyard")
 
 INTERFACE_OF: dict[Engine, str] = {"horovod": "HOROVOD_GLOO_IFACE", "torch": "GLOO_SOCKET_IFNAME"}
 """The variable by which the Gloo of each engine is told its network interface."""
@@ -56,3 +60,34 @@ def address_trouble(engine: Engine, several_nodes: bool) -> str | None:
         return None
     other = "start the ranks with torchrun" if engine == "horovod" else f"set {variable}"
     return f"the host name {host} has no address on this machine; add it to /etc/hosts, or {other}"
+
+
+_PORT_OF: dict[Engine, str] = {"horovod": "HOROVOD_GLOO_RENDEZVOUS_PORT", "torch": "MASTER_PORT"}
+_LISTENS = "0A"  # the state of a socket in /proc/net/tcp (linux/tcp_states.h)
+
+
+def warn_if_open(engine: Engine | None) -> None:
+    """Logs that the launcher's rendezvous, if it is on this host, takes connections on every
+    network interface, which no option of horovodrun (0.28.1) and torchrun (2.13) changes."""
+    port = "" if engine is None else os.environ.get(_PORT_OF[engine], "")
+    if engine is not None and port.isdecimal() and open_to_all(int(port)) and own_addresses():
+        launcher = {"horovod": "horovodrun", "torch": "torchrun"}[engine]
+        log.info(
+            "network: %s takes connections at port %s on every interface of %s; whoever reaches it "
+            "can disturb this job, so let only its nodes (docs/training.md)",
+            launcher, port, socket.gethostname(),
+        )  # fmt: skip
+
+
+def open_to_all(port: int) -> bool:
+    """Whether a program of this host listens at `port` on every interface."""
+    for path in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        try:
+            rows = [line.split() for line in path.read_text().splitlines()[1:]]
+        except OSError:
+            continue
+        for _, local, _, state, *_ in rows:
+            address, _, number = local.partition(":")
+            if state == _LISTENS and int(number, 16) == port and not int(address, 16):
+                return True
+    return False

@@ -23,6 +23,7 @@ from pipeline.data.statistics import normalisation_of
 from pipeline.model.network import network_name
 from pipeline.model.norm import norm_layers
 from pipeline.ranks import connect
+from pipeline.ranks.addresses import warn_if_open
 from pipeline.ranks.places import Share, choose_device, own_share, set_threads
 from pipeline.ranks.reports import Limit, start_limit
 from pipeline.ranks.watchdog import watched
@@ -30,6 +31,7 @@ from pipeline.ranks.world import World
 from pipeline.system.console import counted, start_logging
 from pipeline.system.failure import StopSignal
 from pipeline.system.files import Room, replacing, write_text
+from pipeline.system.launched import launched
 from pipeline.system.machine import versions
 from pipeline.train.checkpoint import CheckpointFolder, read_verified, require_same_run
 from pipeline.train.folder import RunFolder
@@ -56,6 +58,7 @@ def run(config: Config, stop: StopSignal | None = None) -> None:
     world = connect(config.run.step_timeout_sec, config.profile is not None, quiet)
     stop.hold()
     start_logging(world.rank)
+    warn_if_open(launched().engine)
     with watched(world, start_limit(config.run.start_timeout_sec)) as watchdog:
         world.require_same(_facts(config))
         share = own_share(world)

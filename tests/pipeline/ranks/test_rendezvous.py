@@ -9,11 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 import jobs
 import pytest
 
+from pipeline.ranks import addresses
 from pipeline.ranks.checkin import check_in, start_timeout_sec
-from pipeline.ranks.local import start_ranks
+from pipeline.ranks.local import open_rendezvous, start_ranks
 
 COME = {
     "horovod": """
+from pipeline.ranks import addresses
 from pipeline.ranks.checkin import check_in
 from pipeline.ranks.rendezvous import HorovodStore
 from pipeline.system.failure import run_command
@@ -149,3 +151,33 @@ def test_a_bad_time_limit_is_refused(monkeypatch, value, engine):
     monkeypatch.setenv(LIMIT[engine], value)
     with pytest.raises(ValueError, match=f"{LIMIT[engine]}={value} must be a whole number"):
         start_timeout_sec(engine)
+
+
+@pytest.mark.parametrize(("address", "is_open"), [("127.0.0.1", False), ("", True), ("::", True)])
+def test_a_port_that_is_open_on_every_interface_is_told_from_one_that_is_not(address, is_open):
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family) as server:
+        port = server.getsockname()[1]
+        assert addresses.open_to_all(port) == is_open
+    assert not addresses.open_to_all(port)
+
+
+def test_our_own_start_is_open_to_this_machine_alone():
+    for engine in ENGINES:
+        server = open_rendezvous(engine, "127.0.0.1", [("localhost", 2)])
+        names = ("HOROVOD_GLOO_RENDEZVOUS_PORT", "MASTER_PORT")
+        (port,) = (v for k, v in server.shared_environment.items() if k in names)
+        assert not addresses.open_to_all(int(port))
+        server.stop()
+
+
+def test_horovodruns_open_port_is_told(caplog, monkeypatch):
+    with socket.create_server(("", 0)) as server:
+        port = str(server.getsockname()[1])
+        monkeypatch.setenv("HOROVOD_GLOO_RENDEZVOUS_PORT", port)
+        monkeypatch.setattr(addresses, "own_addresses", lambda: ["192.0.2.1"])
+        with caplog.at_level("INFO", logger="trainyard"):
+            addresses.warn_if_open("horovod")
+            addresses.warn_if_open(None)
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"network: horovodrun takes connections at port {port} ")
