@@ -88,7 +88,9 @@ def _tree(value: Any, tensors: list[Tensor]) -> Any:
         return {"bytes": value.hex()}
     if kind is Tensor and str(value.dtype) in _DTYPES and value.layout is torch.strided:
         return {"tensor": _described(value.detach().cpu(), tensors)}
-    raise TypeError(f"a {kind.__qualname__} is no plain value, and does not travel between ranks")
+    raise TypeError(
+        f"a {kind.__qualname__} is no plain value and does not travel between ranks; use its parts"
+    )
 
 
 def _described(tensor: Tensor, tensors: list[Tensor]) -> list[Any]:
@@ -119,7 +121,7 @@ class _Memory:
         name, shape, stride = described
         dtype = _DTYPES[name]
         if not all(type(n) is int and n >= 0 for n in (*shape, *stride)):
-            raise ValueError("a tensor has no such shape")
+            raise ValueError("it has a tensor of no possible shape")
         extent = _extent(shape, stride)
         begin = self._begin + -self._begin % _ALIGNED
         end = begin + extent * dtype.itemsize
