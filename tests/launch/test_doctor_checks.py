@@ -133,6 +133,7 @@ def test_a_node_that_did_not_answer_is_named(cluster):
         ("data", {"data__val__problem": "/d has no val"}, "fail", "/d has no val", "Mount or copy"),
         ("run directory", {"run_dir__sees_token": False}, "fail", "", "shared file system"),
         ("network", {"interface": None}, "fail", "10.0.0.2", "--launch.interface"),
+        ("network", {"host_resolves": False}, "warn", "the host name node2 has no addr", "/etc/hosts"),
         ("limits", {"infiniband": ["mlx5_0"]}, "warn", "64 KiB of locked memory", "LimitMEMLOCK"),
         ("clock", {"run_dir__clock_offset_sec": 3.5}, "warn", "1.5 s ahead", "chronyc"),
         ("clock", {"run_dir__clock_offset_sec": -56}, "fail", "61.0 s ahead", "chronyc"),
@@ -160,6 +161,14 @@ def test_what_no_job_needs_is_not_asked_for(cluster, name, changed):
     put(nodes, (0, 1, 2), data__train__digest="a" * 64, data__train__images=50)
     put(nodes, SECOND, **changed)
     assert verdict(nodes, name).status == "ok"
+
+
+@pytest.mark.parametrize(("engine", "status"), [("horovod", "fail"), ("torch", "ok")])
+def test_a_host_name_without_an_address_matters_to_horovod_alone(cluster, engine, status):
+    nodes = cluster(1)
+    nodes[0]["host_resolves"] = False
+    (check,) = (check for check in judge(nodes, None, engine) if check.name == "network")
+    assert check.status == status
 
 
 @pytest.mark.parametrize("problem", [{"nccl": False}, {"problem": "ImportError", "gloo": False}])

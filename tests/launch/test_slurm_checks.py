@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 
+import jobs
 import pytest
 
 from launch.slurm.allocation import Allocation, Node
@@ -11,6 +13,7 @@ from launch.slurm.checks import examine, nccl_logging, watch_nccl
 from launch.slurm.options import LaunchOptions, split
 from launch.slurm.requeue import End
 from pipeline.config import ConfigError
+from pipeline.system.files import locked
 from pipeline.train.folder import RunFolder
 
 ONCE = Allocation("7", (Node("node1", "10.0.0.1", 1, 0),), None, restarts=0)
@@ -138,3 +141,23 @@ def test_a_limit_too_short_for_a_step_does_not_requeue_for_ever(
 def test_a_program_without_a_run_folder_has_said_its_cause_above(capsys):
     assert End(None, ONCE, requeue=True).report(2, None) == 2
     assert "srun ended with code 2; the cause is above" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("in_use", [False, True])
+def test_nccls_logs_of_an_earlier_job_go_and_those_of_one_that_runs_stay(tmp_path, in_use):
+    run = RunFolder(tmp_path)
+    run.nccl.mkdir()
+    (run.nccl / "node1.1.log").write_text("old")
+    with contextlib.ExitStack() as held:
+        if in_use:
+            held.enter_context(locked(run.lock))
+        nccl_logging(tmp_path, {})
+    assert (run.nccl / "node1.1.log").exists() == in_use
+
+
+def test_a_signal_after_the_jobs_end_does_not_change_the_launchers_code():
+    script = (
+        "import os, signal; from launch.slurm.__main__ import Relay; relay = Relay();"
+        "relay.ignore(); [os.kill(os.getpid(), s) for s in (signal.SIGUSR1, signal.SIGTERM)]"
+    )
+    assert jobs.run(["-c", script]).codes == [0]
