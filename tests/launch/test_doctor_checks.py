@@ -133,7 +133,7 @@ def test_a_node_that_did_not_answer_is_named(cluster):
         ("data", {"data__val__problem": "/d has no val"}, "fail", "/d has no val", "Mount or copy"),
         ("run directory", {"run_dir__sees_token": False}, "fail", "", "shared file system"),
         ("network", {"interface": None}, "fail", "10.0.0.2", "--launch.interface"),
-        ("network", {"host_resolves": False}, "warn", "the host name node2 has no addr", "/etc/hosts"),
+        ("network", {"host_resolves": False}, "warn", "the host name node2 has", "/etc/hosts"),
         ("limits", {"infiniband": ["mlx5_0"]}, "warn", "64 KiB of locked memory", "LimitMEMLOCK"),
         ("clock", {"run_dir__clock_offset_sec": 3.5}, "warn", "1.5 s ahead", "chronyc"),
         ("clock", {"run_dir__clock_offset_sec": -56}, "fail", "61.0 s ahead", "chronyc"),
