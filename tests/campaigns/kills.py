@@ -146,6 +146,13 @@ class Kills:
         if "Traceback" in job.text:
             self.record.find(f"{name}: a traceback: {told[-1]}\n{job.text[-3000:]}")
 
+    def _left(self, run: Path) -> list[str]:
+        """What a finished run should not hold."""
+        left = [f for f in run.rglob("*") if f.name.startswith(".partial")]
+        left += [f for f in (run / "stacks").rglob("*") if f.is_file()]
+        left += [run / "failure.txt"] if (run / "failure.txt").exists() else []
+        return [str(one.relative_to(run)) for one in left]
+
     def _compare(self, name: str, whole: Path, variant: str, told: list[str]) -> None:
         """Finds differing bits, and what was left behind."""
         from run_files import metrics, state_differences
@@ -154,9 +161,7 @@ class Kills:
         differing = [one for one in state_differences(run, whole) if one not in OF_A_RANK]
         if not differing and metrics(run) != metrics(whole):
             differing = ["metrics.jsonl"]
-        left = [str(f.relative_to(run)) for f in run.rglob("*") if f.name.startswith(".partial")]
-        left += [str(f.relative_to(run)) for f in (run / "stacks").rglob("*") if f.is_file()]
-        left += ["failure.txt"] if (run / "failure.txt").exists() else []
+        left = self._left(run)
         self.record.counts["runs"] += 1
         if differing:
             self.record.find(f"{name} ({variant}) differs: {differing}; {told}")
