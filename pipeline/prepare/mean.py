@@ -71,9 +71,9 @@ def compute(config: DataConfig, manifest: Manifest, images: int, threads: int) -
     positions = np.arange(images, dtype=np.int64)
     chunks = [positions[start : start + batch] for start in range(0, images, batch)]
     sums, size = PixelSums(), int(manifest.lengths.mean())
-    with (
-        Progress(f"reading {manifest.directory}", images, images * size) as progress,
+    with (  # the bar after the loader, which takes over what C code writes to stderr
         contextlib.closing(Loader(stream, chunks, len(chunks), batch, settings)) as loader,
+        Progress(f"reading {manifest.directory}", images, images * size) as progress,
     ):
         for drawn in loader:
             sums.add(drawn.images.permute(0, 2, 3, 1).numpy())

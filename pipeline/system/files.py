@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline.system.regular import NotTaken, open_regular
+from pipeline.system.regular import NotTaken, whole
 
 log = logging.getLogger("trainyard")
 files_log = logging.getLogger("trainyard.files")  # each rank's own, so all ranks' are shown
@@ -155,8 +155,7 @@ def content_of(path: Path, what: str) -> bytes:
 
     def read() -> bytes | OSError:
         try:
-            with open(path, "rb", opener=open_regular) as file:
-                return file.read()
+            return whole(path)
         except (FileNotFoundError, NotADirectoryError, NotTaken) as error:
             return error
         except MemoryError as error:

@@ -85,8 +85,17 @@ def _once(line: bytes, kinds: set[str]) -> bytes:
 
 
 def _write(out: int, content: bytes) -> None:
+    """Writes all of it, as far as it can be written: on a full disk these lines are lost, and those
+    after them may be shown again. Raises `BrokenPipeError` where nobody reads any longer."""
     while content:
-        content = content[os.write(out, content) :]
+        try:
+            content = content[os.write(out, content) :]
+        except BlockingIOError:  # a pipe that a launcher has made so, which is full
+            select.select([], [out], [])
+        except BrokenPipeError:
+            raise
+        except OSError:
+            return
 
 
 if __name__ == "__main__":

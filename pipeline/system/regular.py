@@ -61,6 +61,12 @@ def read_regular(path: Path | bytes | str, most_bytes: int) -> bytes:
     return bytes(content)
 
 
+def whole(path: Path) -> bytes:
+    """Return the content of a regular file; NotTaken for anything else, OSError."""
+    with open(path, "rb", opener=open_regular) as file:
+        return file.read()
+
+
 def _not_regular(path: Path | bytes | str, mode: int) -> NotTaken:
     reason = f"it is {kind_of(mode)}, not a regular file"
     return NotTaken(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, reason, os.fsdecode(path))

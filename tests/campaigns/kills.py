@@ -5,7 +5,8 @@ interrupted: weights, momentum, history and metrics, bit for bit.
 
 Every start of a run is on one, two or four ranks of either engine, as chance has it, since all have
 the same bits. It is ended by SIGKILL of one rank or of all, at a random time or in a random file
-operation below the run's folder (before it, or half way through), by SIGTERM or SIGUSR1, if that comes before its end.
+operation below the run's folder (before it, or half way through), or by SIGTERM or SIGUSR1, unless
+it has finished by then.
 """
 
 from __future__ import annotations

@@ -204,6 +204,9 @@ def check(words: list[str]) -> None:
         words = words[1:]
     name = words[0].rpartition("/")[2] if words else "."
     if name.startswith("python"):
+        if words[1].endswith(".py"):
+            assert (REPOSITORY / words[1]).is_file(), words
+            return
         assert words[1] == "-m", words
         check_module(words[2], words[3:])
     elif name in ("horovodrun", "srun"):

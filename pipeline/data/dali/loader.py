@@ -70,7 +70,11 @@ class Loader:
         self._heard = settings.decoder != "none"
         if self._heard:
             heard.begin()
-        self.start(stream, chunks, length)
+        try:
+            self.start(stream, chunks, length)
+        except BaseException:
+            self._hear_no_more()
+            raise
 
     def start(self, stream: ImageStream, chunks: Iterable[np.ndarray], length: int) -> None:
         """Starts again by the graph that stands, on the `length` batches of `stream` at `chunks`.
@@ -109,9 +113,14 @@ class Loader:
 
     def close(self) -> None:
         """Ends the threads and frees DALI's memory."""
-        self._ahead.close()
-        self._source.close()
-        self._drop_graph()
+        try:
+            self._ahead.close()
+            self._source.close()
+            self._drop_graph()
+        finally:
+            self._hear_no_more()
+
+    def _hear_no_more(self) -> None:
         if self._heard:
             self._heard = False
             heard.end()

@@ -297,7 +297,7 @@ def test_a_file_of_means_that_cannot_be_read_is_not_called_damaged(prepared, tmp
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(files, "READ_AGAIN_SEC", (0.0,))
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr("pipeline.system.files.whole", refuse)
     found = load(tmp_path / "a.npz", {})
     assert found == f"{tmp_path}/a.npz cannot be read (Input/output error)"
 

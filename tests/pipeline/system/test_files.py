@@ -18,6 +18,7 @@ from pipeline.system.files import (
     replacing,
     write_text,
 )
+from pipeline.system.regular import whole
 
 
 def refused(number: int, path: object = None) -> OSError:
@@ -201,14 +202,14 @@ def test_a_whole_file_is_read_in_spite_of_hiccups_and_one_that_is_not_there_at_o
             content_of(missing, "the file")
     assert caplog.messages == []
     faults: list[Exception] = [refused(errno.EIO), MemoryError()]
-    real = type(path).read_bytes
+    real = whole
 
     def read_bytes(of: object) -> bytes:
         if faults:
             raise faults.pop()
         return real(of)
 
-    monkeypatch.setattr(type(path), "read_bytes", read_bytes)
+    monkeypatch.setattr("pipeline.system.files.whole", read_bytes)
     assert content_of(path, "the file") == b"content"
     assert caplog.messages == [
         "the file cannot be read: Cannot allocate memory; tried again in 0 s",

@@ -200,7 +200,7 @@ FREE = {
     "schedule.steps", "run.name", "run.dir", "run.device", "run.threads", "run.autotune",
     "run.log_every_steps", "run.sums",
     "run.checkpoint_every_steps", "run.checkpoint_every_sec", "run.keep_checkpoints",
-    "run.step_timeout_sec", "run.expect_top1", "profile", "resume",
+    "run.start_timeout_sec", "run.step_timeout_sec", "run.expect_top1", "profile", "resume",
 }  # fmt: skip
 
 

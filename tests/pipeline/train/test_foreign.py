@@ -20,6 +20,7 @@ from pipeline.export.importing import checkpoint_of
 from pipeline.model.resnet import build_network
 from pipeline.system import files
 from pipeline.system.failure import Reported, TrainingError
+from pipeline.system.regular import whole
 from pipeline.train.checkpoint import DamagedCheckpoint, read_verified
 from pipeline.train.foreign import NotWeights, state_dict_in
 
@@ -171,7 +172,7 @@ def test_safetensors_under_another_name_is_known_by_its_content(tmp_path):
 def test_weights_are_read_once_so_that_their_digest_is_of_what_was_used(
     tmp_path, state, monkeypatch
 ):
-    path, real, reads = tmp_path / "a.pth", Path.read_bytes, []
+    path, real, reads = tmp_path / "a.pth", whole, []
     torch.save(state, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     (tmp_path / "classes.txt").write_text("a\nb\nc\n")
@@ -182,7 +183,7 @@ def test_weights_are_read_once_so_that_their_digest_is_of_what_was_used(
         path.write_bytes(b"another file meanwhile")
         return stored
 
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr("pipeline.system.files.whole", read_bytes)
     content = checkpoint_of(path, Config(SMALL, CIFAR_8), tmp_path / "classes.txt")
     assert content["fingerprint"]["sha256 of the weights"] == digest
     assert reads == [path]
@@ -194,6 +195,6 @@ def test_weights_that_cannot_be_read_are_not_to_be_copied_again(tmp_path, monkey
         raise error
 
     monkeypatch.setattr(files, "READ_AGAIN_SEC", (0.0,))
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr("pipeline.system.files.whole", refuse)
     with pytest.raises(TrainingError, match=f"a.pth cannot be read: {error.strerror}; start again"):
         read_weights(tmp_path / "a.pth")

@@ -15,6 +15,7 @@ from run_files import newest_checkpoint, state_differences
 
 from pipeline.system import files
 from pipeline.system.failure import ExitCode, Reported
+from pipeline.system.regular import whole
 from pipeline.train.checkpoint import UnreadableCheckpoint, read_verified
 from pipeline.train.saving import CheckpointFolder
 
@@ -38,7 +39,7 @@ def folder(tmp_path) -> CheckpointFolder:
 
 def refuse(monkeypatch, name: str, error: Exception, times: int) -> None:
     """The next `times` reads of files of that name fail, as those of a server that is away."""
-    real, left = Path.read_bytes, [times]
+    real, left = whole, [times]
 
     def read_bytes(path):
         if path.name == name and left[0] > 0:
@@ -46,7 +47,7 @@ def refuse(monkeypatch, name: str, error: Exception, times: int) -> None:
             raise error
         return real(path)
 
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr("pipeline.system.files.whole", read_bytes)
 
 
 @pytest.mark.parametrize("error", REFUSALS, ids=repr)
@@ -139,7 +140,7 @@ def contents(run: Path) -> dict[str, bytes]:
     found = {}
     for path in run.rglob("*"):
         if path.is_file() and path.name not in {"lock", "log.txt", "failure.txt"}:
-            with open(path, "rb") as file:  # not by Path.read_bytes, which a test has fail
+            with open(path, "rb") as file:  # not by `whole`, which a test has fail
                 found[str(path.relative_to(run))] = file.read()
     return found
 

@@ -1,14 +1,18 @@
 """What DALI says of images: its cause on one line, and its decoders' words once, uncoloured."""
 
+import contextlib
 import os
+import select
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import jobs
 import pytest
 from image_writers import tiff
+from terminal import on_terminal
 from zoo_parts import levels, of_mode, saved
 
 from pipeline.data.dali.reasons import cause, cause_of_one
@@ -36,6 +40,29 @@ with closing(Loader(ValStream(manifest, CenterCrop(16, 16)), chunks, 3, len(mani
         ctypes.string_at(0)
 os.write(2, b"after it\\n")
 """  # noqa: E501
+
+REFUSED = """
+import os, sys
+from pathlib import Path
+import numpy as np
+import torch
+from pipeline.data.crops import CenterCrop
+from pipeline.data.dali import DecodeSettings, Loader
+from pipeline.data.index.manifest import open_manifest
+from pipeline.data.stream import ValStream
+manifest, before = open_manifest(Path(sys.argv[1]), "train"), os.readlink("/proc/self/fd/2")
+def refuse(*_):
+    global filtered
+    filtered = os.readlink("/proc/self/fd/2") != before
+    raise RuntimeError("no memory")
+Loader._build = refuse
+settings = DecodeSettings("cpu", torch.device("cpu"), 1)
+try:
+    Loader(ValStream(manifest, CenterCrop(16, 16)), [np.arange(3)], 1, 3, settings)
+except RuntimeError as error:
+    now = os.readlink("/proc/self/fd/2") != before
+    print(f"RuntimeError: {error}, filtered {filtered}, then {now}")
+"""
 
 
 def drawn(root: Path, end: str = "close") -> subprocess.CompletedProcess:
@@ -99,6 +126,59 @@ def test_a_bar_without_a_newline_goes_on_as_it_is_drawn():
     os.close(into_filter)
     thread.join()
     assert os.read(out_of_filter, 99) == b"\r 50%|##### done\nmore"
+
+
+def test_a_full_disk_costs_the_lines_that_do_not_fit_only():
+    lines, into_filter = os.pipe()
+    full = os.open("/dev/full", os.O_WRONLY)
+    thread = threading.Thread(target=said_once, args=(lines, full))
+    thread.start()
+    for line in (b"one\n", b"another\n"):
+        os.write(into_filter, line)
+    time.sleep(0.3)
+    assert thread.is_alive(), "the next line may have room"
+    os.close(into_filter)
+    thread.join(10.0)
+    assert not thread.is_alive()
+    os.close(full)
+
+
+def fill(pipe: int, content: bytes) -> None:
+    with contextlib.suppress(BrokenPipeError), os.fdopen(pipe, "wb") as file:
+        file.write(content)
+
+
+def test_a_pipe_that_does_not_wait_gets_every_line():
+    (lines, into_filter), (out_of_filter, end) = os.pipe(), os.pipe()
+    os.set_blocking(end, False)
+    thread = threading.Thread(target=said_once, args=(lines, end))
+    thread.start()
+    wanted = b"".join(b"line %06d\n" % number for number in range(20_000))  # three pipes full
+    writer = threading.Thread(target=fill, args=(into_filter, wanted))
+    writer.start()
+    found = b""
+    while len(found) < len(wanted) and select.select([out_of_filter], [], [], 10.0)[0]:
+        time.sleep(0.001)
+        found += os.read(out_of_filter, 4096)
+    for one in (writer, thread):
+        one.join(10.0)
+    assert found == wanted
+
+
+def test_a_loader_that_does_not_start_leaves_stderr_as_it_was(root):
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED, str(root)], cwd=jobs.REPOSITORY, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.stdout == "RuntimeError: no memory, filtered True, then False\n", done.stderr
+
+
+def test_a_bar_over_a_loader_is_removed_at_its_end(small_data, tmp_path):
+    data = jobs.copy_data(small_data, tmp_path / "data")
+    argv = ["-m", "pipeline.prepare", "mean", f"--root={data}"]
+    _, shown = on_terminal(argv)
+    bar = shown.rpartition("reading ")[2]
+    assert "\r" in bar, f"it stays: {shown!r}"
 
 
 def test_kinds_differ_in_more_than_numbers():
