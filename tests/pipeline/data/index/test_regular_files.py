@@ -172,7 +172,7 @@ def test_an_exclusion_list_is_a_regular_file(tmp_path, kind):
 def test_means_and_marks_are_regular_files(tmp_path, kind):
     in_place_of(tmp_path / "means.npz", kind)
     said = statistics.load(tmp_path / "means.npz", {})
-    assert said == f"{tmp_path}/means.npz cannot be read: it is {kind}, not a regular file"
+    assert said == f"{tmp_path}/means.npz cannot be read (it is {kind}, not a regular file)"
     assert read_mark("--out", tmp_path, tmp_path / "means.npz", "a data set") == {}
 
 
