@@ -20,6 +20,7 @@ from pipeline.data.index.scan import scan
 from pipeline.data.index.survey import survey
 from pipeline.data.index.tfrecord import damaged_records
 from pipeline.data.index.window import opened
+from pipeline.prepare.files import Progress
 
 log = logging.getLogger("trainyard")
 
@@ -29,32 +30,38 @@ DAMAGED = "its record does not match its checksum: pixels, label or name were ch
 def damaged_images(manifest: Manifest, threads: int) -> dict[int, str]:
     """Why each image is not what was written, by the checksums of its container; reads all bytes.
 
-    Class folders have none. ValueError for a container that cannot be walked any more, with the
-    byte, or has other images than were indexed.
+    Class folders have none. Containers that this call has just indexed are not walked again.
+    ValueError for one that cannot be walked any more, with the byte, or has other images than were
+    indexed.
     """
     tree = survey(manifest.directory.parent, manifest.split)
     if tree.kind == "folders":
         return {}
-    rows = scan(tree)
+    # Its warnings were said when it was indexed.
     require(
-        rows.digest() == manifest.digest,
+        manifest.scanned or scan(tree, tell=log.debug).digest() == manifest.digest,
         f"{manifest.directory} has other images than its image index: its {tree.source_noun} were "
         "changed in place; restore them, or index them again (python -m pipeline.prepare index "
         "--again), which makes it other data to runs that began before",
     )
     if tree.kind != "tfrecord":
         return {}
-    log.info("%s: checking the records' checksums", manifest.directory)
-    with ThreadPoolExecutor(threads, thread_name_prefix="checksums") as pool:
-        found = pool.map(lambda one: _damaged(*one), manifest.containers())
+    what = f"checking the records' checksums in {manifest.directory}"
+    with (
+        Progress(what, len(manifest), tree.size_bytes) as progress,
+        ThreadPoolExecutor(threads, thread_name_prefix="checksums") as pool,
+    ):
+        found = pool.map(lambda one: _damaged(progress, *one), manifest.containers())
         return {image: DAMAGED for images in found for image in images}
 
 
-def _damaged(path: Path, images: NDArray[np.int64], offsets: NDArray[np.int64]) -> list[int]:
+def _damaged(
+    progress: Progress, path: Path, images: NDArray[np.int64], offsets: NDArray[np.int64]
+) -> list[int]:
     """The images of a container, which lie at ascending offsets, whose records are damaged."""
     found: list[int] = []
     with opened(path) as window:
-        for begin, end in damaged_records(window):
+        for begin, end in damaged_records(window, lambda length: progress.add(1, length)):
             first, last = np.searchsorted(offsets, (begin, end)).tolist()
             found += images[first:last].tolist()
     return found

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 from pipeline.config import require
 from pipeline.data.index.manifest import Manifest, cached_manifest, open_manifest
-from pipeline.data.index.survey import Split
+from pipeline.data.index.survey import Split, other_name
 from pipeline.prepare.options import IndexOptions
 from pipeline.system.console import say
+
+log = logging.getLogger("trainyard")
 
 
 def run(options: IndexOptions) -> None:
@@ -38,12 +42,21 @@ def run(options: IndexOptions) -> None:
 
 
 def manifests_of(
-    root: Path, cache_dir: Path | None = None, option: str = "root"
+    root: Path,
+    cache_dir: Path | None = None,
+    option: str = "root",
+    tell: Callable[..., object] = log.warning,
 ) -> dict[Split, Manifest]:
     """The manifests of the splits that a data set has; ConfigError, naming `option`, for none.
 
-    `cache_dir` as in `open_manifest`.
+    `tell` takes the warning of a missing split that is there under another name. `cache_dir` as in
+    `open_manifest`.
     """
     splits: list[Split] = [split for split in get_args(Split) if (root / split).is_dir()]
-    require(bool(splits), f"--{option} {root} has neither a folder train nor val")
+    others = [other_name(root, split) for split in get_args(Split) if split not in splits]
+    words = "; ".join(filter(None, others))
+    neither = f"--{option} {root} has neither a folder train nor val"
+    require(bool(splits), f"{neither}: {words}" if words else neither)
+    if words:
+        tell("%s", words)
     return {split: open_manifest(root, split, cache_dir) for split in splits}

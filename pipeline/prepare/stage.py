@@ -8,10 +8,11 @@ second time. A run finds it there, with data.cache_dir set or not.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +34,8 @@ from pipeline.prepare.files import (
 from pipeline.prepare.index import manifests_of
 from pipeline.prepare.options import StageOptions
 from pipeline.system.console import say
+
+log = logging.getLogger("trainyard")
 
 _Ancestors = tuple[tuple[int, int], ...]  # device and inode of every folder above
 
@@ -63,7 +66,7 @@ def run(options: StageOptions) -> None:
             return
         write_json(mark, {"data_hash": hashes, "complete": False})
         files, copied_bytes = _copy(options, hidden, list(hashes))
-        found = _hashes(target)
+        found = _hashes(target, tell=log.debug)
         require(
             found == hashes,
             f"{source} changed while it was copied ({_words(hashes)} before, {_words(found)} in "
@@ -73,15 +76,18 @@ def run(options: StageOptions) -> None:
     say(f"{source} lies in {target}: {files} files, {copied_bytes / 1e9:.2f} GB copied")
 
 
-def _hashes(root: Path, cache_dir: Path | None = None) -> dict[Split, str]:
-    """The data hash of each split; ConfigError where there is none."""
-    return {split: one.digest for split, one in manifests_of(root, cache_dir, "from").items()}
+def _hashes(
+    root: Path, cache_dir: Path | None = None, tell: Callable[..., object] = log.warning
+) -> dict[Split, str]:
+    """The data hash of each split; ConfigError where there is none. `tell` as in `manifests_of`."""
+    manifests = manifests_of(root, cache_dir, "from", tell)
+    return {split: one.digest for split, one in manifests.items()}
 
 
 def _unchanged(target: Path, hashes: Mapping[Split, str]) -> bool:
     # Something may have cleaned the node's disk: folders' times show it without a walk.
     try:
-        return _hashes(target) == hashes
+        return _hashes(target, tell=log.debug) == hashes  # said of the source
     except ValueError:
         return False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,18 +41,22 @@ class Told:
         return max(self.numbers, default=-1)
 
 
-def class_names(tree: Tree, told: Sequence[Told]) -> list[bytes]:
+def class_names(
+    tree: Tree, told: Sequence[Told], tell: Callable[..., object] = log.warning
+) -> list[bytes]:
     """Return the names of numbered classes by number; empty if no source numbers them.
 
-    ValueError, naming the file and both values, if there is no list or it is too short, if sources
-    contradict each other or the list, or if the list counts from a class that no image has.
+    `tell` takes the warnings. ValueError, naming the file and both values, if there is no list or
+    it is too short, if sources contradict each other or the list, or if the list counts from a
+    class that no image has.
     """
     pairs = _merged(told)
     largest = max(told, key=lambda one: one.largest)
-    listed = _listed(tree) if largest.largest >= 0 or pairs.items() else None
+    needed = largest.largest >= 0
+    listed = _listed(tree, needed, tell) if needed or pairs.items() else None
     if listed is not None:
         _require_agreement(tree, pairs, listed)
-    if largest.largest < 0:
+    if not needed:
         return []
     if listed is None:
         raise ValueError(
@@ -68,7 +72,7 @@ def class_names(tree: Tree, told: Sequence[Told]) -> list[bytes]:
         )
     _require_no_placeholder(path, listed[0], told)
     if largest.largest + 1 < len(listed):
-        log.warning(
+        tell(
             "%s names %d classes, the largest number in %s is %d (from 0): the last %d have no "
             "images; see that its first line is the class with number 0",
             path, len(listed), tree.directory, largest.largest, len(listed) - 1 - largest.largest,
@@ -114,11 +118,29 @@ def _merged(told: Sequence[Told]) -> Pairs:
     return pairs
 
 
-def _listed(tree: Tree) -> list[bytes] | None:
+def _listed(tree: Tree, needed: bool, tell: Callable[..., object]) -> list[bytes] | None:
+    """Return the names in the class list, None without one.
+
+    One that cannot be used is told of, and an error only where classes are numbers alone.
+    """
+    try:
+        return _read_lists(tree)
+    except ValueError as error:
+        if needed:
+            raise
+        tell(
+            "%s is not used, as all classes in %s have names: %s",
+            tree.class_lists[0].name, tree.directory, error,
+        )  # fmt: skip
+        return None
+
+
+def _read_lists(tree: Tree) -> list[bytes] | None:
     """Return the names in the class list; both lists, where there are two, must be the same."""
     lists = []
     for path in tree.class_lists:
         try:
+            os.stat(path)  # a link to nothing does not pass, so is not tried again
             lists.append(reading(path, partial(read_class_list, path)))
         except OSError as error:
             raise unreadable(f"the class list {path}", error) from error

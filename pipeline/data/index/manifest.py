@@ -52,7 +52,8 @@ class Manifest:
 
     split, directory: which part, and the folder that holds its class folders or containers.
     classes: class names; labels index it. digest: the data hash, 64 hex digits. passed: what the
-    scan did not take, but for what lies beside class folders or containers. labels (N,) int32,
+    scan did not take, but for what lies beside class folders or containers. scanned: whether this
+    opening walked the data, rather than finding its index. labels (N,) int32,
     lengths (N,) int64 bytes, widths and heights (N,) int32 pixels (0: a header that is not
     decoded; `read` says why) are read-only views of the map. EXIF orientation is not applied to
     the sizes.
@@ -69,6 +70,7 @@ class Manifest:
         metadata = table.schema.metadata
         self.split = split
         self.directory = directory
+        self.scanned = False
         self.digest: str = metadata[b"digest"].decode()
         self.classes: list[str] = json.loads(metadata[b"classes"])
         self.passed = Passed(json.loads(metadata[b"passed"]))
@@ -266,11 +268,14 @@ def open_manifest(
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             write_manifest(place, rows, tree.stamp)
-            return Manifest(split, tree.directory, load_table(place), classes)
+            manifest = Manifest(split, tree.directory, load_table(place), classes)
         except OSError as error:
             refused.append(f"{place.parent} ({error.strerror})")
             if again and load_fresh(place, tree.stamp) is not None:
                 break  # one in a later place would never be read
+        else:
+            manifest.scanned = True
+            return manifest
     raise ValueError(
         f"the image index of {tree.directory} cannot be written to {' or '.join(refused)}; "
         f"set data.cache_dir to a directory that can be written"

@@ -11,13 +11,15 @@ The `.idx` file, lines of `key <tab> offset`, holds only what the walk finds any
 .rec file that was cut between two records, which nothing else does, and must have the same records.
 The `.lst` file that im2rec was given, lines of `id <tab> label <tab> path`, has what the records do
 not, file names and class folders; it is used where it still lies next to the .rec file, and its
-labels must be the records'.
+labels must be the records'. Of several labels in a line im2rec writes the first, unless all are
+asked for.
 """
 
 from __future__ import annotations
 
 import os
 import struct
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -72,7 +74,7 @@ def walk(window: Window) -> list[Entry]:
     own_name = os.fsencode(window.path.name)
     entries: list[Entry] = []
     ids: list[int] = []
-    begins: list[int] = []
+    begins = array("q")
     offset = 0
     while offset < window.length:
         end, gaps = _record(window, offset)
@@ -194,7 +196,7 @@ def _read_list(path: Path) -> dict[int, _Line]:
     lines: dict[int, _Line] = {}
     for number, text in enumerate(content.splitlines(), start=1):
         first, *labels, last = text.split(b"\t") if b"\t" in text else (b"", b"")
-        label = _float(labels[0]) if len(labels) == 1 else None
+        label = _float(labels[0]) if labels else None
         if label is None or not (is_number(first.strip()) and last.strip()):
             raise BadContainer(
                 f"line {number} of {path} is not id, label and path with tabs between; "

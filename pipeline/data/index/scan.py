@@ -103,9 +103,13 @@ class _Part:
     told: Told
 
 
-def scan(tree: Tree, progress: Callable[[], object] = lambda: None) -> Rows:
+def scan(
+    tree: Tree,
+    progress: Callable[[], object] = lambda: None,
+    tell: Callable[..., object] = log.warning,
+) -> Rows:
     """Read the header of every image of the tree, in several threads, and call `progress` whenever
-    there is some.
+    there is some. `tell` takes what a user should repair, as `log.warning` does.
 
     An image whose header is not decoded is kept with size 0 x 0 and reported in one warning: only
     reading it is an error. ValueError if there is no image, a class folder has none, a file cannot
@@ -114,16 +118,18 @@ def scan(tree: Tree, progress: Callable[[], object] = lambda: None) -> Rows:
     # Within one tick of its last change, a folder could change again and keep the stamp.
     time.sleep(min(max(0.0, tree.changed_sec + _CLOCK_TICK_SEC - time.time()), _CLOCK_TICK_SEC))
     started = time.monotonic()
-    parts = _walk_all(tree, progress)
+    parts = _walk_all(tree, progress, tell)
     _require_images(tree, parts)
-    rows = _rows(tree, parts)
+    rows = _rows(tree, parts, tell)
     seconds = time.monotonic() - started
     log.info("scanned %d images in %s in %.1f s", len(rows.files), tree.directory, seconds)
-    _warn(tree, rows)
+    _warn(tree, rows, tell)
     return rows
 
 
-def _walk_all(tree: Tree, progress: Callable[[], object]) -> list[_Part]:
+def _walk_all(
+    tree: Tree, progress: Callable[[], object], tell: Callable[..., object]
+) -> list[_Part]:
     """Walk every source, in the sources' order.
 
     Shows how far it is: class folders by their number, containers by the bytes passed in them. The
@@ -141,7 +147,7 @@ def _walk_all(tree: Tree, progress: Callable[[], object]) -> list[_Part]:
         ) as bar,
         ThreadPoolExecutor(_THREADS, thread_name_prefix="scan") as pool,
     ):
-        jobs = [pool.submit(_walk, tree, name, windows) for name in tree.sources]
+        jobs = [pool.submit(_walk, tree, name, windows, tell) for name in tree.sources]
         pending, images, before = set(jobs), 0, (0, 0)
         try:
             while pending:
@@ -162,13 +168,14 @@ def _walk_all(tree: Tree, progress: Callable[[], object]) -> list[_Part]:
     return [job.result() for job in jobs]
 
 
-def _walk(tree: Tree, name: str, windows: list[Window]) -> _Part:
+def _walk(tree: Tree, name: str, windows: list[Window], tell: Callable[..., object]) -> _Part:
     path = tree.directory / name
     if tree.kind == "folders":
         passed = Passed()
         return _columns(folders.walk(path, passed), passed, Told(path))
     with opened(path) as window:
         windows.append(window)
+        window.tell = tell
         entries = _WALKS[tree.kind](window)
     numbers = {one.label for one in entries if isinstance(one.label, int)}
     told = Told(path, window.pairs, window.counts_from, numbers)
@@ -207,8 +214,8 @@ def _all_passed(beside: Sequence[Passed], parts: Sequence[_Part]) -> Passed:
     return passed
 
 
-def _rows(tree: Tree, parts: Sequence[_Part]) -> Rows:
-    names_of_numbers = class_names(tree, [part.told for part in parts])
+def _rows(tree: Tree, parts: Sequence[_Part], tell: Callable[..., object]) -> Rows:
+    names_of_numbers = class_names(tree, [part.told for part in parts], tell)
     class_of = [
         names_of_numbers[label] if isinstance(label, int) else label
         for part in parts
@@ -251,11 +258,11 @@ def _gaps(parts: Sequence[_Part], order: Sequence[int]) -> dict[int, tuple[int, 
     return {image: found[row] for image, row in enumerate(order) if row in found} if found else {}
 
 
-def _warn(tree: Tree, rows: Rows) -> None:
-    """Log what a user should repair before training meets it."""
+def _warn(tree: Tree, rows: Rows, tell: Callable[..., object]) -> None:
+    """Tell what a user should repair before training meets it."""
     headless = [os.fsdecode(rows.files[index]) for index in np.flatnonzero(rows.widths == 0)]
     if headless:
-        log.warning(
+        tell(
             "%d of %d images in %s have no header that is decoded: %s; training fails when it "
             "meets one, or excludes it, by data.bad_images; python -m pipeline.prepare verify says "
             "why for each",
@@ -263,21 +270,21 @@ def _warn(tree: Tree, rows: Rows) -> None:
         )  # fmt: skip
     twice = [os.fsdecode(one) for one, next_one in pairwise(rows.files) if one == next_one]
     if twice:  # of containers only
-        log.warning(
+        tell(
             "%d images in %s have the class and name of another one, the first %s: if %s hold "
             "copies, remove them, or training takes each twice",
             len(twice), tree.directory, twice[0], tree.source_noun,
         )  # fmt: skip
     alike = look_alikes(rows.files)
     if alike:
-        log.warning(
+        tell(
             "%d images in %s have the class and name of another one but for its Unicode form (NFC, "
             "NFD), the first %s: if they are copies, remove them, or training takes each twice",
             len(alike), tree.directory, os.fsdecode(alike[0][1]),
         )  # fmt: skip
     missing = _missing_shards(tree.sources) if tree.kind == "tfrecord" else []
     if missing:
-        log.warning(
+        tell(
             "%d TFRecord files that the names of the others count are missing in %s: %s; copy them "
             "too, unless only a part is meant",
             len(missing), tree.directory, name_few(missing),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection
 
 from pipeline.data.index.labels import Label, label_of, plain_text, shown, shown_path
-from pipeline.data.index.tar_members import Member
-from pipeline.data.index.window import Window
+from pipeline.data.index.passed import LINKS, SPECIAL, UNUSED_LABELS
+from pipeline.data.index.tar_members import FILES, Member, check_file
+from pipeline.data.index.tar_members import LINKS as LINK_KINDS
+from pipeline.data.index.window import BadContainer, Window
 
 SIDECARS = (b".cls", b".json")
 
@@ -19,8 +21,8 @@ _ONE_LABEL = "leave the right one"
 class Sidecars:
     """The labels of an archive by the key of their image.
 
-    keys: of every sidecar, with or without a label. Two that tell of one image must agree; where
-    one has the number and another the name, the archive must have it so throughout.
+    keys: of every sidecar, with or without a label. Two numbers or two names for one image must
+    agree. A number beside a name need not go with it alone: two classes may be called "crane".
     """
 
     def __init__(self, window: Window) -> None:
@@ -28,6 +30,8 @@ class Sidecars:
         self._window = window
         self._seen: set[bytes] = set()
         self._labels: dict[bytes, tuple[Label, Member]] = {}
+        self._without: list[Member] = []
+        self._faults: dict[bytes, BadContainer] = {}
 
     def __bool__(self) -> bool:
         """Return whether there is any label."""
@@ -38,39 +42,62 @@ class Sidecars:
         label, _ = self._labels.get(key_of(path), (None, None))
         return label
 
-    def labels(self) -> Iterator[tuple[bytes, Member]]:
-        """Return the key of each label, and the member that tells it."""
-        return ((key, member) for key, (_, member) in self._labels.items())
-
     def add(self, member: Member) -> None:
-        """Read a sidecar. BadContainer for one that comes twice, holds no label, or contradicts."""
+        """Read a sidecar; what is wrong with it is kept for `settle`."""
+        key = key_of(member.path)
+        self.keys.add(key)
+        try:
+            label = self._checked(member)
+            if label is not None:
+                self._keep(key, label, member)
+                return
+        except BadContainer as error:
+            # Without its traceback and cause, which hold the file.
+            kept = BadContainer(str(error))
+            kept.reason = error.reason
+            self._faults.setdefault(key, kept)
+        self._without.append(member)
+
+    def settle(self, images: Collection[bytes]) -> None:
+        """Count sidecars without an image, given the images' keys.
+
+        BadContainer for one with an image that comes twice, holds no label, or contradicts: a file
+        of another kind, such as annotations of all images, may lie in the archive too.
+        """
+        for key, error in self._faults.items():
+            if key in images:
+                raise error
+        passed = self._window.passed
+        for key, (_, member) in self._labels.items():
+            if key not in images:
+                passed.add(UNUSED_LABELS, member.path)
+        for member in self._without:
+            name = member.path.rpartition(b"/")[2].lower()
+            if key_of(member.path) in images:
+                continue
+            if member.kind not in FILES:
+                passed.add(LINKS if member.kind in LINK_KINDS else SPECIAL, member.path)
+            elif name.endswith(b".cls"):
+                passed.add(UNUSED_LABELS, member.path)
+            else:
+                passed.add_file(name, member.path)
+
+    def _checked(self, member: Member) -> Label | None:
+        check_file(self._window, member, "label file")
         if member.path in self._seen:
             raise self._bad(
                 member, "comes a second time", "write the archive again, each file once"
             )
         self._seen.add(member.path)
-        key = key_of(member.path)
-        self.keys.add(key)
-        label = self._read(member)
-        if label is None:
-            return
+        return self._read(member)
+
+    def _keep(self, key: bytes, label: Label, member: Member) -> None:
         known, other = self._labels.setdefault(key, (label, member))
-        if other is member:
-            return
-        there = _path(other)
         if type(known) is type(label) and known != label:
-            reason = f"has the label {shown(label)}, where {there} has {shown(known)}"
+            reason = f"has the label {shown(label)}, where {_path(other)} has {shown(known)}"
             raise self._bad(member, reason, _ONE_LABEL)
-        self._pair(member, known, label)
         if member.path.lower().endswith(b".cls"):  # whichever comes first in the archive
             self._labels[key] = label, member
-
-    def _pair(self, member: Member, *labels: Label) -> None:
-        """Keep which number goes with which name."""
-        numbers = [label for label in labels if isinstance(label, int)]
-        names = [label for label in labels if isinstance(label, bytes)]
-        if numbers and names and (wrong := self._window.pairs.add(numbers[0], names[0])):
-            raise self._bad(member, f"contradicts labels before it: {wrong}", _ONE_LABEL)
 
     def _read(self, member: Member) -> Label | None:
         """Return the label that a .cls or .json holds, None for a .json about other things."""
@@ -102,18 +129,18 @@ class Sidecars:
             raise self._bad(member, f"is no JSON ({reason[:80]})") from error
         # An object is a list of pairs now, in which a key that stands twice shows.
         is_object = isinstance(found, list) and all(type(one) is tuple for one in found)
-        pairs = [one for one in found if one[0] in _LABEL_KEYS] if is_object else []
-        values = [value for key in _LABEL_KEYS for name, value in pairs if name == key]
+        pairs = found if is_object else []
+        there = ([value for name, value in pairs if name == key] for key in _LABEL_KEYS)
+        # The first key alone: another may describe the class in other words.
+        values = next(filter(None, there), [])
         if not values:
             return None
         label = self._required(member, values[0])
         for value in values[1:]:
             other = label_of(value)
-            if other is not None and type(other) is type(label) and other != label:
-                reason = f"has the labels {shown(label)} and {shown(other)}"
+            if other != label:
+                reason = f"has the labels {shown(label)} and {shown(value)}"
                 raise self._bad(member, reason, _ONE_LABEL)
-            if other is not None:
-                self._pair(member, label, other)
         return label
 
     def _bad(

@@ -116,13 +116,9 @@ def _check_directories(root: Path, directory: Path, split: Split) -> None:
             f"<root>/val/<wnid>/*.JPEG, and set data.root"
         )
     if not os.path.isdir(directory):
-        other = _other_name(root, split)
+        other = other_name(root, split)
         if other is not None:
-            command = " ".join(map(shell_word, ("ln", "-s", other, str(directory))))
-            raise ValueError(
-                f"the data directory {root} has no folder {split}, and there is a folder {other}; "
-                f"rename it to {split}, or link it: {command}"
-            )
+            raise ValueError(other)
         raise ValueError(
             f"the data directory {root} has no folder {split}; lay the images out as "
             f"{directory}/<class>/*.JPEG, or set data.root to the folder that holds train and val"
@@ -167,13 +163,22 @@ _OTHER_NAMES: dict[Split, tuple[str, ...]] = {
 """What other programs call a split, the likeliest first."""
 
 
-def _other_name(root: Path, split: Split) -> str | None:
-    """A folder of `root` that looks like the split under another name, None if there is none."""
+def other_name(root: Path, split: Split) -> str | None:
+    """Return the message for a folder of `root` that looks like the split, which is missing, under
+    another name; None if there is none.
+    """
     try:
         folders = {name.lower(): name for name in os.listdir(root) if os.path.isdir(root / name)}
     except OSError:
         return None
-    return next((folders[n] for n in (split, *_OTHER_NAMES[split]) if n in folders), None)
+    other = next((folders[n] for n in (split, *_OTHER_NAMES[split]) if n in folders), None)
+    if other is None:
+        return None
+    command = " ".join(map(shell_word, ("ln", "-s", other, str(root / split))))
+    return (
+        f"the data directory {root} has no folder {split}, and there is a folder {other}; "
+        f"rename it to {split}, or link it: {command}"
+    )
 
 
 def _sources(
@@ -230,7 +235,8 @@ def _tree(
     states = [os.stat(parent), *of_sources]
     state: tuple[object, ...] = (visible, list(sources), [one.st_mtime_ns for one in states])
     if kind != "folders":
-        states += [os.stat(place) for place in lists]
+        # A link to nothing is an error only where a list is needed.
+        states += [os.stat(one) if os.path.exists(one) else os.lstat(one) for one in lists]
         if kind == "recordio":
             named = [os.path.splitext(name)[0] + RECORDIO_LIST.encode() for name in sources]
             states += [os.stat(os.path.join(parent, name)) for name in named if name in files]

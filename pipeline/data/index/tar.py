@@ -6,7 +6,7 @@ takes 11, and does not read an image's first bytes along with its header. Format
 
 The class of an image is, in this order:
 - what has the same key (its path up to the first dot of its name): `key.cls`, or "label", "cls" or
-  "class" of `key.json`; a number from 0, or a name; all that say it must agree;
+  "class" of `key.json`, the first of them; a number from 0, or a name; two files must agree;
 - the folder that holds it, `<class>/<file>`;
 - the archive's own name, where the image's name begins with it: `n01440764_10026.JPEG` in
   `n01440764.tar`. An archive inside an archive is walked in place.
@@ -18,16 +18,12 @@ from collections.abc import Collection, Iterable
 
 from pipeline.data.index.headers import image_size
 from pipeline.data.index.labels import shown_path
-from pipeline.data.index.passed import HIDDEN, LINKS, SPECIAL, UNUSED_LABELS
+from pipeline.data.index.passed import HIDDEN, LINKS, SPECIAL
 from pipeline.data.index.sidecars import SIDECARS, Sidecars, key_of
-from pipeline.data.index.tar_members import FILES, Member, members
+from pipeline.data.index.tar_members import FILES, FOLDER, Member, check_file, members
+from pipeline.data.index.tar_members import LINKS as LINK_KINDS
 from pipeline.data.index.window import Entry, Window, is_image
 
-_KINDS = {
-    b"1": "a link", b"2": "a link", b"3": "a character device", b"4": "a block device",
-    b"5": "a folder", b"6": "a FIFO",
-}  # fmt: skip
-_LINKS, _FOLDER = (b"1", b"2"), b"5"
 _MOST_DEEP = 4  # archives in archives: ImageNet's has one level
 
 
@@ -51,19 +47,20 @@ def _walk_range(
     sidecars = Sidecars(window)
     for member in map(_normal, members(window, begin, end)):
         name = member.path.rpartition(b"/")[2].lower()
+        if not member.path:  # `./`, the root of the archive
+            continue
         if _is_hidden(window, member):
             window.passed.add(HIDDEN, member.path)
-        elif member.kind == _FOLDER:
+        elif member.kind == FOLDER:
             continue
         elif is_image(name):
             _check_image(window, member, images)
             # Now, while the first page of the image is at hand.
             images[member.path] = member, image_size(window, member.offset, member.length)
         elif name.endswith(SIDECARS):
-            _check_file(window, member, "label file")
             sidecars.add(member)
         elif member.kind not in FILES:
-            window.passed.add(LINKS if member.kind in _LINKS else SPECIAL, member.path)
+            window.passed.add(LINKS if member.kind in LINK_KINDS else SPECIAL, member.path)
         elif name.endswith(b".tar"):
             _check_depth(window, member, depth)
             inner = member.path.rpartition(b"/")[2]
@@ -89,7 +86,7 @@ def _check_depth(window: Window, member: Member, depth: int) -> None:
 
 def _normal(member: Member) -> Member:
     """Return the member without the `.` parts of its path."""
-    if not member.path.startswith(b"./") and b"/./" not in member.path:
+    if not member.path.startswith(b".") and b"/." not in member.path:
         return member
     parts = member.path.split(b"/")
     return member._replace(path=b"/".join(part for part in parts if part != b"."))
@@ -108,7 +105,7 @@ def _is_hidden(window: Window, member: Member) -> bool:
 
 def _check_samples(window: Window, images: Iterable[Member], sidecars: Sidecars) -> None:
     """Raise BadContainer for a second image with the key of a label file: a webdataset sample has
-    one. Counts labels of no image.
+    one. Settles the label files.
 
     Without label files, names in a class folder may have any dots.
     """
@@ -120,31 +117,14 @@ def _check_samples(window: Window, images: Iterable[Member], sidecars: Sidecars)
             reason = f"has the key of {_shown(other)}"
             fix = "leave one image for each key, give masks and the like another extension"
             raise _bad_image(window, member, reason, fix)
-    for key, member in sidecars.labels():
-        if key not in first:
-            window.passed.add(UNUSED_LABELS, member.path)
+    sidecars.settle(first)
 
 
 def _check_image(window: Window, member: Member, seen: Collection[bytes]) -> None:
-    _check_file(window, member, "image")
+    check_file(window, member, "image")
     if member.path in seen:
         fix = "write the archive again, each image once"
         raise _bad_image(window, member, "comes a second time", fix)
-
-
-def _check_file(window: Window, member: Member, what: str) -> None:
-    """Raise BadContainer for what has no bytes of its own in the archive, or not all of them."""
-    if member.kind in FILES:
-        return
-    kind = _KINDS.get(member.kind, "no plain file")
-    fix = {
-        "a link": "with tar --dereference --hard-dereference",
-        "no plain file": "without --sparse",
-    }
-    reason = f"the {what} {_shown(member)} is {kind}"
-    reason += ", not a file" if kind != "no plain file" else ""
-    fix_words = f"write the archive again {fix.get(kind, 'without it')}"
-    raise window.bad(member.header, reason, fix_words)
 
 
 def _bad_image(window: Window, member: Member, reason: str, fix: str) -> Exception:

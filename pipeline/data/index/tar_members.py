@@ -9,10 +9,13 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from pipeline.data.index.labels import shown_path
 from pipeline.data.index.window import Window, is_number
 
 FILES = (b"0", b"\0", b"7")
 """Type flags of plain files."""
+LINKS = (b"1", b"2")
+FOLDER = b"5"
 
 _BLOCK = 512
 _WITHOUT_CONTENT = (b"1", b"2", b"3", b"4", b"5", b"6")
@@ -22,6 +25,10 @@ _LONGEST_PATH = 1 << 16
 _ZEROS_BYTES = 1 << 20
 _OCTAL = re.compile(rb"\s*([0-7]*)\s*")
 _IS_SPARSE = b"GNU.sparse."
+_KINDS = {
+    b"1": "a link", b"2": "a link", b"3": "a character device", b"4": "a block device",
+    b"5": "a folder", b"6": "a FIFO",
+}  # fmt: skip
 _NO_HEADER = "no tar header begins: the file is damaged or no tar archive"
 
 
@@ -81,6 +88,21 @@ def members(window: Window, begin: int, end: int) -> Iterator[Member]:
             yield Member(path, _SPARSE if sparse else kind, header, content, length)
             pax, header = {}, following
         at = following
+
+
+def check_file(window: Window, member: Member, what: str) -> None:
+    """Raise BadContainer for what has no bytes of its own in the archive, or not all of them."""
+    if member.kind in FILES:
+        return
+    kind = _KINDS.get(member.kind, "no plain file")
+    fix = {
+        "a link": "with tar --dereference --hard-dereference",
+        "no plain file": "without --sparse",
+    }
+    reason = f"the {what} {shown_path(member.path)} is {kind}"
+    reason += ", not a file" if kind != "no plain file" else ""
+    fix_words = f"write the archive again {fix.get(kind, 'without it')}"
+    raise window.bad(member.header, reason, fix_words)
 
 
 def _header(window: Window, at: int, block: bytes) -> tuple[bytes, bytes, int]:

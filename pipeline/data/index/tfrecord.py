@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from array import array
+from collections.abc import Callable, Iterator
 
 import google_crc32c
 
@@ -54,7 +55,7 @@ def walk(window: Window) -> list[Entry]:
     window.check_not_compressed()
     own_name = os.fsencode(window.path.name)
     entries: list[Entry] = []
-    begins: list[int] = []
+    begins = array("q")
     for begin, end in records(window):
         name = b"%b#%08d" % (own_name, len(entries))
         entries.append(_entry(window, name, begin, end))
@@ -80,14 +81,20 @@ def records(window: Window) -> Iterator[_Range]:
         offset = begin + length + _TRAILER_BYTES
 
 
-def damaged_records(window: Window) -> Iterator[_Range]:
-    """Read all of a file; return where records lie whose bytes do not match their checksum."""
+def damaged_records(
+    window: Window, progress: Callable[[int], object] = lambda _: None
+) -> Iterator[_Range]:
+    """Read all of a file; return where records lie whose bytes do not match their checksum.
+
+    `progress` is called with the bytes of each record, its head and checksums included.
+    """
     for begin, end in records(window):
         crc = 0
         for at in range(begin, end, _READ_BYTES):
             crc = google_crc32c.extend(crc, window.read(at, min(_READ_BYTES, end - at)))
         if window.read(end, _TRAILER_BYTES) != _masked(crc).to_bytes(_TRAILER_BYTES, "little"):
             yield begin, end
+        progress(_HEAD.size + end - begin + _TRAILER_BYTES)
 
 
 def _entry(window: Window, name: bytes, begin: int, end: int) -> Entry:

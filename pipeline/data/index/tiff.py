@@ -57,7 +57,8 @@ def _check_samples(tags: Any) -> None:
         kind = _KINDS.get(max(kinds), f"undefined ({max(kinds)})")
         refuse(f"is a TIFF of {kind} numbers, where unsigned ones are decoded; save it as PNG")
     if _BITS not in tags:  # which may be left out for 1
-        refuse("is a TIFF that leaves out its bits a sample (tag 258); save it anew")
+        refuse("is a TIFF that leaves out its bits a sample (tag 258), as one of 1 bit may without "
+               "compression; save it as PNG, or with a compression")  # fmt: skip
     photometric, bits = tags.get(_PHOTOMETRIC), set(tags[_BITS])
     colours = _COLOURS.get(photometric, f"photometric {photometric}")
     if len(bits) != 1 or min(bits) not in _DEPTHS.get(photometric, ()):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
+
+import numpy as np
 
 from pipeline.data.index.labels import MOST_DIGITS, Pairs
 from pipeline.data.index.passed import Passed
@@ -72,7 +75,7 @@ class Window:
 
     path: what to call the file. length: its bytes. position: about how far the walk has come.
     passed: what the walk does not take. pairs: classes of which it found number and name.
-    counts_from: the number that its format gives the first class.
+    counts_from: the number that its format gives the first class. tell: what takes warnings.
     """
 
     def __init__(self, path: Path | bytes, descriptor: int, length: int) -> None:
@@ -83,6 +86,7 @@ class Window:
         self.passed = Passed()
         self.pairs = Pairs()
         self.counts_from = 0
+        self.tell: Callable[..., object] = log.warning
         self._descriptor = descriptor
         self._kept = b""
 
@@ -139,16 +143,17 @@ class Window:
         """
         if not os.path.lexists(index):
             return
-        offsets = []
+        offsets = array("q")
         content = reading(index, lambda: read_regular(index, SIDE_FILE_BYTES))
         for number, line in enumerate(content.splitlines(), start=1):
             parts = line.split()
-            if not (len(parts) == 2 and all(is_number(part) for part in parts)):
-                log.warning(
-                    "the index %s is not used: its line %d is not two numbers", index, number
-                )
+            # Not by all(), which takes 0.3 s more for a million lines.
+            if not (len(parts) == 2 and is_number(parts[0]) and is_number(parts[1])):
+                self.tell("the index %s is not used: its line %d is not two numbers", index, number)
                 return
             offsets.append(int(parts[offset_column]))
+        if np.array_equal(np.sort(np.asarray(offsets)), np.asarray(begins)):
+            return  # as nearly always; sets of a million numbers take long
         fix = f"copy it again from its source, or remove {index.name} if it is another file's"
         beyond = [offset for offset in offsets if offset >= self.length]
         if beyond:

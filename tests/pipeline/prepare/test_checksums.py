@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from container_writers import (
 
 from pipeline.data.index.manifest import open_manifest
 from pipeline.prepare import verify
+from pipeline.prepare.checksums import damaged_images
 from pipeline.prepare.options import VerifyOptions
+from pipeline.system import console
 
 IMAGES = draw_images(6)
 
@@ -99,3 +102,34 @@ def test_a_bit_of_a_tar_header_is_found_with_its_byte(tmp_path):
     flip_kept_time(path, path.read_bytes().index(b"a/", 600))
     with pytest.raises(ValueError, match="at byte [0-9]+ no tar header begins|other images"):
         verify.run(VerifyOptions(tmp_path, full=True, report=tmp_path / "r.jsonl"))
+
+
+def test_containers_are_walked_once_by_a_call_that_indexes_and_warned_of_once(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    train = tmp_path / "train"
+    numbered = slim_examples(IMAGES, NUMBERS)
+    path = write(train / "x-00000-of-00002", tfrecord_of([*numbered, *slim_examples(IMAGES, None)]))
+    write(train / f"{path.name}.idx", b"no index\n")
+    write(train / "classes.txt", "a\nZ é\nmore\n".encode())
+    warnings = ["is not used: its line 1", "the last 1 have no images", "takes each twice", "00001"]
+    for walks, times in ((1, 1), (1, 0)):  # indexed by this call, and by one before
+        caplog.clear()
+        assert verified(tmp_path) == []
+        assert caplog.text.count("scanned 12 images") == walks
+        assert [caplog.text.count(one) for one in warnings] == [times] * 4
+    # What changes in place after that is still found.
+    flip_kept_time(path, path.read_bytes().index(b"image/filename") + 30)
+    with pytest.raises(ValueError, match="at byte|other images"):
+        verify.run(VerifyOptions(tmp_path, full=True, report=tmp_path / "r.jsonl"))
+
+
+def test_the_checksums_progress_is_shown(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(console, "LINE_SEC", -1.0)
+    for number in range(2):
+        path = tmp_path / "train" / f"{number}.tfrecord"
+        write(path, tfrecord_of(slim_examples(IMAGES[number::2], None)))
+    assert damaged_images(open_manifest(tmp_path, "train"), threads=2) == {}
+    begin = f"checking the records' checksums in {tmp_path / 'train'}: "
+    lines = [one for one in capsys.readouterr().err.splitlines() if one.startswith(begin)]
+    assert len(lines) == 6
+    assert lines[-1].startswith(f"{begin}6 of 6 files, 0.00 of 0.00 GB")

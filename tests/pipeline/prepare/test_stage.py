@@ -17,8 +17,8 @@ from pipeline.config import ConfigError, DataConfig
 from pipeline.data.index.manifest import cached_manifest, open_manifest
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.statistics import facts_of, normalisation_of, save, statistics_places
-from pipeline.prepare import files, stage
-from pipeline.prepare.options import StageOptions
+from pipeline.prepare import files, stage, verify
+from pipeline.prepare.options import StageOptions, VerifyOptions
 from pipeline.system import console
 
 
@@ -124,6 +124,28 @@ def test_containers_are_staged_and_not_indexed_again(tmp_path):
     assert (copy.digest, len(copy)) == (manifest.digest, 6)
     assert (local / ".trainyard" / "train.arrow").stat().st_ino == index
     assert (copy.read(4) == manifest.read(4)).all()
+
+
+VALIDATION = "has no folder val, and there is a folder validation; rename it to val, or link it: ln"
+
+
+def test_a_split_under_another_name_is_warned_of_once(source, tmp_path, caplog):
+    (source / "val").rename(source / "validation")
+    for run in (
+        lambda: verify.run(VerifyOptions(source, report=tmp_path / "r.jsonl")),
+        lambda: stage.run(StageOptions(source, tmp_path / "local")),
+        lambda: stage.run(StageOptions(source, tmp_path / "local")),
+    ):
+        caplog.clear()
+        run()
+        assert caplog.text.count(f"the data directory {source} {VALIDATION}") == 1
+        assert caplog.text.count("there is a folder") == 1
+    (source / "train").rename(source / "training")
+    wanted = (
+        f"has neither a folder train nor val: .* has no folder train, .* training; .*{VALIDATION}"
+    )
+    with pytest.raises(ConfigError, match=wanted):
+        stage.run(StageOptions(source, tmp_path / "local"))
 
 
 def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(

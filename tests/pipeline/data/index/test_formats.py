@@ -273,8 +273,9 @@ REC = recordio_record(image_record(0, IMAGE))
 PART = image_record(0, b"abcd")
 MEMBER = 512 + len(IMAGE) + -len(IMAGE) % 512
 
+FLAT = ("1.jpg", IMAGE)
 IN_TAR = {
-    "at the top": ([("1.jpg", IMAGE)], 0, "the image 1.jpg has no class; write members as <class>"),
+    "at the top": ([FLAT], 0, "the image 1.jpg has no class; write members as <class>"),
     "uneven": (
         [GOOD, ("b/a/2.jpg", IMAGE)],
         MEMBER,
@@ -286,16 +287,20 @@ IN_TAR = {
         1024 + MEMBER,
         "the image 2.jpg has no label file next to it; add it",
     ),
-    "empty label": ([("1.cls", b" ")], 512, "1.cls holds no label but ''; write a class name"),
-    "negative": ([("1.cls", b"-1")], 512, "1.cls holds no label but '-1'; write"),
-    "two signs": ([("1.cls", b"--5")], 512, "1.cls holds no label but '--5'; write"),
-    "true": ([("1.json", b'{"label": true}')], 512, "1.json holds no label but True; write"),
+    "empty label": (
+        [("1.cls", b" "), FLAT],
+        512,
+        "1.cls holds no label but ''; write a class name",
+    ),
+    "negative": ([("1.cls", b"-1"), FLAT], 512, "1.cls holds no label but '-1'; write"),
+    "two signs": ([("1.cls", b"--5"), FLAT], 512, "1.cls holds no label but '--5'; write"),
+    "true": ([("1.json", b'{"label": true}'), FLAT], 512, "1.json holds no label but True; write"),
     "a list": (
-        [("1.json", b'{"label": [1]}')],
+        [("1.json", b'{"label": [1]}'), FLAT],
         512,
         "1.json holds no label but a list of 1 values; write",
     ),
-    "no json": ([("1.json", b"{")], 512, "1.json is no JSON ("),
+    "no json": ([("1.json", b"{"), FLAT], 512, "1.json is no JSON ("),
     "one key": (
         [("1.cls", b"0"), ("1.jpg", IMAGE), ("1.seg.png", IMAGE)],
         1024 + MEMBER,

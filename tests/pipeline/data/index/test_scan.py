@@ -242,3 +242,14 @@ def test_a_header_that_cannot_be_read_is_not_taken_for_none(tmp_path):
     os.close(descriptor)
     with pytest.raises(OSError, match="Bad file descriptor"):
         image_size(window, 0, len(content))
+
+
+def test_a_tiff_of_one_bit_that_is_refused_says_what_helps():
+    def flaw(kind: str, **more: str) -> str:
+        buffer = io.BytesIO()
+        Image.new("1", (40, 30)).save(buffer, kind, **more)
+        return header_of(buffer.getvalue()).flaw
+
+    assert flaw("TIFF").endswith("(tag 258), as one of 1 bit may without compression; save it as "
+                                 "PNG, or with a compression")  # fmt: skip
+    assert [flaw("PNG"), flaw("TIFF", compression="tiff_lzw")] == ["", ""]
