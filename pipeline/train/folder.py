@@ -23,7 +23,7 @@ import yaml
 
 from pipeline.config import Config
 from pipeline.system.failure import TrainingError
-from pipeline.system.files import patiently
+from pipeline.system.files import patiently, remove_partials
 from pipeline.system.launched import launched_rank
 from pipeline.system.words import printable, shell_word
 from pipeline.train.events import last, read_metrics
@@ -250,7 +250,9 @@ class RunFolder:
             return None
 
     def forget_last_end(self) -> None:
-        """Removes what an earlier start of this run left about its end."""
+        """Removes what an earlier start of this run left about its end, and half-written files: the
+        folder has one writer, who calls this."""
+        remove_partials(self.path)
         self.failure.unlink(missing_ok=True)
         self.stop.unlink(missing_ok=True)
         shutil.rmtree(self.stacks, ignore_errors=True)

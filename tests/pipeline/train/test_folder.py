@@ -109,7 +109,10 @@ def test_the_first_cause_stays(tmp_path):
     assert run.record_first_cause("the loss is nan")
     assert not run.record_first_cause("a rank is gone")
     assert run.first_cause() == "the loss is nan"
+    half = tmp_path / ".partial-1-config.yaml"
+    half.write_text("seed: 1")  # of a start that was killed a moment ago
     run.forget_last_end()
+    assert not half.exists()
     assert run.first_cause() is None
     assert RunFolder(tmp_path / "nowhere").record_first_cause("no folder to write it into")
 
