@@ -84,6 +84,7 @@ class Nursery:
         while True:
             line = self._hear()
             if "started" in line:
+                self._codes.pop(line["started"], None)  # of an earlier process of that number
                 return Started(line["started"], log)
             self._codes[line["ended"]] = line["code"]
 
