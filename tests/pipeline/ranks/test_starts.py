@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jobs
 import pytest
+from one_process import train_here
 from run_files import checkpoint_steps, metrics
 
 from pipeline.ranks.world import World
@@ -16,6 +17,7 @@ from pipeline.system.failure import FellWithPeer, PeerLost, TrainingError
 from pipeline.train import lock
 from pipeline.train.folder import Holder, RunFolder
 from pipeline.train.lock import first_cause_kept, record_hang
+from pipeline.train.trainer import Trainer
 
 
 @pytest.fixture
@@ -50,6 +52,31 @@ def test_a_run_that_was_taken_is_written_no_more(taken):
     with pytest.raises(TrainingError, match=r"is now that of process \d+ .*: this start lost its"):
         taken.require_of("this-start")
     taken.require_of("another-start")
+
+
+def test_a_line_of_metrics_costs_ranks_no_collectives_for_the_lock(
+    small_data, tmp_path, monkeypatch
+):
+    record, within, made = Trainer._record, [], []
+
+    def counted(name, call):
+        def collective(*given):
+            made.extend([name] * len(within))
+            return call(*given)
+
+        return collective
+
+    def recorded(trainer, measured):
+        within.append(1)
+        record(trainer, measured)
+        within.clear()
+
+    monkeypatch.setattr(Trainer, "_record", recorded)
+    for name in ("gather", "gather_objects", "broadcast_object", "maximum", "barrier"):
+        monkeypatch.setattr(World, name, counted(name, getattr(World, name)))
+    lines = [e for e in metrics(train_here(small_data, tmp_path)) if e["event"] == "train"]
+    assert len(lines) > 1
+    assert made == ["maximum", "gather"] * len(lines)  # a loss that is no number; the line
 
 
 def test_lines_of_the_log_ask_for_the_lock_now_and_then_and_after_a_pause(tmp_path, monkeypatch):
