@@ -45,6 +45,13 @@ from pipeline.system.launched import Engine
 def main(argv: list[str]) -> int:
     """Checks, starts the ranks, waits for them and prints how they ended; returns the exit code."""
     relay = Relay()
+    try:
+        return _launch(argv, relay)
+    finally:
+        relay.ignore()
+
+
+def _launch(argv: list[str], relay: Relay) -> int:
     options, program = split(argv)
     allocation = this_allocation(os.environ)
     say(
@@ -70,9 +77,7 @@ def main(argv: list[str]) -> int:
         program = program.reading_from(options.stage)
     if relay.received is not None:
         return end.early(relay.received)
-    code = end.report(start_ranks(allocation, program, options, relay), relay.received)
-    relay.ignore()
-    return code
+    return end.report(start_ranks(allocation, program, options, relay), relay.received)
 
 
 def require_engine(engine: Engine) -> None:

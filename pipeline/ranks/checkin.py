@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 
 from pipeline.ranks.addresses import own_addresses
 from pipeline.ranks.heartbeat import Peer
-from pipeline.system.failure import FellWithPeer, TrainingError
+from pipeline.system.failure import ExitCode, FellWithPeer, Reported, TrainingError
 from pipeline.system.launched import Engine
 
 T = TypeVar("T")
@@ -28,6 +28,7 @@ T = TypeVar("T")
 _DEFAULT_SEC = 120  # importing torch from a cold network file system takes a minute
 _NAP_SEC = 0.5  # the longest between two looks into the store
 _WORD_SEC = 2.0  # how much later than rank 0 the others give up, so that its error comes first
+_SPEECH_SEC = 3.0  # the first rank to leave makes the launcher end the others
 _VARIABLES: dict[Engine, str] = {
     "horovod": "HOROVOD_START_TIMEOUT",  # horovodrun sets it by --start-timeout
     "torch": "TRAINYARD_START_TIMEOUT",
@@ -69,10 +70,10 @@ def check_in(
 ) -> Start:
     """Collective. Returns when every rank of the job has arrived.
 
-    `trouble` is why this rank could not continue, and what helps: then every rank raises
-    `ValueError` with that of the lowest rank that has any. After `start_timeout_sec` raises
-    `TrainingError` naming who has not arrived on the lowest rank there is, and `FellWithPeer` on
-    the others.
+    `trouble` is why this rank could not continue, and what helps: then rank 0 raises `ValueError`
+    with that of the lowest rank that has any, and the others `Reported`. After `start_timeout_sec`
+    raises `TrainingError` naming who has not arrived on the lowest rank there is, and
+    `FellWithPeer` on the others.
     """
     limit_sec = start_timeout_sec(engine)
     me = _Arrival(store, rank, size, limit_sec, trouble)
@@ -82,8 +83,11 @@ def check_in(
     signs = [json.loads(word["seen"][str(other)]) for other in range(size)]
     for other, sign in enumerate(signs):
         if sign["trouble"] is not None:
-            where = "" if other == 0 else f"rank {other}: "
-            raise ValueError(f"{where}{sign['trouble']}")
+            message = f"{'' if other == 0 else f'rank {other}: '}{sign['trouble']}"
+            if rank == 0:
+                raise ValueError(message)
+            time.sleep(_SPEECH_SEC)
+            raise Reported(message, ExitCode.WRONG_INPUT)
     peers = (
         Peer(other, sign["host"], sign["pid"], tuple(sign["addresses"]))
         for other, sign in enumerate(signs)
@@ -198,5 +202,5 @@ def _give_up(rank: int, size: int, missing: list[int], limit_sec: float, variabl
             f"{who} of {size} did not start within {limit_sec:g} s; see what the launcher and that "
             f"node say, or allow more time with {variable} (in seconds)"
         )
-    time.sleep(3.0)  # the first rank to leave makes the launcher end the others
+    time.sleep(_SPEECH_SEC)
     raise FellWithPeer(f"rank {rank} ends because {who} did not start")

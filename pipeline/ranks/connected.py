@@ -39,7 +39,6 @@ class ConnectedWorld(World):
     def _meet(self, start: Start | None) -> None:
         """Collective. To be called once the engine runs; `start` is what the ranks know of each
         other by then, None without a launcher's store."""
-        self.peers = [] if start is None else list(start.peers)
         if start is None:
             here = Peer.here(self.rank)
             rows = self.gather_objects((here.host, here.pid, secrets.token_hex(8), own_addresses()))
@@ -180,6 +179,8 @@ class ConnectedWorld(World):
 def named_in(reason: str, peers: Sequence[Peer], rank: int) -> str | None:
     """Who is lost by the address in Gloo's `reason` on `rank`, as part of a sentence; None if it
     names none, or that of several hosts, as the loopback address is."""
+    if rank >= len(peers):  # lost before the ranks know each other, as under mpirun
+        return None
     here = peers[rank].host
     for address in _ADDRESS.findall(reason):
         held_by = [peer for peer in peers if address.removeprefix("::ffff:") in peer.addresses]

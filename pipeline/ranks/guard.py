@@ -9,6 +9,7 @@ the other hosts through the launcher's store that it still runs.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import TracebackType
 
 from pipeline.ranks.checkin import Start, Store
@@ -27,7 +29,8 @@ log = logging.getLogger("trainyard")
 _LOOK_SEC = 0.5
 _DEAD_SEC = 1.0  # one that has left in peace may not have been able to say so any more
 _SILENT_SEC = 15.0  # a rank that does not run; Gloo gives up after 30
-_CALL_SEC = 3.0  # a rank finds that a collective has failed when it next waits for one
+_SIGN_SEC = 0.5  # between two signs of a host's life, once the ranks are connected
+_CALL_SEC = 3.0  # none for as long: lost. horovodrun gives the others 5 s in all to say so
 _TURN_SEC = 0.4  # between two ranks that have the same to say
 _CONNECTED, _FAILED = "connected", "failed"
 _GONE = "is stopped, dead or cut off: nothing was heard of it for {:.0f} s"
@@ -136,18 +139,54 @@ class Guard:
             return False
 
 
+def keep_signs(store: Store, rank: int, start: Start) -> None:
+    """From now on the first rank of every host shows the others through the store that it runs; of
+    the other ranks of a host those beside them know. Does nothing on one host."""
+    if rank in {peer.rank for peer in _signing(start.peers)}:
+        sign = partial(_sign, store, f"sign-{start.name}-{rank}")
+        threading.Thread(target=sign, name="signs", daemon=True).start()
+
+
+def _signing(peers: Sequence[Peer]) -> list[Peer]:
+    first: dict[str, Peer] = {}
+    for peer in peers:
+        first.setdefault(peer.host, peer)
+    return [] if len(first) == 1 else list(first.values())
+
+
+def _sign(store: Store, key: str) -> None:
+    for count in itertools.count():
+        with suppress(OSError):  # a launcher's store that does not answer now
+            store.put(key, str(count))
+        time.sleep(_SIGN_SEC)
+
+
 def roll_call(store: Store, rank: int, start: Start) -> list[Peer]:
-    """Ranks of which nothing is heard while this one finds that a collective has failed, as it does
-    on every rank: rank 0 calls all, the others rank 0."""
-    called = start.peers if rank == 0 else start.peers[:1]
-    end, missing = time.monotonic() + _CALL_SEC, [peer for peer in called if peer.rank != rank]
-    with suppress(OSError):  # no launcher any more
-        store.put(f"here-{start.name}-{rank}", "yes")
-        while missing and time.monotonic() < end:
+    """The first ranks of hosts whose signs have stopped, for one that finds a collective failed.
+
+    Not every rank finds that: one that waits for none, or for ranks that are still there, goes on.
+    So ranks are not asked for an answer, and one that leaves because of the failure says so first.
+    Nobody is named where the signs of this rank's own host do not come through either.
+    """
+
+    def read(what: str, peers: Sequence[Peer]) -> dict[int, str | None]:
+        return {peer.rank: store.get(f"{what}-{start.name}-{peer.rank}") for peer in peers}
+
+    signing, here = _signing(start.peers), start.peers[rank].host
+    try:
+        store.put(f"left-{start.name}-{rank}", "yes")
+        before, end = read("sign", signing), time.monotonic() + _CALL_SEC
+        silent = signing
+        while silent and time.monotonic() < end:
             time.sleep(_LOOK_SEC)
-            missing = [p for p in missing if not store.get(f"here-{start.name}-{p.rank}")]
-        return missing
-    return []
+            now = read("sign", silent)
+            silent = [peer for peer in silent if now[peer.rank] == before[peer.rank]]
+        left = read("left", silent)
+    except OSError:  # no launcher any more
+        return []
+    if any(peer.host == here for peer in silent):
+        return []
+    return [peer for peer in silent if left[peer.rank] is None]
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from pipeline.ranks.buckets import BucketedGradients
 from pipeline.ranks.checkin import check_in
 from pipeline.ranks.connected import ConnectedWorld
 from pipeline.ranks.gradients import GradientAverager, Summing
-from pipeline.ranks.guard import Guard, abort_told, roll_call
+from pipeline.ranks.guard import Guard, abort_told, keep_signs, roll_call
 from pipeline.ranks.heartbeat import Peer
 from pipeline.ranks.rendezvous import HorovodStore
 from pipeline.ranks.shared import orders_writes
@@ -70,6 +70,7 @@ class HorovodWorld(ConnectedWorld):
             with abort_told(guard):
                 self._init(hvd)
             self._meet(start)
+        keep_signs(store, started.rank, start)
 
     def _silent(self) -> list[Peer]:
         # Horovod tells only its log whose address failed.

@@ -37,7 +37,8 @@ def packed(value: Any) -> Tensor:
     """`value` as (n,) uint8 on the CPU, for `unpacked`.
 
     It may be None, bool, int, float, str, bytes, a tensor, or a list, tuple, dict or OrderedDict of
-    such, however deep; each comes back as the same type, a tensor on the CPU with its strides.
+    such, however deep; each comes back as the same type, a tensor on the CPU with its strides, or
+    contiguous if it is part of something larger.
     Raises `TypeError` for any other type, subclasses of these among them.
     """
     tensors: list[Tensor] = []

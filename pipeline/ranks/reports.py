@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.ranks.heartbeat import Beat, Peer
+from pipeline.system.console import counted
 
 _NAMED = 3  # laggards that the sentence describes; the reports have the rest
 
@@ -111,7 +112,9 @@ def explain(
             parts.append(f"so do {len(laggards) - _NAMED} more ranks")
     elif elsewhere:
         hosts = ", ".join(dict.fromkeys(peer.host for peer in elsewhere))
-        parts = [f"the {len(reports)} ranks on {reports[0].peer.host} wait for those on {hosts}"]
+        who = counted(len(reports), "rank")
+        wait = "waits" if len(reports) == 1 else "wait"
+        parts = [f"the {who} on {reports[0].peer.host} {wait} for those on {hosts}"]
     else:
         parts = [f"all {len(reports)} ranks wait for each other, so look at network and GPUs"]
     waiting = [r for r in reports if r.beat is not None and r.beat.waiting and r not in laggards]

@@ -104,25 +104,26 @@ def meet(started: Launched) -> Met:
     store that cannot be reached."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     launcher_has_it = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    patience = datetime.timedelta(seconds=start_timeout_sec("torch"))
+    store = _open(address, port, started.rank == 0 and not launcher_has_it, patience)
+    trouble = address_trouble("torch", started.local_size < started.size)
+    start = check_in(TorchStore(store), started.rank, started.size, "torch", trouble)
+
+    def second() -> TorchStore:
+        return TorchStore(_open(address, port, False, _PATIENCE))
+
+    return Met(start, PrefixStore(start.name, store), second)
+
+
+def _open(address: str, port: int, is_master: bool, patience: datetime.timedelta) -> TCPStore:
     try:
-        store = TCPStore(
-            address, port, is_master=started.rank == 0 and not launcher_has_it,
-            wait_for_workers=False,
-            timeout=datetime.timedelta(seconds=start_timeout_sec("torch")),
-        )  # fmt: skip
+        return TCPStore(address, port, None, is_master, patience, wait_for_workers=False)
     except DistError as error:
         raise TrainingError(
             f"the store of the job at {address}:{port} cannot be reached ({_reason(error)}); see "
             "that rank 0 and the launcher run, and that MASTER_ADDR and MASTER_PORT are open to "
             "this host"
         ) from error
-    trouble = address_trouble("torch", started.local_size < started.size)
-    start = check_in(TorchStore(store), started.rank, started.size, "torch", trouble)
-
-    def second() -> TorchStore:
-        return TorchStore(TCPStore(address, port, wait_for_workers=False, timeout=_PATIENCE))
-
-    return Met(start, PrefixStore(start.name, store), second)
 
 
 def _reason(error: Exception) -> str:

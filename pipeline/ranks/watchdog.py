@@ -12,6 +12,7 @@ an earlier one that wakes up tells this one nothing.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import math
 import os
@@ -46,6 +47,7 @@ _REPORTS_SEC = 10.0  # how long a rank waits for the reports of the others
 _SPEECH_SEC = 3.0  # time for the rank that names the cause: the first exit ends the job
 # Beyond the limit: SIGALRM ends a process that could not end itself; a single one waits for nobody.
 _ALARM_SEC, _ALARM_ALONE_SEC = 30.0, 5.0
+_WAKE_SEC = 10.0  # for a single process that was paused beyond that, before its next alarm
 _DUMP_SEC = 0.5  # the C timer needs some milliseconds to write what it has begun
 _TOLD = "told"  # the file of whoever speaks first where there is no run
 
@@ -100,6 +102,15 @@ class Watchdog:
         return [p for p in self._everyone if self._on_hang is not None or p.host == me.host]
 
     @property
+    def _elsewhere(self) -> list[Peer]:
+        """The ranks that do not."""
+        return (
+            []
+            if self._on_hang is not None
+            else [p for p in self._everyone if p.host != self._everyone[self._rank].host]
+        )
+
+    @property
     def _asked_file(self) -> Path:
         return self._folder / "asked"  # not empty: every rank is to report
 
@@ -121,6 +132,11 @@ class Watchdog:
         head = f"{self._everyone[self._rank]}; the main thread's stack is the last\n"
         os.write(self._report, head.encode())
         os.fsync(self._report)
+        self._write_pulse()  # takes its room while the disk has some
+
+    def _write_pulse(self) -> None:
+        os.pwrite(self._pulse, b"%020d" % self._pulses, 0)
+        os.fdatasync(self._pulse)
 
     def move(self, folder: Path, world: World, on_hang: OnHang) -> None:
         """Collective. From now on all ranks report in `folder`, on a file system that they
@@ -175,7 +191,8 @@ class Watchdog:
                 path.unlink()
         with contextlib.suppress(OSError):  # done by the last rank
             self._folder.rmdir()
-            self._folder.parent.rmdir()  # if no other start has left its reports there
+            if self._on_hang is not None:  # else that is the temporary folder itself
+                self._folder.parent.rmdir()  # if no other start has left its reports there
 
     def _push_back(self) -> None:
         # 60 us, most of it for a new thread of faulthandler's: too dear for each beat.
@@ -183,13 +200,25 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
             signal.alarm(0)
             return
-        beyond_sec = _ALARM_SEC if len(self._everyone) > 1 else _ALARM_ALONE_SEC
         faulthandler.dump_traceback_later(self._limit.sec + _FROZEN_SEC, file=self._report)
-        signal.alarm(math.ceil(self._limit.sec + beyond_sec))
+        if self._alone:
+            _spare_next_alarm()
+            signal.setitimer(signal.ITIMER_REAL, self._limit.sec + _ALARM_ALONE_SEC, _WAKE_SEC)
+        else:
+            signal.alarm(math.ceil(self._limit.sec + _ALARM_SEC))
+
+    @property
+    def _alone(self) -> bool:
+        return len(self._everyone) == 1
 
     def _watch(self) -> None:
+        begun = time.monotonic()
         while not self._closing.wait(min(1.0, self._limit.sec / 5 if self._limit else 1.0)):
+            begun, before = time.monotonic(), begun
             with self._files:
+                if self._alone and self._limit and begun - before > max(2.0, self._limit.sec / 2):
+                    # It was paused, and nobody waits for it.
+                    self._heartbeat.beat(self._heartbeat.now().phase)
                 self._push_back()
                 limit = self._limit
                 if limit is None:
@@ -206,13 +235,17 @@ class Watchdog:
         if not beat.waiting and often_sec <= now - self._pulsed_at > beat.age_sec:
             self._pulsed_at, self._pulses = now, self._pulses + 1
             with contextlib.suppress(OSError):
-                os.pwrite(self._pulse, b"%020d" % self._pulses, 0)
+                self._write_pulse()
         if not beat.waiting or beat.age_sec < often_sec:
             self._heard = None
         elif now - self._looked_at >= often_sec:
             self._listen(now)
         if beat.age_sec < limit.sec:
             return False
+        if beat.waiting and self._elsewhere:
+            # One of another host, which is not heard here, may do honest work; if it hangs, its own
+            # watch ends the job. Nobody watches in a process that is stopped or dead.
+            return any(peer.trouble() for peer in self._peers)
         return not beat.waiting or now - self._heard_at >= limit.sec
 
     def _listen(self, now: float) -> None:
@@ -244,8 +277,7 @@ class Watchdog:
         try:
             self._write_report(beat, limit)
             reports = self._wait_for_reports()
-            here = self._peers
-            elsewhere = [peer for peer in self._everyone if peer not in here]
+            elsewhere = self._elsewhere
             message = explain(reports, limit, self._folder, elsewhere)
             speaker = min(r.peer.rank for r in reports if r.beat is not None)
             # Who waits for another host lets that one speak.
@@ -289,3 +321,13 @@ class Watchdog:
                 time.sleep(_DUMP_SEC)
                 return reports
             time.sleep(0.2)
+
+
+def _spare_next_alarm() -> None:
+    """The next SIGALRM does nothing, and the one after it ends the process: one that was paused
+    finds the first pending when it goes on. No handler of Python's, which would ignore both while
+    native code holds Python's lock."""
+    libc = ctypes.CDLL(None)
+    libc.sysv_signal.argtypes = (ctypes.c_int, ctypes.c_void_p)  # a handler for one signal only
+    libc.sysv_signal.restype = ctypes.c_void_p
+    libc.sysv_signal(signal.SIGALRM, ctypes.cast(libc.abs, ctypes.c_void_p))

@@ -36,6 +36,8 @@ _LEAVE = ("SIGHUP", "SIGINT", "SIGTERM")
 END_SEC = 120.0
 """How long a rank may take to end after its work, as a GPU's driver takes seconds."""
 _BEYOND_SEC = 10
+_SPEECH_SEC = 3.0  # in which rank 0 says why all end
+_TURN_SEC = 0.4  # between two other ranks that have the same to say
 
 
 class ExitCode(IntEnum):
@@ -46,7 +48,8 @@ class ExitCode(IntEnum):
     WRONG_INPUT = 2
     """Wrong configuration or data: starting again changes nothing."""
     STOPPED = 75
-    """A signal stopped the run and a good checkpoint is written: start again to resume."""
+    """A signal stopped the run: a good checkpoint is written (`Stopped`), or there was nothing to
+    save yet (`StoppedEarly`). Start again to resume."""
 
 
 class TrainingError(RuntimeError):
@@ -180,8 +183,7 @@ def _guarded(main: Callable[[list[str]], object], argv: list[str], debug: bool) 
     except Stopped:
         return ExitCode.STOPPED
     except StoppedEarly as error:
-        _speak_for_all(f"stopped by {error} before the first step; start again", is_error=False)
-        return ExitCode.STOPPED
+        return _stopped_early(str(error))
     except FellWithPeer as error:
         log.error("%s", error)  # does not begin with `error:`, which marks the first cause
         return ExitCode.FAILED
@@ -192,7 +194,7 @@ def _guarded(main: Callable[[list[str]], object], argv: list[str], debug: bool) 
     except ValueError as error:
         if debug:
             _show_traceback()
-        _speak_for_all(str(error))
+        _say_once(str(error))
         return ExitCode.WRONG_INPUT
     except KeyboardInterrupt:
         return ExitCode.FAILED
@@ -233,18 +235,39 @@ def _end_for_sure() -> None:
     signal.alarm(math.ceil(END_SEC) + _BEYOND_SEC)
 
 
-def _speak_for_all(message: str, is_error: bool = True) -> None:
-    """Prints on rank 0 an error, or a last line, that all ranks have.
-
-    The others wait a moment: a rank that exits first makes the launcher kill rank 0 mid-sentence.
-    """
-    if launched_rank() == 0 and is_error:
-        say_error(message)
-    elif launched_rank() == 0:
-        print(message, file=sys.stderr, flush=True)
-    else:
+def _stopped_early(name: str) -> ExitCode:
+    """Says on rank 0 that the signal `name` came before there was anything to save."""
+    by_launcher = name == "SIGTERM" and launched_size() > 1
+    if launched_rank() != 0:
         _keep_code()
-        time.sleep(3.0)
+        time.sleep(_SPEECH_SEC)  # the first to exit makes the launcher kill rank 0 mid-sentence
+    elif by_launcher:
+        say(
+            "ended by the launcher's SIGTERM, most often because another rank failed; see its "
+            "lines", stream=sys.stderr,
+        )  # fmt: skip
+    else:
+        say(f"stopped by {name} before the first step; start again", stream=sys.stderr)
+    return ExitCode.FAILED if by_launcher else ExitCode.STOPPED
+
+
+def _say_once(message: str) -> None:
+    """Says an error that all ranks may have, or this one alone, before they can ask each other.
+
+    Rank 0 says it and exits, whereupon the launcher sends SIGTERM to the others. A rank that
+    gets none in its time is the first to fail, and says it itself.
+    """
+    rank = launched_rank()
+    if rank == 0:
+        say_error(message)
+        return
+    ended: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _frame: ended.append(number))
+    end = time.monotonic() + _SPEECH_SEC + _TURN_SEC * min(rank, 8)
+    while not ended and time.monotonic() < end:
+        time.sleep(0.05)
+    if not ended:
+        say_error(f"rank {rank}: {message}")
 
 
 class StopSignal:

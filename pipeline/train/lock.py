@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.ranks.world import World  # brings torch
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+_ASK_SEC = 2.0
 
 log = logging.getLogger("trainyard")
 
@@ -69,7 +72,7 @@ def first_cause_kept(run: RunFolder, world: World) -> Iterator[None]:
         world.on_failure = lambda cause: run.is_of(world.start) and run.record_first_cause(cause)
         run.forget_last_end()
         log_to_file(run.log)
-        log.handlers[-1].addFilter(lambda _: run.is_of(world.start))
+        log.handlers[-1].addFilter(_IsOf(run, world.start))
 
     world.on_rank0(explained(run)(begin))
     try:
@@ -88,6 +91,21 @@ def first_cause_kept(run: RunFolder, world: World) -> Iterator[None]:
             raise
         run.record_first_cause(f"rank {world.rank}: {in_words(error)}")
         raise
+
+
+class _IsOf:
+    """Lets lines through while no other start has taken the run. Asks its file system at most once
+    in `_ASK_SEC`: often enough, as the run is taken only from a host that was away for longer."""
+
+    def __init__(self, run: RunFolder, start: str) -> None:
+        self._run, self._start = run, start
+        self._answer, self._asked_at = True, -math.inf
+
+    def __call__(self, _record: logging.LogRecord) -> bool:
+        now = time.monotonic()
+        if now - self._asked_at >= _ASK_SEC:
+            self._asked_at, self._answer = now, self._run.is_of(self._start)
+        return self._answer
 
 
 def _over(run: RunFolder, rank: int) -> str:

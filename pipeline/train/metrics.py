@@ -17,7 +17,7 @@ from pipeline.train.phases import PHASES, Phases
 _GPU_MEMORY = ("gpu_memory_torch_bytes", "gpu_memory_dali_bytes", "gpu_memory_other_bytes")
 _GATHERED = (
     "loss", "top1", "top5", "images", "timed_images", "timed_sec", "paused_sec", *PHASES,
-    "heartbeat_sec", *_GPU_MEMORY,
+    "heartbeat_sec", *_GPU_MEMORY, "run_is_taken",
 )  # fmt: skip
 """Each rank's part of a line: `TrainWindow.sums`, `TrainWindow.timings()` and so on."""
 
@@ -205,12 +205,20 @@ class TrainWindow:
 
 
 def of_this_rank(
-    window: TrainWindow, phases: Phases, heartbeat: Heartbeat, dali_on_gpu: bool
-) -> Tensor:
-    """(n,) float64: what this rank adds to the line of metrics. A host sync on a GPU."""
+    window: TrainWindow, phases: Phases, heartbeat: Heartbeat, dali_on_gpu: bool,
+    run_is_taken: bool = False,
+) -> Tensor:  # fmt: skip
+    """(n,) float64: what this rank adds to the line of metrics, and whether it has found another
+    start in the run. A host sync on a GPU."""
     memory = window.memory.held_bytes(dali_decodes=dali_on_gpu)
     timed = [*window.timings(), *phases.seconds(), heartbeat.take_longest_sec(), *memory]
+    timed.append(float(run_is_taken))
     return torch.cat([window.sums, torch.tensor(timed, dtype=torch.float64)])
+
+
+def run_is_taken(everyone: Tensor) -> bool:
+    """Whether any rank has found another start in the run; `everyone` as `of_all_ranks` has it."""
+    return bool(everyone[:, -1].any())
 
 
 def of_all_ranks(everyone: Tensor) -> dict[str, float | None]:

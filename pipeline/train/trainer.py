@@ -23,7 +23,7 @@ from pipeline.system.machine import versions
 from pipeline.train.feed import Feed
 from pipeline.train.folder import RunFolder
 from pipeline.train.loaders import Loaders
-from pipeline.train.metrics import of_all_ranks, of_this_rank
+from pipeline.train.metrics import of_all_ranks, of_this_rank, run_is_taken
 from pipeline.train.monitor.monitor import Monitor
 from pipeline.train.optimizer import named_norms, norms, set_lr
 from pipeline.train.phases import Phases
@@ -256,8 +256,8 @@ class Trainer:
                 "bn_spread": spread,
                 **analysis.class_top1(),
             }
-            self.world.on_rank0(lambda: self.folder.require_of(self.world.start))
-            self.monitor.val(line, analysis)
+            if not self._run_is_taken():  # else `save` ends all ranks
+                self.monitor.val(line, analysis)
         self.save(best=result.top1 >= state.best_top1, last=self.finished)
 
     def _record(self, measured: Tensor) -> None:
@@ -265,11 +265,14 @@ class Trainer:
         state = self.state
         with self.phases("record"):
             self._require_finite_loss()
-            self.world.on_rank0(lambda: self.folder.require_of(self.world.start))
             mine = of_this_rank(
-                state.window, self.phases, self.world.heartbeat, self.decode.decoder == "gpu"
-            )
-            totals = of_all_ranks(self.world.gather(mine))
+                state.window, self.phases, self.world.heartbeat, self.decode.decoder == "gpu",
+                self._run_is_taken(),
+            )  # fmt: skip
+            everyone = self.world.gather(mine)
+            if run_is_taken(everyone):
+                self.world.on_rank0(lambda: self.folder.require_of(self.world.start))
+            totals = of_all_ranks(everyone)
             self._train_top1 = totals["top1"] or 0.0
             line = {
                 **self.progress,
@@ -284,6 +287,10 @@ class Trainer:
             self.monitor.train(line, limit.kind)
         state.window.restart()
         self.phases.restart()
+
+    def _run_is_taken(self) -> bool:
+        """On rank 0, which writes the run's files: whether another start has taken the run."""
+        return self.world.rank == 0 and not self.folder.is_of(self.world.start)
 
     def _leave(self, by: str) -> NoReturn:
         """Collective. Stops all ranks together, recording why and where; raises `Stopped`."""

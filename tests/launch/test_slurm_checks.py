@@ -8,6 +8,7 @@ import signal
 import jobs
 import pytest
 
+from launch.slurm import __main__ as slurm_main
 from launch.slurm.allocation import Allocation, Node
 from launch.slurm.checks import examine, nccl_logging, watch_nccl
 from launch.slurm.options import LaunchOptions, split
@@ -161,3 +162,21 @@ def test_a_signal_after_the_jobs_end_does_not_change_the_launchers_code():
         "relay.ignore(); [os.kill(os.getpid(), s) for s in (signal.SIGUSR1, signal.SIGTERM)]"
     )
     assert jobs.run(["-c", script]).codes == [0]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_launcher_hears_no_signal_after_any_of_its_ends(monkeypatch, fails):
+    def launch(_argv, _relay):
+        if fails:
+            raise ConfigError("no such option")
+        return 2
+
+    monkeypatch.setattr(slurm_main, "_launch", launch)
+    before = {number: signal.getsignal(number) for number in slurm_main._RELAYED}
+    try:
+        with contextlib.suppress(ConfigError):
+            assert slurm_main.main([]) == 2
+        assert {signal.getsignal(number) for number in before} == {signal.SIG_IGN}
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import jobs
 import pytest
 
-from pipeline.ranks import addresses, connected
+from pipeline.ranks import addresses, checkin, connected, guard
 from pipeline.ranks.heartbeat import Peer
 
 # Each rank may take itself to be on a host of its own, so that no other sees its process.
@@ -200,6 +200,53 @@ def test_a_lost_rank_of_another_host_is_named_by_the_address_in_gloos_words(addr
     assert connected.named_in(PAIR.format(address), PEERS, rank) == who
 
 
+def test_a_rank_that_is_lost_before_the_ranks_know_each_other_is_told_without_a_name():
+    assert connected.named_in(PAIR.format("10.0.0.2"), PEERS[:1], 1) is None
+
+
+class Memory:
+    """A store in which some ranks sign at every look, and some have left."""
+
+    def __init__(self, signing: set[int], left: set[int]) -> None:
+        self.signing, self.left, self.looks = signing, left, 0
+
+    def put(self, _key: str, _value: str) -> bool:
+        return True
+
+    def get(self, key: str) -> str | None:
+        what, _, rank = key.split("-")
+        self.looks += 1
+        if what == "sign":
+            return str(self.looks) if int(rank) in self.signing else "7"
+        return "yes" if int(rank) in self.left else None
+
+
+# Ranks 0, 1 and 2 are the first of the hosts a, b and c.
+@pytest.mark.parametrize(
+    ("rank", "signing", "left", "lost"),
+    [
+        (1, {0, 1, 2}, set(), []),  # rank 0 lives and has not seen the failure
+        (1, {0, 1}, set(), [2]),
+        (3, {1, 2}, set(), [0]),
+        (1, {1}, {0}, [2]),  # rank 0 has seen it, and is gone by now
+        (1, set(), set(), []),  # the store takes no signs
+    ],
+)
+def test_only_a_rank_whose_signs_have_stopped_is_called_lost(
+    monkeypatch, rank, signing, left, lost
+):
+    monkeypatch.setattr(guard, "_CALL_SEC", 0.2)
+    monkeypatch.setattr(guard, "_LOOK_SEC", 0.05)
+    start = checkin.Start("start", tuple(PEERS))
+    found = guard.roll_call(Memory(signing, left), rank, start)
+    assert [peer.rank for peer in found] == lost
+
+
+def test_first_ranks_of_hosts_sign_where_there_are_several():
+    assert guard._signing(PEERS) == PEERS[:3]
+    assert guard._signing(PEERS[2:]) == []
+
+
 LOST = """
 import os, signal, socket, sys, time
 from pipeline.ranks import addresses, checkin, connect
@@ -237,3 +284,17 @@ def test_a_killed_rank_that_is_alone_on_its_node_is_named(engine):
     assert ranks.codes == [1, -signal.SIGKILL]
     said = rf"^error: rank 0: a collective failed, {WORDS[engine]}.*\); start again"
     assert re.search(said, ranks.outputs[0], re.MULTILINE), ranks.outputs[0]
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_of_three_nodes_of_one_rank_each_the_killed_one_is_named(rank):
+    script = LOST.replace("if rank == 1:\n", f"if rank == {rank}:\n").replace(
+        "if rank == 1 else []", "if rank == 7 else []"
+    )
+    ranks = jobs.run(["-c", script], 3, "horovod")
+    assert ranks.codes == [-signal.SIGKILL if r == rank else 1 for r in range(3)]
+    errors = re.findall(r"^error: .*", ranks.text, re.MULTILINE)
+    who = rf"rank {rank} \(process {ranks.processes[rank].pid}\) on node{rank}"
+    assert len(errors) == 2, ranks.text
+    for error in errors:
+        assert re.search(rf"nothing is heard any more of {who} \(Horovod", error), error

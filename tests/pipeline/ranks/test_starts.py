@@ -1,5 +1,6 @@
 """A rank of an earlier start that wakes up leaves the start that has the run by then alone."""
 
+import logging
 import os
 import re
 import shutil
@@ -8,12 +9,15 @@ from pathlib import Path
 
 import jobs
 import pytest
+from one_process import train_here
 from run_files import checkpoint_steps, metrics
 
 from pipeline.ranks.world import World
 from pipeline.system.failure import FellWithPeer, PeerLost, TrainingError
+from pipeline.train import lock
 from pipeline.train.folder import Holder, RunFolder
 from pipeline.train.lock import first_cause_kept, record_hang
+from pipeline.train.trainer import Trainer
 
 
 @pytest.fixture
@@ -48,6 +52,51 @@ def test_a_run_that_was_taken_is_written_no_more(taken):
     with pytest.raises(TrainingError, match=r"is now that of process \d+ .*: this start lost its"):
         taken.require_of("this-start")
     taken.require_of("another-start")
+
+
+def test_a_line_of_metrics_costs_ranks_no_collectives_for_the_lock(
+    small_data, tmp_path, monkeypatch
+):
+    record, within, made = Trainer._record, [], []
+
+    def counted(name, call):
+        def collective(*given):
+            made.extend([name] * len(within))
+            return call(*given)
+
+        return collective
+
+    def recorded(trainer, measured):
+        within.append(1)
+        record(trainer, measured)
+        within.clear()
+
+    monkeypatch.setattr(Trainer, "_record", recorded)
+    for name in ("gather", "gather_objects", "broadcast_object", "maximum", "barrier"):
+        monkeypatch.setattr(World, name, counted(name, getattr(World, name)))
+    lines = [e for e in metrics(train_here(small_data, tmp_path)) if e["event"] == "train"]
+    assert len(lines) > 1
+    assert made == ["maximum", "gather"] * len(lines)  # a loss that is no number; the line
+
+
+def test_lines_of_the_log_ask_for_the_lock_now_and_then_and_after_a_pause(tmp_path, monkeypatch):
+    run, world, now, asked = RunFolder(tmp_path), World(), [100.0], []
+    run.lock.write_text(Holder.here(world.start).as_json)
+    monkeypatch.setattr(lock.time, "monotonic", lambda: now[0])
+    ask = RunFolder.is_of
+    monkeypatch.setattr(RunFolder, "is_of", lambda *given: asked.append(1) or ask(*given))
+    log = logging.getLogger("trainyard")
+    monkeypatch.setattr(log, "handlers", [logging.NullHandler()])
+    monkeypatch.setattr(log, "level", logging.INFO)
+    with first_cause_kept(run, world):
+        for _ in range(50):
+            log.info("a line")
+        assert len(asked) == 1
+        run.lock.write_text(Holder.here("another-start").as_json)
+        now[0] += 60.0  # it was away
+        log.info("a line too late")
+    assert run.log.read_text().count("a line\n") == 50
+    assert "too late" not in run.log.read_text()
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,17 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import jobs
 import pytest
 
-from pipeline.ranks.heartbeat import Beat, Peer
+from pipeline.ranks.heartbeat import Beat, Heartbeat, Peer
 from pipeline.ranks.reports import Limit, Report, explain, find_laggards, read_report
+from pipeline.ranks.watchdog import Watchdog
+from pipeline.ranks.world import World
 
 SCRIPT = jobs.REPOSITORY / "tests" / "watchdog_rank.py"
 
@@ -116,6 +119,59 @@ def test_a_rank_waits_beyond_the_limit_for_one_that_makes_progress(ended):
     assert job.codes == [0, 0, 0] and job.text == ""
 
 
+PAUSED = """
+import sys, time
+from pipeline.ranks.reports import Limit
+from pipeline.ranks.watchdog import watched
+from pipeline.ranks.world import World
+
+world = World()
+with watched(world, Limit(1.0)):
+    world.heartbeat.beat("evaluate")
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for _ in range(20):
+        world.heartbeat.beat("evaluate")
+        time.sleep(0.2)
+"""
+
+
+def test_a_single_process_that_was_paused_goes_on(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", PAUSED], env=jobs.environment(TMPDIR=str(tmp_path)), text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(8.0)  # beyond its limit of 1 s, and its alarm after 5 more
+    process.send_signal(signal.SIGCONT)
+    text = process.communicate("\n", 60)[0]
+    assert (process.returncode, text) == (0, "")
+    assert tmp_path.exists() and list(tmp_path.iterdir()) == []
+
+
+def test_only_the_folder_of_a_runs_reports_goes_with_them(tmp_path):
+    world = World()
+    for on_hang, left in ((None, True), (print, False)):
+        folder = tmp_path / "above" / "start"
+        watchdog = Watchdog(folder, world.peers, 0, world.heartbeat, None, on_hang)
+        watchdog.make_folder()
+        watchdog.open_report()
+        assert (folder / "rank-0.pulse").read_bytes() == b"0" * 20, "its room on the disk"
+        watchdog.start()
+        watchdog.close()
+        assert not folder.exists() and folder.parent.exists() == left
+
+
+@pytest.mark.parametrize("trouble", [False, True])
+def test_who_waits_for_other_hosts_declares_no_hang_unless_it_sees_a_lost_rank(tmp_path, trouble):
+    me = Peer.here(1)
+    peers = [Peer(0, "another-host", 123), me, Peer(2, me.host, 2**22 if trouble else me.pid)]
+    watchdog = Watchdog(tmp_path / "x", peers, 1, Heartbeat(), None, None)
+    waits = Beat("index", 0, 500.0, True)
+    assert watchdog._hangs(waits, Limit(1.0)) is trouble
+
+
 def report(rank: int, phase: str, step: int, age_sec: float, waiting: bool) -> Report:
     return Report(Peer(rank, "another-host", 100 + rank), Beat(phase, step, age_sec, waiting), True)
 
@@ -145,3 +201,10 @@ def test_a_report_is_read_back(tmp_path):
     for said, found in [(beat.as_json, beat), (beat.as_json[:20] + "\n", None), ("", None)]:
         (tmp_path / "rank-0.txt").write_text(f"{peer}\n{said}Current thread 0x1:\n")
         assert read_report(tmp_path, peer) == Report(peer, found, True)
+
+
+@pytest.mark.parametrize(("ranks", "words"), [(1, "1 rank on h waits"), (2, "2 ranks on h wait")])
+def test_who_waits_for_other_hosts_is_counted(tmp_path, ranks, words):
+    waits = [Report(Peer(r, "h", 9), Beat("index", 0, 30.0, True), True) for r in range(ranks)]
+    said = explain(waits, Limit(30.0), tmp_path, [Peer(5, "g", 9)])
+    assert f": the {words} for those on g; rank 0 has" in said

@@ -1,5 +1,6 @@
 """Signals to a command before it listens, and when it no longer does: none changes its code."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 from pipeline.system.failure import STOP_SIGNALS
 
-FINISHED, STOPPED = 0, 75
+FINISHED, FAILED, STOPPED = 0, 1, 75
 NAMES = STOP_SIGNALS[1:]
 LEAVE = ("SIGHUP", "SIGINT", "SIGTERM")
 COMMAND = """
@@ -68,9 +69,56 @@ def test_a_signal_before_there_is_anything_to_save_leaves_at_once_or_is_remember
         assert (done.returncode, done.stdout) == (FINISHED, f"received {name}\n")
 
 
-def test_of_several_ranks_the_first_says_so():
-    assert run("SIGTERM", "early", "1").stderr == ""
-    assert run("SIGTERM", "early", "0").stderr.startswith("stopped by SIGTERM before the first")
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("SIGINT", STOPPED, "stopped by SIGINT before the first step; start again"),
+        ("SIGTERM", FAILED, "ended by the launcher's SIGTERM, most often because another rank "
+         "failed; see its lines"),
+    ],
+)  # fmt: skip
+def test_of_several_ranks_the_first_says_so(name, code, words):
+    first, second = run(name, "early", "0"), run(name, "early", "1")
+    assert (first.returncode, first.stderr) == (code, words + "\n")
+    assert (second.returncode, second.stderr) == (code, "")
+
+
+def test_nobody_who_hears_the_last_line_changes_no_code():
+    reading, writing = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, "SIGTERM", "early", ""], env=jobs.environment(),
+        stderr=writing,
+    )  # fmt: skip
+    os.close(reading)
+    os.close(writing)
+    assert process.wait(60) == STOPPED
+
+
+WRONG = """
+import os, signal, sys
+from pipeline.system import failure
+
+def main(_):
+    raise ValueError("a rule")
+
+if sys.argv[1:] == ["ended"]:
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+failure.run_command(main, [])
+"""
+
+
+@pytest.mark.parametrize(
+    ("rank", "end", "words"),
+    [("0", "", "error: a rule\n"), ("1", "", "error: rank 1: a rule\n"), ("1", "ended", "")],
+)
+def test_an_error_before_ranks_can_talk_is_said_by_rank_0_or_by_who_has_it_alone(rank, end, words):
+    done = subprocess.run(
+        [sys.executable, "-c", WRONG, end],
+        env=jobs.environment(HOROVOD_RANK=rank, HOROVOD_SIZE="2"), text=True, capture_output=True,
+        timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (2, words)
 
 
 @pytest.mark.parametrize("name", NAMES)

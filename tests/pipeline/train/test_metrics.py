@@ -7,7 +7,13 @@ import torch
 from torch import tensor
 
 from pipeline.ranks.heartbeat import Heartbeat
-from pipeline.train.metrics import TrainWindow, correct_counts, of_all_ranks, of_this_rank
+from pipeline.train.metrics import (
+    TrainWindow,
+    correct_counts,
+    of_all_ranks,
+    of_this_rank,
+    run_is_taken,
+)
 from pipeline.train.monitor.board import layout
 from pipeline.train.phases import PHASES, Phases
 from pipeline.train.state import spread
@@ -108,7 +114,16 @@ def rank(
 ) -> list[float]:  # fmt: skip
     """What a rank gathers: 8 images a unit of loss, a quarter right."""
     counts = [2.0 * images, images / 4, images / 2, images]
-    return [*counts, images, seconds, paused, *(phases.get(p, 0.0) for p in PHASES), 0.5, *memory]
+    return [
+        *counts,
+        images,
+        seconds,
+        paused,
+        *(phases.get(p, 0.0) for p in PHASES),
+        0.5,
+        *memory,
+        0.0,
+    ]
 
 
 def line(*ranks: list[float]) -> dict:
@@ -117,6 +132,16 @@ def line(*ranks: list[float]) -> dict:
 
 def shares(found: dict) -> dict:
     return {name[6:]: value for name, value in found.items() if name.startswith("share_")}
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_all_ranks_learn_from_the_line_that_another_start_has_the_run(taken):
+    heartbeat, window = Heartbeat(), TrainWindow(1, CPU)
+    rows = [
+        of_this_rank(window, Phases(heartbeat, CPU), heartbeat, False, found)
+        for found in (taken, False)
+    ]
+    assert run_is_taken(torch.stack(rows)) is taken
 
 
 def test_counts_are_of_all_ranks_and_times_their_mean():
