@@ -155,8 +155,8 @@ class CheckpointFolder(Checkpoints):
     def latest(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest whole checkpoint and its path; None when there is none at all.
 
-        A damaged one is reported and the one before it is tried; one that cannot be read ends the
-        search, as `UnreadableCheckpoint`. Raises `ValueError` when there are some and none is whole
+        A damaged one is reported and the one before it, if any, is tried; one that cannot be read
+        ends the search, as `UnreadableCheckpoint`. Raises `ValueError` when there are some and none is whole
         or of a step: to start from scratch must be asked for.
         """
         steps = self.steps()
@@ -165,12 +165,10 @@ class CheckpointFolder(Checkpoints):
                 return self.path(step), read_verified(self.path(step))
             except DamagedCheckpoint as error:
                 self._damaged.add(step)
-                log.warning("warning: %s; the one before it is tried", error)
+                then = "; the one before it is tried" if step > steps[0] else ""
+                log.warning("warning: %s%s", error.what, then)
         if steps:
-            raise DamagedCheckpoint(
-                f"none of the {len(steps)} checkpoints in {self.folder} is whole; remove the "
-                "folder to start from scratch, or give --resume the path of another checkpoint"
-            )
+            raise DamagedCheckpoint(_none_whole(self.folder, len(steps)), self._other_way())
         if others := self.others():
             first = self.best if self.best in others else others[0]
             raise ValueError(
@@ -179,6 +177,22 @@ class CheckpointFolder(Checkpoints):
                 f"{first}, or choose another run.name to start from scratch"
             )
         return None
+
+    def _other_way(self) -> str:
+        """What to do when every step-*.pt is damaged: another file there may be whole."""
+        for other in sorted(self.others(), key=lambda path: path != self.best):
+            try:
+                read_verified(other)
+            except ValueError:
+                continue  # damaged too, or of another program
+            return (
+                f"resume from {other.name}, which is whole, by --resume {other}, or choose another "
+                "run.name to start from scratch"
+            )
+        return (
+            "give --resume the path of another checkpoint, or choose another run.name to start "
+            "from scratch"
+        )
 
     def set_aside_after(self, step: int) -> None:
         """Leaves no checkpoint after `step`, from where the run resumes: the damaged are deleted,
@@ -192,6 +206,12 @@ class CheckpointFolder(Checkpoints):
             path.replace(aside)
             log.info("the checkpoint of step %d is kept as %s: remove it if it is not needed",
                      later, aside)  # fmt: skip
+
+
+def _none_whole(folder: Path, count: int) -> str:
+    if count == 1:
+        return f"the only checkpoint step-*.pt in {folder} is damaged"
+    return f"none of the {count} checkpoints step-*.pt in {folder} is whole"
 
 
 def _size_bytes(content: Any) -> int:
