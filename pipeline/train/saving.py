@@ -156,8 +156,8 @@ class CheckpointFolder(Checkpoints):
         """The newest whole checkpoint and its path; None when there is none at all.
 
         A damaged one is reported and the one before it, if any, is tried; one that cannot be read
-        ends the search, as `UnreadableCheckpoint`. Raises `ValueError` when there are some and none is whole
-        or of a step: to start from scratch must be asked for.
+        ends the search, as `UnreadableCheckpoint`. Raises `ValueError` when there are some and none
+        is whole or of a step: to start from scratch must be asked for.
         """
         steps = self.steps()
         for step in reversed(steps):

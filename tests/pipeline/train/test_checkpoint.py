@@ -118,8 +118,8 @@ def test_a_truncated_file_is_found(tmp_path, kept):
     [
         (
             b"<html>404</html>",
-            "a.pt is no checkpoint: it begins with '<html>404</html>', and a checkpoint is a zip file; "
-            "give the path of a .pt file of a run",
+            "a.pt is no checkpoint: it begins with '<html>404</html>', and a checkpoint is a zip "
+            "file; give the path of a .pt file of a run",
         ),
         (b"base: demo.yaml\nrun:\n", "a.pt is no checkpoint: it begins with 'base: demo.yaml', "),
         (
