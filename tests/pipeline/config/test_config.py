@@ -360,7 +360,7 @@ def test_a_file_sets_one_setting_at_a_time_on_top_of_its_base(write):
         ({"a": "model: {depth: 18}\nmodel: {variant: v1}\n"}, r"a\.yaml is not YAML: model occurs"),
         ({"a": "base: none.yaml"},
          r"a\.yaml: base none\.yaml cannot be read \(No such file or directory: /.*/none.yaml\); "
-         "a base is given from the folder of the file that names it; those that come along are in "),
+         "a base is given from the folder of the file that names it; those that come along are in"),
         ({"a": "base: configs/mini/common.yaml", "comon": ""},
          r"base configs/mini/common\.yaml cannot be read \(No such file or directory: /\S+/configs/"
          r"mini/common.yaml\); .*; near are: [^,]*/configs/mini/common.yaml(, [^,]*){0,4}$"),
