@@ -57,10 +57,11 @@ def make_usable(run: RunFolder) -> None:
 def _require(place: Path, folder: bool, access: int) -> None:
     wrong = _what_is_wrong(place, folder, access)
     if wrong is not None:
-        raise ValueError(f"{place} {wrong}, {_ELSE}")
+        what, way = wrong
+        raise ValueError(f"{place} {what}; {way}, {_ELSE}")
 
 
-def _what_is_wrong(place: Path, folder: bool, access: int) -> str | None:
+def _what_is_wrong(place: Path, folder: bool, access: int) -> tuple[str, str] | None:
     """Why `place` is no folder or file of that access, and what to do; None if it is one, or is not
     there."""
     try:
@@ -71,17 +72,17 @@ def _what_is_wrong(place: Path, folder: bool, access: int) -> str | None:
         target = place.parent / os.readlink(place)
         if not folder and target.parent.is_dir():
             return None  # the first write makes it
-        return f"is a link to {target}, which does not exist; {_REPAIR}"
+        return f"is a link to {target}, which does not exist", _REPAIR
     except NotADirectoryError:
         return None  # the file above it has been named
     except OSError as error:
         way = _PERMIT if error.errno in _NOT_PERMITTED else _REPAIR
-        return f"cannot be used: {error.strerror}; {way}"
+        return f"cannot be used: {error.strerror}", way
     if stat.S_ISDIR(mode) != folder:
         kind = "is a folder where a file belongs" if stat.S_ISDIR(mode) else "is no folder"
-        return f"{kind}; {_REPAIR}"
+        return kind, _REPAIR
     if not folder and not stat.S_ISREG(mode):
-        return f"is a special file (a pipe, a device) where a plain one belongs; {_REPAIR}"
+        return "is a special file (a pipe, a device) where a plain one belongs", _REPAIR
     if not os.access(place, access, effective_ids=True):
-        return f"may not be read and written by this user, or its disk is read-only; {_PERMIT}"
+        return "may not be read and written by this user, or its disk is read-only", _PERMIT
     return None

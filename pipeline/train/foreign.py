@@ -32,9 +32,11 @@ class NotWeights(ValueError):
 def refusal(path: Path, what: str, exported: bool = False) -> str:
     """Why `path` is no checkpoint, and how to take what is in it; `exported`: `pipeline.export`
     wrote it."""
-    whose = "holds weights that pipeline.export wrote" if exported else "is of another program"
+    told = f"checkpoint {path} is of another program: {what}"
+    if exported:
+        told = f"checkpoint {path} holds weights that pipeline.export wrote: {what}"
     return (
-        f"checkpoint {path} {whose}: {what}; take its weights, to be tested and used but not to "
+        f"{told}; take its weights, to be tested and used but not to "
         f"resume from, by python -m pipeline.export --weights {shell_word(str(path))} --config "
         "FILE --out FILE.pt"
     )

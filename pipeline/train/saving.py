@@ -61,7 +61,7 @@ class CheckpointFolder(Checkpoints):
     def __init__(self, folder: Path, keep: int) -> None:
         super().__init__(folder)
         self.keep = keep
-        self._disk_was_full = False
+        self._missed = 0  # saves in a row for which the disk had no room
         self._damaged: set[int] = set()  # steps of the checkpoints that were read as such
 
     def save(self, step: int, content: Mapping[str, Any], best: bool = False) -> Path:
@@ -79,26 +79,28 @@ class CheckpointFolder(Checkpoints):
         if best:
             with self._writing(self.best, content):
                 self.link_best(path)
-        if self._disk_was_full:
-            self._disk_was_full = False
+        if self._missed:
+            self._missed = 0
             log.info("there is room again: checkpoint %s is written", path)
         return path
 
     def save_unless_full(self, step: int, content: Mapping[str, Any], best: bool = False) -> None:
-        """As `save`, but a full disk costs this checkpoint only, not the run, and is reported once
-        until there is room again. Not for the last save, nor when there is no checkpoint yet."""
+        """As `save`, but a full disk costs this checkpoint only, not the run. It is reported
+        at the first save that is missed, the 10th, the 100th and so on. Not for the last save, nor
+        when there is no checkpoint yet."""
         try:
             self.save(step, content, best)
         except SaveError as error:
             if not error.disk_full or not self.steps():
                 raise
-            if not self._disk_was_full:
+            self._missed += 1
+            if str(self._missed).rstrip("0") == "1":
                 log.warning(
-                    "warning: %s; %s: training continues and tries again at the next save%s",
+                    "warning: %s; %s: training continues and tries again at the next save%s%s",
                     error.reason, error.fix,
                     ", but best.pt stays that of an earlier validation" if best else "",
+                    f"; {self._missed} saves are missed by now" if self._missed > 1 else "",
                 )  # fmt: skip
-            self._disk_was_full = True
 
     def _prune(self, step: int) -> None:
         """Removes all but the newest `keep` of those up to `step`, which has just been written."""
@@ -168,7 +170,11 @@ class CheckpointFolder(Checkpoints):
                 then = "; the one before it is tried" if step > steps[0] else ""
                 log.warning("warning: %s%s", error.what, then)
         if steps:
-            raise DamagedCheckpoint(_none_whole(self.folder, len(steps)), self._other_way())
+            if len(steps) == 1:
+                what = f"the only checkpoint step-*.pt in {self.folder} is damaged"
+            else:
+                what = f"none of the {len(steps)} checkpoints step-*.pt in {self.folder} is whole"
+            raise DamagedCheckpoint(what, self._other_way())
         if others := self.others():
             first = self.best if self.best in others else others[0]
             raise ValueError(
@@ -206,12 +212,6 @@ class CheckpointFolder(Checkpoints):
             path.replace(aside)
             log.info("the checkpoint of step %d is kept as %s: remove it if it is not needed",
                      later, aside)  # fmt: skip
-
-
-def _none_whole(folder: Path, count: int) -> str:
-    if count == 1:
-        return f"the only checkpoint step-*.pt in {folder} is damaged"
-    return f"none of the {count} checkpoints step-*.pt in {folder} is whole"
 
 
 def _size_bytes(content: Any) -> int:
