@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shlex
 import shutil
 import statistics
 import tempfile
@@ -240,7 +241,14 @@ def data(job: Job) -> Iterator[Finding]:
         odd = _differing_data(job, split)
         fix = "Copy the data again from one source, or point data.root at one shared folder."
         yield Finding("fail", f"{split}: {odd}" if odd else "", fix)
-    yield Finding("ok", "; ".join(_seen(job, split) for split in ("train", "val")))
+    seen = "; ".join(_seen(job, split) for split in ("train", "val"))
+    if not any(node["data"]["train"]["digest"] for node in job.nodes):
+        # Which images or classes training refuses is not known before.
+        root = shlex.quote(job.first["data"]["path"])
+        command = f"python -m pipeline.prepare index --root={root}"
+        fix = f"Run {command} to see which images training would refuse."
+        yield Finding("warn", seen, fix)
+    yield Finding("ok", seen)
 
 
 def _fix_of_missing(job: Job, split: str) -> str:
@@ -263,7 +271,7 @@ def _seen(job: Job, split: str) -> str:
     if found is None:
         classes = job.first["data"][split]["classes"]
         what = f"{classes} classes" if classes else "there"
-        return f"{split} {what}, not scanned yet (the job's start does)"
+        return f"{split} {what}, not indexed yet (the job's start does)"
     return f"{split} {found['images']} images, hash {found['digest'][:12]}"
 
 

@@ -130,8 +130,8 @@ class DataConfig:
         cifar = self.dataset == "cifar-10"
         require(
             cifar == (self.train_crop == "padded"),
-            f"data.train_crop={self.train_crop} does not go with data.dataset={self.dataset}; "
-            "cifar-10 needs padded, and only cifar-10 has it",
+            f"data.train_crop={self.train_crop} does not go with data.dataset="
+            f"{shown(self.dataset)}; cifar-10 needs padded, and only cifar-10 has it",
         )
         require(
             self.held_out is None or cifar,

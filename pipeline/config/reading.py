@@ -13,7 +13,7 @@ import difflib
 import os
 import shlex
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_type_hints
@@ -32,7 +32,7 @@ from pipeline.config.help import PlainHelp, metavar_of
 from pipeline.config.run import require_plain_name
 from pipeline.config.setting import Command
 from pipeline.config.values import Refused, read, refusal
-from pipeline.config.yaml_file import CONFIGS, settings_in, unknown_setting
+from pipeline.config.yaml_file import CONFIGS, Given, settings_in, unknown_setting
 from pipeline.config.yaml_text import Quoted
 
 T = TypeVar("T")
@@ -86,7 +86,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The settings of a YAML file and of those it builds on, by part and name, each of its type.
     Raises `ConfigError`, as `settings_in` does."""
     tree: dict[str, Any] = {}
-    for name, value in _yaml_values(path).items():
+    for name, value in _yaml_values(settings_in(path)).items():
         part, _, rest = name.partition(".")
         if rest:
             tree.setdefault(part, {})[rest] = value
@@ -95,17 +95,31 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _yaml_values(path: Path) -> dict[str, Any]:
+def _yaml_values(found: Mapping[str, Given]) -> dict[str, Any]:
     """The settings of a YAML file by `part.name`, each of its type."""
-    return {name: _typed(name, text) for name, text in settings_in(path).items()}
+    return {name: _typed(name, given.value, f"{given.file}: ") for name, given in found.items()}
 
 
-def _typed(name: str, value: Any) -> Any:
-    """The value of a setting. Raises `ConfigError` if it is not of the setting's type."""
+def _typed(name: str, value: Any, where: str = "") -> Any:
+    """The value of a setting. Raises `ConfigError`, with `where` in front, if it is not of the
+    setting's type."""
     try:
         return read(value, setting_types()[name])
     except Refused as error:
-        raise ConfigError(refusal(f"{name}=", value, error)) from error
+        raise ConfigError(refusal(f"{where}{name}=", value, error)) from error
+
+
+@contextlib.contextmanager
+def _placed(found: Mapping[str, Given], given: Collection[str]) -> Iterator[None]:
+    """Puts the file in front of a `ConfigError` about a setting that came out of it, and not off
+    the command line."""
+    try:
+        yield
+    except ConfigError as error:
+        name = str(error).partition("=")[0]
+        if name in found and name not in given:
+            raise ConfigError(f"{found[name].file}: {error}") from error
+        raise
 
 
 def command_parser(command: str, description: str) -> Parser:
@@ -371,7 +385,8 @@ def load_config(
         path: Path = read(known.config, Path)
     except (argparse.ArgumentError, Refused) as error:
         raise ConfigError("--config needs the path of a YAML file") from error
-    base = _yaml_values(path)
+    found = settings_in(path)
+    base = _yaml_values(found)
     parser = new_parser(command, description)
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings")
     if {"-h", "--help"} & set(rest):  # the defaults shown are those in force
@@ -379,6 +394,7 @@ def load_config(
     given = parse(parser, rest)
     # A run is named after its configuration unless either names it.
     named = {"run.name": path.stem} | base
-    config = _made(named | {name: given[name] for name in setting_names() if name in given})
-    require_plain_name(config.run.name)
+    with _placed(found, vars(given)):
+        config = _made(named | {name: given[name] for name in setting_names() if name in given})
+        require_plain_name(config.run.name)
     return config

@@ -133,7 +133,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(
             self.name not in ("", ".", "..") and "/" not in self.name,
-            f"run.name={self.name!r} must be a plain folder name",
+            f"run.name={self.name!r} must be a plain folder name; the folder that it lies in is "
+            "run.dir",
         )
         require(0 <= self.seed < 2**63, f"run.seed={self.seed} must lie in [0, 2**63)")
         check_limits(self, "run.")

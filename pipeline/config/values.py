@@ -56,7 +56,7 @@ def read(value: Any, kind: Any) -> Any:
         if given in _NULL and of_text:
             raise Refused(f"{rule(kind)}; null stands for no value")
         if given == "":
-            raise Refused(f"{rule(kind)}, and is empty")
+            raise Refused(rule(kind))
     for member in members:
         try:
             return _read_one(given, member)
@@ -67,7 +67,9 @@ def read(value: Any, kind: Any) -> Any:
 
 def refusal(named: str, value: Any, error: Refused) -> str:
     """The sentence about a value that was refused, with what it was given for in front of it."""
-    text = (value or "''") if isinstance(value, str) else flow(value)
+    if value == "":
+        return f"{named.rstrip(' =')} is empty; it must be {error}"
+    text = value if isinstance(value, str) else flow(value)
     text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text):,} characters)"
     return f"{named}{text} must be {error}"
 
@@ -202,5 +204,8 @@ def _hint(given: Any, members: list[Any]) -> str:
     if isinstance(given, str) and _LEADING_ZERO.fullmatch(given) and {int, float} & set(members):
         return "; write it without the 0 in front, which may mean base 8"
     choices = [str(c) for one in members if get_origin(one) is Literal for c in get_args(one)]
+    switched_off = [c for c in ("off", "none") if c in choices and given in _FALSE]
+    if switched_off:  # what YAML's own reading makes of `off`
+        return f"; did you mean {switched_off[0]}?"
     near = difflib.get_close_matches(given, choices, 1, 0.7) if isinstance(given, str) else []
     return f"; did you mean {near[0]}?" if near else ""

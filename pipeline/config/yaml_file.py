@@ -6,7 +6,9 @@ The only module that reads such files.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ import yaml
 from pipeline.config import ConfigError, require, setting_names
 from pipeline.config.setting import home
 from pipeline.config.values import flow
-from pipeline.config.yaml_text import Quoted, tree_of
+from pipeline.config.yaml_text import Name, Quoted, in_words, tree_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
+_MOST_NEAR = 5  # files that a message names
 _NOTHING = ("", "null", "Null", "NULL", "~")  # what stands for nothing where a part would be
 
 
@@ -33,78 +36,113 @@ def unknown_setting(name: str, where: str, known: Sequence[str]) -> ConfigError:
     return ConfigError(f"{where}: there is no setting {name}{hint}")
 
 
-def settings_in(path: Path) -> dict[str, Any]:
-    """The settings of a YAML file and of those it builds on, by `part.name`, each a text or a list
-    of texts. Raises `ConfigError`.
+@dataclass(frozen=True)
+class Given:
+    """What a file gives for a setting, as text or a list of texts, and that file."""
+
+    value: Any
+    file: Path
+
+
+def settings_in(path: Path) -> dict[str, Given]:
+    """The settings of a YAML file and of those it builds on, by `part.name`. Raises `ConfigError`.
 
     A setting stands below its part or at the top under its whole name, as on the command line, but
     not both in one file. `base: FILE`, a path relative to the file that names it, includes all
     settings of FILE; the file's own settings override them, one at a time.
     """
-    return _read_chain(path, f"--config {path}", [])
+    return _read_chain(str(path), Path(), f"--config {path}", [])
 
 
-def _read_chain(path: Path, named: str, above: list[Path]) -> dict[str, Any]:
-    """Reads one file. `named` is how the user refers to `path`; `above` are the files that build on
-    it."""
+def _read_chain(asked: str, start: Path, named: str, above: list[Path]) -> dict[str, Given]:
+    """Reads the file that the user has as `asked`, from the folder `start`, and messages as
+    `named`; `above` are the files that build on it."""
+    path = start / home(asked)
     if any(path.resolve() == file.resolve() for file in above):
         chain = " -> ".join(str(file) for file in [*above, path])
         raise ConfigError(f"{path} builds on itself: {chain}; take base out of one of them")
-    found = _read_one(path, named)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        tried = f"{error.strerror}: {os.path.abspath(path)}"
+        rule = "; a base is given from the folder of the file that names it" if above else ""
+        raise ConfigError(
+            f"{named} cannot be read ({tried}){rule}; {_near(path, asked, start)}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{named} is not YAML: {error}") from error
+    found = _settings_of(text, path, named)
     base = found.pop("base", None)
+    own = {name: Given(value, path) for name, value in found.items()}
     if base is None:
-        return found
+        return own
     require(
         isinstance(base, str) and (isinstance(base, Quoted) or base not in _NOTHING),
         f"{path}: base={base!r} must be the path of a YAML file, from the folder of this one",
     )
-    return _read_chain(path.parent / home(base), f"{path}: base {base}", [*above, path]) | found
+    return _read_chain(base, path.parent, f"{path}: base {base}", [*above, path]) | own
 
 
-def _read_one(path: Path, named: str) -> dict[str, Any]:
+def _settings_of(text: str, path: Path, named: str) -> dict[str, Any]:
+    """The settings in the `text` of one file, and its `base`."""
     try:
-        tree = tree_of(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"{named} cannot be read ({error.strerror}); there are: {_configs_like(path)}"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{named} is not YAML: {' '.join(str(error).split())}") from error
+        tree = tree_of(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{named} is not YAML: {in_words(error)}") from error
     if tree is None or _is_nothing(tree):
         return {}
     require(isinstance(tree, dict), f"{named} must hold settings by name, as configs/ does")
     known = ["base", *setting_names()]
     found: dict[str, Any] = {}
-    for name, value in _flat(tree, known, path):
+    lines: dict[str, int] = {}
+    for name, line, value in _flat(tree, known, path):
         if name not in known:
-            raise unknown_setting(name, str(path), known)
+            is_part = isinstance(value, dict) and "." not in name
+            raise unknown_setting(name, str(path), _parts(known) if is_part else known)
         require(
             name not in found,
-            f"{path}: {name} occurs twice, as {name} and below {name.partition('.')[0]}; leave one",
+            f"{path}: {name} occurs twice, as {name} and below {name.partition('.')[0]}, in line "
+            f"{lines.get(name)} and line {line}; leave one",
         )
-        found[name] = value
+        found[name], lines[name] = value, line
     return found
 
 
-def _flat(tree: dict[str, Any], known: Sequence[str], path: Path) -> Iterator[tuple[str, Any]]:
-    """Every setting with its whole name, those of a part too."""
-    parts = {name.partition(".")[0] for name in known if "." in name}
+def _parts(known: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(name.partition(".")[0] for name in known if "." in name))
+
+
+def _flat(
+    tree: dict[Name, Any], known: Sequence[str], path: Path
+) -> Iterator[tuple[str, int, Any]]:
+    """Every setting with its whole name, those of a part too, and its line."""
+    parts = _parts(known)
     for key, value in tree.items():
         if key not in parts:
-            yield key, value
+            yield str(key), key.line, value
         elif isinstance(value, dict):
-            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
-        elif not _is_nothing(value):
+            yield from ((f"{key}.{name}", name.line, inner) for name, inner in value.items())
+        elif _is_nothing(value):
+            raise ConfigError(
+                f"{path}: {key} holds nothing; give settings below it, or take out line {key.line}"
+            )
+        else:
             raise ConfigError(f"{path}: {key} must hold settings by name, not {flow(value)}")
-        # An empty part (`data:` with all its lines commented out) sets nothing and is fine.
 
 
 def _is_nothing(value: Any) -> bool:
     return isinstance(value, str) and not isinstance(value, Quoted) and value in _NOTHING
 
 
-def _configs_like(path: Path) -> str:
-    """The files in configs/ with the names nearest to `path`, or all if none is near."""
-    found = sorted(str(file.relative_to(CONFIGS.parent)) for file in CONFIGS.rglob("*.yaml"))
-    near = difflib.get_close_matches(str(path), found, n=3, cutoff=0.75)
-    return f"{', '.join(near)} and others" if near else ", ".join(found)
+def _near(path: Path, asked: str, start: Path) -> str:
+    """The files in configs/ and beside `path` with the nearest names, as the user gives them who
+    gave `asked` for `path`, from the folder `start`."""
+    ours = {str(file.relative_to(CONFIGS.parent)): file for file in sorted(CONFIGS.rglob("*.yaml"))}
+    near = [ours[name] for name in difflib.get_close_matches(asked, ours, _MOST_NEAR, 0.75)]
+    by_name = {file.name: file for file in [*ours.values(), *path.parent.glob("*.yaml")]}
+    alike = difflib.get_close_matches(path.name, by_name, _MOST_NEAR, 0.75)
+    near += [by_name[name] for name in alike]
+    shown = dict.fromkeys(os.path.relpath(file, start) for file in near)
+    if not shown:
+        return f"those that come along are in {CONFIGS}"
+    return f"near are: {', '.join(list(shown)[:_MOST_NEAR])}"

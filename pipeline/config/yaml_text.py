@@ -18,6 +18,12 @@ class Quoted(str):
     """A scalar in quotes, or in a block: text as it stands, where a plain `null` is no value."""
 
 
+class Name(str):
+    """A name in a mapping, with the line that it stands in, counted from 1."""
+
+    line: int
+
+
 def tree_of(text: str) -> Tree:
     """The one document in `text`; None for none.
 
@@ -59,14 +65,29 @@ def _built(node: yaml.Node, known: dict[int, Tree]) -> Tree:
         return str(node.value) if node.style is None else Quoted(node.value)
     if isinstance(node, yaml.SequenceNode):
         return [_of_node(item, known) for item in node.value]
-    found: dict[str, Tree] = {}
+    found: dict[Name, Tree] = {}
     for key, value in node.value:
         name = _of_node(key, known)
         if not isinstance(name, str):
             raise yaml.YAMLError("a name is a list or a mapping; write it as text")
         if name == "<<":
             raise yaml.YAMLError("merge keys (<<) are not read; take `base: FILE` to build on one")
-        if name in found:
-            raise yaml.YAMLError(f"{name} occurs twice")
-        found[str(name)] = _of_node(value, known)
+        placed = Name(name)
+        placed.line = key.start_mark.line + 1
+        if placed in found:
+            first = next(one.line for one in found if one == placed)
+            raise yaml.YAMLError(f"{name} occurs twice, in line {first} and line {placed.line}")
+        found[placed] = _of_node(value, known)
     return found
+
+
+def in_words(error: Exception) -> str:
+    """What a YAML's reader says of a text, on one line, with the line and column where it can."""
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"character {error.position + 1}, #x{error.character:04x}: {error.reason}"
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split())
+    said = ", ".join(part for part in (error.context, error.problem) if part)
+    mark = error.problem_mark or error.context_mark
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return where + " ".join(said.split())

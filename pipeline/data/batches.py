@@ -9,6 +9,8 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.system.console import counted
+
 
 def split_global_batch(
     global_batch_size: int, local_batch_size: int, world_size: int
@@ -37,7 +39,7 @@ def split_global_batch(
         part = fewest * world_size
         near = round(global_batch_size / part) * part
         raise ValueError(
-            f"data.global_batch_size={global_batch_size} leaves {world_size} ranks only "
+            f"data.global_batch_size={global_batch_size} leaves {counted(world_size, 'rank')} only "
             f"micro-batches of {share // accumulation} under data.local_batch_size="
             f"{local_batch_size}; the nearest that splits well is {near}"
         )

@@ -89,8 +89,8 @@ def _in_words(request: Request, member: Member, totals: Validation) -> str:
     checkpoints = ", ".join(map(str, request.checkpoints))
     return (
         f"{checkpoints} at step {member.trained.step}, {request.protocol.name}: "
-        f"top-1 {totals.top1:.4f} ({totals.top1_correct} of {totals.images}), "
-        f"top-5 {totals.top5:.4f} ({totals.top5_correct}), loss {totals.loss:.4f}"
+        f"top-1 {totals.top1:.2%} ({totals.top1_correct} of {totals.images}), "
+        f"top-5 {totals.top5:.2%} ({totals.top5_correct}), loss {totals.loss:.4f}"
     )
 
 

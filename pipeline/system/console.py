@@ -17,6 +17,7 @@ from pipeline.system.words import printable
 log = logging.getLogger("trainyard")
 files_log = logging.getLogger("trainyard.files")  # messages about a rank's own file system
 
+_WARNING = "warning:"
 _RED, _YELLOW, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[0m"
 
 
@@ -90,6 +91,12 @@ class _LineFormatter(logging.Formatter):
         if record.levelno >= logging.ERROR:
             return printable(record.getMessage())
         return printable(super().format(record))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Gives a warning its word, which is all that marks it where there is no colour."""
+        if record.levelno == logging.WARNING and not record.message.startswith(_WARNING):
+            record.message = f"{_WARNING} {record.message}"
+        return super().formatMessage(record)
 
 
 class ConsoleHandler(logging.Handler):

@@ -107,6 +107,8 @@ def in_words(error: BaseException) -> str:
 
 def cure(error: OSError) -> str:
     """What to do about what a file system refuses."""
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "give this user access to it, or mount it read-write, and start again"
     if error.errno in USERS:
         return "repair or remove it and start again"
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from pathlib import Path
 from pipeline.system.failure import USERS, TrainingError, cure
 from pipeline.train.folder import RunFolder
 
+_REPAIR = "repair or remove it"
+_PERMIT = "give this user write access, or mount it read-write"  # nothing there is to be removed
+_NOT_PERMITTED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _ELSE = "or choose another run.name or run.dir"
 
 
@@ -23,8 +27,9 @@ def explained(run: RunFolder) -> Iterator[None]:
     except OSError as error:
         place, reason = error.filename or run.path, error.strerror or str(error)
         if error.errno in USERS:
+            way = _PERMIT if error.errno in _NOT_PERMITTED else _REPAIR
             raise ValueError(
-                f"the run in {run.path} cannot use {place}: {reason}; repair or remove it, {_ELSE}"
+                f"the run in {run.path} cannot use {place}: {reason}; {way}, {_ELSE}"
             ) from error
         raise TrainingError(
             f"the run in {run.path} cannot use {place}: {reason}; {cure(error)}"
@@ -52,11 +57,13 @@ def make_usable(run: RunFolder) -> None:
 def _require(place: Path, folder: bool, access: int) -> None:
     wrong = _what_is_wrong(place, folder, access)
     if wrong is not None:
-        raise ValueError(f"{place} {wrong}; repair or remove it, {_ELSE}")
+        what, way = wrong
+        raise ValueError(f"{place} {what}; {way}, {_ELSE}")
 
 
-def _what_is_wrong(place: Path, folder: bool, access: int) -> str | None:
-    """Why `place` is no folder or file of that access; None if it is one, or is not there."""
+def _what_is_wrong(place: Path, folder: bool, access: int) -> tuple[str, str] | None:
+    """Why `place` is no folder or file of that access, and what to do; None if it is one, or is not
+    there."""
     try:
         mode = place.stat().st_mode
     except FileNotFoundError:
@@ -65,15 +72,17 @@ def _what_is_wrong(place: Path, folder: bool, access: int) -> str | None:
         target = place.parent / os.readlink(place)
         if not folder and target.parent.is_dir():
             return None  # the first write makes it
-        return f"is a link to {target}, which does not exist"
+        return f"is a link to {target}, which does not exist", _REPAIR
     except NotADirectoryError:
         return None  # the file above it has been named
     except OSError as error:
-        return f"cannot be used: {error.strerror}"
+        way = _PERMIT if error.errno in _NOT_PERMITTED else _REPAIR
+        return f"cannot be used: {error.strerror}", way
     if stat.S_ISDIR(mode) != folder:
-        return "is a folder where a file belongs" if stat.S_ISDIR(mode) else "is no folder"
+        kind = "is a folder where a file belongs" if stat.S_ISDIR(mode) else "is no folder"
+        return kind, _REPAIR
     if not folder and not stat.S_ISREG(mode):
-        return "is a special file (a pipe, a device) where a plain one belongs"
+        return "is a special file (a pipe, a device) where a plain one belongs", _REPAIR
     if not os.access(place, access, effective_ids=True):
-        return "may not be read and written by this user, or its disk is read-only"
+        return "may not be read and written by this user, or its disk is read-only", _PERMIT
     return None

@@ -30,7 +30,14 @@ from pipeline.data.normalisation import Normalisation
 from pipeline.model.resnet import make_model
 from pipeline.system.failure import TrainingError
 from pipeline.system.files import content_of, replacing
-from pipeline.train.foreign import inside, other_format, refusal, tensors_in_words
+from pipeline.train.foreign import (
+    beginning,
+    inside,
+    is_exported,
+    other_format,
+    refusal,
+    tensors_in_words,
+)
 
 FORMAT = 1
 """Version of a checkpoint's content; raised when a reader of the old one would go wrong."""
@@ -42,12 +49,20 @@ _OF_A_NETWORK = (
 
 _COMMENT = b"trainyard sha256 "
 _COMMENT_BYTES = len(_COMMENT) + 64  # the digest in hex
+_ZIP_START = b"PK\x03\x04"
 _ZIP_END = b"PK\x05\x06"
 _ZIP_END_BYTES = 22  # without a comment, whose length are the last two
 
 
 class DamagedCheckpoint(ValueError):
-    """The file is not what was written: cut, or changed."""
+    """The file is not what was written: cut, changed, or something else. `what` says so, and the
+    message adds what to do."""
+
+    def __init__(
+        self, what: str, cure: str = "give another copy of it, or an earlier checkpoint"
+    ) -> None:
+        super().__init__(f"{what}; {cure}")
+        self.what = what
 
 
 class UnreadableCheckpoint(TrainingError):
@@ -111,7 +126,7 @@ def read_verified(path: Path) -> dict[str, Any]:
     """
     stored = _bytes_of(path)
     if (what := other_format(stored)) is not None:
-        raise ValueError(refusal(path, what))
+        raise ValueError(refusal(path, what, is_exported(stored)))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about TorchScript, which is refused below
@@ -166,6 +181,14 @@ def _verified(path: Path, stored: bytes) -> io.BytesIO:
         if not stored.endswith(_end(digest.hexdigest())):
             raise DamagedCheckpoint(f"checkpoint {path} is damaged: its SHA-256 is wrong")
         return io.BytesIO(stored)
+    # A flipped bit spoils one of the two ends, and a crash leaves zeros: neither is another file.
+    cut = _ZIP_START.startswith(stored[:4]) or stored[:4] == bytes(4)
+    if not cut and stored[-_ZIP_END_BYTES:][:4] != _ZIP_END:
+        raise DamagedCheckpoint(
+            f"{path} is no checkpoint: it begins with {beginning(stored)}, and a checkpoint is a "
+            "zip file",
+            "give the path of a .pt file of a run",
+        )
     try:
         return _records(stored)
     except MemoryError:
@@ -181,8 +204,9 @@ def _records(stored: bytes) -> io.BytesIO:
 
     Raises an exception of any kind if one is not whole.
     """
+    # Without its end, or without the digest there, which only a flip removes.
     if stored[-_ZIP_END_BYTES:][:4] != _ZIP_END or not stored.endswith(b"\0\0"):
-        raise zipfile.BadZipFile("its end is missing")  # or its digest, which only a flip removes
+        raise zipfile.BadZipFile("its end is missing" if stored else "it is empty")
     copied = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(stored)) as archive, zipfile.ZipFile(copied, "w") as copy:
         names = archive.namelist()

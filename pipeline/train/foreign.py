@@ -12,11 +12,14 @@ from typing import Any
 
 from torch import Tensor
 
+from pipeline.system.words import shell_word
+
 _WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put in front of every name."""
 
 _REBUILT_BY_TORCH = ("torch._utils ", "torch.storage ", "torch._tensor ", "collections OrderedDict")
 _PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_BEGINNING = 24  # bytes of a file that a sentence shows
 _SHOWN = 5  # names in a sentence
 _LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
@@ -26,13 +29,32 @@ class NotWeights(ValueError):
     is and how to take it."""
 
 
-def refusal(path: Path, what: str) -> str:
-    """Why `path` is no checkpoint, and how to take what is in it."""
+def refusal(path: Path, what: str, exported: bool = False) -> str:
+    """Why `path` is no checkpoint, and how to take what is in it; `exported`: `pipeline.export`
+    wrote it."""
+    told = f"checkpoint {path} is of another program: {what}"
+    if exported:
+        told = f"checkpoint {path} holds weights that pipeline.export wrote: {what}"
     return (
-        f"checkpoint {path} is of another program: {what}; take its weights, to be tested and "
-        "used but not to resume from, by python -m pipeline.export --weights FILE --config FILE "
-        "--out FILE.pt"
+        f"{told}; take its weights, to be tested and used but not to "
+        f"resume from, by python -m pipeline.export --weights {shell_word(str(path))} --config "
+        "FILE --out FILE.pt"
     )
+
+
+def is_exported(stored: bytes) -> bool:
+    """Whether `pipeline.export` wrote this file of safetensors."""
+    about = (safetensors_header(stored) or {}).get("__metadata__")
+    return isinstance(about, dict) and "trainyard" in about
+
+
+def beginning(stored: bytes) -> str:
+    """The first bytes of a file, in words."""
+    first = stored[:_BEGINNING]
+    text = first.split(b"\n")[0].decode("ascii", "replace")
+    if text.strip() and "\ufffd" not in text and text.isprintable():
+        return repr(text)
+    return f"the bytes {first[:8].hex(' ')}"
 
 
 def other_format(stored: bytes) -> str | None:

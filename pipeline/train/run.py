@@ -201,10 +201,13 @@ def _open_files(trainer: Trainer) -> None:
         log.info("arithmetic: %s", described(config))
     if idle := shown_idle(config):
         log.info("without effect: %s", idle)
-    log.info("schedule: %s", trainer.schedule.describe(config.data.global_batch_size))
+    described_schedule = trainer.schedule.describe(
+        config.data.global_batch_size, trainer.course.total_steps
+    )
+    log.info("schedule: %s", described_schedule)
     epoch = trainer.progress["epoch"]
     order = order_digest(config.run.seed, epoch, len(trainer.train_set))
-    log.info("order of epoch %d: %s", epoch, order)
+    log.info("order of epoch %d: %s (runs of one order have one such digest)", epoch + 1, order)
 
 
 def _start(trainer: Trainer) -> dict[str, Any]:

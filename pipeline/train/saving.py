@@ -61,7 +61,7 @@ class CheckpointFolder(Checkpoints):
     def __init__(self, folder: Path, keep: int) -> None:
         super().__init__(folder)
         self.keep = keep
-        self._disk_was_full = False
+        self._missed = 0  # saves in a row for which the disk had no room
         self._damaged: set[int] = set()  # steps of the checkpoints that were read as such
 
     def save(self, step: int, content: Mapping[str, Any], best: bool = False) -> Path:
@@ -79,26 +79,28 @@ class CheckpointFolder(Checkpoints):
         if best:
             with self._writing(self.best, content):
                 self.link_best(path)
-        if self._disk_was_full:
-            self._disk_was_full = False
+        if self._missed:
+            self._missed = 0
             log.info("there is room again: checkpoint %s is written", path)
         return path
 
     def save_unless_full(self, step: int, content: Mapping[str, Any], best: bool = False) -> None:
-        """As `save`, but a full disk costs this checkpoint only, not the run, and is reported once
-        until there is room again. Not for the last save, nor when there is no checkpoint yet."""
+        """As `save`, but a full disk costs this checkpoint only, not the run. It is reported
+        at the first save that is missed, the 10th, the 100th and so on. Not for the last save, nor
+        when there is no checkpoint yet."""
         try:
             self.save(step, content, best)
         except SaveError as error:
             if not error.disk_full or not self.steps():
                 raise
-            if not self._disk_was_full:
+            self._missed += 1
+            if str(self._missed).rstrip("0") == "1":
                 log.warning(
-                    "warning: %s; %s: training continues and tries again at the next save%s",
+                    "warning: %s; %s: training continues and tries again at the next save%s%s",
                     error.reason, error.fix,
                     ", but best.pt stays that of an earlier validation" if best else "",
+                    f"; {self._missed} saves are missed by now" if self._missed > 1 else "",
                 )  # fmt: skip
-            self._disk_was_full = True
 
     def _prune(self, step: int) -> None:
         """Removes all but the newest `keep` of those up to `step`, which has just been written."""
@@ -155,9 +157,9 @@ class CheckpointFolder(Checkpoints):
     def latest(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest whole checkpoint and its path; None when there is none at all.
 
-        A damaged one is reported and the one before it is tried; one that cannot be read ends the
-        search, as `UnreadableCheckpoint`. Raises `ValueError` when there are some and none is whole
-        or of a step: to start from scratch must be asked for.
+        A damaged one is reported and the one before it, if any, is tried; one that cannot be read
+        ends the search, as `UnreadableCheckpoint`. Raises `ValueError` when there are some and none
+        is whole or of a step: to start from scratch must be asked for.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -165,12 +167,14 @@ class CheckpointFolder(Checkpoints):
                 return self.path(step), read_verified(self.path(step))
             except DamagedCheckpoint as error:
                 self._damaged.add(step)
-                log.warning("warning: %s; the one before it is tried", error)
+                then = "; the one before it is tried" if step > steps[0] else ""
+                log.warning("warning: %s%s", error.what, then)
         if steps:
-            raise DamagedCheckpoint(
-                f"none of the {len(steps)} checkpoints in {self.folder} is whole; remove the "
-                "folder to start from scratch, or give --resume the path of another checkpoint"
-            )
+            if len(steps) == 1:
+                what = f"the only checkpoint step-*.pt in {self.folder} is damaged"
+            else:
+                what = f"none of the {len(steps)} checkpoints step-*.pt in {self.folder} is whole"
+            raise DamagedCheckpoint(what, self._other_way())
         if others := self.others():
             first = self.best if self.best in others else others[0]
             raise ValueError(
@@ -179,6 +183,22 @@ class CheckpointFolder(Checkpoints):
                 f"{first}, or choose another run.name to start from scratch"
             )
         return None
+
+    def _other_way(self) -> str:
+        """What to do when every step-*.pt is damaged: another file there may be whole."""
+        for other in sorted(self.others(), key=lambda path: path != self.best):
+            try:
+                read_verified(other)
+            except ValueError:
+                continue  # damaged too, or of another program
+            return (
+                f"resume from {other.name}, which is whole, by --resume {other}, or choose another "
+                "run.name to start from scratch"
+            )
+        return (
+            "give --resume the path of another checkpoint, or choose another run.name to start "
+            "from scratch"
+        )
 
     def set_aside_after(self, step: int) -> None:
         """Leaves no checkpoint after `step`, from where the run resumes: the damaged are deleted,

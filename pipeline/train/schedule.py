@@ -116,14 +116,19 @@ class StepDrops:
         del history
         return sum(position >= drop for drop in self.positions)
 
-    def describe(self, global_batch_size: int) -> str:
-        """A few words for the log: places in training both in images and in steps."""
-        if not self.positions:
-            return "no drops"
-        steps = "; ".join(f"{_first_step(p, global_batch_size):,}" for p in self.positions)
-        images = "; ".join(f"{position:,}" for position in self.positions)
-        word = "step" if len(self.positions) == 1 else "steps"
-        return f"times {DROP_FACTOR:g} from {word} {steps} on ({images} images)"
+    def describe(self, global_batch_size: int, total_steps: int) -> str:
+        """A few words for the log: places in training both in images and in steps, and how many
+        lie behind its end."""
+        within = [p for p in self.positions if _first_step(p, global_batch_size) < total_steps]
+        beyond = len(self.positions) - len(within)
+        never = f"{counted(beyond, 'drop')} behind its end" if beyond else ""
+        if not within:
+            return "no drops" + (f" in this run ({never})" if beyond else "")
+        steps = "; ".join(f"{_first_step(p, global_batch_size):,}" for p in within)
+        images = "; ".join(f"{position:,}" for position in within)
+        word = "step" if len(within) == 1 else "steps"
+        said = f"times {DROP_FACTOR:g} from {word} {steps} on ({images} images)"
+        return said + (f", and {never}" if beyond else "")
 
 
 @dataclass(frozen=True)
@@ -168,9 +173,9 @@ class PlateauDrops:
                 waited = 0
         return drops
 
-    def describe(self, global_batch_size: int) -> str:
+    def describe(self, global_batch_size: int, total_steps: int) -> str:
         """A few words for the log: the rule."""
-        del global_batch_size
+        del global_batch_size, total_steps
         return (
             f"times {DROP_FACTOR:g} after {counted(self.patience, 'validation')} without an error "
             f"lower by {self.min_improvement:g}, at most {counted(self.most, 'time')}"
@@ -194,10 +199,13 @@ class Schedule:
         drops = self.drops.count(position, history)
         return self.peak_lr * self.warmup.share(position, history) * DROP_FACTOR**drops
 
-    def describe(self, global_batch_size: int) -> str:
-        """One line for the log: the peak in force, the warm-up and the drops."""
+    def describe(self, global_batch_size: int, total_steps: int) -> str:
+        """One line for the log of a run of `total_steps`: the peak in force, the warm-up and the
+        drops."""
         warmup = self.warmup.describe(self.peak_lr, global_batch_size)
-        return f"lr {self.peak_lr:g}, {warmup}, {self.drops.describe(global_batch_size)}"
+        return (
+            f"lr {self.peak_lr:g}, {warmup}, {self.drops.describe(global_batch_size, total_steps)}"
+        )
 
 
 def _first_step(position: int, global_batch_size: int) -> int:

@@ -31,7 +31,7 @@ HELPS = 0.9
 
 _LIMITS: dict[Kind, str] = {
     "input-bound": "the loader (input-bound)",
-    "communication-bound": "the network (communication-bound)",
+    "communication-bound": "gradients between ranks (communication-bound)",
     "balanced": "loader and model alike (balanced)",
     "model-bound": "the model (model-bound)",
 }

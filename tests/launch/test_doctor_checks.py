@@ -79,6 +79,7 @@ def verdict(
 @pytest.mark.parametrize("gpus", [0, 8])
 def test_alike_nodes_pass_every_check(cluster, gpus):
     nodes = cluster(8, gpus)
+    put(nodes, tuple(range(len(nodes))), data__train__digest="a" * 64, data__train__images=50)
     ranks = {node["node"]: gpus or 1 for node in nodes}
     assert [check for check in judge(nodes, ranks) if check.status != "ok"] == []
 
@@ -161,6 +162,14 @@ def test_what_no_job_needs_is_not_asked_for(cluster, name, changed):
     put(nodes, (0, 1, 2), data__train__digest="a" * 64, data__train__images=50)
     put(nodes, SECOND, **changed)
     assert verdict(nodes, name).status == "ok"
+
+
+def test_data_without_an_index_are_not_called_well(cluster):
+    nodes = cluster(1)
+    check = verdict(nodes, "data")
+    assert check.status == "warn" and "train 10 classes, not indexed yet" in check.found
+    root = nodes[0]["data"]["path"]
+    assert f"python -m pipeline.prepare index --root={root} " in check.cure
 
 
 @pytest.mark.parametrize(("engine", "status"), [("horovod", "fail"), ("torch", "ok")])

@@ -138,7 +138,7 @@ def test_data_are_prepared_staged_to_each_node_and_a_checkpoint_evaluated(slurm,
     best = runs / "test" / "checkpoints" / "best.pt"
     said = ended(slurm, log, "evaluate", "--checkpoint", str(best))
     (val,) = (line for line in metrics(runs / "test") if line["event"] == "val")
-    assert f"top-1 {val['top1']:.4f}" in said
+    assert f"top-1 {val['top1']:.2%}" in said
 
 
 def test_a_failed_evaluation_ends_with_its_code_and_says_that_the_cause_is_above(slurm, tmp_path):

@@ -105,7 +105,8 @@ def test_damaged_checkpoints_do_not_start_a_run_from_scratch(small_data, again):
         half = path.read_bytes()[: path.stat().st_size // 2]
         path.unlink()
         path.write_bytes(half)
-    parts = ["none of the 2 checkpoints in", "is whole", "remove the folder"]
+    best = again / "checkpoints" / "best.pt"  # a copy, which is whole
+    parts = ["none of the 2 checkpoints step-", "is whole", f"by --resume {best}, or choose"]
     assert_refused(small_data, again.parent, parts=parts)
     for step in (6, 7):
         assert f"step-00000000{step}.pt is damaged" in (again / "log.txt").read_text()

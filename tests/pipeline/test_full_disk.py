@@ -279,6 +279,19 @@ def test_without_a_checkpoint_to_fall_back_on_a_run_does_not_wait(disk, caplog):
     assert folder.steps() == [1, 4, 6]
 
 
+def test_a_disk_that_stays_full_is_told_again_with_what_is_missed(disk, caplog):
+    folder = CheckpointFolder(disk / "checkpoints", keep=3)
+    content = {"model": torch.zeros(200_000)}
+    folder.save(0, content)
+    fill(disk, ROOM_BYTES)
+    for step in range(1, 102):
+        folder.save_unless_full(step, content)
+    told_of = [r.getMessage().partition("next save")[2] for r in caplog.records]
+    assert told_of == [
+        "", "; 10 saves are missed by now", "; 100 saves are missed by now"
+    ]  # fmt: skip
+
+
 def test_a_best_that_cannot_be_copied_leaves_the_checkpoint_and_prunes_the_old(
     disk, caplog, monkeypatch
 ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.index.scan import Rows
 from pipeline.data.index.survey import Split, Tree, name_few
+from pipeline.system.failure import TrainingError
 from pipeline.system.files import replacing
 from pipeline.system.regular import open_regular
 
@@ -69,7 +71,8 @@ def write_manifest(path: Path, rows: Rows, stamp: str = "") -> None:
 def load_table(path: Path) -> pa.Table:
     """Map a file of `write_manifest`.
 
-    ValueError if it is damaged or of another version, OSError if it cannot be read.
+    ValueError if it is damaged or of another version, OSError if it cannot be read, TrainingError
+    where Arrow gets no thread for it.
     """
     os.close(open_regular(path))
     try:
@@ -78,6 +81,12 @@ def load_table(path: Path) -> pa.Table:
     except OSError:
         raise
     except Exception as error:  # Arrow raises KeyError, MemoryError and others of its own too
+        if os.strerror(errno.EAGAIN) in str(error) or "start new thread" in str(error):
+            raise TrainingError(
+                f"{path} cannot be read, as no more threads may be started ({error}); raise the "
+                "limit of processes (ulimit -u, or pids.max of the container), or lower "
+                "run.threads or data.threads"
+            ) from error
         raise ValueError(f"it is damaged or no image index ({error})") from error
     metadata = table.schema.metadata or {}
     if metadata.get(b"version") != _VERSION:

@@ -305,8 +305,8 @@ def test_numbers_in_a_yaml_may_have_an_exponent(write):
     assert load(f"--config={path}").optim.weight_decay == 1e-4
 
 
-@pytest.mark.parametrize("text", ["data:\n  # root: elsewhere\n", ""])
-def test_an_empty_part_or_file_sets_nothing(write, text):
+@pytest.mark.parametrize("text", ["data: {}\n", "# data:\n", ""])
+def test_an_empty_file_sets_nothing(write, text):
     assert load("--config", str(write(a=text))) == Config(run=RunConfig(name="a"))
 
 
@@ -335,7 +335,7 @@ def test_the_written_yaml_reads_back_to_the_equal_configuration(write):
 
 def test_a_file_sets_one_setting_at_a_time_on_top_of_its_base(write):
     path = write(
-        a="base: below/b.yaml\nmodel: {depth: 34}\ndata:\nresume: none\n",
+        a="base: below/b.yaml\nmodel: {depth: 34}\nresume: none\n",
         below__b="base: ../c.yaml\nmodel: {variant: v1}\nschedule: {epochs: 7, steps: null}\n",
         c="model: {depth: 18, compile: true}\nschedule: {epochs: 6, warmup_epochs: 1, steps: 9}\n",
     )
@@ -359,7 +359,12 @@ def test_a_file_sets_one_setting_at_a_time_on_top_of_its_base(write):
         ({"a": "model: {depth: deep}"}, "model.depth=deep must be a whole"),
         ({"a": "model: {depth: 18}\nmodel: {variant: v1}\n"}, r"a\.yaml is not YAML: model occurs"),
         ({"a": "base: none.yaml"},
-         r"a\.yaml: base none\.yaml cannot be read \(No such file.*\); there are: configs/"),
+         r"a\.yaml: base none\.yaml cannot be read \(No such file or directory: /.*/none.yaml\); "
+         "a base is given from the folder of the file that names it; those that come along are in"),
+        ({"a": "base: configs/mini/common.yaml", "comon": ""},
+         r"base configs/mini/common\.yaml cannot be read \(No such file or directory: /\S+/configs/"
+         r"mini/common.yaml\); .*; near are: [^,]*/configs/mini/common.yaml(, [^,]*){0,4}$"),
+        ({"a": "base: comon.yaml", "common": ""}, r"near are: (\S+, )*common\.yaml"),
         ({"a": "base: a.yaml"}, r"a\.yaml builds on itself: \S+a\.yaml -> \S+a\.yaml; take base"),
         ({"a": "base: b.yaml", "b": "base: c.yaml", "c": "base: ../HERE/b.yaml"},
          r"b\.yaml builds on itself: \S+a\.yaml -> \S+b\.yaml -> \S+c\.yaml -> \S+b\.yaml; take"),
@@ -379,9 +384,10 @@ def test_a_file_that_is_no_configuration_is_refused(write, tmp_path, texts, mess
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--config=none.yaml", r"--config none\.yaml .*configs/demo\.yaml"),
+        ("--config=none.yaml",
+         r"--config none\.yaml cannot be read .*; those that come along are in /\S+/configs$"),
         ("--config=configs/paper/cifar10/resnet-33.yaml",
-         "there are: configs/paper/cifar10/resnet-32.yaml, .* and others$"),
+         r"near are: configs/paper/cifar10/resnet-32.yaml(, configs/\S+){1,4}$"),
         ("--config", "--config needs the path"),
     ],
 )  # fmt: skip

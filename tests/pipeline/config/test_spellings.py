@@ -80,6 +80,8 @@ def test_every_spelling_of_every_setting_is_the_same_in_a_yaml_and_on_the_comman
         told = outcome(lambda: parse(parser, [f"--{name}={text}"])[name])  # noqa: B023
         for form in (in_yaml, dotted)[: 2 if text in ("", "null", "5", "off", "010") else 1]:
             found = outcome(lambda: form(path, name, text))  # noqa: B023
+            if isinstance(found, str):  # which says where the value is from
+                found = found.removeprefix(f"{path}:")
             # Half a bracket is no YAML, and so not even text.
             if found != told and not (text == "[1,2" and "isnotYAML" in found):
                 different.append((name, text, form.__name__, found, told))
@@ -132,10 +134,10 @@ def test_a_spelling_means_what_its_setting_makes_of_it(
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("data.flip", "", "data.flip='' must be true or false, and is empty"),
-        ("optim.amp", "", "optim.amp='' must be one of off, tf32, bf16, fp16, and is empty"),
-        ("data.root", "", "data.root='' must be a path, and is empty"),
-        ("data.threads", "", "data.threads='' must be a whole number or null, and is empty"),
+        ("data.flip", "", "data.flip is empty; it must be true or false"),
+        ("optim.amp", "", "optim.amp is empty; it must be one of off, tf32, bf16, fp16"),
+        ("data.root", "", "data.root is empty; it must be a path"),
+        ("data.threads", "", "data.threads is empty; it must be a whole number or null"),
         ("data.flip", "null", "data.flip=null must be true or false"),
         ("data.root", "null", "data.root=null must be a path; null stands for no value"),
         ("data.cache_dir", "~", "data.cache_dir=~ must be a path or null; ~ alone could be either, "
@@ -152,8 +154,14 @@ def test_a_spelling_means_what_its_setting_makes_of_it(
         ("optim.base_lr", "010", "optim.base_lr=010 must be a number; write it without the 0 in "
          "front, which may mean base 8"),
         ("optim.base_lr", "1e999", "optim.base_lr=1e999 must be a number"),
-        ("optim.amp", "OFF", "optim.amp=OFF must be one of off, tf32, bf16, fp16"),
-        ("optim.amp", "false", "optim.amp=false must be one of off, tf32, bf16, fp16"),
+        ("optim.amp", "OFF", "optim.amp=OFF must be one of off, tf32, bf16, fp16; did you "
+         "mean off?"),
+        ("optim.amp", "false", "optim.amp=false must be one of off, tf32, bf16, fp16; did you "
+         "mean off?"),
+        ("optim.amp", "fp61", "optim.amp=fp61 must be one of off, tf32, bf16, fp16; did you "
+         "mean fp16?"),
+        ("optim.gradient_compression", "no", "optim.gradient_compression=no must be one of none, "
+         "fp16, bf16; did you mean none?"),
         ("data.area", "[0.5, null]",
          "data.area=[0.5,null] must be a list of 2 numbers in brackets, such as [30,60]"),
     ],
@@ -161,7 +169,7 @@ def test_a_spelling_means_what_its_setting_makes_of_it(
 def test_a_refused_spelling_is_answered_with_the_rule(name, text, message, parser, tmp_path):
     with pytest.raises(ConfigError) as error:
         in_yaml(tmp_path / "a.yaml", name, text)
-    assert str(error.value) == message
+    assert str(error.value) == f"{tmp_path}/a.yaml: {message}"
     with pytest.raises(ConfigError) as error:
         parse(parser, [f"--{name}={text.replace(' ', '')}"])
     assert str(error.value) == message
@@ -178,6 +186,15 @@ def test_quotes_in_a_yaml_make_text_of_text_and_are_nothing_to_other_settings(tm
         assert (type(found), found) == (type(value), value)
     path.write_text("data:\n  area:\n  - '0.1'\n  - 1\n")
     assert read_yaml(path) == {"data": {"area": (0.1, 1.0)}}
+
+
+def test_a_value_of_a_base_is_named_with_that_file_and_one_of_the_command_line_without(tmp_path):
+    path = files(tmp_path, a="base: b.yaml", b="optim.amp: maybe")
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/b.yaml: optim.amp=maybe must be one of"):
+        load_config([f"--config={path}"])
+    files(tmp_path, b="optim.base_lr: 0.5")
+    with pytest.raises(ConfigError, match="^optim.base_lr=-1.0 must be "):
+        load_config([f"--config={path}", "--optim.base_lr=-1"])
 
 
 # Names.
@@ -202,7 +219,7 @@ def test_a_whole_name_at_the_top_sets_what_it_names(tmp_path):
     [
         ("run.seed: 3", "run: {seed: 5, threads: 2}"),
         ("run: {seed: 3}", "run.seed: 5\nrun.threads: 2"),
-        ("run.seed: 3\nrun:", "run: {threads: 2}\nrun.seed: 5"),
+        ("run.seed: 3\nrun: {}", "run: {threads: 2}\nrun.seed: 5"),
     ],
 )
 def test_a_file_overrides_its_base_in_either_form(above, below, tmp_path):
@@ -214,7 +231,7 @@ def test_a_file_overrides_its_base_in_either_form(above, below, tmp_path):
 @pytest.mark.parametrize("text", ["run.seed: 3\nrun: {seed: 3}", "run: {seed: 3}\nrun.seed: 4"])
 def test_a_setting_in_both_forms_in_one_file_is_refused(text, tmp_path):
     path = files(tmp_path, a=text)
-    message = r"a\.yaml: run\.seed occurs twice, as run\.seed and below run; leave one"
+    message = r"a\.yaml: run\.seed occurs twice, as run\.seed and below run, in line \d and line "
     with pytest.raises(ConfigError, match=message):
         load_config([f"--config={path}"])
 
@@ -230,8 +247,14 @@ def test_a_setting_in_both_forms_in_one_file_is_refused(text, tmp_path):
         ("run: &a [*a]", "an alias in it stands for what contains the alias"),
         ("a: " + "[" * 100_000, "it is nested too deeply"),
         ("run: {seed: 3}\n---\nrun: {seed: 4}", "expected a single document"),
-        ("run: {seed: 3, seed: 4}", "seed occurs twice"),
-        ("run.seed: 3\nrun.seed: 4", "run.seed occurs twice"),
+        ("run: {seed: 3, seed: 4}", "seed occurs twice, in line 1 and line 1$"),
+        ("run.seed: 3\n\nrun.seed: 4", "run.seed occurs twice, in line 1 and line 3$"),
+        (
+            "run:\n  seed: 3\n bad: 4",
+            "line 3, column 2: while parsing a block mapping, expected <block end>, but found "
+            "'<block mapping start>'$",
+        ),
+        ("run: {seed: 3\x00}", "character 14, #x0000: special characters are not allowed$"),
     ],
 )
 def test_what_only_yamls_own_types_need_is_refused(text, message, tmp_path):
@@ -251,8 +274,24 @@ def test_what_only_yamls_own_types_need_is_refused(text, message, tmp_path):
         ("run: ''", "run must hold settings by name, not "),
         ("run: [seed]", r"run must hold settings by name, not \[seed\]"),
         ("run: true", "run must hold settings by name, not true"),
-        ("resume:", "resume='' must be a path, and is empty"),
+        ("resume:", "resume is empty; it must be a path"),
         ("just text", "must hold settings by name"),
+        (
+            "run.seed: 3\noptim:\n# amp: off",
+            "a.yaml: optim holds nothing; give settings below it, or take out line 2$",
+        ),
+        ("run: null", "a.yaml: run holds nothing; "),
+        ("runn: {seed: 3}", "there is no setting runn; did you mean run\\?"),
+        (
+            "run.name: a/b",
+            "a.yaml: run.name='a/b' must be a plain folder name; the folder that it "
+            "lies in is run.dir",
+        ),
+        (
+            "data.train_crop: padded",
+            "a.yaml: data.train_crop=padded does not go with data.dataset=null; ",
+        ),
+        ("optim.base_lr: -1", "a.yaml: optim.base_lr=-1.0 must be "),
     ],
 )
 def test_a_name_that_sets_nothing_is_refused(text, message, tmp_path):
@@ -346,7 +385,7 @@ def test_options_of_other_commands_are_read_likewise(tmp_path, monkeypatch):
     add_options(parser, IndexOptions, "-")
     found = parse(parser, ["--root=~/x", "--cache-dir", "~/y"])
     assert (found.root, found.cache_dir) == (tmp_path / "x", tmp_path / "y")
-    with pytest.raises(ConfigError, match="--root '' must be a path, and is empty"):
+    with pytest.raises(ConfigError, match="--root is empty; it must be a path"):
         parse(parser, ["--root="])
 
 

@@ -140,7 +140,7 @@ def test_split_takes_the_fewest_equal_micro_batches(sizes, expected):
 @pytest.mark.parametrize("sizes, message", [
     ((100, 32, 3), "100 is not divisible by 3 ranks; the nearest that are: 99 and 102"),
     ((2, 32, 3), "2 is not divisible by 3 ranks; the nearest that is: 3"),
-    ((1009, 256, 1), "1009 leaves 1 ranks only micro-batches of 1 under data.local_batch_size=256; "
+    ((1009, 256, 1), "1009 leaves 1 rank only micro-batches of 1 under data.local_batch_size=256; "
      "the nearest that splits well is 1008"),
 ])  # fmt: skip
 def test_a_global_batch_that_cannot_be_split_is_refused(sizes, message):

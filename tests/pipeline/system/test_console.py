@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 
@@ -35,7 +36,7 @@ with Bar(4_000_000, "copying", unit="B", stream=sys.stderr) as bar:
     _, shown = on_terminal(["-c", show])
     seen = frames(shown)
     assert seen[0].startswith("copying:   0%|")
-    line = seen.index("a line above")
+    line = seen.index("warning: a line above")
     bar = re.compile(r"copying:  25%\|.*\| 1\.00M/4\.00M \[.*, 1/4 files\]")
     assert any(bar.match(frame) for frame in seen[:line]), seen
     assert any(bar.match(frame) for frame in seen[line:]), seen
@@ -85,3 +86,24 @@ with Bar(10, "copying", stream=sys.stderr, wanted=False) as bar:
 """
     )
     assert on_terminal(["-c", show]) == ("", "")
+
+
+@pytest.mark.parametrize("text", ["3 images have no header", "warning: 3 images have no header"])
+def test_a_warning_says_that_it_is_one_without_colour_too(text, tmp_path, capsys):
+    log = logging.getLogger("trainyard")
+    console.start_logging(0)
+    console.log_to_file(tmp_path / "log.txt")
+    try:
+        log.warning(text)
+        log.info("of no weight")
+        log.error("error: fatal")
+    finally:
+        for handler in list(log.handlers):
+            log.removeHandler(handler)
+            handler.close()
+    out, err = capsys.readouterr()
+    assert out == "of no weight\n"
+    assert err == "warning: 3 images have no header\nerror: fatal\n"
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert lines[0].endswith(" warning: 3 images have no header")
+    assert not any("warning" in line for line in lines[1:])

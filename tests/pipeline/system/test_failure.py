@@ -19,9 +19,13 @@ ERRORS = [
     (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/d/x"),
      "/d/x cannot be used: No space left on device; make room there and start again", 1),
     (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/d/x"),
-     "/d/x cannot be used: Permission denied; repair or remove it and start again", 2),
+     "/d/x cannot be used: Permission denied; give this user access to it, or mount it "
+     "read-write, and start again", 2),
     (OSError(errno.EROFS, os.strerror(errno.EROFS), "/d/x"),
-     "/d/x cannot be used: Read-only file system; repair or remove it and start again", 2),
+     "/d/x cannot be used: Read-only file system; give this user access to it, or mount it "
+     "read-write, and start again", 2),
+    (FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "/d/x"),
+     "/d/x cannot be used: No such file or directory; repair or remove it and start again", 2),
     (MemoryError(), "out of memory; give each rank more, by fewer ranks or data.threads on a node",
      1),
     (ConnectionResetError("by the peer"), "ConnectionResetError: by the peer", 1),

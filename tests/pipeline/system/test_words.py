@@ -73,7 +73,10 @@ def test_a_record_is_one_line_on_the_console_and_in_the_file(charset, level, tmp
         log.removeHandler(file)
         file.close()
     (line,) = raw.getvalue().decode().splitlines()
-    assert line.startswith(r"the image caf\xe9 \x1b[31m\nerror: forged\r\x07\x9b \u202e\u2028")
+    word = "warning: " if level == logging.WARNING else ""
+    assert line.startswith(
+        word + r"the image caf\xe9 \x1b[31m\nerror: forged\r\x07\x9b \u202e\u2028"
+    )
     (line,) = (tmp_path / "log.txt").read_text("utf-8").splitlines()
     assert line.endswith(f"the image {SHOWN}")
 

@@ -116,8 +116,16 @@ def as_another_user():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("run", "run may not be read and written by this user, or its disk is read-only; repair"),
-        ("new", "new cannot use .*new: Permission denied; repair or remove it, or choose another"),
+        (
+            "run",
+            "run may not be read and written by this user, or its disk is read-only; "
+            "give this user write access, or mount it read-write, or choose another run.name",
+        ),
+        (
+            "new",
+            "new cannot use .*new: Permission denied; give this user write access, or "
+            "mount it read-write, or choose another",
+        ),
     ],
 )
 def test_a_folder_that_may_not_be_written_to_is_named(as_another_user, name, message):

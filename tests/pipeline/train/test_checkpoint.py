@@ -97,7 +97,9 @@ def test_one_flipped_bit_inside_a_tensor_is_found(tmp_path):
     write_atomically(path, content())
     damage(path)
     assert torch.load(path, weights_only=True)["step"] == 0  # torch alone does not notice
-    with pytest.raises(DamagedCheckpoint, match=r"a\.pt is damaged: its SHA-256 is wrong"):
+    with pytest.raises(
+        DamagedCheckpoint, match="a.pt is damaged: its SHA-256 is wrong; give another"
+    ):
         read_verified(path)
 
 
@@ -114,7 +116,18 @@ def test_a_truncated_file_is_found(tmp_path, kept):
 @pytest.mark.parametrize(
     ("stored", "message"),
     [
-        (b"<html>404</html>", "is damaged"),
+        (
+            b"<html>404</html>",
+            "a.pt is no checkpoint: it begins with '<html>404</html>', and a checkpoint is a zip "
+            "file; give the path of a .pt file of a run",
+        ),
+        (b"base: demo.yaml\nrun:\n", "a.pt is no checkpoint: it begins with 'base: demo.yaml', "),
+        (
+            b"\x89PNG\r\n\x1a\nxx",
+            "no checkpoint: it begins with the bytes 89 50 4e 47 0d 0a 1a 0a,",
+        ),
+        (b"", "a.pt is damaged: it is empty; give another copy of it, or an earlier checkpoint"),
+        (bytes(4096), "a.pt is damaged: its end is missing; give another copy"),
         ({"state_dict": {}}, "has format None, this version reads 1"),
         ([1, 2], "has format 'list', this version reads 1"),
         (None, r"a\.pt does not exist; give the path"),
@@ -170,8 +183,33 @@ def test_the_newest_whole_one_is_used_and_a_damaged_one_reported(folder, caplog)
     folder.set_aside_after(3)
     assert folder.steps() == [3]
     damage(paths[0])
-    with pytest.raises(DamagedCheckpoint, match=r"none of the 1 checkpoints in .* is whole"):
+    caplog.clear()
+    with pytest.raises(DamagedCheckpoint) as refused:
         folder.latest()  # nothing starts over by itself
+    assert "is tried" not in caplog.text  # there is none before it
+    assert str(refused.value) == (
+        f"the only checkpoint step-*.pt in {folder.folder} is damaged; resume from "
+        f"later-step-000000006.pt, which is whole, by --resume {folder.folder}/"
+        "later-step-000000006.pt, or choose another run.name to start from scratch"
+    )
+
+
+@pytest.mark.parametrize("best", ["whole", "damaged", "none"])
+def test_a_whole_best_is_offered_where_every_other_is_damaged(folder, best):
+    paths = save_steps(folder, 3, 6)
+    if best != "none":
+        folder.save(6, content(6))
+        folder.best.write_bytes(paths[0].read_bytes())
+    if best == "damaged":
+        damage(folder.best)
+    damage(paths[0])
+    paths[1].write_bytes(b"<html>")  # what is no checkpoint must not end the search
+    with pytest.raises(DamagedCheckpoint, match=r"none of the 2 checkpoints step-") as refused:
+        folder.latest()
+    offers = f"--resume {folder.best}, or choose another run.name" in str(refused.value)
+    assert offers == (best == "whole")
+    assert "give --resume the path of another checkpoint, or" in str(refused.value) or offers
+    assert "remove" not in str(refused.value)
 
 
 def test_the_newest_and_the_best_are_kept(folder):

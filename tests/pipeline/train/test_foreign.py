@@ -28,7 +28,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 STATE = {"conv1.weight": torch.arange(4.0), "fc.bias": torch.ones(3)}
 HOW = (
-    r"take its weights, .* by python -m pipeline.export --weights FILE --config FILE --out FILE.pt"
+    r"take its weights, .* by python -m pipeline.export --weights '/.*/a b.pt' --config FILE --out "
+    r"FILE.pt"
 )
 TRUST = r"\(where you trust it, first write its tensors: torch.save\(model.state_dict\(\), "
 
@@ -78,12 +79,19 @@ FOREIGN = {
 @pytest.mark.parametrize("name", FOREIGN)
 def test_what_a_file_of_another_program_holds_is_named(tmp_path, name):
     write, what = FOREIGN[name]
-    path = tmp_path / "a.pt"
+    path = tmp_path / "a b.pt"
     write(path)
-    with pytest.raises(ValueError, match=f"a.pt is of another program: {what}") as refused:
+    with pytest.raises(ValueError, match=f"a b.pt is of another program: {what}") as refused:
         read_verified(path)
     assert not isinstance(refused.value, DamagedCheckpoint)
     with pytest.raises(ValueError, match=HOW):
+        read_verified(path)
+
+
+def test_exported_weights_are_known_as_such(tmp_path):
+    path = tmp_path / "a.safetensors"
+    export.main([f"--checkpoint={write_checkpoint(tmp_path / 'a.pt')}", f"--out={path}"])
+    with pytest.raises(ValueError, match="holds weights that pipeline.export wrote: it holds safe"):
         read_verified(path)
 
 

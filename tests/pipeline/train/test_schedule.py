@@ -139,12 +139,15 @@ def test_exactly_the_least_improvement_counts_whatever_the_rounding():
     ],
 )  # fmt: skip
 def test_description_names_peak_warm_up_and_drops(warmup, drops, global_batch_size, text):
-    assert Schedule(0.4, warmup, drops).describe(global_batch_size) == text
+    assert Schedule(0.4, warmup, drops).describe(global_batch_size, 100) == text
 
 
 def test_the_steps_of_a_description_are_those_whose_lr_is_lower():
     schedule = Schedule(0.4, NONE, StepDrops((3000, 6001)))
-    assert schedule.describe(64).endswith("from steps 47; 94 on (3,000; 6,001 images)")
+    assert schedule.describe(64, 95).endswith("from steps 47; 94 on (3,000; 6,001 images)")
+    only = "from step 47 on (3,000 images), and 1 drop behind its end"
+    assert schedule.describe(64, 94).endswith(only)
+    assert schedule.describe(64, 47).endswith("no drops in this run (2 drops behind its end)")
     lrs = [schedule.lr(step * 64) for step in (46, 47, 93, 94)]
     assert lrs == pytest.approx([0.4, 0.04, 0.04, 0.004])
 

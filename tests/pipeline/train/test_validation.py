@@ -129,5 +129,5 @@ def test_evaluate_gives_the_number_of_the_training_on_any_number_of_ranks(uninte
         assert result["top1_correct"] == round(result["top1"] * 30)
         assert result["top5_correct"] == round(result["top5"] * 30)
         assert Path(result["checkpoint"]) == checkpoint
-    said = f"top-1 {result['top1']:.4f} ({result['top1_correct']} of 30), top-5 "
+    said = f"top-1 {result['top1']:.2%} ({result['top1_correct']} of 30), top-5 "
     assert job.text.count(said) == 1  # rank 0 says it, the others nothing

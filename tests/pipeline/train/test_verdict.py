@@ -85,7 +85,8 @@ def but(**changes):
         ),
         (
             Figures(exposed_communication_share=0.5),
-            "the network (communication-bound); 50% of the step waits for gradients; twice the "
+            "gradients between ranks (communication-bound); 50% of the step waits for gradients; "
+            "twice the "
             "images per rank and step (leaves at most 33%) would lift it",
         ),
         (Figures(), "no verdict, as what the model takes is not known"),

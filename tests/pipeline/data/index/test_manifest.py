@@ -18,6 +18,7 @@ from pipeline.data.images import BadImage
 from pipeline.data.index.arrow_file import write_manifest
 from pipeline.data.index.manifest import open_manifest, read_manifest
 from pipeline.data.index.scan import Rows
+from pipeline.system.failure import TrainingError
 
 
 def add_image(path: Path, width: int = 12, height: int = 8, kind: str = "jpeg") -> None:
@@ -356,3 +357,18 @@ def test_the_cache_file_is_plain_arrow(root):
     assert table.schema.names == ["file", "label", "length", "width", "height"]
     assert json.loads(table.schema.metadata[b"classes"]) == ["Z é", "a", "b"]
     assert table["file"].to_pylist()[3] == b"b/10.JPEG"
+
+
+def test_an_index_that_cannot_be_read_for_want_of_threads_is_not_called_damaged(
+    root, monkeypatch, caplog
+):
+    open_manifest(root, "train")
+
+    def refused(*_: object) -> None:
+        raise RuntimeError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(pa.ipc, "open_file", refused)
+    told = "no more threads may be started .*ulimit -u.*or lower run.threads or data.threads"
+    with pytest.raises(TrainingError, match=told):
+        open_manifest(root, "train")
+    assert "damaged" not in caplog.text
