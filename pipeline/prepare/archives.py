@@ -18,6 +18,7 @@ from pipeline.config import ConfigError, require
 from pipeline.data.index.tar_members import FILES, members
 from pipeline.data.index.window import opened
 from pipeline.prepare.devkit import Devkit, Synset, is_plain
+from pipeline.system.words import printable
 
 _FOLDER = b"5"
 _OF_ONE_RELEASE = "give the archives of one release, copied whole"
@@ -72,7 +73,9 @@ def read_image(archive: BinaryIO, image: Image) -> bytes:
         ) from error
     end = image.offset + len(content)
     whole = len(content) == image.length
-    require(whole, f"{archive.name} ends at byte {end}, within {image.name}; copy it again")
+    require(
+        whole, f"{archive.name} ends at byte {end}, within {printable(image.name)}; copy it again"
+    )
     return content
 
 
@@ -101,8 +104,8 @@ def _train_block(archive: Path, synset: Synset, inner: Image) -> Block:
         found = _walk(archive, inner.offset, inner.offset + inner.length)
         require(
             len(found) == synset.train_images,
-            f"{inner.name} in --train-tar {archive} holds {len(found)} images, but the devkit "
-            f"counts {synset.train_images}; copy the archive again from its source",
+            f"{printable(inner.name)} in --train-tar {archive} holds {len(found)} images, but the "
+            f"devkit counts {synset.train_images}; copy the archive again from its source",
         )
         return found
 
@@ -125,8 +128,8 @@ def val_blocks(archive: Path, devkit: Devkit) -> list[Block]:
         match = _VAL_NUMBER.search(image.name)
         require(
             match is not None and int(match[1]) == number,
-            f"--val-tar {archive} has {image.name} where image {number} is due, so that labels "
-            "cannot be known; give the archive as it comes from its source",
+            f"--val-tar {archive} has {printable(image.name)} where image {number} is due, so that "
+            "labels cannot be known; give the archive as it comes from its source",
         )
         by_class[devkit.val_wnids[number - 1]].append(image)
     return [

@@ -71,12 +71,6 @@ def shown(value: object) -> str:
     return words if len(words) <= _SHOWN + 3 else words[:_SHOWN] + "..."
 
 
-def shown_path(path: bytes) -> str:
-    """Return a path inside an archive for a message, on one line."""
-    text = path.decode(errors="replace")
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
-
-
 class Pairs:
     """Names and numbers of classes where images have both: one to one, or labels contradict."""
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection
 
-from pipeline.data.index.labels import Label, label_of, plain_text, shown, shown_path
+from pipeline.data.index.labels import Label, label_of, plain_text, shown
 from pipeline.data.index.passed import LINKS, SPECIAL, UNUSED_LABELS
 from pipeline.data.index.tar_members import FILES, Member, check_file
 from pipeline.data.index.tar_members import LINKS as LINK_KINDS
 from pipeline.data.index.window import BadContainer, Window
+from pipeline.system.words import printable
 
 SIDECARS = (b".cls", b".json")
 
@@ -156,4 +158,4 @@ def key_of(path: bytes) -> bytes:
 
 
 def _path(member: Member) -> str:
-    return shown_path(member.path)
+    return printable(os.fsdecode(member.path))

@@ -14,15 +14,16 @@ The class of an image is, in this order:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable
 
 from pipeline.data.index.headers import image_size
-from pipeline.data.index.labels import shown_path
 from pipeline.data.index.passed import HIDDEN, LINKS, SPECIAL
 from pipeline.data.index.sidecars import SIDECARS, Sidecars, key_of
 from pipeline.data.index.tar_members import FILES, FOLDER, Member, check_file, members
 from pipeline.data.index.tar_members import LINKS as LINK_KINDS
 from pipeline.data.index.window import Entry, Window, is_image
+from pipeline.system.words import printable
 
 _MOST_DEEP = 4  # archives in archives: ImageNet's has one level
 
@@ -132,7 +133,7 @@ def _bad_image(window: Window, member: Member, reason: str, fix: str) -> Excepti
 
 
 def _shown(member: Member) -> str:
-    return shown_path(member.path)
+    return printable(os.fsdecode(member.path))
 
 
 def _class_of(
@@ -157,7 +158,7 @@ def _class_of(
         fix = "write members as <class>/<file>, or a <key>.cls next to each <key>.jpg"
         raise _bad_image(window, member, "has no class", fix)
     if above != top:
-        where = shown_path(top) or "the top"
+        where = printable(os.fsdecode(top)) or "the top"
         reason = f"does not lie two levels below {where}, as those before it"
         raise _bad_image(window, member, reason, "write members as <class>/<file>")
     return own

@@ -5,12 +5,13 @@ Bounded in memory: of a header's records only those that say where a member lies
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pipeline.data.index.labels import shown_path
 from pipeline.data.index.window import Window, is_number
+from pipeline.system.words import printable
 
 FILES = (b"0", b"\0", b"7")
 """Type flags of plain files."""
@@ -99,7 +100,7 @@ def check_file(window: Window, member: Member, what: str) -> None:
         "a link": "with tar --dereference --hard-dereference",
         "no plain file": "without --sparse",
     }
-    reason = f"the {what} {shown_path(member.path)} is {kind}"
+    reason = f"the {what} {printable(os.fsdecode(member.path))} is {kind}"
     reason += ", not a file" if kind != "no plain file" else ""
     fix_words = f"write the archive again {fix.get(kind, 'without it')}"
     raise window.bad(member.header, reason, fix_words)

@@ -164,6 +164,10 @@ WRONG = {
         lambda archives: archives.val.update({VAL.format(9): archives.val.pop(VAL.format(3))}),
         "has ILSVRC2012_val_00000004.JPEG where image 3 is due",
     ),
+    "a name of two lines": (
+        lambda archives: archives.val.update({"a\nb.JPEG": archives.val.pop(VAL.format(1))}),
+        r"has .*where image 1 is due",
+    ),
     "fewer classes": (
         lambda archives: archives.train.pop(WNIDS[2]),
         "holds 3 archives, but the devkit has 4 classes",
