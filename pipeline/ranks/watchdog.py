@@ -37,6 +37,7 @@ from pipeline.ranks.reports import (
     report_path,
 )
 from pipeline.system.failure import ExitCode, say_error
+from pipeline.system.files import named
 
 if TYPE_CHECKING:
     from pipeline.ranks.world import World
@@ -130,9 +131,10 @@ class Watchdog:
         self._report = os.open(path, flags | os.O_APPEND, 0o666)
         self._pulse = os.open(pulse_path(self._folder, self._rank), flags, 0o666)
         head = f"{self._everyone[self._rank]}; the main thread's stack is the last\n"
-        os.write(self._report, head.encode())
-        os.fsync(self._report)
-        self._write_pulse()  # takes its room while the disk has some
+        with named(path):
+            os.write(self._report, head.encode())
+            os.fsync(self._report)
+            self._write_pulse()  # takes its room while the disk has some
 
     def _write_pulse(self) -> None:
         os.pwrite(self._pulse, b"%020d" % self._pulses, 0)

@@ -95,6 +95,17 @@ def remove_partials(folder: Path, older_than_sec: float = 0.0) -> None:
             log.debug("%s is not removed", left, exc_info=True)
 
 
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Lets an `OSError` of the body name `path`, if it names no file: those of operations on an
+    open descriptor do not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

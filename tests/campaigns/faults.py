@@ -102,8 +102,9 @@ class Faults(Kills):
         self._compare(name, self.whole[variant][0], variant, [what])
 
     def _left(self, run: Path) -> list[str]:
-        """As for `Kills`, but what could not be removed goes an hour later."""
-        return [one for one in super()._left(run) if not one.startswith(".partial")]
+        """As for `Kills`, but what could not be removed goes when the run starts again."""
+        later = (".partial", "stacks/")
+        return [one for one in super()._left(run) if not one.startswith(later)]
 
     def _judge_fault(self, what: str, span: str, code: int | None, text: str) -> None:
         counts = self.record.counts

@@ -13,6 +13,7 @@ from pipeline.system import files
 from pipeline.system.files import (
     content_of,
     locked,
+    named,
     patiently,
     remove_partials,
     replacing,
@@ -218,3 +219,14 @@ def test_a_whole_file_is_read_in_spite_of_hiccups_and_one_that_is_not_there_at_o
     faults += [MemoryError() for _ in range(3)]
     with pytest.raises(OSError, match="Cannot allocate memory"):
         content_of(path, "the file")
+
+
+def test_what_is_refused_of_an_open_file_has_its_name(tmp_path):
+    full = os.open("/dev/full", os.O_WRONLY)
+    with pytest.raises(OSError, match="No space left on device: '.*/a.txt'"), named(
+        tmp_path / "a.txt"
+    ):  # fmt: skip
+        os.write(full, b"a")
+    os.close(full)
+    with pytest.raises(FileNotFoundError, match="/nowhere"), named(tmp_path):
+        os.stat("/nowhere")
