@@ -95,15 +95,16 @@ def first_cause_kept(run: RunFolder, world: World) -> Iterator[None]:
 
 class _IsOf:
     """Lets lines through while no other start has taken the run. Asks its file system at most once
-    in `_ASK_SEC`: often enough, as the run is taken only from a host that was away for longer."""
+    in `_ASK_SEC`: often enough, as the run is taken only from a host that was away for longer. An
+    error, which may be about this very thing, asks anew."""
 
     def __init__(self, run: RunFolder, start: str) -> None:
         self._run, self._start = run, start
         self._answer, self._asked_at = True, -math.inf
 
-    def __call__(self, _record: logging.LogRecord) -> bool:
+    def __call__(self, record: logging.LogRecord) -> bool:
         now = time.monotonic()
-        if now - self._asked_at >= _ASK_SEC:
+        if record.levelno >= logging.ERROR or now - self._asked_at >= _ASK_SEC:
             self._asked_at, self._answer = now, self._run.is_of(self._start)
         return self._answer
 

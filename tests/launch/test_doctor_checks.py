@@ -166,6 +166,7 @@ def test_what_no_job_needs_is_not_asked_for(cluster, name, changed):
 
 def test_data_without_an_index_are_not_called_well(cluster):
     nodes = cluster(1)
+    nodes[0]["data"]["train"]["digest"] = None  # as before the first start
     check = verdict(nodes, "data")
     assert check.status == "warn" and "train 10 classes, not indexed yet" in check.found
     root = nodes[0]["data"]["path"]

@@ -67,7 +67,7 @@ def test_an_engine_that_is_not_installed_is_refused_with_both_ways_out(monkeypat
         (["train", "--launch.doctor=perhaps"], "--launch.doctor perhaps must be true or false"),
         (["train", "--launch.engine=mpi"], "--launch.engine mpi must be one of horovod, torch"),
         (["train", "--launch.interface"], "--launch.interface: expected one argument"),
-        (["train", "--launch.stage="], "--launch.stage '' must be a path or null, and is empty"),
+        (["train", "--launch.stage="], "--launch.stage is empty; it must be a path or null"),
         (["evaluate", "--launch.stage=/scratch"], "--launch.stage=/scratch goes with train only"),
         (["trian"], "launch.slurm runs train, evaluate, prepare, not trian"),
         ([], "launch.slurm runs train, evaluate, prepare, not nothing"),

@@ -109,7 +109,7 @@ def test_the_configuration_chooses_crop_view_and_graph(images, tmp_path):
 
 
 @pytest.mark.parametrize("wrong, message", [
-    ({"dataset": None}, "data.train_crop=padded does not go with data.dataset=None"),
+    ({"dataset": None}, "data.train_crop=padded does not go with data.dataset=null"),
     ({"train_crop": "scale_jitter"}, "data.train_crop=scale_jitter does not go with data.dataset"),
     ({"held_out": 0}, "data.held_out=0 must be at least 1, or null"),
     ({"dataset": None, "train_crop": "scale_jitter", "held_out": 10}, "data.held_out=10 is for"),
