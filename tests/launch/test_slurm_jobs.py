@@ -81,8 +81,10 @@ def test_all_gpus_of_two_nodes_have_one_rank_each(slurm, tmp_path):
 def test_a_gpu_for_each_task_shows_each_rank_its_own(slurm, tmp_path):
     options = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-task=1")
     found, nodes = places(slurm, tmp_path, *options)
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in nodes] == ["0,1", "0,1"]
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in found] == ["0", "1", "0", "1"]
+    # Which two a node gives depends on whether the job before has quite left it.
+    given = [place["CUDA_VISIBLE_DEVICES"].split(",") for place in nodes]
+    assert [len(one) for one in given] == [2, 2]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in found] == [*given[0], *given[1]]
     assert [place["HOROVOD_LOCAL_RANK"] for place in found] == ["0", "1", "0", "1"]
 
 
