@@ -17,7 +17,7 @@ from launch.slurm.allocation import Node, nodes_from_json
 from launch.slurm.binding import bind_near_gpu
 from pipeline.config import ConfigError, require
 from pipeline.ranks.addresses import INTERFACE_OF, addresses_by_interface
-from pipeline.system.failure import ExitCode, say_error
+from pipeline.system.failure import LATER, ExitCode, say_error
 from pipeline.system.launched import Engine, torch_variables
 from pipeline.train.folder import RunFolder
 
@@ -97,9 +97,8 @@ def _refuse(message: str) -> int:
 
 def main(argv: list[str]) -> int:
     """Becomes the program; returns only on an error."""
-    # These may come while the program still loads, and must not kill it. Blocked here, they
-    # are delivered when pipeline/train/feed.py listens.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
+    # These may come while the program still loads, and must not kill it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, LATER)
     try:
         os.environ.update(rank_environment(os.environ, addresses_by_interface()))
     except ConfigError as error:

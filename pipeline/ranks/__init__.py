@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from pipeline.system.failure import heed_signals
 from pipeline.system.launched import launched
 from pipeline.system.machine import end_with_parent, keep_triton_cache_on_this_node
 
@@ -29,6 +30,7 @@ def connect(
     from pipeline.ranks.world import World
 
     started = launched()
+    heed_signals()  # a rank that waits for others must be ended when they do not come
     if started.size > 1 or "SLURM_JOB_ID" in os.environ:  # a home may be shared by nodes
         keep_triton_cache_on_this_node()
     if "TORCHELASTIC_RUN_ID" in os.environ:

@@ -32,6 +32,10 @@ log = logging.getLogger("trainyard")
 STOP_SIGNALS = ("", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGINT", "SIGTERM")
 GO_ON = 0
 _LEAVE = ("SIGHUP", "SIGINT", "SIGTERM")
+LATER = {signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM}
+"""What launch/slurm/rank.py blocks until the program listens (`StopSignal`) or meets the other
+ranks (`heed_signals`). SIGTERM, since srun sends it when the first rank has failed: a rank that
+still loads would die of it, and its code would be the job's in place of the first one's."""
 
 END_SEC = 120.0
 """How long a rank may take to end after its work, as a GPU's driver takes seconds."""
@@ -237,6 +241,11 @@ def _end_for_sure() -> None:
     signal.alarm(math.ceil(END_SEC) + _BEYOND_SEC)
 
 
+def heed_signals() -> None:
+    """Takes the signals that were blocked while the program loaded."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LATER)
+
+
 def _stopped_early(name: str) -> ExitCode:
     """Says on rank 0 that the signal `name` came before there was anything to save."""
     by_launcher = name == "SIGTERM" and launched_size() > 1
@@ -265,6 +274,7 @@ def _say_once(message: str) -> None:
         return
     ended: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: ended.append(number))
+    heed_signals()
     end = time.monotonic() + _SPEECH_SEC + _TURN_SEC * min(rank, 8)
     while not ended and time.monotonic() < end:
         time.sleep(0.05)
@@ -297,8 +307,7 @@ class StopSignal:
             if name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
                 continue  # nohup: the job must outlive its terminal
             self._previous[number] = signal.signal(number, self._remember)
-        # A launcher may block these until there is a handler: launch/slurm/rank.py.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1, signal.SIGUSR2})
+        heed_signals()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,7 +1,14 @@
 """A rank's environment, from srun's variables and the job's nodes."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import jobs
 import pytest
 
 from launch.slurm.allocation import Node
@@ -95,3 +102,29 @@ def test_an_address_that_no_interface_has_asks_for_the_interface():
     with pytest.raises(ConfigError, match="no network interface of node3 has its address 10.9.9.9"):
         choose_interface(lost, None, INTERFACES)
     assert choose_interface(lost, "eth0", INTERFACES) == "eth0"
+
+
+def blocks_sigterm(pid: int) -> bool:
+    """Whether the process holds SIGTERM back at present."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (mask,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigBlk"))
+    return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_still_loads_when_another_has_failed_ends_with_its_own_code(rank):
+    """srun ends all by SIGTERM when the first rank has failed, and returns the highest code."""
+    nodes = [{"name": "node1", "address": "127.0.0.1", "ranks": 2, "gpus": 0}]
+    env = os.environ | srun(rank, rank, "node1") | {NODES: json.dumps(nodes)}
+    command = [sys.executable, "-m", "launch.slurm.rank", "pipeline.evaluate"]
+    job = subprocess.Popen(
+        [*command, "--checkpoint", "none.pt"], cwd=jobs.REPOSITORY, env=env, text=True,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    while job.poll() is None and not blocks_sigterm(job.pid):
+        time.sleep(0.001)
+    assert job.poll() is None, "it never held SIGTERM back"
+    job.send_signal(signal.SIGTERM)
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == 2, said
+    assert ("error: --checkpoint none.pt does not exist" in said) == (rank == 0)
