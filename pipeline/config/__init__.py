@@ -27,8 +27,8 @@ from pipeline.config.training import ModelConfig, OptimConfig, ScheduleConfig
 
 __all__ = [
     "Config", "ConfigError", "DataConfig", "ModelConfig", "OptimConfig", "RunConfig",
-    "ScheduleConfig", "names_for", "names_of", "require", "setting_names", "setting_types",
-    "settings",
+    "ScheduleConfig", "later_defaults", "names_for", "names_of", "plain", "require",
+    "setting_names", "setting_types", "settings",
 ]  # fmt: skip
 
 
@@ -71,7 +71,7 @@ class Config:
         """Writes the resolved configuration; `--config` reads it back to an equal object."""
         import yaml  # only here: a machine that only measures a GPU may not have it
 
-        return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False)
+        return yaml.safe_dump(plain(dataclasses.asdict(self)), sort_keys=False)
 
     def get(self, name: str) -> Any:
         """The value of the setting `part.name`."""
@@ -79,11 +79,11 @@ class Config:
         return getattr(getattr(self, part), rest) if rest else getattr(self, part)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value with tuples as lists, which YAML has."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 @cache
@@ -124,6 +124,14 @@ def setting_names() -> list[str]:
 def names_of(*kinds: Kind) -> list[str]:
     """The settings of these kinds as `part.name`, in order."""
     return [name for name, said in settings().items() if said.kind in kinds]
+
+
+@cache
+def later_defaults() -> Mapping[str, Any]:
+    """What a checkpoint that does not name a setting was trained with: the defaults, as YAML has
+    them, of those that a run is held to and that came later (`Setting.later`)."""
+    names = [name for name in names_of("identity", "kept") if settings()[name].later]
+    return {name: plain(Config().get(name)) for name in names}
 
 
 def names_for(command: Command) -> list[str]:

@@ -105,6 +105,9 @@ class Setting:
     in_table: bool = False
     """Whether TensorBoard's table of hyperparameters has it; it has those of the network and
     those in `asked` anyway."""
+    later: bool = False
+    """Whether checkpoints were written before it existed; one that does not name it has its
+    default, and none names it at its default."""
 
 
 _KEY = "setting"
@@ -113,14 +116,14 @@ _KEY = "setting"
 def setting(
     default: T, kind: Kind, commands: tuple[Command, ...] = (), *, limits: str | None = None,
     of_view: bool = False, of_network: bool = False, asked: int | None = None,
-    in_table: bool = False,
+    in_table: bool = False, later: bool = False,
 ) -> T:  # fmt: skip
     """A field of a configuration's dataclass that says what it is, as `Setting` has it.
 
     Raises `ValueError` if `limits` are not as `Limits.of` reads them.
     """
     parsed = None if limits is None else Limits.of(limits)
-    said = Setting(kind, commands, parsed, of_view, of_network, asked, in_table)
+    said = Setting(kind, commands, parsed, of_view, of_network, asked, in_table, later)
     # `field` gives a Field, of which the dataclass makes the default: the type is right for both.
     found: T = dataclasses.field(default=default, metadata={_KEY: said})
     return found

@@ -24,7 +24,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from pipeline.config import Config
+from pipeline.config import Config, later_defaults
 from pipeline.config.reading import config_of, overrides
 from pipeline.data.normalisation import Normalisation
 from pipeline.model.resnet import make_model
@@ -306,10 +306,11 @@ def require_same_run(path: Path, stored: Mapping[str, Any], wanted: Mapping[str,
             f"checkpoint {path} holds weights imported from {stored['weights from']}, so it "
             "resumes no training; give it to pipeline.evaluate or pipeline.predict"
         )
+    there = {**later_defaults(), **stored}
     differences = [
-        f"{name}: {_short(stored.get(name))} in the checkpoint, {_short(value)} now"
+        f"{name}: {_short(there.get(name))} in the checkpoint, {_short(value)} now"
         for name, value in wanted.items()
-        if stored.get(name) != value
+        if there.get(name) != value
     ]
     if differences:
         raise ValueError(

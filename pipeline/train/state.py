@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import Config, names_of
+from pipeline.config import Config, later_defaults, names_of, plain
 from pipeline.config.idle import idle_settings
 from pipeline.data.normalisation import IMAGENET, Normalisation
 from pipeline.data.order import SCHEME_VERSION
@@ -42,9 +42,11 @@ def fingerprint(
     facts: dict[str, Any] = {"random_scheme": SCHEME_VERSION}
     facts |= {f"data hash of {split}": digest for split, digest in data_hashes.items()}
     facts["means and deviations"] = normalisation.digest
+    later = later_defaults()
     for name in names_of("identity", "kept"):
-        value = config.get(name)
-        facts[name] = list(value) if isinstance(value, tuple) else value
+        value = plain(config.get(name))
+        if name not in later or value != later[name]:
+            facts[name] = value
     # A plain network has the parameters of a residual one with shortcuts A.
     return facts | {f"model.{name}": value for name, value in network_facts(config.model).items()}
 
@@ -55,7 +57,8 @@ def compared(facts: dict[str, Any], config: Config) -> dict[str, Any]:
     The checkpoint itself stores all, so that an error can always name both values.
     """
     idle = idle_settings(config.values())
-    return {name: value for name, value in facts.items() if name not in idle}
+    every = {**later_defaults(), **facts}
+    return {name: value for name, value in every.items() if name not in idle}
 
 
 def choose_sums(config: Config, device: torch.device) -> Sums:
