@@ -18,12 +18,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
+import io
 import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -203,13 +205,15 @@ def _unpacked_sdist(scratch: Path) -> Path:
             f"pip could not download the source of Horovod {HOROVOD}: its message is above."
         )
     (archive,) = scratch.glob("horovod-*.tar.gz")
-    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    content = archive.read_bytes()  # read once: what is checked is what is unpacked
+    digest = hashlib.sha256(content).hexdigest()
     if digest != SDIST_SHA256:
         raise BuildError(
             f"the source of Horovod {HOROVOD} that pip downloaded has sha256 {digest}, but the "
             f"release has {SDIST_SHA256}."
         )
-    shutil.unpack_archive(archive, scratch)
+    with tarfile.open(fileobj=io.BytesIO(content)) as unpacked:
+        unpacked.extractall(scratch, filter="data")
     return scratch / f"horovod-{HOROVOD}"
 
 
