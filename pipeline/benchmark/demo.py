@@ -88,7 +88,7 @@ class Call(ABC):
 
     def __init__(self, options: DemoOptions, data: Path, folder: Path, engine: Engine) -> None:
         self._options, self._data, self._folder, self._engine = options, data, folder, engine
-        self._config = config_of(read_yaml(Path(options.config)))
+        self._config = config_of(read_yaml(options.training))
         _require_plain(self._config, options)
         self._calls = 0
 
@@ -135,7 +135,7 @@ class DemoCall(Call):
     def _command(self, config: Config, place: Path, seed: int) -> list[str]:
         drops = list(config.schedule.drop_epochs or ())
         settings = {
-            "config": self._options.config,
+            "config": self._options.training,
             "data.root": self._data.resolve(),
             "data.local_batch_size": config.data.global_batch_size // self._options.ranks,
             "schedule.epochs": config.schedule.epochs,
@@ -224,13 +224,13 @@ def _require_plain(config: Config, options: DemoOptions) -> None:
     ):
         if value != known:
             raise ConfigError(
-                f"--config={options.config} has {name}={value}, and the plain script knows only "
+                f"--config={options.training} has {name}={value}, and the plain script knows only "
                 f"{known}; choose another configuration"
             )
     require(
         data.global_batch_size % options.ranks == 0,
         f"--ranks={options.ranks} must divide data.global_batch_size={data.global_batch_size} of "
-        f"--config={options.config}",
+        f"--config={options.training}",
     )
 
 

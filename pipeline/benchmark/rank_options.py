@@ -6,6 +6,7 @@ Imports nothing heavy, as `options.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from pipeline.benchmark.options import (
@@ -107,8 +108,8 @@ class DemoOptions:
     """Whole calls of pipeline.train on CPUs against a plain script of DataLoader and
     DistributedDataParallel: img/s, seconds, top-1. A call takes minutes."""
 
-    config: PathText = str(CONFIGS / "demo.yaml")
-    """YAML of the training."""
+    config: PathText | None = None
+    """YAML of the training; null: configs/demo.yaml."""
     data: PathText | None = None
     """Folder with train/<class>/<image> and val; null: the images of `prepare demo` are drawn."""
     engines: str | None = None
@@ -123,6 +124,11 @@ class DemoOptions:
     """Calls of each side, in turn, each with another seed; one of a single epoch comes before."""
     workers: int = 1
     """Processes of the script's DataLoader on each rank; 0: none, images are made between steps."""
+
+    @property
+    def training(self) -> Path:
+        """The YAML of the training."""
+        return CONFIGS / "demo.yaml" if self.config is None else Path(self.config)
 
     def __post_init__(self) -> None:
         at_least_one(self, "--", "rounds")

@@ -15,6 +15,17 @@ UNUSED_LABELS = "label files without an image"
 UNUSED_LINES = "lines of .lst files without a record"
 LINKS = "links inside archives"
 
+_OF_ONE = {
+    HIDDEN: "name that begins with a dot",
+    NESTED: "folder inside class folders",
+    LOOSE: "image outside class folders and containers",
+    TO_NOWHERE: "link to nothing",
+    SPECIAL: "special file (FIFO, socket, device)",
+    UNUSED_LABELS: "label file without an image",
+    UNUSED_LINES: "line of .lst files without a record",
+    LINKS: "link inside archives",
+}
+
 # Behind these there may be images, or a class, that somebody meant to train on.
 _MISSED = {NESTED, LOOSE, TO_NOWHERE, SPECIAL, UNUSED_LABELS, UNUSED_LINES}
 _PICTURES = re.compile(
@@ -57,11 +68,11 @@ class Passed:
         return sorted(rows, key=lambda row: (-row[1], row[0]))
 
     def words(self) -> str:
-        """Return "2 .gif files (the first a/1.gif), 1 links to nothing (the first b)"."""
+        """Return "2 .gif files (the first a/1.gif), 1 link to nothing (the first b)"."""
         rows = self.rows()
         # What may be missed is named however many notes lie around it.
         shown = sorted(rows, key=lambda row: not _is_missed(row[0]))[:_REASONS_SHOWN]
-        words = [f"{count} {reason} (the first {first})" for reason, count, first in shown]
+        words = [f"{_counted(count, reason)} (the first {first})" for reason, count, first in shown]
         rest = sum(count for _, count, _ in rows) - sum(count for _, count, _ in shown)
         return ", ".join([*words, *([f"{rest} others"] if rest else [])])
 
@@ -76,3 +87,9 @@ def _is_missed(reason: str) -> bool:
         reason in _MISSED
         or _PICTURES.search(os.fsencode(reason.removesuffix(" files"))) is not None
     )
+
+
+def _counted(count: int, reason: str) -> str:
+    """How many, in words; a reason is in the plural."""
+    one = _OF_ONE.get(reason, reason.removesuffix("s"))
+    return f"{count} {one if count == 1 else reason}"

@@ -258,7 +258,7 @@ NO_IMAGES = r"/val holds no images \(.jpeg .*set data.root"
         (["val/a/notes.txt", "val/b/notes.txt"], NO_IMAGES),
         (
             ["val/a/1.jpg", "val/b/notes.txt"],
-            r"1 class folder\(s\) of .* hold no images: b, only 1 .txt files .*; fill",
+            r"1 class folder\(s\) of .* hold no images: b, only 1 .txt file .*; fill",
         ),
     ],
 )
@@ -273,7 +273,7 @@ def test_images_next_to_the_class_folders_are_reported(root, caplog):
     add_image(root / "train" / "stray.jpg")
     assert len(open_manifest(root, "train")) == 5
     assert (
-        f"{root}/train: not used are 1 images outside class folders and containers (the first "
+        f"{root}/train: not used are 1 image outside class folders and containers (the first "
         "stray.jpg)"
     ) in caplog.text
 

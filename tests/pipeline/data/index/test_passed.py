@@ -42,10 +42,10 @@ def test_what_lies_in_and_beside_class_folders_is_told_by_scan_and_cache(tmp_pat
     said = [
         (
             "WARNING",
-            "2 .gif files (the first a/2.gif), 1 folders inside class folders (the first a/sub), "
-            "1 images outside class folders and containers (the first stray.png), 1 links to "
-            "nothing (the first n02), 1 special files (FIFOs, sockets, devices) (the first pipe), "
-            "1 .md files (the first readme.md), 3 others",
+            "2 .gif files (the first a/2.gif), 1 folder inside class folders (the first a/sub), "
+            "1 image outside class folders and containers (the first stray.png), 1 link to "
+            "nothing (the first n02), 1 special file (FIFO, socket, device) (the first pipe), "
+            "1 .md file (the first readme.md), 3 others",
         )
     ]
     assert told(caplog, tmp_path) == said
@@ -58,9 +58,7 @@ def test_what_lies_in_and_beside_class_folders_is_told_by_scan_and_cache(tmp_pat
 def test_notes_and_hidden_names_are_told_without_a_warning(tmp_path, caplog):
     for name in ("a/1.jpg", "a/notes.txt", "a/.DS_Store", ".hidden/x"):
         write(tmp_path / "train" / name, IMAGE)
-    words = (
-        "2 names that begin with a dot (the first .hidden), 1 .txt files (the first a/notes.txt)"
-    )
+    words = "2 names that begin with a dot (the first .hidden), 1 .txt file (the first a/notes.txt)"
     assert told(caplog, tmp_path) == [("INFO", words)]
     assert told(caplog, tmp_path) == [("INFO", words)]
 
@@ -76,7 +74,7 @@ def test_what_lies_in_archives_is_told(tmp_path, caplog):
     ]  # fmt: skip
     write(tmp_path / "train/x.tar", tar_of(members))
     words = (
-        "1 .gif files (the first a/2.gif), 1 .txt files (the first a/notes.txt), 1 links inside "
+        "1 .gif file (the first a/2.gif), 1 .txt file (the first a/notes.txt), 1 link inside "
         "archives (the first a/l.txt)"
     )
     assert told(caplog, tmp_path) == told(caplog, tmp_path) == [("WARNING", words)]
@@ -86,14 +84,14 @@ def test_labels_without_an_image_and_lines_without_a_record_are_told(tmp_path, c
     members = [("1.cls", b"a"), ("1.jpg", IMAGE), ("2.cls", b"b"), ("2.gif", IMAGE)]
     write(tmp_path / "train/x.tar", tar_of(members))
     ((level, words),) = told(caplog, tmp_path)
-    assert level == "WARNING" and "1 label files without an image (the first 2.cls)" in words
+    assert level == "WARNING" and "1 label file without an image (the first 2.cls)" in words
     write(tmp_path / "val/x.rec", recordio_of([image_record(0, IMAGE, 1)]))
     write(tmp_path / "val/x.lst", b"1\t0\ta/1.jpg\n2\t0\ta/2.jpg\n")
     write(tmp_path / "val/other.lst", b"")
     ((level, words),) = told(caplog, tmp_path, "val")
     assert level == "WARNING"
-    assert "1 lines of .lst files without a record (the first a/2.jpg)" in words
-    assert "1 .lst files (the first other.lst)" in words  # of no container here
+    assert "1 line of .lst files without a record (the first a/2.jpg)" in words
+    assert "1 .lst file (the first other.lst)" in words  # of no container here
 
 
 def test_what_belongs_to_containers_is_nothing_passed_over(tmp_path, caplog):
@@ -128,8 +126,8 @@ def test_jpegs_by_their_other_names_are_taken_and_decode(tmp_path, name, caplog)
     ("files", "words"),
     [
         (["train/a/b/1.jpg", "train/a/c/1.jpg"], "only 2 folders inside class folders .*a/b"),
-        (["train/a/1.gif"], "only 1 .gif files .the first a/1.gif"),
-        (["train/1.zip", "train/readme"], "only 1 .zip files .the first 1.zip., 1 other files"),
+        (["train/a/1.gif"], "only 1 .gif file .the first a/1.gif"),
+        (["train/1.zip", "train/readme"], "only 1 .zip file .the first 1.zip., 1 other file"),
     ],
 )
 def test_a_folder_without_images_says_what_lies_there_instead(tmp_path, files, words):
@@ -142,7 +140,7 @@ def test_a_folder_without_images_says_what_lies_there_instead(tmp_path, files, w
 def test_dangling_class_folders_alone_are_named(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "n01").symlink_to("nowhere")
-    with pytest.raises(ValueError, match="holds no images .*, only 1 links to nothing .*n01"):
+    with pytest.raises(ValueError, match="holds no images .*, only 1 link to nothing .*n01"):
         open_manifest(tmp_path, "train")
 
 
