@@ -211,13 +211,16 @@ def _data(options: DemoOptions, folder: Path) -> Path:
 
 def _require_plain(config: Config, options: DemoOptions) -> None:
     """Raises `ConfigError` unless the script can train as `config` says."""
-    data, schedule = config.data, config.schedule
+    data, optim, schedule = config.data, config.optim, config.schedule
     for name, value, known in (
         ("data.dataset", data.dataset, None),
         ("data.train_crop", data.train_crop, "random_resized_crop"),
         ("data.flip", data.flip, True),
         ("data.color_std", data.color_std, None),
         ("data.mean", data.mean, "imagenet"),
+        ("optim.optimizer", optim.optimizer, "sgd"),
+        ("optim.nesterov", optim.nesterov, False),
+        ("optim.clip_norm", optim.clip_norm, None),
         ("schedule.rule", schedule.rule, "steps"),
         ("schedule.steps", schedule.steps, None),
         ("schedule.drop_steps", schedule.drop_steps, None),

@@ -34,7 +34,7 @@ from pipeline.system.failure import StopSignal
 from pipeline.train.feed import Feed
 from pipeline.train.folder import RunFolder
 from pipeline.train.monitor.monitor import RunMonitor
-from pipeline.train.optimizer import build_optimizer
+from pipeline.train.optimizer import Update, build_optimizer
 from pipeline.train.phases import PHASES, Phase, Phases
 from pipeline.train.precision import Mode
 from pipeline.train.trainer import Trainer
@@ -241,6 +241,11 @@ def _bare(
     """The plainest loop, with the training's own kind of optimizer."""
     optim, lr = training.trainer.config.optim, training.trainer.lr(0)
     optimizer = build_optimizer(
-        model, lr, optim.momentum, optim.weight_decay, optim.decay_norm_and_bias
+        model,
+        lr,
+        optim.momentum,
+        optim.weight_decay,
+        optim.decay_norm_and_bias,
+        Update.of(optim),
     )
     return PlainTraining(model, optimizer, amp, batches)

@@ -31,6 +31,8 @@ __all__ = [
     "setting_names", "setting_types", "settings",
 ]  # fmt: skip
 
+_LEAST_FP32 = 2.0**-126  # the least that is held with full precision
+
 
 @dataclass(frozen=True)
 class Config:
@@ -60,8 +62,24 @@ class Config:
             "way between ranks, and run.sums=fixed promises the same bits on any number of them; "
             "set it to none, or run.sums=auto",
         )
+        self._check_smallest_rate()
         if self.profile is not None:
             profiled_steps(self.profile)
+
+    def _check_smallest_rate(self) -> None:
+        """LARS and LAMB came with this check; SGD's runs of before are free to have such drops,
+        which hardly ever come."""
+        optim, schedule = self.optim, self.schedule
+        if optim.optimizer == "sgd" or schedule.rule != "plateau":
+            return
+        own = optim.trust_coefficient if optim.optimizer == "lars" else 1.0
+        peak = optim.base_lr * self.data.global_batch_size / 256 * own
+        require(
+            peak * 0.1**schedule.max_drops >= _LEAST_FP32,
+            f"schedule.max_drops={schedule.max_drops} of schedule.rule=plateau lets the step of "
+            f"optim.optimizer={optim.optimizer} fall below what fp32 holds, {_LEAST_FP32:.3g}, to "
+            "nothing; lower schedule.max_drops",
+        )
 
     def values(self) -> dict[str, Any]:
         """Every setting by `part.name`."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.config.setting import shown
-from pipeline.config.training import has_bottlenecks
+from pipeline.config.training import CURVES, has_bottlenecks
 
 _OF_CROP = {
     "random_resized_crop": ("data.area",),
@@ -18,6 +18,7 @@ _OF_CROP = {
     "padded": ("data.padding",),
 }
 _OF_PLATEAU = ("schedule.patience", "schedule.min_improvement")
+_OF_OPTIMIZER = {"optim.trust_coefficient": "lars", "optim.beta2": "lamb"}
 
 
 def idle_settings(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -26,7 +27,7 @@ def idle_settings(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     `settings` are all of a configuration by `part.name`. What makes a setting idle is never free to
     change during a run, so that it is idle for the whole of it (`train.state.fingerprint`).
     """
-    crop, rule = settings["data.train_crop"], settings["schedule.rule"]
+    crop = settings["data.train_crop"]
     idle: dict[str, tuple[str, ...]] = {}
     for other, names in _OF_CROP.items():
         if other != crop:
@@ -35,16 +36,31 @@ def idle_settings(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
         idle["data.val_resize"] = ("data.train_crop",)
     if not has_bottlenecks(settings["model.family"], settings["model.depth"]):
         idle["model.variant"] = ("model.family", "model.depth")
-    if rule == "plateau":
-        idle["schedule.drop_epochs"] = ("schedule.rule",)
-        if settings["schedule.max_drops"] == 0:
-            idle |= dict.fromkeys(_OF_PLATEAU, ("schedule.max_drops",))
-    else:
-        idle |= dict.fromkeys((*_OF_PLATEAU, "schedule.max_drops"), ("schedule.rule",))
+    idle |= _of_rates(settings)
     if settings["schedule.warmup_epochs"] == 0 and settings["schedule.warmup_until_error"] is None:
         idle["schedule.warmup_start_factor"] = ("schedule.warmup_epochs",)
     if settings["optim.weight_decay"] == 0:
         idle["optim.decay_norm_and_bias"] = ("optim.weight_decay",)
+    for name, optimizer in _OF_OPTIMIZER.items():
+        if settings["optim.optimizer"] != optimizer:
+            idle[name] = ("optim.optimizer",)
+    return idle
+
+
+def _of_rates(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The idle ones of the rule by which the learning rate falls."""
+    rule, names = settings["schedule.rule"], []
+    if rule != "steps":
+        names.append("schedule.drop_epochs")
+    if rule != "plateau":
+        names += [*_OF_PLATEAU, "schedule.max_drops"]
+    if rule not in CURVES:
+        names.append("schedule.end_factor")
+    if rule != "polynomial":
+        names.append("schedule.power")
+    idle: dict[str, tuple[str, ...]] = dict.fromkeys(names, ("schedule.rule",))
+    if rule == "plateau" and settings["schedule.max_drops"] == 0:
+        idle |= dict.fromkeys(_OF_PLATEAU, ("schedule.max_drops",))
     return idle
 
 

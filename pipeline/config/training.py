@@ -11,6 +11,12 @@ Family = Literal["imagenet", "cifar"]
 Shortcut = Literal["A", "B", "C"]
 Variant = Literal["v1", "v1.5"]
 
+CURVES = ("cosine", "polynomial")
+"""The values of schedule.rule with which the rate falls over the whole run, so that the run's
+length is part of what is trained."""
+LENGTH = ("schedule.epochs", "schedule.steps")
+"""The settings that are the run's length."""
+
 
 def has_bottlenecks(family: Family, depth: int) -> bool:
     """Whether blocks are of three layers, for which alone v1 and v1.5 differ."""
@@ -95,16 +101,29 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """SGD, the loss and the arithmetic."""
+    """The optimizer, the loss and the arithmetic."""
 
     base_lr: float = setting(0.1, "identity", asked=1, limits="(0, inf)")
     """Learning rate per global batch of 256; the peak in force is base_lr * global batch / 256."""
     momentum: float = setting(0.9, "identity", in_table=True, limits="[0, 1)")
-    """Momentum, in PyTorch's convention."""
+    """Momentum, in PyTorch's convention; for lamb its first beta."""
     weight_decay: float = setting(1e-4, "identity", in_table=True, limits="[0, inf)")
-    """L2 penalty."""
+    """L2 penalty; for lamb what is added to the step instead."""
     decay_norm_and_bias: bool = setting(False, "identity")
     """Decay BN scales, BN shifts and biases too, as the paper does."""
+    optimizer: Literal["sgd", "lars", "lamb"] = setting("sgd", "identity", later=True)
+    """sgd: with momentum, as in the paper; lars, lamb: for large batches, each layer's step scaled
+    by the norm of its weights (You et al. 2017 and 2020), where there is weight decay."""
+    nesterov: bool = setting(False, "identity", later=True)
+    """sgd, lars: Nesterov's momentum in place of the plain one."""
+    trust_coefficient: float = setting(0.001, "identity", limits="(0, inf)", later=True)
+    """lars: how far a layer may step, as a share of the norm of its weights, at a learning rate of
+    1."""
+    beta2: float = setting(0.999, "identity", limits="(0, 1)", later=True)
+    """lamb: share of the second moment kept at each step."""
+    clip_norm: float | None = setting(None, "identity", limits="(0, inf)", later=True)
+    """The most that the L2 norm of all gradients together may be in an update; larger ones are
+    scaled down to it. null: no limit."""
     label_smoothing: float = setting(0.0, "identity", in_table=True, limits="[0, 1)")
     """Probability mass spread evenly over all classes."""
     amp: Literal["off", "tf32", "bf16", "fp16"] = setting(
@@ -119,6 +138,32 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         check_limits(self, "optim.")
+        self._check_optimizer()
+
+    def _check_optimizer(self) -> None:
+        kind = self.optimizer
+        require(
+            not self.nesterov or kind != "lamb",
+            "optim.nesterov=true is not for optim.optimizer=lamb; set it to false, or "
+            "optim.optimizer to sgd or lars",
+        )
+        require(
+            not self.nesterov or self.momentum > 0,
+            f"optim.nesterov=true needs momentum and optim.momentum is {self.momentum}; set "
+            "optim.momentum above 0, or optim.nesterov=false",
+        )
+        for name, owner in (("trust_coefficient", "lars"), ("beta2", "lamb")):
+            value, default = getattr(self, name), getattr(OptimConfig, name)
+            require(
+                value == default or kind == owner,
+                f"optim.{name}={value} has an effect with optim.optimizer={owner} alone and that "
+                f"is {kind}; leave it at {default}, or set optim.optimizer={owner}",
+            )
+        require(
+            kind == "sgd" or self.weight_decay > 0,
+            f"optim.optimizer={kind} scales the steps of weights that decay, and optim.weight_decay"
+            f" is {self.weight_decay}; set it above 0, or optim.optimizer=sgd",
+        )
 
 
 @dataclass(frozen=True)
@@ -138,8 +183,16 @@ class ScheduleConfig:
     """A constant warm-up at warmup_start_factor of the peak that ends when the training error of a
     window of 100 steps falls below this fraction (0.8 for the paper's 110 layers on CIFAR-10);
     null: the warm-up is warmup_epochs."""
-    rule: Literal["steps", "plateau"] = setting("steps", "identity", in_table=True)
-    """Drop by 10 at given epochs, or when the validation error stops falling (the paper)."""
+    rule: Literal["steps", "plateau", "cosine", "polynomial"] = setting(
+        "steps", "identity", in_table=True
+    )
+    """Drop by 10 at given epochs (steps), or when the validation error stops falling (plateau, the
+    paper); or fall from the end of the warm-up to the end of the run, as half a cosine or as a
+    power of what is left of it, so that the length cannot change once the run has begun."""
+    end_factor: float = setting(0.0, "identity", limits="[0, 1)", later=True)
+    """cosine, polynomial: share of the peak learning rate at the end of the run."""
+    power: float = setting(1.0, "identity", limits="(0, inf)", later=True)
+    """polynomial: the exponent; 1: a straight line."""
     drop_epochs: tuple[float, ...] | None = setting((30.0, 60.0, 80.0), "identity")
     """steps: where the learning rate is divided by 10; null: drop_steps has it."""
     drop_steps: tuple[int, ...] | None = setting(None, "identity")

@@ -25,7 +25,9 @@ import yaml
 from torch import Tensor, nn
 
 from pipeline.config import Config, later_defaults
+from pipeline.config.idle import idle_settings
 from pipeline.config.reading import config_of, overrides
+from pipeline.config.training import LENGTH
 from pipeline.data.normalisation import Normalisation
 from pipeline.model.resnet import make_model
 from pipeline.system.failure import TrainingError
@@ -306,18 +308,42 @@ def require_same_run(path: Path, stored: Mapping[str, Any], wanted: Mapping[str,
             f"checkpoint {path} holds weights imported from {stored['weights from']}, so it "
             "resumes no training; give it to pipeline.evaluate or pipeline.predict"
         )
-    there = {**later_defaults(), **stored}
-    differences = [
-        f"{name}: {_short(there.get(name))} in the checkpoint, {_short(value)} now"
-        for name, value in wanted.items()
-        if there.get(name) != value
-    ]
+    there, now = {**later_defaults(), **stored}, {**_given_up(stored, wanted), **wanted}
+    differences = {
+        name: f"{name}: {_told(there, name)} in the checkpoint, {_told(now, name)} now"
+        for name, value in now.items()
+        # A rule under which the length is free stored none, and is itself another.
+        if there.get(name) != value and not (name in LENGTH and name not in there)
+    }
     if differences:
         raise ValueError(
-            f"checkpoint {path} belongs to another run ({'; '.join(differences)}); set these back, "
-            "or choose another run.name"
+            f"checkpoint {path} belongs to another run ({'; '.join(differences.values())}); set "
+            f"these back, or choose another run.name{_why_length(differences, wanted)}"
         )
 
 
-def _short(value: Any) -> str:
-    return "(not stored)" if value is None else str(value)
+def _given_up(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of settings that the run of `stored` had at another value and with an effect,
+    and that `wanted` does not name, as it does none that came later and has its default."""
+    defaults = later_defaults()
+    changed = [name for name in stored if name in defaults and name not in wanted]
+    if not changed:
+        return {}
+    idle = idle_settings({**Config().values(), **defaults, **stored})
+    return {name: defaults[name] for name in changed if name not in idle}
+
+
+def _why_length(differences: Mapping[str, str], wanted: Mapping[str, Any]) -> str:
+    """Why another length is another run, where it is one of the `differences`."""
+    if not differences.keys() & set(LENGTH):
+        return ""
+    return (
+        f"; with schedule.rule={wanted['schedule.rule']} the rate of every step depends on the "
+        "length, so that a run cannot be prolonged or shortened once it has begun"
+    )
+
+
+def _told(facts: Mapping[str, Any], name: str) -> str:
+    if name not in facts:
+        return "(not stored)"
+    return "null" if facts[name] is None else str(facts[name])

@@ -1,36 +1,62 @@
-"""SGD with its parameter groups, and norms of gradients and weights by stage of the network."""
+"""The optimizers with their parameter groups and their state, clipping, and norms of gradients and
+weights by stage of the network."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from pipeline.config import OptimConfig
+from pipeline.train.layerwise import MOMENTUM, SECOND_MOMENT, Lamb, Lars
+
+
+class Update(NamedTuple):
+    """Which optimizer it is, and what no other has; the settings of these names say more."""
+
+    optimizer: str = "sgd"
+    nesterov: bool = False
+    trust_coefficient: float = 0.001
+    beta2: float = 0.999
+
+    @classmethod
+    def of(cls, optim: OptimConfig) -> Update:
+        """That of a configuration."""
+        return cls(*(getattr(optim, name) for name in cls._fields))
+
+
+SGD = Update()
+
 
 def build_optimizer(
-    model: nn.Module, lr: float, momentum: float, weight_decay: float, decay_norm_and_bias: bool
-) -> torch.optim.SGD:
-    """Builds SGD over two groups, named by their key `name`: "weights" and "norm_and_bias".
+    model: nn.Module, lr: float, momentum: float, weight_decay: float, decay_norm_and_bias: bool,
+    update: Update = SGD,
+) -> torch.optim.Optimizer:  # fmt: skip
+    """Builds the optimizer over two groups, named by their key `name`: "weights" and
+    "norm_and_bias".
 
     The paper decays every parameter (section 3.4); Goyal et al. 2017, section 5.1, do not decay
     BN's. The groups are the same two in both cases, so a checkpoint's layout does not depend on
     it. `param_names` holds each group's parameter names as `model.named_parameters()` gives them.
 
-    Momentum is PyTorch's: v = momentum * v + g; w = w - lr * v. Caffe's, which the paper ran
-    with, has lr inside: v = momentum * v - lr * g; w = w + v. They agree while lr is constant; at
-    a drop PyTorch's takes effect on the whole velocity at once, which is what Goyal et al. 2017,
-    section 3, restore in the other by "momentum correction". Weight decay is part of g in both.
+    Momentum is PyTorch's, also for LARS: v = momentum * v + g; w = w - lr * v. Caffe's, which the
+    paper ran with, has lr inside: v = momentum * v - lr * g; w = w + v. They agree while lr is
+    constant; at a drop PyTorch's takes effect on the whole velocity at once, which is what Goyal et
+    al. 2017, section 3, restore in the other by "momentum correction". Weight decay is part of g in
+    both.
 
     Args:
         model: on its final device.
         lr: of the first step; see `set_lr`.
-        momentum: share of the velocity kept.
-        weight_decay: L2 penalty of the group "weights".
+        momentum: share of the velocity kept, in LAMB of the first moment.
+        weight_decay: L2 penalty of the group "weights"; in LAMB added to the step instead.
         decay_norm_and_bias: whether the other group (BN's scales and shifts, biases) has it too.
+        update: which optimizer.
     """
     named = list(model.named_parameters())
     # Only BN's scale and shift and biases have one dimension.
@@ -41,14 +67,93 @@ def build_optimizer(
         {"name": "weights", "params": weights, "weight_decay": weight_decay},
         {"name": "norm_and_bias", "params": norm_and_bias, "weight_decay": other_decay},
     ]
-    on_cuda = all(parameter.is_cuda for _, parameter in named)
-    optimizer = _Sgd(groups, lr=lr, momentum=momentum, fused=True if on_cuda else None)
-    if momentum > 0:
-        # SGD would make its buffers in the first step. The fused one (2.13) leaves them
-        # uninitialised when loss scaling skips that step, and the next would use what is in them.
+    optimizer: torch.optim.Optimizer
+    if update.optimizer == "lars":
+        optimizer = Lars(groups, lr, momentum, update.nesterov, update.trust_coefficient)
+    elif update.optimizer == "lamb":
+        optimizer = Lamb(groups, lr, momentum, update.beta2)
+    else:
+        fused = True if all(parameter.is_cuda for _, parameter in named) else None
+        optimizer = _Sgd(groups, lr=lr, momentum=momentum, nesterov=update.nesterov, fused=fused)
+    # SGD would make its buffers in the first step. The fused one (2.13) leaves them
+    # uninitialised when loss scaling skips that step, and the next would use what is in them.
+    for key in _state_keys(optimizer, momentum):
         for _, parameter in named:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            optimizer.state[parameter][key] = torch.zeros_like(parameter)
     return optimizer
+
+
+def _state_keys(optimizer: torch.optim.Optimizer, momentum: float) -> tuple[str, ...]:
+    if isinstance(optimizer, Lamb):
+        return (MOMENTUM, SECOND_MOMENT)
+    return (MOMENTUM,) if momentum > 0 else ()
+
+
+def take_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
+    """The part of a checkpoint that is the optimizer's: `momentum` by parameter name, on the CPU,
+    strides kept; of LAMB also `lamb`, which has the second moments and how often it has stepped. A
+    host sync.
+
+    Not `optimizer.state_dict()`: that also holds settings (fused, foreach) which belong to the
+    machine, and which loading would carry over to another.
+    """
+    found: dict[str, Any] = {"momentum": _named(optimizer, model, MOMENTUM)}
+    if isinstance(optimizer, Lamb):
+        second = _named(optimizer, model, SECOND_MOMENT)
+        found["lamb"] = {"second_moment": second, "updates": int(optimizer.updates)}
+    return found
+
+
+def restore_state(
+    optimizer: torch.optim.Optimizer, model: nn.Module, content: Mapping[str, Any]
+) -> None:
+    """Brings back what `take_state` returned in `content`, a checkpoint of the same optimizer; a
+    parameter that has no state there begins without."""
+    parts = {MOMENTUM: content["momentum"]}
+    if isinstance(optimizer, Lamb):
+        parts[SECOND_MOMENT] = content["lamb"]["second_moment"]
+        optimizer.updates.fill_(content["lamb"]["updates"])
+    for key, stored in parts.items():
+        for name, parameter in model.named_parameters():
+            if name in stored:
+                copied = stored[name].to(parameter.device, copy=True)
+                optimizer.state[parameter][key] = copied
+
+
+def moments_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Every tensor of `take_state` in `content`, by a name that says what it is."""
+    second = content.get("lamb", {}).get("second_moment", {})
+    return {
+        **{f"the momentum of {name}": tensor for name, tensor in content["momentum"].items()},
+        **{f"the second moment of {name}": tensor for name, tensor in second.items()},
+    }
+
+
+def _named(optimizer: torch.optim.Optimizer, model: nn.Module, key: str) -> dict[str, Tensor]:
+    states = {name: optimizer.state.get(one, {}) for name, one in model.named_parameters()}
+    return {
+        name: state[key].detach().cpu().clone()
+        for name, state in states.items()
+        if state.get(key) is not None
+    }
+
+
+@torch.no_grad()
+def clip_(optimizer: torch.optim.Optimizer, most: float) -> None:
+    """Scales all gradients together so that their common L2 norm is at most `most`, without a host
+    sync; the bits of torch's `clip_grad_norm_`.
+
+    A norm that is not finite changes nothing, so that it is still seen which gradient caused it.
+    """
+    gradients = [
+        parameter.grad
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.grad is not None
+    ]
+    norm = get_total_norm(gradients)
+    factor = (most / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(gradients, torch.where(norm.isfinite(), factor, 1.0))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

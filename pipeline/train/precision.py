@@ -7,8 +7,8 @@ one rank is everywhere after the average, so all ranks skip together):
         loss = criterion(model(images), labels)
     precision.backward(loss)
     ...                               # average the gradients over ranks
-    precision.unscale_(optimizer)     # only to read or clip them
-    precision.step(optimizer)
+    precision.unscale_(optimizer)     # only to read them
+    precision.step(optimizer)         # clips them if so asked
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pipeline.ranks.world import World
 from pipeline.system.failure import TrainingError
+from pipeline.train.optimizer import clip_
 
 Mode = Literal["off", "tf32", "bf16", "fp16"]
 _DTYPES = {"off": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -41,12 +42,12 @@ class Precision:
     Only fp16 scales the loss: bf16 has the exponent range of fp32. Skipped steps are counted on
     the device, and what is read of them every `max_skipped_steps` steps was copied some steps
     before, so that nothing waits for the device: `GradScaler` itself does not with the fused SGD
-    of GPUs.
+    of GPUs, nor with LARS and LAMB.
     """
 
     def __init__(
         self, mode: Mode, device: torch.device, init_scale: float = 2.0**16,
-        max_skipped_steps: int = 20,
+        max_skipped_steps: int = 20, clip_norm: float | None = None,
     ) -> None:  # fmt: skip
         """Sets up `mode` on `device`, where the model lies.
 
@@ -57,6 +58,8 @@ class Precision:
             max_skipped_steps: how many steps in a row may be skipped (fp16). It is checked every
                 that many steps, so the run ends after n to 2n - 1 skips in a row; on a GPU after
                 up to n / 2 more.
+            clip_norm: the most that the norm of all gradients may be in an update; None: whatever
+                it is.
 
         Raises `ValueError` if `device` has no TF32 and `mode` asks for it.
         """
@@ -67,6 +70,8 @@ class Precision:
         is_fp16 = mode == "fp16"
         self._scaler = torch.amp.GradScaler(device.type, init_scale=init_scale, enabled=is_fp16)
         self._max_skipped_steps = max_skipped_steps
+        self._clip_norm = clip_norm
+        self._unscaled = False
         self._one = torch.ones((), device=device)
         self._steps = 0
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)
@@ -101,14 +106,21 @@ class Precision:
         """Divides the gradients by the scale; raises `RuntimeError` the second time since the last
         step (fp16)."""
         self._scaler.unscale_(optimizer)
+        self._unscaled = True
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Unscales unless done, updates the parameters unless a gradient is not finite (fp16).
+        """Unscales unless done, clips if so asked, and updates the parameters unless a gradient is
+        not finite (fp16).
 
         The gradients must be averaged over ranks already. `optimizer` holds `param_names`, as
         `build_optimizer` makes it. Raises `TrainingDiverged`, on all ranks in the same step, when
         too many were skipped in a row.
         """
+        if self._clip_norm is not None:
+            if not self._unscaled:
+                self.unscale_(optimizer)
+            clip_(optimizer, self._clip_norm)
+        self._unscaled = False
         before = self._device_scale()
         self._scaler.step(optimizer)
         self._scaler.update()

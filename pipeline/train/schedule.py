@@ -66,6 +66,11 @@ class LinearWarmup:
             return 1.0
         return self.start_factor + (1 - self.start_factor) * position / self.images
 
+    def end(self, history: History) -> int:
+        """The position from which the peak is in force."""
+        del history
+        return self.images
+
     def describe(self, peak_lr: float, global_batch_size: int) -> str:
         """A few words for the log."""
         if self.images == 0:
@@ -89,6 +94,10 @@ class ErrorWarmup:
         over = history.warmup_end is not None and position >= history.warmup_end
         return 1.0 if over else self.factor
 
+    def end(self, history: History) -> int | None:
+        """The position from which the peak is in force; None: not known yet."""
+        return history.warmup_end
+
     def ends(self, hits: int, images: int) -> bool:
         """Whether a window of `images`, of which `hits` were right, ends the warm-up; exact."""
         return images - hits < Fraction(str(self.until_error)) * images
@@ -111,10 +120,10 @@ class StepDrops:
 
     positions: tuple[int, ...]
 
-    def count(self, position: int, history: History) -> int:
-        """The number of drops; validations have no influence."""
-        del history
-        return sum(position >= drop for drop in self.positions)
+    def share(self, position: int, history: History, start: int | None) -> float:
+        """The lr at `position` as a share of the one without drops; only the position counts."""
+        del history, start
+        return float(DROP_FACTOR ** sum(position >= drop for drop in self.positions))
 
     def describe(self, global_batch_size: int, total_steps: int) -> str:
         """A few words for the log: places in training both in images and in steps, and how many
@@ -146,10 +155,10 @@ class PlateauDrops:
     most: int = 3
     """The most drops."""
 
-    def count(self, position: int, history: History) -> int:
-        """The number of drops after the validations in `history`."""
-        del position
-        return len(self.after(history.errors))
+    def share(self, position: int, history: History, start: int | None) -> float:
+        """The lr after the validations in `history` as a share of the one without drops."""
+        del position, start
+        return float(DROP_FACTOR ** len(self.after(history.errors)))
 
     def after(self, errors: Sequence[float]) -> list[int]:
         """Returns the indices of the validations after which the learning rate dropped.
@@ -182,30 +191,95 @@ class PlateauDrops:
         )
 
 
-Drops = StepDrops | PlateauDrops
+@dataclass(frozen=True)
+class Curve:
+    """A fall by position, from the peak at the end of the warm-up to a floor at the run's end."""
+
+    end: int
+    """The first position behind the run."""
+    floor: float
+    """Share of the peak at `end`."""
+
+    def share(self, position: int, history: History, start: int | None) -> float:
+        """The lr at `position` as a share of the peak; 1 until `start`, which may not be known
+        yet."""
+        del history
+        if start is None or position < start:
+            return 1.0
+        if position >= self.end:
+            return self.floor
+        gone = (position - start) / (self.end - start)
+        return self.floor + (1 - self.floor) * self.height(gone)
+
+    def height(self, gone: float) -> float:
+        """The curve itself, from 1 to 0, where a share `gone` of its length lies behind."""
+        raise NotImplementedError
+
+    @property
+    def name(self) -> str:
+        """What it is called in the log."""
+        raise NotImplementedError
+
+    def describe(self, global_batch_size: int, total_steps: int) -> str:
+        """A few words for the log: the curve, its floor, and its end in steps and images."""
+        del global_batch_size
+        to = f"{self.floor:g} of that" if self.floor else "0"
+        return f"then {self.name} down to {to} at step {total_steps:,} ({self.end:,} images)"
+
+
+@dataclass(frozen=True)
+class CosineCurve(Curve):
+    """Half a period of a cosine (Loshchilov and Hutter 2017, equation 5, without restarts)."""
+
+    def height(self, gone: float) -> float:
+        """The curve itself, from 1 to 0."""
+        return (1 + math.cos(math.pi * gone)) / 2
+
+    @property
+    def name(self) -> str:
+        """What it is called in the log."""
+        return "a cosine"
+
+
+@dataclass(frozen=True)
+class PolynomialCurve(Curve):
+    """A power of what is left of the run; 1: a straight line."""
+
+    power: float
+
+    def height(self, gone: float) -> float:
+        """The curve itself, from 1 to 0."""
+        return float((1 - gone) ** self.power)
+
+    @property
+    def name(self) -> str:
+        """What it is called in the log."""
+        return f"a polynomial of power {self.power:g}"
+
+
+Fall = StepDrops | PlateauDrops | Curve
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Warm-up, then a constant rate, times `DROP_FACTOR` at each drop."""
+    """Warm-up to a peak, and from there a fall: drops by `DROP_FACTOR`, or a curve."""
 
     peak_lr: float
     """Learning rate once the warm-up has ended."""
     warmup: Warmup
-    drops: Drops
+    fall: Fall
 
     def lr(self, position: int, history: History = NOTHING_YET) -> float:
         """The lr of the step that starts at `position`, given the history of training."""
-        drops = self.drops.count(position, history)
-        return self.peak_lr * self.warmup.share(position, history) * DROP_FACTOR**drops
+        fallen = self.fall.share(position, history, self.warmup.end(history))
+        return self.peak_lr * self.warmup.share(position, history) * fallen
 
     def describe(self, global_batch_size: int, total_steps: int) -> str:
         """One line for the log of a run of `total_steps`: the peak in force, the warm-up and the
-        drops."""
+        fall."""
         warmup = self.warmup.describe(self.peak_lr, global_batch_size)
-        return (
-            f"lr {self.peak_lr:g}, {warmup}, {self.drops.describe(global_batch_size, total_steps)}"
-        )
+        fall = self.fall.describe(global_batch_size, total_steps)
+        return f"lr {self.peak_lr:g}, {warmup}, {fall}"
 
 
 def _first_step(position: int, global_batch_size: int) -> int:
@@ -227,17 +301,23 @@ def make_schedule(config: Config, train_images: int) -> Schedule:
 
     Raises `ConfigError` for a warm-up as long as a run whose length is in steps.
     """
-    schedule = config.schedule
-    drops: Drops
-    if schedule.rule == "plateau":
-        drops = PlateauDrops(schedule.patience, schedule.min_improvement, schedule.max_drops)
-    elif schedule.drop_steps is not None:
-        batch = config.data.global_batch_size
-        drops = StepDrops(tuple(step * batch for step in schedule.drop_steps))
-    else:
-        drops = StepDrops(tuple(_images(e, train_images) for e in schedule.drop_epochs or ()))
     peak = scaled_lr(config.optim.base_lr, config.data.global_batch_size)
-    return Schedule(peak, _make_warmup(config, train_images), drops)
+    return Schedule(peak, _make_warmup(config, train_images), _make_fall(config, train_images))
+
+
+def _make_fall(config: Config, train_images: int) -> Fall:
+    schedule, batch = config.schedule, config.data.global_batch_size
+    if schedule.rule == "plateau":
+        return PlateauDrops(schedule.patience, schedule.min_improvement, schedule.max_drops)
+    if schedule.rule != "steps":
+        # Not the steps times the batch where epochs say it: the last step may go beyond.
+        end = (schedule.steps or 0) * batch or _images(schedule.epochs or 0, train_images)
+        if schedule.rule == "cosine":
+            return CosineCurve(end, schedule.end_factor)
+        return PolynomialCurve(end, schedule.end_factor, schedule.power)
+    if schedule.drop_steps is not None:
+        return StepDrops(tuple(step * batch for step in schedule.drop_steps))
+    return StepDrops(tuple(_images(epochs, train_images) for epochs in schedule.drop_epochs or ()))
 
 
 def _make_warmup(config: Config, train_images: int) -> Warmup:

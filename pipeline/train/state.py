@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.config import Config, later_defaults, names_of, plain
 from pipeline.config.idle import idle_settings
+from pipeline.config.training import CURVES, LENGTH
 from pipeline.data.normalisation import IMAGENET, Normalisation
 from pipeline.data.order import SCHEME_VERSION
 from pipeline.model.network import network_facts
@@ -25,7 +26,13 @@ from pipeline.train.excluding import Excluded
 from pipeline.train.gpu import choose_algorithms
 from pipeline.train.graphs import GraphedNetwork, require_graphs
 from pipeline.train.metrics import TrainWindow, Validation
-from pipeline.train.optimizer import build_optimizer
+from pipeline.train.optimizer import (
+    Update,
+    build_optimizer,
+    moments_of,
+    restore_state,
+    take_state,
+)
 from pipeline.train.precision import Precision
 from pipeline.train.schedule import History, Schedule
 from pipeline.train.warmup import ErrorWindow
@@ -37,7 +44,9 @@ def fingerprint(
     """The facts that must match for a checkpoint to belong to a run, as far as they have an effect
     in it (`compared`).
 
-    They are the settings of the kinds `identity` and `kept`; all others are free to change.
+    They are the settings of the kinds `identity` and `kept`, without those that came later and
+    have their default, and the run's length where the rate depends on it; all others are free to
+    change.
     """
     facts: dict[str, Any] = {"random_scheme": SCHEME_VERSION}
     facts |= {f"data hash of {split}": digest for split, digest in data_hashes.items()}
@@ -47,6 +56,8 @@ def fingerprint(
         value = plain(config.get(name))
         if name not in later or value != later[name]:
             facts[name] = value
+    if config.schedule.rule in CURVES:
+        facts |= {name: config.get(name) for name in LENGTH}
     # A plain network has the parameters of a residual one with shortcuts A.
     return facts | {f"model.{name}": value for name, value in network_facts(config.model).items()}
 
@@ -57,8 +68,7 @@ def compared(facts: dict[str, Any], config: Config) -> dict[str, Any]:
     The checkpoint itself stores all, so that an error can always name both values.
     """
     idle = idle_settings(config.values())
-    every = {**later_defaults(), **facts}
-    return {name: value for name, value in every.items() if name not in idle}
+    return {name: value for name, value in facts.items() if name not in idle}
 
 
 def choose_sums(config: Config, device: torch.device) -> Sums:
@@ -85,7 +95,7 @@ class TrainState:
         choose_algorithms(config, device)
         require_graphs(config, device)
         self.model = make_model(config, classes, device)
-        self.precision = Precision(optim.amp, device)
+        self.precision = Precision(optim.amp, device, clip_norm=optim.clip_norm)
         self.forward: nn.Module = self.model
         if config.model.compile:
             self.forward = cast(nn.Module, torch.compile(self.model))
@@ -102,7 +112,7 @@ class TrainState:
         """How gradients, and BN's statistics with them, are to be summed over ranks."""
         self.optimizer = build_optimizer(
             self.model, schedule.lr(0), optim.momentum, optim.weight_decay,
-            optim.decay_norm_and_bias,
+            optim.decay_norm_and_bias, Update.of(optim),
         )  # fmt: skip
         self.window = TrainWindow(config.run.log_every_steps * accumulation, device)
         self.warmup = ErrorWindow(schedule.warmup, config.data.global_batch_size, device)
@@ -157,7 +167,7 @@ class TrainState:
             "model": model,
             "rank_statistics": statistics,
             "window": window,
-            "momentum": self._momentum(),
+            **take_state(self.optimizer, self.model),
             "precision": self.precision.state_dict(),
         }
 
@@ -182,28 +192,27 @@ class TrainState:
             self.window.sums.copy_(window[world.rank])
         elif world.rank == 0:
             self.window.sums.copy_(window.sum(0))
-        for name, parameter in self.model.named_parameters():
-            if name in content["momentum"]:
-                velocity = content["momentum"][name].to(parameter.device, copy=True)
-                self.optimizer.state[parameter]["momentum_buffer"] = velocity
+        restore_state(self.optimizer, self.model, content)
         self.precision.load_state_dict(content["precision"])
         world.require_same({"state after loading": self.digest()})
 
     def digest(self) -> str:
-        """Digest of weights, velocity, loss scale and progress, 16 hex digits."""
+        """Digest of weights, the optimizer's state, loss scale and progress, 16 hex digits."""
         summary = hashlib.sha256()
-        velocity = self._momentum()
-        for name, parameter in self.model.named_parameters():
-            for tensor in (parameter.detach().cpu(), velocity.get(name)):
-                if tensor is not None:
-                    summary.update(tensor.contiguous().numpy().tobytes())
+        content = take_state(self.optimizer, self.model)
+        weights = {name: p.detach().cpu() for name, p in self.model.named_parameters()}
+        for name, tensor in {**weights, **moments_of(content)}.items():
+            summary.update(name.encode() + tensor.contiguous().numpy().tobytes())
         progress = (self.step, self.history, self.warmup, self.excluded)
-        summary.update(repr((self.precision.state_dict(), progress)).encode())
+        updates = content.get("lamb", {}).get("updates")
+        summary.update(repr((self.precision.state_dict(), updates, progress)).encode())
         return summary.hexdigest()[:16]
 
     def size_bytes(self, ranks: int) -> int:
-        """Approximate size of a checkpoint: weights, velocity, and every rank's statistics."""
-        tensors = [*self.model.state_dict().values(), *self.model.parameters()]
+        """Approximate size of a checkpoint: weights, the optimizer's state, and every rank's
+        statistics."""
+        moments = [tensor for one in self.optimizer.state.values() for tensor in one.values()]
+        tensors = [*self.model.state_dict().values(), *moments]
         statistics = ranks * sum(one.nbytes for one in running_statistics(self.model))
         return int(sum(tensor.nbytes for tensor in tensors) + statistics)
 
@@ -218,18 +227,6 @@ class TrainState:
         (1, n) where all ranks have the same."""
         live = torch.cat([one.detach().flatten().cpu() for one in running_statistics(self.model)])
         return world.gather(live) if self._recorded is None else live.unsqueeze(0)
-
-    def _momentum(self) -> dict[str, Tensor]:
-        """SGD's velocity by parameter name, on the CPU, strides kept.
-
-        Not `optimizer.state_dict()`: that also holds settings (fused, foreach) which belong to the
-        machine, and which loading would carry over to another.
-        """
-        return {
-            name: self.optimizer.state[parameter]["momentum_buffer"].detach().cpu().clone()
-            for name, parameter in self.model.named_parameters()
-            if self.optimizer.state.get(parameter, {}).get("momentum_buffer") is not None
-        }
 
 
 def _unflatten(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
@@ -254,11 +251,11 @@ def spread(statistics: Tensor, channels: list[int]) -> float:
 
 
 def require_finite(content: dict[str, Any]) -> None:
-    """Raises `TrainingError` naming a weight or velocity of `TrainState.take` that is not finite.
+    """Raises `TrainingError` naming a weight or moment of `TrainState.take` that is not finite.
 
     A finite loss can have an infinite gradient, which no loss shows before the next step.
     """
-    for name, tensor in [*content["model"].items(), *content["momentum"].items()]:
+    for name, tensor in {**content["model"], **moments_of(content)}.items():
         if not bool(torch.isfinite(tensor).all()):
             raise TrainingError(
                 f"{name} is not finite before step {content['step']}, so that no checkpoint is "

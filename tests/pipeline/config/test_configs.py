@@ -99,7 +99,7 @@ def test_the_imagenet_recipe_is_the_papers(name):
     assert (data.train_crop, data.short_side, data.color_std) == ("scale_jitter", (256, 480), 0.1)
 
     schedule = make_schedule(config, IMAGENET)
-    assert isinstance(schedule.drops, PlateauDrops)
+    assert isinstance(schedule.fall, PlateauDrops)
     assert run_length(config.schedule, IMAGENET, 256) == 600_000
     assert schedule.lr(0) == pytest.approx(0.1)
     assert schedule.lr(10 * IMAGENET, History((0.5,) * 6)) == pytest.approx(0.01)

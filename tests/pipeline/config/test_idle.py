@@ -11,14 +11,14 @@ import pytest
 import torch
 from one_process import train_here
 
-from pipeline.config import Config
+from pipeline.config import Config, later_defaults
 from pipeline.config.idle import idle_settings, shown_idle
 from pipeline.config.reading import load_config
 from pipeline.data.stream import train_planner, val_planner
 from pipeline.model.network import network_facts, network_of
 from pipeline.system.failure import Reported
 from pipeline.train.checkpoint import require_same_run
-from pipeline.train.optimizer import build_optimizer
+from pipeline.train.optimizer import Update, build_optimizer
 from pipeline.train.schedule import make_schedule
 from pipeline.train.state import compared, fingerprint
 
@@ -28,16 +28,21 @@ CIFAR = (
 )  # fmt: skip
 JITTER = ("--data.train_crop=scale_jitter",)
 PLATEAU = ("--schedule.rule=plateau",)
+CURVE = ("--schedule.rule=polynomial",)
 UNTIL_ERROR = ("--schedule.warmup_epochs=0", "--schedule.warmup_until_error=0.8")
 # Settings, with what they are given, by the other options given.
 IDLE = {
     (): {"data.short_side": "[300,400]", "data.padding": "2", "schedule.patience": "7",
-         "schedule.min_improvement": "0.5", "schedule.max_drops": "9"},
+         "schedule.min_improvement": "0.5", "schedule.max_drops": "9", "schedule.power": "2",
+         "schedule.end_factor": "0.5"},
     JITTER: {"data.area": "[0.5,1]", "data.padding": "2"},
     CIFAR: {"data.area": "[0.5,1]", "data.short_side": "[300,400]", "data.val_resize": "64",
             "model.variant": "v1"},
     ("--model.depth=34",): {"model.variant": "v1"},
-    PLATEAU: {"schedule.drop_epochs": "[3]"},
+    PLATEAU: {"schedule.drop_epochs": "[3]", "schedule.power": "2", "schedule.end_factor": "0.5"},
+    ("--schedule.rule=cosine",): {"schedule.drop_epochs": "[3]", "schedule.power": "2",
+                                  "schedule.patience": "7", "schedule.max_drops": "9"},
+    CURVE: {"schedule.drop_epochs": "[3]", "schedule.min_improvement": "0.5"},
     (*PLATEAU, "--schedule.max_drops=0"): {"schedule.patience": "7",
                                            "schedule.min_improvement": "0.5"},
     ("--schedule.warmup_epochs=0",): {"schedule.warmup_start_factor": "0.5"},
@@ -46,7 +51,12 @@ IDLE = {
 COUNTING = {
     (): {"data.area": "[0.5,1]", "data.val_resize": "300", "model.variant": "v1",
          "schedule.drop_epochs": "[3]", "schedule.warmup_start_factor": "0.5",
-         "optim.decay_norm_and_bias": "true"},
+         "optim.decay_norm_and_bias": "true", "optim.nesterov": "true", "optim.optimizer": "lars",
+         "optim.clip_norm": "1", "schedule.rule": "cosine"},
+    CURVE: {"schedule.power": "2", "schedule.end_factor": "0.5", "schedule.epochs": "91"},
+    ("--schedule.rule=cosine",): {"schedule.end_factor": "0.5", "schedule.epochs": "91"},
+    ("--optim.optimizer=lars",): {"optim.trust_coefficient": "0.01", "optim.nesterov": "true"},
+    ("--optim.optimizer=lamb",): {"optim.beta2": "0.9", "optim.clip_norm": "1"},
     JITTER: {"data.short_side": "[300,400]"},
     CIFAR: {"data.padding": "2"},
     PLATEAU: {"schedule.patience": "7", "schedule.min_improvement": "0.5",
@@ -70,16 +80,17 @@ def what_is_trained(config: Config) -> tuple[Any, ...]:
     """Crops of training and validation, learning rates, network and weight decay."""
     optim = config.optim
     layer = torch.nn.Linear(2, 2)
-    groups = build_optimizer(
-        layer, 0.1, optim.momentum, optim.weight_decay, optim.decay_norm_and_bias
-    ).param_groups
+    optimizer = build_optimizer(
+        layer, 0.1, optim.momentum, optim.weight_decay, optim.decay_norm_and_bias, Update.of(optim)
+    )
     schedule = make_schedule(config, 1000)
     rates = [schedule.lr(position) for position in range(0, 40_000, 250)]
-    rule = getattr(schedule.drops, "most", 0) and schedule  # with drops, all of the rule counts
+    rule = getattr(schedule.fall, "most", 0) and schedule  # with drops, all of the rule counts
     model = dataclasses.asdict(config.model)
     return (
         train_planner(config.data), val_planner(config.data), rates, rule, network_of(model),
-        network_facts(config.model), [group["weight_decay"] for group in groups],
+        network_facts(config.model), [group["weight_decay"] for group in optimizer.param_groups],
+        type(optimizer), Update.of(optim), optim.clip_norm,
     )  # fmt: skip
 
 
@@ -111,7 +122,7 @@ def test_what_makes_a_setting_idle_is_itself_compared():
     """Else a setting could count again within a run, unnoticed."""
     for options in {**IDLE, **COUNTING}:
         config = configured(*options)
-        kept = compared(facts(config), config)
+        kept = {**later_defaults(), **compared(facts(config), config)}
         for reasons in idle_settings(config.values()).values():
             assert set(reasons) <= kept.keys()
 
@@ -123,6 +134,40 @@ def test_a_setting_that_comes_to_count_is_compared_with_what_the_checkpoint_kept
         require_same_run(Path("a.pt"), facts(plateau), compared(facts(steps), steps))
     for part in ("rule: plateau in the checkpoint, steps", "drop_epochs: [3.0] in the checkpoint"):
         assert part in str(error.value)
+
+
+LATER = {
+    "optim.optimizer": ("lars", "sgd"), "optim.nesterov": ("True", "False"),
+    "optim.clip_norm": ("1.0", "null"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_a_setting_that_came_later_is_kept_only_where_it_was_changed(name):
+    """So that a checkpoint of before, which knows no such setting, is one of its default."""
+    value, default = LATER[name]
+    before = configured()
+    changed = configured(f"--{name}={value.lower()}")
+    assert name not in facts(before) and name in facts(changed)
+    require_same_run(Path("a.pt"), facts(before), compared(facts(before), before))
+    for stored, now, told in (
+        (before, changed, f"{name}: {default} in the checkpoint, {value} now"),
+        (changed, before, f"{name}: {value} in the checkpoint, {default} now"),
+    ):
+        with pytest.raises(ValueError) as error:
+            require_same_run(Path("a.pt"), facts(stored), compared(facts(now), now))
+        assert f"belongs to another run ({told}); set these back" in str(error.value)
+
+
+def test_a_later_setting_that_had_no_effect_is_not_held_against_a_run():
+    stored, now = configured("--schedule.end_factor=0.5"), configured()
+    assert "schedule.end_factor" in facts(stored)
+    require_same_run(Path("a.pt"), facts(stored), compared(facts(now), now))
+    curve = configured("--schedule.rule=cosine")
+    with pytest.raises(ValueError) as error:
+        require_same_run(Path("a.pt"), facts(stored), compared(facts(curve), curve))
+    told = "(schedule.rule: steps in the checkpoint, cosine now); set these back"
+    assert told in str(error.value)
 
 
 def test_those_that_somebody_set_are_told_with_the_reason():

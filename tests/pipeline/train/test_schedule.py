@@ -31,7 +31,7 @@ def test_lr_is_linear_in_the_global_batch():
     assert [scaled_lr(0.1, batch) for batch in (256, 8192, 64)] == pytest.approx([0.1, 3.2, 0.025])
 
 
-@pytest.mark.parametrize("drops", [StepDrops((3000,)), PLATEAU.drops])
+@pytest.mark.parametrize("drops", [StepDrops((3000,)), PLATEAU.fall])
 def test_a_linear_warm_up_rises_and_ends_exactly_at_the_peak(drops):
     schedule = Schedule(0.4, LINEAR, drops)
     assert schedule.lr(0) == 0.1
@@ -41,7 +41,7 @@ def test_a_linear_warm_up_rises_and_ends_exactly_at_the_peak(drops):
     assert Schedule(0.4, NONE, drops).lr(0) == 0.4
 
 
-@pytest.mark.parametrize("drops", [StepDrops((9000,)), PLATEAU.drops])
+@pytest.mark.parametrize("drops", [StepDrops((9000,)), PLATEAU.fall])
 def test_a_warm_up_until_an_error_is_constant_until_it_has_ended(drops):
     schedule, going, over = Schedule(0.4, UNTIL_ERROR, drops), History(), History(warmup_end=2000)
     assert [schedule.lr(p, going) for p in (0, 1999, 2000, 8999)] == pytest.approx([0.04] * 4)
@@ -78,8 +78,8 @@ def test_lr_falls_from_the_validation_on():
 def test_plateau_drops_are_the_same_whether_seen_at_once_or_as_the_curve_grows():
     # 0.50 is followed by 0.505 and 0.495 (0.005 better: too little); 0.28 by 0.281 and 0.279, and
     # 0.25 by 0.249, 0.251.
-    assert PLATEAU.drops.after(CURVE) == [4, 8, 11]
-    grown = [len(PLATEAU.drops.after(CURVE[:n])) for n in range(len(CURVE) + 1)]
+    assert PLATEAU.fall.after(CURVE) == [4, 8, 11]
+    grown = [len(PLATEAU.fall.after(CURVE[:n])) for n in range(len(CURVE) + 1)]
     assert grown == [0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3]
 
 
@@ -121,7 +121,7 @@ def test_exactly_the_least_improvement_counts_whatever_the_rounding():
     ("warmup", "drops", "global_batch_size", "text"),
     [
         (
-            LINEAR, STEPS.drops, 100,
+            LINEAR, STEPS.fall, 100,
             "lr 0.4, warm-up from 0.1 over 10 steps (1,000 images), times 0.1 from steps 30; 60; "
             "80 on (3,000; 6,000; 8,000 images)",
         ),
@@ -132,7 +132,7 @@ def test_exactly_the_least_improvement_counts_whatever_the_rounding():
             "lr 0.4, warm-up at 0.04 until the training error of 100 steps is below 0.8, no drops",
         ),
         (
-            LINEAR, PLATEAU.drops, 1000,
+            LINEAR, PLATEAU.fall, 1000,
             "lr 0.4, warm-up from 0.1 over 1 step (1,000 images), times 0.1 after 2 validations "
             "without an error lower by 0.01, at most 3 times",
         ),
@@ -169,10 +169,10 @@ def test_a_length_in_steps_is_that_many_steps_of_any_data():
 
 def test_drops_hold_from_the_first_image_of_their_step_or_epoch():
     in_steps = configured(*IN_STEPS, "--schedule.drop_epochs=null", "--schedule.drop_steps=[20,40]")
-    assert make_schedule(in_steps, 50).drops == StepDrops((20 * 64, 40 * 64))
+    assert make_schedule(in_steps, 50).fall == StepDrops((20 * 64, 40 * 64))
     assert make_schedule(in_steps, 50).peak_lr == pytest.approx(0.4 * 64 / 256)
     in_epochs = configured("--schedule.drop_epochs=[2.5]")
-    assert make_schedule(in_epochs, 101).drops == StepDrops((253,))  # 252.5
+    assert make_schedule(in_epochs, 101).fall == StepDrops((253,))  # 252.5
 
 
 def test_a_warm_up_as_long_as_a_run_in_steps_is_refused():
