@@ -115,9 +115,11 @@ def install_at_start(what: str, where: str) -> None:
 
 def install_in_step(what: str, where: str) -> None:
     """Builds a fault into the steps of training."""
+    from torch.nn import functional
+
     from pipeline.train import trainer
 
-    real_step, real_loss, now = trainer.Trainer.train_step, trainer.F.cross_entropy, -1
+    real_step, real_loss, now = trainer.Trainer.train_step, functional.cross_entropy, -1
 
     def step(self: Any, *rest: Any) -> Any:
         nonlocal now
@@ -134,7 +136,7 @@ def install_in_step(what: str, where: str) -> None:
 
     trainer.Trainer.train_step = step
     if what == "nan-loss":
-        trainer.F.cross_entropy = loss
+        functional.cross_entropy = loss
 
 
 def install_elsewhere(what: str, count: int) -> None:

@@ -77,8 +77,8 @@ def one_rank_training(options: ModelOptions, folder: Path) -> Training:
     run_ = dataclasses.replace(
         config.run, dir=str(folder), checkpoint_every_steps=None, checkpoint_every_sec=None
     )
-    # Labels and pixels are noise: a rate that keeps every loss finite.
-    optim = dataclasses.replace(config.optim, base_lr=_LR)
+    # Labels and pixels are noise: a rate that keeps every loss finite, and no class has a weight.
+    optim = dataclasses.replace(config.optim, base_lr=_LR, class_weights="none")
     alone = dataclasses.replace(config, data=data, run=run_, optim=optim)
     return resident_training(alone, world, device, classes=_CLASSES[config.model.family])
 

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import cast
 
@@ -33,6 +34,7 @@ from pipeline.ranks.world import World
 from pipeline.system.failure import StopSignal
 from pipeline.train.feed import Feed
 from pipeline.train.folder import RunFolder
+from pipeline.train.loss import Objective
 from pipeline.train.monitor.monitor import RunMonitor
 from pipeline.train.optimizer import Update, build_optimizer
 from pipeline.train.phases import PHASES, Phase, Phases
@@ -182,12 +184,13 @@ def training_from_files(
 
 def measure_loop(options: StepOptions, device: torch.device, result: Result) -> None:
     """Images per second of `train_epoch`, of the same without timed phases and metrics, of a bare
-    loop, and of a bare loop in row-major fp32."""
+    loop, of a bare loop in row-major fp32, and of mixing alone, whose ratios are its share of the
+    step."""
     torch.set_num_threads(options.threads)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         spreads = interleave(options.rounds, _loops(options, device, folder, stack))
-    loop, each, silent, bare, fp32 = spreads.values()
+    loop, each, silent, bare, fp32, mixup, cutmix = spreads.values()
     result.spreads |= spreads
     result.ratios |= {
         "loop_vs_bare": ratio(loop, bare),
@@ -196,6 +199,8 @@ def measure_loop(options: StepOptions, device: torch.device, result: Result) -> 
         # stands out from a machine's noise, in which the ratio of two whole loops drowns.
         "monitoring_of_step": by_round(lambda a, b: (a / b - 1) / _LOG_EVERY_STEPS, silent, each),
         "bf16_channels_last_vs_fp32_row_major": ratio(bare, fp32),
+        "mixup_of_step": ratio(loop, mixup),
+        "cutmix_of_step": ratio(loop, cutmix),
     }
 
 
@@ -231,6 +236,8 @@ def _loops(
         "silent_images_per_sec": rate(steps, silent.run),
         "bare_images_per_sec": rate(steps, devices.again(bare.step)),
         "fp32_row_major_images_per_sec": rate(-(-steps // 4), devices.again(fp32.step)),
+        "mixup_images_per_sec": rate(steps, devices.again(_mixing(loop, batches, 0.2, 0.0))),
+        "cutmix_images_per_sec": rate(steps, devices.again(_mixing(loop, batches, 0.0, 1.0))),
     }
 
 
@@ -249,3 +256,25 @@ def _bare(
         Update.of(optim),
     )
     return PlainTraining(model, optimizer, amp, batches)
+
+
+def _mixing(
+    training: Training, batches: list[Batch], mixup: float, cutmix: float
+) -> Callable[[], None]:
+    """What data.mixup and data.cutmix add to a step, for one micro-batch after another; with the
+    loss and its gradient, half of which a step has without mixing."""
+    trainer, images = training.trainer, len(batches[0].labels)
+    data = dataclasses.replace(trainer.config.data, mixup=mixup, cutmix=cutmix)
+    config = dataclasses.replace(trainer.config, data=data)
+    objective = Objective(config, trainer.train_set, trainer.loaders.partition, training.device)
+    logits = torch.zeros(images, _CLASSES, device=training.device, requires_grad=True)
+    numbers = count()
+
+    def work() -> None:
+        number = next(numbers)
+        batch = batches[number % len(batches)]
+        moved = dataclasses.replace(batch, positions=batch.positions + number * images)
+        loss = objective.loss(logits, objective.mixed(moved)[1])
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    return work

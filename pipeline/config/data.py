@@ -54,6 +54,13 @@ class DataConfig:
     color_std: float | None = setting(None, "identity", ("benchmark all",), limits="(0, inf)")
     """Standard deviation of AlexNet's colour offset along the principal components of the training
     pixels (0.1 in the paper); null: none."""
+    mixup: float = setting(0.0, "identity", limits="[0, inf)", later=True)
+    """Alpha of mixup: each training image is averaged with another of its micro-batch, by a share
+    from Beta(alpha, alpha), and so are their labels; 0: none. With data.cutmix too, each
+    micro-batch takes one of the two."""
+    cutmix: float = setting(0.0, "identity", limits="[0, inf)", later=True)
+    """Alpha of cutmix: a box of each training image shows another of its micro-batch, with a share
+    of the area from Beta(alpha, alpha), by which labels are mixed; 0: none."""
     mean: Literal["imagenet", "channel", "pixel"] = setting("imagenet", "identity")
     """What is subtracted from pixels: ImageNet's published means (with its deviations and principal
     components), this training set's means, or its mean image (as in the paper); the last two come

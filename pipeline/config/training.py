@@ -126,6 +126,12 @@ class OptimConfig:
     scaled down to it. null: no limit."""
     label_smoothing: float = setting(0.0, "identity", in_table=True, limits="[0, 1)")
     """Probability mass spread evenly over all classes."""
+    loss: Literal["cross_entropy", "bce"] = setting("cross_entropy", "identity", later=True)
+    """cross_entropy, or bce: binary cross-entropy of each class, its mean over classes and images
+    (Wightman et al. 2021, "ResNet strikes back"). Validation always has the cross-entropy."""
+    class_weights: Literal["none", "balanced"] = setting("none", "identity", later=True)
+    """balanced: an image counts in the training loss by n / (classes * images of its class), of n
+    training images, which is 1 in the mean; the sum is divided by the number of images."""
     amp: Literal["off", "tf32", "bf16", "fp16"] = setting(
         "bf16", "identity", ("evaluate", "predict", "benchmark", "doctor"), in_table=True
     )

@@ -31,7 +31,10 @@ def unknown_setting(name: str, where: str, known: Sequence[str]) -> ConfigError:
     whole = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     last = {option.rpartition(".")[2]: option for option in known}
     tail = difflib.get_close_matches(name.rpartition(".")[2], last, n=1, cutoff=0.6)
-    nearest = whole[0] if whole else last[tail[0]] if tail else None
+    part, _, word = name.rpartition(".")
+    # `optim.lr` means `optim.base_lr`, though other names have fewer letters that differ.
+    longer = [one for one in known if one.startswith(f"{part}.") and one.endswith(f"_{word}")]
+    nearest = next(iter([*longer, *whole, *(last[one] for one in tail)]), None)
     hint = f"; did you mean {nearest}?" if nearest else "; --help lists the settings"
     return ConfigError(f"{where}: there is no setting {name}{hint}")
 

@@ -29,6 +29,7 @@ class Stream(IntEnum):
 
     ORDER = 0
     AUGMENT = 1
+    MIX = 4  # a micro-batch's first position has its words
 
 
 def random_words(

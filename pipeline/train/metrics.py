@@ -224,7 +224,8 @@ def run_is_taken(everyone: Tensor) -> bool:
 def of_all_ranks(everyone: Tensor) -> dict[str, float | None]:
     """A line's counts, speeds and times. `everyone` (ranks, n) holds all `of_this_rank`.
 
-    loss, top1, top5: of all images since the last line.
+    loss, top1, top5: of all images since the last line; of mixed images hits are counted on the
+        label of the larger share.
     images_per_sec: of the job; time of saving and validating is left out.
     data_wait_sec, data_wait_share: waiting for the loader, mean over ranks; the share is of the
         time without saving and validating, as is communication_share, which is waiting for

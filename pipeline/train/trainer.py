@@ -8,7 +8,6 @@ from contextlib import closing
 from typing import Any, NoReturn
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.config import Config
@@ -23,6 +22,7 @@ from pipeline.system.machine import versions
 from pipeline.train.feed import Feed
 from pipeline.train.folder import RunFolder
 from pipeline.train.loaders import Loaders
+from pipeline.train.loss import Objective
 from pipeline.train.metrics import of_all_ranks, of_this_rank, run_is_taken
 from pipeline.train.monitor.monitor import Monitor
 from pipeline.train.optimizer import named_norms, norms, set_lr
@@ -56,6 +56,7 @@ class Trainer:
         self.course = Course(images, batch, run_length(config.schedule, images, batch))
         self.schedule = make_schedule(config, images)
         self.loaders = Loaders(config, world, decode, train_set, val_set, self.course.total_steps)
+        self.objective = Objective(config, train_set, self.loaders.partition, decode.device)
         self.state = TrainState(
             config, len(train_set.classes), self.schedule, self.loaders.accumulation,
             self.loaders.excluded, decode.device,
@@ -141,7 +142,7 @@ class Trainer:
             if decision.stop:
                 self._leave(decision.stop)
             if state.step == first:
-                self.monitor.images(batch, self.position)
+                self.monitor.images(self.objective.mixing.shown(batch), self.position)
             measured = self.train_step(batch, feed)
             state.step += 1
             state.warmup.close(state.step, self.world)
@@ -163,13 +164,12 @@ class Trainer:
             if micro > 0:
                 batch, _ = feed.next(state.step, micro=micro)
             with self.phases("forward"), state.precision.autocast():
-                logits = state.forward(batch.images)
-                loss = F.cross_entropy(
-                    logits, batch.labels, label_smoothing=self.config.optim.label_smoothing
-                )
+                images, targets = self.objective.mixed(batch)
+                logits = state.forward(images)
+                loss = self.objective.loss(logits, targets)
             with self.phases("backward"), self.averager.micro_batch(micro):
                 state.precision.backward(loss / self.averager.divisor)
-            counts = state.window.add(state.step, loss.detach(), logits.detach(), batch.labels)
+            counts = state.window.add(state.step, loss.detach(), logits.detach(), targets.larger)
             state.warmup.add(counts)
             state.record_statistics(self.averager.statistics[micro])
             self._fetch_ahead(feed, micro)

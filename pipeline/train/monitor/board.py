@@ -33,7 +33,8 @@ _MARKS = (
 )  # fmt: skip
 """TensorBoard's markers for the points of a chart's first line, its second, and so on."""
 _ABOUT = {
-    "learning": "errors and loss by images seen (STEP)",
+    "learning": "errors and loss by images seen (STEP); mixed training images count by the larger "
+    "label",
     "speed": "what the time goes into, by images seen (STEP)",
     "health": "what should change slowly or not at all, by images seen (STEP)",
     "data": "by images seen (STEP); the pictures of images and mistakes are under IMAGES",
