@@ -18,6 +18,7 @@ _OF_CROP = {
     "padded": ("data.padding",),
 }
 _OF_PLATEAU = ("schedule.patience", "schedule.min_improvement")
+_OF_EMA = ("optim.ema_every_steps", "optim.ema_warmup")
 
 
 def idle_settings(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -45,6 +46,8 @@ def idle_settings(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
         idle["schedule.warmup_start_factor"] = ("schedule.warmup_epochs",)
     if settings["optim.weight_decay"] == 0:
         idle["optim.decay_norm_and_bias"] = ("optim.weight_decay",)
+    if settings["optim.ema_decay"] is None:
+        idle |= dict.fromkeys(_OF_EMA, ("optim.ema_decay",))
     return idle
 
 
