@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import Config, names_for, require
 from pipeline.config.reading import can_hold, checkpoint_exists, command_parser, parse_overrides
 from pipeline.config.setting import PathText
+from pipeline.config.training import Weights
 from pipeline.system.console import say
 from pipeline.system.failure import run_command
 from pipeline.system.files import write_text
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from pipeline.data.dali import DecodeSettings, Loader
     from pipeline.data.images import GivenImages
+    from pipeline.train.checkpoint import Trained
 
 DESCRIPTION = (
     "Prints the most probable classes of images, seen as in validation: the centre. Settings come "
@@ -41,6 +43,10 @@ def main(argv: list[str]) -> None:
         ("--json", "also write the result to this file"),
     ):
         parser.add_argument(name, type=PathText, metavar="FILE", help=what)
+    parser.add_argument(
+        "--weights", type=Weights, help="which weights of the checkpoint: raw, as trained, or ema, "
+        "their moving average (default: the average where it has one)",
+    )  # fmt: skip
     options = parse_overrides(parser, argv, "predict")
     checkpoint_exists("--checkpoint", options.checkpoint)
     require(len(options.images) > 0, "no image is given; name one or more files after the options")
@@ -48,19 +54,32 @@ def main(argv: list[str]) -> None:
         kind = "is a folder" if Path(image).is_dir() else "does not exist"
         require(Path(image).is_file(), f"the image {image} {kind}; give the path of an image file")
     can_hold("--json", options.json)
-    found = predict(Path(options.checkpoint), [Path(image) for image in options.images], options)
+    trained = _read(Path(options.checkpoint), options.weights)
+    found = predict(trained, [Path(image) for image in options.images], options)
     try:
         if options.json is not None:
-            result = {"checkpoint": options.checkpoint, "predictions": found}
+            result = {
+                "checkpoint": options.checkpoint,
+                "weights_kind": trained.kind,
+                "predictions": found,
+            }
             write_text(Path(options.json), json.dumps(result) + "\n")
     finally:  # a disk that is full must not cost the words as well
+        if trained.kind is not None:
+            say(f"{trained.path}{trained.said_kind}")
         for one in found:
             say(one["image"])
             say(*(f"  {guess['probability']:7.2%}  {guess['name']}" for guess in one["top"]))
 
 
-def predict(path: Path, paths: Sequence[Path], options: Any) -> list[dict[str, Any]]:
-    """The most probable classes of each image by the checkpoint `path`, at most 5, by falling
+def _read(path: Path, kind: Weights | None) -> Trained:
+    from pipeline.train import checkpoint
+
+    return checkpoint.read(path, kind)
+
+
+def predict(trained: Trained, paths: Sequence[Path], options: Any) -> list[dict[str, Any]]:
+    """The most probable classes of each image by a checkpoint's network, at most 5, by falling
     probability.
 
     `options` is the parsed command line. Raises `ValueError` for an image that cannot be used.
@@ -70,9 +89,7 @@ def predict(path: Path, paths: Sequence[Path], options: Any) -> list[dict[str, A
     from pipeline.data.images import GivenImages
     from pipeline.ranks.places import choose_device, own_share, set_threads
     from pipeline.ranks.world import World
-    from pipeline.train import checkpoint
 
-    trained = checkpoint.read(path)
     config = _for_files(trained.configured(options, names_for("predict")))
     images = GivenImages(paths)
     share = own_share(World())

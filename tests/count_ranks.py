@@ -61,7 +61,8 @@ def count(world: World, data: Path) -> dict[int, list[float]]:
         passes = val_passes(config.data, DECODE)
         loader = open_val_loader(config, val_set, world, passes)
         with closing(loader):
-            found = validate(model, loader, Precision("off", CPU), world, len(val_set))
+            images, classes = len(val_set), len(val_set.classes)
+            found = validate(model, loader, Precision("off", CPU), world, images, classes)
         results[batch_size] = [found.images, found.top1_correct, found.top5_correct, found.loss]
     return results
 

@@ -31,8 +31,10 @@ def write_checkpoint(
     classes: Sequence[str] = CLASSES,
     normalisation: Normalisation = IMAGENET,
     amp: Literal["off", "bf16"] = "off",
+    ema: bool = False,
 ) -> Path:
-    """A checkpoint of random weights whose running statistics have moved from where they start."""
+    """A checkpoint of random weights whose running statistics have moved from where they start, and
+    with `ema` of an average whose last layer is another."""
     torch.manual_seed(0)
     network = build_network(model, len(classes), "reference").train()
     torch.nn.init.normal_(network.fc.weight)
@@ -50,6 +52,10 @@ def write_checkpoint(
         "config": config.to_yaml(),
         "normalisation": normalisation.state(),
     }
+    if ema:
+        average = {name: value.clone() for name, value in network.state_dict().items()}
+        average["fc.weight"] = -average["fc.weight"]
+        content["ema"] = {"model": average}
     write_atomically(path, content)
     return path
 

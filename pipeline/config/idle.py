@@ -19,6 +19,7 @@ _OF_CROP = {
 }
 _OF_PLATEAU = ("schedule.patience", "schedule.min_improvement")
 _OF_OPTIMIZER = {"optim.trust_coefficient": "lars", "optim.beta2": "lamb"}
+_OF_EMA = ("optim.ema_every_steps", "optim.ema_warmup")
 
 
 def idle_settings(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -44,6 +45,8 @@ def idle_settings(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     for name, optimizer in _OF_OPTIMIZER.items():
         if settings["optim.optimizer"] != optimizer:
             idle[name] = ("optim.optimizer",)
+    if settings["optim.ema_decay"] is None:
+        idle |= dict.fromkeys(_OF_EMA, ("optim.ema_decay",))
     return idle
 
 

@@ -128,7 +128,7 @@ class RunConfig:
 
     expect_top1: float | None = setting(None, "execution", limits="[0, 1]")
     """Top-1 in [0, 1] that earlier runs of this configuration reached, to which the end of a run
-    is compared; null: none is known."""
+    is compared (that of the EMA where there is one); null: none is known."""
 
     def __post_init__(self) -> None:
         require(

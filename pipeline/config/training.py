@@ -10,6 +10,8 @@ from pipeline.config.setting import check_limits, require, setting, shown
 Family = Literal["imagenet", "cifar"]
 Shortcut = Literal["A", "B", "C"]
 Variant = Literal["v1", "v1.5"]
+Weights = Literal["raw", "ema"]
+"""Which weights of a checkpoint: those that were trained, or their moving average."""
 
 CURVES = ("cosine", "polynomial")
 """The values of schedule.rule with which the rate falls over the whole run, so that the run's
@@ -141,6 +143,15 @@ class OptimConfig:
         "none", "identity", ("benchmark all",)
     )
     """What gradients travel as between ranks; none: fp32; bf16: over torch.distributed only."""
+    ema_decay: float | None = setting(None, "identity", in_table=True, limits="[0, 1)", later=True)
+    """Share that an exponential moving average (EMA) of the weights keeps at each update of it,
+    such as 0.9999; it is validated beside the weights, and best.pt is chosen by it. The share is
+    that of one update, not scaled by the batch or the run's length as torchvision's recipes do;
+    null: no average."""
+    ema_every_steps: int = setting(1, "identity", limits="[1, inf)", later=True)
+    """Steps from one update of the average to the next."""
+    ema_warmup: bool = setting(False, "identity", later=True)
+    """Let the share rise with the number n of updates, as 1 - n**(-2/3), up to ema_decay."""
 
     def __post_init__(self) -> None:
         check_limits(self, "optim.")

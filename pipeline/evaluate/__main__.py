@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.config import require
 from pipeline.config.reading import can_hold, checkpoint_exists, command_parser, parse_overrides
 from pipeline.config.setting import PathText
+from pipeline.config.training import Weights
 from pipeline.evaluate.protocol import PAPER_SCALES, BnImages, Name, Request, choose_protocol
 from pipeline.system.failure import run_command
 
@@ -28,6 +29,7 @@ def main(argv: list[str]) -> None:
     request = Request(
         tuple(Path(path) for path in options.checkpoint),
         choose_protocol(options.protocol, options.scales, options.mirror),
+        options.weights,
         options.bn_images,
         options.test_images,
         options.json,
@@ -46,6 +48,10 @@ def parse_options(argv: list[str]) -> Any:
     parser.add_argument(
         "--checkpoint", type=PathText, nargs="+", metavar="FILE", help="file of a training run "
         "(.pt); several: an ensemble, whose scores are averaged",
+    )  # fmt: skip
+    parser.add_argument(
+        "--weights", type=Weights, help="which weights of a checkpoint: raw, as trained, or ema, "
+        "their moving average (default: the average where a checkpoint has one)",
     )  # fmt: skip
     parser.add_argument(
         "--protocol", type=Name, default="1-crop", metavar="NAME", help="1-crop: the centre, as in "

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.config import Config, require
+from pipeline.config.training import Weights
 
 if TYPE_CHECKING:
     from pipeline.data.crops import Planner
@@ -82,6 +83,8 @@ class Request:
 
     checkpoints: tuple[Path, ...]
     protocol: ViewProtocol
+    weights: Weights | None
+    """Which weights of each checkpoint; None: the average where there is one."""
     bn_images: BnImages
     test_images: bool
     json: str | None

@@ -24,7 +24,7 @@ from pipeline.evaluate.protocol import PAPER_SCALES, Request, ViewProtocol
 from pipeline.system.files import write_text
 from pipeline.system.machine import versions
 from pipeline.train.folder import EVALUATION, run_of
-from pipeline.train.metrics import Validation, among_five, predicted_classes
+from pipeline.train.metrics import Validation, among_five, counts_top5, predicted_classes
 
 SCORES = (
     "mean of softmax probabilities over views and checkpoints; within a view of the whole image "
@@ -39,33 +39,38 @@ class Tally:
     """Counts by class, as an observer of `validation.count`; after it they are of all ranks.
 
     confusion: (classes, classes) int64 on the CPU, images of the row's class that were predicted
-    as the column's. top5: (classes,) int64, images of each class among whose five best it is.
+    as the column's. top5: (classes,) int64, images of each class among whose five best it is; None
+    where `counts_top5` says no.
     unreadable: images that count as wrong unseen; they are not in `confusion`.
     """
 
     confusion: Tensor
-    top5: Tensor
+    top5: Tensor | None
     unreadable: int
 
     def __init__(self, classes: int, device: torch.device) -> None:
-        self._classes = classes
+        self._classes, self._top5 = classes, counts_top5(classes)
         # Pairs of (label, predicted), unreadable images, top-5 by class, and what counts nowhere.
-        self._counts = torch.zeros(classes**2 + classes + 2, dtype=torch.int64, device=device)
+        size = classes**2 + 1 + (classes if self._top5 else 0) + 1
+        self._counts = torch.zeros(size, dtype=torch.int64, device=device)
 
     def add(self, batch: Batch, scores: Tensor) -> None:
         """Counts images by their `scores` (B, classes), the highest best."""
         classes, labels = self._classes, batch.labels
-        unreadable, nowhere = classes**2, classes**2 + classes + 1
+        unreadable, nowhere = classes**2, len(self._counts) - 1
         predicted = predicted_classes(scores)
         pair = (labels * classes + predicted).masked_fill(labels < 0, nowhere)
         pair = pair.masked_fill(labels == UNREADABLE_LABEL, unreadable)
-        five = among_five(scores, predicted, labels)
-        in_five = (unreadable + 1 + labels).masked_fill(~five, nowhere)
-        found = torch.cat([pair, in_five])
+        found = pair
+        if self._top5:
+            five = among_five(scores, predicted, labels)
+            in_five = (unreadable + 1 + labels).masked_fill(~five, nowhere)
+            found = torch.cat([pair, in_five])
         self._counts.index_add_(0, found, torch.ones_like(found))
 
     def counts(self) -> Tensor:
-        """This rank's, (classes**2 + 1 + classes,) int64 on the CPU. A host sync."""
+        """This rank's, (classes**2 + 1 + classes,) int64 on the CPU, or without the last `classes`.
+        A host sync."""
         return self._counts[:-1].cpu()
 
     def take_in(self, everyone: Tensor) -> None:
@@ -73,7 +78,7 @@ class Tally:
         pairs = self._classes**2
         self.confusion = everyone[:pairs].view(self._classes, self._classes)
         self.unreadable = int(everyone[pairs])
-        self.top5 = everyone[pairs + 1 :]
+        self.top5 = everyone[pairs + 1 :] if self._top5 else None
 
 
 def describe(
@@ -98,6 +103,7 @@ def describe(
         "test_images": request.test_images,
         "changed": changed(members, protocol),
         "weights": [member.trained.digest for member in members],
+        "weights_kind": [member.trained.kind for member in members],
         "checkpoint": str(first.path),
         "run": run.path.name if run else None,
         "step": first.trained.step,
@@ -111,10 +117,9 @@ def describe(
         "training_data_hash": first.trained.fingerprint.get("data hash of val"),
         "images": totals.images,
         "unreadable": unreadable,
-        "top1": totals.top1,
-        "top5": totals.top5,
+        **totals.accuracies,
         "top1_correct": totals.top1_correct,
-        "top5_correct": totals.top5_correct,
+        **({} if totals.top5_correct is None else {"top5_correct": totals.top5_correct}),
         "loss": totals.loss,
         "scores": SCORES,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -150,6 +155,7 @@ def file_name(result: dict[str, Any]) -> str:
         words += [str(scale) for scale in result["scales"]]
     words += ["mirror"] if result["mirror"] else []
     words += [f"ensemble-of-{len(result['ensemble'])}"] if len(result["ensemble"]) > 1 else []
+    words += ["raw"] if "raw" in result["weights_kind"] else []
     words += [] if result["bn_images"] is None else [f"bn-{result['bn_images']}"]
     words += ["test-images"] if result["test_images"] else []
     words += [f"{name.partition('.')[2]}-{value}" for name, value in result["changed"].items()]
@@ -163,21 +169,22 @@ def write(path: Path, result: dict[str, Any]) -> None:
 
 
 def write_per_class(path: Path, counts: Tally, val_set: ImageSet, words: dict[str, str]) -> None:
-    """One row for each class: name, words, images, integers and shares of top-1 and top-5.
+    """One row for each class: name, words, images, integers and shares of top-1, and of top-5 where
+    that is counted.
 
     Images that cannot be read are among a class's images, and wrong. Shares are empty for a class
     without an image.
     """
     classes = val_set.classes
     images = np.bincount(np.asarray(val_set.labels), minlength=len(classes)).tolist()
-    right = counts.confusion.diagonal().tolist()
-    in_five = counts.top5.tolist()
+    hits = {"top1": counts.confusion.diagonal().tolist()}
+    hits |= {} if counts.top5 is None else {"top5": counts.top5.tolist()}
     rows: list[Sequence[object]] = [
-        ("class", "words", "images", "top1_correct", "top5_correct", "top1", "top5")
+        ("class", "words", "images", *(f"{name}_correct" for name in hits), *hits)
     ]
-    for name, total, top1, top5 in zip(classes, images, right, in_five, strict=True):
-        shares = (top1 / total, top5 / total) if total else ("", "")
-        rows.append((name, words.get(name, ""), total, top1, top5, *shares))
+    for name, total, *correct in zip(classes, images, *hits.values(), strict=True):
+        shares = [count / total if total else "" for count in correct]
+        rows.append((name, words.get(name, ""), total, *correct, *shares))
     _write(path, rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -46,8 +47,8 @@ from pipeline.system.launched import launched
 from pipeline.train import checkpoint
 from pipeline.train.folder import run_of
 from pipeline.train.loaders import ValidationLoader
-from pipeline.train.metrics import Validation
-from pipeline.train.validation import count
+from pipeline.train.metrics import Validation, balanced_top1
+from pipeline.train.validation import count, labels_by_class
 
 
 def evaluate(request: Request) -> None:
@@ -82,15 +83,18 @@ def _evaluate(request: Request, world: World) -> None:
     try:
         _write_files(request, result, tally, val_set)
     finally:  # words after files, but a disk that is full must not cost both
-        say(_in_words(request, members[0], totals))
+        say(_in_words(request, members, totals))
 
 
-def _in_words(request: Request, member: Member, totals: Validation) -> str:
-    checkpoints = ", ".join(map(str, request.checkpoints))
+def _in_words(request: Request, members: Sequence[Member], totals: Validation) -> str:
+    checkpoints = ", ".join(f"{one.path}{one.trained.said_kind}" for one in members)
+    balanced, top5 = totals.balanced_top1, totals.top5
     return (
-        f"{checkpoints} at step {member.trained.step}, {request.protocol.name}: "
+        f"{checkpoints} at step {members[0].trained.step}, {request.protocol.name}: "
         f"top-1 {totals.top1:.2%} ({totals.top1_correct} of {totals.images}), "
-        f"top-5 {totals.top5:.2%} ({totals.top5_correct}), loss {totals.loss:.4f}"
+        + ("" if top5 is None else f"top-5 {top5:.2%} ({totals.top5_correct}), ")
+        + ("" if balanced is None else f"balanced top-1 {balanced:.2%}, ")
+        + f"loss {totals.loss:.4f}"
     )
 
 
@@ -98,9 +102,12 @@ def _members(request: Request, world: World) -> list[Member]:
     """The checkpoints, checked to fit each other and the protocol. Collective."""
     paths = request.checkpoints
     contents = world.on_rank0(lambda: [checkpoint.read_verified(path) for path in paths])
-    read = [checkpoint.trained(*one) for one in zip(paths, contents, strict=True)]
 
     def checked() -> list[Member]:
+        read = [
+            checkpoint.trained(path, content, request.weights)
+            for path, content in zip(paths, contents, strict=True)
+        ]
         members = [make_member(one, request.settings) for one in read]
         require_alike(members)
         if not request.test_images:
@@ -154,11 +161,13 @@ def _count(
     tally = Tally(len(val_set.classes), device)
     with closing(loader):
         batches = scored(networks, loader, len(protocol.views(config)), world)
-        totals = count(batches, world, len(val_set), "the evaluation", tally)
+        classes = len(val_set.classes)
+        counted = count(batches, world, len(val_set), classes, "the evaluation", tally)
         passed_over = world.gather_objects([found.error for found in loader.found])
     for error in (error for theirs in passed_over for error in theirs):
         log.warning("warning: %s; it counts as wrong", error)
-    return totals, tally
+    balanced = balanced_top1(tally.confusion.diagonal(), labels_by_class(val_set))
+    return dataclasses.replace(counted, balanced_top1=balanced), tally
 
 
 def _excluded(members: Sequence[Member], val_set: ImageSet) -> frozenset[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pipeline.config import ConfigError, names_for, require
 from pipeline.config.reading import (
@@ -20,6 +20,7 @@ from pipeline.config.reading import (
     read_yaml,
 )
 from pipeline.config.setting import PathText
+from pipeline.config.training import Weights
 from pipeline.system.console import say
 from pipeline.system.failure import run_command
 
@@ -29,6 +30,7 @@ DESCRIPTION = (
     ".safetensors; .pth, torchvision's state_dict with a .json next to it; .onnx, checked with "
     "onnxruntime; .pt, a checkpoint."
 )
+_KINDS = get_args(Weights)
 _WRITTEN = (".safetensors", ".pth", ".onnx")
 _READ = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin")
 PACKAGES = {
@@ -46,7 +48,8 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument(
         "--weights", type=PathText, help="file to be read (.safetensors, or of torch.save: .pth, "
-        ".pt, .tar, .ckpt, .bin)",
+        ".pt, .tar, .ckpt, .bin); with --checkpoint, which of its weights to write: raw, as "
+        "trained, or ema, their moving average (default: the average where it has one)",
     )  # fmt: skip
     parser.add_argument(
         "--config", type=PathText, help="with --weights: YAML file of their settings"
@@ -58,16 +61,23 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=PathText, help="file to write")
     refusal = "--{} comes from the checkpoint, or with --weights from --config"
     options = parse_overrides(parser, argv, "export", refusal)
+    kind: Weights | None = options.weights if options.weights in _KINDS else None
     require(
-        (options.checkpoint is None) != (options.weights is None),
+        kind is None or options.checkpoint is not None,
+        f"--weights {kind} chooses among the weights of a checkpoint; give --checkpoint FILE too",
+    )
+    file = options.weights if kind is None else None
+    require(
+        (options.checkpoint is None) != (file is None),
         "give either --checkpoint, a .pt file of a run to be written for other programs, or "
-        "--weights, a file of torch.save or safetensors to be made a checkpoint",
+        "--weights, a file of torch.save or safetensors to be made a checkpoint; with "
+        "--checkpoint, --weights is raw or ema",
     )
     require(options.out is not None, "--out is missing; give the path of the file to write")
     can_hold("--out", options.out)
     if options.checkpoint is not None:
         _check_export(options)
-        export(Path(options.checkpoint), Path(options.out))
+        export(Path(options.checkpoint), Path(options.out), kind)
     else:
         _check_import(options)
         import_weights(options)
@@ -106,15 +116,16 @@ def _check_suffix(option: str, path: str, known: tuple[str, ...]) -> None:
     )
 
 
-def export(path: Path, out: Path) -> None:
-    """Writes the network of checkpoint `path` in the format of `out`'s suffix; prints a summary."""
+def export(path: Path, out: Path, kind: Weights | None = None) -> None:
+    """Writes the network of checkpoint `path`, with its weights of a `kind`, in the format of
+    `out`'s suffix; prints a summary. None: their average where there is one."""
     import torch
 
     from pipeline.export.formats import describe, write_safetensors, write_torchvision
     from pipeline.export.onnx_file import write_onnx
     from pipeline.train import checkpoint
 
-    trained = checkpoint.read(path)
+    trained = checkpoint.read(path, kind)
     model = trained.build(torch.device("cpu"))
     description = describe(trained.config, trained.classes, trained.normalisation)
     notes = []
@@ -127,8 +138,8 @@ def export(path: Path, out: Path) -> None:
         notes.append(f"classes and preprocessing are in {sidecar}")
     count = sum(parameter.numel() for parameter in model.parameters())
     say(
-        f"{out}: {description.name} of step {trained.step}, {len(trained.classes)} classes, "
-        f"{count:,} parameters, {out.stat().st_size / 1e6:.1f} MB"
+        f"{out}: {description.name} of step {trained.step}{trained.said_kind}, "
+        f"{len(trained.classes)} classes, {count:,} parameters, {out.stat().st_size / 1e6:.1f} MB"
     )
     say(*notes)
 

@@ -33,21 +33,23 @@ _LABELS: dict[DataSet, str] = {"imagenet-1k": "ImageNet-1k", "cifar-10": "CIFAR-
 class Evaluation:
     """One result.
 
-    `top1` and `top5` are errors in %; `dataset` as the setting of that name; `crop` is the side of
-    the crop and the shorter side it is cut from, in pixels; `time` is in seconds since 1970, None
-    if unknown; `scales` are the shorter sides in pixels of multi-scale, `mirror` whether each
-    was counted mirrored too; `bn_images` how many training images BN's statistics were averaged
-    over ("all", or empty for the moving averages); `ensemble` the number of networks; `changed`
-    holds what else differs from the training, such as "optim.amp=off"; `other_root` is where the
-    images lie if they are not those that the training validated on, nor the test images next to
-    them.
+    `top1` and `top5` are errors in %, the latter None where it was not counted; `dataset` as the
+    setting of that name; `crop` is the side of the crop and the shorter side it is cut from, in
+    pixels; `time` is in seconds since 1970, None if unknown; `scales` are the shorter sides in
+    pixels of multi-scale, `mirror` whether each was counted mirrored too; `bn_images` how many
+    training images BN's statistics were averaged over ("all", or empty for the moving averages);
+    `ensemble` the number of networks; `changed` holds what else differs from the training, such as
+    "optim.amp=off"; `weights` are "ema" or "raw" of a checkpoint that has both, empty for any
+    other; `balanced` is the mean over classes of `top1`, None where it was not counted;
+    `other_root` is where the images lie if they are not those that the training validated on, nor
+    the test images next to them.
     """
 
     protocol: Protocol
     step: int
     images: int
     top1: float
-    top5: float
+    top5: float | None
     dataset: str | None
     crop: tuple[int, int]
     time: float | None
@@ -58,6 +60,8 @@ class Evaluation:
     ensemble: int = 1
     changed: tuple[str, ...] = ()
     other_root: str = ""
+    weights: str = ""
+    balanced: float | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -78,7 +82,7 @@ def read_evaluation(path: Path) -> Evaluation:
             int(content["step"]),
             int(content["images"]),
             100 * (1 - content["top1"]),
-            100 * (1 - content["top5"]),
+            _error(content, "top5"),
             None if is_other else data["dataset"],
             (data["image_size"], data["val_resize"]),
             datetime.fromisoformat(content["date"]).timestamp(),
@@ -92,6 +96,8 @@ def read_evaluation(path: Path) -> Evaluation:
                 if content["scales"] or name not in of_crop
             ),
             other_root=data["root"] if is_other else "",
+            weights=next((kind for kind in content.get("weights_kind", ()) if kind), ""),
+            balanced=_error(content, "balanced_top1"),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
@@ -99,6 +105,12 @@ def read_evaluation(path: Path) -> Evaluation:
             f"{path} is no result of python -m pipeline.evaluate ({what}); evaluate again or "
             "remove the file"
         ) from error
+
+
+def _error(shares: Mapping[str, Any], name: str) -> float | None:
+    """An error in % from a share that need not be there."""
+    share = shares.get(name)
+    return None if share is None else 100 * (1 - share)
 
 
 @dataclass(frozen=True)
@@ -187,19 +199,30 @@ class Run:
 
     @property
     def evaluations(self) -> list[Evaluation]:
-        """Its results: those of `pipeline.evaluate`, and its last validation unless one of them is
-        the same."""
-        validated = [
-            Evaluation(
-                "1-crop", int(line["step"]), int(line["images"]), 100 * (1 - line["top1"]),
-                100 * (1 - line["top5"]), self.settings["data.dataset"], self.crop,
-                line.get("time"), in_training=True,
-            )
-            for line in self.events("val")[-1:]
-        ]  # fmt: skip
-        known = {(e.step, e.images, e.crop) for e in self.evaluated if e.is_plain}
-        new = [val for val in validated if (val.step, val.images, val.crop) not in known]
+        """Its results: those of `pipeline.evaluate`, and its last validation, of the weights and of
+        their average, unless one of them is the same."""
+        validated = [one for line in self.events("val")[-1:] for one in self._of_validation(line)]
+        known = {_what(one) for one in self.evaluated if one.is_plain}
+        new = [one for one in validated if _what(one) not in known]
         return self.evaluated + new
+
+    def _of_validation(self, line: Mapping[str, Any]) -> list[Evaluation]:
+        """The results in the line of a validation."""
+        kinds = [("ema_", "ema"), ("", "raw")] if "ema_top1" in line else [("", "")]
+        return [
+            Evaluation(
+                "1-crop", int(line["step"]), int(line["images"]),
+                100 * (1 - line[f"{prefix}top1"]), _error(line, f"{prefix}top5"),
+                self.settings["data.dataset"], self.crop, line.get("time"), in_training=True,
+                weights=weights, balanced=_error(line, f"{prefix}balanced_top1"),
+            )
+            for prefix, weights in kinds
+        ]  # fmt: skip
+
+
+def _what(one: Evaluation) -> tuple[object, ...]:
+    """What a plain result is of."""
+    return one.step, one.images, one.crop, one.weights
 
 
 def date(seconds: float | None) -> str:

@@ -14,6 +14,7 @@ from pipeline.report.references import IMAGENET_CROP, MULTI_SCALES, Recipe, Refe
 from pipeline.report.runs import Evaluation, Run, date
 from pipeline.system.console import counted
 
+_WEIGHTS = {"ema": "EMA of the weights", "raw": "raw weights, not their EMA"}
 _HEAD = ("network", "test", "source", "theirs, %", "ours, %", "our run")
 
 
@@ -33,7 +34,9 @@ class Result:
     def group(self) -> tuple[object, ...]:
         """The key that results averaged over seeds share."""
         run = self.run
-        kind = replace(self.evaluation, step=0, top1=0.0, top5=0.0, dataset=None, time=None)
+        kind = replace(
+            self.evaluation, step=0, top1=0.0, top5=0.0, balanced=0.0, dataset=None, time=None
+        )
         recipe = tuple(sorted(run.recipe.items()))
         return kind, run.finished, recipe, str(run.settings["data.root"])
 
@@ -48,6 +51,7 @@ class Result:
         parts += [counted(e.images, "image"), date(e.time)]
         parts += [f"of {e.other_root}"] if e.other_root else []
         parts += ["validation in training"] if e.in_training else []
+        parts += [_WEIGHTS[e.weights]] if e.weights else []
         parts += [f"ensemble of {e.ensemble}"] if e.ensemble > 1 else []
         if e.scales:
             parts.append("scales " + " ".join(map(str, e.scales)))
@@ -91,9 +95,10 @@ def comparison_blocks(runs: Sequence[Run]) -> list[Block]:
     blocks: list[Block] = [
         Heading("Compared with the paper and later work"),
         Paragraph(
-            "Errors in %, top-1, or top-1 / top-5. Ours is empty where nothing was run. Several "
-            "runs that differ in their seed also have a line with their mean ± the standard "
-            "deviation between them (divided by n - 1)."
+            "Errors in %, top-1, or top-1 / top-5; in brackets the mean over classes of top-1 "
+            "where it is another number. Ours is empty where nothing was run. Several runs that "
+            "differ in their seed also have a line with their mean ± the standard deviation "
+            "between them (divided by n - 1)."
         ),
     ]
     used: set[int] = set()
@@ -157,14 +162,23 @@ def _our_lines(mine: Sequence[Result]) -> list[tuple[str, str]]:
             lines.append((_mean(members), f"mean of {len(members)} runs"))
         for result in members:
             e = result.evaluation
-            lines.append((f"{e.top1:.2f} / {e.top5:.2f}", result.origin))
+            lines.append((_percent(e), result.origin))
     return lines
 
 
+def _percent(one: Evaluation) -> str:
+    """The errors of a result, with the mean over classes where that is another number."""
+    text = f"{one.top1:.2f}" + ("" if one.top5 is None else f" / {one.top5:.2f}")
+    same = one.balanced is None or abs(one.balanced - one.top1) < 0.005
+    return text if same else f"{text} ({one.balanced:.2f})"
+
+
 def _mean(members: Sequence[Result]) -> str:
-    both = zip(*((one.evaluation.top1, one.evaluation.top5) for one in members), strict=True)
+    errors = [[one.evaluation.top1 for one in members]]
+    top5 = [one.evaluation.top5 for one in members if one.evaluation.top5 is not None]
+    errors += [top5] if len(top5) == len(members) else []
     return " / ".join(
-        f"{statistics.fmean(errors):.2f} ± {statistics.stdev(errors):.2f}" for errors in both
+        f"{statistics.fmean(found):.2f} ± {statistics.stdev(found):.2f}" for found in errors
     )
 
 

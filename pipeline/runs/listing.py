@@ -80,11 +80,18 @@ def _row(run: RunState, below: Path, differing: str) -> tuple[str, ...]:
         _epoch(run),
         f"{run.step}/{'?' if run.total_steps is None else run.total_steps}",
         "-" if speed is None else f"{speed:,.0f}",
-        "-" if run.best_top1 is None else f"{run.best_top1:.2%}",
+        _best(run),
         "-" if run.age_sec is None else f"{duration(run.age_sec)} ago",
         where,
         run.note,
     )
+
+
+def _best(run: RunState) -> str:
+    """The best top-1 of the network in best.pt: of the average of the weights if there is one."""
+    if run.best_ema_top1 is not None:
+        return f"{run.best_ema_top1:.2%} EMA"
+    return "-" if run.best_top1 is None else f"{run.best_top1:.2%}"
 
 
 def _epoch(run: RunState) -> str:

@@ -43,7 +43,8 @@ class RunState:
     """The state of one run.
 
     `step` is the number of steps done, of `total_steps`; `epoch` the passes over the training
-    images, of `epochs`; top-1 is a fraction; `last_sign` is in seconds since 1970. None: not known.
+    images, of `epochs`; top-1 is a fraction, with `ema` that of the average of the weights if there
+    is one; `last_sign` is in seconds since 1970. None: not known.
     `note` adds to the state: the signal, or the first cause of a failure.
     `images_per_sec` is the median of the last lines of training, `latest` the very last of them;
     `settings` are all by `part.name`, empty for a run that did not get that far.
@@ -58,6 +59,7 @@ class RunState:
     epoch: float | None
     epochs: float | None
     best_top1: float | None
+    best_ema_top1: float | None
     images_per_sec: float | None
     last_sign: float | None
     holder: Holder | None
@@ -77,7 +79,8 @@ class RunState:
             "run": self.folder.name, "folder": str(self.folder), "state": self.state,
             "note": self.note, "network": self.network, "step": self.step,
             "total_steps": self.total_steps, "epoch": self.epoch, "epochs": self.epochs,
-            "best_top1": self.best_top1, "images_per_sec": self.images_per_sec,
+            "best_top1": self.best_top1, "best_ema_top1": self.best_ema_top1,
+            "images_per_sec": self.images_per_sec,
             "last_sign": self.last_sign, "age_sec": self.age_sec,
             "host": holder and holder.host, "process": holder and holder.process,
             "slurm_job": holder and holder.slurm_job, "since": holder and holder.since,
@@ -128,6 +131,7 @@ class RunReader:
             epoch=so_far.step / total * epochs if total and epochs else None,
             epochs=epochs,
             best_top1=so_far.best_top1,
+            best_ema_top1=so_far.best_ema_top1,
             images_per_sec=statistics.median(so_far.speeds) if so_far.speeds else None,
             last_sign=sign,
             holder=holder,
@@ -160,6 +164,7 @@ class _SoFar:
     done: bool = False
     step: int = 0
     best_top1: float | None = None
+    best_ema_top1: float | None = None
     start: dict[str, Any] = field(default_factory=dict)
     latest: dict[str, Any] = field(default_factory=dict)
     speeds: deque[float] = field(default_factory=lambda: deque(maxlen=_SPEEDS))
@@ -169,7 +174,7 @@ class _SoFar:
         metrics = metrics_of(line)
         if metrics is None:
             return
-        event, step, top1 = map(metrics.get, ("event", "step", "top1"))
+        event, step = metrics["event"], metrics["step"]
         if event == "start":
             self.start = metrics
         else:
@@ -177,8 +182,9 @@ class _SoFar:
         self.done = self.done or event == "done"
         if isinstance(step, int):
             self.step = max(self.step, step)
-        if event == "val" and isinstance(top1, int | float):
-            self.best_top1 = max(self.best_top1 or top1, top1)
+        if event == "val":
+            self.best_top1 = _higher(self.best_top1, metrics["top1"])
+            self.best_ema_top1 = _higher(self.best_ema_top1, metrics.get("ema_top1"))
         if event == "train":
             self.latest = metrics
             if isinstance(speed := metrics.get("images_per_sec"), int | float):
@@ -196,6 +202,10 @@ class _SoFar:
         if set_to is None and total_steps and batch and images:
             return float(total_steps * batch / images)
         return set_to
+
+
+def _higher(one: float | None, other: float | None) -> float | None:
+    return max((share for share in (one, other) if share is not None), default=None)
 
 
 def _ended(run: RunFolder, so_far: _SoFar) -> tuple[State, str] | None:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from pipeline.config import Config, later_defaults
 from pipeline.config.idle import idle_settings
 from pipeline.config.reading import config_of, overrides
-from pipeline.config.training import LENGTH
+from pipeline.config.training import LENGTH, Weights
 from pipeline.data.normalisation import Normalisation
 from pipeline.model.resnet import make_model
 from pipeline.system.failure import TrainingError
@@ -229,6 +229,8 @@ class Trained:
     classes: names by label.
     normalisation: what the network expects pixels to be normalised by.
     weights: parameters and buffers by name, on the CPU; BN's statistics are the mean over ranks.
+    kind: whether they are the trained ones or their average; None where the file has the former
+        alone.
     step, world_size: the step of the training, and its number of ranks; 0 and 1 for imported
         weights.
     fingerprint: the facts that make it this run; imported weights name their file alone.
@@ -244,6 +246,13 @@ class Trained:
     world_size: int
     fingerprint: Mapping[str, Any]
     excluded: Mapping[str, Any]
+    kind: Weights | None = None
+
+    @property
+    def said_kind(self) -> str:
+        """The kind of weights in words, to follow the name of the file; empty where there is no
+        choice."""
+        return {None: "", "raw": " (raw weights)", "ema": " (EMA of the weights)"}[self.kind]
 
     def configured(self, given: Any, names: Sequence[str]) -> Config:
         """The settings, overridden by those of `names` on the parsed command line.
@@ -274,29 +283,39 @@ class Trained:
         return summary.hexdigest()[:16]
 
 
-def read(path: Path) -> Trained:
-    """Reads the network in the checkpoint `path`. Raises as `read_verified` does."""
-    return trained(path, read_verified(path))
+def read(path: Path, kind: Weights | None = None) -> Trained:
+    """Reads the network in the checkpoint `path`. Raises as `read_verified` and `trained` do."""
+    return trained(path, read_verified(path), kind)
 
 
-def trained(path: Path, content: Mapping[str, Any]) -> Trained:
-    """The network in `content`, which `read_verified` has read from `path`. Raises `ValueError` if
-    it lacks what that needs."""
+def trained(path: Path, content: Mapping[str, Any], kind: Weights | None = None) -> Trained:
+    """The network in `content`, which `read_verified` has read from `path`, with its weights of a
+    `kind`; None: their average (EMA) if there is one. Raises `ValueError` if it lacks what that
+    needs."""
     if missing := [name for name in _OF_A_NETWORK if name not in content]:
         raise ValueError(
             f"checkpoint {path} has no {', '.join(missing)}: it was not written by this program; "
             "give another one"
         )
+    average: Any = content.get("ema")
+    if kind == "ema" and average is None:
+        raise ValueError(
+            f"checkpoint {path} has no EMA of the weights, as it was trained with "
+            "optim.ema_decay=null; give --weights raw, or leave it out"
+        )
+    chosen = None if average is None else kind or "ema"
+    weights: Mapping[str, Any] = average if chosen == "ema" else content
     return Trained(
         path,
         config_of(yaml.safe_load(content["config"])),
         list(content["classes"]),
         Normalisation.from_state(content["normalisation"]),
-        content["model"],
+        weights["model"],
         content["step"],
         content["world_size"],
         content["fingerprint"],
         content.get("excluded", {"train": [], "val": []}),  # early versions had none
+        chosen,
     )
 
 

@@ -17,7 +17,7 @@ from pipeline.system.files import content_of
 log = logging.getLogger("trainyard")
 
 _NUMBERS = {
-    "train": ("top1", "time"), "val": ("top1", "top5", "images", "time"), "done": ("time",),
+    "train": ("top1", "time"), "val": ("top1", "images", "time"), "done": ("time",),
 }  # fmt: skip
 """Events of numbers alone, with those that each must have."""
 _COUNTS = (

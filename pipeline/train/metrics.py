@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,12 @@ _GATHERED = (
 """Each rank's part of a line: `TrainWindow.sums`, `TrainWindow.timings()` and so on."""
 
 
+def counts_top5(classes: int) -> bool:
+    """Whether top-5 says anything of a network with so many classes: with five or fewer all of them
+    are among the five best, and it is nowhere computed or said."""
+    return classes > 5
+
+
 def predicted_classes(scores: Tensor) -> Tensor:
     """Predictions (B,) int64: the class with the highest of `scores` (B, classes), the first of
     ties.
@@ -35,37 +42,68 @@ def predicted_classes(scores: Tensor) -> Tensor:
 def among_five(scores: Tensor, predicted: Tensor, labels: Tensor) -> Tensor:
     """Whether each label is among the five best, (B,) bool; `predicted` (B,) is one of these.
 
-    `labels` (B,) int64; never for a negative one. With fewer than five classes all are best.
+    `labels` (B,) int64; never for a negative one. There are at least five classes.
     """
-    best = scores.topk(min(5, scores.shape[1]), dim=1).indices
+    best = scores.topk(5, dim=1).indices
     return (best == labels.unsqueeze(1)).any(dim=1) | (predicted == labels)
 
 
 def correct_counts(logits: Tensor, labels: Tensor) -> Tensor:
-    """Correct answers in a batch: (2,) int64 on the device, top-1 and top-5.
+    """Correct answers in a batch, int64 on the device: (2,), top-1 and top-5, or (1,) where
+    `counts_top5` says no.
 
     `logits` (B, classes), `labels` (B,) int64; a negative label (padding) counts in neither.
     """
     predicted = predicted_classes(logits)
-    five = among_five(logits, predicted, labels)
-    return torch.stack([(predicted == labels).sum(), five.sum()])
+    hits = (predicted == labels).sum()
+    if not counts_top5(logits.shape[1]):
+        return hits.unsqueeze(0)
+    return torch.stack([hits, among_five(logits, predicted, labels).sum()])
+
+
+def balanced_top1(hits: Tensor, images: Tensor) -> float | None:
+    """The mean over classes with images of their top-1; of classes of one size that is top-1.
+
+    `hits` and `images` (classes,) int64 on the CPU. None where there are no images.
+    """
+    some = images > 0
+    return float((hits[some].double() / images[some]).mean()) if bool(some.any()) else None
 
 
 @dataclass(frozen=True)
 class Validation:
     """One validation: fractions over exactly `images` images, each counted once.
 
-    `top1_correct` and `top5_correct` are the integer counts; `epoch`, `step` and `position` say
-    where in the training it was.
+    `top1_correct` and `top5_correct` are the integer counts, the latter None where `counts_top5`
+    says no; `epoch`, `step` and `position` say where in the training it was. `balanced_top1` is
+    that function's, None where it was not counted. `ema` is that of the weights' moving average
+    over the same images, if there is one.
     """
 
     images: int
     top1_correct: int
-    top5_correct: int
+    top5_correct: int | None
     loss: float
     epoch: int = 0
     step: int = 0
     position: int = 0
+    balanced_top1: float | None = None
+    ema: Validation | None = None
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Validation:
+        """The inverse of `dataclasses.asdict`; versions before this one had fewer fields."""
+        ema = state.get("ema")
+        return cls(**{**state, "ema": None if ema is None else cls(**ema)})
+
+    def at(self, epoch: int, step: int, position: int) -> Validation:
+        """The same at this place in the training."""
+        return replace(self, epoch=epoch, step=step, position=position)
+
+    @property
+    def deciding(self) -> Validation:
+        """The one by which a network is chosen and judged: that of the average if there is one."""
+        return self.ema or self
 
     @property
     def top1(self) -> float:
@@ -73,16 +111,31 @@ class Validation:
         return self.top1_correct / self.images
 
     @property
-    def top5(self) -> float:
-        """Share of images whose class is among the five best scores."""
-        return self.top5_correct / self.images
+    def top5(self) -> float | None:
+        """Share of images whose class is among the five best scores; None as `top5_correct` is."""
+        return None if self.top5_correct is None else self.top5_correct / self.images
+
+    @property
+    def accuracies(self) -> dict[str, float]:
+        """The shares that there are, by their names in metrics.jsonl."""
+        found = {"top1": self.top1, "top5": self.top5, "balanced_top1": self.balanced_top1}
+        if self.ema is not None:
+            found |= {"ema_top1": self.ema.top1, "ema_top5": self.ema.top5}
+        return {name: share for name, share in found.items() if share is not None}
 
     def metrics(self) -> dict[str, int | float]:
         """The result as a line of metrics.jsonl."""
-        return {
+        line: dict[str, int | float] = {
             "epoch": self.epoch, "step": self.step, "position": self.position, "loss": self.loss,
-            "top1": self.top1, "top5": self.top5, "images": self.images,
+            **self.accuracies, "images": self.images,
         }  # fmt: skip
+        return line if self.ema is None else {**line, "ema_loss": self.ema.loss}
+
+
+def is_best(history: Sequence[Validation]) -> bool:
+    """Whether no earlier validation of `history` was better than its last."""
+    correct = [result.deciding.top1_correct for result in history]
+    return correct[-1] == max(correct)
 
 
 class GpuMemory:
@@ -140,7 +193,8 @@ class TrainWindow:
         self._rows = torch.zeros(rows, 3, device=device)
         self._steps: list[int] = []
         self.sums = torch.zeros(4, dtype=torch.float64)
-        """loss * images, top-1 hits, top-5 hits, images: of this rank, since the last line."""
+        """loss * images, top-1 hits, top-5 hits (0 where they are not counted), images: of this
+        rank, since the last line."""
         self._images: list[int] = []
         self.memory = GpuMemory(device)
         self._start()
@@ -154,7 +208,7 @@ class TrainWindow:
         counts = correct_counts(logits, labels)
         row = self._rows[len(self._steps)]
         row[0] = loss
-        row[1:] = counts
+        row[1 : 1 + len(counts)] = counts
         self._steps.append(step)
         self._images.append(len(labels))
         return counts
@@ -221,8 +275,9 @@ def run_is_taken(everyone: Tensor) -> bool:
     return bool(everyone[:, -1].any())
 
 
-def of_all_ranks(everyone: Tensor) -> dict[str, float | None]:
-    """A line's counts, speeds and times. `everyone` (ranks, n) holds all `of_this_rank`.
+def of_all_ranks(everyone: Tensor, top5: bool = True) -> dict[str, float | None]:
+    """A line's counts, speeds and times. `everyone` (ranks, n) holds all `of_this_rank`; `top5`
+    says whether that was counted.
 
     loss, top1, top5: of all images since the last line; of mixed images hits are counted on the
         label of the larger share.
@@ -250,7 +305,7 @@ def of_all_ranks(everyone: Tensor) -> dict[str, float | None]:
     line: dict[str, float | None] = {
         "loss": total["loss"] / total["images"],
         "top1": total["top1"] / total["images"],
-        "top5": total["top5"] / total["images"],
+        **({"top5": total["top5"] / total["images"]} if top5 else {}),
         "images_per_sec": total["timed_images"] / (total["timed_sec"] / len(everyone)),
         "data_wait_sec": total["data_wait"] / len(everyone),
         "data_wait_share": total["data_wait"] / total["timed_sec"],

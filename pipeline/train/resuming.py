@@ -12,6 +12,7 @@ from pipeline.train.access import explained
 from pipeline.train.checkpoint import read_verified, require_same_run
 from pipeline.train.events import read_metrics
 from pipeline.train.folder import RunFolder
+from pipeline.train.metrics import Validation, is_best
 from pipeline.train.saving import CheckpointFolder
 from pipeline.train.state import compared
 from pipeline.train.trainer import Trainer
@@ -110,10 +111,10 @@ def _require_never_saved(run: RunFolder, started_from: str | None) -> None:
 
 def _link_best(checkpoints: CheckpointFolder, content: dict[str, Any]) -> None:
     """Gives the best checkpoint its second name, which a kill right after the save prevented."""
-    correct = [result["top1_correct"] for result in content["history"]]
+    history = [Validation.from_state(result) for result in content["history"]]
     path = checkpoints.path(content["step"])
-    is_result = bool(correct) and content["history"][-1]["step"] == content["step"]
-    if is_result and correct[-1] == max(correct) and path.exists():
+    is_result = bool(history) and history[-1].step == content["step"]
+    if is_result and is_best(history) and path.exists():
         try:
             checkpoints.link_best(path)
         except OSError as error:  # a full disk; the run itself can continue

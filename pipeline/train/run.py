@@ -38,6 +38,7 @@ from pipeline.train.access import explained
 from pipeline.train.folder import RunFolder
 from pipeline.train.gpu import described
 from pipeline.train.lock import first_cause_kept, locked, record_hang
+from pipeline.train.metrics import Validation, counts_top5
 from pipeline.train.monitor.monitor import RunMonitor
 from pipeline.train.monitor.pictures import Pictures
 from pipeline.train.preflight import decode_largest, require_complete
@@ -176,7 +177,7 @@ def _open_files(trainer: Trainer) -> None:
         run, config, trainer.position, len(state.history),
         trainer.course.position(trainer.course.total_steps),
         Room(run.path, state.size_bytes(trainer.world.size)),
-        Pictures(trainer.decode, trainer.loaders.stream, classes, root),
+        Pictures(trainer.decode, trainer.loaders.stream, classes, root), counts_top5(len(classes)),
     )  # fmt: skip
     start = _start(trainer)
     trainer.monitor.write("start", start)
@@ -234,16 +235,25 @@ def _start(trainer: Trainer) -> dict[str, Any]:
 def _reached(state: TrainState) -> str:
     if not state.history:
         return "no validation"
-    last = state.history[-1]
-    return f"top-1 {last.top1:.2%}, top-5 {last.top5:.2%} (best top-1 {state.best_top1:.2%})"
+    last, best = state.history[-1], state.best
+    raw = f"{_scores(last)} (best top-1 {best['best_top1']:.2%})"
+    if last.ema is None:
+        return raw
+    return f"{raw}, EMA {_scores(last.ema)} (best top-1 {best['best_ema_top1']:.2%})"
 
 
-def against_expectation(top1: float, expected: float) -> str:
-    """The closing line about `run.expect_top1`."""
+def _scores(result: Validation) -> str:
+    words = {"top1": "top-1", "top5": "top-5", "balanced_top1": "balanced top-1"}
+    found = result.accuracies
+    return ", ".join(f"{word} {found[name]:.2%}" for name, word in words.items() if name in found)
+
+
+def against_expectation(top1: float, expected: float, what: str = "top-1") -> str:
+    """The closing line about `run.expect_top1`; `what` says whose top-1 it is."""
     if top1 >= expected:
-        return f"as expected: top-1 {top1:.2%} reaches the {expected:.2%} of run.expect_top1"
+        return f"as expected: {what} {top1:.2%} reaches the {expected:.2%} of run.expect_top1"
     return (
-        f"below expectation: top-1 {top1:.2%} is {100 * (expected - top1):.2f} points under the "
+        f"below expectation: {what} {top1:.2%} is {100 * (expected - top1):.2f} points under the "
         f"{expected:.2%} of run.expect_top1"
     )
 
@@ -252,14 +262,15 @@ def _sum_up(trainer: Trainer) -> None:
     """Writes the run's last line of metrics, and logs the closing lines for people."""
     state = trainer.state
     last = state.history[-1]
-    reached = {"top1": last.top1, "top5": last.top5, "best_top1": state.best_top1}
-    trainer.monitor.write("done", {**trainer.progress, **reached})
+    trainer.monitor.write("done", {**trainer.progress, **last.accuracies, **state.best})
     if trainer.world.rank != 0:
         return
     train = [line for line in trainer.folder.lines() if line["event"] == "train"]
     log.info("finished: %s", _reached(state))
     if trainer.config.run.expect_top1 is not None:
-        log.info("%s", against_expectation(last.top1, trainer.config.run.expect_top1))
+        what = "top-1" if last.ema is None else "EMA top-1"
+        top1, expected = last.deciding.top1, trainer.config.run.expect_top1
+        log.info("%s", against_expectation(top1, expected, what))
     if train:
         names = ("images_per_sec", "data_wait_share", "communication_share")
         # An older line of the same run may have fewer fields.

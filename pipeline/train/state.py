@@ -16,12 +16,13 @@ from pipeline.config.training import CURVES, LENGTH
 from pipeline.data.normalisation import IMAGENET, Normalisation
 from pipeline.data.order import SCHEME_VERSION
 from pipeline.model.network import network_facts
-from pipeline.model.norm import running_statistics, swapped_statistics
+from pipeline.model.norm import running_statistics
 from pipeline.model.recording import BatchStatistics
 from pipeline.model.resnet import make_model
 from pipeline.ranks.gradients import Summing, Sums
 from pipeline.ranks.world import World
 from pipeline.system.failure import TrainingError
+from pipeline.train.ema import WeightAverage
 from pipeline.train.excluding import Excluded
 from pipeline.train.gpu import choose_algorithms
 from pipeline.train.graphs import GraphedNetwork, require_graphs
@@ -34,6 +35,12 @@ from pipeline.train.optimizer import (
     take_state,
 )
 from pipeline.train.precision import Precision
+from pipeline.train.rank_statistics import (
+    gathered_statistics,
+    mean_statistics,
+    portable_state,
+    restore_statistics,
+)
 from pipeline.train.schedule import History, Schedule
 from pipeline.train.warmup import ErrorWindow
 
@@ -110,6 +117,10 @@ class TrainState:
             0 if self._recorded is None else len(self._recorded.batch),
         )  # fmt: skip
         """How gradients, and BN's statistics with them, are to be summed over ranks."""
+        self.ema: WeightAverage | None = None
+        if optim.ema_decay is not None:
+            average = make_model(config, classes, device)
+            self.ema = WeightAverage(optim, self.model, average, alike=self._alike)
         self.optimizer = build_optimizer(
             self.model, schedule.lr(0), optim.momentum, optim.weight_decay,
             optim.decay_norm_and_bias, Update.of(optim),
@@ -128,15 +139,23 @@ class TrainState:
         return self.history[-1].step if self.history else 0
 
     @property
-    def best_top1(self) -> float:
-        """Best top-1 of all validations so far; there must be one."""
-        return max(result.top1 for result in self.history)
+    def best(self) -> dict[str, float]:
+        """The best accuracies of all validations so far, as a line of metrics has them; there must
+        be one."""
+        averages = [result.ema.top1 for result in self.history if result.ema is not None]
+        best = {"best_top1": max(result.top1 for result in self.history)}
+        return best | ({"best_ema_top1": max(averages)} if averages else {})
 
     @property
     def so_far(self) -> History:
         """The history of training, for the learning rate."""
         errors = tuple(1.0 - result.top1 for result in self.history)
         return History(errors, self.warmup.end_position)
+
+    @property
+    def _alike(self) -> bool:
+        """Whether all ranks have the same running statistics of BN."""
+        return self._recorded is not None
 
     def record_statistics(self, row: Tensor) -> None:
         """Writes BN's statistics of the last micro-batch to `row`, (summing.statistics,)."""
@@ -153,22 +172,22 @@ class TrainState:
 
         `model` holds the mean over ranks of BN's running statistics, `rank_statistics` every rank's
         own, which are restored at the same world size; where all have the same, one row.
+        `ema`, if there is one, has both of the average.
         """
-        statistics = self._gathered_statistics(world)
+        statistics = gathered_statistics(self.model, world, self._alike)
         window = world.gather(self.window.sums)
-        average = _unflatten(statistics.mean(0), running_statistics(self.model))
-        with swapped_statistics(self.model, average):
-            model = {name: v.detach().cpu().clone() for name, v in self.model.state_dict().items()}
+        average = {} if self.ema is None else {"ema": self.ema.state(self.step, world)}
         return {
             "step": self.step,
             "history": [dataclasses.asdict(result) for result in self.history],
             "warmup": self.warmup.state(world),
             "excluded": self.excluded.state(),
-            "model": model,
+            "model": portable_state(self.model, statistics),
             "rank_statistics": statistics,
             "window": window,
             **take_state(self.optimizer, self.model),
             "precision": self.precision.state_dict(),
+            **average,
         }
 
     def restore(self, content: dict[str, Any], world: World) -> None:
@@ -179,15 +198,14 @@ class TrainState:
         likewise, or the sum on rank 0. Ends by comparing digests over ranks.
         """
         self.step = content["step"]
-        self.history = [Validation(**result) for result in content["history"]]
+        self.history = [Validation.from_state(result) for result in content["history"]]
         self.warmup.load(content["warmup"])
         self.excluded.load(content.get("excluded", {"train": [], "val": []}))
         self.model.load_state_dict(content["model"])
-        statistics, window = content["rank_statistics"], content["window"]
-        if self._recorded is None and len(statistics) == world.size:
-            live = running_statistics(self.model)
-            for buffer, own in zip(live, _unflatten(statistics[world.rank], live), strict=True):
-                buffer.copy_(own)
+        restore_statistics(self.model, content, world, self._alike)
+        if self.ema is not None:
+            self.ema.load(content["ema"], world)
+        window = content["window"]
         if len(window) == world.size:
             self.window.sums.copy_(window[world.rank])
         elif world.rank == 0:
@@ -197,12 +215,15 @@ class TrainState:
         world.require_same({"state after loading": self.digest()})
 
     def digest(self) -> str:
-        """Digest of weights, the optimizer's state, loss scale and progress, 16 hex digits."""
+        """Digest of weights, their average, the optimizer's state, loss scale and progress, 16 hex
+        digits."""
         summary = hashlib.sha256()
         content = take_state(self.optimizer, self.model)
         weights = {name: p.detach().cpu() for name, p in self.model.named_parameters()}
         for name, tensor in {**weights, **moments_of(content)}.items():
             summary.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        for tensor in () if self.ema is None else self.ema.parameters():
+            summary.update(tensor.cpu().contiguous().numpy().tobytes())
         progress = (self.step, self.history, self.warmup, self.excluded)
         updates = content.get("lamb", {}).get("updates")
         summary.update(repr((self.precision.state_dict(), updates, progress)).encode())
@@ -214,24 +235,15 @@ class TrainState:
         moments = [tensor for one in self.optimizer.state.values() for tensor in one.values()]
         tensors = [*self.model.state_dict().values(), *moments]
         statistics = ranks * sum(one.nbytes for one in running_statistics(self.model))
-        return int(sum(tensor.nbytes for tensor in tensors) + statistics)
+        average = 0 if self.ema is None else self.ema.size_bytes(ranks)
+        return int(sum(tensor.nbytes for tensor in tensors) + statistics + average)
 
     def average_statistics(self, world: World) -> tuple[list[Tensor], float]:
         """Collective. Returns the mean over ranks of BN's running statistics, and their `spread`;
         the same bits on every rank."""
-        gathered, live = self._gathered_statistics(world), running_statistics(self.model)
-        return _unflatten(gathered.mean(0), live), spread(gathered, [len(one) for one in live])
-
-    def _gathered_statistics(self, world: World) -> Tensor:
-        """Collective. Returns every rank's BN running statistics, (world size, n) fp32 on the CPU;
-        (1, n) where all ranks have the same."""
-        live = torch.cat([one.detach().flatten().cpu() for one in running_statistics(self.model)])
-        return world.gather(live) if self._recorded is None else live.unsqueeze(0)
-
-
-def _unflatten(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
-    parts = torch.split(flat, [tensor.numel() for tensor in like])
-    return [part.view_as(tensor) for part, tensor in zip(parts, like, strict=True)]
+        gathered = gathered_statistics(self.model, world, self._alike)
+        channels = [len(one) for one in running_statistics(self.model)]
+        return mean_statistics(gathered, self.model), spread(gathered, channels)
 
 
 def spread(statistics: Tensor, channels: list[int]) -> float:

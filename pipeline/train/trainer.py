@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from contextlib import closing
 from typing import Any, NoReturn
@@ -14,16 +13,16 @@ from pipeline.config import Config
 from pipeline.data.batches import Course
 from pipeline.data.dali import Batch, DecodeSettings
 from pipeline.data.images import ImageSet
-from pipeline.model.norm import swapped_statistics
 from pipeline.ranks.gradients import GradientAverager
 from pipeline.ranks.world import World
 from pipeline.system.failure import Stopped, StopSignal
 from pipeline.system.machine import versions
+from pipeline.train.ema import require_updates
 from pipeline.train.feed import Feed
 from pipeline.train.folder import RunFolder
 from pipeline.train.loaders import Loaders
 from pipeline.train.loss import Objective
-from pipeline.train.metrics import of_all_ranks, of_this_rank, run_is_taken
+from pipeline.train.metrics import counts_top5, is_best, of_all_ranks, of_this_rank, run_is_taken
 from pipeline.train.monitor.monitor import Monitor
 from pipeline.train.optimizer import named_norms, norms, set_lr
 from pipeline.train.phases import Phases
@@ -32,7 +31,7 @@ from pipeline.train.profile import Profile
 from pipeline.train.saving import CheckpointFolder, SaveClock
 from pipeline.train.schedule import make_schedule, run_length
 from pipeline.train.state import TrainState, fingerprint, require_finite
-from pipeline.train.validation import ErrorAnalysis, require_learning, validate
+from pipeline.train.validation import ErrorAnalysis, require_learning, validate_state
 from pipeline.train.verdict import Figures, judge, seen
 
 log = logging.getLogger("trainyard")
@@ -54,6 +53,7 @@ class Trainer:
         self.train_set, self.val_set, self.stop = train_set, val_set, stop
         batch, images = config.data.global_batch_size, len(train_set)
         self.course = Course(images, batch, run_length(config.schedule, images, batch))
+        require_updates(config.optim, self.course.total_steps)
         self.schedule = make_schedule(config, images)
         self.loaders = Loaders(config, world, decode, train_set, val_set, self.course.total_steps)
         self.objective = Objective(config, train_set, self.loaders.partition, decode.device)
@@ -196,6 +196,8 @@ class Trainer:
             state.precision.step(state.optimizer)
         except TrainingDiverged as error:  # on all ranks at once: the average is the same
             self.world.raise_together(error)
+        if state.ema is not None:
+            state.ema.update(done)
         self.averager.clear()
         return found
 
@@ -236,29 +238,24 @@ class Trainer:
         """Collective. Validates the present state, then saves again with the result."""
         state = self.state
         with self.phases("validation", state.step), state.window.paused():
-            loader = self.loaders.val()
-            average, spread = state.average_statistics(self.world)
-            state.model.eval()
             classes = len(self.val_set.classes)
             analysis = ErrorAnalysis(classes, self.world.rank == 0, self.decode.device)
-            with swapped_statistics(state.model, average):
-                counted = validate(
-                    state.forward, loader, state.precision, self.world, len(self.val_set), analysis
-                )
-                state.excluded.met_in_validation(loader.found, self.world)
-            result = dataclasses.replace(counted, **self.progress)
+            counted, spread = validate_state(
+                state, self.loaders, self.val_set, self.world, analysis
+            )
+            result = counted.at(**self.progress)
             require_learning(result, self._train_top1, classes, self.world)
             state.history.append(result)
             line = {
                 **result.metrics(),
-                "best_top1": state.best_top1,
+                **state.best,
                 "excluded": len(state.excluded.val),
                 "bn_spread": spread,
                 **analysis.class_top1(),
             }
             if not self._run_is_taken():  # else `save` ends all ranks
                 self.monitor.val(line, analysis)
-        self.save(best=result.top1 >= state.best_top1, last=self.finished)
+        self.save(best=is_best(state.history), last=self.finished)
 
     def _record(self, measured: Tensor) -> None:
         """Collective. Writes the line of metrics that ends with the last step, with its norms."""
@@ -272,7 +269,7 @@ class Trainer:
             everyone = self.world.gather(mine)
             if run_is_taken(everyone):
                 self.world.on_rank0(lambda: self.folder.require_of(self.world.start))
-            totals = of_all_ranks(everyone)
+            totals = of_all_ranks(everyone, counts_top5(len(self.val_set.classes)))
             self._train_top1 = totals["top1"] or 0.0
             line = {
                 **self.progress,

@@ -5,21 +5,34 @@ Besides the counts, an `ErrorAnalysis` finds which classes fail, and the most co
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.data.dali import Batch
-from pipeline.data.images import PADDING_LABEL, UNREADABLE_LABEL
+from pipeline.data.images import PADDING_LABEL, UNREADABLE_LABEL, ImageSet
+from pipeline.model.norm import swapped_statistics
 from pipeline.ranks.world import World
 from pipeline.system.failure import TrainingError
-from pipeline.train.metrics import Validation, correct_counts, predicted_classes
+from pipeline.train.metrics import (
+    Validation,
+    balanced_top1,
+    correct_counts,
+    counts_top5,
+    predicted_classes,
+)
 from pipeline.train.precision import Precision
+
+if TYPE_CHECKING:  # evaluate and predict need neither
+    from pipeline.train.loaders import Loaders
+    from pipeline.train.state import TrainState
 
 _MISTAKES = 15  # five rows of three
 
@@ -101,6 +114,12 @@ class ErrorAnalysis:
         }
 
 
+def labels_by_class(images: ImageSet) -> Tensor:
+    """The number of images of each class, (classes,) int64 on the CPU; excluded ones are of it."""
+    labels = np.asarray(images.labels)
+    return torch.from_numpy(np.bincount(labels, minlength=len(images.classes)))
+
+
 Scored = tuple[Batch, Tensor, Tensor]
 """A batch, its scores (B, classes), the greatest best, and its log-probabilities (B, classes)."""
 
@@ -118,9 +137,41 @@ class Observer(Protocol):
         """Sets the counts to `counts`, summed over ranks."""
 
 
+def validate_state(
+    state: TrainState, loaders: Loaders, val_set: ImageSet, world: World, analysis: ErrorAnalysis
+) -> tuple[Validation, float]:
+    """Collective. Validates the weights of `state`, in eval mode then, and in a second pass their
+    moving average if there is one. The loader's graph serves both.
+
+    `analysis` is of the weights themselves. Returns the result, and the `spread` over ranks of BN's
+    statistics, whose mean is what was validated. Changes nothing of the training but what of
+    `val_set` is excluded.
+    """
+
+    def counted(model: nn.Module, observer: ErrorAnalysis | None) -> Validation:
+        found = validate(
+            model, loader, state.precision, world, len(val_set), len(val_set.classes), observer
+        )
+        state.excluded.met_in_validation(loader.found, world)
+        return found
+
+    loader = loaders.val()  # it decodes while statistics are gathered
+    average, spread = state.average_statistics(world)
+    state.model.eval()
+    with swapped_statistics(state.model, average):
+        result = counted(state.forward, analysis)
+    balanced = balanced_top1(analysis.hits, labels_by_class(val_set))
+    result = dataclasses.replace(result, balanced_top1=balanced)
+    if state.ema is not None:
+        loader = loaders.val()
+        with state.ema.over_ranks(state.step, world) as network:
+            result = dataclasses.replace(result, ema=counted(network, None))
+    return result, spread
+
+
 def validate(
     model: nn.Module, loader: Iterable[Batch], precision: Precision, world: World, images: int,
-    analysis: ErrorAnalysis | None = None,
+    classes: int, analysis: ErrorAnalysis | None = None,
 ) -> Validation:  # fmt: skip
     """Collective. Counts the answers of `model`, in eval mode, on this rank's batches; see
     `count`."""
@@ -133,7 +184,7 @@ def validate(
 
     # While it lasts, autocast keeps the weights that it casts: once for all batches, not for each.
     with precision.autocast():
-        return count(scored(), world, images, "validation", analysis)
+        return count(scored(), world, images, classes, "validation", analysis)
 
 
 def logits_of(model: nn.Module, precision: Precision, images: Tensor) -> Tensor:
@@ -147,14 +198,15 @@ def logits_of(model: nn.Module, precision: Precision, images: Tensor) -> Tensor:
 
 @torch.no_grad()  # not inference_mode: Horovod cannot resize a tensor made in it
 def count(
-    scored: Iterable[Scored], world: World, images: int, during: str,
+    scored: Iterable[Scored], world: World, images: int, classes: int, during: str,
     observer: Observer | None = None,
 ) -> Validation:  # fmt: skip
     """Collective. Counts over this rank's batches, summed once as integers over ranks.
 
     Padding (label -1) counts nowhere; an image that cannot be read (label -2) counts as wrong and
     has no part in the mean loss. `observer` sees every batch, and its counts are summed with
-    these. `during` names the counting in errors.
+    these. `during` names the counting in errors. Top-5 is counted if that says anything of
+    `classes`.
 
     Raises `Reported` on every rank if a rank met a bad file, or if the images counted are not
     exactly `images`.
@@ -174,25 +226,27 @@ def count(
         kind = ValueError if isinstance(caught, ValueError) else TrainingError
         error = kind(f"{caught} (met in {during} by rank {world.rank})")
     world.raise_together(error)
-    mine = torch.zeros(4, dtype=torch.int64) if counts is None else counts.cpu()  # host sync
+    hits = 2 if counts_top5(classes) else 1
+    mine = torch.zeros(hits + 2, dtype=torch.int64) if counts is None else counts.cpu()  # host sync
     my_loss = torch.zeros((), dtype=torch.float64) if loss is None else loss.cpu()
     if observer is not None:
         mine = torch.cat([mine, observer.counts()])
     everyone = world.sum(mine)
-    top1, top5, seen, unreadable_images = everyone[:4].tolist()
+    *correct, seen, unreadable_images = everyone[: hits + 2].tolist()
     if observer is not None:
-        observer.take_in(everyone[4:])
+        observer.take_in(everyone[hits + 2 :])
     total_loss = float(world.sum(my_loss.unsqueeze(0)))
     if seen != images:
         world.raise_together(
             TrainingError(f"{during} counted {seen} images, the data set has {images}")
         )
+    top1, top5 = correct if counts_top5(classes) else (*correct, None)
     return Validation(images, top1, top5, total_loss / max(1, images - unreadable_images))
 
 
 def _counts_of(batch: Batch, scores: Tensor, log_probabilities: Tensor) -> tuple[Tensor, Tensor]:
-    """Top-1 and top-5 hits, images and unreadable ones of a batch, (4,) int64, and the sum of its
-    losses, float64; on the device."""
+    """`correct_counts`, images and unreadable ones of a batch, int64, and the sum of its losses,
+    float64; on the device."""
     real = (batch.labels != PADDING_LABEL).sum().unsqueeze(0)
     unreadable = (batch.labels == UNREADABLE_LABEL).sum().unsqueeze(0)
     counts = torch.cat([correct_counts(scores, batch.labels), real, unreadable])
@@ -214,10 +268,11 @@ def labels_look_permuted(train_top1: float, val_top1: float, classes: int) -> bo
 def require_learning(result: Validation, train_top1: float, classes: int, world: World) -> None:
     """Collective. Ends a run whose validation loss is not finite; warns where a network that learns
     its training labels, `train_top1` of them, does no better in validation than guessing."""
-    if not math.isfinite(result.loss):
+    losses = [one.loss for one in (result, result.ema) if one is not None]
+    if bad := [loss for loss in losses if not math.isfinite(loss)]:
         world.raise_together(
             TrainingError(
-                f"the validation loss is {result.loss} before step {result.step}; the training has "
+                f"the validation loss is {bad[0]} before step {result.step}; the training has "
                 "diverged: lower optim.base_lr or lengthen schedule.warmup_epochs"
             )
         )

@@ -83,6 +83,27 @@ def test_each_image_gets_its_five_best_names_for_a_person(checkpoint, photo, tmp
         assert line.endswith(f"%  {guess['name']}")
 
 
+def test_the_average_of_the_weights_is_used_unless_raw_ones_are_asked_for(photo, tmp_path, capsys):
+    path, found = write_checkpoint(tmp_path / "a.pt", ema=True), {}
+    for options, kind, said in (
+        ([], "ema", "EMA of the weights"),
+        (["--weights=raw"], "raw", "raw weights"),
+        (["--weights=ema"], "ema", "EMA of the weights"),
+    ):
+        (one,) = predicted(tmp_path, f"--checkpoint={path}", str(photo), *options)
+        assert found.setdefault(kind, one["top"]) == one["top"]
+        assert capsys.readouterr().out.splitlines()[0] == f"{path} ({said})"
+        assert json.loads((tmp_path / "found.json").read_text())["weights_kind"] == kind
+    assert found["ema"][0]["label"] != found["raw"][0]["label"]
+
+
+def test_an_average_that_is_not_there_is_refused(checkpoint, photo):
+    with pytest.raises(ValueError, match=f"^checkpoint {checkpoint} has no EMA of the weights"):
+        predict.main([f"--checkpoint={checkpoint}", str(photo), "--weights=ema"])
+    with pytest.raises(ConfigError, match="--weights eam must be one of raw, ema"):
+        predict.main([f"--checkpoint={checkpoint}", str(photo), "--weights=eam"])
+
+
 def test_fewer_classes_than_five_are_all_shown(photo, tmp_path):
     path = write_checkpoint(tmp_path / "a.pt", classes=["cat", "dog"])
     (one,) = predicted(tmp_path, f"--checkpoint={path}", str(photo))

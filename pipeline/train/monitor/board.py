@@ -43,21 +43,24 @@ _ABOUT = {
 _DRAWN = ("train", "val")
 _NOT_DRAWN = ("event", "time", "step", "position", "images")  # axes and labels, not curves
 _LABELS = {None: "null", True: "true", False: "false"}
-_COMPARED_METRICS = ("val/best_top1", "val/top1", "val/top5", "val/loss", "train/images_per_sec")
+_COMPARED_METRICS = ("val/best_top1", "val/top1", "val/loss", "train/images_per_sec")
 
 
 class Board:
     """The event files of a run that resumes at `position`, with the lines `kept` up to there.
 
     TensorBoard itself discards what an earlier start drew beyond that; where no file of an earlier
-    start is left, all of `kept` is drawn again.
+    start is left, all of `kept` is drawn again. `top5` and `ema` say whether the run counts top-5,
+    and has an average of its weights.
     """
 
     def __init__(
-        self, folder: Path, position: int, kept: Sequence[Mapping[str, Any]], room: Room
-    ) -> None:
+        self, folder: Path, position: int, kept: Sequence[Mapping[str, Any]], room: Room,
+        top5: bool = True, ema: bool = False,
+    ) -> None:  # fmt: skip
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
+        self._top5, self._ema = top5, ema
         lost = not event_files(folder)
         # The session's start discards `position` itself too, which must stay here.
         again = [metrics for metrics in kept if lost or metrics["position"] >= position]
@@ -80,7 +83,10 @@ class Board:
 
         words = text("config", f"```yaml\n{config.to_yaml()}```")  # type: ignore[no-untyped-call]
         values = compared_settings(config)
-        tables = hparams(values, dict.fromkeys(_COMPARED_METRICS))  # type: ignore[no-untyped-call]
+        more = ["val/top5"] if self._top5 else []
+        more += ["val/best_ema_top1", "val/ema_top1"] if self._ema else []
+        compared = dict.fromkeys((*_COMPARED_METRICS, *more))
+        tables = hparams(values, compared)  # type: ignore[no-untyped-call]
         # One of the two lengths is null. The table ticks its first five columns.
         asked = [n for n, said in settings().items() if said.asked and config.get(n) is not None]
         _put_first(tables[0], ("model.network", *asked))
@@ -95,7 +101,8 @@ class Board:
             return
         if self._pages_due and metrics["event"] == "train":
             self._pages_due = False
-            pages = layout_summary(gpu="gpu_memory_torch_bytes" in metrics)
+            gpu = "gpu_memory_torch_bytes" in metrics
+            pages = layout_summary(gpu, self._top5, self._ema)
             self._add(step=0, summary=pages)
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in curves(metrics)]
         summary = Summary(value=values)
@@ -158,14 +165,16 @@ def _put_first(experiment: Any, names: Sequence[str]) -> None:
 def curves(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """(tag, value) of every curve that has a point in a line of metrics.
 
-    Besides its own numbers: the error in percent, which the paper draws, and the upper edges of the
+    Besides its own numbers: errors in percent, which the paper draws, and the upper edges of the
     stack.
     """
     event = metrics["event"]
     for name, value in metrics.items():
         if name not in _NOT_DRAWN and value is not None:
             yield f"{event}/{name}", value
-    yield f"{event}/error_percent", 100 * (1.0 - metrics["top1"])
+    for prefix in ("", "ema_"):
+        if f"{prefix}top1" in metrics:
+            yield f"{event}/{prefix}error_percent", 100 * (1.0 - metrics[f"{prefix}top1"])
     if f"share_{STACKED[0]}" in metrics:
         shares = [0.0] + [metrics[f"share_{name}"] for name in STACKED]
         for number, edge in enumerate(accumulate(shares), start=-1):
@@ -223,22 +232,29 @@ def stacked_tag(number: int) -> str:
     return f"where_time_goes/{number + 1}_{name}"
 
 
-def layout(gpu: bool) -> Any:
-    """The pages as a `Layout`, with memory for a `gpu`. A chart shows those of its tags that a run
-    has.
+def layout(gpu: bool, top5: bool = True, ema: bool = False) -> Any:
+    """The pages as a `Layout`, with memory for a `gpu`, and `top5` and `ema` for a run that has
+    them. A chart shows those of its tags that a run has.
 
     All lines of a run have its colour, and the legend is folded: titles say which line is which.
     Pages are written as they are to be read: smoothed charts first.
     """
     from tensorboard.plugins.custom_scalar import layout_pb2 as pb
 
+    def of_average(**tags: str) -> dict[str, str]:
+        return tags if ema else {}
+
     pages = {
         "learning": [
             _marked("error in %, as the paper draws it", train="train/error_percent",
-                    val="val/error_percent"),
-            _marked("loss", train="train/loss", val="val/loss"),
+                    val="val/error_percent", **of_average(val_EMA="val/ema_error_percent")),
+            _marked("loss", train="train/loss", val="val/loss",
+                    **of_average(val_EMA="val/ema_loss")),
             _marked("learning rate", lr="train/lr"),
-            _marked("top-5, share of the images", train="train/top5", val="val/top5"),
+            _marked("top-1 in validation, share", of_images="val/top1",
+                    mean_of_classes="val/balanced_top1", **of_average(EMA="val/ema_top1")),
+            *([_marked("top-5, share of the images", train="train/top5", val="val/top5",
+                       **of_average(val_EMA="val/ema_top5"))] if top5 else []),
         ],
         "speed": [
             _smoothed("images per second, all ranks", "train/images_per_sec"),
@@ -274,7 +290,7 @@ def layout(gpu: bool) -> Any:
     )
 
 
-def layout_summary(gpu: bool) -> Any:
+def layout_summary(gpu: bool, top5: bool = True, ema: bool = False) -> Any:
     """The layout as TensorBoard looks for it. Its own builder needs TensorFlow (2.21)."""
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
@@ -284,7 +300,7 @@ def layout_summary(gpu: bool) -> Any:
     plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME)
     content = TensorProto(
         dtype="DT_STRING",
-        string_val=[layout(gpu).SerializeToString()],
+        string_val=[layout(gpu, top5, ema).SerializeToString()],
         tensor_shape=TensorShapeProto(),
     )
     value = Summary.Value(

@@ -15,14 +15,10 @@ from pipeline.system.files import PatientFile, Room, replacing
 from pipeline.train.folder import RunFolder
 from pipeline.train.monitor.board import Board, event_files
 from pipeline.train.monitor.pictures import Pictures
-from pipeline.train.monitor.progress import Progress, counted_from_one
+from pipeline.train.monitor.progress import Progress, val_line
 from pipeline.train.validation import ErrorAnalysis
 
 Metrics = Mapping[str, Any]
-
-_VAL_LINE = (
-    "epoch {epoch} validation: top1 {top1:.2%} top5 {top5:.2%} loss {loss:.4f} ({images} images)"
-)
 
 
 class Monitor:
@@ -53,12 +49,13 @@ class RunMonitor(Monitor):
     """Writes the files of one run, with `pictures` if there are any to be drawn.
 
     `position` is where the run resumes: what an earlier start wrote beyond it is removed,
-    so that no step appears twice. `validations` is how many the checkpoint knows of.
+    so that no step appears twice. `validations` is how many the checkpoint knows of; `top5` whether
+    that is counted.
     """
 
     def __init__(
         self, run: RunFolder, config: Config, position: int, validations: int, total_images: int,
-        room: Room | None = None, pictures: Pictures | None = None,
+        room: Room | None = None, pictures: Pictures | None = None, top5: bool = True,
     ) -> None:  # fmt: skip
         room = room or Room(run.path)
         self._pictures = pictures
@@ -70,7 +67,8 @@ class RunMonitor(Monitor):
             )  # fmt: skip
         kept = _keep_lines(run, position, validations)
         self._file = PatientFile(run.metrics, room)
-        self._board = Board(run.tensorboard, position, kept, room)
+        has_ema = config.optim.ema_decay is not None
+        self._board = Board(run.tensorboard, position, kept, room, top5, has_ema)
         if self._board.is_new:
             self._board.describe(config)
         self._progress = Progress(total_images, position)
@@ -86,7 +84,7 @@ class RunMonitor(Monitor):
 
     def val(self, metrics: Metrics, analysis: ErrorAnalysis | None = None) -> None:
         self.write("val", metrics)
-        log.info("%s", _VAL_LINE.format(**counted_from_one(metrics)))
+        log.info("%s", val_line(metrics))
         if analysis is not None and self._pictures is not None:
             with _no_more_than_a_picture():
                 for tag, pixels in self._pictures.of_validation(analysis):

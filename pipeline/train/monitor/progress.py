@@ -18,6 +18,23 @@ def train_line(metrics: Mapping[str, Any]) -> str:
     return _TRAIN_LINE.format(**counted_from_one(metrics))
 
 
+def val_line(metrics: Mapping[str, Any]) -> str:
+    """Formats a line of a validation for people, with what it has. Raises `KeyError` for any other
+    line."""
+    shown = counted_from_one(metrics)
+    raw = _scores(shown, top1="top1", top5="top5", balanced="balanced_top1")
+    ema = _scores(shown, top1="ema_top1", top5="ema_top5")
+    line = f"epoch {shown['epoch']} validation: {raw} loss {shown['loss']:.4f}"
+    line += f", EMA {ema} loss {shown['ema_loss']:.4f}" if ema else ""
+    return f"{line} ({shown['images']} images)"
+
+
+def _scores(metrics: Mapping[str, Any], **names: str) -> str:
+    """Those of the named accuracies that there are, by their words."""
+    found = {word: metrics.get(name) for word, name in names.items()}
+    return " ".join(f"{word} {share:.2%}" for word, share in found.items() if share is not None)
+
+
 def counted_from_one(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """A line of metrics with its epoch counted from 1, so that the last of 4 is epoch 4."""
     return {**metrics, "epoch": metrics["epoch"] + 1}

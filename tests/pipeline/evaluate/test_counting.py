@@ -43,7 +43,7 @@ def counted(
 ) -> tuple[Validation, Tally]:
     tally = Tally(classes, CPU)
     found = scored(networks, loader, views, World())
-    return count(found, World(), images, "the evaluation", tally), tally
+    return count(found, World(), images, classes, "the evaluation", tally), tally
 
 
 @pytest.mark.parametrize(("views", "checkpoints"), [(1, 1), (4, 1), (1, 3), (4, 3)])

@@ -20,7 +20,8 @@ ONE_CROP, MULTI = ViewProtocol(), ViewProtocol("multi-scale", PAPER_SCALES)
 CIFAR = DataConfig(dataset="cifar-10", train_crop="padded", image_size=32)
 PLAIN: dict[str, Any] = {
     "protocol": "1-crop", "scales": [], "mirror": False, "ensemble": ["a.pt"], "bn_images": None,
-    "test_images": False, "changed": {}, "data_hash": "0123456789abcdef", "other_data": False,
+    "test_images": False, "weights_kind": [None], "changed": {}, "data_hash": "0123456789abcdef",
+    "other_data": False,
 }  # fmt: skip
 
 
@@ -67,6 +68,9 @@ def test_a_change_for_any_member_of_an_ensemble_is_one():
         ({"protocol": "multi-scale", "scales": [224, 256]}, "evaluate-multi-scale-224-256"),
         ({"bn_images": 40, "test_images": True}, "evaluate-1-crop-bn-40-test-images"),
         ({"ensemble": ["a.pt", "b.pt"]}, "evaluate-1-crop-ensemble-of-2"),
+        ({"weights_kind": ["ema"]}, "evaluate-1-crop"),
+        ({"ensemble": ["a.pt", "b.pt"], "weights_kind": ["raw", None], "bn_images": 40},
+         "evaluate-1-crop-ensemble-of-2-raw-bn-40"),
     ],
     ids=str,
 )  # fmt: skip
@@ -77,7 +81,12 @@ def test_results_that_differ_lie_in_files_of_their_own(difference, name):
 CLASSES = ["n01", "n02", "a, b"]
 # Five images; one more of class n02 could not be read, and "a, b" has none.
 COUNTS = Tally(3, torch.device("cpu"))
-COUNTS.take_in(torch.tensor([*(2, 1, 0), *(0, 1, 1), *(0, 0, 0), 1, *(3, 2, 0)]))
+COUNTS.take_in(torch.tensor([*(2, 1, 0), *(0, 1, 1), *(0, 0, 0), 1]))
+# The same with three more classes that have no image, so that top-5 counts.
+SIX = Tally(6, torch.device("cpu"))
+SIX.take_in(
+    torch.tensor([*(2, 1, 0, 0, 0, 0), *(0, 1, 1, 0, 0, 0), *[0] * 24, 1, *(3, 2, 0, 0, 0, 0)])
+)
 
 
 @dataclass
@@ -92,13 +101,24 @@ def rows_of(path):
 
 
 def test_accuracy_by_class_counts_unreadable_images_as_wrong(tmp_path):
-    path = tmp_path / "classes.csv"
-    write_per_class(path, COUNTS, Images(), {"n01": "tench, Tinca tinca"})
-    assert rows_of(path) == [
+    path, six = tmp_path / "classes.csv", Images([*CLASSES, "d", "e", "f"])
+    write_per_class(path, SIX, six, {"n01": "tench, Tinca tinca"})
+    assert rows_of(path)[:4] == [
         ["class", "words", "images", "top1_correct", "top5_correct", "top1", "top5"],
         ["n01", "tench, Tinca tinca", "3", "2", "3", str(2 / 3), "1.0"],
         ["n02", "", "3", "1", "2", str(1 / 3), str(2 / 3)],
         ["a, b", "", "0", "0", "0", "", ""],
+    ]
+
+
+def test_accuracy_by_class_has_no_top5_of_few_classes(tmp_path):
+    path = tmp_path / "classes.csv"
+    write_per_class(path, COUNTS, Images(), {})
+    assert rows_of(path) == [
+        ["class", "words", "images", "top1_correct", "top1"],
+        ["n01", "", "3", "2", str(2 / 3)],
+        ["n02", "", "3", "1", str(1 / 3)],
+        ["a, b", "", "0", "0", ""],
     ]
 
 

@@ -155,6 +155,31 @@ def test_the_tolerance_is_a_share_of_the_largest_logit(difference, largest, hold
 
 
 @pytest.mark.parametrize(
+    ("options", "kind", "said"),
+    [([], "ema", "of step 7 (EMA of the weights), 7 classes"),
+     (["--weights=ema"], "ema", "of step 7 (EMA of the weights), 7 classes"),
+     (["--weights=raw"], "raw", "of step 7 (raw weights), 7 classes")],
+)  # fmt: skip
+def test_the_average_is_written_unless_raw_weights_are_asked_for(
+    tmp_path, capsys, options, kind, said
+):
+    checkpoint = write_checkpoint(tmp_path / "a.pt", ema=True)
+    export.main([f"--checkpoint={checkpoint}", f"--out={tmp_path}/a.safetensors", *options])
+    assert said in capsys.readouterr().out
+    content = read_verified(checkpoint)
+    wanted = (content["ema"] if kind == "ema" else content)["model"]["fc.weight"]
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        assert torch.equal(file.get_tensor("fc.weight"), wanted)
+
+
+def test_an_average_that_the_checkpoint_does_not_have_is_refused(tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=f"^checkpoint {checkpoint} has no EMA of the weights"):
+        export.main([f"--checkpoint={checkpoint}", f"--out={tmp_path}/b.pth", "--weights=ema"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt"]
+
+
+@pytest.mark.parametrize(
     ("suffix", "hidden", "message"),
     [
         (".onnx", "onnxruntime", "a.onnx needs onnxruntime, which .* run pip install onnxruntime$"),
@@ -175,6 +200,11 @@ def test_a_missing_package_is_named_with_pips_line(monkeypatch, suffix, hidden, 
     [
         (["--out=a.onnx"], "give either --checkpoint, a .pt .* or --weights"),
         (["--checkpoint=C", "--weights=C", "--out=a.onnx"], "give either --checkpoint"),
+        (
+            ["--checkpoint=C", "--weights=eam", "--out=a.onnx"],
+            "--checkpoint, --weights is raw or ema",
+        ),
+        (["--weights=ema", "--out=a.pt"], "--weights ema chooses among the weights of"),
         (["--checkpoint=C"], "--out is missing; give the path of the file to write"),
         (["--checkpoint=none.pt", "--out=a.onnx"], "--checkpoint none.pt does not exist"),
         (["--checkpoint=C", "--out=a.onx"], r"suffix .onx and should have .* \.onnx"),

@@ -38,7 +38,7 @@ def drawn(batches: int = 5, size: int = 12) -> list[Batch]:
 def test_hits_by_class_and_the_most_certain_mistakes_change_no_count():
     batches = drawn()
     analysis = ErrorAnalysis(4, keep_mistakes=True, device=CPU)
-    arguments = (Given(), batches, Precision("off", CPU), World(), 59)
+    arguments = (Given(), batches, Precision("off", CPU), World(), 59, 4)
     assert validate(*arguments, analysis) == validate(*arguments)
     answers = [
         (label, int(row.argmax()), float(row.max()))
@@ -69,7 +69,7 @@ def test_hits_by_class_sum_up_to_the_top1_count_where_scores_are_equal():
     batch = Batch(torch.zeros(64, 1, 1, 1), labels, np.arange(64))
     analysis, tally = ErrorAnalysis(50, keep_mistakes=True, device=CPU), Tally(50, CPU)
     for observer in (analysis, tally):
-        counted = count([(batch, scores, scores)], World(), 64, "this test", observer)
+        counted = count([(batch, scores, scores)], World(), 64, 50, "this test", observer)
     top1, top5 = correct_counts(scores, labels).tolist()
     assert (counted.top1_correct, counted.top5_correct) == (top1, top5)
     assert (int(analysis.hits.sum()), int(analysis.images.sum())) == (top1, 64)

@@ -35,7 +35,7 @@ def ranked(*best_first: int, classes: int = 10) -> torch.Tensor:
         ([ranked(3, 1, 2, 4, 5), ranked(1, 2, 4, 5, 3), ranked(1, 2, 4, 5, 6)], [3] * 3, [1, 2]),
         ([ranked(0, 1, 2, 3, 4)] * 3, [0, -1, -1], [1, 1]),  # padding counts in neither
         ([ranked(0, 1, 2, 3, 4)] * 3, [-1, -1, -1], [0, 0]),
-        ([ranked(0, 1, 2, classes=3), ranked(1, 0, 2, classes=3)], [0, 2], [1, 2]),  # of 3 classes
+        ([ranked(0, 1, 2, classes=5), ranked(1, 0, 2, classes=5)], [0, 2], [1]),  # of five
         ([torch.zeros(50)], [0], [1, 1]),  # of equal ones the first, whatever topk names
     ],
 )

@@ -103,11 +103,11 @@ def test_metrics_have_their_fields_in_their_ranges(run):
     stages = ("stem", "layer1", "layer2", "layer3", "fc")
     norms = {f"{kind}_norm_{stage}" for kind in ("gradient", "weight") for stage in stages}
     counts = {"loss", "lr", "gradient_norm", "loss_scale", "skipped_steps", "excluded"}
-    classes = {"class_top1_worst", "class_top1_median", "class_top1_best"}
+    classes = {"class_top1_worst", "class_top1_median", "class_top1_best", "balanced_top1"}
     fields = {
         "train": always | TIME_FIELDS | norms | counts,
         "val": always | {"loss", "images", "excluded", "best_top1", "bn_spread"} | classes,
-        "done": always | {"best_top1"},
+        "done": always | {"best_top1", "balanced_top1"},
     }
     for line in lines:
         assert set(line) == fields[line["event"]]
@@ -169,7 +169,8 @@ def test_the_log_is_plain_lines_with_their_time(run):
     assert "CIFAR ResNet-8 A on 1 rank (cpu), AMP bf16" in text
     assert "data: 50 train and 30 val images, 10 classes" in text
     assert "batch: 10 = 1 rank x 10 images x 1 accumulated; steps 0 to 10" in text
-    assert re.search(r"epoch 2 validation: top1 \d+\.\d\d% top5 \d+\.\d\d% loss \d", text)
+    shares = r"top1 \d+\.\d\d% top5 \d+\.\d\d% balanced \d+\.\d\d%"
+    assert re.search(rf"epoch 2 validation: {shares} loss \d", text)
     assert re.search(r"epoch 2 step 10 loss \S+ top1 \d+\.\d\d% lr", text)
     for words in ("finished: top-1 ", "below expectation: top-1 ", "limited by: "):
         assert words in text

@@ -72,3 +72,26 @@ def test_norm_layers_are_those_that_were_asked_for(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="model.norm=triton cannot run here"):
         trained.build(CPU, kernels)
     dataclasses.replace(trained, config=kernels).build(CPU)  # the reference runs everywhere
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "said"),
+    [(None, "ema", " (EMA of the weights)"), ("ema", "ema", " (EMA of the weights)"),
+     ("raw", "raw", " (raw weights)")],
+)  # fmt: skip
+def test_the_average_of_the_weights_is_taken_where_there_is_one(tmp_path, asked, kind, said):
+    path = write_checkpoint(tmp_path / "a.pt", ema=True)
+    trained, content = read(path, asked), read_verified(path)
+    assert (trained.kind, trained.said_kind) == (kind, said)
+    wanted = (content["ema"] if kind == "ema" else content)["model"]
+    assert torch.equal(trained.weights["fc.weight"], wanted["fc.weight"])
+    assert torch.equal(trained.build(CPU).state_dict()["fc.weight"], wanted["fc.weight"])
+
+
+def test_without_an_average_there_is_no_choice_and_asking_for_it_is_refused(tmp_path):
+    path = write_checkpoint(tmp_path / "a.pt")
+    assert {(read(path, kind).kind, read(path, kind).said_kind) for kind in (None, "raw")} == {
+        (None, "")
+    }
+    with pytest.raises(ValueError, match=f"^checkpoint {path} has no EMA of the weights, as"):
+        read(path, "ema")

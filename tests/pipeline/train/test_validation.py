@@ -47,7 +47,7 @@ def open_loader(val_set, *starts: int, size: int = 5) -> Loader:
 
 def validated(model, loader: Loader, images: int = 30):
     with closing(loader):
-        return validate(model, loader, Precision("off", CPU), World(), images)
+        return validate(model, loader, Precision("off", CPU), World(), images, 10)
 
 
 def test_the_counts_are_those_of_a_plain_loop(val_set, model, one_rank):

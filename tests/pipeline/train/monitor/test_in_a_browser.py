@@ -89,8 +89,9 @@ def test_the_four_pages_have_their_charts_in_order_and_titles_tell_their_lines(
     assert page.screenshot(tmp_path / "pages.png").stat().st_size > 20_000
     cards = "all.filter(n => n.tagName && n.tagName.endsWith('-CHART-CARD'))"
     titles = page.evaluate(f"{cards}.map(card => card.title)")
-    assert [title.partition(":")[0] for title in titles[:6]] == [
-        "error in %, as the paper draws it", "loss", "learning rate", "top-5, share of the images",
+    assert [title.partition(":")[0] for title in titles[:7]] == [
+        "error in %, as the paper draws it", "loss", "learning rate", "top-1 in validation, share",
+        "top-5, share of the images",
         "images per second, all ranks", "where the time goes, from below",
     ]  # fmt: skip
     legend = page.evaluate(
@@ -99,7 +100,7 @@ def test_the_four_pages_have_their_charts_in_order_and_titles_tell_their_lines(
     )
     for title, tags in (
         (titles[0], ["train/error_percent", "val/error_percent"]),
-        (titles[5], [stacked_tag(number) for number in range(len(STACKED))]),
+        (titles[6], [stacked_tag(number) for number in range(len(STACKED))]),
     ):
         marks = [mark for mark in title.partition(": ")[2] if not (mark.isalpha() or mark == " ")]
         for mark, tag in zip(marks, tags, strict=True):
