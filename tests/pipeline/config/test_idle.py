@@ -11,9 +11,10 @@ import pytest
 import torch
 from one_process import train_here
 
-from pipeline.config import Config
+from pipeline.config import Config, later_defaults
 from pipeline.config.idle import idle_settings, shown_idle
 from pipeline.config.reading import load_config
+from pipeline.data.effects import train_effects
 from pipeline.data.stream import train_planner, val_planner
 from pipeline.model.network import network_facts, network_of
 from pipeline.system.failure import Reported
@@ -29,10 +30,16 @@ CIFAR = (
 JITTER = ("--data.train_crop=scale_jitter",)
 PLATEAU = ("--schedule.rule=plateau",)
 UNTIL_ERROR = ("--schedule.warmup_epochs=0", "--schedule.warmup_until_error=0.8")
+OF_RAND = "data.augment_ops", "data.augment_magnitude", "data.augment_std"
+NO_EFFECTS = {
+    "data.augment_ops": "3", "data.augment_magnitude": "4", "data.augment_std": "0.5",
+    "data.erase_area": "[0.1,0.2]", "data.erase_aspect": "[1,2]",
+}  # fmt: skip
 # Settings, with what they are given, by the other options given.
 IDLE = {
     (): {"data.short_side": "[300,400]", "data.padding": "2", "schedule.patience": "7",
-         "schedule.min_improvement": "0.5", "schedule.max_drops": "9"},
+         "schedule.min_improvement": "0.5", "schedule.max_drops": "9", **NO_EFFECTS},
+    ("--data.augment=trivial",): {name: NO_EFFECTS[name] for name in OF_RAND},
     JITTER: {"data.area": "[0.5,1]", "data.padding": "2"},
     CIFAR: {"data.area": "[0.5,1]", "data.short_side": "[300,400]", "data.val_resize": "64",
             "model.variant": "v1"},
@@ -46,7 +53,10 @@ IDLE = {
 COUNTING = {
     (): {"data.area": "[0.5,1]", "data.val_resize": "300", "model.variant": "v1",
          "schedule.drop_epochs": "[3]", "schedule.warmup_start_factor": "0.5",
-         "optim.decay_norm_and_bias": "true"},
+         "optim.decay_norm_and_bias": "true", "data.augment": "trivial", "data.erase": "0.5",
+         "data.repeats": "2", "data.sampling": "balanced"},
+    ("--data.augment=rand",): {name: NO_EFFECTS[name] for name in OF_RAND},
+    ("--data.erase=0.5",): {"data.erase_area": "[0.1,0.2]", "data.erase_aspect": "[1,2]"},
     JITTER: {"data.short_side": "[300,400]"},
     CIFAR: {"data.padding": "2"},
     PLATEAU: {"schedule.patience": "7", "schedule.min_improvement": "0.5",
@@ -78,7 +88,8 @@ def what_is_trained(config: Config) -> tuple[Any, ...]:
     rule = getattr(schedule.drops, "most", 0) and schedule  # with drops, all of the rule counts
     model = dataclasses.asdict(config.model)
     return (
-        train_planner(config.data), val_planner(config.data), rates, rule, network_of(model),
+        train_planner(config.data), train_effects(config.data), config.data.repeats,
+        config.data.sampling, val_planner(config.data), rates, rule, network_of(model),
         network_facts(config.model), [group["weight_decay"] for group in groups],
     )  # fmt: skip
 
@@ -111,7 +122,7 @@ def test_what_makes_a_setting_idle_is_itself_compared():
     """Else a setting could count again within a run, unnoticed."""
     for options in {**IDLE, **COUNTING}:
         config = configured(*options)
-        kept = compared(facts(config), config)
+        kept = {**later_defaults(), **compared(facts(config), config)}
         for reasons in idle_settings(config.values()).values():
             assert set(reasons) <= kept.keys()
 
