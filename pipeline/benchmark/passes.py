@@ -30,7 +30,7 @@ from pipeline.data.dali import (
 )
 from pipeline.data.dali.graph import make_decoding_pipeline
 from pipeline.data.images import ImageSet
-from pipeline.data.stream import TrainStream, train_planner
+from pipeline.data.stream import TrainStream, train_stream
 
 _KEPT = 3  # batches in memory, which go round
 _OF_DECODING = 3  # of the graph's inputs
@@ -95,8 +95,8 @@ class LoaderParts:
         round_sec: float,
     ) -> None:  # fmt: skip
         """Prepares rounds of about `round_sec`, with batches of `batch` images."""
-        planner = train_planner(config.data, settings.normalisation)
-        self._stream = TrainStream(images, planner, config.run.seed)
+        self._stream = train_stream(images, config.data, config.run.seed, settings.normalisation)
+        settings = settings.for_effects(self._stream.effects)
         self._settings, self._batch, self._round_sec = settings, batch, round_sec
         # At the start queues are full or filling, at the end planners have nothing left to do.
         self._first, self._last = 2 * settings.prefetch + 1, settings.prefetch + 1

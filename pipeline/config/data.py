@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,6 +55,38 @@ class DataConfig:
     color_std: float | None = setting(None, "identity", ("benchmark all",), limits="(0, inf)")
     """Standard deviation of AlexNet's colour offset along the principal components of the training
     pixels (0.1 in the paper); null: none."""
+    augment: Literal["none", "trivial", "rand"] = setting(
+        "none", "identity", ("benchmark all",), later=True
+    )
+    """Operations on the pixels of training images after crop and mirror: trivial: one, chosen with
+    its strength at random (TrivialAugmentWide); rand: data.augment_ops of them at
+    data.augment_magnitude (RandAugment)."""
+    augment_ops: int = setting(2, "identity", ("benchmark all",), limits="[1, inf)", later=True)
+    """rand: operations on each image, one after the other."""
+    augment_magnitude: int = setting(
+        9, "identity", ("benchmark all",), limits="[0, 30]", later=True
+    )
+    """rand: strength of each operation, 0 to 30 as in torchvision; timm's m7 of 10 is 21."""
+    augment_std: float = setting(0.0, "identity", ("benchmark all",), limits="[0, inf)", later=True)
+    """rand: standard deviation of the magnitude, drawn for each operation, in its units; timm's
+    mstd0.5 is 1.5."""
+    erase: float = setting(0.0, "identity", ("benchmark all",), limits="[0, 1]", later=True)
+    """Probability with which a rectangle of a training image is erased: its normalised pixels are
+    0."""
+    erase_area: tuple[float, float] = setting(
+        (0.02, 0.33), "identity", ("benchmark all",), later=True
+    )
+    """data.erase: least and greatest share of the image that is erased."""
+    erase_aspect: tuple[float, float] = setting(
+        (0.3, 3.3), "identity", ("benchmark all",), later=True
+    )
+    """data.erase: least and greatest height / width of what is erased."""
+    repeats: int = setting(1, "identity", limits="[1, inf)", later=True)
+    """Repeated augmentation: each image stands so many times in a row, cut anew each time; an epoch
+    stays as long and has fewer images."""
+    sampling: Literal["each", "balanced"] = setting("each", "identity", later=True)
+    """each: every training image once an epoch; balanced: every class in turn, so that each is seen
+    equally often; an epoch stays as long."""
     mixup: float = setting(0.0, "identity", limits="[0, inf)", later=True)
     """Alpha of mixup: each training image is averaged with another of its micro-batch, by a share
     from Beta(alpha, alpha), and so are their labels; 0: none. With data.cutmix too, each
@@ -122,6 +155,7 @@ class DataConfig:
             0 < low <= high <= 1,
             f"data.area={shown(self.area)} must satisfy 0 < least <= most <= 1",
         )
+        self._check_effects()
         least, most = self.short_side
         require(
             self.train_crop != "scale_jitter" or self.image_size <= least <= most,
@@ -131,6 +165,30 @@ class DataConfig:
         require(
             self.val_resize >= self.image_size,
             f"data.val_resize={self.val_resize} must be at least data.image_size={self.image_size}",
+        )
+
+    def _check_effects(self) -> None:
+        low, high = self.erase_area
+        require(
+            0 < low <= high < 1,
+            f"data.erase_area={shown(self.erase_area)} must satisfy 0 < least <= most < 1; it is a "
+            "share of the image",
+        )
+        low, high = self.erase_aspect
+        require(
+            0 < low <= high < math.inf,
+            f"data.erase_aspect={shown(self.erase_aspect)} must satisfy 0 < least <= most; it is "
+            "height / width",
+        )
+        require(
+            self.augment == "none" or self.dataset != "cifar-10",
+            f"data.augment={self.augment} is not for data.dataset=cifar-10, whose pixels are "
+            "normalised before they are cut; set data.augment=none",
+        )
+        require(
+            self.augment == "none" or self.mean != "pixel",
+            f"data.augment={self.augment} moves pixels away from the places that "
+            "data.mean=pixel has a mean for; set data.mean=channel, or data.augment=none",
         )
 
     def _check_data_set(self) -> None:

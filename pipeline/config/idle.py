@@ -17,6 +17,8 @@ _OF_CROP = {
     "scale_jitter": ("data.short_side",),
     "padded": ("data.padding",),
 }
+_OF_RAND = ("data.augment_ops", "data.augment_magnitude", "data.augment_std")
+_OF_ERASING = ("data.erase_area", "data.erase_aspect")
 _OF_PLATEAU = ("schedule.patience", "schedule.min_improvement")
 _OF_OPTIMIZER = {"optim.trust_coefficient": "lars", "optim.beta2": "lamb"}
 _OF_EMA = ("optim.ema_every_steps", "optim.ema_warmup")
@@ -33,6 +35,10 @@ def idle_settings(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     for other, names in _OF_CROP.items():
         if other != crop:
             idle |= dict.fromkeys(names, ("data.train_crop",))
+    if settings["data.augment"] != "rand":
+        idle |= dict.fromkeys(_OF_RAND, ("data.augment",))
+    if settings["data.erase"] == 0:
+        idle |= dict.fromkeys(_OF_ERASING, ("data.erase",))
     if crop == "padded":  # images of cifar-10 are taken as they are
         idle["data.val_resize"] = ("data.train_crop",)
     if not has_bottlenecks(settings["model.family"], settings["model.depth"]):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.normalisation import IMAGENET, Normalisation
-from pipeline.data.order import uniform
+from pipeline.data.order import draws_of
 
 Place = Literal["centre", "top left", "top right", "bottom left", "bottom right"]
 PLACES: tuple[Place, ...] = ("centre", "top left", "top right", "bottom left", "bottom right")
@@ -37,12 +37,19 @@ class Plan:
     flips: (B,) int32, 1 to mirror left-right.
     offsets: (B, 3) float32 added to R, G and B in 0..255 units.
     shape: height and width of every output in pixels.
+    operations, strengths: (B, K) int32 and float64, what is done to the mirrored pixels one after
+    the other, as `augmentations` has it; None: nothing.
+    erased: (B, 4) int32 (y, x, h, w) in pixels of the output, inside it, what is erased of the
+    normalised pixels; without area where nothing is; None: nothing anywhere.
     """
 
     boxes: NDArray[np.float32]
     flips: NDArray[np.int32]
     offsets: NDArray[np.float32]
     shape: tuple[int, int]
+    operations: NDArray[np.int32] | None = None
+    strengths: NDArray[np.float64] | None = None
+    erased: NDArray[np.int32] | None = None
 
 
 class Planner(ABC):
@@ -64,7 +71,7 @@ class Planner(ABC):
         `words` are None where nothing is random. A side of 0 is taken for 1 pixel.
         """
         high, wide = _sides(heights), _sides(widths)
-        draws = np.empty((0, len(high))) if words is None else _draws(words)
+        draws = np.empty((0, len(high))) if words is None else draws_of(words)
         assert len(draws) == self.words_per_position, f"{len(draws)} words a position"
         return Plan(
             self._boxes(high, wide, draws),
@@ -306,15 +313,6 @@ def whole_boxes(heights: NDArray[np.integer], widths: NDArray[np.integer]) -> ND
 def _sides(pixels: NDArray[np.int32]) -> Sides:
     # int64: the area of the largest JPEG, 65,500 pixels a side, does not fit 32 bits.
     return np.maximum(pixels, 1).astype(np.int64)
-
-
-def _draws(words: NDArray[np.uint64]) -> Floats:
-    """Return uniform numbers (words per position, B), each decision's row contiguous.
-
-    numpy may use another loop, and round exp or log differently, over strided numbers than over
-    contiguous ones; a batch of one is contiguous either way, and a position must not depend on it.
-    """
-    return uniform(np.ascontiguousarray(words.T))
 
 
 def _between(draws: Floats, low: float, high: float) -> Floats:

@@ -1,8 +1,9 @@
 """Images that a run continues without, because their files cannot be used.
 
 The number of images and the data hash stay as they are. In training a position whose image is
-excluded takes the next image in that epoch's order that is not, and every other position keeps its
-own. In validation an excluded image counts as wrong.
+excluded takes the next image in that epoch's order that is not (where classes are balanced, in its
+class's order), and every other position keeps its own. In validation an excluded image counts as
+wrong.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.images import ImageSet
 from pipeline.data.index.labels import shown
-from pipeline.data.order import GlobalOrder
+from pipeline.data.order import Order
 from pipeline.system.regular import read_regular
 
 _LIST_BYTES = 1 << 28
@@ -72,11 +73,11 @@ class Exclusions:
         _, since, *failed = self._rows[image]
         return position >= since or position in failed
 
-    def images(self, order: GlobalOrder, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    def images(self, order: Order, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """The images at `positions` of `order`, both (B,) int64.
 
-        A position whose image is excluded has the next one of its epoch that is not. Raises
-        ValueError if no image is left.
+        A position whose image is excluded has the next one of `Order.replacements` that is not.
+        Raises ValueError if no image is left.
         """
         images = order.images(positions)
         for i in np.flatnonzero(np.isin(images, self._images)):
@@ -85,14 +86,11 @@ class Exclusions:
                 images[i] = self._replacement(order, position)
         return images
 
-    def _replacement(self, order: GlobalOrder, position: int) -> int:
-        epoch, place = divmod(position, order.num_images)
-        permutation = order.permutation(epoch)
-        for step in range(1, order.num_images):
-            image = int(permutation[(place + step) % order.num_images])
+    def _replacement(self, order: Order, position: int) -> int:
+        for image in order.replacements(position):
             if not self.holds(image, position):
                 return image
-        raise ValueError(f"all {order.num_images} training images are excluded; see the data set")
+        raise ValueError(f"all {order.drawn_from(position)} are excluded; see the data set")
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,12 @@ from pipeline.data.crops import (
     ScaleJitter,
     WholeImage,
 )
+from pipeline.data.effects import NOTHING, Effects, train_effects
 from pipeline.data.exclusion import Exclusions, Found
 from pipeline.data.images import PADDING_LABEL, UNREADABLE_LABEL, BadImage, ImageSet
 from pipeline.data.normalisation import IMAGENET, Normalisation
-from pipeline.data.order import GlobalOrder, Stream, random_words
+from pipeline.data.order import GlobalOrder, Order, Stream, random_words
+from pipeline.data.sampling import make_order
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class Selection:
 
 class ImageStream(ABC):
     """The selection at each position of `image_set`, cropped as `planner` says."""
+
+    effects: Effects = NOTHING
+    """What happens to the views beyond that."""
 
     def __init__(self, image_set: ImageSet, planner: Planner) -> None:
         self.image_set = image_set
@@ -89,15 +94,19 @@ class ImageStream(ABC):
 
 
 class TrainStream(ImageStream):
-    """Endless shuffled epochs, whose boundaries a batch may cross.
+    """Endless epochs in `order` (None: shuffled), whose boundaries a batch may cross.
 
     The positions of a selection must be consecutive and rising, as every chunk's are.
+    `train_stream` makes the one that a configuration asks for.
     """
 
-    def __init__(self, image_set: ImageSet, planner: Planner, seed: int):
+    def __init__(
+        self, image_set: ImageSet, planner: Planner, seed: int, effects: Effects = NOTHING,
+        order: Order | None = None,
+    ):  # fmt: skip
         super().__init__(image_set, planner)
-        self.seed = seed
-        self.order = GlobalOrder(len(image_set), seed)
+        self.seed, self.effects = seed, effects
+        self.order = GlobalOrder(len(image_set), seed) if order is None else order
         self.exclusions = Exclusions()
 
     def images(self, positions: np.ndarray) -> np.ndarray:
@@ -108,6 +117,9 @@ class TrainStream(ImageStream):
         first, count = int(positions[0]), len(positions)
         words = self.planner.words_per_position
         return random_words(self.seed, Stream.AUGMENT, first, count, words)
+
+    def _plan(self, positions: np.ndarray, images: np.ndarray) -> Plan:
+        return self.effects.planned(super()._plan(positions, images), self.seed, positions)
 
 
 class ValStream(ImageStream):
@@ -134,6 +146,17 @@ class ValStream(ImageStream):
         labels[images != np.minimum(positions, len(self.image_set) - 1)] = UNREADABLE_LABEL
         labels[positions >= len(self.image_set)] = PADDING_LABEL
         return labels
+
+
+def train_stream(
+    image_set: ImageSet, config: DataConfig, seed: int, normalisation: Normalisation = IMAGENET
+) -> TrainStream:
+    """The training of `image_set` that the configuration asks for.
+
+    Raises `ValueError` for a class without images where each has its turn.
+    """
+    planner, order = train_planner(config, normalisation), make_order(image_set, config, seed)
+    return TrainStream(image_set, planner, seed, train_effects(config), order)
 
 
 def train_planner(config: DataConfig, normalisation: Normalisation = IMAGENET) -> Planner:

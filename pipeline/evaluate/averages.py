@@ -27,7 +27,7 @@ from pipeline.data.dali import DecodeSettings, Loader
 from pipeline.data.dali.settings import choose_decoding
 from pipeline.data.exclusion import Exclusions
 from pipeline.data.images import ImageSet
-from pipeline.data.stream import ImageStream, TrainStream, train_planner
+from pipeline.data.stream import ImageStream, TrainStream, train_stream
 from pipeline.evaluate.members import Member
 from pipeline.model.norm import norm_layers, running_statistics
 from pipeline.ranks.places import Share
@@ -84,8 +84,7 @@ def _opened(
     )
     # A fused backend would not call the norm layers of projections one by one.
     model = trained.build(device)
-    planner = train_planner(config.data, trained.normalisation)
-    stream = TrainStream(train_set, planner, config.run.seed)
+    stream = train_stream(train_set, config.data, config.run.seed, trained.normalisation)
     stream.exclusions = Exclusions(trained.excluded["train"])
     decode = choose_decoding(config, device, share, (train_set,), trained.normalisation)
     side = config.data.image_size

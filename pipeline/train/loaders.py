@@ -12,7 +12,7 @@ from pipeline.data.batches import Partition, split_global_batch, validation_chun
 from pipeline.data.dali import Batch, DecodeSettings, Loader
 from pipeline.data.exclusion import Found, too_many
 from pipeline.data.images import BadImage, ImageSet
-from pipeline.data.stream import ImageStream, TrainStream, ValStream, train_planner, val_planner
+from pipeline.data.stream import ImageStream, ValStream, train_stream, val_planner
 from pipeline.ranks.world import World
 from pipeline.train.excluding import Excluded
 
@@ -20,7 +20,8 @@ from pipeline.train.excluding import Excluded
 class Loaders:
     """Opens the loaders of a run of `steps`, each past the images that are `excluded` by then.
 
-    Raises `ValueError` for a batch that does not fit the number of ranks.
+    Raises `ValueError` for a batch that does not fit the number of ranks, or a class without images
+    where each has its turn.
     """
 
     def __init__(
@@ -35,8 +36,7 @@ class Loaders:
         )
         self.partition = Partition(data.global_batch_size, micro_batch, world.rank, world.size)
         self.decode = decode
-        planner = train_planner(data, decode.normalisation)
-        self.stream = TrainStream(train_set, planner, config.run.seed)
+        self.stream = train_stream(train_set, data, config.run.seed, decode.normalisation)
         self.passes = val_passes(data, decode)
 
     def train(self, step: int, micro: int = 0) -> Loader:

@@ -18,7 +18,6 @@ from pipeline.config.idle import shown_idle
 from pipeline.data.dali import DecodeSettings, gpu_count
 from pipeline.data.dali.settings import choose_decoding
 from pipeline.data.opening import open_data
-from pipeline.data.order import order_digest
 from pipeline.data.statistics import normalisation_of
 from pipeline.model.network import network_name
 from pipeline.model.norm import norm_layers
@@ -207,7 +206,7 @@ def _open_files(trainer: Trainer) -> None:
     )
     log.info("schedule: %s", described_schedule)
     epoch = trainer.progress["epoch"]
-    order = order_digest(config.run.seed, epoch, len(trainer.train_set))
+    order = trainer.loaders.stream.order.digest(epoch)
     log.info("order of epoch %d: %s (runs of one order have one such digest)", epoch + 1, order)
 
 

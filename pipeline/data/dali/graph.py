@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline, fn, types
+from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.tensors import TensorCPU, TensorListCPU
 
+from pipeline.data.dali import augmenting, erasing
 from pipeline.data.dali.settings import DecodeSettings
 from pipeline.data.images import ImageSet
 from pipeline.data.stream import Selection
@@ -60,11 +61,19 @@ def graph_inputs(
         inputs.append(means_of(selection, settings))
     if settings.decoder == "gpu":
         inputs.append(np.ascontiguousarray(selection.labels))
-    return tuple(inputs)
+    inputs += augmenting.operation_inputs(plan)
+    return (*inputs, *erasing.box_inputs(plan, _erased_with(selection, settings)))
 
 
 def _takes_means(settings: DecodeSettings) -> bool:
     return settings.decoder == "gpu" or settings.output != "uint8"
+
+
+def _erased_with(selection: Selection, settings: DecodeSettings) -> np.ndarray | None:
+    """What stands in erased pixels (B, 3), None for 0: of uint8, the level next to the mean."""
+    if settings.output != "uint8":
+        return None
+    return np.asarray(np.clip(np.rint(means_of(selection, settings)), 0, 255))
 
 
 def means_of(selection: Selection, settings: DecodeSettings) -> np.ndarray:
@@ -103,21 +112,34 @@ def make_pipeline(source: Any, batch_size: int, settings: DecodeSettings) -> Pip
     assert settings.normalisation.image is None or settings.output != "uint8", (
         "pixels that are not normalised yet are mirrored already, and a mean image comes before"
     )
+    if settings.decoder == "gpu" and settings.effects.augmentation is not None:
+        # Each image goes the way of its own operation alone.
+        define = pipeline_def(_outputs, enable_conditionals=True)
+        pipe: Pipeline = define(source, settings, **_execution(batch_size, settings))
+        return pipe
     pipe = _new_pipeline(batch_size, settings)
     with pipe:
-        on_gpu = settings.decoder == "gpu"
-        nodes = _inputs(source, 7 + _takes_means(settings) + on_gpu)
-        encoded, low, extent, begin, end, shape, flips = nodes[:7]
-        means: Any = nodes[7] if _takes_means(settings) else None
-        images = _decoded(encoded, low, extent, settings)
-        images = _finished(images, (begin, end), shape, flips, means, settings)
-        outputs = [images]
-        if on_gpu:
-            outputs.append(nodes[8].gpu())
-        if on_gpu and settings.output == "uint8":
-            outputs.append(means.gpu())
-        pipe.set_outputs(*outputs)
+        pipe.set_outputs(*_outputs(source, settings))
     return pipe
+
+
+def _outputs(source: Any, settings: DecodeSettings) -> tuple[Any, ...]:
+    """The nodes that `make_pipeline` gives out, and all that they need."""
+    on_gpu, effects = settings.decoder == "gpu", settings.effects
+    own = 7 + _takes_means(settings) + on_gpu
+    of_operations, of_boxes = augmenting.input_count(effects), erasing.input_count(settings)
+    nodes = _inputs(source, own + of_operations + of_boxes)
+    encoded, low, extent, begin, end, shape, flips = nodes[:7]
+    means: Any = nodes[7] if _takes_means(settings) else None
+    images = _decoded(encoded, low, extent, settings)
+    operations = nodes[own : own + of_operations]
+    images = _finished(images, (begin, end), shape, flips, means, operations, settings)
+    outputs = [erasing.erased(images, nodes[own + of_operations :])]
+    if on_gpu:
+        outputs.append(nodes[8].gpu())
+    if on_gpu and settings.output == "uint8":
+        outputs.append(means.gpu())
+    return tuple(outputs)
 
 
 def make_decoding_pipeline(source: Any, batch_size: int, settings: DecodeSettings) -> Pipeline:
@@ -141,20 +163,25 @@ def _inputs(source: Any, count: int) -> list[Any]:
 
 
 def _new_pipeline(batch_size: int, settings: DecodeSettings) -> Pipeline:
-    return Pipeline(
-        batch_size=batch_size,
-        num_threads=settings.threads,
-        device_id=settings.device.index if settings.decoder == "gpu" else None,
-        prefetch_queue_depth=settings.prefetch,
-        exec_dynamic=True,  # batches are fresh memory and stay valid; also 17% faster
-    )
+    return Pipeline(**_execution(batch_size, settings))
+
+
+def _execution(batch_size: int, settings: DecodeSettings) -> dict[str, Any]:
+    return {
+        "batch_size": batch_size,
+        "num_threads": settings.threads,
+        "device_id": settings.device.index if settings.decoder == "gpu" else None,
+        "prefetch_queue_depth": settings.prefetch,
+        "exec_dynamic": True,  # batches are fresh memory and stay valid; also 17% faster
+    }
 
 
 def _finished(
-    images: Any, box: tuple[Any, Any], shape: Any, flips: Any, means: Any, settings: DecodeSettings
-) -> Any:
-    """The decoded pixels, resized, mirrored and, but for uint8, normalised; `box` is its begin and
-    its end."""
+    images: Any, box: tuple[Any, Any], shape: Any, flips: Any, means: Any, operations: list[Any],
+    settings: DecodeSettings,
+) -> Any:  # fmt: skip
+    """The decoded pixels, resized, mirrored, changed by `operations` and, but for uint8,
+    normalised; `box` is its begin and its end."""
     mean_image, on_gpu = settings.normalisation.image, settings.decoder == "gpu"
     if on_gpu:
         images = fn.resize(
@@ -166,6 +193,10 @@ def _finished(
             interp_type=types.INTERP_LINEAR,
             antialias=True,
         )
+        if settings.effects.augmentation is not None:  # of mirrored pixels
+            count = settings.effects.augmentation.count
+            images = fn.flip(images, horizontal=flips, vertical=0)
+            images, flips = augmenting.by_branches(images, operations, shape, count), 0
         if settings.output == "uint8":
             return fn.crop_mirror_normalize(
                 images, mirror=flips, dtype=types.UINT8, output_layout="HWC"
@@ -173,12 +204,18 @@ def _finished(
     else:  # in one operator where that does all that is needed
         from pipeline.data.dali import resampling  # brings numba, which takes half a second
 
-        if settings.output == "uint8":
+        if operations:
+            images = resampling.resized(images, box, shape, flips)
+            images, flips = augmenting.by_kernel(images, operations), 0
+            if settings.output == "uint8":
+                return images
+        elif settings.output == "uint8":
             return resampling.resized(images, box, shape, flips)
-        if settings.output == "float32" and mean_image is None:
+        elif settings.output == "float32" and mean_image is None:
             normaliser = means, settings.normalisation.std
             return resampling.resized(images, box, shape, flips, normaliser)
-        images = resampling.resized(images, box, shape, types.Constant(0, dtype=types.INT32))
+        else:
+            images = resampling.resized(images, box, shape, types.Constant(0, dtype=types.INT32))
     if mean_image is not None:
         images = images - types.Constant(mean_image, device="gpu" if on_gpu else "cpu")
     # The colour offset is part of the mean: a separate addition takes longer.
@@ -247,6 +284,7 @@ def _pixel_inputs(selection: Selection, images: list[np.ndarray]) -> tuple[Any, 
         plan.boxes[:, :2].astype(np.int32),
         plan.boxes[:, 2:].astype(np.int32),
         plan.flips.astype(np.int32),
+        *erasing.box_inputs(plan, None),
     )
 
 
@@ -258,13 +296,14 @@ def _pixel_pipeline(source: Any, batch_size: int, settings: DecodeSettings) -> P
     (section 4.2 of the paper).
     """
     assert settings.output != "uint8", "the zeros of the padding are zeros after the mean"
+    assert settings.effects.augmentation is None, "operations are for pixels that have no mean yet"
     pipe = _new_pipeline(batch_size, settings)
     with pipe:
-        images, start, extent, flips = _inputs(source, 4)
+        images, start, extent, flips, *box = _inputs(source, 4 + erasing.input_count(settings))
         images = images - types.Constant(settings.normalisation.subtracted, device="cpu")
         images = fn.slice(
             images, start, extent, **_IN_PIXELS, out_of_bounds_policy="pad", fill_values=0.0
         )
         images = fn.crop_mirror_normalize(images, mirror=flips, **_output_arguments(settings))
-        pipe.set_outputs(images)
+        pipe.set_outputs(erasing.erased(images, box))
     return pipe

@@ -56,6 +56,7 @@ class Loader:
         batch_size: int,
         settings: DecodeSettings,
     ) -> None:
+        settings = settings.for_effects(stream.effects)
         self._batch_size, self._settings = batch_size, settings
         device = settings.device
         # A constant on the device: an upload for each batch would make the host wait.
@@ -79,8 +80,10 @@ class Loader:
     def start(self, stream: ImageStream, chunks: Iterable[np.ndarray], length: int) -> None:
         """Starts again by the graph that stands, on the `length` batches of `stream` at `chunks`.
 
-        The graph is built anew only if a file made it fail or if batches were left in it.
+        The graph is built anew only if a file made it fail or if batches were left in it. `stream`
+        must have the effects of the first.
         """
+        assert stream.effects == self._settings.effects, "a graph is for the effects of one stream"
         self._ahead.stop()
         if self._source.unfinished:
             self._drop_graph()

@@ -16,7 +16,7 @@ from nvidia.dali.plugin.numba import NumbaFunction
 from pipeline.data.dali.resampling_kernel import run_function, set_up_function
 
 
-class _Resize(NumbaFunction):
+class CompiledFunction(NumbaFunction):
     """The operator with already compiled functions: around Python functions it compiles wrappers of
     its own, which takes 6 s in every process (DALI 2.4)."""
 
@@ -50,7 +50,7 @@ def resized(
         inputs.append(fn.cat(means, types.Constant(1 / std, device="cpu")))
     in_types = [types.UINT8, types.FLOAT, types.FLOAT, types.INT32, types.INT32, types.FLOAT]
     ins_ndim = [3, 1, 1, 3, 0, 1]
-    operator = _Resize(
+    operator = CompiledFunction(
         run_function(normalised=normaliser is not None),
         out_types=[types.UINT8 if normaliser is None else types.FLOAT],
         in_types=in_types[: len(inputs)],

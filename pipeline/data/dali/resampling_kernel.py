@@ -30,40 +30,40 @@ _ROWS = 16
 _LINE = 4 * _ROWS  # of a turned column: red, green, blue and one that nobody reads, row by row
 _ONE = 1 << 14  # weight of 1
 _FIRST_SHIFT, _SECOND_SHIFT = 7, 14 + 7
-_OPTIONS = {"boundscheck": False, "error_model": "numpy"}
+OPTIONS = {"boundscheck": False, "error_model": "numpy"}
 
 # What DALI calls, with the addresses of the outputs' data, shapes and numbers of dimensions, their
 # number, and the same of the inputs; the set-up has shapes only, of all samples of all inputs.
 _DATA = CPointer(voidptr)
 _SHAPES = CPointer(CPointer(int64))
-_RUN = void(_DATA, _SHAPES, voidptr, int32, _DATA, _SHAPES, voidptr, int32)
-_SET_UP = void(_SHAPES, voidptr, int32, _SHAPES, voidptr, int32, int32)
+RUN = void(_DATA, _SHAPES, voidptr, int32, _DATA, _SHAPES, voidptr, int32)
+SET_UP = void(_SHAPES, voidptr, int32, _SHAPES, voidptr, int32, int32)
 _CANVAS = 3  # which input has the output's height and width
 
 
 def run_function(normalised: bool) -> Any:
     """What makes one image of inputs as in `resampling`, float32 if normalised; `address` is what
     DALI calls."""
-    return _compiled(_run_float32 if normalised else _run_uint8, _RUN)
+    return compiled(_run_float32 if normalised else _run_uint8, RUN)
 
 
 def set_up_function() -> Any:
     """What tells DALI the shapes of a batch."""
-    return _compiled(_set_up, _SET_UP)
+    return compiled(_set_up, SET_UP)
 
 
 @functools.cache  # the code lives as long as what numba gives
-def _compiled(function: Callable[..., None], signature: Any) -> Any:
+def compiled(function: Callable[..., None], signature: Any) -> Any:
     """Takes 4 s once, then 0.1 s: it is kept beside this file, or in the user's cache folder.
 
     Where neither can be written every process compiles it.
     """
     try:
-        return cfunc(signature, cache=True, **_OPTIONS)(function)
+        return cfunc(signature, cache=True, **OPTIONS)(function)
     except (RuntimeError, OSError) as error:  # OSError: a full disk, or another user's files
         if isinstance(error, RuntimeError) and "cannot cache" not in str(error):
             raise
-        return cfunc(signature, **_OPTIONS)(function)
+        return cfunc(signature, **OPTIONS)(function)
 
 
 def _set_up(outs, _dims, _outputs, ins, _in_dims, _inputs, samples):
@@ -82,7 +82,7 @@ def _run_float32(outs, shapes, _dims, _outputs, ins, in_shapes, _in_dims, _input
     _resample(ins, in_shapes[0], carray(ins[5], 6, dtype=np.float32), shapes[0], out)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _resample(ins, size, normaliser, shape, out):
     """The inputs of an image of `size` (h, w) to `out`, (H * W * 3,) for a `shape` (H, W)."""
     width, height, out_width = size[1], shape[0], shape[1]
@@ -107,7 +107,7 @@ def _resample(ins, size, normaliser, shape, out):
             _write(pixels, out_width, i, normaliser, out, (first + i) * out_width * 3)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _weights(begin, end, size, count, mirror):
     """What each of `count` outputs is made of: the first of its source pixels (count,), how many
     they are (count,), their weights (count, most), which add up to `_ONE` exactly.
@@ -143,7 +143,7 @@ def _weights(begin, end, size, count, mirror):
     return firsts, counts, weights
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _sum_rows(source, first, weights, sums, out):
     """`out` (n,) int16: as many rows (n,) uint8 as there are weights, from `first` on."""
     for i in range(len(out)):
@@ -156,7 +156,7 @@ def _sum_rows(source, first, weights, sums, out):
         out[i] = sums[i] >> _FIRST_SHIFT
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _turn(rows, columns):
     """Rows (_ROWS, 3 w + 1) to columns (w * _LINE,). A pixel is moved as four values, which is one
     move of 64 bits; the fourth is the next pixel's red."""
@@ -169,7 +169,7 @@ def _turn(rows, columns):
             columns[place + 2], columns[place + 3] = blue, unused
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _sum_columns(columns, firsts, counts, weights, sums, pixels):
     """`pixels` (W * _LINE,) uint8: each column the sum of `counts` columns from `firsts` on."""
     for x in range(len(firsts)):
@@ -185,7 +185,7 @@ def _sum_columns(columns, firsts, counts, weights, sums, pixels):
             out[i] = sums[i] >> _SECOND_SHIFT
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _write(pixels, width, row, normaliser, out, begin):
     """Row `row` of `pixels` (W * _LINE,) to `out` from `begin` on; `normaliser` is the three means
     and three factors, or None."""

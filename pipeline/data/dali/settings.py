@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from pipeline.config import Config, DataConfig
+from pipeline.data.effects import NOTHING, Effects
 from pipeline.data.images import ImageSet
 from pipeline.data.normalisation import IMAGENET, Normalisation
 from pipeline.ranks.places import Share
@@ -39,7 +40,8 @@ class DecodeSettings:
     `output` is what DALI writes: float32 or float16, normalised, or uint8, which the loader
     normalises on `device`. `hw_decoder_load`, the JPEG engine's share (0..1), and `memory` are of
     the GPU decoder alone. A mean image in `normalisation` is subtracted from every view, and every
-    view must have its shape: use `for_shape` where that is not certain.
+    view must have its shape: use `for_shape` where that is not certain. `effects` are those of the
+    stream that a graph is for (`for_effects`), and a loader sets them itself.
     """
 
     decoder: Literal["cpu", "gpu", "none"]
@@ -50,6 +52,11 @@ class DecodeSettings:
     hw_decoder_load: float = 0.65
     memory: DecoderMemory = field(default_factory=DecoderMemory)
     normalisation: Normalisation = IMAGENET
+    effects: Effects = NOTHING
+
+    def for_effects(self, effects: Effects) -> DecodeSettings:
+        """The settings for the views of a stream with these effects."""
+        return dataclasses.replace(self, effects=effects)
 
     def for_shape(self, shape: tuple[int, int] | None) -> DecodeSettings:
         """The settings for a loader whose views all have height and width `shape` (None: they

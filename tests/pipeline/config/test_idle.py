@@ -14,6 +14,7 @@ from one_process import train_here
 from pipeline.config import Config, later_defaults
 from pipeline.config.idle import idle_settings, shown_idle
 from pipeline.config.reading import load_config
+from pipeline.data.effects import train_effects
 from pipeline.data.stream import train_planner, val_planner
 from pipeline.model.network import network_facts, network_of
 from pipeline.system.failure import Reported
@@ -32,11 +33,17 @@ PLATEAU = ("--schedule.rule=plateau",)
 CURVE = ("--schedule.rule=polynomial",)
 UNTIL_ERROR = ("--schedule.warmup_epochs=0", "--schedule.warmup_until_error=0.8")
 EMA = ("--optim.ema_decay=0.99",)
+OF_RAND = "data.augment_ops", "data.augment_magnitude", "data.augment_std"
+NO_EFFECTS = {
+    "data.augment_ops": "3", "data.augment_magnitude": "4", "data.augment_std": "0.5",
+    "data.erase_area": "[0.1,0.2]", "data.erase_aspect": "[1,2]",
+}  # fmt: skip
 # Settings, with what they are given, by the other options given.
 IDLE = {
     (): {"data.short_side": "[300,400]", "data.padding": "2", "schedule.patience": "7",
          "schedule.min_improvement": "0.5", "schedule.max_drops": "9", "schedule.power": "2",
-         "schedule.end_factor": "0.5"},
+         "schedule.end_factor": "0.5", **NO_EFFECTS},
+    ("--data.augment=trivial",): {name: NO_EFFECTS[name] for name in OF_RAND},
     JITTER: {"data.area": "[0.5,1]", "data.padding": "2"},
     CIFAR: {"data.area": "[0.5,1]", "data.short_side": "[300,400]", "data.val_resize": "64",
             "model.variant": "v1"},
@@ -55,7 +62,10 @@ COUNTING = {
     (): {"data.area": "[0.5,1]", "data.val_resize": "300", "model.variant": "v1",
          "schedule.drop_epochs": "[3]", "schedule.warmup_start_factor": "0.5",
          "optim.decay_norm_and_bias": "true", "optim.nesterov": "true", "optim.optimizer": "lars",
-         "optim.clip_norm": "1", "schedule.rule": "cosine"},
+         "optim.clip_norm": "1", "schedule.rule": "cosine", "data.augment": "trivial",
+         "data.erase": "0.5", "data.repeats": "2", "data.sampling": "balanced"},
+    ("--data.augment=rand",): {name: NO_EFFECTS[name] for name in OF_RAND},
+    ("--data.erase=0.5",): {"data.erase_area": "[0.1,0.2]", "data.erase_aspect": "[1,2]"},
     CURVE: {"schedule.power": "2", "schedule.end_factor": "0.5", "schedule.epochs": "91"},
     ("--schedule.rule=cosine",): {"schedule.end_factor": "0.5", "schedule.epochs": "91"},
     ("--optim.optimizer=lars",): {"optim.trust_coefficient": "0.01", "optim.nesterov": "true"},
@@ -94,7 +104,8 @@ def what_is_trained(config: Config) -> tuple[Any, ...]:
     model = dataclasses.asdict(config.model)
     average = optim.ema_decay and (optim.ema_every_steps, decay_of(2, optim))
     return (
-        train_planner(config.data), val_planner(config.data), rates, rule, network_of(model),
+        train_planner(config.data), train_effects(config.data), config.data.repeats,
+        config.data.sampling, val_planner(config.data), rates, rule, network_of(model),
         network_facts(config.model), [group["weight_decay"] for group in optimizer.param_groups],
         type(optimizer), Update.of(optim), optim.clip_norm, average,
     )  # fmt: skip

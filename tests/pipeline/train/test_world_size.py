@@ -1,6 +1,7 @@
 """Another number of ranks sees the same images, cut alike, in the same order."""
 
 import shutil
+from typing import Any
 
 import jobs
 import numpy as np
@@ -12,9 +13,10 @@ from run_files import checkpoint_steps, differences, metrics, newest_checkpoint
 from pipeline.config import DataConfig
 from pipeline.data.batches import Partition, split_global_batch
 from pipeline.data.index.manifest import open_manifest
-from pipeline.data.stream import TrainStream, train_planner
+from pipeline.data.stream import train_stream
 
 GLOBAL_BATCH, EPOCHS = 12, 3
+EFFECTS: dict[str, Any] = {"augment": "rand", "augment_std": 2.0, "erase": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +31,19 @@ def rank_stream(manifest, rank, world_size, steps, local_batch_size):
     """
     data = DataConfig(
         global_batch_size=GLOBAL_BATCH, local_batch_size=local_batch_size, image_size=32,
-        val_resize=36, color_std=0.1,
+        val_resize=36, color_std=0.1, **EFFECTS,
     )  # fmt: skip
     micro_batch, accumulation = split_global_batch(GLOBAL_BATCH, local_batch_size, world_size)
     partition = Partition(GLOBAL_BATCH, micro_batch, rank, world_size)
-    stream = TrainStream(manifest, train_planner(data), seed=5)
+    stream = train_stream(manifest, data, seed=5)
     for step in steps:
         for micro in range(accumulation):
             chosen = stream.select(partition.positions(step, micro))
             yield {
                 "positions": chosen.positions, "images": chosen.images, "labels": chosen.labels,
                 "boxes": chosen.plan.boxes, "flips": chosen.plan.flips,
-                "offsets": chosen.plan.offsets,
+                "offsets": chosen.plan.offsets, "operations": chosen.plan.operations,
+                "strengths": chosen.plan.strengths, "erased": chosen.plan.erased,
             }  # fmt: skip
 
 

@@ -190,8 +190,8 @@ def test_functions_are_compiled_where_nothing_can_be_kept(monkeypatch):
         return compile_(signature, **options)
 
     monkeypatch.setattr(resampling_kernel, "cfunc", without_a_folder)
-    compiled = resampling_kernel._compiled.__wrapped__
-    assert compiled(resampling_kernel._set_up, resampling_kernel._SET_UP).address
+    compiled = resampling_kernel.compiled.__wrapped__
+    assert compiled(resampling_kernel._set_up, resampling_kernel.SET_UP).address
     assert kept == [True, False]
 
 
