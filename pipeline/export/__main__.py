@@ -110,9 +110,10 @@ def export(path: Path, out: Path) -> None:
     """Writes the network of checkpoint `path` in the format of `out`'s suffix; prints a summary."""
     import torch
 
-    from pipeline.export.formats import describe, write_safetensors, write_torchvision
+    from pipeline.export.formats import write_safetensors, write_torchvision
     from pipeline.export.onnx_file import write_onnx
     from pipeline.train import checkpoint
+    from pipeline.train.weights import describe
 
     trained = checkpoint.read(path)
     model = trained.build(torch.device("cpu"))

@@ -12,9 +12,12 @@ from torch.nn.utils import get_total_norm
 
 
 def build_optimizer(
-    model: nn.Module, lr: float, momentum: float, weight_decay: float, decay_norm_and_bias: bool
-) -> torch.optim.SGD:
-    """Builds SGD over two groups, named by their key `name`: "weights" and "norm_and_bias".
+    model: nn.Module, lr: float, momentum: float, weight_decay: float, decay_norm_and_bias: bool,
+    head_share: float | None = None,
+) -> torch.optim.SGD:  # fmt: skip
+    """Builds SGD over two groups, named by their key `name`: "weights" and "norm_and_bias"; with a
+    `head_share` those of the last layer, "head_weights" and "head_bias", are apart. Parameters that
+    do not require a gradient are in none.
 
     The paper decays every parameter (section 3.4); Goyal et al. 2017, section 5.1, do not decay
     BN's. The groups are the same two in both cases, so a checkpoint's layout does not depend on
@@ -31,16 +34,18 @@ def build_optimizer(
         momentum: share of the velocity kept.
         weight_decay: L2 penalty of the group "weights".
         decay_norm_and_bias: whether the other group (BN's scales and shifts, biases) has it too.
+        head_share: the last layer's learning rate as a multiple of `lr`; None: it has `lr`.
     """
-    named = list(model.named_parameters())
-    # Only BN's scale and shift and biases have one dimension.
-    weights = [(name, parameter) for name, parameter in named if parameter.ndim > 1]
-    norm_and_bias = [(name, parameter) for name, parameter in named if parameter.ndim == 1]
-    other_decay = weight_decay if decay_norm_and_bias else 0.0
-    groups: list[dict[str, Any]] = [
-        {"name": "weights", "params": weights, "weight_decay": weight_decay},
-        {"name": "norm_and_bias", "params": norm_and_bias, "weight_decay": other_decay},
-    ]
+    named = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
+    groups = _groups(named, weight_decay, weight_decay if decay_norm_and_bias else 0.0)
+    if head_share is not None:
+        decays = [group["weight_decay"] for group in groups]
+        head = _groups([pair for pair in named if pair[0].startswith(_HEAD)], *decays)
+        for name, group in zip(("head_weights", "head_bias"), head, strict=True):
+            group |= {"name": name, "lr": lr * head_share, "lr_share": head_share}
+        groups = _groups([pair for pair in named if not pair[0].startswith(_HEAD)], *decays) + head
+    # Torch knows no names of an empty group, and refuses groups some of which have names.
+    groups = [group for group in groups if group["params"]]
     on_cuda = all(parameter.is_cuda for _, parameter in named)
     optimizer = _Sgd(groups, lr=lr, momentum=momentum, fused=True if on_cuda else None)
     if momentum > 0:
@@ -51,10 +56,26 @@ def build_optimizer(
     return optimizer
 
 
+_HEAD = "fc."
+"""What names of the last layer begin with."""
+
+
+def _groups(
+    named: list[tuple[str, nn.Parameter]], weight_decay: float, other_decay: float
+) -> list[dict[str, Any]]:
+    # Only BN's scale and shift and biases have one dimension.
+    weights = [pair for pair in named if pair[1].ndim > 1]
+    norm_and_bias = [pair for pair in named if pair[1].ndim == 1]
+    return [
+        {"name": "weights", "params": weights, "weight_decay": weight_decay},
+        {"name": "norm_and_bias", "params": norm_and_bias, "weight_decay": other_decay},
+    ]
+
+
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Sets the learning rate of every group."""
+    """Sets the learning rate of every group; that of the last layer in its own ratio to `lr`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_share", 1.0)
 
 
 class _Sgd(torch.optim.SGD):
@@ -91,7 +112,8 @@ def norms(model: nn.Module) -> Tensor:
     """
     stages = _stages(model).values()
     gradients = ([p.grad for p in stage if p.grad is not None] for stage in stages)
-    of_gradients = [get_total_norm(stage) for stage in gradients]
+    none = next(model.parameters()).new_zeros(())  # of a stage that is frozen
+    of_gradients = [get_total_norm(stage) if stage else none for stage in gradients]
     of_weights = [get_total_norm(stage) for stage in stages]
     return torch.stack([get_total_norm(of_gradients), *of_gradients, *of_weights])
 

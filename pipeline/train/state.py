@@ -22,6 +22,7 @@ from pipeline.ranks.gradients import Summing, Sums
 from pipeline.ranks.world import World
 from pipeline.system.failure import TrainingError
 from pipeline.train.excluding import Excluded
+from pipeline.train.freezing import freeze
 from pipeline.train.gpu import choose_algorithms
 from pipeline.train.graphs import GraphedNetwork, require_graphs
 from pipeline.train.metrics import TrainWindow, Validation
@@ -84,7 +85,7 @@ class TrainState:
         optim = config.optim
         choose_algorithms(config, device)
         require_graphs(config, device)
-        self.model = make_model(config, classes, device)
+        self.model = freeze(make_model(config, classes, device), config.model.frozen)
         self.precision = Precision(optim.amp, device)
         self.forward: nn.Module = self.model
         if config.model.compile:
@@ -103,6 +104,7 @@ class TrainState:
         self.optimizer = build_optimizer(
             self.model, schedule.lr(0), optim.momentum, optim.weight_decay,
             optim.decay_norm_and_bias,
+            None if optim.head_lr is None else optim.head_lr / optim.base_lr,
         )  # fmt: skip
         self.window = TrainWindow(config.run.log_every_steps * accumulation, device)
         self.warmup = ErrorWindow(schedule.warmup, config.data.global_batch_size, device)
@@ -146,7 +148,7 @@ class TrainState:
         """
         statistics = self._gathered_statistics(world)
         window = world.gather(self.window.sums)
-        average = _unflatten(statistics.mean(0), running_statistics(self.model))
+        average = _unflatten(_mean(statistics), running_statistics(self.model))
         with swapped_statistics(self.model, average):
             model = {name: v.detach().cpu().clone() for name, v in self.model.state_dict().items()}
         return {
@@ -211,7 +213,7 @@ class TrainState:
         """Collective. Returns the mean over ranks of BN's running statistics, and their `spread`;
         the same bits on every rank."""
         gathered, live = self._gathered_statistics(world), running_statistics(self.model)
-        return _unflatten(gathered.mean(0), live), spread(gathered, [len(one) for one in live])
+        return _unflatten(_mean(gathered), live), spread(gathered, [len(one) for one in live])
 
     def _gathered_statistics(self, world: World) -> Tensor:
         """Collective. Returns every rank's BN running statistics, (world size, n) fp32 on the CPU;
@@ -230,6 +232,13 @@ class TrainState:
             for name, parameter in self.model.named_parameters()
             if self.optimizer.state.get(parameter, {}).get("momentum_buffer") is not None
         }
+
+
+def _mean(statistics: Tensor) -> Tensor:
+    """The mean over ranks of `statistics` (ranks, n); what all have alike, as frozen layers do,
+    keeps its bits, which a sum and a division do not promise."""
+    alike = (statistics == statistics[0]).all(0)
+    return torch.where(alike, statistics[0], statistics.mean(0))
 
 
 def _unflatten(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
