@@ -19,6 +19,7 @@ from pipeline.benchmark.options import (
 from pipeline.benchmark.rank_options import (
     AllreduceOptions,
     DemoOptions,
+    FinetuneOptions,
     PredictOptions,
     ScaleOptions,
 )
@@ -50,6 +51,7 @@ OPTIONS: dict[str, type] = {
     "step": StepOptions,
     "scale": ScaleOptions,
     "demo": DemoOptions,
+    "finetune": FinetuneOptions,
     "manifest": ManifestOptions,
     "allreduce": AllreduceOptions,
     "predict": PredictOptions,

@@ -143,6 +143,31 @@ class DemoOptions:
 
 
 @dataclass(frozen=True)
+class FinetuneOptions:
+    """Top-1 on five drawn classes that a network has not seen, of few images: its last stage and
+    head trained, against the whole network from nothing. Takes minutes."""
+
+    init: PathText | None = None
+    """Checkpoint of the demo (`make train` leaves runs/demo/checkpoints/best.pt); null: the demo is
+    trained first."""
+    seeds: int = 5
+    """Trainings of each side, in turn, each with other images, order and initial weights."""
+    images: int = 20
+    """Training images of a class."""
+    val: int = 40
+    """Validation images of a class."""
+    epochs: int = 40
+    """Length of each training, over which warm-up and drops are spread as in configs/demo.yaml."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "--", "seeds", "images", "val", "epochs")
+        require(
+            self.init is None or Path(self.init).is_file(),
+            f"--init={self.init} is not a file; give a checkpoint of configs/demo.yaml",
+        )
+
+
+@dataclass(frozen=True)
 class PredictOptions:
     """Efficiency on a cluster, by a model of what `allreduce` and `scale` measured."""
 

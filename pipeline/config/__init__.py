@@ -46,6 +46,11 @@ class Config:
     resume: PathText = setting("auto", "start")
     """auto: resume the run of this name if there is one; none: refuse a folder that holds a run; or
     the path of a checkpoint."""
+    init: PathText | None = setting(None, "start")
+    """File of the weights with which a new run begins: a checkpoint of this program (.pt),
+    safetensors, or a state_dict with torchvision's or timm's names of a ResNet (.pth). Classes of
+    the same name keep their row of the head, other rows are drawn anew. A run that resumes does not
+    need it; null: all weights are drawn by run.seed."""
     profile: str | None = setting(None, "start")
     """Steps to trace into <run>/profile/: 5 for so many soon after the start, or 20-25, first and
     last counted from 0; null: none."""
@@ -61,6 +66,11 @@ class Config:
             f"optim.gradient_compression={self.optim.gradient_compression} rounds sums on their "
             "way between ranks, and run.sums=fixed promises the same bits on any number of them; "
             "set it to none, or run.sums=auto",
+        )
+        require(
+            self.init is None or self.resume in ("auto", "none"),
+            f"--init {self.init} and --resume {self.resume} both say what the weights begin as; "
+            "leave one of them out: a checkpoint that is resumed has its own",
         )
         self._check_smallest_rate()
         if self.profile is not None:

@@ -10,6 +10,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pipeline.config.setting import PathText, shown
 
+PRINT_CONFIG = "--print-config"
+PRINT_CONFIG_HELP = (
+    "print every setting in force as a YAML with comments, which --config reads back, and end"
+)
+
 _METAVARS = {int: "N", float: "X", bool: "{true,false}", Path: "PATH", PathText: "PATH"}
 
 
@@ -46,13 +51,13 @@ class PlainHelp(HelpFormatter):
 
 
 def metavar_of(kind: Any) -> str | None:
-    """The placeholder for a value of a type: N, X, PATH, {a,b} or [X,X]; None for any other."""
+    """The placeholder for a value of a type: N, X, PATH, {a,b}, [X,X] or [NAME,...]; else None."""
     if get_origin(kind) in (Union, types.UnionType):
         inner = [one for one in get_args(kind) if one is not type(None)]
         return metavar_of(inner[0]) if len(inner) == 1 else None
     if get_origin(kind) is Literal:
         return "{" + ",".join(map(str, get_args(kind))) + "}"
     if get_origin(kind) is tuple:
-        parts = ["..." if one is ... else metavar_of(one) or "ITEM" for one in get_args(kind)]
+        parts = ["..." if one is ... else metavar_of(one) or "NAME" for one in get_args(kind)]
         return f"[{','.join(parts)}]"
     return _METAVARS.get(kind)

@@ -28,7 +28,7 @@ from pipeline.config import (
     setting_names,
     setting_types,
 )
-from pipeline.config.help import PlainHelp, metavar_of
+from pipeline.config.help import PRINT_CONFIG, PRINT_CONFIG_HELP, PlainHelp, metavar_of
 from pipeline.config.run import require_plain_name
 from pipeline.config.setting import Command
 from pipeline.config.values import Refused, read, refusal
@@ -349,8 +349,7 @@ def parse(parser: Parser, argv: Sequence[str]) -> Parsed:
     """
     _add_debug(parser)
     known = [option for option in _options(parser) if option.startswith("--")]
-    for argument in argv:
-        name = argument.partition("=")[0]
+    for name in (argument.partition("=")[0] for argument in argv):
         if name.startswith("--") and name not in known:
             raise unknown_setting(name, "command line", known)
     parsed = parser.parse_args(list(argv), Parsed())
@@ -389,6 +388,7 @@ def load_config(
     base = _yaml_values(found)
     parser = new_parser(command, description)
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings")
+    parser.add_argument(PRINT_CONFIG, action="store_true", help=PRINT_CONFIG_HELP)
     if {"-h", "--help"} & set(rest):  # the defaults shown are those in force
         parser.set_defaults(**(Config().values() | base))
     given = parse(parser, rest)

@@ -54,6 +54,10 @@ class ModelConfig:
     """Run the model through torch.compile."""
     graphs: bool = setting(False, "execution", ("benchmark",))
     """Train each stage of the network as a CUDA graph, which the host launches at once."""
+    freeze: tuple[str, ...] = setting((), "identity", later=True)
+    """Parts that keep the weights they begin with, for use with --init: stem, the numbers of
+    stages, as in [stem,1,2], or [backbone] for all but the last layer; []: none. Their norm layers
+    use their running statistics and leave them as they are."""
 
     def __post_init__(self) -> None:
         self._check_depth()
@@ -69,6 +73,7 @@ class ModelConfig:
         )
 
         self._check_graphs()
+        self._check_freeze()
 
     def _check_graphs(self) -> None:
         require(
@@ -80,6 +85,35 @@ class ModelConfig:
             not self.graphs or self.norm != "apex",
             "model.graphs=true cannot hold the kernels of model.norm=apex; set model.norm=auto, or "
             "model.graphs=false",
+        )
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What `freeze` can name of this network, images first, but for `backbone`."""
+        return ("stem", *(str(number) for number in range(1, 4 if self.family == "cifar" else 5)))
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Those of `parts` that `freeze` means."""
+        return self.parts if "backbone" in self.freeze else self.freeze
+
+    def _check_freeze(self) -> None:
+        there = ", ".join(self.parts)
+        for name in self.freeze:
+            require(
+                name in (*self.parts, "backbone"),
+                f"model.freeze={shown(self.freeze)}: a network of model.family={self.family} has "
+                f"no part {name}; there are {there}, and backbone for all of these",
+            )
+        require(
+            len(set(self.freeze)) == len(self.freeze)
+            and ("backbone" not in self.freeze or len(self.freeze) == 1),
+            f"model.freeze={shown(self.freeze)} must name each part once, or backbone alone",
+        )
+        require(
+            not self.freeze or self.norm != "apex",
+            f"model.freeze={shown(self.freeze)} cannot be trained by model.norm=apex, which has no "
+            "backward pass through running statistics; set model.norm=auto",
         )
 
     def _check_depth(self) -> None:
@@ -107,6 +141,9 @@ class OptimConfig:
 
     base_lr: float = setting(0.1, "identity", asked=1, limits="(0, inf)")
     """Learning rate per global batch of 256; the peak in force is base_lr * global batch / 256."""
+    head_lr: float | None = setting(None, "identity", limits="(0, inf)", later=True)
+    """The same for the last layer alone, whose rate rises and falls with the others': for
+    fine-tuning, where it begins from nothing; null: base_lr."""
     momentum: float = setting(0.9, "identity", in_table=True, limits="[0, 1)")
     """Momentum, in PyTorch's convention; for lamb its first beta."""
     weight_decay: float = setting(1e-4, "identity", in_table=True, limits="[0, inf)")

@@ -190,7 +190,8 @@ def rule(kind: Any) -> str:
         elif get_origin(one) is tuple:
             inner = get_args(one)
             length = "" if inner[-1] is ... else f"{len(inner)} "
-            kinds.append(f"a list of {length}numbers in brackets, such as [30,60]")
+            what, such = ("names", "[stem,1]") if inner[0] is str else ("numbers", "[30,60]")
+            kinds.append(f"a list of {length}{what} in brackets, such as {such}")
         else:
             kinds.append("a path" if one == PathText else _KINDS[one])
     if set(kinds) <= {"null"}:

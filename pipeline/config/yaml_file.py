@@ -22,21 +22,28 @@ from pipeline.config.yaml_text import Name, Quoted, in_words, tree_of
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 _MOST_NEAR = 5  # files that a message names
+_NEAR = 0.6  # least similarity of a name that may have been meant
 _NOTHING = ("", "null", "Null", "NULL", "~")  # what stands for nothing where a part would be
 
 
 def unknown_setting(name: str, where: str, known: Sequence[str]) -> ConfigError:
     """The error for a name that is none of those `known`, with the nearest of them."""
     # A name is compared both whole and by its last part: `--depht` means `--model.depth`.
-    whole = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     last = {option.rpartition(".")[2]: option for option in known}
-    tail = difflib.get_close_matches(name.rpartition(".")[2], last, n=1, cutoff=0.6)
     part, _, word = name.rpartition(".")
     # `optim.lr` means `optim.base_lr`, though other names have fewer letters that differ.
     longer = [one for one in known if one.startswith(f"{part}.") and one.endswith(f"_{word}")]
-    nearest = next(iter([*longer, *whole, *(last[one] for one in tail)]), None)
+    tail = _nearest(word, list(last))
+    nearest = next(iter(longer), None) or _nearest(name, known) or (last[tail] if tail else None)
     hint = f"; did you mean {nearest}?" if nearest else "; --help lists the settings"
     return ConfigError(f"{where}: there is no setting {name}{hint}")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str | None:
+    """The one of `known` that is most like `name`, of equals the first; None if none is near."""
+    scores = {other: difflib.SequenceMatcher(None, other, name).ratio() for other in known}
+    best = max(scores, key=scores.__getitem__, default=None)
+    return best if best is not None and scores[best] >= _NEAR else None
 
 
 @dataclass(frozen=True)

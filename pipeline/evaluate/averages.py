@@ -32,6 +32,7 @@ from pipeline.evaluate.members import Member
 from pipeline.model.norm import norm_layers, running_statistics
 from pipeline.ranks.places import Share
 from pipeline.ranks.world import World
+from pipeline.train.freezing import freeze
 from pipeline.train.precision import Precision
 
 _BLOCKS = 64
@@ -83,7 +84,7 @@ def _opened(
         "data.root",
     )
     # A fused backend would not call the norm layers of projections one by one.
-    model = trained.build(device)
+    model = freeze(trained.build(device), trained.config.model.frozen)
     stream = train_stream(train_set, config.data, config.run.seed, trained.normalisation)
     stream.exclusions = Exclusions(trained.excluded["train"])
     decode = choose_decoding(config, device, share, (train_set,), trained.normalisation)
@@ -132,6 +133,8 @@ def set_true_averages(
             for block in mine:
                 sums[block] = _block_sums(model, loader, len(blocks[block]), precision, world)
 
+    frozen = [layer for layer in norm_layers(model) if getattr(layer, "frozen", False)]
+    kept = [statistic.clone() for statistic in running_statistics(frozen)]
     model.train()
     world.together(sum_own)
     model.eval()
@@ -141,6 +144,8 @@ def set_true_averages(
     for row in blocks_of_all:
         total += row
     _put(model, total / sum(len(chunk) for chunk in chunks))
+    for statistic, own in zip(running_statistics(frozen), kept, strict=True):
+        statistic.copy_(own)
 
 
 @torch.no_grad()

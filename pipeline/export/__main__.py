@@ -121,9 +121,10 @@ def export(path: Path, out: Path, kind: Weights | None = None) -> None:
     `out`'s suffix; prints a summary. None: their average where there is one."""
     import torch
 
-    from pipeline.export.formats import describe, write_safetensors, write_torchvision
+    from pipeline.export.formats import write_safetensors, write_torchvision
     from pipeline.export.onnx_file import write_onnx
     from pipeline.train import checkpoint
+    from pipeline.train.weights import describe
 
     trained = checkpoint.read(path, kind)
     model = trained.build(torch.device("cpu"))

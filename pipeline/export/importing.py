@@ -9,11 +9,11 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.data.index.manifest import open_manifest
 from pipeline.data.normalisation import IMAGENET, Normalisation
-from pipeline.export.formats import Description, Weights, describe, load_into, read_weights
 from pipeline.model.network import network_name
 from pipeline.model.resnet import build_network
 from pipeline.system.machine import versions
 from pipeline.train.checkpoint import FORMAT
+from pipeline.train.weights import Description, Weights, describe, load_into, read_weights
 
 
 def checkpoint_of(path: Path, config: Config, class_list: Path | None) -> dict[str, Any]:

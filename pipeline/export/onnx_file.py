@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.export.formats import Description
 from pipeline.system.files import replacing
+from pipeline.train.weights import Description
 
 TOLERANCE = 1e-4
 """The largest difference allowed between a logit of onnxruntime and of PyTorch, as share of the

@@ -7,9 +7,9 @@ with any arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,9 @@ class Arithmetic(Protocol):
     ) -> Tensor | Fork: ...  # fmt: skip
 
 
+_Norm = TypeVar("_Norm", bound="BatchNormAct")
+
+
 class BatchNormAct(nn.BatchNorm2d):
     """`relu(batch_norm(x) + residual)`; parameters, buffers and numerics of `nn.BatchNorm2d`.
 
@@ -42,6 +45,8 @@ class BatchNormAct(nn.BatchNorm2d):
     recorded: tuple[Tensor, Tensor] | None
     """Where a training batch leaves its mean and unbiased variance, (C,) fp32 each, in place of
     moving the running ones (`pipeline.model.recording`); None: it moves them."""
+    frozen: bool
+    """Whether it never trains: in training too it reads its running statistics, as in eval mode."""
 
     def __init__(
         self, channels: int, relu: bool = True, *,
@@ -60,6 +65,12 @@ class BatchNormAct(nn.BatchNorm2d):
         self.relu = relu
         self.compute = reference
         self.recorded = None
+        self.frozen = False
+
+    def train(self: _Norm, mode: bool = True) -> _Norm:
+        """As nn.Module has it; a frozen layer stays in eval mode."""
+        nn.BatchNorm2d.train(self, mode and not self.frozen)
+        return self
 
     def forward(  # type: ignore[override]  # more arguments than nn.BatchNorm2d
         self,
@@ -140,13 +151,14 @@ def norm_layers(model: nn.Module) -> Iterator[nn.BatchNorm2d]:
     return (module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
 
 
-def running_statistics(model: nn.Module) -> list[Tensor]:
-    """Returns running_mean, running_var of each layer in turn: the live buffers, not copies.
+def running_statistics(model: nn.Module | Iterable[nn.BatchNorm2d]) -> list[Tensor]:
+    """Returns running_mean, running_var of each layer of a model, or of those given, in turn: the
+    live buffers, not copies.
 
     Each is (C,) fp32. `num_batches_tracked` is left out: it counts, there is nothing to average.
     """
     statistics: list[Tensor] = []
-    for layer in norm_layers(model):
+    for layer in norm_layers(model) if isinstance(model, nn.Module) else model:
         assert layer.running_mean is not None and layer.running_var is not None, _NO_STATISTICS
         statistics += [layer.running_mean, layer.running_var]
     return statistics

@@ -17,19 +17,21 @@ class BatchStatistics:
     """The statistics of a model's norm layers, recorded instead of applied.
 
     `batch` (n,) fp32 on the model's device holds those of the last forward pass in training, as
-    `running_statistics` orders them; `apply` moves the running ones. Buffers of the model become
-    views of one tensor, so build it once the model is where it stays.
+    `running_statistics` orders them, without those of frozen layers; `apply` moves the running
+    ones. Buffers of the model become views of one tensor, so build it once the model is where it
+    stays, and what is to be frozen is.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        live = running_statistics(model)
-        self.batch = torch.zeros(sum(one.numel() for one in live), device=live[0].device)
-        self._running = torch.cat([one.flatten() for one in live])
+        layers = [layer for layer in norm_layers(model) if not getattr(layer, "frozen", False)]
+        live = running_statistics(layers)
+        self._running = torch.cat([next(model.parameters()).new_empty(0), *live])
+        self.batch = torch.zeros_like(self._running)
         sizes = [one.numel() for one in live]
         batch, running = torch.split(self.batch, sizes), torch.split(self._running, sizes)
         self._counts: list[Tensor] = []
         momenta: list[Tensor] = []
-        for number, layer in enumerate(norm_layers(model)):
+        for number, layer in enumerate(layers):
             mean, var = 2 * number, 2 * number + 1
             assert isinstance(layer, BatchNormAct) and layer.momentum is not None, (
                 f"layer {number} does not move its statistics by a fixed momentum"
@@ -40,7 +42,7 @@ class BatchStatistics:
             self._counts.append(layer.num_batches_tracked)
             momenta.append(torch.full((sizes[mean] + sizes[var],), layer.momentum))
         # float64 as in torch's own update, and the same on every device.
-        self._momenta = torch.cat(momenta).double().to(self.batch.device)
+        self._momenta = torch.cat([torch.empty(0), *momenta]).double().to(self.batch.device)
 
     @torch.no_grad()
     def apply(self, micro_batches: Tensor) -> None:
@@ -51,4 +53,5 @@ class BatchStatistics:
             running = (1.0 - self._momenta) * running + self._momenta * found.double()
             running = running.float().double()  # what a layer would have kept
         self._running.copy_(running)
-        torch._foreach_add_(self._counts, len(micro_batches))
+        if self._counts:
+            torch._foreach_add_(self._counts, len(micro_batches))

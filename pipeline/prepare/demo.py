@@ -15,6 +15,7 @@ import math
 import multiprocessing
 import os
 import signal
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -90,15 +91,17 @@ def _draw_file(folder: Path, seed: int, image: tuple[Split, int]) -> None:
     path.write_bytes(demo_file(seed, split, index))
 
 
-def demo_image(seed: int, split: Split, index: int) -> NDArray[np.uint8]:
+def demo_image(
+    seed: int, split: Split, index: int, classes: Sequence[str] = CLASSES
+) -> NDArray[np.uint8]:
     """Pixels of one image before JPEG coding, (H, W, 3) uint8 RGB, both sides 80 to 200 pixels.
 
-    Its label is `index % 10`.
+    Its class is number `index % len(classes)`.
     """
     rng = _generator(seed, split, index, "pixels")
     height, width = _image_size(rng)
     image = _clutter(rng, height, width)
-    mask = _shape_mask(rng, CLASSES[index % len(CLASSES)], height, width)
+    mask = _shape_mask(rng, classes[index % len(classes)], height, width)
     image = _paint_shape(rng, image, mask)
     image *= _lighting(rng, height, width)
     sensor_noise = rng.standard_normal(image.shape, dtype=np.float32)
@@ -106,10 +109,10 @@ def demo_image(seed: int, split: Split, index: int) -> NDArray[np.uint8]:
     return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
-def demo_file(seed: int, split: Split, index: int) -> bytes:
+def demo_file(seed: int, split: Split, index: int, classes: Sequence[str] = CLASSES) -> bytes:
     """The same image as the bytes of its JPEG file."""
     rng = _generator(seed, split, index, "file")
-    image = Image.fromarray(demo_image(seed, split, index))
+    image = Image.fromarray(demo_image(seed, split, index, classes))
     kind = rng.uniform()
     if kind < _GREY_SHARE:
         image = image.convert("L")

@@ -99,6 +99,45 @@ _OUTLINES: dict[str, Callable[[np.random.Generator], Outline]] = {
 CLASSES = tuple(_OUTLINES)  # by label, which is also the order of the folders' names
 
 
+def _bolt(rng: np.random.Generator) -> Outline:
+    bend = rng.uniform(0.1, 0.25)
+    upper = [(0.2, -1.0), (-0.6, bend), (-0.05, bend)]
+    return (np.array([*upper, (-0.25, 1.0), (0.6, -bend), (0.05, -bend), (0.45, -1.0)]),)
+
+
+def _chevron(rng: np.random.Generator) -> Outline:
+    thick, tip = rng.uniform(0.4, 0.6), rng.uniform(0.3, 0.5)
+    upper = [(-1.0, -0.7), (0.0, tip), (1.0, -0.7)]
+    return (np.array(upper + [(x, y + thick) for x, y in reversed(upper)]),)
+
+
+def _comb(rng: np.random.Generator) -> Outline:
+    wide, back = rng.uniform(0.35, 0.5), rng.uniform(-0.5, -0.2)
+    rows = [(-1.0, wide - 1.0), (-wide / 2, wide / 2), (1.0 - wide, 1.0)]
+    teeth = [[(back, top), (1.0, top), (1.0, bottom), (back, bottom)] for top, bottom in rows]
+    inner = [point for tooth in teeth for point in tooth][1:-1]
+    return (np.array([(-1.0, -1.0), *inner, (-1.0, 1.0)]),)
+
+
+def _corner(rng: np.random.Generator) -> Outline:
+    arm = rng.uniform(0.45, 0.65)
+    inner = [(arm - 1.0, -1.0), (arm - 1.0, 1.0 - arm), (1.0, 1.0 - arm)]
+    return (np.array([(-1.0, -1.0), *inner, (1.0, 1.0), (-1.0, 1.0)]),)
+
+
+def _drop(rng: np.random.Generator) -> Outline:
+    radius = rng.uniform(0.5, 0.65)
+    opening = math.acos(radius / (2 - radius))  # where the lines from the tip touch the circle
+    arc = _arc(opening - math.pi / 2, 1.5 * math.pi - opening, radius) + (0.0, 1.0 - radius)
+    return (np.concatenate([arc, [(0.0, -1.0)]]),)
+
+
+_UNSEEN = (_bolt, _chevron, _comb, _corner, _drop)
+UNSEEN = tuple(function.__name__.removeprefix("_") for function in _UNSEEN)
+"""Outlines that no drawn data set has, for what a trained network is to learn anew."""
+_OUTLINES |= zip(UNSEEN, _UNSEEN, strict=True)
+
+
 def outline(rng: np.random.Generator, class_name: str) -> Outline:
     """One outline of `class_name`, in a place and a unit of its own."""
     return _OUTLINES[class_name](rng)
@@ -150,7 +189,7 @@ def draw_once(
     if is_there():
         return False
     make_folder(out.parent)
-    with writing(out), _scratch_folder(out) as scratch:
+    with writing(out), scratch_folder(out) as scratch:
         drawing = scratch / out.name
         drawing.mkdir()
         draw(drawing)
@@ -165,7 +204,7 @@ def draw_once(
 
 
 @contextlib.contextmanager
-def _scratch_folder(out: Path) -> Iterator[Path]:
+def scratch_folder(out: Path) -> Iterator[Path]:
     """A fresh folder next to `out`, locked while in use, removed at the end as are leftovers."""
     prefix, suffix = f".{out.name}.", ".drawing"
     for leftover in out.parent.glob(f"{prefix}*{suffix}"):

@@ -52,6 +52,14 @@ def _is_folder(option: str, path: Path) -> None:
     require(path.is_dir(), f"--{option} {path} is not a folder; give a data set's")
 
 
+def _are_apart(from_: Path, to: Path) -> None:
+    source, target = from_.resolve(), to.resolve()
+    require(
+        source != target and source not in target.parents and target not in source.parents,
+        f"--to {to} and --from {from_} lie in each other; give a folder apart",
+    )
+
+
 @dataclass(frozen=True)
 class DemoOptions:
     """Draws the demo data set: ten classes of shapes on clutter."""
@@ -117,6 +125,34 @@ class IndexOptions(_OfDataSet):
 
 
 @dataclass(frozen=True)
+class SplitOptions:
+    """Makes train and val out of one folder of class folders, each class in proportion."""
+
+    from_: Path
+    """Folder that holds a folder of images for each class."""
+    to: Path
+    """Folder of the data set; absent or empty."""
+    val: float
+    """Share of each class that becomes val, such as 0.2: rounded to the nearest image, at least one
+    in val and one in train. Copies of one picture, also those of another size or compression, are
+    all on one side."""
+    seed: int = 0
+    """Which images become val; the same images and seed give the same split."""
+    files: Literal["links", "symlinks", "copies"] = "links"
+    """links: hard links, which take no room and outlive the folder they come from; symlinks: to
+    where the images are; copies."""
+    workers: int = 8
+    """Threads that read the images."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "--", "workers")
+        _is_folder("from", self.from_)
+        require(0 < self.val < 1, f"--val={self.val} must lie in (0, 1), such as 0.2 for a fifth")
+        require(self.seed >= 0, f"--seed={self.seed} must be 0 or more")
+        _are_apart(self.from_, self.to)
+
+
+@dataclass(frozen=True)
 class StageOptions:
     """Copies a data set to a node's own disk; the copy counts as the same data."""
 
@@ -132,11 +168,7 @@ class StageOptions:
     def __post_init__(self) -> None:
         at_least_one(self, "--", "workers")
         _is_folder("from", self.from_)
-        source, target = self.from_.resolve(), self.to.resolve()
-        require(
-            source != target and source not in target.parents and target not in source.parents,
-            f"--to {self.to} and --from {self.from_} lie in each other; give a folder apart",
-        )
+        _are_apart(self.from_, self.to)
 
 
 @dataclass(frozen=True)
@@ -230,6 +262,7 @@ OPTIONS = {
     "demo": DemoOptions,
     "mini": MiniOptions,
     "imagenet": ImagenetOptions,
+    "split": SplitOptions,
     "index": IndexOptions,
     "stage": StageOptions,
     "verify": VerifyOptions,

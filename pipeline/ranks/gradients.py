@@ -46,7 +46,7 @@ class GradientAverager:
     """
 
     def __init__(self, model: nn.Module, accumulation: int = 1, statistics: int = 0) -> None:
-        self._parameters = list(model.parameters())
+        self._parameters = [one for one in model.parameters() if one.requires_grad]
         self._accumulation = accumulation
         self.divisor = accumulation
         """What the mean loss of a micro-batch is divided by before its backward pass."""

@@ -6,9 +6,12 @@ from __future__ import annotations
 import gc
 import sys
 
+from pipeline.config.commented import commented
+from pipeline.config.help import PRINT_CONFIG
 from pipeline.config.reading import checkpoint_exists, load_config
+from pipeline.system.console import say
 from pipeline.system.failure import StopSignal, run_command
-from pipeline.system.launched import launched_size
+from pipeline.system.launched import launched_rank, launched_size
 
 DESCRIPTION = "Trains a ResNet on JPEG files, on one process or under horovodrun or torchrun."
 
@@ -21,6 +24,10 @@ def main(argv: list[str]) -> None:
 
 def _train(argv: list[str], stop: StopSignal) -> None:
     config = load_config(argv, description=DESCRIPTION)
+    if PRINT_CONFIG in argv:
+        if launched_rank() == 0:
+            say(*commented(config).splitlines())
+        return
     from pipeline.data.batches import split_global_batch
 
     split_global_batch(config.data.global_batch_size, config.data.local_batch_size, launched_size())

@@ -126,7 +126,11 @@ def read_verified(path: Path) -> dict[str, Any]:
     or of another program, `DamagedCheckpoint` when it is not whole, `UnreadableCheckpoint` when the
     system does not let it be read. Never runs code from the file.
     """
-    stored = _bytes_of(path)
+    return verified(path, _bytes_of(path))
+
+
+def verified(path: Path, stored: bytes) -> dict[str, Any]:
+    """As `read_verified`, of the file's bytes."""
     if (what := other_format(stored)) is not None:
         raise ValueError(refusal(path, what, is_exported(stored)))
     try:

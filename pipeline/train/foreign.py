@@ -6,7 +6,7 @@ import io
 import json
 import pickletools
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ _WRAPPERS = ("module.", "_orig_mod.")
 
 _REBUILT_BY_TORCH = ("torch._utils ", "torch.storage ", "torch._tensor ", "collections OrderedDict")
 _PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_PICKLES = 4  # a torch file of before 1.6: three about itself, then what was saved
 _BEGINNING = 24  # bytes of a file that a sentence shows
 _SHOWN = 5  # names in a sentence
 _LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
@@ -82,8 +83,10 @@ def safetensors_header(stored: bytes) -> dict[str, Any] | None:
 
 
 def inside(stored: bytes) -> str | None:
-    """What a whole zip file that torch does not load as plain data holds; None if nothing in it
-    speaks against plain data."""
+    """What a whole zip file, or a pickle of before torch 1.6, that torch does not load as plain
+    data holds; None if nothing in it speaks against plain data."""
+    if stored[:2] in _PICKLE_STARTS:
+        return _pickled(stored)
     try:
         with zipfile.ZipFile(io.BytesIO(stored)) as archive:
             names = archive.namelist()
@@ -104,8 +107,9 @@ def _pickled(stored: bytes) -> str | None:
     """What code a pickle asks for; None if it is none, or asks only for torch's own tensors."""
     names: list[str] = []
     texts: list[str] = []
+    pickles = io.BytesIO(stored)
     try:
-        for operation, argument, _ in pickletools.genops(stored):
+        for operation, argument, _ in _operations(pickles):
             if operation.name == "GLOBAL":
                 names.append(str(argument))
             elif operation.name == "STACK_GLOBAL" and len(texts) > 1:
@@ -125,6 +129,12 @@ def _pickled(stored: bytes) -> str | None:
         f"it holds pickled objects of {_some(asked)}, which only running code could rebuild (where "
         "you trust it, first write its tensors: torch.save(model.state_dict(), 'weights.pth'))"
     )
+
+
+def _operations(pickles: io.BytesIO) -> Iterator[Any]:
+    """The operations of the pickles that a file begins with."""
+    for _ in range(_PICKLES):
+        yield from pickletools.genops(pickles)
 
 
 def tensors_in_words(content: Any) -> str | None:
@@ -151,7 +161,7 @@ def state_dict_in(content: Any) -> dict[str, Tensor]:
             f"it holds {type(content).__name__}, not tensors by name; write what "
             "model.state_dict() gives"
         )
-    if {"format", "fingerprint", "config"} <= content.keys():
+    if is_checkpoint(content):
         raise NotWeights("it is a checkpoint of this program; give it as --checkpoint")
     within = [name for name, value in content.items() if _by_name(value)]
     if not _by_name(content) and len(within) != 1:
@@ -160,6 +170,11 @@ def state_dict_in(content: Any) -> dict[str, Tensor]:
     while prefix := next((p for p in _WRAPPERS if all(n.startswith(p) for n in found)), None):
         found = {name.removeprefix(prefix): value for name, value in found.items()}
     return found
+
+
+def is_checkpoint(content: Any) -> bool:
+    """Whether what torch has loaded is a checkpoint of this program."""
+    return isinstance(content, Mapping) and {"format", "fingerprint", "config"} <= content.keys()
 
 
 def _unclear(content: Mapping[Any, Any], within: list[Any]) -> str:

@@ -192,9 +192,13 @@ class GraphedNetwork(nn.Module):
             one = _Recorded(stage, inputs)
             stages.append(one)
             one.forward, one.outputs = record(lambda one=one: one.run(self._autocast))  # type: ignore[misc]
-            inputs = tuple(x.detach().requires_grad_() for x in one.outputs if x is not None)
+            trains = any(x.requires_grad for x in one.live)
+            inputs = tuple(x.detach().requires_grad_(trains) for x in one.outputs if x is not None)
         gradients: Sequence[Tensor | None] = [torch.empty_like(x) for x in inputs]
         for one in reversed(stages):
+            if not any(x.requires_grad for x in one.live):  # frozen, as all before it
+                one.live = ()
+                continue
             one.output_gradients = tuple(gradients)
             one.backward, found = record(one.differentiate)
             one.input_gradients = found[: len(one.inputs)]

@@ -35,10 +35,11 @@ SGD = Update()
 
 def build_optimizer(
     model: nn.Module, lr: float, momentum: float, weight_decay: float, decay_norm_and_bias: bool,
-    update: Update = SGD,
+    update: Update = SGD, head_share: float | None = None,
 ) -> torch.optim.Optimizer:  # fmt: skip
     """Builds the optimizer over two groups, named by their key `name`: "weights" and
-    "norm_and_bias".
+    "norm_and_bias"; with a `head_share` those of the last layer, "head_weights" and "head_bias",
+    are apart. Parameters that do not require a gradient are in none.
 
     The paper decays every parameter (section 3.4); Goyal et al. 2017, section 5.1, do not decay
     BN's. The groups are the same two in both cases, so a checkpoint's layout does not depend on
@@ -57,16 +58,18 @@ def build_optimizer(
         weight_decay: L2 penalty of the group "weights"; in LAMB added to the step instead.
         decay_norm_and_bias: whether the other group (BN's scales and shifts, biases) has it too.
         update: which optimizer.
+        head_share: the last layer's learning rate as a multiple of `lr`; None: it has `lr`.
     """
-    named = list(model.named_parameters())
-    # Only BN's scale and shift and biases have one dimension.
-    weights = [(name, parameter) for name, parameter in named if parameter.ndim > 1]
-    norm_and_bias = [(name, parameter) for name, parameter in named if parameter.ndim == 1]
-    other_decay = weight_decay if decay_norm_and_bias else 0.0
-    groups: list[dict[str, Any]] = [
-        {"name": "weights", "params": weights, "weight_decay": weight_decay},
-        {"name": "norm_and_bias", "params": norm_and_bias, "weight_decay": other_decay},
-    ]
+    named = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
+    decays = weight_decay, weight_decay if decay_norm_and_bias else 0.0
+    groups = _groups(named, *decays)
+    if head_share is not None:
+        head = _groups([pair for pair in named if pair[0].startswith(_HEAD)], *decays)
+        for name, group in zip(("head_weights", "head_bias"), head, strict=True):
+            group |= {"name": name, "lr": lr * head_share, "lr_share": head_share}
+        groups = _groups([pair for pair in named if not pair[0].startswith(_HEAD)], *decays) + head
+    # Torch knows no names of an empty group, and refuses groups some of which have names.
+    groups = [group for group in groups if group["params"]]
     optimizer: torch.optim.Optimizer
     if update.optimizer == "lars":
         optimizer = Lars(groups, lr, momentum, update.nesterov, update.trust_coefficient)
@@ -81,6 +84,22 @@ def build_optimizer(
         for _, parameter in named:
             optimizer.state[parameter][key] = torch.zeros_like(parameter)
     return optimizer
+
+
+_HEAD = "fc."
+"""What names of the last layer begin with."""
+
+
+def _groups(
+    named: list[tuple[str, nn.Parameter]], weight_decay: float, other_decay: float
+) -> list[dict[str, Any]]:
+    # Only BN's scale and shift and biases have one dimension.
+    weights = [pair for pair in named if pair[1].ndim > 1]
+    norm_and_bias = [pair for pair in named if pair[1].ndim == 1]
+    return [
+        {"name": "weights", "params": weights, "weight_decay": weight_decay},
+        {"name": "norm_and_bias", "params": norm_and_bias, "weight_decay": other_decay},
+    ]
 
 
 def _state_keys(optimizer: torch.optim.Optimizer, momentum: float) -> tuple[str, ...]:
@@ -157,9 +176,9 @@ def clip_(optimizer: torch.optim.Optimizer, most: float) -> None:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Sets the learning rate of every group."""
+    """Sets the learning rate of every group; that of the last layer in its own ratio to `lr`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_share", 1.0)
 
 
 class _Sgd(torch.optim.SGD):
@@ -196,7 +215,8 @@ def norms(model: nn.Module) -> Tensor:
     """
     stages = _stages(model).values()
     gradients = ([p.grad for p in stage if p.grad is not None] for stage in stages)
-    of_gradients = [get_total_norm(stage) for stage in gradients]
+    none = next(model.parameters()).new_zeros(())  # of a stage that is frozen
+    of_gradients = [get_total_norm(stage) if stage else none for stage in gradients]
     of_weights = [get_total_norm(stage) for stage in stages]
     return torch.stack([get_total_norm(of_gradients), *of_gradients, *of_weights])
 

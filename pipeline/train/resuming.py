@@ -1,4 +1,5 @@
-"""Where a run begins: with its newest checkpoint, with one that is named, or from scratch."""
+"""Where a run begins: with its newest checkpoint, with one that is named, with weights from
+elsewhere (`pipeline.train.init`), or from scratch."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.system.files import write_text
+from pipeline.train import init
 from pipeline.train.access import explained
 from pipeline.train.checkpoint import read_verified, require_same_run
 from pipeline.train.events import read_metrics
@@ -22,7 +24,7 @@ log = logging.getLogger("trainyard")
 
 def resume(trainer: Trainer) -> None:
     """Collective. Puts every rank at the state of the run: its checkpoint, or rank 0's initial
-    weights."""
+    weights. Its fingerprint then has what it began with."""
     world = trainer.world
 
     def found() -> dict[str, Any] | None:
@@ -30,7 +32,11 @@ def resume(trainer: Trainer) -> None:
             return _find_checkpoint(trainer)
 
     content = world.on_rank0(found)
-    trainer.state.restore(content or world.broadcast_object(trainer.content()), world)
+    if content is None:
+        init.begin(trainer)
+        content = world.broadcast_object(trainer.content())
+    trainer.fingerprint |= init.facts_in(content.get("fingerprint", {}))
+    trainer.state.restore(content, world)
 
 
 def _find_checkpoint(trainer: Trainer) -> dict[str, Any] | None:
@@ -62,7 +68,9 @@ def _find_checkpoint(trainer: Trainer) -> dict[str, Any] | None:
                 "run.name"
             )
     wanted = compared(trainer.fingerprint, trainer.config)
-    require_same_run(path, content.get("fingerprint", {}), wanted)
+    stored = content.get("fingerprint", {})
+    require_same_run(path, stored, wanted)
+    init.require_same_start(path, stored, trainer.config.init)
     _take_over(trainer, path, content, holds_run)
     return content
 

@@ -35,7 +35,9 @@ from pipeline.system.machine import versions
 from pipeline.system.words import shell_word
 from pipeline.train.access import explained
 from pipeline.train.folder import RunFolder
+from pipeline.train.freezing import trained_share
 from pipeline.train.gpu import described
+from pipeline.train.init import start_facts
 from pipeline.train.lock import first_cause_kept, locked, record_hang
 from pipeline.train.metrics import Validation, counts_top5
 from pipeline.train.monitor.monitor import RunMonitor
@@ -197,6 +199,14 @@ def _open_files(trainer: Trainer) -> None:
         start["global_batch_size"], ranks, counted(start["micro_batch_size"], "image"),
         start["accumulation"], start["step"], start["total_steps"],
     )  # fmt: skip
+    if "init" in start:
+        log.info("began with the weights of %s (sha256 %s)", start["init"], start["init_sha256"])
+    if config.model.freeze:
+        frozen = ", ".join(config.model.frozen)
+        log.info("frozen: %s; %s", frozen, trained_share(trainer.state.model))
+    if config.optim.head_lr is not None:
+        share = config.optim.head_lr / config.optim.base_lr
+        log.info("the last layer learns at %g times the rate of the others", share)
     if trainer.decode.device.type == "cuda":
         log.info("arithmetic: %s", described(config))
     if idle := shown_idle(config):
@@ -225,6 +235,7 @@ def _start(trainer: Trainer) -> dict[str, Any]:
         "val_images": len(trainer.val_set),
         "classes": len(trainer.train_set.classes),
         "network": network_name(trainer.config.model),
+        **start_facts(trainer.fingerprint),
         "device": str(trainer.decode.device),
         "decoder": trainer.decode.decoder,
         "versions": versions(),

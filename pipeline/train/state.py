@@ -24,6 +24,7 @@ from pipeline.ranks.world import World
 from pipeline.system.failure import TrainingError
 from pipeline.train.ema import WeightAverage
 from pipeline.train.excluding import Excluded
+from pipeline.train.freezing import freeze
 from pipeline.train.gpu import choose_algorithms
 from pipeline.train.graphs import GraphedNetwork, require_graphs
 from pipeline.train.metrics import TrainWindow, Validation
@@ -101,7 +102,7 @@ class TrainState:
         optim = config.optim
         choose_algorithms(config, device)
         require_graphs(config, device)
-        self.model = make_model(config, classes, device)
+        self.model = freeze(make_model(config, classes, device), config.model.frozen)
         self.precision = Precision(optim.amp, device, clip_norm=optim.clip_norm)
         self.forward: nn.Module = self.model
         if config.model.compile:
@@ -124,6 +125,7 @@ class TrainState:
         self.optimizer = build_optimizer(
             self.model, schedule.lr(0), optim.momentum, optim.weight_decay,
             optim.decay_norm_and_bias, Update.of(optim),
+            None if optim.head_lr is None else optim.head_lr / optim.base_lr,
         )  # fmt: skip
         self.window = TrainWindow(config.run.log_every_steps * accumulation, device)
         self.warmup = ErrorWindow(schedule.warmup, config.data.global_batch_size, device)

@@ -327,7 +327,7 @@ def test_the_written_yaml_reads_back_to_the_equal_configuration(write):
         assert load(f"--config={write(a=one.to_yaml())}") == one
     tree = yaml.safe_load(config.to_yaml())
     flat = {f"{part}.{name}" for part, own in tree.items() if isinstance(own, dict) for name in own}
-    assert flat | {"resume", "profile"} == set(setting_names()) == set(config.values())
+    assert flat | {"resume", "init", "profile"} == set(setting_names()) == set(config.values())
 
 
 # YAML files, and `base: FILE`.
@@ -358,8 +358,8 @@ def test_a_file_sets_one_setting_at_a_time_on_top_of_its_base(write):
         ({"a": "data: 5\n"}, "data must hold settings by name, not 5"),
         ({"a": "model: {depth: deep}"}, "model.depth=deep must be a whole"),
         ({"a": "model: {depth: 18}\nmodel: {variant: v1}\n"}, r"a\.yaml is not YAML: model occurs"),
-        ({"a": "base: none.yaml"},
-         r"a\.yaml: base none\.yaml cannot be read \(No such file or directory: /.*/none.yaml\); "
+        ({"a": "base: zzz.yaml"},
+         r"a\.yaml: base zzz\.yaml cannot be read \(No such file or directory: /.*/zzz.yaml\); "
          "a base is given from the folder of the file that names it; those that come along are in"),
         ({"a": "base: configs/mini/common.yaml", "comon": ""},
          r"base configs/mini/common\.yaml cannot be read \(No such file or directory: /\S+/configs/"
@@ -384,8 +384,8 @@ def test_a_file_that_is_no_configuration_is_refused(write, tmp_path, texts, mess
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--config=none.yaml",
-         r"--config none\.yaml cannot be read .*; those that come along are in /\S+/configs$"),
+        ("--config=zzz.yaml",
+         r"--config zzz\.yaml cannot be read .*; those that come along are in /\S+/configs$"),
         ("--config=configs/paper/cifar10/resnet-33.yaml",
          r"near are: configs/paper/cifar10/resnet-32.yaml(, configs/\S+){1,4}$"),
         ("--config", "--config needs the path"),

@@ -31,7 +31,7 @@ def test_every_setting_says_its_kind_and_the_commands_that_take_it():
 
 def test_the_kinds_part_all_settings():
     assert sorted(name for kind in get_args(Kind) for name in names_of(kind)) == sorted(FIELDS)
-    assert names_of("start") == ["resume", "profile"]
+    assert names_of("start") == ["resume", "init", "profile"]
     assert names_of("kept") == ["data.output", "run.seed"]
 
 

@@ -94,3 +94,16 @@ def test_a_chunk_is_what_training_normalised_over_unless_memory_is_short():
     assert chunk_size(config, trained_ranks=8, local_batch_size=64) == 32
     assert chunk_size(config, trained_ranks=2, local_batch_size=16) == 16
     assert chunk_size(config, trained_ranks=256, local_batch_size=64) == 2
+
+
+@torch.no_grad()
+def test_a_frozen_layer_keeps_its_statistics(stream):
+    model = small_model()
+    model[1].frozen = True
+    model[1].running_mean.add_(0.3)
+    kept, moved = (model[n].running_mean.clone() for n in (1, 3))
+    chunks = statistics_chunks(30, 10)
+    set_true_averages(model, stream, chunks, Precision("off", CPU), DECODE, World())
+    assert torch.equal(model[1].running_mean, kept)
+    assert torch.equal(model[1].running_var, torch.ones(8))
+    assert not torch.equal(model[3].running_mean, moved)

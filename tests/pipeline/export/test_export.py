@@ -18,9 +18,9 @@ from pipeline.config import Config, ConfigError, ModelConfig
 from pipeline.data.normalisation import IMAGENET
 from pipeline.export import __main__ as export
 from pipeline.export.__main__ import require_packages
-from pipeline.export.formats import describe
 from pipeline.export.onnx_file import Agreement, write_onnx
 from pipeline.train.checkpoint import read, read_verified
+from pipeline.train.weights import describe
 
 CPU = torch.device("cpu")
 PLAIN_18 = ModelConfig(depth=18, residual=False, zero_init_last_norm=False)

@@ -17,10 +17,10 @@ from pipeline import predict
 from pipeline.config import Config, ConfigError, DataConfig, ModelConfig
 from pipeline.data.normalisation import IMAGENET, Normalisation
 from pipeline.export import __main__ as export
-from pipeline.export.formats import read_weights
 from pipeline.export.importing import checkpoint_of, read_class_list
 from pipeline.system.failure import Reported
 from pipeline.train.checkpoint import read_verified
+from pipeline.train.weights import read_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,7 +15,6 @@ from weight_files import CIFAR_8, SMALL, write_checkpoint
 from pipeline import predict
 from pipeline.config import Config
 from pipeline.export import __main__ as export
-from pipeline.export.formats import read_weights
 from pipeline.export.importing import checkpoint_of
 from pipeline.model.resnet import build_network
 from pipeline.system import files
@@ -23,6 +22,7 @@ from pipeline.system.failure import Reported, TrainingError
 from pipeline.system.regular import whole
 from pipeline.train.checkpoint import DamagedCheckpoint, read_verified
 from pipeline.train.foreign import NotWeights, state_dict_in
+from pipeline.train.weights import read_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

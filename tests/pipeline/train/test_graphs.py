@@ -24,6 +24,7 @@ from pipeline.config.training import Shortcut
 from pipeline.model.backends import Backend
 from pipeline.model.resnet import ResNet, build_network
 from pipeline.train import state
+from pipeline.train.freezing import freeze
 from pipeline.train.graphs import CudaRecorder, GraphedNetwork, Recorder, Tensors, require_graphs
 from pipeline.train.optimizer import build_optimizer
 from pipeline.train.precision import Mode, Precision
@@ -135,6 +136,26 @@ def test_training_in_recorded_stages_has_the_same_bits(
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("parts", [("stem",), ("stem", "1"), ("2",), ("stem", "1", "2", "3")])
+def test_frozen_stages_have_the_same_bits_and_those_in_front_no_backward_pass(
+    parts: tuple[str, ...],
+) -> None:
+    model = freeze(network("B"), parts)
+    plain = copy.deepcopy(model)
+    recorders: list[RunsAgain] = []
+
+    def recorder(device: torch.device) -> RunsAgain:
+        recorders.append(RunsAgain(device))
+        return recorders[0]
+
+    precision = Precision("bf16", CPU)
+    found = train(graphed(model, precision, 2, recorder), model, precision, 2, False)
+    require_equal(found, train(plain, plain, precision, 2, False))
+    backward = {"stem": 4, "1": 3, "2": 5, "3": 1}[parts[-1]]
+    assert {number for _, number in recorders[0].log} == set(range(5 + backward))
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_gradients_are_handed_on_before_the_stage_before_is_repeated() -> None:
     model = network()
     recorders: list[RunsAgain] = []
@@ -232,14 +253,15 @@ def test_what_graphs_cannot_hold_is_refused(other: dict[str, Any], message: str)
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("frozen", [(), ("stem", "1")])
 @pytest.mark.parametrize("norm", ["reference", "triton"])
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 @pytest.mark.parametrize(("accumulation", "keep_gradients"), [(1, False), (2, False), (2, True)])
 def test_captured_it_equals_eager(
-    norm: Backend, amp: Mode, accumulation: int, keep_gradients: bool
+    norm: Backend, amp: Mode, accumulation: int, keep_gradients: bool, frozen: tuple[str, ...]
 ) -> None:
     device = torch.device("cuda", 0)
-    model = network(norm=norm).to(device)
+    model = freeze(network(norm=norm).to(device), frozen)
     plain = copy.deepcopy(model)
     precisions = Precision(amp, device, 1024.0), Precision(amp, device, 1024.0)
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
