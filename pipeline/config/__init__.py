@@ -22,6 +22,7 @@ from pipeline.config.setting import (
     require,
     said_by,
     setting,
+    shown,
 )
 from pipeline.config.training import ModelConfig, OptimConfig, ScheduleConfig
 
@@ -60,8 +61,18 @@ class Config:
             "way between ranks, and run.sums=fixed promises the same bits on any number of them; "
             "set it to none, or run.sums=auto",
         )
+        self._check_last_size()
         if self.profile is not None:
             profiled_steps(self.profile)
+
+    def _check_last_size(self) -> None:
+        # How many epochs schedule.steps are is known once the images are counted.
+        sizes, epochs = self.data.image_sizes, self.schedule.epochs
+        require(
+            sizes is None or epochs is None or max(sizes) < epochs,
+            f"data.image_sizes={shown(sizes)} begins a size with epoch {max(sizes or (0,))}, which "
+            f"schedule.epochs={shown(epochs)} does not reach; leave it out, or lengthen the run",
+        )
 
     def values(self) -> dict[str, Any]:
         """Every setting by `part.name`."""
@@ -71,7 +82,7 @@ class Config:
         """Writes the resolved configuration; `--config` reads it back to an equal object."""
         import yaml  # only here: a machine that only measures a GPU may not have it
 
-        return yaml.safe_dump(plain(dataclasses.asdict(self)), sort_keys=False)
+        return yaml.safe_dump(_lists(dataclasses.asdict(self)), sort_keys=False)
 
     def get(self, name: str) -> Any:
         """The value of the setting `part.name`."""
@@ -80,10 +91,17 @@ class Config:
 
 
 def plain(value: Any) -> Any:
-    """A value with tuples as lists, which YAML has."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+    """A value as JSON has it: tuples as lists, and names in a mapping as text."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _lists(value: Any) -> Any:
+    """A value with tuples as lists, which YAML has."""
+    if isinstance(value, Mapping):
+        return {name: _lists(item) for name, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 @cache

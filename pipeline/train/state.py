@@ -57,8 +57,7 @@ def compared(facts: dict[str, Any], config: Config) -> dict[str, Any]:
     The checkpoint itself stores all, so that an error can always name both values.
     """
     idle = idle_settings(config.values())
-    every = {**later_defaults(), **facts}
-    return {name: value for name, value in every.items() if name not in idle}
+    return {name: value for name, value in facts.items() if name not in idle}
 
 
 def choose_sums(config: Config, device: torch.device) -> Sums:
