@@ -64,7 +64,8 @@ def require_alike(members: Sequence[Member]) -> None:
     views = [name for name, said in settings().items() if said.of_view and name not in apart]
     side = first.config.data.shown_view_size.partition("=")[0]
     for other in members[1:]:
-        pairs = zip(_facts(first, side, views), _facts(other, side, views), strict=False)  # classes are first
+        facts = (_facts(one, side, views) for one in (first, other))  # classes are first
+        pairs = zip(*facts, strict=False)
         for mine, theirs in pairs:
             require(
                 mine == theirs,
