@@ -129,7 +129,7 @@ def _open(config: Config, images: GivenImages, decode: DecodeSettings) -> Loader
     count = -(-len(images) // batch)
     chunks = (np.arange(i * batch, (i + 1) * batch) for i in range(count))
     stream = ValStream(images, val_planner(data))
-    return Loader(stream, chunks, count, batch, decode.for_shape((data.image_size,) * 2))
+    return Loader(stream, chunks, count, batch, decode.for_shape((data.view_size,) * 2))
 
 
 def _probabilities(model: Any, loader: Loader, config: Config, count: int) -> Tensor:

@@ -97,9 +97,11 @@ def _read_settings(parsed: Any, name: str) -> dict[str, Any]:
     """The fields `_FROM_SETTINGS`, read as pipeline.train reads them. Raises `ConfigError`."""
     base: dict[str, Any] = {"data": {}, "model": {}, "optim": {}, "run": {}}
     base |= read_yaml(Path(parsed.config))
-    size = parsed["data.image_size"]
+    sizes = base["data"].get("image_sizes")  # of which the largest is measured
+    size = parsed["data.image_size"] or (max(sizes.values()) if sizes else None)
+    base["data"] = base["data"] | {"image_sizes": None, "val_size": None}
     if size is not None:  # nothing is validated here, but the two settings must fit
-        base["data"] = base["data"] | {"val_resize": size}
+        base["data"] = base["data"] | {"image_size": size, "val_resize": size}
     config = overrides(parsed, _settings(name), base)
     if name != "all":
         return {"config": config}

@@ -22,6 +22,7 @@ from pipeline.config.setting import (
     require,
     said_by,
     setting,
+    shown,
 )
 from pipeline.config.training import ModelConfig, OptimConfig, ScheduleConfig
 
@@ -73,6 +74,7 @@ class Config:
             "leave one of them out: a checkpoint that is resumed has its own",
         )
         self._check_smallest_rate()
+        self._check_last_size()
         if self.profile is not None:
             profiled_steps(self.profile)
 
@@ -91,6 +93,15 @@ class Config:
             "nothing; lower schedule.max_drops",
         )
 
+    def _check_last_size(self) -> None:
+        # How many epochs schedule.steps are is known once the images are counted.
+        sizes, epochs = self.data.image_sizes, self.schedule.epochs
+        require(
+            sizes is None or epochs is None or max(sizes) < epochs,
+            f"data.image_sizes={shown(sizes)} begins a size with epoch {max(sizes or (0,))}, which "
+            f"schedule.epochs={shown(epochs)} does not reach; leave it out, or lengthen the run",
+        )
+
     def values(self) -> dict[str, Any]:
         """Every setting by `part.name`."""
         return {name: self.get(name) for name in settings()}
@@ -99,7 +110,7 @@ class Config:
         """Writes the resolved configuration; `--config` reads it back to an equal object."""
         import yaml  # only here: a machine that only measures a GPU may not have it
 
-        return yaml.safe_dump(plain(dataclasses.asdict(self)), sort_keys=False)
+        return yaml.safe_dump(_lists(dataclasses.asdict(self)), sort_keys=False)
 
     def get(self, name: str) -> Any:
         """The value of the setting `part.name`."""
@@ -108,10 +119,17 @@ class Config:
 
 
 def plain(value: Any) -> Any:
-    """A value with tuples as lists, which YAML has."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+    """A value as JSON has it: tuples as lists, and names in a mapping as text."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _lists(value: Any) -> Any:
+    """A value with tuples as lists, which YAML has."""
+    if isinstance(value, Mapping):
+        return {name: _lists(item) for name, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 @cache

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.config.setting import PathText, check_limits, require, setting, shown
+
+VIEW_SIDES = ("data.image_size", "data.val_size")
+"""The settings of which one has the side of a view: the second, unless it is null."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,12 @@ class DataConfig:
     image_size: int = setting(
         224, "identity", ("evaluate", "predict", "benchmark"), of_view=True, limits="[1, inf)"
     )
-    """Side of the square crop in pixels, in training and validation."""
+    """Side of the square crop in pixels, in training and validation unless data.image_sizes or
+    data.val_size says otherwise."""
+    image_sizes: Mapping[int, int] | None = setting(None, "identity", later=True)
+    """Side of the training crop in pixels by the epoch, from 0, with which it begins, such as
+    {0: 128, 6: 160}; each is larger than the one before. It begins with the first step whose images
+    all lie in that epoch or later. null: image_size always."""
     train_crop: Literal["random_resized_crop", "scale_jitter", "padded"] = setting(
         "random_resized_crop", "identity", ("benchmark all",)
     )
@@ -101,6 +110,11 @@ class DataConfig:
     computed by `prepare mean`, for cifar-10 at the start."""
     val_resize: int = setting(256, "identity", ("evaluate", "predict"), of_view=True)
     """Shorter side in pixels before the centre crop of validation."""
+    val_size: int | None = setting(
+        None, "identity", ("evaluate", "predict"), of_view=True, limits="[1, inf)", later=True
+    )
+    """Side of validation's centre crop in pixels, which may be larger than that of training
+    (Touvron et al. 2019); null: image_size."""
     decode: Literal["auto", "cpu", "gpu"] = setting(
         "auto", "execution", ("evaluate", "predict", "benchmark all")
     )
@@ -156,15 +170,68 @@ class DataConfig:
             f"data.area={shown(self.area)} must satisfy 0 < least <= most <= 1",
         )
         self._check_effects()
-        least, most = self.short_side
+        self._check_image_sizes()
+        self._check_views()
+
+    @property
+    def train_size(self) -> int:
+        """The side of the training crop in pixels; of growing sizes the last, the largest."""
+        return self.image_size if self.image_sizes is None else max(self.image_sizes.values())
+
+    @property
+    def view_size(self) -> int:
+        """The side of validation's crop in pixels."""
+        return self.image_size if self.val_size is None else self.val_size
+
+    @property
+    def shown_view_size(self) -> str:
+        """The setting that has `view_size`, with its value, for messages."""
+        return f"{VIEW_SIDES[self.val_size is not None]}={self.view_size}"
+
+    def _check_image_sizes(self) -> None:
+        if self.image_sizes is None:
+            return
+        named = f"data.image_sizes={shown(self.image_sizes)}"
+        epochs = sorted(self.image_sizes)
+        sides = [self.image_sizes[epoch] for epoch in epochs]
         require(
-            self.train_crop != "scale_jitter" or self.image_size <= least <= most,
-            f"data.short_side={shown(self.short_side)} must satisfy data.image_size="
-            f"{self.image_size} <= least <= most",
+            epochs[:1] == [0],
+            f"{named} must begin with epoch 0, with which training begins; give it a size",
         )
         require(
-            self.val_resize >= self.image_size,
-            f"data.val_resize={self.val_resize} must be at least data.image_size={self.image_size}",
+            sides[0] >= 1 and all(a < b for a, b in zip(sides, sides[1:], strict=False)),
+            f"{named} must hold sides in pixels that rise from epoch to epoch; leave out an epoch "
+            "whose size does not",
+        )
+        require(
+            self.dataset != "cifar-10",
+            f"{named} is not for data.dataset=cifar-10, whose images are not resized; leave it "
+            "null",
+        )
+        require(
+            self.mean != "pixel" or len(sides) == 1,
+            f"{named} does not go with data.mean=pixel, whose mean image has one size; set "
+            "data.mean=channel",
+        )
+
+    def _check_views(self) -> None:
+        least, most = self.short_side
+        rule, ends = f"data.image_size={self.image_size} <= least <= most", ""
+        if self.image_sizes is not None:
+            rule = f"{self.train_size} <= least <= most"
+            ends = f", as the largest of data.image_sizes={shown(self.image_sizes)} needs"
+        require(
+            self.train_crop != "scale_jitter" or self.train_size <= least <= most,
+            f"data.short_side={shown(self.short_side)} must satisfy {rule}{ends}",
+        )
+        require(
+            self.val_size is None or self.dataset != "cifar-10",
+            f"data.val_size={self.val_size} is not for data.dataset=cifar-10, whose images are not "
+            "resized; leave it null",
+        )
+        require(
+            self.val_resize >= self.view_size,
+            f"data.val_resize={self.val_resize} must be at least {self.shown_view_size}",
         )
 
     def _check_effects(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from argparse import SUPPRESS, Action, HelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -51,7 +51,8 @@ class PlainHelp(HelpFormatter):
 
 
 def metavar_of(kind: Any) -> str | None:
-    """The placeholder for a value of a type: N, X, PATH, {a,b}, [X,X] or [NAME,...]; else None."""
+    """The placeholder for a value of a type: N, X, PATH, {a,b}, [X,X], [NAME,...] or {N:N,...};
+    None for any other."""
     if get_origin(kind) in (Union, types.UnionType):
         inner = [one for one in get_args(kind) if one is not type(None)]
         return metavar_of(inner[0]) if len(inner) == 1 else None
@@ -60,4 +61,7 @@ def metavar_of(kind: Any) -> str | None:
     if get_origin(kind) is tuple:
         parts = ["..." if one is ... else metavar_of(one) or "NAME" for one in get_args(kind)]
         return f"[{','.join(parts)}]"
+    if get_origin(kind) is Mapping:
+        name, value = (metavar_of(one) or "ITEM" for one in get_args(kind))
+        return f"{{{name}:{value},...}}"
     return _METAVARS.get(kind)

@@ -41,6 +41,8 @@ def idle_settings(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
         idle |= dict.fromkeys(_OF_ERASING, ("data.erase",))
     if crop == "padded":  # images of cifar-10 are taken as they are
         idle["data.val_resize"] = ("data.train_crop",)
+    if settings["data.image_sizes"] is not None and settings["data.val_size"] is not None:
+        idle["data.image_size"] = ("data.image_sizes", "data.val_size")
     if not has_bottlenecks(settings["model.family"], settings["model.depth"]):
         idle["model.variant"] = ("model.family", "model.depth")
     idle |= _of_rates(settings)

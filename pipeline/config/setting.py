@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -151,6 +152,8 @@ def shown(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name}: {shown(item)}' for name, item in value.items())}}}"
     if isinstance(value, tuple | list):
         return f"[{','.join(map(shown, value))}]"
     return str(value)

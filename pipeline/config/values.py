@@ -9,7 +9,7 @@ import difflib
 import math
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -38,9 +38,9 @@ class Refused(ValueError):
 def read(value: Any, kind: Any) -> Any:
     """`value` as one of the type `kind`. Raises `Refused` if it is none.
 
-    `value` is text, as it stands in a YAML or on the command line, a list of texts, or what a
-    configuration holds already. `kind` is a type hint: bool, int, float, str, `PathText`, Path, a
-    Literal, a tuple of these, or a union of them, with None.
+    `value` is text, as it stands in a YAML or on the command line, a list of texts or texts by
+    name, or what a configuration holds already. `kind` is a type hint: bool, int, float, str,
+    `PathText`, Path, a Literal, a tuple or a Mapping of these, or a union of them, with None.
     """
     given = _as_text(value)
     members = list(_members(kind))
@@ -75,7 +75,7 @@ def refusal(named: str, value: Any, error: Refused) -> str:
 
 
 def _as_text(value: Any) -> Any:
-    """What stands for `value` in a YAML: text, or a list of texts."""
+    """What stands for `value` in a YAML: text, a list of texts, or texts by name."""
     if isinstance(value, str):
         return value
     if isinstance(value, Path):
@@ -84,6 +84,8 @@ def _as_text(value: Any) -> Any:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float):
         return repr(value)
+    if isinstance(value, Mapping):
+        return {_as_text(name): _as_text(item) for name, item in value.items()}
     return [_as_text(item) for item in value] if isinstance(value, list | tuple) else value
 
 
@@ -114,9 +116,12 @@ def _is_path(kind: Any) -> bool:
 
 
 def _read_one(given: Any, kind: Any) -> Any:
-    """`given`, a text or a list, as one of a type that is no union. Raises `ValueError`."""
+    """`given`, a text, a list or texts by name, as one of a type that is no union. Raises
+    `ValueError`."""
     if get_origin(kind) is tuple:
         return _read_tuple(given, get_args(kind))
+    if get_origin(kind) is Mapping:
+        return _read_mapping(given, *get_args(kind))
     if not isinstance(given, str):
         raise ValueError
     if get_origin(kind) is Literal:
@@ -161,17 +166,38 @@ def _number(text: str) -> float:
 
 
 def _read_tuple(given: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
-    if isinstance(given, str):
-        try:
-            given = tree_of(given) if given.startswith("[") else None
-        except yaml.YAMLError:
-            given = None
+    given = _written_out(given, "[")
     if not isinstance(given, list):
         raise ValueError
     each = [kinds[0]] * len(given) if kinds[-1] is ... else list(kinds)
     if len(each) != len(given):
         raise ValueError
     return tuple(_read_one(item, kind) for item, kind in zip(given, each, strict=True))
+
+
+def _read_mapping(given: Any, name_kind: Any, kind: Any) -> dict[Any, Any]:
+    given = _written_out(given, "{")
+    if not isinstance(given, dict):
+        raise ValueError
+    found: dict[Any, Any] = {}
+    for name, value in given.items():
+        if value == "":  # {0:128}, which YAML reads as the name 0:128 of nothing
+            name, _, value = name.partition(":")
+        found[_read_one(name, name_kind)] = _read_one(value, kind)
+    if len(found) != len(given):  # 1 and 01
+        raise ValueError
+    return found
+
+
+def _written_out(given: Any, opening: str) -> Any:
+    """A list or a mapping that is `given` as text and begins with `opening`; None for other text,
+    and all else as it is."""
+    if not isinstance(given, str):
+        return given
+    try:
+        return tree_of(given) if given.startswith(opening) else None
+    except yaml.YAMLError:
+        return None
 
 
 _KINDS = {
@@ -192,6 +218,8 @@ def rule(kind: Any) -> str:
             length = "" if inner[-1] is ... else f"{len(inner)} "
             what, such = ("names", "[stem,1]") if inner[0] is str else ("numbers", "[30,60]")
             kinds.append(f"a list of {length}{what} in brackets, such as {such}")
+        elif get_origin(one) is Mapping:
+            kinds.append("a mapping of numbers in braces, such as {0: 128, 6: 160}")
         else:
             kinds.append("a path" if one == PathText else _KINDS[one])
     if set(kinds) <= {"null"}:

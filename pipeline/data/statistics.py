@@ -95,7 +95,7 @@ def of_pixels(pixels: NDArray[np.uint8]) -> Normalisation:
 
 def crop_settings(config: DataConfig) -> dict[str, Any]:
     """The settings of the training crop that the statistics depend on."""
-    named: dict[str, Any] = {"train_crop": config.train_crop, "image_size": config.image_size}
+    named: dict[str, Any] = {"train_crop": config.train_crop, "image_size": config.train_size}
     if config.train_crop == "scale_jitter":
         return named | {"short_side": list(config.short_side)}
     return named | {"area": list(config.area)}

@@ -27,6 +27,7 @@ from pipeline.data.images import PADDING_LABEL, UNREADABLE_LABEL, BadImage, Imag
 from pipeline.data.normalisation import IMAGENET, Normalisation
 from pipeline.data.order import GlobalOrder, Order, Stream, random_words
 from pipeline.data.sampling import make_order
+from pipeline.data.sizes import Sizes
 
 
 @dataclass(frozen=True)
@@ -90,28 +91,40 @@ class ImageStream(ABC):
 
     def _plan(self, positions: np.ndarray, images: np.ndarray) -> Plan:
         heights, widths = self.image_set.heights[images], self.image_set.widths[images]
-        return self.planner.plan(heights, widths, self._words(positions))
+        return self._planner_at(positions).plan(heights, widths, self._words(positions))
+
+    def _planner_at(self, positions: np.ndarray) -> Planner:
+        """What cuts the images at `positions`."""
+        return self.planner
 
 
 class TrainStream(ImageStream):
     """Endless epochs in `order` (None: shuffled), whose boundaries a batch may cross.
 
-    The positions of a selection must be consecutive and rising, as every chunk's are.
-    `train_stream` makes the one that a configuration asks for.
+    The positions of a selection must be consecutive and rising, as every chunk's are, and with
+    `sizes`, which crops have in place of the planner's, of one step. `train_stream` makes the
+    stream that a configuration asks for.
     """
 
     def __init__(
         self, image_set: ImageSet, planner: Planner, seed: int, effects: Effects = NOTHING,
-        order: Order | None = None,
+        order: Order | None = None, sizes: Sizes | None = None,
     ):  # fmt: skip
         super().__init__(image_set, planner)
         self.seed, self.effects = seed, effects
+        self._sizes = sizes
         self.order = GlobalOrder(len(image_set), seed) if order is None else order
         self.exclusions = Exclusions()
 
     def images(self, positions: np.ndarray) -> np.ndarray:
         """The images at `positions`, both (B,) int64, with the exclusions so far."""
         return self.exclusions.images(self.order, positions)
+
+    def _planner_at(self, positions: np.ndarray) -> Planner:
+        if self._sizes is None:
+            return self.planner
+        assert isinstance(self.planner, RandomResizedCrop | ScaleJitter), "a crop without a size"
+        return dataclasses.replace(self.planner, size=self._sizes.at(int(positions[0])))
 
     def _words(self, positions: np.ndarray) -> np.ndarray:
         first, count = int(positions[0]), len(positions)
@@ -149,24 +162,27 @@ class ValStream(ImageStream):
 
 
 def train_stream(
-    image_set: ImageSet, config: DataConfig, seed: int, normalisation: Normalisation = IMAGENET
-) -> TrainStream:
-    """The training of `image_set` that the configuration asks for.
+    image_set: ImageSet, config: DataConfig, seed: int, normalisation: Normalisation = IMAGENET,
+    sizes: Sizes | None = None,
+) -> TrainStream:  # fmt: skip
+    """The training of `image_set` that the configuration asks for, with crops of growing `sizes` if
+    they are given.
 
     Raises `ValueError` for a class without images where each has its turn.
     """
     planner, order = train_planner(config, normalisation), make_order(image_set, config, seed)
-    return TrainStream(image_set, planner, seed, train_effects(config), order)
+    return TrainStream(image_set, planner, seed, train_effects(config), order, sizes)
 
 
 def train_planner(config: DataConfig, normalisation: Normalisation = IMAGENET) -> Planner:
-    """The training crop that the configuration asks for; `normalisation` has the colour axes."""
+    """The training crop that the configuration asks for, of growing sizes with the largest;
+    `normalisation` has the colour axes."""
     if config.train_crop == "padded":
-        return PaddedCrop(config.image_size, config.padding, flip=config.flip)
+        return PaddedCrop(config.train_size, config.padding, flip=config.flip)
     crop = (
-        ScaleJitter(config.image_size, config.short_side)
+        ScaleJitter(config.train_size, config.short_side)
         if config.train_crop == "scale_jitter"
-        else RandomResizedCrop(config.image_size, config.area)
+        else RandomResizedCrop(config.train_size, config.area)
     )
     return dataclasses.replace(
         crop, flip=config.flip, color_std=config.color_std, normalisation=normalisation
@@ -176,5 +192,13 @@ def train_planner(config: DataConfig, normalisation: Normalisation = IMAGENET) -
 def val_planner(config: DataConfig) -> Planner:
     """The view of validation: the image's centre, or for cifar-10 the whole image."""
     if config.dataset == "cifar-10":
-        return WholeImage(config.image_size)
-    return CenterCrop(config.image_size, config.val_resize)
+        return WholeImage(config.view_size)
+    return CenterCrop(config.view_size, config.val_resize)
+
+
+def largest_planner(config: DataConfig) -> Planner:
+    """The view of validation, at the largest size that training and validation have."""
+    size = max(config.view_size, config.train_size)
+    if config.dataset == "cifar-10":
+        return WholeImage(size)
+    return CenterCrop(size, max(config.val_resize, size))

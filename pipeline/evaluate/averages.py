@@ -88,7 +88,7 @@ def _opened(
     stream = train_stream(train_set, config.data, config.run.seed, trained.normalisation)
     stream.exclusions = Exclusions(trained.excluded["train"])
     decode = choose_decoding(config, device, share, (train_set,), trained.normalisation)
-    side = config.data.image_size
+    side = config.data.train_size
     return model, stream, decode.for_shape((side, side))
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.config import Config, names_for, require, settings
+from pipeline.config.data import VIEW_SIDES
 from pipeline.config.idle import idle_settings
 from pipeline.data.dali import Batch
 from pipeline.evaluate.protocol import ViewProtocol, pool_window
@@ -59,9 +60,12 @@ def require_alike(members: Sequence[Member]) -> None:
     """Raises `ConfigError`, naming both values, if scores of `members` cannot be averaged."""
     first = members[0]
     idle = idle_settings(first.config.values())
-    views = [name for name, said in settings().items() if said.of_view and name not in idle]
+    apart = {*idle, *VIEW_SIDES}
+    views = [name for name, said in settings().items() if said.of_view and name not in apart]
+    side = first.config.data.shown_view_size.partition("=")[0]
     for other in members[1:]:
-        pairs = zip(_facts(first, views), _facts(other, views), strict=False)  # classes are first
+        facts = (_facts(one, side, views) for one in (first, other))  # classes are first
+        pairs = zip(*facts, strict=False)
         for mine, theirs in pairs:
             require(
                 mine == theirs,
@@ -70,16 +74,18 @@ def require_alike(members: Sequence[Member]) -> None:
             )
 
 
-def _facts(member: Member, views: Sequence[str]) -> list[str]:
-    """The common properties of an ensemble's members, in words: classes, `views` and
-    normalisation."""
+def _facts(member: Member, side: str, views: Sequence[str]) -> list[str]:
+    """The common properties of an ensemble's members, in words: classes, the `side` of a view,
+    `views` and normalisation."""
+    config = member.config
     classes, normal = member.trained.classes, member.trained.normalisation
     mean, std = (", ".join(f"{value:.2f}" for value in v) for v in (normal.mean, normal.std))
     image = "" if normal.image is None else " and a mean image"
     return [
         f"{len(classes)} classes",
         *(f"{name} as class {label}" for label, name in enumerate(classes)),
-        *(f"{name}={member.config.get(name)}" for name in (*views, "data.dataset")),
+        f"{side}={config.data.view_size}",
+        *(f"{name}={config.get(name)}" for name in (*views, "data.dataset")),
         f"pixels normalised by [{mean}] / [{std}]{image} ({normal.digest})",
     ]
 

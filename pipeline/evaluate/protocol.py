@@ -49,7 +49,7 @@ class ViewProtocol:
         """The views, in the order in which they are drawn."""
         from pipeline.data.crops import PLACES, Crop, WholeImage
 
-        size, resize = config.data.image_size, config.data.val_resize
+        size, resize = config.data.view_size, config.data.val_resize
         if self.name == "1-crop":
             return (Crop(size, resize),)
         if self.name == "10-crop":  # Krizhevsky 2012, section 4.1
@@ -67,13 +67,13 @@ class ViewProtocol:
             "they are; leave it at 1-crop",
         )
         if self.fully_convolutional:
-            least, size = smallest_scale(config), config.data.image_size
+            least = smallest_scale(config)
             low = [scale for scale in self.scales if scale < least]
             require(
                 not low,
                 f"--scales {' '.join(map(str, low))}: the smallest possible is {least}, whose "
                 f"feature map has the {max(2, pool_window(config))} cells a side that pooling "
-                f"needs at data.image_size={size}",
+                f"needs at {config.data.shown_view_size}",
             )
 
 
@@ -96,8 +96,8 @@ class Request:
 
 
 def pool_window(config: Config) -> int:
-    """Cells a side of the last feature map at data.image_size: what the network pools."""
-    return -(-config.data.image_size // STRIDES[config.model.family])
+    """Cells a side of the last feature map of a view of the validation: what the network pools."""
+    return -(-config.data.view_size // STRIDES[config.model.family])
 
 
 def smallest_scale(config: Config) -> int:

@@ -32,7 +32,8 @@ SCORES = (
     "by its logits; loss is minus the logarithm of the mean probability"
 )
 
-_DATA = ("root", "dataset", "image_size", "val_resize", "output")  # settings in a result
+_DATA = ("root", "dataset", "image_size", "val_size", "val_resize", "output")
+"""Settings of the data in a result."""
 
 
 class Tally:

@@ -91,7 +91,7 @@ def open_loader(
     if protocol.name == "1-crop":
         passes = val_passes(config.data, decode)
         return open_val_loader(config, val_set, world, passes, excluded)
-    size = config.data.image_size
+    size = config.data.view_size
     views, batch = protocol.views(config), config.data.local_batch_size
     whole = [view for view in views if isinstance(view, WholeImage)]
     if whole:

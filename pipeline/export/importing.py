@@ -106,7 +106,7 @@ def _require_same(path: Path, found: Description, config: Config, classes: list[
     wanted = describe(config, classes, found.normalisation)
     pairs = [(f"model.{name}", found.network.get(name), v) for name, v in wanted.network.items()]
     pairs += [
-        ("data.image_size", found.image_size, wanted.image_size),
+        (config.data.shown_view_size.partition("=")[0], found.image_size, wanted.image_size),
         ("data.val_resize", found.resize, wanted.resize),
         ("classes", len(found.classes), len(wanted.classes)),
     ]

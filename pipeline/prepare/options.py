@@ -224,7 +224,8 @@ class MeanOptions(_InThreads):
     train_crop: TrainCrop | None = None
     """data.train_crop of the training; null: that of --config, or the default."""
     image_size: int | None = None
-    """data.image_size of the training; null: that of --config, or the default."""
+    """data.image_size of the training, of data.image_sizes the largest; null: that of --config, or
+    the default."""
     area: tuple[float, float] | None = None
     """data.area of the training; null: that of --config, or the default."""
     short_side: tuple[int, int] | None = None
@@ -255,6 +256,7 @@ class MeanOptions(_InThreads):
         cache_dir = config.cache_dir if self.cache_dir is None else str(self.cache_dir)
         if "image_size" in given:  # validation does not matter here, nor may its check
             given["val_resize"] = max(config.val_resize, given["image_size"])
+            given["image_sizes"] = None
         return dataclasses.replace(config, root=str(self.root), cache_dir=cache_dir, **given)
 
 

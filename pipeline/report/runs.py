@@ -84,7 +84,7 @@ def read_evaluation(path: Path) -> Evaluation:
             100 * (1 - content["top1"]),
             _error(content, "top5"),
             None if is_other else data["dataset"],
-            (data["image_size"], data["val_resize"]),
+            (data.get("val_size") or data["image_size"], data["val_resize"]),
             datetime.fromisoformat(content["date"]).timestamp(),
             mirror=content["mirror"],
             scales=tuple(content["scales"]),
@@ -195,7 +195,8 @@ class Run:
     @property
     def crop(self) -> tuple[int, int]:
         """Side of the crop of a validation, and the shorter side it is cut from, in pixels."""
-        return self.settings["data.image_size"], self.settings["data.val_resize"]
+        size = self.settings["data.val_size"] or self.settings["data.image_size"]
+        return size, self.settings["data.val_resize"]
 
     @property
     def evaluations(self) -> list[Evaluation]:

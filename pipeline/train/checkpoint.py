@@ -24,7 +24,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from pipeline.config import Config, later_defaults
+from pipeline.config import Config, later_defaults, require
 from pipeline.config.idle import idle_settings
 from pipeline.config.reading import config_of, overrides
 from pipeline.config.training import LENGTH, Weights
@@ -261,9 +261,17 @@ class Trained:
     def configured(self, given: Any, names: Sequence[str]) -> Config:
         """The settings, overridden by those of `names` on the parsed command line.
 
-        Raises `ConfigError` if they do not fit together.
+        Raises `ConfigError` if they do not fit together, or if one has no effect.
         """
-        return overrides(given, names, yaml.safe_load(self.config.to_yaml()))
+        config = overrides(given, names, yaml.safe_load(self.config.to_yaml()))
+        size, own = config.data.image_size, config.data.val_size
+        given_size = "data.image_size" in names and "data.image_size" in given
+        require(
+            own is None or not given_size,
+            f"data.image_size={size} is not the side of the views that {self.path} is validated "
+            f"on, which is data.val_size={own}; set that",
+        )
+        return config
 
     def build(self, device: torch.device, config: Config | None = None) -> nn.Module:
         """The network with its weights on `device`, in eval mode.

@@ -119,8 +119,9 @@ class _Recorded:
 class GraphedNetwork(nn.Module):
     """A network whose training passes run as recorded stages; any other pass is its own.
 
-    The first training pass records, and changes neither buffers nor gradients. All later ones must
-    have images of the same shape, dtype and layout, and each needs its backward pass before the
+    The first training pass records, and changes neither buffers nor gradients, as does the first
+    with images of another shape: it takes the place of what was recorded before, whose memory is
+    given up first, as sizes grow and never come back. Each pass needs its backward pass before the
     next.
     """
 
@@ -145,30 +146,26 @@ class GraphedNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W), channels-last -> logits (N, classes), which the next training pass
-        overwrites.
-
-        Raises `ValueError` for training images unlike the first ones.
-        """
+        overwrites."""
         if not (self.network.training and torch.is_grad_enabled()):
             return self.network(images)  # type: ignore[no-any-return]
-        if not self._stages:
+        if not self._has_recorded(images):
             self._record(images)
-        self._require_same(images)
         values: tuple[Tensor, ...] = (images,)
         for stage in self._stages:
             values = _Pass.apply(stage, self._accumulates, *values, *stage.stage.parameters)  # type: ignore[no-untyped-call]
         return values[0]
 
-    def _require_same(self, images: Tensor) -> None:
+    def _has_recorded(self, images: Tensor) -> bool:
+        if not self._stages:
+            return False
         first = self._stages[0].inputs[0]
-        if (images.shape, images.dtype) != (first.shape, first.dtype):
-            raise ValueError(
-                f"model.graphs=true has recorded a step of images {tuple(first.shape)} "
-                f"{first.dtype} and these are {tuple(images.shape)} {images.dtype}; set "
-                "model.graphs=false to train on images of changing size"
-            )
+        return (images.shape, images.dtype) == (first.shape, first.dtype)
 
     def _record(self, images: Tensor) -> None:
+        if self._stages and images.is_cuda:
+            torch.cuda.synchronize(images.device)  # host sync: what is given up may still run
+        self._stages = []
         recorder = self._recorder(images.device)
         buffers = list(self.network.buffers())
         kept = [buffer.clone() for buffer in buffers]

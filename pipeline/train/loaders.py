@@ -12,6 +12,7 @@ from pipeline.data.batches import Partition, split_global_batch, validation_chun
 from pipeline.data.dali import Batch, DecodeSettings, Loader
 from pipeline.data.exclusion import Found, too_many
 from pipeline.data.images import BadImage, ImageSet
+from pipeline.data.sizes import growing_sizes
 from pipeline.data.stream import ImageStream, ValStream, train_stream, val_planner
 from pipeline.ranks.world import World
 from pipeline.train.excluding import Excluded
@@ -20,8 +21,9 @@ from pipeline.train.excluding import Excluded
 class Loaders:
     """Opens the loaders of a run of `steps`, each past the images that are `excluded` by then.
 
-    Raises `ValueError` for a batch that does not fit the number of ranks, or a class without images
-    where each has its turn.
+    Growing sizes need no loader of their own: the size is an input of the one graph, batch by
+    batch. Raises `ValueError` for a batch that does not fit the number of ranks, a size that begins
+    after the last step, or a class without images where each has its turn.
     """
 
     def __init__(
@@ -36,7 +38,11 @@ class Loaders:
         )
         self.partition = Partition(data.global_batch_size, micro_batch, world.rank, world.size)
         self.decode = decode
-        self.stream = train_stream(train_set, data, config.run.seed, decode.normalisation)
+        self.sizes = growing_sizes(data, len(train_set), steps)
+        """Of the training crops; None: they have one size."""
+        self.stream = train_stream(
+            train_set, data, config.run.seed, decode.normalisation, self.sizes
+        )
         self.passes = val_passes(data, decode)
 
     def train(self, step: int, micro: int = 0) -> Loader:
@@ -51,6 +57,11 @@ class Loaders:
 
         size = self.partition.micro_batch_size
         return Loader(self.stream, chunks(), left, size, self.decode)
+
+    def figures(self, step: int) -> dict[str, int]:
+        """What a line of metrics says of the data, the last of whose steps is `step`."""
+        found = {"excluded": len(self.excluded.train)}
+        return found if self.sizes is None else {**found, "image_size": self.sizes.of_step(step)}
 
     def val(self) -> ValidationLoader:
         """This rank's part of the validation set, for one validation at a time; not to be closed,
@@ -156,7 +167,8 @@ class ValidationLoader:
 
 def val_passes(data: DataConfig, decode: DecodeSettings) -> Passes:
     """Passes with the batches and the views of a validation."""
-    return Passes(data.local_batch_size, decode.for_shape((data.image_size, data.image_size)))
+    size = data.view_size
+    return Passes(data.local_batch_size, decode.for_shape((size, size)))
 
 
 def open_val_loader(

@@ -146,9 +146,10 @@ class GpuMemory:
     `executor_statistics` are of operators' outputs only, and empty with the dynamic executor, which
     hands batches over without a copy. So its part is measured: what the GPU has lost to others than
     PyTorch until `dali_is_ready`. Up to there nothing else allocates: DALI decodes a batch of the
-    largest images of both sets by the validations' graph (`preflight`) and builds the training's.
-    What it takes later, when pools grow, cannot be distinguished from NCCL's buffers and the
-    kernels that CUDA loads at their first use: it counts with the others.
+    largest images of both sets by the validations' graph (`preflight`) and builds the training's;
+    what a step that is tried before takes is left out (`not_of_dali`). What DALI takes later, when
+    pools grow, cannot be distinguished from NCCL's buffers and the kernels that CUDA loads at their
+    first use: it counts with the others.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -160,6 +161,13 @@ class GpuMemory:
         """Records DALI's memory before the first step. Only the first call counts."""
         if self._dali is None:
             self._dali = max(0.0, self._of_others() - self._before)
+
+    @contextmanager
+    def not_of_dali(self) -> Iterator[None]:
+        """Leaves what others than PyTorch take in the body out of DALI's part."""
+        before = self._of_others()
+        yield
+        self._before += self._of_others() - before
 
     def held_bytes(self, dali_decodes: bool) -> list[float]:
         """The most that PyTorch has held so far, what DALI holds, and what all others hold now.

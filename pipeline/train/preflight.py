@@ -6,12 +6,15 @@ import logging
 from collections.abc import Collection
 
 import numpy as np
+import torch
 
 from pipeline.config import DataConfig
+from pipeline.data.dali import DecodeSettings
 from pipeline.data.images import BadImage, ImageSet
-from pipeline.data.stream import ValStream, val_planner
+from pipeline.data.stream import ValStream, largest_planner
 from pipeline.system.failure import TrainingError
 from pipeline.train.loaders import Passes
+from pipeline.train.state import TrainState
 
 log = logging.getLogger("trainyard")
 
@@ -41,8 +44,9 @@ def require_complete(config: DataConfig, train_set: ImageSet, val_set: ImageSet)
 def decode_largest(
     manifest: ImageSet, config: DataConfig, passes: Passes, without: Collection[int] = ()
 ) -> None:
-    """Decodes one full batch of the largest images on this rank's decoder, so that memory
-    runs out now and not in the middle of an epoch. `passes` are of a validation's views.
+    """Decodes one full batch of the largest images on this rank's decoder, to the largest size that
+    training or validation has, so that memory runs out now and not in the middle of an epoch.
+    `passes` are of a validation's views.
 
     Leaves out `without`, and files that cannot be used, which are left for their turn. Raises
     `ValueError` if nothing is left, `TrainingError` with the fix if memory does not suffice.
@@ -58,7 +62,7 @@ def decode_largest(
             "start a new run, or take images off the list data.exclude"
         )
     batch = min(config.local_batch_size, len(order))
-    stream = ValStream(manifest, val_planner(config))
+    stream = ValStream(manifest, largest_planner(config))
     for _ in range(_TRIES):
         largest = np.array(order[:batch], dtype=np.int64)
         try:
@@ -76,3 +80,39 @@ def decode_largest(
             ) from error
         else:
             return
+
+
+def try_step(state: TrainState, decode: DecodeSettings, images: int, size: int) -> None:
+    """Runs forward and backward on a micro-batch of `images` of `size` pixels a side, on black
+    ones, so that the memory of the largest size is tried before the first step.
+
+    Changes nothing: gradients are thrown away without a hook having seen them, BN's statistics are
+    put back, and nothing is drawn at random. PyTorch keeps the memory for the step that needs it.
+    Raises `TrainingError` with the fix if memory does not suffice.
+    """
+    model, device = state.model, decode.device
+    was_training, buffers = model.training, list(model.buffers())
+    kept = [buffer.clone() for buffer in buffers]
+    parameters = [one for one in model.parameters() if one.requires_grad]
+    model.train()
+    try:
+        with state.window.memory.not_of_dali():
+            dtype = torch.float16 if decode.output == "float16" else torch.float32
+            pixels = torch.zeros(images, size, size, 3, dtype=dtype, device=device)
+            with state.precision.autocast():
+                scores = state.forward(pixels.permute(0, 3, 1, 2)).sum()
+            torch.autograd.grad(scores, parameters, allow_unused=True)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).split(". ")[0]
+        raise TrainingError(
+            f"a micro-batch of {images} images of {size} pixels a side, the largest of "
+            f"data.image_sizes, cannot be trained: {reason}; lower data.local_batch_size, which "
+            "leaves the images of a step as they are"
+        ) from error
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, kept, strict=True):
+                buffer.copy_(value)
+        model.train(was_training)

@@ -42,7 +42,7 @@ from pipeline.train.lock import first_cause_kept, locked, record_hang
 from pipeline.train.metrics import Validation, counts_top5
 from pipeline.train.monitor.monitor import RunMonitor
 from pipeline.train.monitor.pictures import Pictures
-from pipeline.train.preflight import decode_largest, require_complete
+from pipeline.train.preflight import decode_largest, require_complete, try_step
 from pipeline.train.profile import open_profile
 from pipeline.train.resuming import resume
 from pipeline.train.state import TrainState, choose_sums
@@ -119,7 +119,7 @@ def _open(config: Config, world: World, share: Share, stop: StopSignal) -> Train
         listed, position = Path(config.data.exclude), trainer.position
         trainer.state.excluded.listed(listed, train_set, val_set, position, world)
     begins("largest")
-    world.together(lambda: _decode_largest(trainer))
+    world.together(lambda: _try_largest(trainer))
     begins("files")
     return trainer
 
@@ -144,13 +144,19 @@ def _decided_alike(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _decode_largest(trainer: Trainer) -> None:
-    """Runs `decode_largest` on train and val, without what the run excludes."""
+def _try_largest(trainer: Trainer) -> None:
+    """Runs `decode_largest` on train and val, without what the run excludes, and on a GPU
+    `try_step`, unless the first step has the largest size itself."""
     data, excluded = trainer.config.data, trainer.state.excluded
     without = [row[0] for row in excluded.train.rows()]
     passes = trainer.loaders.passes  # their graph stays, for the validations
     decode_largest(trainer.train_set, data, passes, without)
     decode_largest(trainer.val_set, data, passes, excluded.val)
+    sizes, decode = trainer.loaders.sizes, trainer.decode
+    later = sizes is not None and sizes.of_step(trainer.state.step) < sizes.largest
+    if sizes is not None and later and decode.device.type == "cuda":
+        images = trainer.loaders.partition.micro_batch_size
+        try_step(trainer.state, decode, images, sizes.largest)
 
 
 def _known_figures(config: Config, decode: DecodeSettings, cores: int) -> Figures:
@@ -209,6 +215,8 @@ def _open_files(trainer: Trainer) -> None:
         log.info("the last layer learns at %g times the rate of the others", share)
     if trainer.decode.device.type == "cuda":
         log.info("arithmetic: %s", described(config))
+    if trainer.loaders.sizes is not None:
+        log.info("training crops: %s", trainer.loaders.sizes.describe())
     if idle := shown_idle(config):
         log.info("without effect: %s", idle)
     described_schedule = trainer.schedule.describe(

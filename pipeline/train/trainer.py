@@ -278,7 +278,7 @@ class Trainer:
                 **named_norms(state.model, measured),
                 "loss_scale": state.precision.scale,
                 "skipped_steps": state.precision.skipped_steps,
-                "excluded": len(state.excluded.train),
+                **self.loaders.figures(state.step - 1),
             }
             limit = judge(seen(line, self.world.size, self.figures))
             self.monitor.train(line, limit.kind)

@@ -76,9 +76,11 @@ def describe(config: Config, classes: list[str], normalisation: Normalisation) -
     """The description of the network that these settings give."""
     model, data = config.model, config.data
     resize = data.image_size if data.dataset == "cifar-10" else data.val_resize
+    size = data.view_size
     return Description(
-        network_facts(model), network_name(model), classes, data.image_size, resize, normalisation
-    )
+        network_facts(model), network_name(model), classes, size, resize,
+        normalisation.for_shape((size, size)),
+    )  # fmt: skip
 
 
 def from_facts(facts: Mapping[str, Any], image: Any | None) -> Description | None:

@@ -60,7 +60,8 @@ class Pictures:
         images, answers = analysis.mistakes()
         captions = [caption(names[a], names[guess], share) for a, guess, share in answers]
         # These views are neither shifted nor mirrored.
-        pixels = _pixels(images, self._normal, self._normal.subtracted)
+        normal = self._normal.for_shape((images.shape[2], images.shape[3]))
+        pixels = _pixels(images, normal, normal.subtracted)
         if captions:
             yield "val/mistakes", captioned(pixels, captions)
         yield "val/classes", class_bars(names, analysis.hits.tolist(), analysis.images.tolist())

@@ -66,10 +66,12 @@ def network(
     return build_network(config, 10, norm)
 
 
-def batches(count: int, device: torch.device = CPU) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    count: int, device: torch.device = CPU, side: int = 16
+) -> Iterator[tuple[Tensor, Tensor]]:
     draw = torch.Generator().manual_seed(1)
     for _ in range(count):
-        images = torch.randn(4, 3, 16, 16, generator=draw)
+        images = torch.randn(4, 3, side, side, generator=draw)
         labels = torch.randint(0, 10, (4,), generator=draw)
         images = images.contiguous(memory_format=torch.channels_last)
         yield images.to(device), labels.to(device)
@@ -84,7 +86,7 @@ def graphed(
 
 def train(
     forward: nn.Module, model: ResNet, precision: Precision, accumulation: int,
-    keep_gradients: bool = False, validated: bool = True,
+    keep_gradients: bool = False, validated: bool = True, side: int = 16,
 ) -> list[Tensor]:  # fmt: skip
     """Three steps with a validation after each; returns losses, parameters and buffers."""
     device = next(model.parameters()).device
@@ -93,7 +95,7 @@ def train(
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
     results: list[Tensor] = []
-    data = batches(3 * accumulation, device)
+    data = batches(3 * accumulation, device, side)
     for _ in range(3):
         model.train()
         for _ in range(accumulation):
@@ -184,17 +186,27 @@ def test_gradients_are_handed_on_before_the_stage_before_is_repeated() -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_images_of_another_shape_are_refused_with_both_shapes() -> None:
-    forward = graphed(network(), Precision("off", CPU), 1, RunsAgain)
-    images, _ = next(batches(1))
-    forward(images)
-    with pytest.raises(ValueError) as error:
-        forward(images[:, :, :8, :8])
-    assert str(error.value) == (
-        "model.graphs=true has recorded a step of images (4, 3, 16, 16) torch.float32 and these "
-        "are (4, 3, 8, 8) torch.float32; set model.graphs=false to train on images of changing "
-        "size"
-    )
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_images_of_another_shape_are_recorded_in_place_of_the_first(accumulation: int) -> None:
+    model = network()
+    plain = copy.deepcopy(model)
+    precision = Precision("off", CPU)
+    recorders: list[RunsAgain] = []
+
+    def recorder(device: torch.device) -> RunsAgain:
+        recorders.append(RunsAgain(device))
+        return recorders[-1]
+
+    recorded = graphed(model, precision, accumulation, recorder)
+    for side in (8, 16):
+        found = train(recorded, model, precision, accumulation, side=side)
+        require_equal(found, train(plain, plain, precision, accumulation, side=side))
+    assert len(recorders) == 2, "once for each shape"
+    assert recorded._stages[0].inputs[0].shape == (4, 3, 16, 16)
+    assert int(model.bn1.num_batches_tracked) == 2 * 3 * accumulation  # none of the recordings
+    log = [*recorders[0].log]
+    recorded(next(batches(1))[0])
+    assert recorders[0].log == log, "the first are repeated no more"
 
 
 @pytest.mark.usefixtures("one_thread")
