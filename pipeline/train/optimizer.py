@@ -178,7 +178,13 @@ def clip_(optimizer: torch.optim.Optimizer, most: float) -> None:
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Sets the learning rate of every group; that of the last layer in its own ratio to `lr`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_share", 1.0)
+        group["lr"], group["schedule_lr"] = lr * group.get("lr_share", 1.0), lr
+
+
+def lr_in_force(optimizer: torch.optim.Optimizer) -> float:
+    """What `set_lr` was last given, also where the last layer with a rate of its own is all that
+    trains."""
+    return float(optimizer.param_groups[0]["schedule_lr"])
 
 
 class _Sgd(torch.optim.SGD):

@@ -24,7 +24,7 @@ from pipeline.train.loaders import Loaders
 from pipeline.train.loss import Objective
 from pipeline.train.metrics import counts_top5, is_best, of_all_ranks, of_this_rank, run_is_taken
 from pipeline.train.monitor.monitor import Monitor
-from pipeline.train.optimizer import named_norms, norms, set_lr
+from pipeline.train.optimizer import lr_in_force, named_norms, norms, set_lr
 from pipeline.train.phases import Phases
 from pipeline.train.precision import TrainingDiverged, require_finite_loss
 from pipeline.train.profile import Profile
@@ -274,7 +274,7 @@ class Trainer:
             line = {
                 **self.progress,
                 **totals,
-                "lr": state.optimizer.param_groups[0]["lr"],
+                "lr": lr_in_force(state.optimizer),
                 **named_norms(state.model, measured),
                 "loss_scale": state.precision.scale,
                 "skipped_steps": state.precision.skipped_steps,
