@@ -35,7 +35,8 @@ def facts_now(file: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def entry(file: str) -> str:
     """What the table would have to hold of a configuration."""
     facts, kept = facts_now(file)
-    own = {name: value for name, value in facts.items() if name not in TABLE["common"]}
+    common = TABLE["common"]
+    own = {name: v for name, v in facts.items() if name not in common or common[name] != v}
     idle = [name for name in facts if name not in kept]
     return json.dumps({file: {"facts": own, "not compared": idle}})
 

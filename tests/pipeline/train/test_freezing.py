@@ -18,8 +18,8 @@ from pipeline.model.recording import BatchStatistics
 from pipeline.model.resnet import ResNet, build_network
 from pipeline.ranks.gradients import Alone, OrderedGradients, Summing
 from pipeline.train.freezing import freeze, trained_share
-from pipeline.train.optimizer import build_optimizer, named_norms, norms, set_lr
-from pipeline.train.state import _mean
+from pipeline.train.optimizer import build_optimizer, lr_in_force, named_norms, norms, set_lr
+from pipeline.train.rank_statistics import mean_statistics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -155,10 +155,11 @@ def test_the_log_says_how_much_trains():
 
 
 def test_statistics_that_all_ranks_have_alike_keep_their_bits():
-    row = torch.rand(1000)
-    assert torch.equal(_mean(row.repeat(3, 1)), row)
+    model = network()
+    row = torch.rand(sum(one.numel() for one in running_statistics(model)))
+    assert torch.equal(torch.cat(mean_statistics(row.repeat(3, 1), model)), row)
     other = torch.stack([row, row + 1, row])
-    assert torch.equal(_mean(other), other.mean(0))
+    assert torch.equal(torch.cat(mean_statistics(other, model)), other.mean(0))
 
 
 @pytest.mark.parametrize("parts", [(), ("stem", "1", "2", "3")])
@@ -176,6 +177,7 @@ def test_the_head_has_its_own_rate_in_the_same_shape(parts):
         set_lr(optimizer, lr)
         assert groups["head_weights"]["lr"] == groups["head_bias"]["lr"] == 10 * lr
         assert all(one["lr"] == lr for name, one in groups.items() if "head" not in name)
+        assert lr_in_force(optimizer) == lr, "also where the head alone trains"
 
 
 # Fine-tuning as a whole: 19 steps of a network that begins with weights of three classes.
