@@ -39,6 +39,20 @@ _RUNS = [
 _RUNS += [
     (ranks, accumulation, {"run.sums": "fixed"}) for ranks, accumulation in ((1, 4), (2, 1), (2, 4))
 ]
+_RECIPE = {
+    "schedule.rule": "cosine", "data.mixup": 0.2, "data.cutmix": 1, "data.erase": 0.5,
+    "data.augment": "trivial", "optim.ema_decay": 0.99, "optim.clip_norm": 1,
+    "optim.class_weights": "balanced",
+}  # fmt: skip
+"""Settings of the recipes of today, all at once."""
+_FINE = {"model.freeze": "[stem,1]", "optim.head_lr": 1}
+_RUNS += [
+    (ranks, 2, {**_RECIPE, "optim.optimizer": optimizer, "model.graphs": graphs})
+    for ranks, optimizer, graphs in (
+        (1, "sgd", "false"), (1, "lars", "false"), (1, "lamb", "true"), (2, "sgd", "true"),
+    )
+]  # fmt: skip
+_RUNS += [(2, 2, {**_RECIPE, **_FINE, "optim.loss": "bce"})]
 """Ranks, micro-batches of each, and settings."""
 
 
@@ -130,7 +144,10 @@ def measure_trainings(run: Run, folder: Path, result: Result) -> None:
     head = ("waits", "copies", "pageable", "launches", "graphs")
     print("\n" + "pipeline.train, a step of a rank".ljust(46), *(f"{name:>9}" for name in head))
     for ranks, accumulation, chosen in _RUNS:
-        given = " ".join(f"{key.partition('.')[2]}={value}" for key, value in chosen.items())
+        recipe = _RECIPE.items() <= chosen.items()
+        own = {key: value for key, value in chosen.items() if not recipe or key not in _RECIPE}
+        given = " ".join(f"{key.partition('.')[2]}={value}" for key, value in own.items())
+        given = f"recipe {given}" if recipe else given
         name = f"ranks={ranks} accumulation={accumulation} {given}"
         settings = {"data.local_batch_size": _BATCH // ranks // accumulation, **chosen}
         arguments = _training(folder, name, settings)
