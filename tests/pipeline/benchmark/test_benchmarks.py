@@ -27,7 +27,7 @@ def test_step_compares_the_program_with_a_bare_loop(benchmark):
     found, _ = benchmark("step", *options)
     assert set(found["ratios"]) == {
         "loop_vs_bare", "monitored_vs_silent", "monitoring_of_step",
-        "bf16_channels_last_vs_fp32_row_major",
+        "bf16_channels_last_vs_fp32_row_major", "cosine_vs_silent",
     }  # fmt: skip
     share = found["ratio_rounds"].pop("monitoring_of_step")["rounds"]
     silent, line = (
