@@ -44,6 +44,8 @@ from pipeline.train.trainer import Trainer
 _LOG_EVERY_STEPS = 20  # as configs/demo.yaml has it
 _CLASSES = 10
 _ROWS = 100_000  # an epoch that no benchmark finishes
+_BESIDE: dict[str, dict[str, dict[str, object]]] = {"cosine": {"schedule": {"rule": "cosine"}}}
+"""Settings, by part, whose cost the loop's benchmark measures, by what they are called there."""
 
 
 class _RoundPhases(Phases):
@@ -183,14 +185,14 @@ def training_from_files(
 
 
 def measure_loop(options: StepOptions, device: torch.device, result: Result) -> None:
-    """Images per second of `train_epoch`, of the same without timed phases and metrics, of a bare
-    loop, of a bare loop in row-major fp32, and of mixing alone, whose ratios are its share of the
-    step."""
+    """Images per second of `train_epoch`, of the same without timed phases and metrics, of that
+    with each of `_BESIDE`, of a bare loop, of a bare loop in row-major fp32, and of mixing alone,
+    whose ratios are its share of the step."""
     torch.set_num_threads(options.threads)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         spreads = interleave(options.rounds, _loops(options, device, folder, stack))
-    loop, each, silent, bare, fp32, mixup, cutmix = spreads.values()
+    loop, each, silent, bare, fp32, mixup, cutmix, *beside = spreads.values()
     result.spreads |= spreads
     result.ratios |= {
         "loop_vs_bare": ratio(loop, bare),
@@ -201,6 +203,10 @@ def measure_loop(options: StepOptions, device: torch.device, result: Result) -> 
         "bf16_channels_last_vs_fp32_row_major": ratio(bare, fp32),
         "mixup_of_step": ratio(loop, mixup),
         "cutmix_of_step": ratio(loop, cutmix),
+        **{
+            f"{name}_vs_silent": ratio(one, silent)
+            for name, one in zip(_BESIDE, beside, strict=True)
+        },
     }
 
 
@@ -222,6 +228,10 @@ def _loops(
         resident_training(one, World(), device, batches, timed=one is not never)
         for one in (config, each_step, never)
     )
+    beside = {
+        name: resident_training(_with(never, parts), World(), device, batches, timed=False)
+        for name, parts in _BESIDE.items()
+    }
     for monitored in (loop, each):
         stack.enter_context(monitored.monitored())
     same = [(batch.images, batch.labels) for batch in batches]
@@ -238,7 +248,16 @@ def _loops(
         "fp32_row_major_images_per_sec": rate(-(-steps // 4), devices.again(fp32.step)),
         "mixup_images_per_sec": rate(steps, devices.again(_mixing(loop, batches, 0.2, 0.0))),
         "cutmix_images_per_sec": rate(steps, devices.again(_mixing(loop, batches, 0.0, 1.0))),
+        **{f"{name}_images_per_sec": rate(steps, one.run) for name, one in beside.items()},
     }
+
+
+def _with(config: Config, parts: dict[str, dict[str, object]]) -> Config:
+    """The configuration with other settings in some of its `parts`."""
+    changed = {
+        part: dataclasses.replace(getattr(config, part), **found) for part, found in parts.items()
+    }
+    return dataclasses.replace(config, **changed)
 
 
 def _bare(
@@ -248,12 +267,7 @@ def _bare(
     """The plainest loop, with the training's own kind of optimizer."""
     optim, lr = training.trainer.config.optim, training.trainer.lr(0)
     optimizer = build_optimizer(
-        model,
-        lr,
-        optim.momentum,
-        optim.weight_decay,
-        optim.decay_norm_and_bias,
-        Update.of(optim),
+        model, lr, optim.momentum, optim.weight_decay, optim.decay_norm_and_bias, Update.of(optim)
     )
     return PlainTraining(model, optimizer, amp, batches)
 

@@ -56,7 +56,8 @@ class _Layerwise(torch.optim.Optimizer):
         if scale is not None:
             found = list(torch._foreach_div(found, scale))
         if overflow is not None:
-            found = [one.masked_fill(overflow > 0, 0.0) for one in found]
+            skipped, zero = overflow > 0, torch.zeros_like(overflow)
+            found = [torch.where(skipped, zero, one) for one in found]  # a zero times inf is NaN
         return found
 
     def _unless_skipped(self, usual: Any, skipped: float) -> Any:

@@ -104,12 +104,13 @@ def test_a_first_step_skipped_by_loss_scaling_leaves_the_momentum_at_zero():
 def test_a_step_does_not_load_the_compiler():
     program = """
 import sys, torch
-from pipeline.train.optimizer import build_optimizer
-layer = torch.nn.Linear(2, 2)
-optimizer = build_optimizer(layer, 0.1, 0.9, 0.0, True)
-layer(torch.ones(1, 2)).sum().backward()
-optimizer.step()
-optimizer.zero_grad(set_to_none=True)
+from pipeline.train.optimizer import Update, build_optimizer
+for kind in ("sgd", "lars", "lamb"):
+    layer = torch.nn.Linear(2, 2)
+    optimizer = build_optimizer(layer, 0.1, 0.9, 0.1, True, Update(kind))
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 print("compiler" if "torch._dynamo" in sys.modules else "light")
 """
     assert jobs.run(["-c", program]).text == "light\n"

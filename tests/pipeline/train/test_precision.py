@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pipeline.model.norm import BatchNormAct
-from pipeline.train.optimizer import build_optimizer
+from pipeline.train.optimizer import Update, build_optimizer
 from pipeline.train.precision import Mode, Precision, TrainingDiverged
 
 CPU = torch.device("cpu")
@@ -197,10 +197,11 @@ def test_a_look_that_was_still_to_come_comes_after_a_load():
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_no_step_waits():
+@pytest.mark.parametrize("kind", ["sgd", "lars", "lamb"])
+def test_on_a_gpu_no_step_waits(kind):
     device = torch.device("cuda", 0)
     parameter = nn.Linear(4, 4).to(device)
-    optimizer = build_optimizer(parameter, 0.1, 0.9, 1e-4, decay_norm_and_bias=False)
+    optimizer = build_optimizer(parameter, 0.1, 0.9, 1e-4, False, Update(kind, nesterov=True))
     precision = Precision("fp16", device, max_skipped_steps=4)
     images = torch.ones(2, 4, device=device)
     torch.cuda.set_sync_debug_mode("error")
