@@ -173,6 +173,7 @@ OUT_OF_RANGE = [
     for name in names.split()
 ] + [
     (OptimConfig, "base_lr", 0), (OptimConfig, "momentum", 1), (OptimConfig, "weight_decay", -1),
+    (DataConfig, "mixup", -1), (DataConfig, "cutmix", -1),
     (OptimConfig, "label_smoothing", 1), (OptimConfig, "base_lr", float("nan")),
     (ScheduleConfig, "epochs", 0), (ScheduleConfig, "epochs", 3), (ScheduleConfig, "patience", 0),
     (ScheduleConfig, "epochs", float("inf")), (ScheduleConfig, "warmup_epochs", -1),
