@@ -143,7 +143,7 @@ def install_elsewhere(what: str, count: int) -> None:
     """Builds in a fault that comes when something is done for the `count`-th time."""
     from pipeline.data import stream
     from pipeline.ranks import buckets, gradients
-    from pipeline.train import trainer
+    from pipeline.train import validation
 
     if what == "kill-save":
         # The content is on its way to the disk, the name is not there yet.
@@ -155,7 +155,7 @@ def install_elsewhere(what: str, count: int) -> None:
 
         os.fsync = sync
     elif what == "kill-validate":
-        trainer.validate = at_count(trainer.validate, count, lambda *_: die())
+        validation.validate = at_count(validation.validate, count, lambda *_: die())
     elif what == "kill-average":
         for averager in (gradients.OrderedGradients, buckets.BucketedGradients):
             averager.synchronize = at_count(averager.synchronize, count, lambda *_: die())

@@ -141,7 +141,7 @@ def test_what_makes_a_setting_idle_is_itself_compared():
         config = configured(*options)
         kept = {**later_defaults(), **compared(facts(config), config)}
         for reasons in idle_settings(config.values()).values():
-            assert set(reasons) <= kept.keys() | later_defaults().keys()
+            assert set(reasons) <= kept.keys()
 
 
 def test_a_setting_that_comes_to_count_is_compared_with_what_the_checkpoint_kept():

@@ -1,12 +1,12 @@
 """Checkpoints: written atomically, verified, never code, and of this very run."""
 
-import dataclasses
 import json
 import logging
 import os
 import pickle
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from run_files import newest_checkpoint, state_differences
 from pipeline.config import Config, later_defaults, setting_names
 from pipeline.config.reading import load_config
 from pipeline.system.failure import ExitCode, Reported
-from pipeline.train import trainer
+from pipeline.train import validation
 from pipeline.train.checkpoint import (
     DamagedCheckpoint,
     read_verified,
@@ -409,13 +409,18 @@ def test_weights_that_are_not_finite_are_never_written(small_data, tmp_path, mon
     assert "conv1.weight is not finite" in (run / "failure.txt").read_text()
 
 
+@pytest.mark.parametrize("of_average", [False, True])
 def test_a_validation_loss_that_is_not_finite_ends_the_run_with_a_word(
-    small_data, tmp_path, monkeypatch
+    small_data, tmp_path, monkeypatch, of_average
 ):
-    real = trainer.validate
-    monkeypatch.setattr(
-        trainer, "validate", lambda *a: dataclasses.replace(real(*a), loss=float("nan"))
-    )
+    real, options = validation.validate, ["--optim.ema_decay=0.9"] if of_average else []
+
+    def validate(*given):
+        result = real(*given)
+        has_analysis = given[-1] is not None
+        return result if of_average == has_analysis else replace(result, loss=float("nan"))
+
+    monkeypatch.setattr(validation, "validate", validate)
     with pytest.raises(Reported, match="the validation loss is nan before step 7") as error:
-        train_here(small_data, tmp_path)
+        train_here(small_data, tmp_path, *options)
     assert error.value.code == ExitCode.FAILED

@@ -15,6 +15,7 @@ from jobs import SABOTEUR, resumable
 from one_process import config_of, evaluate_here, train_here
 from run_files import curves, differences, metrics, newest_checkpoint, state_differences
 from torch import nn
+from weight_files import write_checkpoint
 
 from pipeline.config import OptimConfig
 from pipeline.config.reading import load_config
@@ -248,6 +249,24 @@ def test_two_ranks_killed_and_finished_by_one_have_the_bits_of_one_that_never_st
     assert differences(wanted["ema"]["model"], wanted["model"]) != []  # else this shows nothing
 
 
+def test_a_training_moves_it_by_the_weights_after_its_steps(small_data, tmp_path):
+    every_step = ("--run.checkpoint_every_steps=1", "--run.keep_checkpoints=9")
+    run = train_here(small_data, tmp_path, *every_step, "--optim.ema_warmup=true", *EMA)
+    after = [read_verified(path)["model"] for path in sorted(run.glob("checkpoints/step-*.pt"))]
+    assert len(after) == 7
+    wanted = after[1]  # of the first update, which follows the second step
+    for weights, decay in ((after[3], DECAYS_OF_TIMM[1]), (after[5], DECAYS_OF_TIMM[2])):
+        wanted = {
+            name: torch.lerp(average, weights[name], 1.0 - decay)
+            for name, average in wanted.items()
+            if average.is_floating_point()
+        }
+    found = newest_checkpoint(run)["ema"]["model"]
+    for name, average in wanted.items():
+        torch.testing.assert_close(found[name], average, rtol=1e-6, atol=1e-8)
+    assert found["bn1.num_batches_tracked"] == after[6]["bn1.num_batches_tracked"]
+
+
 def last_val(run: Path, step: int | None = None) -> dict[str, Any]:
     lines = [line for line in metrics(run) if line["event"] == "val"]
     return next(line for line in reversed(lines) if step in (None, line["step"]))
@@ -307,8 +326,8 @@ def test_evaluate_takes_the_average_and_raw_weights_if_asked(whole, tmp_path, ca
     assert sum("raw weights, not their EMA" in origin for origin in told) >= 1
 
 
-def test_an_average_that_is_not_there_is_refused_by_the_name_of_the_file(uninterrupted):
-    checkpoint = uninterrupted / "checkpoints" / "best.pt"
+def test_an_average_that_is_not_there_is_refused_by_the_name_of_the_file(tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "a.pt")
     wrong = (
         f"checkpoint {checkpoint} has no EMA of the weights, as it was trained with "
         "optim.ema_decay=null; give --weights raw, or leave it out"
