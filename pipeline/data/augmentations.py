@@ -114,7 +114,7 @@ class Augmentation:
             tops[Operation.TRANSLATE_Y], tops[Operation.TRANSLATE_X] = (
                 _RAND_TRANSLATE * side for side in shape
             )
-        found = signs * _spaced(tops[operations], magnitudes)
+        found = signs * tops[operations] * magnitudes / _TOP
         moved = np.isin(operations, (Operation.TRANSLATE_X, Operation.TRANSLATE_Y))
         found[moved] = np.trunc(found[moved])
         bits = 8 - np.rint(magnitudes * _LOST_BITS[self.kind] / _TOP)
@@ -130,15 +130,6 @@ class Augmentation:
         # Box-Muller; 1 - draw is in (0, 1], where the logarithm is finite.
         normal = np.sqrt(-2.0 * np.log(1.0 - first)) * np.cos(2.0 * np.pi * second)
         return np.clip(self.magnitude + self.std * normal, 0.0, float(_TOP))
-
-
-def _spaced(tops: NDArray[np.float64], magnitudes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the strengths (B,) at `magnitudes` between 0 and `tops`, rounded as torch.linspace
-    does, from the nearer end in float32: whole pixels are cut from them."""
-    ends, places = tops.astype(np.float32), magnitudes.astype(np.float32)
-    steps = ends / np.float32(_TOP)
-    from_end = ends - steps * (np.float32(_TOP) - places)
-    return np.where(places < BINS // 2, steps * places, from_end).astype(np.float64)
 
 
 def parameters_of(
