@@ -106,7 +106,7 @@ def _bolt(rng: np.random.Generator) -> Outline:
 
 
 def _chevron(rng: np.random.Generator) -> Outline:
-    thick, tip = rng.uniform(0.4, 0.6), rng.uniform(0.3, 0.5)
+    thick, tip = rng.uniform(0.4, 0.6), rng.uniform(-0.2, 0.0)
     upper = [(-1.0, -0.7), (0.0, tip), (1.0, -0.7)]
     return (np.array(upper + [(x, y + thick) for x, y in reversed(upper)]),)
 

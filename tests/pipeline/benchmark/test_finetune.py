@@ -1,15 +1,25 @@
-"""`benchmark finetune`, with a network that has learnt nothing and a training of one epoch."""
+"""`benchmark finetune`, of a small network that has learnt nothing, in trainings of one epoch."""
 
 import pytest
-from weight_files import RESNET_18, write_checkpoint
+import yaml
+from weight_files import CIFAR_8, write_checkpoint
 
-from pipeline.benchmark import rank_options
+from pipeline.benchmark import finetune, rank_options
 from pipeline.config import ConfigError
 from pipeline.prepare.drawn import CLASSES, UNSEEN
 
+SETTINGS = {
+    "data": {"image_size": 32, "val_resize": 36},
+    "model": {"family": "cifar", "depth": 8, "zero_init_last_norm": False},
+    "schedule": {"epochs": 4, "warmup_epochs": 1, "drop_epochs": [2, 3]},
+}
 
-def test_both_sides_train_on_the_same_images(benchmark, tmp_path):
-    init = write_checkpoint(tmp_path / "demo.pt", RESNET_18, classes=list(CLASSES))
+
+def test_both_sides_train_on_the_same_images(benchmark, tmp_path, monkeypatch):
+    config = tmp_path / "small.yaml"
+    config.write_text(yaml.safe_dump(SETTINGS))
+    monkeypatch.setattr(finetune, "_CONFIG", config)
+    init = write_checkpoint(tmp_path / "demo.pt", CIFAR_8, classes=list(CLASSES))
     found, text = benchmark(
         "finetune", f"--init={init}", "--seeds=1", "--images=4", "--val=2", "--epochs=1"
     )

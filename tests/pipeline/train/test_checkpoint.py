@@ -239,6 +239,7 @@ FREE = {
     "run.log_every_steps", "run.sums",
     "run.checkpoint_every_steps", "run.checkpoint_every_sec", "run.keep_checkpoints",
     "run.start_timeout_sec", "run.step_timeout_sec", "run.expect_top1", "profile", "resume",
+    "init",  # whose digest is compared (`train.init`)
 }  # fmt: skip
 
 

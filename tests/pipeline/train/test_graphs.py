@@ -155,6 +155,7 @@ def test_frozen_stages_have_the_same_bits_and_those_in_front_no_backward_pass(
     require_equal(found, train(plain, plain, precision, 2, False))
     backward = {"stem": 4, "1": 3, "2": 5, "3": 1}[parts[-1]]
     assert {number for _, number in recorders[0].log} == set(range(5 + backward))
+    assert recorders[0]._count == 5 + backward, "a pass was recorded that nothing needs"
 
 
 @pytest.mark.usefixtures("one_thread")
