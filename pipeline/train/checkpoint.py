@@ -25,6 +25,7 @@ import yaml
 from torch import Tensor, nn
 
 from pipeline.config import Config, later_defaults, require
+from pipeline.config.idle import idle_settings
 from pipeline.config.reading import config_of, overrides
 from pipeline.data.normalisation import Normalisation
 from pipeline.model.resnet import make_model
@@ -314,10 +315,10 @@ def require_same_run(path: Path, stored: Mapping[str, Any], wanted: Mapping[str,
             f"checkpoint {path} holds weights imported from {stored['weights from']}, so it "
             "resumes no training; give it to pipeline.evaluate or pipeline.predict"
         )
-    there = {**later_defaults(), **stored}
+    there, now = {**later_defaults(), **stored}, {**_given_up(stored, wanted), **wanted}
     differences = [
         f"{name}: {_short(there.get(name))} in the checkpoint, {_short(value)} now"
-        for name, value in wanted.items()
+        for name, value in now.items()
         if there.get(name) != value
     ]
     if differences:
@@ -325,6 +326,17 @@ def require_same_run(path: Path, stored: Mapping[str, Any], wanted: Mapping[str,
             f"checkpoint {path} belongs to another run ({'; '.join(differences)}); set these back, "
             "or choose another run.name"
         )
+
+
+def _given_up(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of settings that the run of `stored` had at another value and with an effect,
+    and that `wanted` does not name, as it does none that came later and has its default."""
+    defaults = later_defaults()
+    changed = [name for name in stored if name in defaults and name not in wanted]
+    if not changed:
+        return {}
+    idle = idle_settings({**Config().values(), **defaults, **stored})
+    return {name: defaults[name] for name in changed if name not in idle}
 
 
 def _short(value: Any) -> str:

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import later_defaults
 from pipeline.system.files import write_text
 from pipeline.train.access import explained
 from pipeline.train.checkpoint import read_verified, require_same_run
@@ -61,7 +60,7 @@ def _find_checkpoint(trainer: Trainer) -> dict[str, Any] | None:
                 f"{run.path} already holds another run than --resume {path}; choose another "
                 "run.name"
             )
-    wanted = compared({**later_defaults(), **trainer.fingerprint}, trainer.config)
+    wanted = compared(trainer.fingerprint, trainer.config)
     require_same_run(path, content.get("fingerprint", {}), wanted)
     _take_over(trainer, path, content, holds_run)
     return content
