@@ -7,6 +7,8 @@ capture itself is the program's own. Those marked gpu capture.
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -199,9 +201,13 @@ def test_images_of_another_shape_are_recorded_in_place_of_the_first(accumulation
         return recorders[-1]
 
     recorded = graphed(model, precision, accumulation, recorder)
+    first: weakref.ref[Any] | None = None
     for side in (8, 16):
         found = train(recorded, model, precision, accumulation, side=side)
         require_equal(found, train(plain, plain, precision, accumulation, side=side))
+        first = first or weakref.ref(recorded._stages[0])
+    gc.collect()
+    assert first is not None and first() is None, "its memory is given up"
     assert len(recorders) == 2, "once for each shape"
     assert recorded._stages[0].inputs[0].shape == (4, 3, 16, 16)
     assert int(model.bn1.num_batches_tracked) == 2 * 3 * accumulation  # none of the recordings

@@ -21,6 +21,7 @@ from pipeline.data.order import epoch_permutation
 from pipeline.ranks.world import World
 from pipeline.system.failure import Reported, StopSignal, TrainingError
 from pipeline.train import preflight, run
+from pipeline.train.feed import Feed
 from pipeline.train.trainer import Trainer
 
 SIZES = (
@@ -48,6 +49,21 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return made
 
 
+@pytest.fixture
+def trained_on(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(step, side) of every micro-batch that is trained on."""
+    seen: list[tuple[int, int]] = []
+    real = Feed.next
+
+    def recorded(feed: Feed, step: int, *more: Any, **named: Any) -> Any:
+        batch, decision = real(feed, step, *more, **named)
+        seen.append((step, batch.images.shape[-1]))
+        return batch, decision
+
+    monkeypatch.setattr(Feed, "next", recorded)
+    return seen
+
+
 @pytest.fixture(scope="module")
 def alone(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of one process, two micro-batches a step, that nothing interrupted."""
@@ -64,12 +80,13 @@ def test_each_line_of_metrics_says_the_size_of_its_step(alone):
 
 @pytest.mark.parametrize("step", [7, 10])
 def test_a_run_resumed_where_a_size_begins_or_amid_it_ends_with_the_same_bits(
-    small_data, tmp_path, alone, made, step
+    small_data, tmp_path, alone, made, trained_on, step
 ):
     begun = f"--resume={alone}/checkpoints/step-{step:09d}.pt"
     resumed = train_here(small_data, tmp_path, *GROWING, begun)
     assert state_differences(resumed, alone) == []
     assert sizes_said(resumed) == BY_STEP[step:]
+    assert trained_on == [(s, BY_STEP[s]) for s in range(step, 19) for _ in range(2)]
     assert len(made) == 2, "one graph for the training, one for its largest images and validations"
 
 
