@@ -26,7 +26,7 @@ from pipeline.prepare.drawn import UNSEEN
 from pipeline.ranks.local import start_ranks
 from pipeline.system.console import say
 from pipeline.system.failure import TrainingError
-from pipeline.train.folder import RunFolder
+from pipeline.train.folder import Checkpoints, RunFolder
 
 _CONFIG = CONFIGS / "demo.yaml"
 _BATCH = 20
@@ -63,7 +63,7 @@ def _demo(folder: Path) -> Path:
     root = folder / "demo"
     demo.draw_demo(prepare.DemoOptions(out=root))
     _train(folder, "demo", [f"--data.root={root}"])
-    return RunFolder(folder / "runs" / "demo").checkpoints / "best.pt"
+    return Checkpoints(RunFolder(folder / "runs" / "demo").checkpoints).best
 
 
 def _drawn(root: Path, seed: int, options: FinetuneOptions) -> Path:

@@ -107,7 +107,7 @@ class TrainStream(ImageStream):
     """
 
     def __init__(
-        self, image_set: ImageSet, planner: Planner, seed: int, effects: Effects = NOTHING,
+        self, image_set: ImageSet, planner: Planner, seed: int, *, effects: Effects = NOTHING,
         order: Order | None = None, sizes: Sizes | None = None,
     ):  # fmt: skip
         super().__init__(image_set, planner)
@@ -171,7 +171,8 @@ def train_stream(
     Raises `ValueError` for a class without images where each has its turn.
     """
     planner, order = train_planner(config, normalisation), make_order(image_set, config, seed)
-    return TrainStream(image_set, planner, seed, train_effects(config), order, sizes)
+    effects = train_effects(config)
+    return TrainStream(image_set, planner, seed, effects=effects, order=order, sizes=sizes)
 
 
 def train_planner(config: DataConfig, normalisation: Normalisation = IMAGENET) -> Planner:

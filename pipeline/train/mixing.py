@@ -1,13 +1,14 @@
-"""Mixup and cutmix: each image of a micro-batch mixed with the one before it, the first with the
-last.
+"""Mixup and cutmix: each image of a micro-batch mixed with the one half a micro-batch before it, the
+first with those of the second half.
 
 How a micro-batch is mixed is a function of (seed, its first position): which of the two, the share
 of an image itself, and cutmix's box. They are numbers of the host, so that nothing waits for a GPU.
 With whom an image is mixed depends on the micro-batch, as what batch normalisation sees does.
 
 Mixup: Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018. Cutmix: Yun et al., "CutMix:
-Regularization Strategy to Train Strong Classifiers with Localizable Features", 2019. Partners and
-boxes are those of torchvision's reference training.
+Regularization Strategy to Train Strong Classifiers with Localizable Features", 2019. Boxes are
+those of torchvision's reference training, whose partner is the image just before: with
+`data.repeats` that is most often the same image.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class Mixing:
         mix = self.draw(int(batch.positions[0]), *batch.images.shape[-2:])
         if mix.share == 1.0:
             return batch.images, Targets(batch.labels)
-        targets = Targets(batch.labels, batch.labels.roll(1), mix.share)
+        targets = Targets(batch.labels, batch.labels.roll(apart(batch.labels)), mix.share)
         return mixed(batch.images, mix), targets
 
     def shown(self, batch: Batch) -> Batch:
@@ -144,17 +145,23 @@ def _below(limit: int, word: int) -> int:
     return word * limit >> 64
 
 
+def apart(images: Tensor) -> int:
+    """How many places before an image of a micro-batch (B, ...) its partner stands."""
+    return len(images) // 2
+
+
 def mixed(images: Tensor, mix: Mix) -> Tensor:
-    """Images (B, 3, H, W) mixed each with the one before it, the first with the last; dtype and
-    layout stay, and `images` do too."""
+    """Images (B, 3, H, W) mixed each with the one `apart` places before it, and so the first with
+    the last; dtype and layout stay, and `images` do too."""
     # No `roll`: on a GPU it makes a copy that is not channels-last.
+    by = apart(images)
     if mix.box is None:
         found = torch.empty_like(images)
-        torch.lerp(images[:-1], images[1:], mix.share, out=found[1:])
-        torch.lerp(images[-1:], images[:1], mix.share, out=found[:1])
+        torch.lerp(images[:-by], images[by:], mix.share, out=found[by:])
+        torch.lerp(images[-by:], images[:by], mix.share, out=found[:by])
         return found
     x1, y1, x2, y2 = mix.box
     found = images.clone()
-    found[1:, :, y1:y2, x1:x2] = images[:-1, :, y1:y2, x1:x2]
-    found[0, :, y1:y2, x1:x2] = images[-1, :, y1:y2, x1:x2]
+    found[by:, :, y1:y2, x1:x2] = images[:-by, :, y1:y2, x1:x2]
+    found[:by, :, y1:y2, x1:x2] = images[-by:, :, y1:y2, x1:x2]
     return found

@@ -102,7 +102,7 @@ def test_crops_stay_as_they_are_and_each_effect_is_as_it_is_alone(small_data):
     at = np.array(positions)
     both = train_effects(DataConfig(augment="trivial", erase=0.5))
     plans = [
-        TrainStream(manifest, crop, 3, effects).select(at).plan
+        TrainStream(manifest, crop, 3, effects=effects).select(at).plan
         for effects in (NOTHING, Effects(both.augmentation), Effects(None, both.erasing), both)
     ]
     for plan in plans[1:]:

@@ -70,7 +70,7 @@ def inside(boxes: np.ndarray, side: int) -> np.ndarray:
 def test_erased_pixels_are_the_mean_and_all_others_stay(small_data, output):
     manifest, crop = open_manifest(small_data, "train"), RandomResizedCrop(48, color_std=0.1)
     effects = Effects(erasing=RandomErasing(0.5))
-    plain, stream = TrainStream(manifest, crop, 3), TrainStream(manifest, crop, 3, effects)
+    plain, stream = TrainStream(manifest, crop, 3), TrainStream(manifest, crop, 3, effects=effects)
     before, after = draw(plain, output=output), draw(stream, output=output)
     plan = stream.select(BATCH).plan
     masks = inside(plan.erased, 48)
@@ -86,7 +86,7 @@ def test_erased_pixels_are_the_mean_and_all_others_stay(small_data, output):
 def test_cifars_pixels_are_erased_too(tmp_path):
     write(tmp_path)
     images, effects = open_cifar(tmp_path, None)[0], Effects(erasing=RandomErasing(1.0))
-    stream = TrainStream(images, PaddedCrop(), 3, effects)
+    stream = TrainStream(images, PaddedCrop(), 3, effects=effects)
     before, after = draw(TrainStream(images, PaddedCrop(), 3), "none"), draw(stream, "none")
     masks = inside(stream.select(BATCH).plan.erased, 32)
     assert masks.any((1, 2)).all()

@@ -65,7 +65,7 @@ def test_a_grown_crop_is_the_one_that_a_run_of_its_size_has(manifest, crop):
     common = {"global_batch_size": BATCH, "train_crop": crop, "short_side": (48, 64)}
     growing = DataConfig(image_sizes=DATA.image_sizes, **common)
     sizes = growing_sizes(growing, len(manifest), STEPS)
-    stream = TrainStream(manifest, train_planner(growing), 5, sizes)
+    stream = TrainStream(manifest, train_planner(growing), 5, sizes=sizes)
     for step, size in ((6, 16), (7, 24), (18, 40)):
         fixed = TrainStream(manifest, train_planner(DataConfig(image_size=size, **common)), 5)
         positions = np.arange(step * BATCH + 4, step * BATCH + 8)  # the second of two micro-batches
@@ -86,7 +86,7 @@ def test_one_graph_gives_batches_of_every_size_with_the_pixels_of_each(
     )
     settings = DecodeSettings("cpu", CPU, 1, output=output)
     sizes = growing_sizes(DATA, len(manifest), STEPS)
-    stream = TrainStream(manifest, train_planner(DATA), 5, sizes)
+    stream = TrainStream(manifest, train_planner(DATA), 5, sizes=sizes)
     chunks = [np.arange(s * BATCH, (s + 1) * BATCH) for s in (6, 7, 12, 13)]
     with closing(Loader(stream, chunks, 4, BATCH, settings)) as loader:
         found = [batch.images.clone() for batch in loader]

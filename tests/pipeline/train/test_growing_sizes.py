@@ -92,7 +92,7 @@ def test_a_run_resumed_where_a_size_begins_or_amid_it_ends_with_the_same_bits(
 
 def test_a_run_whose_crops_grow_goes_on_with_no_others(small_data, tmp_path, alone):
     begun = f"--resume={alone}/checkpoints/step-000000010.pt"
-    message = "data.image_sizes: {'0': 16, '1': 20, '2': 32} in the checkpoint, .not stored. now"
+    message = "data.image_sizes: {'0': 16, '1': 20, '2': 32} in the checkpoint, null now"
     with pytest.raises(Reported, match=message):
         train_here(small_data, tmp_path, *GROWING, begun, "--data.image_sizes=null")
 

@@ -71,14 +71,14 @@ def test_a_box_is_cut_at_the_edges_and_the_share_is_what_is_left():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("mix", [Mix(0.25), Mix(0.75, (2, 1, 6, 5))])
-def test_each_image_is_mixed_with_the_one_before_it_in_its_own_layout(mix, dtype):
+def test_each_image_is_mixed_with_one_half_a_batch_away_in_its_own_layout(mix, dtype):
     images = noise(5, dtype=dtype)
     before = images.clone()
     found = mixed(images, mix)
     assert torch.equal(images, before)
     assert (found.dtype, found.stride()) == (images.dtype, images.stride())
     for number in range(5):
-        own, partner = images[number].float(), images[number - 1].float()
+        own, partner = images[number].float(), images[number - 2].float()
         if mix.box is None:
             wanted = mix.share * own + (1 - mix.share) * partner
         else:
@@ -98,7 +98,7 @@ def test_the_targets_are_those_of_the_images_partners():
         assert torch.equal(images, mixed(batch.images, mix))
         assert targets.labels is batch.labels and targets.share == mix.share
         assert targets.partners is not None
-        assert targets.partners.tolist() == [7, 0, 1, 2, 3, 4, 5, 6]
+        assert targets.partners.tolist() == [4, 5, 6, 7, 0, 1, 2, 3]
 
 
 def test_without_mixing_a_batch_stays_what_it_is():

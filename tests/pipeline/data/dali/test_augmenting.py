@@ -205,7 +205,7 @@ def levels(images: np.ndarray) -> np.ndarray:
 ])  # fmt: skip
 def test_a_loader_gives_what_pillow_makes_of_its_mirrored_views(small_data, output, tolerance):
     manifest, crop = open_manifest(small_data, "train"), RandomResizedCrop(64)
-    stream = TrainStream(manifest, crop, 3, EFFECTS)
+    stream = TrainStream(manifest, crop, 3, effects=EFFECTS)
     plan = stream.select(BATCH).plan
     plain = levels(draw(TrainStream(manifest, crop, 3)))  # mirrored, not yet changed
     wanted = []
@@ -220,7 +220,9 @@ def test_a_loader_gives_what_pillow_makes_of_its_mirrored_views(small_data, outp
 
 def test_threads_and_the_size_of_batches_do_not_change_a_bit(small_data):
     effects = Effects(Augmentation("trivial"), RandomErasing(0.5))
-    stream = TrainStream(open_manifest(small_data, "train"), RandomResizedCrop(32), 3, effects)
+    stream = TrainStream(
+        open_manifest(small_data, "train"), RandomResizedCrop(32), 3, effects=effects
+    )
     one = draw(stream, threads=1)
     other = draw(stream, list(BATCH.reshape(4, 6)), threads=3)
     np.testing.assert_array_equal(one, other)
@@ -280,7 +282,9 @@ def test_on_a_gpu_pixels_are_pillows_to_a_level():
 @pytest.mark.parametrize("output", ["float32", "float16", "uint8"])
 def test_a_gpu_loader_augments_and_erases_as_the_cpus(small_data, output):
     effects = Effects(Augmentation("trivial"), RandomErasing(0.5))
-    stream = TrainStream(open_manifest(small_data, "train"), RandomResizedCrop(64), 3, effects)
+    stream = TrainStream(
+        open_manifest(small_data, "train"), RandomResizedCrop(64), 3, effects=effects
+    )
     found = []
     for decoder in ("cpu", "gpu"):
         settings = DecodeSettings(decoder, torch.device("cuda", 0), 2, output=output)
