@@ -1,5 +1,5 @@
-"""Mixup and cutmix: each image of a micro-batch mixed with the one half a micro-batch before it, the
-first with those of the second half.
+"""Mixup and cutmix: each image of a micro-batch mixed with the one half of it before, those of the
+first half with those of the second.
 
 How a micro-batch is mixed is a function of (seed, its first position): which of the two, the share
 of an image itself, and cutmix's box. They are numbers of the host, so that nothing waits for a GPU.
