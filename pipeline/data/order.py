@@ -130,11 +130,11 @@ class GlobalOrder(Order):
     """Epochs of all images, each in its own order, and each image `repeats` times in a row.
 
     An epoch has N positions however often images are repeated, and so the first ceil(N / repeats)
-    images of its permutation (Hoffer et al., "Augment your batch", 2020; Wightman et al., "ResNet
-    strikes back", 2021). Repeats have positions of their own, and so other crops. They stand next
-    to each other, in one micro-batch or at the border of two, whatever the number of ranks; the
-    sampler of both papers' code deals them out to ranks, so that its batches depend on their
-    number.
+    images of its permutation (Hoffer et al., "Augment your batch", 2020; used by Wightman et al.,
+    "ResNet strikes back", 2021). Repeats have positions of their own, and so other crops. They
+    stand next to each other, in one micro-batch or at the border of two, whatever the number of
+    ranks; timm's sampler deals them out to the ranks, so that what a micro-batch holds depends on
+    their number.
 
     Holds the permutations of the epochs in use (4 bytes an image each) and prepares the next one
     in a background thread.

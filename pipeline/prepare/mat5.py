@@ -54,7 +54,8 @@ def read_variables(content: bytes) -> dict[str, Any]:
                 name, value = _matrix(body, 0)
                 found[name] = value
     except (struct.error, zlib.error, StopIteration, UnicodeDecodeError, KeyError) as error:
-        raise ValueError(f"it is a damaged MATLAB file ({error!r})") from error
+        reason = f"{type(error).__name__}: {error}"  # `repr` may hold the whole file
+        raise ValueError(f"it is a damaged MATLAB file ({reason})") from error
     return found
 
 

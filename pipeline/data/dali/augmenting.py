@@ -133,7 +133,7 @@ def _moved(images: Any, by: Any) -> Any:
 
 
 def _blended(images: Any, other: Any, by: Any) -> Any:
-    """Mixed with `other`, of which 1 - by[0] is taken; more than all of an image goes beyond it."""
+    """Mixed with `other`, by[0] of the image; a share above 1 moves it away from `other`."""
     share = _as_there(by[0], images)
     return _levels(math.clamp(share * images + (1.0 - share) * other, 0.0, 255.0))
 

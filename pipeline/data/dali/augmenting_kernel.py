@@ -20,7 +20,7 @@ from numba import carray, njit
 from pipeline.data.augmentations import GEOMETRIC, Operation
 from pipeline.data.dali.resampling_kernel import OPTIONS, RUN, SET_UP, compiled
 
-_LAST_MOVE = int(max(GEOMETRIC))
+_IDENTITY, _LAST_MOVE = int(Operation.IDENTITY), int(max(GEOMETRIC))
 _BRIGHTNESS, _COLOR = int(Operation.BRIGHTNESS), int(Operation.COLOR)
 _CONTRAST, _SHARPNESS = int(Operation.CONTRAST), int(Operation.SHARPNESS)
 _POSTERIZE, _SOLARIZE = int(Operation.POSTERIZE), int(Operation.SOLARIZE)
@@ -58,7 +58,9 @@ def _run(outs, shapes, _dims, _outputs, ins, in_shapes, _in_dims, _inputs):
 @njit(**OPTIONS)
 def _change(image, operation, by, out):
     """`image` (H, W, 3) uint8 to `out` by one operation with its parameters (6,)."""
-    if operation <= _LAST_MOVE:
+    if operation == _IDENTITY:
+        out[:] = image
+    elif operation <= _LAST_MOVE:
         _move(image, by, out)
     elif operation == _SHARPNESS:
         _sharpen(image, np.float32(by[0]), out)

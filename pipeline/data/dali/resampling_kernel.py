@@ -54,7 +54,8 @@ def set_up_function() -> Any:
 
 @functools.cache  # the code lives as long as what numba gives
 def compiled(function: Callable[..., None], signature: Any) -> Any:
-    """Takes 4 s once, then 0.1 s: it is kept beside this file, or in the user's cache folder.
+    """Takes 4 to 8 s once, then 0.1 s: it is kept beside the function's file, or in the user's
+    cache folder.
 
     Where neither can be written every process compiles it.
     """

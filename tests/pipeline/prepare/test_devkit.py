@@ -76,10 +76,15 @@ def test_what_is_no_devkit_or_cut_off_is_said(tmp_path):
         (b"no matrix" * 50, "it is not a MATLAB 5 file"),
         (FROM_SCIPY[:300], "it is a damaged MATLAB file"),
         (FROM_SCIPY[:200] + bytes(50) + FROM_SCIPY[250:], "it is a damaged MATLAB file"),
+        # Not all that is no text, which can be the whole file.
+        (
+            meta_mat([{"WNID": "n1"}], name="é" * 9),
+            r"it is a damaged MATLAB file \(UnicodeDecodeError: 'ascii' .*\)$",
+        ),
         (meta_mat([{"WNID": "n1"}]), "its synsets have no ILSVRC2012_ID, words, num_children"),
         (meta_mat([{"a": 1}], name="other"), "it holds no structure named synsets"),
     ],
-    ids=["other file", "cut", "damaged", "other fields", "other variable"],
+    ids=["other file", "cut", "damaged", "name", "other fields", "other variable"],
 )
 def test_a_meta_mat_that_cannot_be_used_is_said(tmp_path, meta, message):
     files = {"meta__mat": meta, "ILSVRC2012_validation_ground_truth__txt": b"1\n"}

@@ -3,7 +3,8 @@
 import shutil
 
 import jobs
-from jobs import SABOTEUR
+import numpy as np
+from jobs import SABOTEUR, copy_data
 from one_process import train_here
 from run_files import checkpoint_steps, differences, metrics, newest_checkpoint
 
@@ -16,6 +17,21 @@ SETTINGS = (
     "--run.checkpoint_every_steps=2", "--data.augment=rand", "--data.augment_magnitude=15",
     "--data.augment_std=2", "--data.erase=0.5", "--data.repeats=2", "--data.sampling=balanced",
 )  # fmt: skip
+
+
+def test_a_bad_image_is_left_out_at_each_of_its_repeats(small_data, tmp_path):
+    root = copy_data(small_data, tmp_path / "data")
+    train_set = open_manifest(root, "train")
+    order = make_order(train_set, DataConfig(sampling="balanced", repeats=2), seed=0)
+    images = order.images(np.arange(56))  # 7 steps of 8
+    bad = int(images[12])
+    path = train_set.path(bad)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    shutil.rmtree(root / ".trainyard")
+    settings = "--data.bad_images=exclude", "--run.checkpoint_every_steps=null"
+    run = train_here(root, tmp_path / "runs", *SETTINGS, *settings)
+    assert newest_checkpoint(run)["excluded"]["train"] == [[bad, 16, 12, 13]]
+    shutil.rmtree(tmp_path)
 
 
 def test_two_ranks_killed_and_one_rank_that_resumes_are_one_rank_that_accumulates(
