@@ -219,3 +219,21 @@ def test_a_run_stopped_at_2_ranks_and_finished_by_1_has_the_same_bits(
     lines = [line for line in metrics(run) if line["event"] == "train"]
     assert all(line["gradient_norm_stem"] == 0 < line["gradient_norm_fc"] for line in lines)
     shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize("sums", ["fixed", "fast"])
+def test_ranks_train_the_head_alone_where_no_statistics_are_left_to_exchange(
+    small_data, tmp_path, weights, sums
+):
+    options = (
+        f"--init={weights}", "--model.freeze=[backbone]", f"--run.sums={sums}",
+        "--schedule.epochs=0.4", "--schedule.drop_epochs=[]",
+    )  # fmt: skip
+    two = jobs.run(jobs.train(small_data, tmp_path, *options), ranks=2)
+    assert two.codes == [0, 0], two.text
+    found = newest_checkpoint(tmp_path / "test")
+    source = torch.load(weights, weights_only=True)["model"]
+    assert found["momentum"].keys() == {"fc.weight", "fc.bias"}
+    body = [name for name in source if not name.startswith("fc.")]
+    assert [n for n in body if not torch.equal(found["model"][n], source[n])] == []
+    shutil.rmtree(tmp_path)
