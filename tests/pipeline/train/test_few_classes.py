@@ -7,7 +7,9 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from made_lines import line
@@ -22,6 +24,7 @@ from pipeline.train.checkpoint import write_atomically
 from pipeline.train.metrics import balanced_top1, counts_top5
 from pipeline.train.monitor.board import layout
 from pipeline.train.monitor.progress import val_line
+from pipeline.train.validation import labels_by_class
 
 TOP5 = ("top5", "top-5")
 
@@ -114,6 +117,11 @@ def test_balanced_top1_is_the_mean_over_classes_with_images():
     hits, images = torch.tensor([9, 0, 1, 0]), torch.tensor([10, 0, 2, 4])
     assert balanced_top1(hits, images) == pytest.approx((0.9 + 0.5 + 0.0) / 3)
     assert balanced_top1(hits, torch.zeros(4, dtype=torch.int64)) is None
+
+
+def test_every_image_counts_in_its_class_also_one_that_cannot_be_read():
+    found = labels_by_class(SimpleNamespace(labels=np.array([2, 0, 2], np.int32), classes="abcd"))
+    assert found.tolist() == [1, 0, 2, 0]
 
 
 def test_the_line_of_a_validation_says_what_there_is():
