@@ -25,13 +25,21 @@ from pipeline.benchmark.manifest import synthetic_manifest
 from pipeline.benchmark.options import StepOptions
 from pipeline.benchmark.plain import PlainTraining
 from pipeline.benchmark.result import Result, by_round, interleave, ratio
-from pipeline.config import Config, DataConfig, ModelConfig, RunConfig, ScheduleConfig
+from pipeline.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    ScheduleConfig,
+)
 from pipeline.data.dali import Batch, Loader
 from pipeline.data.dali.settings import choose_decoding
 from pipeline.data.index.manifest import open_manifest
 from pipeline.ranks.places import Share
 from pipeline.ranks.world import World
 from pipeline.system.failure import StopSignal
+from pipeline.train.ema import WeightAverage
 from pipeline.train.feed import Feed
 from pipeline.train.folder import RunFolder
 from pipeline.train.loss import Objective
@@ -186,13 +194,13 @@ def training_from_files(
 
 def measure_loop(options: StepOptions, device: torch.device, result: Result) -> None:
     """Images per second of `train_epoch`, of the same without timed phases and metrics, of that
-    with each of `_BESIDE`, of a bare loop, of a bare loop in row-major fp32, and of mixing alone,
-    whose ratios are its share of the step."""
+    with each of `_BESIDE`, of a bare loop, of a bare loop in row-major fp32, and of mixing and of
+    the average of the weights alone, whose ratios are their shares of the step."""
     torch.set_num_threads(options.threads)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         spreads = interleave(options.rounds, _loops(options, device, folder, stack))
-    loop, each, silent, bare, fp32, mixup, cutmix, *beside = spreads.values()
+    loop, each, silent, bare, fp32, mixup, cutmix, ema, *beside = spreads.values()
     result.spreads |= spreads
     result.ratios |= {
         "loop_vs_bare": ratio(loop, bare),
@@ -203,6 +211,7 @@ def measure_loop(options: StepOptions, device: torch.device, result: Result) -> 
         "bf16_channels_last_vs_fp32_row_major": ratio(bare, fp32),
         "mixup_of_step": ratio(loop, mixup),
         "cutmix_of_step": ratio(loop, cutmix),
+        "ema_of_step": ratio(loop, ema),
         **{
             f"{name}_vs_silent": ratio(one, silent)
             for name, one in zip(_BESIDE, beside, strict=True)
@@ -248,6 +257,7 @@ def _loops(
         "fp32_row_major_images_per_sec": rate(-(-steps // 4), devices.again(fp32.step)),
         "mixup_images_per_sec": rate(steps, devices.again(_mixing(loop, batches, 0.2, 0.0))),
         "cutmix_images_per_sec": rate(steps, devices.again(_mixing(loop, batches, 0.0, 1.0))),
+        "ema_images_per_sec": rate(steps, devices.again(_averaging(loop))),
         **{f"{name}_images_per_sec": rate(steps, one.run) for name, one in beside.items()},
     }
 
@@ -292,3 +302,11 @@ def _mixing(
         loss.backward()  # type: ignore[no-untyped-call]
 
     return work
+
+
+def _averaging(training: Training) -> Callable[[], None]:
+    """What an update of optim.ema_decay's average at each step adds to it."""
+    model = training.trainer.state.model
+    average = WeightAverage(OptimConfig(ema_decay=0.999), model, copy.deepcopy(model), alike=True)
+    numbers = count(1)
+    return lambda: average.update(next(numbers))

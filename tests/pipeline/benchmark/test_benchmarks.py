@@ -28,7 +28,7 @@ def test_step_compares_the_program_with_a_bare_loop(benchmark):
     assert set(found["ratios"]) == {
         "loop_vs_bare", "monitored_vs_silent", "monitoring_of_step",
         "bf16_channels_last_vs_fp32_row_major", "mixup_of_step", "cutmix_of_step",
-        "cosine_vs_silent",
+        "ema_of_step", "cosine_vs_silent",
     }  # fmt: skip
     share = found["ratio_rounds"].pop("monitoring_of_step")["rounds"]
     silent, line = (
