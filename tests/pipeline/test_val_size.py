@@ -22,12 +22,12 @@ from pipeline.data.index.manifest import open_manifest
 from pipeline.data.stream import ValStream, train_planner, val_planner
 from pipeline.evaluate.members import require_alike
 from pipeline.evaluate.protocol import ViewProtocol, pool_window
-from pipeline.export.formats import describe
 from pipeline.prepare.options import MeanOptions
 from pipeline.report.runs import read_run
 from pipeline.train.loaders import val_passes
 from pipeline.train.monitor.pictures import Pictures
 from pipeline.train.validation import ErrorAnalysis
+from pipeline.train.weights import describe
 
 LARGER = dataclasses.replace(SMALL, val_size=48, val_resize=54)
 CPU = torch.device("cpu")

@@ -162,14 +162,14 @@ def test_of_one_json_the_first_key_is_the_label(tmp_path, key):
 # What lies beside class folders in an archive
 
 ABOUT_ALL = {
-    "large": (("annotations.json", b"[" + b" " * (18 << 20) + b"]"), ".json files"),
-    "no JSON": (("train.json", b'{"id": 1}\n{"id": 2}\n'), ".json files"),
-    "no label": (("info.json", b'{"label": [1, 2]}'), ".json files"),
-    "about other things": (("a/info.json", b'{"year": 2012}'), ".json files"),
-    "UTF-16": (("a/notes.json", "{}".encode("utf-16")), ".json files"),
-    "a link": (("latest.json", b"-> info.json"), "links inside archives"),
-    "a large label": (("a.cls", bytes(1 << 17)), "label files without an image"),
-    "an empty label": (("a/9.cls", b""), "label files without an image"),
+    "large": (("annotations.json", b"[" + b" " * (18 << 20) + b"]"), ".json file"),
+    "no JSON": (("train.json", b'{"id": 1}\n{"id": 2}\n'), ".json file"),
+    "no label": (("info.json", b'{"label": [1, 2]}'), ".json file"),
+    "about other things": (("a/info.json", b'{"year": 2012}'), ".json file"),
+    "UTF-16": (("a/notes.json", "{}".encode("utf-16")), ".json file"),
+    "a link": (("latest.json", b"-> info.json"), "link inside archives"),
+    "a large label": (("a.cls", bytes(1 << 17)), "label file without an image"),
+    "an empty label": (("a/9.cls", b""), "label file without an image"),
 }
 
 
