@@ -61,6 +61,7 @@ def begin(trainer: Trainer) -> None:
     """Collective. Gives the model of a new run the weights of `--init` on every rank, and its
     identity their file; without `--init` nothing."""
     if trainer.config.init is None:
+        _warn_of_drawn_parts(trainer.config.model)
         return
     path, classes = Path(trainer.config.init), trainer.train_set.classes
 
@@ -69,7 +70,7 @@ def begin(trainer: Trainer) -> None:
         _warn_of_other_pixels(path, found, trainer.decode.normalisation)
         drawn = trainer.state.model.state_dict()
         weights, head = fitted(path, found, trainer.config.model, drawn, classes)
-        log.info("weights: from %s (sha256 %s)", path, found.sha256)
+        log.info("weights: from %s%s (sha256 %s)", path, found.kind, found.sha256)
         log.info("head: %s", head.told(classes))
         return {"weights": weights, "facts": {NAME: path.name, DIGEST: found.sha256}}
 
@@ -213,6 +214,15 @@ def network_in(tensors: Mapping[str, Tensor]) -> Network | None:
     shortcut = "B" if any(".downsample.0." in name for name in tensors) else "A"
     family: Family = "cifar" if stem.shape[2:] == (3, 3) else "imagenet"
     return resnet(depth, shortcut, "v1.5", family)
+
+
+def _warn_of_drawn_parts(model: ModelConfig) -> None:
+    if model.freeze:
+        log.warning(
+            "warning: model.freeze=%s keeps weights that were drawn at random; give weights to "
+            "begin with by --init, or set model.freeze=[]",
+            shown(model.freeze),
+        )
 
 
 def _warn_of_other_pixels(path: Path, found: Weights, here: Normalisation) -> None:
