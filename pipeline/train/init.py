@@ -6,6 +6,7 @@ where the file has a class of the same name; a row without one is that of a fres
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.config import ModelConfig
+from pipeline.config import ConfigError, ModelConfig
 from pipeline.config.setting import shown
 from pipeline.config.training import Family
 from pipeline.data.index.survey import name_few
@@ -195,11 +196,21 @@ def _require_network(path: Path, found: Weights, model: ModelConfig) -> None:
         name = guessed.label
         settings = {"family": guessed.family, "depth": guessed.depth}
         settings = {n: value for n, value in settings.items() if getattr(model, n) != value}
+        settings = settings if _can_be(model, settings) else {}
     cure = " and ".join(f"model.{n}={shown(value)}" for n, value in settings.items())
     raise ValueError(
         f"--init {path} holds the weights of a {name}, and the network is a {network_name(model)}; "
-        f"set {cure}, or give weights of a {network_name(model)}"
+        f"{f'set {cure}, or ' if cure else ''}give weights of a {network_name(model)}"
     )
+
+
+def _can_be(model: ModelConfig, settings: Mapping[str, Any]) -> bool:
+    """Whether there is such a network here: others have ResNets of 14, 26 or 200 layers."""
+    try:
+        dataclasses.replace(model, **settings)
+    except ConfigError:
+        return False
+    return True
 
 
 def network_in(tensors: Mapping[str, Tensor]) -> Network | None:

@@ -151,6 +151,17 @@ def test_weights_of_another_network_are_refused_with_both_names(tmp_path, there,
     assert told in str(error.value) and f"--init {tmp_path}/weights.pth" in str(error.value)
 
 
+def test_no_depth_is_proposed_that_does_not_exist_here(tmp_path):
+    of_50 = drawn(RESNET_50, 10).items()
+    state = {n: value for n, value in of_50 if n[:5] != "layer" or n[7] in "01"}  # timm's resnet26
+    with pytest.raises(ValueError) as error:
+        take(saved(tmp_path, state), RESNET_50)
+    assert str(error.value).endswith(
+        "holds the weights of a ResNet-26 B, and the network is a ResNet-50 v1.5; give weights "
+        "of a ResNet-50 v1.5"
+    )
+
+
 def test_a_checkpoint_says_itself_what_network_it_is_of(checkpoint):
     with pytest.raises(ValueError) as error:
         take(checkpoint, PLAIN_8)  # the same names and shapes
