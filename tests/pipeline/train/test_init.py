@@ -304,6 +304,17 @@ def test_a_run_resumes_without_the_file(run, checkpoint, small_data, tmp_path, g
     assert newest_checkpoint(run)["fingerprint"]["initial weights"] == "from.pt"
 
 
+def test_a_start_without_the_file_says_so_where_the_one_before_left_no_checkpoint(
+    run, checkpoint, small_data
+):
+    shutil.rmtree(run / "checkpoints")
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text(lines[0])  # its start
+    train_here(small_data, run.parent, *STILL)
+    told = "which left no checkpoint, began with the weights of from.pt, and this one begins"
+    assert told in (run / "log.txt").read_text()
+
+
 def test_another_run_that_resumes_from_its_checkpoint_began_with_the_same_file(
     begun, small_data, tmp_path
 ):
