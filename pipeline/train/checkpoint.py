@@ -337,7 +337,8 @@ def require_same_run(path: Path, stored: Mapping[str, Any], wanted: Mapping[str,
     if "weights from" in stored:  # made by pipeline.export, without a training
         raise ValueError(
             f"checkpoint {path} holds weights imported from {stored['weights from']}, so it "
-            "resumes no training; give it to pipeline.evaluate or pipeline.predict"
+            "resumes no training; give it to pipeline.evaluate or pipeline.predict, or to a new "
+            "run as --init"
         )
     there, now = {**later_defaults(), **stored}, {**_given_up(stored, wanted), **wanted}
     differences = {

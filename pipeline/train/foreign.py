@@ -39,7 +39,7 @@ def refusal(path: Path, what: str, exported: bool = False) -> str:
     return (
         f"{told}; take its weights, to be tested and used but not to "
         f"resume from, by python -m pipeline.export --weights {shell_word(str(path))} --config "
-        "FILE --out FILE.pt"
+        "FILE --out FILE.pt, or begin a new run with them by --init"
     )
 
 

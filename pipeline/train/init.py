@@ -6,6 +6,7 @@ where the file has a class of the same name; a row without one is that of a fres
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.config import ModelConfig
+from pipeline.config import ConfigError, ModelConfig
 from pipeline.config.setting import shown
 from pipeline.config.training import Family
 from pipeline.data.index.survey import name_few
@@ -61,6 +62,7 @@ def begin(trainer: Trainer) -> None:
     """Collective. Gives the model of a new run the weights of `--init` on every rank, and its
     identity their file; without `--init` nothing."""
     if trainer.config.init is None:
+        _warn_of_drawn_parts(trainer.config.model)
         return
     path, classes = Path(trainer.config.init), trainer.train_set.classes
 
@@ -69,7 +71,7 @@ def begin(trainer: Trainer) -> None:
         _warn_of_other_pixels(path, found, trainer.decode.normalisation)
         drawn = trainer.state.model.state_dict()
         weights, head = fitted(path, found, trainer.config.model, drawn, classes)
-        log.info("weights: from %s (sha256 %s)", path, found.sha256)
+        log.info("weights: from %s%s (sha256 %s)", path, found.kind, found.sha256)
         log.info("head: %s", head.told(classes))
         return {"weights": weights, "facts": {NAME: path.name, DIGEST: found.sha256}}
 
@@ -194,11 +196,21 @@ def _require_network(path: Path, found: Weights, model: ModelConfig) -> None:
         name = guessed.label
         settings = {"family": guessed.family, "depth": guessed.depth}
         settings = {n: value for n, value in settings.items() if getattr(model, n) != value}
+        settings = settings if _can_be(model, settings) else {}
     cure = " and ".join(f"model.{n}={shown(value)}" for n, value in settings.items())
     raise ValueError(
         f"--init {path} holds the weights of a {name}, and the network is a {network_name(model)}; "
-        f"set {cure}, or give weights of a {network_name(model)}"
+        f"{f'set {cure}, or ' if cure else ''}give weights of a {network_name(model)}"
     )
+
+
+def _can_be(model: ModelConfig, settings: Mapping[str, Any]) -> bool:
+    """Whether there is such a network here: others have ResNets of 14, 26 or 200 layers."""
+    try:
+        dataclasses.replace(model, **settings)
+    except ConfigError:
+        return False
+    return True
 
 
 def network_in(tensors: Mapping[str, Tensor]) -> Network | None:
@@ -213,6 +225,15 @@ def network_in(tensors: Mapping[str, Tensor]) -> Network | None:
     shortcut = "B" if any(".downsample.0." in name for name in tensors) else "A"
     family: Family = "cifar" if stem.shape[2:] == (3, 3) else "imagenet"
     return resnet(depth, shortcut, "v1.5", family)
+
+
+def _warn_of_drawn_parts(model: ModelConfig) -> None:
+    if model.freeze:
+        log.warning(
+            "warning: model.freeze=%s keeps weights that were drawn at random; give weights to "
+            "begin with by --init, or set model.freeze=[]",
+            shown(model.freeze),
+        )
 
 
 def _warn_of_other_pixels(path: Path, found: Weights, here: Normalisation) -> None:

@@ -57,6 +57,7 @@ def _find_checkpoint(trainer: Trainer) -> dict[str, Any] | None:
         found = checkpoints.latest()
         if found is None:
             _require_never_saved(run, started_from)
+            _warn_of_lost_init(run, trainer.config.init)
             return None
         path, content = found
     else:
@@ -115,6 +116,17 @@ def _require_never_saved(run: RunFolder, started_from: str | None) -> None:
             f"{run.path} was to begin with {started_from} and has no checkpoint yet; give --resume "
             f"{started_from}, or choose another run.name to start from scratch"
         )
+
+
+def _warn_of_lost_init(run: RunFolder, given: str | None) -> None:
+    """Warns where a run without checkpoints was last started with weights, and now is without."""
+    starts = [line for line in read_metrics(run.metrics) if line["event"] == "start"]
+    if given is None and starts and "init" in starts[-1]:
+        log.warning(
+            "warning: the last start of %s, which left no checkpoint, began with the weights of "
+            "%s, and this one begins without: give --init again, or go on if that is meant",
+            run.path, starts[-1]["init"],
+        )  # fmt: skip
 
 
 def _link_best(checkpoints: CheckpointFolder, content: dict[str, Any]) -> None:

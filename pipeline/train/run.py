@@ -132,7 +132,7 @@ def _facts(config: Config) -> dict[str, Any]:
 
 def _decided_alike(trainer: Trainer) -> dict[str, Any]:
     """Decisions that must be the same on every rank."""
-    norm = next(norm_layers(trainer.state.model))
+    compute = getattr(next(norm_layers(trainer.state.model)), "compute", None)
     return {
         "steps": trainer.course.total_steps,
         "accumulation": trainer.loaders.accumulation,
@@ -140,7 +140,7 @@ def _decided_alike(trainer: Trainer) -> dict[str, Any]:
         "decoder": trainer.decode.decoder,
         "normalisation": trainer.decode.normalisation.digest,
         "order of sums": trainer.state.summing.sums,
-        "norm layer": getattr(norm, "backend", type(norm).__name__),
+        "norm layer": getattr(compute, "__name__", type(compute).__name__),
     }
 
 

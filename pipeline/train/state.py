@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 from functools import partial
@@ -102,7 +103,9 @@ class TrainState:
         optim = config.optim
         choose_algorithms(config, device)
         require_graphs(config, device)
-        self.model = freeze(make_model(config, classes, device), config.model.frozen)
+        drawn = make_model(config, classes, device)
+        average = None if optim.ema_decay is None else copy.deepcopy(drawn)
+        self.model = freeze(drawn, config.model.frozen)
         self.precision = Precision(optim.amp, device, clip_norm=optim.clip_norm)
         self.forward: nn.Module = self.model
         if config.model.compile:
@@ -119,8 +122,7 @@ class TrainState:
         )  # fmt: skip
         """How gradients, and BN's statistics with them, are to be summed over ranks."""
         self.ema: WeightAverage | None = None
-        if optim.ema_decay is not None:
-            average = make_model(config, classes, device)
+        if average is not None:
             self.ema = WeightAverage(optim, self.model, average, alike=self._alike)
         self.optimizer = build_optimizer(
             self.model, schedule.lr(0), optim.momentum, optim.weight_decay,

@@ -115,11 +115,15 @@ def from_facts(facts: Mapping[str, Any], image: Any | None) -> Description | Non
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name, what the file says about them, if one of ours, and its SHA-256 in hex."""
+    """Tensors by name, what the file says about them, if one of ours, and its SHA-256 in hex.
+
+    `kind` says of a checkpoint that has two kinds of weights which these are (`said_kind`).
+    """
 
     tensors: dict[str, Tensor]
     description: Description | None
     sha256: str
+    kind: str = ""
 
 
 def read_weights(path: Path) -> Weights:
@@ -135,7 +139,8 @@ def read_weights(path: Path) -> Weights:
 
 
 def read_weights_or_checkpoint(path: Path, option: str) -> Weights:
-    """As `read_weights`, and also takes a checkpoint of this program; errors name the `option`."""
+    """As `read_weights`, and also takes a checkpoint of this program, of one with an average of the
+    weights (EMA) that; errors name the `option`."""
     stored = bytes_of(path, option)
     with _told(path, option):
         if (found := _safetensors_of(path, stored)) is not None:
@@ -145,7 +150,8 @@ def read_weights_or_checkpoint(path: Path, option: str) -> Weights:
             return _state_dict_of(path, stored, content)
     trained = checkpoint.trained(path, checkpoint.verified(path, stored))
     description = describe(trained.config, trained.classes, trained.normalisation)
-    return Weights(trained.weights, description, hashlib.sha256(stored).hexdigest())
+    digest = hashlib.sha256(stored).hexdigest()
+    return Weights(trained.weights, description, digest, trained.said_kind)
 
 
 @contextmanager

@@ -246,8 +246,9 @@ def test_evaluate_counts_what_predict_predicts_from_an_imported_checkpoint(
 
 
 def test_no_training_goes_on_from_an_imported_checkpoint(imported, small_data, tmp_path):
-    with pytest.raises(Reported, match=r"imported\.pt holds weights imported from"):
+    with pytest.raises(Reported, match=r"imported\.pt holds weights imported from") as error:
         train_here(small_data, tmp_path, f"--resume={imported}")
+    assert "or to a new run as --init" in error.value.message
 
 
 def test_a_config_without_data_settings_can_be_given_a_root(imported, small_data, tmp_path):

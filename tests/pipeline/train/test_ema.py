@@ -283,6 +283,7 @@ def test_each_validation_has_both_and_the_run_says_so(whole):
     last, log = lines[2], (whole / "log.txt").read_text()
     said = "EMA top1 {ema_top1:.2%} top5 {ema_top5:.2%} loss {ema_loss:.4f} ({images} images)"
     assert said.format(**last) in log
+    assert log.count("norm layers: ") == 1  # of two networks
     assert f", EMA top-1 {last['ema_top1']:.2%}, top-5 " in log.partition("finished: ")[2]
     shown = curves(whole)
     for tag in ("ema_top1", "ema_top5", "ema_loss", "ema_error_percent", "best_ema_top1"):

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 STATE = {"conv1.weight": torch.arange(4.0), "fc.bias": torch.ones(3)}
 HOW = (
     r"take its weights, .* by python -m pipeline.export --weights '/.*/a b.pt' --config FILE --out "
-    r"FILE.pt"
+    r"FILE.pt, or begin a new run with them by --init"
 )
 TRUST = r"\(where you trust it, first write its tensors: torch.save\(model.state_dict\(\), "
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from weight_files import CIFAR_8, CLASSES, RESNET_18, write_checkpoint
 
 from pipeline.config import ConfigError, ModelConfig
+from pipeline.config.reading import load_config
 from pipeline.data.normalisation import IMAGENET
 from pipeline.export import __main__ as export
 from pipeline.model.network import resnet
@@ -150,6 +151,17 @@ def test_weights_of_another_network_are_refused_with_both_names(tmp_path, there,
     assert told in str(error.value) and f"--init {tmp_path}/weights.pth" in str(error.value)
 
 
+def test_no_depth_is_proposed_that_does_not_exist_here(tmp_path):
+    of_50 = drawn(RESNET_50, 10).items()
+    state = {n: value for n, value in of_50 if n[:5] != "layer" or n[7] in "01"}  # timm's resnet26
+    with pytest.raises(ValueError) as error:
+        take(saved(tmp_path, state), RESNET_50)
+    assert str(error.value).endswith(
+        "holds the weights of a ResNet-26 B, and the network is a ResNet-50 v1.5; give weights "
+        "of a ResNet-50 v1.5"
+    )
+
+
 def test_a_checkpoint_says_itself_what_network_it_is_of(checkpoint):
     with pytest.raises(ValueError) as error:
         take(checkpoint, PLAIN_8)  # the same names and shapes
@@ -228,8 +240,12 @@ def test_a_damaged_checkpoint_is_refused(checkpoint, tmp_path):
 def test_init_and_a_checkpoint_to_resume_are_two_answers_to_one_question(small_data, tmp_path):
     with pytest.raises(
         ConfigError, match="--init a.pth and --resume b.pt both say what the weights"
-    ):
+    ) as error:
         config_of(small_data, tmp_path, "--init=a.pth", "--resume=b.pt")
+    assert "leave one of them out (--init=null where the YAML has it)" in str(error.value)
+    file = tmp_path / "run.yaml"
+    file.write_text(config_of(small_data, tmp_path, "--init=a.pth").to_yaml())
+    assert load_config([f"--config={file}", "--resume=b.pt", "--init=null"]).init is None
 
 
 # Runs of 3 steps, that learn nothing: what they began with is what they end with.
@@ -273,6 +289,7 @@ def test_a_run_says_and_stores_what_it_began_with(begun, checkpoint):
     assert f"weights: from {checkpoint} (sha256 {digest})\n" in log
     assert "head: 2 of 10 classes keep their row (circle, star), 8 are drawn anew (" in log
     assert f"began with the weights of from.pt (sha256 {digest})\n" in log
+    assert "drawn at random" not in log
     start = json.loads((begun / "metrics.jsonl").read_text().splitlines()[0])
     assert (start["init"], start["init_sha256"]) == ("from.pt", digest)
 
@@ -285,6 +302,42 @@ def test_a_run_resumes_without_the_file(run, checkpoint, small_data, tmp_path, g
     assert "resuming from" in log and log.count("began with the weights of from.pt") == 2
     assert ("is not there, and a run that resumes does not need it" in log) == given
     assert newest_checkpoint(run)["fingerprint"]["initial weights"] == "from.pt"
+
+
+def test_a_start_without_the_file_says_so_where_the_one_before_left_no_checkpoint(
+    run, checkpoint, small_data
+):
+    shutil.rmtree(run / "checkpoints")
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text(lines[0])  # its start
+    train_here(small_data, run.parent, *STILL)
+    told = "which left no checkpoint, began with the weights of from.pt, and this one begins"
+    assert told in (run / "log.txt").read_text()
+
+
+def test_another_run_that_resumes_from_its_checkpoint_began_with_the_same_file(
+    begun, small_data, tmp_path
+):
+    source = max((begun / "checkpoints").glob("step-*.pt"))
+    options = [*STILL, "--schedule.epochs=0.6"]
+    run = train_here(small_data, tmp_path, *options, f"--resume={source}")
+    first = newest_checkpoint(begun)["fingerprint"]
+    assert newest_checkpoint(run)["fingerprint"] == first
+    log = (run / "log.txt").read_text()
+    assert "began with the weights of from.pt" in log and "drawn at random" not in log
+
+
+def test_of_a_checkpoint_with_an_average_of_the_weights_that_is_taken_and_said(
+    small_data, tmp_path
+):
+    path = write_checkpoint(tmp_path / "a.pt", CIFAR_8, classes=OWN, ema=True)
+    run = train_here(small_data, tmp_path, *STILL, f"--init={path}", "--optim.ema_decay=0.9")
+    stored, source = newest_checkpoint(run), read_verified(path)
+    wanted = source["ema"]["model"]["fc.weight"]
+    assert not torch.equal(wanted, source["model"]["fc.weight"])
+    assert torch.equal(stored["model"]["fc.weight"], wanted)
+    assert torch.equal(stored["ema"]["model"]["fc.weight"], wanted)
+    assert f"weights: from {path} (EMA of the weights) (sha256 " in (run / "log.txt").read_text()
 
 
 def test_a_run_resumes_with_the_same_file_under_another_name(run, checkpoint, small_data, tmp_path):
@@ -305,7 +358,11 @@ def test_a_run_does_not_resume_with_another_file(run, checkpoint, small_data, tm
 
 
 def test_a_run_that_began_without_does_not_go_on_with_one(checkpoint, small_data, tmp_path):
-    train_here(small_data, tmp_path, *STILL)
+    log = (train_here(small_data, tmp_path, *STILL) / "log.txt").read_text()
+    assert (
+        "warning: model.freeze=[backbone] keeps weights that were drawn at random; give weights to "
+        "begin with by --init, or set model.freeze=[]\n"
+    ) in log
     with pytest.raises(Reported) as error:
         train_here(small_data, tmp_path, *STILL, f"--init={checkpoint}")
     assert "is of a run that began without --init, and --init" in error.value.message

@@ -21,12 +21,13 @@ from run_files import checkpoint_steps, curves, image_steps, metrics, state_diff
 from pipeline.config.reading import load_config
 from pipeline.data.dali.settings import choose_decoding
 from pipeline.data.index.manifest import open_manifest
-from pipeline.model.norm import running_statistics
+from pipeline.model.norm import norm_layers, running_statistics
 from pipeline.ranks.places import Share
 from pipeline.ranks.world import World
 from pipeline.system.failure import StopSignal
 from pipeline.system.launched import Engine
 from pipeline.train.folder import RunFolder
+from pipeline.train.run import _decided_alike
 from pipeline.train.trainer import Trainer
 
 KILLED = -9
@@ -201,6 +202,17 @@ def test_a_checkpoint_carries_the_loss_scale(small_data, tmp_path):
     job.state.precision.load_state_dict(state)
     other.state.restore(job.content(), World())
     assert other.state.precision.state_dict() == state
+
+
+def test_ranks_agree_on_what_computes_the_norm_layers(small_data, tmp_path):
+    job = made_trainer(small_data, tmp_path)
+    assert _decided_alike(job)["norm layer"] == "reference"
+    next(norm_layers(job.state.model)).compute = with_triton
+    assert _decided_alike(job)["norm layer"] == "with_triton"
+
+
+def with_triton() -> None:
+    """Stands for another rank's arithmetic."""
 
 
 @pytest.mark.parametrize(("sums", "own"), [("fast", True), ("fixed", False)])
