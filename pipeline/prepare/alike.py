@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,14 +85,13 @@ def groups_of(looks: Sequence[Look]) -> list[int]:
     return [first(number) for number in range(len(looks))]
 
 
-def near(hashes: NDArray[np.uint8], small: NDArray[np.uint8]) -> list[tuple[int, int]]:
-    """Pairs of rows of `hashes` (n, 32) that differ in at most `MOST_BITS` bits, and of the small
+def near(hashes: NDArray[np.uint8], small: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
+    """Yield pairs of rows of `hashes` (n, 32) that differ in at most `MOST_BITS` bits, and of the small
     copies (n, levels) in at most `MOST_LEVELS` anywhere.
 
     Only rows that share a band of two bytes are compared, each with the next ones in the order of
     all bytes from that band on: a chain of near ones is found, not every pair in it.
     """
-    pairs: list[tuple[int, int]] = []
     for begin in range(0, hashes.shape[1], _BAND_BYTES):
         rows = np.roll(hashes, -begin, axis=1)
         order = np.lexsort(rows.T[::-1])
@@ -107,5 +106,4 @@ def near(hashes: NDArray[np.uint8], small: NDArray[np.uint8]) -> list[tuple[int,
             one, other = order[found], order[found + step]
             levels = np.maximum(small[one], small[other]) - np.minimum(small[one], small[other])
             alike = (levels <= MOST_LEVELS).all(axis=1)
-            pairs += zip(one[alike].tolist(), other[alike].tolist(), strict=True)
-    return pairs
+            yield from zip(one[alike].tolist(), other[alike].tolist(), strict=True)

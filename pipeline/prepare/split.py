@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pipeline.config import ConfigError, require
 from pipeline.data.index.passed import HIDDEN, NESTED, OUTSIDE, Passed
-from pipeline.data.index.survey import name_few
+from pipeline.data.index.survey import is_container, name_few
 from pipeline.data.index.window import is_image
 from pipeline.prepare.alike import Look, groups_of, look_of
 from pipeline.prepare.drawn import scratch_folder
@@ -98,10 +98,12 @@ def _classes(source: Path, passed: Passed) -> dict[str, list[str]]:
             passed.add(OUTSIDE, name)
         else:
             found[name] = _images(source, name, passed)
+    packed = [name for name in names if is_container(os.fsencode(name))]
+    inside = f", and what is packed, as {packed[0]} is, is not looked into" if packed else ""
     require(
         bool(found),
-        f"--from {source} holds no class folders; give a folder with a folder of images for each "
-        "class",
+        f"--from {source} holds no class folders{inside}; give a folder with a folder of images "
+        "for each class",
     )
     split_already = {"train", "val"} <= found.keys() and not any(found.values())
     require(

@@ -276,6 +276,12 @@ def test_what_cannot_be_split_is_refused(tmp_path, counts, options, message):
     assert not (tmp_path / "own").exists()
 
 
+def test_packed_classes_are_named(source, tmp_path):
+    shutil.make_archive(str(tmp_path / "packed" / "cat"), "tar", source / "cat")
+    with pytest.raises(ConfigError, match="no class folders, and what is packed, as cat.tar is, is"):
+        split(tmp_path / "packed", tmp_path / "own")
+
+
 def test_a_class_of_one_picture_in_copies_is_refused(tmp_path):
     source = made(tmp_path / "photos", cat=4)
     (source / "dog").mkdir()
