@@ -110,7 +110,7 @@ class Config:
         """Writes the resolved configuration; `--config` reads it back to an equal object."""
         import yaml  # only here: a machine that only measures a GPU may not have it
 
-        return yaml.safe_dump(_lists(dataclasses.asdict(self)), sort_keys=False)
+        return yaml.safe_dump(lists(dataclasses.asdict(self)), sort_keys=False)
 
     def get(self, name: str) -> Any:
         """The value of the setting `part.name`."""
@@ -125,11 +125,11 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
-def _lists(value: Any) -> Any:
+def lists(value: Any) -> Any:
     """A value with tuples as lists, which YAML has."""
     if isinstance(value, Mapping):
-        return {name: _lists(item) for name, item in value.items()}
-    return [_lists(item) for item in value] if isinstance(value, tuple | list) else value
+        return {name: lists(item) for name, item in value.items()}
+    return [lists(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 @cache
