@@ -73,6 +73,12 @@ class Config:
             f"--init {self.init} and --resume {self.resume} both say what the weights begin as; "
             "leave one of them out: a checkpoint that is resumed has its own",
         )
+        require(
+            self.data.sampling == "each" or self.optim.class_weights == "none",
+            f"data.sampling={self.data.sampling} and optim.class_weights="
+            f"{self.optim.class_weights} both make up for classes of few images, which would count "
+            "twice too much; set data.sampling=each, or optim.class_weights=none",
+        )
         self._check_smallest_rate()
         self._check_last_size()
         if self.profile is not None:
