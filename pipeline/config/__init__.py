@@ -74,6 +74,12 @@ class Config:
             "leave one of them out (--init=null where the YAML has it): a checkpoint that is "
             "resumed has its own",
         )
+        require(
+            self.data.sampling == "each" or self.optim.class_weights == "none",
+            f"data.sampling={self.data.sampling} and optim.class_weights="
+            f"{self.optim.class_weights} both make up for classes of few images, which would count "
+            "twice too much; set data.sampling=each, or optim.class_weights=none",
+        )
         self._check_smallest_rate()
         self._check_last_size()
         if self.profile is not None:
@@ -111,7 +117,7 @@ class Config:
         """Writes the resolved configuration; `--config` reads it back to an equal object."""
         import yaml  # only here: a machine that only measures a GPU may not have it
 
-        return yaml.safe_dump(_lists(dataclasses.asdict(self)), sort_keys=False)
+        return yaml.safe_dump(lists(dataclasses.asdict(self)), sort_keys=False)
 
     def get(self, name: str) -> Any:
         """The value of the setting `part.name`."""
@@ -126,11 +132,11 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
-def _lists(value: Any) -> Any:
+def lists(value: Any) -> Any:
     """A value with tuples as lists, which YAML has."""
     if isinstance(value, Mapping):
-        return {name: _lists(item) for name, item in value.items()}
-    return [_lists(item) for item in value] if isinstance(value, tuple | list) else value
+        return {name: lists(item) for name, item in value.items()}
+    return [lists(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from pipeline.config import Config, plain
+from pipeline.config import Config, lists
 from pipeline.config.reading import field_docs
 
 _WIDTH = 100
@@ -55,5 +55,5 @@ def _comment(text: str, indent: str) -> list[str]:
 
 def _in_yaml(value: Any) -> str:
     """A value on one line, as YAML has it."""
-    text = yaml.safe_dump(plain(value), default_flow_style=True, width=float("inf"))
+    text = yaml.safe_dump(lists(value), default_flow_style=True, width=float("inf"))
     return text.removesuffix("\n").removesuffix("\n...")

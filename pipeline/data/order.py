@@ -121,8 +121,10 @@ class Order(ABC):
 
     def digest(self, epoch: int) -> str:
         """Return 16 hex digits that name the order of an epoch, for the log."""
-        first = epoch * self.num_images
-        images = self.images(np.arange(first, first + self.num_images, dtype=np.int64))
+        return self._digest_from(epoch * self.num_images, self.num_images)
+
+    def _digest_from(self, first: int, count: int) -> str:
+        images = self.images(np.arange(first, first + count, dtype=np.int64))
         return hashlib.sha256(images.astype("<i4").tobytes()).hexdigest()[:16]
 
 

@@ -134,8 +134,8 @@ class SplitOptions:
     """Folder of the data set; absent or empty."""
     val: float
     """Share of each class that becomes val, such as 0.2: rounded to the nearest image, at least one
-    in val and one in train. Copies of one picture, also those of another size or compression, are
-    all on one side."""
+    in val and one in train. Copies of one picture are all on one side, also those of another size
+    or compression as far as a small copy of each tells."""
     seed: int = 0
     """Which images become val; the same images and seed give the same split."""
     files: Literal["links", "symlinks", "copies"] = "links"

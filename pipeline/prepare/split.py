@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.config import ConfigError, require
-from pipeline.data.index.passed import HIDDEN, NESTED, Passed
-from pipeline.data.index.survey import name_few
+from pipeline.data.index.passed import HIDDEN, NESTED, OUTSIDE, Passed
+from pipeline.data.index.survey import is_container, name_few
 from pipeline.data.index.window import is_image
 from pipeline.prepare.alike import Look, groups_of, look_of
 from pipeline.prepare.drawn import scratch_folder
@@ -47,6 +47,7 @@ def run(options: SplitOptions) -> None:
         say(f"{name}: {len(files) - held} train, {held} val")
     if passed:
         say(f"passed over: {passed.words()}")
+    _tell_contradictions(groups)
     images = sum(map(len, classes.values()))
     alike = images - len(groups)
     say(
@@ -94,13 +95,15 @@ def _classes(source: Path, passed: Passed) -> dict[str, list[str]]:
         if name.startswith("."):
             passed.add(HIDDEN, name)
         elif not (source / name).is_dir():
-            passed.add("files outside class folders", name)
+            passed.add(OUTSIDE, name)
         else:
             found[name] = _images(source, name, passed)
+    packed = [name for name in names if is_container(os.fsencode(name))]
+    inside = f", and what is packed, as {packed[0]} is, is not looked into" if packed else ""
     require(
         bool(found),
-        f"--from {source} holds no class folders; give a folder with a folder of images for each "
-        "class",
+        f"--from {source} holds no class folders{inside}; give a folder with a folder of images "
+        "for each class",
     )
     split_already = {"train", "val"} <= found.keys() and not any(found.values())
     require(
@@ -190,6 +193,20 @@ def _require_apart(source: Path, classes: Mapping[str, list[str]], groups: list[
         not whole,
         f"--from {source}: all images of {name_few(sorted(whole))} show the same, so they cannot "
         "be on two sides; add other images, or move the folder away",
+    )
+
+
+def _tell_contradictions(groups: list[Group]) -> None:
+    """Says which images of different classes show the same."""
+    of_several = [group for group in groups if len({name for name, _ in group.images}) > 1]
+    if not of_several:
+        return
+    images = of_several[0].images
+    other = next(image for image in images if image[0] != images[0][0])
+    say(
+        f"{counted(len(of_several), 'picture')} in more than one class, the first in "
+        f"{'/'.join(images[0])} and {'/'.join(other)}: the labels contradict each other; keep the "
+        "right ones"
     )
 
 

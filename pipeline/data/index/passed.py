@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 HIDDEN = "names that begin with a dot"
 NESTED = "folders inside class folders"
+OUTSIDE = "files outside class folders"  # of `prepare split`
 LOOSE = "images outside class folders and containers"
 TO_NOWHERE = "links to nothing"
 SPECIAL = "special files (FIFOs, sockets, devices)"
@@ -18,6 +19,7 @@ LINKS = "links inside archives"
 _OF_ONE = {
     HIDDEN: "name that begins with a dot",
     NESTED: "folder inside class folders",
+    OUTSIDE: "file outside class folders",
     LOOSE: "image outside class folders and containers",
     TO_NOWHERE: "link to nothing",
     SPECIAL: "special file (FIFO, socket, device)",

@@ -132,7 +132,7 @@ def _beside(entries: Sequence[os.DirEntry[bytes]]) -> Passed:
         name = entry.name
         if name.startswith(b"."):
             passed.add(HIDDEN, name)
-        elif entry.is_dir() or _is_container(name) or _belongs(name, names):
+        elif entry.is_dir() or is_container(name) or _belongs(name, names):
             continue
         elif entry.is_symlink() and not os.path.exists(entry.path):
             passed.add(TO_NOWHERE, name)
@@ -152,7 +152,7 @@ def _belongs(name: bytes, names: Collection[bytes]) -> bool:
     return name == CLASSES_FILE.encode() or any(one in names for one in own.get(suffix, ()))
 
 
-def _is_container(name: bytes) -> bool:
+def is_container(name: bytes) -> bool:
     return any(pattern.search(name) for pattern in _CONTAINERS.values())
 
 

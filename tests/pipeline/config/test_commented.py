@@ -37,6 +37,11 @@ def test_odd_values_are_read_back_too(tmp_path):
     assert read_back(commented(config), tmp_path) == config
 
 
+def test_a_mapping_is_written_as_the_configurations_have_it():
+    text = commented(load_config([f"--config={CONFIGS}/recipes/ffcv-16.yaml"]))
+    assert "  image_sizes: {0: 160, 12: 192} # default: null\n" in text
+
+
 def test_every_setting_stands_below_what_it_means():
     text = commented(load_config([f"--config={REPOSITORY}/configs/own.yaml"]))
     flat = " ".join(re.sub(r"^ *#", "", line).strip() for line in text.splitlines())

@@ -395,3 +395,11 @@ def test_a_file_that_is_no_configuration_is_refused(write, tmp_path, texts, mess
 def test_a_missing_yaml_is_answered_with_those_there_are(argument, message):
     with pytest.raises(ConfigError, match=message):
         load(argument)
+
+
+def test_small_classes_are_made_up_for_once():
+    balanced = DataConfig(sampling="balanced")
+    with pytest.raises(ConfigError, match=r"optim\.class_weights=balanced both make up for class"):
+        Config(data=balanced, optim=OptimConfig(class_weights="balanced"))
+    Config(data=balanced)
+    Config(optim=OptimConfig(class_weights="balanced"))

@@ -70,6 +70,10 @@ def test_the_average_has_torchvisions_adjusted_decay():
     assert optim.ema_decay == pytest.approx(1 - (1 - 0.99998) * 1024 * 32 / 600, abs=1e-7)
 
 
+def test_the_large_batch_has_the_momentum_of_mlperfs_reference_point():
+    assert recipe("lars-64gpu").optim.momentum == 0.94
+
+
 def test_the_page_has_every_recipe():
     page = (REPOSITORY / "docs" / "recipes.md").read_text()
     assert [name for name in NAMES if f"{name}.yaml" not in page] == []

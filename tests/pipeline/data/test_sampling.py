@@ -95,6 +95,18 @@ def test_the_orders_digest_names_sampling_and_repeats():
     ]  # fmt: skip
 
 
+def test_the_digest_of_many_images_in_few_classes_is_of_the_beginning():
+    """Each round is drawn by itself: of a million images in two classes there are half a million,
+    and a run would wait for all of them before it begins."""
+    order = BalancedOrder(labelled((20_000, 20_000)), SEED)
+    drawn, of_round = [], order._round
+    order._round = lambda number: drawn.append(number) or of_round(number)
+    names = {order.digest(epoch) for epoch in range(3)}
+    assert len(names) == 3
+    assert len(drawn) == len(set(drawn)) == 3 * (1 << 14) // 2
+    assert drawn[-1] == 2 * 20_000 + (1 << 13) - 1
+
+
 @pytest.mark.parametrize("repeats", [1, 2])
 def test_an_excluded_image_gives_way_to_the_next_of_its_class(repeats):
     order = balanced(repeats)

@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.config import ConfigError
 from pipeline.data.index.manifest import open_manifest
 from pipeline.prepare.__main__ import main
-from pipeline.prepare.alike import MOST_BITS, groups_of, look_of, near
+from pipeline.prepare.alike import MOST_BITS, MOST_LEVELS, groups_of, look_of, near
 from pipeline.prepare.split import wanted_val
 
 Listing = dict[str, dict[str, set[str]]]
@@ -126,7 +126,7 @@ def test_copies_of_one_picture_are_on_one_side(source, tmp_path, capsys, seed):
     assert 4 <= len(found["val"]["cat"]) <= 9
 
 
-def test_a_copy_in_another_class_is_on_the_same_side(tmp_path):
+def test_a_copy_in_another_class_is_on_the_same_side(tmp_path, capsys):
     source = made(tmp_path / "photos", cat=6, dog=6)
     (source / "dog" / "00.jpg").write_bytes((source / "cat" / "00.jpg").read_bytes())
     for seed in range(5):
@@ -134,6 +134,10 @@ def test_a_copy_in_another_class_is_on_the_same_side(tmp_path):
         sides = {name: "00.jpg" in found["val"][name] for name in ("cat", "dog")}
         assert sides["cat"] == sides["dog"]
         assert all(len(found[part][name]) >= 1 for part in found for name in ("cat", "dog"))
+        assert (
+            "1 picture in more than one class, the first in cat/00.jpg and dog/00.jpg: the labels "
+            "contradict each other; keep the right ones"
+        ) in capsys.readouterr().out
 
 
 def test_pictures_are_known_by_what_they_show():
@@ -160,7 +164,34 @@ def test_hashes_that_differ_in_few_bits_are_found_and_no_others():
         row[draw.permutation(256)[: 1 + number % (2 * MOST_BITS)]] ^= 1
     everything = np.concatenate([hashes, np.packbits(copies, axis=1)])
     wanted = {(n, 300 + n) for n in range(100) if 1 + n % (2 * MOST_BITS) <= MOST_BITS}
-    assert {(min(pair), max(pair)) for pair in near(everything)} == wanted
+    levels = np.zeros((400, 768), np.uint8)
+    assert {(min(pair), max(pair)) for pair in near(everything, levels)} == wanted
+    levels[300, 5] = MOST_LEVELS + 1
+    found = {(min(pair), max(pair)) for pair in near(everything, levels)}
+    assert found == wanted - {(0, 300)}
+
+
+def before_a_camera(number: int, side: int) -> bytes:
+    """A thing of `side` pixels somewhere in a scene of 224 that is always the same."""
+    scene = np.array(Image.open(io.BytesIO(picture(0, (224, 224), quality=95))))
+    draw = np.random.default_rng(number)
+    y, x = draw.integers(0, 224 - side, 2)
+    scene[y : y + side, x : x + side] = draw.integers(0, 256, 3)
+    stored = io.BytesIO()
+    Image.fromarray(scene).save(stored, "JPEG")
+    return stored.getvalue()
+
+
+@pytest.mark.parametrize("side", [24, 48])
+def test_things_before_one_camera_are_different_pictures(side):
+    """Nearly all bits of their hashes are the scene's: a whole class would be one group."""
+    contents = [before_a_camera(number, side) for number in range(40)]
+    looks = [look_of(content) for content in contents]
+    assert all(look.bits is not None for look in looks)
+    assert groups_of(looks) == list(range(40))
+    again = io.BytesIO()
+    Image.open(io.BytesIO(contents[3])).resize((150, 150)).save(again, "JPEG", quality=70)
+    assert groups_of([*looks, look_of(again.getvalue())])[-1] == 3
 
 
 @pytest.mark.parametrize("files", ["links", "symlinks", "copies"])
@@ -206,7 +237,7 @@ def test_what_is_no_image_is_passed_over_and_counted(source, tmp_path, capsys):
     assert "2 names that begin with a dot (the first .cache)" in said
     assert "1 folder inside class folders (the first cat/more)" in said
     assert "1 .txt file (the first cat/list.txt)" in said
-    assert "1 files outside class folders (the first notes.txt)" in said
+    assert "1 file outside class folders (the first notes.txt)" in said
 
 
 def test_an_empty_target_is_filled(source, tmp_path):
@@ -243,6 +274,12 @@ def test_what_cannot_be_split_is_refused(tmp_path, counts, options, message):
         split(source, tmp_path / "own", *(option.format(**places) for option in options))
     assert message.format(**places) in str(error.value)
     assert not (tmp_path / "own").exists()
+
+
+def test_packed_classes_are_named(source, tmp_path):
+    shutil.make_archive(str(tmp_path / "packed" / "cat"), "tar", source / "cat")
+    with pytest.raises(ConfigError, match="no class folders, and what is packed, as cat.tar is, is"):
+        split(tmp_path / "packed", tmp_path / "own")
 
 
 def test_a_class_of_one_picture_in_copies_is_refused(tmp_path):
