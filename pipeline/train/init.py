@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.config import ModelConfig
+from pipeline.config import Config, ModelConfig
 from pipeline.config.setting import shown
 from pipeline.config.training import Family
 from pipeline.data.index.survey import name_few
@@ -87,6 +87,18 @@ def start_facts(fingerprint: Mapping[str, Any]) -> dict[str, str]:
     """The same for the `start` event."""
     found = facts_in(fingerprint)
     return {"init": found[NAME], "init_sha256": found[DIGEST]} if found else {}
+
+
+def warn_of_drawn_weights(config: Config) -> None:
+    """Warns of settings that are meant for a run with `--init`, in a run without."""
+    found = {"model.freeze": config.model.freeze, "optim.head_lr": config.optim.head_lr}
+    settings = " and ".join(f"{name}={shown(value)}" for name, value in found.items() if value)
+    if settings:
+        log.warning(
+            "warning: %s: meant for weights that are trained already, and all of this run were "
+            "drawn by run.seed; begin another run with --init FILE, or leave this out",
+            settings,
+        )
 
 
 def require_same_start(path: Path, stored: Mapping[str, Any], init: str | None) -> None:

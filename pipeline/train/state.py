@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from copy import deepcopy
 from functools import partial
 from typing import Any, cast
 
@@ -103,6 +104,7 @@ class TrainState:
         choose_algorithms(config, device)
         require_graphs(config, device)
         self.model = freeze(make_model(config, classes, device), config.model.frozen)
+        average = deepcopy(self.model) if optim.ema_decay is not None else None
         self.precision = Precision(optim.amp, device, clip_norm=optim.clip_norm)
         self.forward: nn.Module = self.model
         if config.model.compile:
@@ -119,8 +121,7 @@ class TrainState:
         )  # fmt: skip
         """How gradients, and BN's statistics with them, are to be summed over ranks."""
         self.ema: WeightAverage | None = None
-        if optim.ema_decay is not None:
-            average = make_model(config, classes, device)
+        if average is not None:
             self.ema = WeightAverage(optim, self.model, average, alike=self._alike)
         self.optimizer = build_optimizer(
             self.model, schedule.lr(0), optim.momentum, optim.weight_decay,

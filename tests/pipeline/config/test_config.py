@@ -209,8 +209,8 @@ def test_a_rule_says_where_a_number_lies_and_whether_null_does():
             ScheduleConfig,
             "warmup_epochs",
             90,
-            "schedule.warmup_epochs=90 must be less than schedule.epochs=90.0; shorten the warm-up (0: "
-            "none), or lengthen the run",
+            "schedule.warmup_epochs=90 must be less than schedule.epochs=90.0; shorten the warm-up "
+            "(0: none), or lengthen the run",
         ),
     ):
         with pytest.raises(ConfigError) as error:

@@ -22,7 +22,7 @@ from pipeline.model.network import resnet
 from pipeline.model.resnet import build_network, make_model
 from pipeline.system.failure import Reported
 from pipeline.train.checkpoint import read_verified
-from pipeline.train.init import Head, fitted, network_in
+from pipeline.train.init import Head, fitted, network_in, warn_of_drawn_weights
 from pipeline.train.weights import read_weights_or_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -275,6 +275,19 @@ def test_a_run_says_and_stores_what_it_began_with(begun, checkpoint):
     assert f"began with the weights of from.pt (sha256 {digest})\n" in log
     start = json.loads((begun / "metrics.jsonl").read_text().splitlines()[0])
     assert (start["init"], start["init_sha256"]) == ("from.pt", digest)
+
+
+def test_what_is_for_trained_weights_is_warned_of_in_a_run_without(begun, small_data, tmp_path):
+    warning = "meant for weights that are trained already"
+    assert warning not in (begun / "log.txt").read_text()
+    log = train_here(small_data, tmp_path, *STILL, "--optim.head_lr=0.5") / "log.txt"
+    told = f"warning: model.freeze=[backbone] and optim.head_lr=0.5: {warning}"
+    assert told in log.read_text()
+
+
+def test_what_is_for_no_others_weights_is_not_warned_of(small_data, tmp_path, caplog):
+    warn_of_drawn_weights(config_of(small_data, tmp_path))
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("given", [True, False])
