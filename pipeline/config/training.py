@@ -274,7 +274,7 @@ class ScheduleConfig:
         require(
             self.epochs is None or self.warmup_epochs < self.epochs,
             f"schedule.warmup_epochs={self.warmup_epochs} must be less than "
-            f"schedule.epochs={self.epochs}",
+            f"schedule.epochs={self.epochs}; shorten the warm-up (0: none), or lengthen the run",
         )
         until = self.warmup_until_error
         require(

@@ -219,7 +219,7 @@ def rule(kind: Any) -> str:
             what, such = ("names", "[stem,1]") if inner[0] is str else ("numbers", "[30,60]")
             kinds.append(f"a list of {length}{what} in brackets, such as {such}")
         elif get_origin(one) is Mapping:
-            kinds.append("a mapping of numbers in braces, such as {0: 128, 6: 160}")
+            kinds.append("a mapping of whole numbers in braces, such as {0: 128, 6: 160}")
         else:
             kinds.append("a path" if one == PathText else _KINDS[one])
     if set(kinds) <= {"null"}:

@@ -31,8 +31,10 @@ def unknown_setting(name: str, where: str, known: Sequence[str]) -> ConfigError:
     # A name is compared both whole and by its last part: `--depht` means `--model.depth`.
     last = {option.rpartition(".")[2]: option for option in known}
     part, _, word = name.rpartition(".")
-    # `optim.lr` means `optim.base_lr`, though other names have fewer letters that differ.
+    # `optim.lr` means `optim.base_lr`, and `optim.ema` means `optim.ema_decay`, though other names
+    # have fewer letters that differ.
     longer = [one for one in known if one.startswith(f"{part}.") and one.endswith(f"_{word}")]
+    longer += [one for one in known if one.startswith(f"{name}_")]
     tail = _nearest(word, list(last))
     nearest = next(iter(longer), None) or _nearest(name, known) or (last[tail] if tail else None)
     hint = f"; did you mean {nearest}?" if nearest else "; --help lists the settings"

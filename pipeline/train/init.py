@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.config import ConfigError, ModelConfig
+from pipeline.config import Config, ConfigError, ModelConfig
 from pipeline.config.setting import shown
 from pipeline.config.training import Family
 from pipeline.data.index.survey import name_few
@@ -62,7 +62,6 @@ def begin(trainer: Trainer) -> None:
     """Collective. Gives the model of a new run the weights of `--init` on every rank, and its
     identity their file; without `--init` nothing."""
     if trainer.config.init is None:
-        _warn_of_drawn_parts(trainer.config.model)
         return
     path, classes = Path(trainer.config.init), trainer.train_set.classes
 
@@ -89,6 +88,18 @@ def start_facts(fingerprint: Mapping[str, Any]) -> dict[str, str]:
     """The same for the `start` event."""
     found = facts_in(fingerprint)
     return {"init": found[NAME], "init_sha256": found[DIGEST]} if found else {}
+
+
+def warn_of_drawn_weights(config: Config) -> None:
+    """Warns of settings that are meant for a run with `--init`, in a run without."""
+    found = {"model.freeze": config.model.freeze, "optim.head_lr": config.optim.head_lr}
+    settings = " and ".join(f"{name}={shown(value)}" for name, value in found.items() if value)
+    if settings:
+        log.warning(
+            "warning: %s: meant for weights that are trained already, and all of this run were "
+            "drawn by run.seed; begin another run with --init FILE, or leave this out",
+            settings,
+        )
 
 
 def require_same_start(path: Path, stored: Mapping[str, Any], init: str | None) -> None:
@@ -225,15 +236,6 @@ def network_in(tensors: Mapping[str, Tensor]) -> Network | None:
     shortcut = "B" if any(".downsample.0." in name for name in tensors) else "A"
     family: Family = "cifar" if stem.shape[2:] == (3, 3) else "imagenet"
     return resnet(depth, shortcut, "v1.5", family)
-
-
-def _warn_of_drawn_parts(model: ModelConfig) -> None:
-    if model.freeze:
-        log.warning(
-            "warning: model.freeze=%s keeps weights that were drawn at random; give weights to "
-            "begin with by --init, or set model.freeze=[]",
-            shown(model.freeze),
-        )
 
 
 def _warn_of_other_pixels(path: Path, found: Weights, here: Normalisation) -> None:

@@ -37,7 +37,7 @@ from pipeline.train.access import explained
 from pipeline.train.folder import RunFolder
 from pipeline.train.freezing import trained_share
 from pipeline.train.gpu import described
-from pipeline.train.init import start_facts
+from pipeline.train.init import start_facts, warn_of_drawn_weights
 from pipeline.train.lock import first_cause_kept, locked, record_hang
 from pipeline.train.metrics import Validation, counts_top5
 from pipeline.train.monitor.monitor import RunMonitor
@@ -207,6 +207,8 @@ def _open_files(trainer: Trainer) -> None:
     )  # fmt: skip
     if "init" in start:
         log.info("began with the weights of %s (sha256 %s)", start["init"], start["init_sha256"])
+    else:
+        warn_of_drawn_weights(config)
     if config.model.freeze:
         frozen = ", ".join(config.model.frozen)
         log.info("frozen: %s; %s", frozen, trained_share(trainer.state.model))

@@ -12,13 +12,15 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pipeline.data.index.passed import HIDDEN, LOOSE, SPECIAL, TO_NOWHERE, Passed
 from pipeline.data.index.window import IMAGE_EXTENSIONS, RECORDIO_LIST, is_image, unreadable
+from pipeline.system.console import counted
 from pipeline.system.words import shell_word
 
 Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 Kind = Literal["folders", "tar", "tfrecord", "recordio"]
 
 CLASSES_FILE = "classes.txt"
@@ -112,11 +114,12 @@ def _check_directories(root: Path, directory: Path, split: Split) -> None:
     if not os.path.isdir(root):
         raise ValueError(
             f"the data directory {root} does not exist; make the demo set with python -m "
-            f"pipeline.prepare demo, or lay ImageNet out as <root>/train/<wnid>/*.JPEG and "
-            f"<root>/val/<wnid>/*.JPEG, and set data.root"
+            "pipeline.prepare demo, one of your own images with python -m pipeline.prepare split, "
+            "or lay ImageNet out as <root>/train/<wnid>/*.JPEG and <root>/val/<wnid>/*.JPEG, and "
+            "set data.root"
         )
     if not os.path.isdir(directory):
-        other = other_name(root, split)
+        other = other_name(root, split) or _not_split(root)
         if other is not None:
             raise ValueError(other)
         raise ValueError(
@@ -178,6 +181,33 @@ def other_name(root: Path, split: Split) -> str | None:
     return (
         f"the data directory {root} has no folder {split}, and there is a folder {other}; "
         f"rename it to {split}, or link it: {command}"
+    )
+
+
+def _not_split(root: Path) -> str | None:
+    """Return the message for a folder of class folders that has neither train nor val, or for one
+    of these two given in place of the folder around both; None if it is neither.
+    """
+    around = root.resolve().parent
+    if root.name in SPLITS and all(os.path.isdir(around / split) for split in SPLITS):
+        return (
+            f"the data directory {root} is a half of a data set; set data.root={root.parent}, "
+            "which holds train and val"
+        )
+    if any(os.path.isdir(root / split) for split in SPLITS):
+        return None
+    try:
+        folders = [f for f in os.scandir(os.fsencode(root)) if f.is_dir()]
+        classes = [f for f in folders if any(map(is_image, os.listdir(f.path)))]
+    except OSError:
+        return None
+    if not classes:
+        return None
+    words = ("--from", str(root), "--to", f"{root}-split", "--val", "0.2")
+    command = " ".join(map(shell_word, ("python", "-m", "pipeline.prepare", "split", *words)))
+    return (
+        f"the data directory {root} holds {counted(len(classes), 'class folder')} and no train and "
+        f"val; make them with {command}, and set data.root={shell_word(f'{root}-split')}"
     )
 
 

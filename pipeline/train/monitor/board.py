@@ -101,8 +101,8 @@ class Board:
             return
         if self._pages_due and metrics["event"] == "train":
             self._pages_due = False
-            gpu = "gpu_memory_torch_bytes" in metrics
-            pages = layout_summary(gpu, self._top5, self._ema)
+            gpu, grows = "gpu_memory_torch_bytes" in metrics, "image_size" in metrics
+            pages = layout_summary(layout(gpu, self._top5, self._ema, grows))
             self._add(step=0, summary=pages)
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in curves(metrics)]
         summary = Summary(value=values)
@@ -232,9 +232,9 @@ def stacked_tag(number: int) -> str:
     return f"where_time_goes/{number + 1}_{name}"
 
 
-def layout(gpu: bool, top5: bool = True, ema: bool = False) -> Any:
-    """The pages as a `Layout`, with memory for a `gpu`, and `top5` and `ema` for a run that has
-    them. A chart shows those of its tags that a run has.
+def layout(gpu: bool, top5: bool = True, ema: bool = False, grows: bool = False) -> Any:
+    """The pages as a `Layout`, with memory for a `gpu`, and `top5`, `ema` and crops that grow for
+    a run that has them. A chart shows those of its tags that a run has.
 
     All lines of a run have its colour, and the legend is folded: titles say which line is which.
     Pages are written as they are to be read: smoothed charts first.
@@ -265,6 +265,8 @@ def layout(gpu: bool, top5: bool = True, ema: bool = False) -> Any:
             _marked("images per second of a rank by itself", mean="train/rank_images_per_sec",
                     slowest="train/slowest_images_per_sec"),
             _marked("which rank is slowest", rank="train/slowest_rank"),
+            *([_marked("side of the training crop, pixels", side="train/image_size")]
+              if grows else []),
             *([_marked("GPU memory, bytes", **_GPU_MEMORY)] if gpu else []),
         ],
         "health": [
@@ -290,8 +292,8 @@ def layout(gpu: bool, top5: bool = True, ema: bool = False) -> Any:
     )
 
 
-def layout_summary(gpu: bool, top5: bool = True, ema: bool = False) -> Any:
-    """The layout as TensorBoard looks for it. Its own builder needs TensorFlow (2.21)."""
+def layout_summary(pages: Any) -> Any:
+    """A `layout` as TensorBoard looks for it. Its own builder needs TensorFlow (2.21)."""
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
     from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
@@ -300,7 +302,7 @@ def layout_summary(gpu: bool, top5: bool = True, ema: bool = False) -> Any:
     plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME)
     content = TensorProto(
         dtype="DT_STRING",
-        string_val=[layout(gpu, top5, ema).SerializeToString()],
+        string_val=[pages.SerializeToString()],
         tensor_shape=TensorShapeProto(),
     )
     value = Summary.Value(

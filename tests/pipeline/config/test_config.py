@@ -122,6 +122,7 @@ def test_a_global_batch_that_ranks_cannot_share_is_answered_with_the_nearest(
         ("model: {depht: 18}", "model.depht", "did you mean model.depth?"),
         ("data: {global_batch: 18}", "data.global_batch", "did you mean data.global_batch_size?"),
         ("optim: {lr: 18}", "optim.lr", "did you mean optim.base_lr?"),
+        ("optim: {ema: 0.9}", "optim.ema", "did you mean optim.ema_decay?"),
         ("depth: 18", "depth", "did you mean model.depth?"),  # by its last part
         ("resum: none", "resum", "did you mean resume?"),
         ("--model.depht=18", "--model.depht", "did you mean --model.depth?"),
@@ -209,7 +210,8 @@ def test_a_rule_says_where_a_number_lies_and_whether_null_does():
             ScheduleConfig,
             "warmup_epochs",
             90,
-            "schedule.warmup_epochs=90 must be less than schedule.epochs=90.0",
+            "schedule.warmup_epochs=90 must be less than schedule.epochs=90.0; shorten the warm-up "
+            "(0: none), or lengthen the run",
         ),
     ):
         with pytest.raises(ConfigError) as error:

@@ -90,14 +90,17 @@ def test_the_one_size_is_idle_where_both_others_are_given():
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
-        ("128", "128 must be a mapping of numbers in braces, such as {0: 128, 6: 160} or null"),
-        ("[0,128]", "[0,128] must be a mapping of numbers in braces"),
-        ("{0: small}", "{0: small} must be a mapping of numbers"),
-        ("{0: 128, 00: 160}", "{0: 128, 00: 160} must be a mapping of numbers"),
-        ("{0: 128, 0: 160}", "{0: 128, 0: 160} must be a mapping of numbers"),
-        ("{0: [128]}", "must be a mapping of numbers"),
-        ("{0.5: 128}", "must be a mapping of numbers"),
-        ("{0: 128", "must be a mapping of numbers"),
+        (
+            "128",
+            "128 must be a mapping of whole numbers in braces, such as {0: 128, 6: 160} or null",
+        ),
+        ("[0,128]", "[0,128] must be a mapping of whole numbers in braces"),
+        ("{0: small}", "{0: small} must be a mapping of whole numbers"),
+        ("{0: 128, 00: 160}", "{0: 128, 00: 160} must be a mapping of whole numbers"),
+        ("{0: 128, 0: 160}", "{0: 128, 0: 160} must be a mapping of whole numbers"),
+        ("{0: [128]}", "must be a mapping of whole numbers"),
+        ("{0.5: 128}", "must be a mapping of whole numbers"),
+        ("{0: 128", "must be a mapping of whole numbers"),
     ],
 )
 def test_what_is_no_mapping_of_numbers_is_answered_with_one(text, rule):

@@ -23,7 +23,7 @@ from pipeline.model.network import resnet
 from pipeline.model.resnet import build_network, make_model
 from pipeline.system.failure import Reported
 from pipeline.train.checkpoint import read_verified
-from pipeline.train.init import Head, fitted, network_in
+from pipeline.train.init import Head, fitted, network_in, warn_of_drawn_weights
 from pipeline.train.weights import read_weights_or_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -289,9 +289,22 @@ def test_a_run_says_and_stores_what_it_began_with(begun, checkpoint):
     assert f"weights: from {checkpoint} (sha256 {digest})\n" in log
     assert "head: 2 of 10 classes keep their row (circle, star), 8 are drawn anew (" in log
     assert f"began with the weights of from.pt (sha256 {digest})\n" in log
-    assert "drawn at random" not in log
+    assert "meant for weights" not in log
     start = json.loads((begun / "metrics.jsonl").read_text().splitlines()[0])
     assert (start["init"], start["init_sha256"]) == ("from.pt", digest)
+
+
+def test_what_is_for_trained_weights_is_warned_of_in_a_run_without(begun, small_data, tmp_path):
+    warning = "meant for weights that are trained already"
+    assert warning not in (begun / "log.txt").read_text()
+    log = train_here(small_data, tmp_path, *STILL, "--optim.head_lr=0.5") / "log.txt"
+    told = f"warning: model.freeze=[backbone] and optim.head_lr=0.5: {warning}"
+    assert told in log.read_text()
+
+
+def test_what_is_for_no_others_weights_is_not_warned_of(small_data, tmp_path, caplog):
+    warn_of_drawn_weights(config_of(small_data, tmp_path))
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -324,7 +337,7 @@ def test_another_run_that_resumes_from_its_checkpoint_began_with_the_same_file(
     first = newest_checkpoint(begun)["fingerprint"]
     assert newest_checkpoint(run)["fingerprint"] == first
     log = (run / "log.txt").read_text()
-    assert "began with the weights of from.pt" in log and "drawn at random" not in log
+    assert "began with the weights of from.pt" in log and "meant for weights" not in log
 
 
 def test_of_a_checkpoint_with_an_average_of_the_weights_that_is_taken_and_said(
@@ -360,8 +373,8 @@ def test_a_run_does_not_resume_with_another_file(run, checkpoint, small_data, tm
 def test_a_run_that_began_without_does_not_go_on_with_one(checkpoint, small_data, tmp_path):
     log = (train_here(small_data, tmp_path, *STILL) / "log.txt").read_text()
     assert (
-        "warning: model.freeze=[backbone] keeps weights that were drawn at random; give weights to "
-        "begin with by --init, or set model.freeze=[]\n"
+        "warning: model.freeze=[backbone]: meant for weights that are trained already, and all of "
+        "this run were drawn by run.seed; begin another run with --init FILE, or leave this out\n"
     ) in log
     with pytest.raises(Reported) as error:
         train_here(small_data, tmp_path, *STILL, f"--init={checkpoint}")

@@ -240,7 +240,7 @@ NO_IMAGES = r"/val holds no images \(.jpeg .*set data.root"
 @pytest.mark.parametrize(
     ("images", "wanted"),
     [
-        ([], "the data directory .* does not exist; .*pipeline.prepare demo, or lay "),
+        ([], "the data directory .* does not exist; .*demo, .* split, or lay "),
         (["train/a/1.jpg"], "has no folder val; lay the images out as .*/val/<class>"),
         (
             ["train/a/1.jpg", "validation/a/1.jpg"],
@@ -253,6 +253,12 @@ NO_IMAGES = r"/val holds no images \(.jpeg .*set data.root"
             ["train/a/1.jpg", "validation"],
             "has no folder val; lay the images out as .*/val/<class>",
         ),
+        (
+            ["a b/1.jpg", "c/1.jpg", "notes/1.txt", "2.jpg"],
+            "holds 2 class folders and no train and val; make them with python -m pipeline.prepare "
+            "split --from (/.*/data) --to \\1-split --val 0.2, and set data.root=\\1-split$",
+        ),
+        (["notes/1.txt"], "has no folder val; lay the images out as .*/val/<class>"),
         (["val/1.jpg", "val/2.jpg"], "val holds 2 images but no class folders, .*/val/<class>/"),
         (["val/.hidden"], NO_IMAGES),
         (["val/a/notes.txt", "val/b/notes.txt"], NO_IMAGES),
@@ -267,6 +273,14 @@ def test_what_is_no_data_set_says_how_to_lay_it_out(tmp_path, images, wanted):
         add_image(tmp_path / "data" / name)
     with pytest.raises(ValueError, match=wanted):
         open_manifest(tmp_path / "data", "val")
+
+
+def test_half_of_a_data_set_is_told_where_the_whole_is(root):
+    add_image(root / "val" / "a" / "1.jpg")
+    wanted = "train is a half of a data set; set data.root=(/.*), which holds train and val$"
+    with pytest.raises(ValueError, match=wanted) as raised:
+        open_manifest(root / "train", "train")
+    assert f"data.root={root}, " in str(raised.value)
 
 
 def test_images_next_to_the_class_folders_are_reported(root, caplog):

@@ -10,6 +10,8 @@ import pytest
 from made_lines import line
 from one_process import config_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from pipeline.system.files import Room
@@ -145,6 +147,19 @@ def test_no_line_is_drawn_in_two_charts_and_titles_name_the_lines():
     (stack,) = [title for title in titles if title.startswith("where the time goes")]
     places = [stack.index(name.replace("_", " ")) for name in STACKED]
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_crops_that_grow_have_a_chart_beside_the_speed_they_change(tmp_path, grows):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    monitor = RunMonitor(RunFolder(folder), config_of(tmp_path, tmp_path), 0, 0, 100)
+    monitor.train(line("train", 10, **({"image_size": 32} if grows else {})))
+    monitor.close()
+    (event,) = read(folder).Tensors(CONFIG_SUMMARY_TAG)
+    speed = Layout.FromString(event.tensor_proto.string_val[0]).category[1]
+    drawn = [series.value for chart in speed.chart for series in chart.margin.series]
+    assert ("train/image_size" in drawn) == grows
 
 
 def test_the_error_is_drawn_in_percent_and_edges_come_after_all_curves():
