@@ -86,8 +86,8 @@ def groups_of(looks: Sequence[Look]) -> list[int]:
 
 
 def near(hashes: NDArray[np.uint8], small: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
-    """Yield pairs of rows of `hashes` (n, 32) that differ in at most `MOST_BITS` bits, and of the small
-    copies (n, levels) in at most `MOST_LEVELS` anywhere.
+    """Yield pairs of rows of `hashes` (n, 32) that differ in at most `MOST_BITS` bits, and of the
+    small copies (n, levels) in at most `MOST_LEVELS` anywhere.
 
     Only rows that share a band of two bytes are compared, each with the next ones in the order of
     all bytes from that band on: a chain of near ones is found, not every pair in it.

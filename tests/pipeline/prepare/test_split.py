@@ -278,7 +278,9 @@ def test_what_cannot_be_split_is_refused(tmp_path, counts, options, message):
 
 def test_packed_classes_are_named(source, tmp_path):
     shutil.make_archive(str(tmp_path / "packed" / "cat"), "tar", source / "cat")
-    with pytest.raises(ConfigError, match="no class folders, and what is packed, as cat.tar is, is"):
+    with pytest.raises(
+        ConfigError, match="no class folders, and what is packed, as cat.tar is, is"
+    ):
         split(tmp_path / "packed", tmp_path / "own")
 
 
