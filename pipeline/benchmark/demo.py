@@ -25,8 +25,10 @@ from pipeline.benchmark.plain_script import Task
 from pipeline.benchmark.processes import environment, installed_engines, pick_kind
 from pipeline.benchmark.rank_options import DemoOptions
 from pipeline.benchmark.result import Result, Spread, interleave, ratio
-from pipeline.config import Config, ConfigError, require
+from pipeline.config import Config, ConfigError, later_defaults, plain, require
+from pipeline.config.idle import idle_settings
 from pipeline.config.reading import config_of, read_yaml
+from pipeline.config.setting import shown
 from pipeline.data.index.manifest import open_manifest
 from pipeline.prepare import demo
 from pipeline.prepare import options as prepare
@@ -211,30 +213,38 @@ def _data(options: DemoOptions, folder: Path) -> Path:
 
 def _require_plain(config: Config, options: DemoOptions) -> None:
     """Raises `ConfigError` unless the script can train as `config` says."""
-    data, optim, schedule = config.data, config.optim, config.schedule
+    data, schedule = config.data, config.schedule
     for name, value, known in (
         ("data.dataset", data.dataset, None),
         ("data.train_crop", data.train_crop, "random_resized_crop"),
         ("data.flip", data.flip, True),
         ("data.color_std", data.color_std, None),
         ("data.mean", data.mean, "imagenet"),
-        ("optim.optimizer", optim.optimizer, "sgd"),
-        ("optim.nesterov", optim.nesterov, False),
-        ("optim.clip_norm", optim.clip_norm, None),
         ("schedule.rule", schedule.rule, "steps"),
+        *_later(config),
         ("schedule.steps", schedule.steps, None),
         ("schedule.drop_steps", schedule.drop_steps, None),
     ):
         if value != known:
             raise ConfigError(
-                f"--config={options.training} has {name}={value}, and the plain script knows only "
-                f"{known}; choose another configuration"
+                f"--config={options.training} has {name}={shown(value)}, and the plain script "
+                f"knows only {shown(known)}; choose another configuration"
             )
     require(
         data.global_batch_size % options.ranks == 0,
         f"--ranks={options.ranks} must divide data.global_batch_size={data.global_batch_size} of "
         f"--config={options.training}",
     )
+
+
+def _later(config: Config) -> list[tuple[str, Any, Any]]:
+    """Settings that came after the script, of which it knows none: name, value and default."""
+    idle = idle_settings(config.values())
+    return [
+        (name, plain(config.get(name)), default)
+        for name, default in later_defaults().items()
+        if name not in idle
+    ]
 
 
 def _table(spreads: dict[str, Spread], sides: list[str]) -> list[tuple[str, ...]]:

@@ -28,7 +28,7 @@ from pipeline.config.training import ModelConfig, OptimConfig, ScheduleConfig
 
 __all__ = [
     "Config", "ConfigError", "DataConfig", "ModelConfig", "OptimConfig", "RunConfig",
-    "ScheduleConfig", "later_defaults", "names_for", "names_of", "plain", "require",
+    "ScheduleConfig", "later_defaults", "lists", "names_for", "names_of", "plain", "require",
     "setting_names", "setting_types", "settings",
 ]  # fmt: skip
 

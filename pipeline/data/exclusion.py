@@ -90,7 +90,10 @@ class Exclusions:
         for image in order.replacements(position):
             if not self.holds(image, position):
                 return image
-        raise ValueError(f"all {order.drawn_from(position)} are excluded; see the data set")
+        raise ValueError(
+            f"no {order.drawn_from(position)} are left, all are excluded; repair those that "
+            "python -m pipeline.prepare verify names"
+        )
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ class GlobalOrder(Order):
 
     def drawn_from(self, position: int) -> str:
         """Return in words what the image at `position` is one of."""
-        return f"{self.num_images} training images"
+        return "training images"
 
     def permutation(self, epoch: int) -> NDArray[np.int32]:
         """Return the order of an epoch, (num_images,) int32, and start computing the next one."""

@@ -74,7 +74,7 @@ class BalancedOrder(Order):
     def drawn_from(self, position: int) -> str:
         """Return in words what the image at `position` is one of."""
         label = int(self._turns(np.array([position], dtype=np.int64))[0][0])
-        return f"{self._counts[label]} training images of class {self._classes[label]}"
+        return f"training images of class {self._classes[label]}"
 
     def digest(self, epoch: int) -> str:
         """Return 16 hex digits that name the order of the beginning of an epoch, for the log."""

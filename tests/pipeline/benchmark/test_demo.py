@@ -71,6 +71,15 @@ def test_what_the_script_does_not_know_is_refused(config, small_data):
         demo.run(options)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("mixup", 0.2), ("repeats", 2), ("augment", "trivial"), ("val_size", 24)]
+)
+def test_what_came_after_the_script_is_refused(config, small_data, name, value):
+    options = DemoOptions(config(data={name: value}), str(small_data))
+    with pytest.raises(ConfigError, match=f"has data.{name}={value}, and the plain script knows"):
+        demo.run(options)
+
+
 def test_a_call_that_fails_ends_the_benchmark(config, small_data, tmp_path, capfd):
     (tmp_path / "empty" / "train").mkdir(parents=True)
     call = demo.DemoCall(
