@@ -228,11 +228,11 @@ def network_in(tensors: Mapping[str, Tensor]) -> Network | None:
 
 
 def _warn_of_drawn_parts(model: ModelConfig) -> None:
-    if model.freeze:
+    if parts := model.freeze:
         log.warning(
-            "warning: model.freeze=%s keeps weights that were drawn at random; give weights to "
+            "warning: model.freeze=[%s] keeps weights that were drawn at random; give weights to "
             "begin with by --init, or set model.freeze=[]",
-            shown(model.freeze),
+            ",".join(parts),
         )
 
 
