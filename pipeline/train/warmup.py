@@ -44,7 +44,7 @@ class ErrorWindow:
         return self._warmup if self.end is None else None
 
     def add(self, counts: Tensor) -> None:
-        """Adds a micro-batch's `counts` (2,), those of `correct_counts`, without a host sync."""
+        """Adds a micro-batch's `correct_counts`, without a host sync."""
         if self._open_warmup() is not None:
             self._hits += counts[:1]
 
