@@ -204,7 +204,7 @@ def test_what_is_no_image_is_passed_over_and_counted(source, tmp_path, capsys):
     assert sum(len(files) for classes in found.values() for files in classes.values()) == 17
     said = capsys.readouterr().out
     assert "2 names that begin with a dot (the first .cache)" in said
-    assert "1 folders inside class folders (the first cat/more)" in said
+    assert "1 folder inside class folders (the first cat/more)" in said
     assert "1 .txt files (the first cat/list.txt)" in said
     assert "1 files outside class folders (the first notes.txt)" in said
 
