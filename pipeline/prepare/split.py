@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.config import ConfigError, require
-from pipeline.data.index.passed import HIDDEN, NESTED, Passed
+from pipeline.data.index.passed import HIDDEN, NESTED, OUTSIDE, Passed
 from pipeline.data.index.survey import name_few
 from pipeline.data.index.window import is_image
 from pipeline.prepare.alike import Look, groups_of, look_of
@@ -94,7 +94,7 @@ def _classes(source: Path, passed: Passed) -> dict[str, list[str]]:
         if name.startswith("."):
             passed.add(HIDDEN, name)
         elif not (source / name).is_dir():
-            passed.add("files outside class folders", name)
+            passed.add(OUTSIDE, name)
         else:
             found[name] = _images(source, name, passed)
     require(

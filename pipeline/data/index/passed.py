@@ -9,6 +9,7 @@ from collections.abc import Iterable
 HIDDEN = "names that begin with a dot"
 NESTED = "folders inside class folders"
 LOOSE = "images outside class folders and containers"
+OUTSIDE = "files outside class folders"
 TO_NOWHERE = "links to nothing"
 SPECIAL = "special files (FIFOs, sockets, devices)"
 UNUSED_LABELS = "label files without an image"
@@ -19,6 +20,7 @@ _OF_ONE = {
     HIDDEN: "name that begins with a dot",
     NESTED: "folder inside class folders",
     LOOSE: "image outside class folders and containers",
+    OUTSIDE: "file outside class folders",
     TO_NOWHERE: "link to nothing",
     SPECIAL: "special file (FIFO, socket, device)",
     UNUSED_LABELS: "label file without an image",

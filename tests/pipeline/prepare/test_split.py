@@ -205,8 +205,8 @@ def test_what_is_no_image_is_passed_over_and_counted(source, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "2 names that begin with a dot (the first .cache)" in said
     assert "1 folder inside class folders (the first cat/more)" in said
-    assert "1 .txt files (the first cat/list.txt)" in said
-    assert "1 files outside class folders (the first notes.txt)" in said
+    assert "1 .txt file (the first cat/list.txt)" in said
+    assert "1 file outside class folders (the first notes.txt)" in said
 
 
 def test_an_empty_target_is_filled(source, tmp_path):
