@@ -17,6 +17,7 @@ CAPTIONS = {
     "cluster": "needs a Slurm cluster",
     "imagenet": "needs ImageNet",
     "cifar-10": "needs CIFAR-10",
+    "own": "needs your images and weights to begin with",
     "minutes": "takes minutes",
     "server": "runs until Ctrl-C",
 }

@@ -17,6 +17,7 @@ NEEDS = {
     "cluster": "a Slurm cluster",
     "imagenet": "ImageNet, or a network trained on it",
     "cifar-10": "CIFAR-10, or a network trained on it",
+    "own": "images of the reader's, and weights that others trained",
     "minutes": "minutes, or an environment to be set up",
     "server": "somebody to stop it",
 }

@@ -231,7 +231,7 @@ class DataConfig:
         )
         require(
             self.val_resize >= self.view_size,
-            f"data.val_resize={self.val_resize} must be at least {self.shown_view_size}",
+            f"data.val_resize={self.val_resize} must be at least {self.shown_view_size}; raise it",
         )
 
     def _check_effects(self) -> None:

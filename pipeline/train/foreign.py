@@ -17,6 +17,9 @@ from pipeline.system.words import shell_word
 _WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put in front of every name."""
 
+_COUNT_OF_AVERAGES = "n_averaged"
+"""What torch's AveragedModel, of which torchvision saves its EMA, holds beside its `module.`"""
+
 _REBUILT_BY_TORCH = ("torch._utils ", "torch.storage ", "torch._tensor ", "collections OrderedDict")
 _PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _PICKLES = 4  # a torch file of before 1.6: three about itself, then what was saved
@@ -167,6 +170,7 @@ def state_dict_in(content: Any) -> dict[str, Tensor]:
     if not _by_name(content) and len(within) != 1:
         raise NotWeights(_unclear(content, within))
     found = dict(content) if _by_name(content) else dict(content[within[0]])
+    found.pop(_COUNT_OF_AVERAGES, None)
     while prefix := next((p for p in _WRAPPERS if all(n.startswith(p) for n in found)), None):
         found = {name.removeprefix(prefix): value for name, value in found.items()}
     return found

@@ -127,7 +127,11 @@ def require_same_start(path: Path, stored: Mapping[str, Any], init: str | None) 
 
 def _read(path: Path) -> Weights:
     if not path.is_file():
-        raise ValueError(f"--init {path} does not exist; give the path of a file of weights")
+        wrong = "is not a file" if path.exists() else "does not exist"
+        raise ValueError(
+            f"--init {path} {wrong}; give the path of a file of weights, such as resnet50.pth or "
+            "runs/<name>/checkpoints/best.pt"
+        )
     return read_weights_or_checkpoint(path, "--init")
 
 

@@ -113,6 +113,10 @@ def from_facts(facts: Mapping[str, Any], image: Any | None) -> Description | Non
         raise ValueError(f"its metadata is damaged ({type(error).__name__}: {error})") from error
 
 
+_OF_TORCH = (b"PK", b"\x80")
+"""How a file of torch.save begins: a ZIP archive, or from before PyTorch 1.6 a pickle."""
+
+
 @dataclass(frozen=True)
 class Weights:
     """Tensors by name, what the file says about them, if one of ours, and its SHA-256 in hex.
@@ -211,6 +215,11 @@ def _unpickled(stored: bytes) -> Any:
         return torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
     except Exception as error:
         what = foreign.inside(stored)
+        if what is None and not stored.startswith(_OF_TORCH):
+            what = (
+                "it is neither a file of torch.save nor safetensors; give a .pth, a .safetensors "
+                "or a checkpoint of this program"
+            )
         if what is None:
             raise
         raise foreign.NotWeights(what) from error

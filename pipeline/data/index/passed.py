@@ -10,6 +10,7 @@ HIDDEN = "names that begin with a dot"
 NESTED = "folders inside class folders"
 OUTSIDE = "files outside class folders"  # of `prepare split`
 LOOSE = "images outside class folders and containers"
+OUTSIDE = "files outside class folders"
 TO_NOWHERE = "links to nothing"
 SPECIAL = "special files (FIFOs, sockets, devices)"
 UNUSED_LABELS = "label files without an image"
@@ -21,6 +22,7 @@ _OF_ONE = {
     NESTED: "folder inside class folders",
     OUTSIDE: "file outside class folders",
     LOOSE: "image outside class folders and containers",
+    OUTSIDE: "file outside class folders",
     TO_NOWHERE: "link to nothing",
     SPECIAL: "special file (FIFO, socket, device)",
     UNUSED_LABELS: "label file without an image",

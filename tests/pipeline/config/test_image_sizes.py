@@ -136,8 +136,8 @@ def test_what_is_no_mapping_of_numbers_is_answered_with_one(text, rule):
             {"val_size": 40, "dataset": "cifar-10", "train_crop": "padded", "image_size": 32},
             "data.val_size=40 is not for data.dataset=cifar-10, whose images are not",
         ),
-        ({"val_size": 288}, "data.val_resize=256 must be at least data.val_size=288"),
-        ({"image_size": 288}, "data.val_resize=256 must be at least data.image_size=288"),
+        ({"val_size": 288}, "data.val_resize=256 must be at least data.val_size=288; raise it"),
+        ({"image_size": 288}, "data.val_resize=256 must be at least data.image_size=288; raise it"),
         ({"val_size": 0}, "data.val_size=0 must be at least 1, or null"),
     ],
 )  # fmt: skip

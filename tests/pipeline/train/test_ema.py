@@ -294,6 +294,10 @@ def test_each_validation_has_both_and_the_run_says_so(whole):
     assert as_json(list_runs(whole.parent))["runs"][0]["best_ema_top1"] == state.best_ema_top1
 
 
+def test_what_is_said_of_a_network_is_said_once(whole):
+    assert (whole / "log.txt").read_text().count("norm layers: ") == 1
+
+
 def test_best_is_the_checkpoint_of_its_best_top1(whole):
     lines = [line for line in metrics(whole) if line["event"] == "val"]
     best = max(lines, key=lambda line: (line["ema_top1"], line["step"]))

@@ -128,6 +128,7 @@ def wrapped(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tens
         lambda state: {"epoch": 3, "state_dict": wrapped(state, "module."), "best_acc1": 0.7},
         lambda state: {"model": wrapped(state, "_orig_mod."), "optimizer": {"state": {0: {}}}},
         lambda state: wrapped(state, "module._orig_mod."),
+        lambda state: wrapped(state, "module.") | {"n_averaged": torch.tensor(9)},  # an EMA
     ],
 )
 def test_weights_are_taken_out_of_what_others_save(state, tmp_path, suffix, change):

@@ -226,6 +226,18 @@ def test_a_pickled_module_is_refused_with_what_to_save_instead(tmp_path, zipped)
         assert part in str(error.value)  # fmt: skip
 
 
+@pytest.mark.parametrize("content", [b"data:\n  root: data/own\n", b"\x89PNG\r\n\x1a\n", b""])
+def test_a_file_of_another_kind_is_refused_in_words_of_this_program(tmp_path, content):
+    path = tmp_path / "own.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        take(path)
+    assert str(error.value) == (
+        f"--init {path} cannot be used: it is neither a file of torch.save nor safetensors; give a "
+        ".pth, a .safetensors or a checkpoint of this program"
+    )
+
+
 def test_a_damaged_checkpoint_is_refused(checkpoint, tmp_path):
     stored = bytearray(checkpoint.read_bytes())
     stored[len(stored) // 2] ^= 1
@@ -384,6 +396,7 @@ def test_a_run_that_began_without_does_not_go_on_with_one(checkpoint, small_data
 @pytest.mark.parametrize(
     ("name", "told"),
     [("none.pth", "does not exist; give the path of a file of weights"),
+     (".", "is not a file; give the path of a file of weights, such as resnet50.pth or "),
      ("resnet.pth", "holds the weights of a ResNet-18 B, and the network is a CIFAR ResNet-8 A")],
 )  # fmt: skip
 def test_a_run_does_not_begin_with_a_file_that_is_wrong(small_data, tmp_path, name, told):
