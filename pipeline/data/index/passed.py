@@ -20,7 +20,6 @@ LINKS = "links inside archives"
 _OF_ONE = {
     HIDDEN: "name that begins with a dot",
     NESTED: "folder inside class folders",
-    OUTSIDE: "file outside class folders",
     LOOSE: "image outside class folders and containers",
     OUTSIDE: "file outside class folders",
     TO_NOWHERE: "link to nothing",
