@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -60,12 +61,20 @@ def nodes_from_json(text: str) -> tuple[Node, ...]:
     return tuple(Node(**node) for node in json.loads(text))
 
 
+class Killed(ConfigError):
+    """One of Slurm's commands was ended by a signal."""
+
+
 def output_of(*command: str) -> str:
-    """The output of one of Slurm's commands. Raises `ConfigError` if it fails."""
+    """The output of one of Slurm's commands. Raises `ConfigError` if it fails, `Killed` if a signal
+    ends it."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigError(f"{' '.join(command)} cannot be run: {error}") from error
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise Killed(f"{' '.join(command)} was ended by {name}")
     said = " ".join((done.stderr or done.stdout).split())
     require(done.returncode == 0, f"{' '.join(command)} failed: {said}")
     return done.stdout

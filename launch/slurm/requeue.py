@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from launch.slurm import say
-from launch.slurm.allocation import Allocation, output_of
+from launch.slurm.allocation import Allocation, Killed, output_of
 from pipeline.config import ConfigError
 from pipeline.system import console
 from pipeline.system.failure import ExitCode, say_error
@@ -114,8 +114,10 @@ class End:
 
 def requeue(job: str) -> None:
     """Requeues the job: it starts again as soon as Slurm has the nodes."""
+    # Slurm ends the job's processes at once, and so may end the command before it returns.
     try:
-        output_of("scontrol", "requeue", job)
+        with contextlib.suppress(Killed):
+            output_of("scontrol", "requeue", job)
     except ConfigError as error:
         say(f"stopped with a checkpoint, but not requeued ({error}); submit it again to resume")
     else:

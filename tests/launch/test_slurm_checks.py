@@ -123,6 +123,13 @@ def test_a_signal_that_killed_ranks_while_they_loaded_is_no_failure(tmp_path, sc
     assert "SIGUSR1 came before the first step" in capsys.readouterr().out
 
 
+def test_a_requeue_that_ends_its_own_command_is_one(tmp_path, install, capsys):
+    """Slurm ends all processes of a job that it requeues, `scontrol` among them."""
+    install("scontrol", "kill -TERM $$")
+    assert End(tmp_path, ONCE, requeue=True).report(138, signal.SIGUSR1) == 75
+    assert "job 7 is requeued and will resume" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("steps_now", [3, 5])
 def test_a_limit_too_short_for_a_step_does_not_requeue_for_ever(
     tmp_path, scontrol, capsys, steps_now
