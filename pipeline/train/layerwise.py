@@ -8,6 +8,7 @@ the scale of fp16's gradients and the flag of a step that is to be skipped stay 
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ _LARS_EPSILON = 1e-8
 _LAMB_EPSILON = 1e-6
 
 
-class _Layerwise(torch.optim.Optimizer):
+class _Layerwise(torch.optim.Optimizer, ABC):
     """The groups, loss scaling and the layer's scale that LARS and LAMB have in common.
 
     Parameters without a gradient are left alone. Gradients are only read.
@@ -44,10 +45,10 @@ class _Layerwise(torch.optim.Optimizer):
     def _begin(self) -> None:
         """What a step does once, before its groups."""
 
+    @abstractmethod
     def _update(
         self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]
-    ) -> None:
-        raise NotImplementedError
+    ) -> None: ...
 
     def _gradients(self, parameters: list[Tensor]) -> list[Tensor]:
         """The gradients without fp16's scale; zeros in a step that is skipped."""

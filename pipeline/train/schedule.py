@@ -7,6 +7,7 @@ No schedule holds state: a checkpoint needs the position and the history, of whi
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -192,7 +193,7 @@ class PlateauDrops:
 
 
 @dataclass(frozen=True)
-class Curve:
+class Curve(ABC):
     """A fall by position, from the peak at the end of the warm-up to a floor at the run's end."""
 
     end: int
@@ -211,14 +212,14 @@ class Curve:
         gone = (position - start) / (self.end - start)
         return self.floor + (1 - self.floor) * self.height(gone)
 
+    @abstractmethod
     def height(self, gone: float) -> float:
         """The curve itself, from 1 to 0, where a share `gone` of its length lies behind."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """What it is called in the log."""
-        raise NotImplementedError
 
     def describe(self, global_batch_size: int, total_steps: int) -> str:
         """A few words for the log: the curve, its floor, and its end in steps and images."""
