@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.normalisation import IMAGENET, Normalisation
-from pipeline.data.order import draws_of
+from pipeline.data.order import between, draws_of
 
 Place = Literal["centre", "top left", "top right", "bottom left", "bottom right"]
 PLACES: tuple[Place, ...] = ("centre", "top left", "top right", "bottom left", "bottom right")
@@ -179,8 +179,8 @@ class RandomResizedCrop(_ColouredCrop):
         self, high: Sides, wide: Sides, area_draws: Floats, aspect_draws: Floats
     ) -> tuple[Floats, Floats]:
         """Return the sides (B,) of each image's first try that fits, 0 where none does."""
-        areas = high * wide * _between(area_draws, *self.area)
-        log_aspect = _between(aspect_draws, math.log(self.aspect[0]), math.log(self.aspect[1]))
+        areas = high * wide * between(area_draws, *self.area)
+        log_aspect = between(aspect_draws, math.log(self.aspect[0]), math.log(self.aspect[1]))
         aspects = np.exp(log_aspect)
         try_high = np.rint(np.sqrt(areas / aspects))
         try_wide = np.rint(np.sqrt(areas * aspects))
@@ -313,10 +313,6 @@ def whole_boxes(heights: NDArray[np.integer], widths: NDArray[np.integer]) -> ND
 def _sides(pixels: NDArray[np.int32]) -> Sides:
     # int64: the area of the largest JPEG, 65,500 pixels a side, does not fit 32 bits.
     return np.maximum(pixels, 1).astype(np.int64)
-
-
-def _between(draws: Floats, low: float, high: float) -> Floats:
-    return low + draws * (high - low)
 
 
 def _resized_sides(high: Sides, wide: Sides, short_side: Sides | np.int64) -> tuple[Sides, Sides]:

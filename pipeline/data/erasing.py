@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.order import draws_of
+from pipeline.data.order import between, draws_of
 
 _TRIES = 10  # torchvision's RandomErasing gives up after ten
 
@@ -35,9 +35,9 @@ class RandomErasing:
         all 0 where nothing is erased; `words` are (B, words_per_position)."""
         draws = draws_of(words)
         assert len(draws) == self.words_per_position, f"{len(draws)} words a position"
-        areas = shape[0] * shape[1] * _between(draws[1 : 1 + _TRIES], *self.area)
+        areas = shape[0] * shape[1] * between(draws[1 : 1 + _TRIES], *self.area)
         low, high = (math.log(aspect) for aspect in self.aspect)
-        aspects = np.exp(_between(draws[1 + _TRIES : 1 + 2 * _TRIES], low, high))
+        aspects = np.exp(between(draws[1 + _TRIES : 1 + 2 * _TRIES], low, high))
         tries_high = np.rint(np.sqrt(areas * aspects))
         tries_wide = np.rint(np.sqrt(areas / aspects))
         fits = (tries_high < shape[0]) & (tries_wide < shape[1])
@@ -48,7 +48,3 @@ class RandomErasing:
         x = np.floor(draws[22] * (shape[1] - box_wide + 1))
         boxes = np.stack([y, x, box_high, box_wide], axis=1) * erased[:, None]
         return np.asarray(boxes, dtype=np.int32)
-
-
-def _between(draws: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
-    return low + draws * (high - low)

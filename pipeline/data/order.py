@@ -65,6 +65,11 @@ def draws_of(words: NDArray[np.uint64]) -> NDArray[np.float64]:
     return uniform(np.ascontiguousarray(words.T))
 
 
+def between(draws: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
+    """Return uniform numbers of [0, 1) as such of [low, high), same shape."""
+    return low + draws * (high - low)
+
+
 def epoch_permutation(seed: int, epoch: int, num_images: int) -> NDArray[np.int32]:
     """Return the order of one epoch, (num_images,) int32: a stable argsort of raw words.
 
