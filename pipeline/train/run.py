@@ -7,6 +7,7 @@ import gc
 import hashlib
 import logging
 import statistics
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from pipeline.train.init import start_facts, warn_of_drawn_weights
 from pipeline.train.lock import first_cause_kept, locked, record_hang
 from pipeline.train.metrics import Validation, counts_top5
 from pipeline.train.monitor.monitor import RunMonitor
+from pipeline.train.monitor.observer import Observer
 from pipeline.train.monitor.pictures import Pictures
 from pipeline.train.preflight import decode_largest, require_complete, try_step
 from pipeline.train.profile import open_profile
@@ -52,12 +54,12 @@ from pipeline.train.verdict import Figures, judge, seen
 log = logging.getLogger("trainyard")
 
 
-def run(config: Config, stop: StopSignal | None = None) -> None:
+def run(config: Config, stop: StopSignal | None = None, observers: Sequence[Observer] = ()) -> None:
     """Trains as `config` says; every way it can end is in `pipeline.system.failure`. `stop` is one
-    that listens already."""
+    that listens already; `observers` see on rank 0 what the run writes."""
     if stop is None:
         with StopSignal() as listening:
-            return run(config, listening)
+            return run(config, listening, observers)
     quiet = choose_sums(config, torch.device("cpu")) == "fixed"
     world = connect(config.run.step_timeout_sec, config.profile is not None, quiet)
     stop.hold()
@@ -82,7 +84,7 @@ def run(config: Config, stop: StopSignal | None = None) -> None:
                 on_gpu=trainer.decode.device.type == "cuda",
             )  # fmt: skip
             trainer.figures = _known_figures(config, trainer.decode, share.cores)
-            world.on_rank0(explained(folder)(lambda: _open_files(trainer)))
+            world.on_rank0(explained(folder)(lambda: _open_files(trainer, observers)))
             limit_sec = config.run.step_timeout_sec
             with (
                 contextlib.closing(trainer.monitor),
@@ -173,7 +175,7 @@ def _known_figures(config: Config, decode: DecodeSettings, cores: int) -> Figure
     )
 
 
-def _open_files(trainer: Trainer) -> None:
+def _open_files(trainer: Trainer, observers: Sequence[Observer]) -> None:
     """Opens the files of the run on rank 0, and logs its start."""
     config, state, run = trainer.config, trainer.state, trainer.folder
     header = "".join(f"# {name}: {value}\n" for name, value in versions().items())
@@ -185,6 +187,7 @@ def _open_files(trainer: Trainer) -> None:
         trainer.course.position(trainer.course.total_steps),
         Room(run.path, state.size_bytes(trainer.world.size)),
         Pictures(trainer.decode, trainer.loaders.stream, classes, root), counts_top5(len(classes)),
+        observers,
     )  # fmt: skip
     start = _start(trainer)
     trainer.monitor.write("start", start)

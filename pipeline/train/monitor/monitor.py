@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from pipeline.config import Config
@@ -14,6 +14,7 @@ from pipeline.system.console import log
 from pipeline.system.files import PatientFile, Room, replacing
 from pipeline.train.folder import RunFolder
 from pipeline.train.monitor.board import Board, event_files
+from pipeline.train.monitor.observer import Observer
 from pipeline.train.monitor.pictures import Pictures
 from pipeline.train.monitor.progress import Progress, val_line
 from pipeline.train.validation import ErrorAnalysis
@@ -50,13 +51,15 @@ class RunMonitor(Monitor):
 
     `position` is where the run resumes: what an earlier start wrote beyond it is removed,
     so that no step appears twice. `validations` is how many the checkpoint knows of; `top5` whether
-    that is counted.
+    that is counted. `observers` see every line that is written.
     """
 
     def __init__(
         self, run: RunFolder, config: Config, position: int, validations: int, total_images: int,
         room: Room | None = None, pictures: Pictures | None = None, top5: bool = True,
+        observers: Sequence[Observer] = (),
     ) -> None:  # fmt: skip
+        self._observers = observers
         room = room or Room(run.path)
         self._pictures = pictures
         if event_files(run.tensorboard) and not run.metrics.exists():
@@ -77,6 +80,8 @@ class RunMonitor(Monitor):
         stamped = {"event": event, **metrics, "time": time.time()}
         self._file.write((json.dumps(stamped, allow_nan=False) + "\n").encode())
         self._board.draw(stamped)
+        for observer in self._observers:
+            observer.see(stamped)
 
     def train(self, metrics: Metrics, verdict: str = "") -> None:
         self.write("train", metrics)
@@ -97,11 +102,15 @@ class RunMonitor(Monitor):
 
     def advance(self, position: int) -> None:
         self._progress.move(position)
+        for observer in self._observers:
+            observer.advance(position)
 
     def close(self) -> None:
-        self._progress.close()
-        self._board.close()
-        self._file.close()
+        with ExitStack() as ends:  # all of them, whatever one raises
+            for close in (self._file.close, self._board.close, self._progress.close):
+                ends.callback(close)
+            for observer in self._observers:
+                ends.callback(observer.close)
 
 
 @contextmanager
