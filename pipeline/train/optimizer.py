@@ -109,9 +109,9 @@ def _state_keys(optimizer: torch.optim.Optimizer, momentum: float) -> tuple[str,
 
 
 def take_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
-    """The part of a checkpoint that is the optimizer's: `momentum` by parameter name, on the CPU,
-    strides kept; of LAMB also `lamb`, which has the second moments and how often it has stepped. A
-    host sync.
+    """The part of a checkpoint that is the optimizer's: `momentum` by parameter name, the tensors
+    themselves, which the next update changes; of LAMB also `lamb`, which has the second moments and
+    how often it has stepped, a host sync.
 
     Not `optimizer.state_dict()`: that also holds settings (fused, foreach) which belong to the
     machine, and which loading would carry over to another.
@@ -151,9 +151,7 @@ def moments_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
 def _named(optimizer: torch.optim.Optimizer, model: nn.Module, key: str) -> dict[str, Tensor]:
     states = {name: optimizer.state.get(one, {}) for name, one in model.named_parameters()}
     return {
-        name: state[key].detach().cpu().clone()
-        for name, state in states.items()
-        if state.get(key) is not None
+        name: state[key].detach() for name, state in states.items() if state.get(key) is not None
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.norm import running_statistics, swapped_statistics
+from pipeline.model.norm import running_statistics
 from pipeline.ranks.world import World
 
 
@@ -31,10 +31,19 @@ def mean_statistics(gathered: Tensor, model: nn.Module) -> list[Tensor]:
 
 
 def portable_state(model: nn.Module, gathered: Tensor) -> dict[str, Tensor]:
-    """A copy of the state_dict of `model` on the CPU, with the mean over ranks of its running
-    statistics."""
-    with swapped_statistics(model, mean_statistics(gathered, model)):
-        return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    """The state_dict of `model`, with the mean over ranks of its running statistics.
+
+    The parameters are the model's own, which only an update changes; buffers, which the next
+    forward pass changes, are copies on the CPU.
+    """
+    means = mean_statistics(gathered, model)
+    mean_of = {id(own): mean for own, mean in zip(running_statistics(model), means, strict=True)}
+    return {
+        name: value.detach()
+        if isinstance(value, nn.Parameter)
+        else mean_of.get(id(value), value).detach().cpu().clone()
+        for name, value in model.state_dict(keep_vars=True).items()
+    }
 
 
 def restore_statistics(

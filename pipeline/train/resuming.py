@@ -103,7 +103,9 @@ def _require_never_saved(run: RunFolder, started_from: str | None) -> None:
     saved = [
         line["step"]
         for line in read_metrics(run.metrics)
-        if line["event"] in ("val", "done") or (line["event"] == "start" and line["step"] > 0)
+        if line["event"] == "done"
+        or (line["event"] == "val" and line.get("saved", True))
+        or (line["event"] == "start" and line["step"] > 0)
     ]
     if saved:
         raise ValueError(

@@ -24,12 +24,11 @@ log = logging.getLogger("trainyard")
 
 
 class SaveError(TrainingError):
-    """A checkpoint cannot be written. `reason` names it and the last good one, `fix` what to do;
-    `disk_full`: free space is all that it needs."""
+    """A checkpoint cannot be written. `reason` names it and the last good one, `fix` what to do."""
 
-    def __init__(self, reason: str, fix: str, disk_full: bool) -> None:
+    def __init__(self, reason: str, fix: str) -> None:
         super().__init__(f"{reason}; {fix} and start again")
-        self.reason, self.fix, self.disk_full = reason, fix, disk_full
+        self.reason, self.fix = reason, fix
 
 
 class SaveClock:
@@ -61,7 +60,6 @@ class CheckpointFolder(Checkpoints):
     def __init__(self, folder: Path, keep: int) -> None:
         super().__init__(folder)
         self.keep = keep
-        self._missed = 0  # saves in a row for which the disk had no room
         self._damaged: set[int] = set()  # steps of the checkpoints that were read as such
 
     def save(self, step: int, content: Mapping[str, Any], best: bool = False) -> Path:
@@ -79,28 +77,7 @@ class CheckpointFolder(Checkpoints):
         if best:
             with self._writing(self.best, content):
                 self.link_best(path)
-        if self._missed:
-            self._missed = 0
-            log.info("there is room again: checkpoint %s is written", path)
         return path
-
-    def save_unless_full(self, step: int, content: Mapping[str, Any], best: bool = False) -> None:
-        """As `save`, but a full disk costs this checkpoint only, not the run. It is reported
-        at the first save that is missed, the 10th, the 100th and so on. Not for the last save, nor
-        when there is no checkpoint yet."""
-        try:
-            self.save(step, content, best)
-        except SaveError as error:
-            if not error.disk_full or not self.steps():
-                raise
-            self._missed += 1
-            if str(self._missed).rstrip("0") == "1":
-                log.warning(
-                    "warning: %s; %s: training continues and tries again at the next save%s%s",
-                    error.reason, error.fix,
-                    ", but best.pt stays that of an earlier validation" if best else "",
-                    f"; {self._missed} saves are missed by now" if self._missed > 1 else "",
-                )  # fmt: skip
 
     def _prune(self, step: int) -> None:
         """Removes all but the newest `keep` of those up to `step`, which has just been written."""
@@ -133,7 +110,6 @@ class CheckpointFolder(Checkpoints):
                 f"{_size_bytes(content) / 1e6:.1f} MB, and {free_mb} MB are free on its disk); "
                 f"{last}",
                 "make room there" if disk_full else "have that folder take files again",
-                disk_full,
             ) from error
 
     def remove_leftovers(self) -> None:

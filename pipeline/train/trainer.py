@@ -33,6 +33,7 @@ from pipeline.train.schedule import make_schedule, run_length
 from pipeline.train.state import TrainState, fingerprint, require_finite
 from pipeline.train.validation import ErrorAnalysis, require_learning, validate_state
 from pipeline.train.verdict import Figures, judge, seen
+from pipeline.train.writer import CheckpointWriter
 
 log = logging.getLogger("trainyard")
 
@@ -65,6 +66,7 @@ class Trainer:
         self.phases = Phases(world.heartbeat, decode.device)
         self.folder = RunFolder(config.run.path)
         self.checkpoints = CheckpointFolder(self.folder.checkpoints, config.run.keep_checkpoints)
+        self.writer = CheckpointWriter(self.checkpoints, decode.device, world.heartbeat)
         self.monitor = Monitor()
         self.profile = Profile()  # of no step, unless --profile asks for some
         self.figures = Figures()  # the figures of the verdict that are known before training begins
@@ -109,7 +111,7 @@ class Trainer:
         At the end of every epoch: save, validate, save the result. A validation that a stop left
         undone comes first. Raises `Stopped` after a signal, its checkpoint written.
         """
-        with closing(self.loaders), closing(self.feed()) as feed:
+        with closing(self.loaders), closing(self.feed()) as feed, closing(self.writer):
             self.start_clock()
             if self.validation_due:
                 self.validate_and_save()
@@ -187,6 +189,7 @@ class Trainer:
 
     def _update(self) -> Tensor | None:
         """Changes the weights by the averaged gradients. Returns as `train_step` does."""
+        self.writer.snapshot.before_update()
         state, found = self.state, None
         done = state.step + 1
         if done % self.config.run.log_every_steps == 0 or done == self.course.total_steps:
@@ -202,26 +205,25 @@ class Trainer:
         return found
 
     def save(self, best: bool = False, last: bool = False) -> None:
-        """Collective. Writes a checkpoint before the next step; does not change the training.
+        """Collective. Saves a checkpoint before the next step; does not change the training.
 
-        Never writes one after a non-finite loss. On a full disk the run continues
-        without, unless it is the `last` one of this start.
-        """
+        Never one after a non-finite loss. Where `writer` fails to write it the run continues
+        without, unless it is the `last` one of this start."""
         with self.phases("checkpoint", self.state.step), self.state.window.paused():
             self._require_finite_loss()
             content = self.content()
 
             def write() -> None:
+                self.writer.wait()
                 self.folder.require_of(self.world.start)
                 require_finite(content)
-                write_it = self.checkpoints.save if last else self.checkpoints.save_unless_full
-                write_it(self.state.step, content, best)
+                self.writer.save(self.state.step, content, best, last)
 
             self.world.on_rank0(write)
             self.saves.done(self.state.step)
 
     def content(self) -> dict[str, Any]:
-        """Collective. Returns the content of a checkpoint before the next step."""
+        """Collective. Returns the content of a checkpoint before the next step, until that."""
         return {
             "fingerprint": self.fingerprint,
             "position": self.position,
@@ -252,6 +254,7 @@ class Trainer:
                 "excluded": len(state.excluded.val),
                 "bn_spread": spread,
                 **analysis.class_top1(),
+                **self.writer.outcome(),
             }
             if not self._run_is_taken():  # else `save` ends all ranks
                 self.monitor.val(line, analysis)

@@ -31,6 +31,7 @@ from pipeline.config import ConfigError
 from pipeline.data.index.manifest import open_manifest
 from pipeline.prepare import files, imagenet, index, stage
 from pipeline.prepare.options import IndexOptions, StageOptions
+from pipeline.ranks.heartbeat import Heartbeat
 from pipeline.system.failure import Reported
 from pipeline.system.files import PatientFile, Room, write_text
 from pipeline.train.checkpoint import read_verified
@@ -39,6 +40,7 @@ from pipeline.train.folder import RunFolder
 from pipeline.train.monitor.monitor import RunMonitor
 from pipeline.train.saving import CheckpointFolder, SaveError
 from pipeline.train.trainer import Trainer
+from pipeline.train.writer import CheckpointWriter
 
 DISK_BYTES = 8 << 20  # more than a small run needs
 ROOM_BYTES = 100_000  # for words, not for a checkpoint of about 0.6 MB
@@ -164,10 +166,11 @@ def test_index_says_that_the_disk_is_full_and_goes_on(tmp_path, disk):
 
 
 def at_steps(monkeypatch: pytest.MonkeyPatch, what: dict[int, Callable[[], object]]) -> None:
-    """Something happens right before some of the real steps."""
+    """Something happens right before some of the real steps, when no save is in flight."""
     real = Trainer.train_step
 
     def step(self, *rest):
+        self.writer.wait()
         what.get(self.state.step, lambda: None)()
         return real(self, *rest)
 
@@ -192,7 +195,7 @@ def test_a_disk_that_was_full_for_a_while_costs_checkpoints_not_the_run(
         warning,
     )
     assert re.search(
-        r"there is room again: checkpoint \S+/step-000000007\.pt is written", told(run)
+        r"saves succeed again: checkpoint \S+/step-000000007\.pt is written", told(run)
     )
     folder = CheckpointFolder(run / "checkpoints", keep=3)
     assert folder.steps() == [2, 3, 7]
@@ -207,11 +210,13 @@ FILL_AT_STEP_3 = f"""
 import shutil, sys
 from pathlib import Path
 from pipeline.train.trainer import Trainer
+from pipeline.train.writer import CheckpointWriter
 from pipeline.system.failure import run_command
 from pipeline.train.__main__ import main
 real, disk = Trainer.train_step, Path(sys.argv[1])
 def step(self, *rest):
     if self.state.step == 3 and self.world.rank == 0:
+        self.writer.wait()
         (disk / 'filler').write_bytes(bytes(shutil.disk_usage(disk).free - {ROOM_BYTES}))
     return real(self, *rest)
 Trainer.train_step = step
@@ -258,34 +263,40 @@ def test_a_stop_without_room_is_a_failure(small_data, disk, monkeypatch):
     assert not (disk / "test" / "stopped.txt").exists()
 
 
-def test_without_a_checkpoint_to_fall_back_on_a_run_does_not_wait(disk, caplog):
+def writer_of(folder: CheckpointFolder) -> CheckpointWriter:
+    return CheckpointWriter(folder, torch.device("cpu"), Heartbeat())
+
+
+def test_each_time_without_room_is_told_once_and_the_last_save_fails(disk, caplog):
     folder = CheckpointFolder(disk / "checkpoints", keep=3)
-    content = {"model": torch.zeros(200_000)}
+    writer, content = writer_of(folder), {"model": torch.zeros(200_000)}
     fill(disk, ROOM_BYTES)
     wrong = "it needs about 0.8 MB, .* there is none yet; make room there and start again"
     with pytest.raises(SaveError, match=wrong):
-        folder.save_unless_full(1, content)
-    (disk / "filler").unlink()
+        writer.save(1, content, last=True)
     with caplog.at_level(logging.INFO, logger="trainyard"):
-        for step in range(1, 7):
-            if step in (2, 5):
+        for step in range(1, 8):
+            if step == 5:
                 fill(disk, ROOM_BYTES)
-            folder.save_unless_full(step, content)
-            if step in (3, 5):
+            writer.save(step, content)
+            writer.wait()
+            if step in (2, 5):
                 (disk / "filler").unlink()
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warnings) == 2  # one for each time, not for each save
-    assert "last good one is that of step 1" in warnings[0]
-    assert folder.steps() == [1, 4, 6]
+    assert "there is none yet; make room there: training continues and tries" in warnings[0]
+    assert "the last good one is that of step 4; make room there: training" in warnings[1]
+    assert folder.steps() == [4, 6, 7]
 
 
 def test_a_disk_that_stays_full_is_told_again_with_what_is_missed(disk, caplog):
     folder = CheckpointFolder(disk / "checkpoints", keep=3)
-    content = {"model": torch.zeros(200_000)}
+    writer, content = writer_of(folder), {"model": torch.zeros(200_000)}
     folder.save(0, content)
     fill(disk, ROOM_BYTES)
     for step in range(1, 102):
-        folder.save_unless_full(step, content)
+        writer.save(step, content)
+    writer.wait()
     told_of = [r.getMessage().partition("next save")[2] for r in caplog.records]
     assert told_of == [
         "", "; 10 saves are missed by now", "; 100 saves are missed by now"
@@ -300,16 +311,18 @@ def test_a_best_that_cannot_be_copied_leaves_the_checkpoint_and_prunes_the_old(
 
     monkeypatch.setattr(os, "link", refused)
     folder = CheckpointFolder(disk / "checkpoints", keep=2)
-    content = {"model": {"weight": torch.zeros(250_000)}}
+    writer, content = writer_of(folder), {"model": {"weight": torch.zeros(250_000)}}
     for step in (1, 2):
         folder.save(step, content)
     filler = fill(disk, 1_300_000)  # for the copy only once the oldest is gone
-    folder.save_unless_full(3, content, best=True)
+    writer.save(3, content, best=True)
+    writer.wait()
     assert folder.steps() == [2, 3] and read_verified(folder.best)
     assert caplog.text == ""
     filler.unlink()
     fill(disk, ROOM_BYTES)
-    folder.save_unless_full(4, content, best=True)
+    writer.save(4, content, best=True)
+    writer.wait()
     assert "but best.pt stays that of an earlier validation" in caplog.text
     assert folder.steps() == [2, 3]
 

@@ -41,7 +41,7 @@ _ABOUT = {
 }
 
 _DRAWN = ("train", "val")
-_NOT_DRAWN = ("event", "time", "step", "position", "images")  # axes and labels, not curves
+_NOT_DRAWN = ("event", "time", "step", "position", "images", "saved")  # no curves
 _LABELS = {None: "null", True: "true", False: "false"}
 _COMPARED_METRICS = ("val/best_top1", "val/top1", "val/loss", "train/images_per_sec")
 

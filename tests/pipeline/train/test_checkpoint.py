@@ -71,9 +71,7 @@ def test_what_is_written_is_read_back_with_bits_types_and_strides(tmp_path):
 
 
 @pytest.mark.parametrize("step", [4, 5])
-def test_a_write_that_the_disk_refuses_leaves_what_was_there_and_does_not_wait(
-    folder, monkeypatch, step
-):
+def test_a_write_that_the_disk_refuses_leaves_what_was_there(folder, monkeypatch, step):
     (path,) = save_steps(folder, 4)
     old = path.read_bytes()
 
@@ -86,7 +84,7 @@ def test_a_write_that_the_disk_refuses_leaves_what_was_there_and_does_not_wait(
         "is that of step 4; have that folder take files again and start again"
     )
     with pytest.raises(SaveError, match=refused):
-        folder.save_unless_full(step, content(5))
+        folder.save(step, content(5))
     assert path.read_bytes() == old
     assert folder.steps() == [4]
     assert not list(folder.folder.glob(".partial-*"))
