@@ -4,6 +4,9 @@ FAULT is `what:where:rank`, rank a number or `all`. A killed rank dies by SIGKIL
 kernel's out-of-memory killer:
   kill-step:5:1       before step 5 is computed, on rank 1
   kill-save:2:0       inside the second write of a checkpoint, when the file is half written
+  kill-writing:5:0    before step 5 is computed, when the file of the checkpoint saved last is half
+                      written; checkpoints of step 4 and later never reach the disk
+  sleep-save:2:0      the second write of a checkpoint never ends
   kill-validate:1:1   inside the first validation
   kill-average:5:1    inside the fifth average of gradients, which the others wait for
   nan-loss:4:0        the loss of step 4 is NaN
@@ -23,6 +26,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import queue
 import re
 import signal
 import sys
@@ -145,15 +149,12 @@ def install_elsewhere(what: str, count: int) -> None:
     from pipeline.ranks import buckets, gradients
     from pipeline.train import validation
 
-    if what == "kill-save":
+    if what in ("kill-save", "sleep-save"):
         # The content is on its way to the disk, the name is not there yet.
-        real_sync, of_file = os.fsync, at_count(os.fsync, count, die_with_half)
-
-        def sync(descriptor: int) -> None:
-            path = os.readlink(f"/proc/self/fd/{descriptor}")
-            (of_file if re.search(r"/checkpoints/.*-step-", path) else real_sync)(descriptor)
-
-        os.fsync = sync
+        fault = die_with_half if what == "kill-save" else sleep_for_ever
+        replace_sync(at_count(os.fsync, count, fault))
+    elif what == "kill-writing":
+        install_kill_writing(count)
     elif what == "kill-validate":
         validation.validate = at_count(validation.validate, count, lambda *_: die())
     elif what == "kill-average":
@@ -164,6 +165,44 @@ def install_elsewhere(what: str, count: int) -> None:
         stream.TrainStream.select = at_count(stream.TrainStream.select, count, sleep_for_ever)
     else:
         raise SystemExit(f"no fault is called {what}")
+
+
+def replace_sync(of_checkpoint: Callable[[int], object]) -> None:
+    """Gives the files of checkpoints another `os.fsync`."""
+    real_sync = os.fsync
+
+    def sync(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        (of_checkpoint if re.search(r"/checkpoints/.*-step-", path) else real_sync)(descriptor)
+
+    os.fsync = sync
+
+
+def install_kill_writing(at_step: int) -> None:
+    """Builds in a kill before step `at_step`, while the write before it is under way."""
+    from pipeline.train import trainer
+
+    real_step, real_sync = trainer.Trainer.train_step, os.fsync
+    now, writing = 0, queue.SimpleQueue[int]()
+
+    def sync(descriptor: int) -> None:
+        if now < at_step - 1:
+            return real_sync(descriptor)
+        writing.put(descriptor)
+        return sleep_for_ever()
+
+    def step(self: Any, *rest: Any) -> Any:
+        nonlocal now
+        if self.state.step == at_step:
+            die_with_half(writing.get(timeout=60.0))
+        found = real_step(self, *rest)
+        if self.state.step + 1 < at_step:
+            self.writer.wait()  # those before are on the disk
+        now = self.state.step + 1
+        return found
+
+    trainer.Trainer.train_step = step
+    replace_sync(sync)
 
 
 def main() -> None:

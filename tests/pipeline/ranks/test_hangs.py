@@ -47,6 +47,7 @@ CASES: dict[tuple[str, Engine], tuple[str, ...]] = {
     ("sleep-index:2:0", "torch"): (STARTS,),
     ("sleep-largest:2:1", "torch"): (STARTS,),
     ("sleep-end:1:1", "horovod"): (WATCHED, *SHORT),
+    ("sleep-save:2:0", "torch"): (WATCHED, *SHORT),
     ("sleep-exit:5:all", "horovod"): SHORT,
     ("slow-index:12:0", "torch"): (STARTS, *SHORT),
 }
@@ -203,6 +204,14 @@ def test_a_rank_that_blocks_after_the_last_step(hung):
     (error,) = job.errors
     assert re.search(rf"step_timeout_sec=4: {job.rank1} has been in phase end of step 7", error)
     assert job.codes[1] == FAILED and checkpoint_steps(job.run)[-1] == 7
+
+
+def test_a_write_that_never_ends_holds_up_the_next_save_and_no_step(hung):
+    job = hung["sleep-save:2:0", "torch"]
+    (error,) = job.errors
+    assert re.search(r"step_timeout_sec=4: rank 0 .* in phase checkpoint of step 6 ", error), error
+    assert "in sleep_for_ever" in job.stacks(0)
+    assert checkpoint_steps(job.run)[-1] == newest_checkpoint(job.run)["step"] == 2
 
 
 def test_a_rank_that_does_not_end_after_its_work(hung):
