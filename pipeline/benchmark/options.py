@@ -172,8 +172,9 @@ class StepOptions:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """What the model runs on; auto: a GPU where there is one."""
     parts: Literal["auto", "loop", "table", "both"] = "auto"
-    """loop: train_epoch against a bare loop. table: a whole step with each kind of norm layer, with
-    and without model.graphs. auto: the loop, and on a GPU the table too."""
+    """loop: train_epoch against a bare loop, and what a save costs it. table: a whole step with
+    each kind of norm layer, with and without model.graphs. auto: the loop, and on a GPU the table
+    too."""
     rounds: int = 13
     """Rounds of each side of the loop, in turn."""
     steps: int = 20

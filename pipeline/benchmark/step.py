@@ -1,5 +1,6 @@
-"""`benchmark step`: the training loop's own cost (`resident`), and whole steps with each kind of
-norm layer, plain and with `model.graphs`, as one table; with them a step's memory.
+"""`benchmark step`: the training loop's own cost (`resident`) and that of a save (`saves`), and
+whole steps with each kind of norm layer, plain and with `model.graphs`, as one table; with them a
+step's memory.
 
 Ratios to eager are of neighbours in time at the same batch. Shares are of the roofline for fused
 norm layers (`network.roofline`), made of what a copy and a matrix product reach in the same run.
@@ -8,8 +9,10 @@ norm layers (`network.roofline`), made of what a copy and a matrix product reach
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -20,6 +23,7 @@ from pipeline.benchmark.options import AMPS, DEPTHS, SIDES, StepOptions, chosen
 from pipeline.benchmark.plain import BACKENDS, Setting, train_setting
 from pipeline.benchmark.result import Result, Save, Spread, interleave, ratio
 from pipeline.model.backends import problem_of
+from pipeline.ranks.world import World
 
 _DESIGNS: tuple[Design, ...] = ("eager", "fused", "folded")
 _SHARE_OF: Design = "fused"
@@ -29,7 +33,7 @@ Found = TypeVar("Found")
 
 
 def run(options: StepOptions, save: Save = lambda result: None) -> Result:
-    """The loop (`resident.measure_loop`), then the table, as `options.parts` says.
+    """The loop (`resident.measure_loop`, `saves`), then the table, as `options.parts` says.
 
     `save` gets the result so far whenever something was added to it. The loop needs what training
     does, such as DALI; with a table too, it is named where it cannot run.
@@ -41,9 +45,7 @@ def run(options: StepOptions, save: Save = lambda result: None) -> Result:
     result = Result("step", {**vars(options), "device": str(device)}, figures={"not_run": {}})
     if options.parts != "table":
         try:
-            from pipeline.benchmark.resident import measure_loop
-
-            measure_loop(options, device, result)
+            _measure_loop(options, device, result)
         except Exception as error:
             if not wants_table:
                 raise
@@ -51,6 +53,20 @@ def run(options: StepOptions, save: Save = lambda result: None) -> Result:
     if wants_table:
         measure_table(options, device, result, save)
     return result
+
+
+def _measure_loop(options: StepOptions, device: torch.device, result: Result) -> None:
+    """Adds the loop, and saves in it, to `result`."""
+    from pipeline.benchmark.resident import measure_loop, resident_config, resident_training
+    from pipeline.benchmark.saves import measure_saves
+
+    measure_loop(options, device, result)
+    with tempfile.TemporaryDirectory() as folder:
+        images = options.images
+        config = resident_config(
+            options.depth, options.size, images, Path(folder), threads=options.threads
+        )
+        measure_saves(resident_training(config, World(), device), images, options.rounds, result)
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,11 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
 
+    @property
+    def in_flight(self) -> bool:
+        """Whether a write is in flight."""
+        return self._thread is not None and self._thread.is_alive()
+
     def close(self) -> None:
         """As `wait`, in a phase of its own. However a run ends, it keeps the lock of its folder for
         as long as it writes there."""

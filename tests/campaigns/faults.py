@@ -86,12 +86,17 @@ class Faults(Kills):
         shutil.rmtree(self.runs / name, ignore_errors=True)
         if half is not None:
             shutil.copytree(half, self.runs / name)
+        trace = self.folder / "trace"
+        trace.unlink(missing_ok=True)
+        code, text = self._begin(
+            variant, name, Fault(self.below, first, first + SPANS[span], number, str(trace))
+        )
+        # Saves are written beside training: the operation of that number may be another one.
+        done = trace.read_text(errors="replace").splitlines()
+        hit = done[first - 1] if first <= len(done) else "none, as the run had fewer"
         what = (
             f"{name} ({variant}{', resumed' if resumed else ''}): {errno.errorcode[number]} {span} "
-            f"in operation {first}: {operations[first - 1]}"
-        )
-        code, text = self._begin(
-            variant, name, Fault(self.below, first, first + SPANS[span], number)
+            f"in operation {first}: {hit}"
         )
         self._judge_fault(what, span, code, text)
         if code != 0:

@@ -28,13 +28,20 @@ def test_step_compares_the_program_with_a_bare_loop(benchmark):
     assert set(found["ratios"]) == {
         "loop_vs_bare", "monitored_vs_silent", "monitoring_of_step",
         "bf16_channels_last_vs_fp32_row_major", "mixup_of_step", "cutmix_of_step",
-        "ema_of_step", "cosine_vs_silent",
+        "ema_of_step", "cosine_vs_silent", "save_background_vs_synchronous",
+        "step_while_writing_vs_alone",
     }  # fmt: skip
     share = found["ratio_rounds"].pop("monitoring_of_step")["rounds"]
     silent, line = (
         found["raw"][f"{side}_images_per_sec"]["rounds"] for side in ("silent", "line_each_step")
     )
     assert share == pytest.approx([(a / b - 1) / 20 for a, b in zip(silent, line, strict=True)])
+    background, synchronous = (
+        found["raw"][f"save_{kind}_exposed_sec"]["rounds"] for kind in ("background", "synchronous")
+    )
+    assert found["ratio_rounds"]["save_background_vs_synchronous"]["rounds"] == pytest.approx(
+        [a / b for a, b in zip(background, synchronous, strict=True)]
+    )
     assert all(one > 0 for found in found["ratio_rounds"].values() for one in found["rounds"])
     assert found["settings"]["device"] == "cpu"
 
