@@ -22,6 +22,7 @@ TIME_FIELDS = {
             "checkpoint", "validation", "rest",
         )
     ),
+    "saved",  # of a run that could not save
 }  # fmt: skip
 """What no two runs have alike in metrics.jsonl and in TensorBoard."""
 

@@ -114,5 +114,4 @@ class CheckpointWriter:
             said,
             ", but best.pt stays that of an earlier validation" if best else "",
             f"; {self._missed} saves are missed by now" if self._missed > 1 else "",
-            exc_info=error if log.isEnabledFor(logging.DEBUG) else None,
         )
