@@ -22,6 +22,10 @@ EXPORT = [
     "onnxruntime",  # holds an exported network's output to PyTorch's
 ]
 
+# Each bound is the version that was tried.
+WANDB = ["wandb>=0.31"]  # from about there on wandb.login can be told not to ask
+MLFLOW = ["mlflow-skinny>=3"]  # its client and its files; a server and its pages: mlflow
+
 setup(
     packages=find_packages(include=["pipeline*", "launch*"]),
     install_requires=[
@@ -33,7 +37,7 @@ setup(
         "pillow",  # draws the demo images, reads sizes when a data set is scanned
         "docstring-parser",  # shows the fields' docstrings in --help
         "pyyaml",  # the resolved configuration of a run
-        "tensorboard",  # the scalars and images of a run
+        "tensorboard",  # the scalars and images of a run: run.loggers has it unless told otherwise
         "tqdm",  # progress bar on a terminal
         "matplotlib",  # the curves of pipeline.report
         "psutil",  # network interfaces and file systems, for the launcher and the doctor
@@ -46,9 +50,14 @@ setup(
         "gpu-cuda12": [DALI_CUDA12],
         # Weights in other forms: pipeline.export.
         "export": EXPORT,
+        # Trackers of run.loggers.
+        "wandb": WANDB,
+        "mlflow": MLFLOW,
         "test": [
             *EXPORT,
             *DOCS,
+            *WANDB,
+            *MLFLOW,
             "pytest",
             "pytest-xdist",  # `make test` runs the suite in parallel
             "hypothesis",  # damages containers, and reduces what it finds to little

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.config.setting import ConfigError, PathText, check_limits, require, setting
+from pipeline.config.setting import ConfigError, PathText, check_limits, require, setting, shown
 
 MOST_STEPS = 100
 """The limit on steps in a trace: it takes about a megabyte a step, and a browser has to open it."""
 WARM_STEPS = 10
 """Steps of a start before those that `--profile 5` traces: the first are slower than the rest."""
+
+Logger = Literal["tensorboard", "csv", "wandb", "mlflow"]
+"""Where the numbers of a run go besides its metrics.jsonl."""
 
 _STEPS_FORM = re.compile(r"(\d{1,12})(?:-(\d{1,12}))?", re.ASCII)
 
@@ -111,6 +114,9 @@ class RunConfig:
     two runs need false, and deterministic algorithms besides."""
     log_every_steps: int = setting(50, "execution", limits="[1, inf)")
     """Steps between two lines of training metrics."""
+    loggers: tuple[Logger, ...] = setting(("tensorboard",), "execution")
+    """Where the lines of metrics go besides metrics.jsonl: tensorboard; csv, tables in the run's
+    folder; wandb and mlflow, which are set up by their own environment variables."""
     checkpoint_every_steps: int | None = setting(None, "execution", limits="[1, inf)")
     """Steps between checkpoints inside an epoch; null: none by steps."""
     checkpoint_every_sec: float | None = setting(900.0, "execution", limits="(0, inf]")
@@ -135,6 +141,10 @@ class RunConfig:
             self.name not in ("", ".", "..") and "/" not in self.name,
             f"run.name={self.name!r} must be a plain folder name; the folder that it lies in is "
             "run.dir",
+        )
+        require(
+            len(set(self.loggers)) == len(self.loggers),
+            f"run.loggers={shown(self.loggers)} names one twice; name each once",
         )
         require(0 <= self.seed < 2**63, f"run.seed={self.seed} must lie in [0, 2**63)")
         check_limits(self, "run.")

@@ -217,6 +217,9 @@ def rule(kind: Any) -> str:
             inner = get_args(one)
             length = "" if inner[-1] is ... else f"{len(inner)} "
             what, such = ("names", "[stem,1]") if inner[0] is str else ("numbers", "[30,60]")
+            if get_origin(inner[0]) is Literal:
+                names = get_args(inner[0])
+                what, such = f"any of {', '.join(names)}", f"[{','.join(names[:2])}]"
             kinds.append(f"a list of {length}{what} in brackets, such as {such}")
         elif get_origin(one) is Mapping:
             kinds.append("a mapping of whole numbers in braces, such as {0: 128, 6: 160}")

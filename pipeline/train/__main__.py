@@ -33,6 +33,9 @@ def _train(argv: list[str], stop: StopSignal) -> None:
     split_global_batch(config.data.global_batch_size, config.data.local_batch_size, launched_size())
     if config.resume not in ("auto", "none"):
         checkpoint_exists("--resume is neither auto nor none, and the checkpoint", config.resume)
+    from pipeline.train.monitor.loggers import require_installed
+
+    require_installed(config.run.loggers)
     # What is imported stays. To search it for garbage again and again takes half a second of the
     # three that the CPU works until the first batch, and would stop the training later.
     gc.disable()

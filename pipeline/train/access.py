@@ -46,11 +46,19 @@ def make_usable(run: RunFolder) -> None:
     with explained(run):
         run.path.mkdir(parents=True, exist_ok=True)
     _require(run.path, folder=True, access=os.R_OK | os.W_OK | os.X_OK)
-    for place in (run.checkpoints, run.tensorboard, run.stacks, run.profile, run.nccl):
+    for place in (
+        run.checkpoints,
+        run.tensorboard,
+        run.stacks,
+        run.profile,
+        run.nccl,
+        run.csv,
+        run.wandb,
+    ):
         _require(place, folder=True, access=os.R_OK | os.W_OK | os.X_OK)
     for place in (run.lock, run.metrics, run.log):
         _require(place, folder=False, access=os.R_OK | os.W_OK)
-    for place in (run.config, run.failure, run.stop, run.origin):
+    for place in (run.config, run.failure, run.stop, run.origin, run.wandb_id, run.mlflow_id):
         _require(place, folder=False, access=os.R_OK)
 
 

@@ -35,6 +35,9 @@ NO_RUN = "is no run: it has no config.yaml and no lock"
 EVALUATION = "evaluate-{}.json"
 """Name of a result of `pipeline.evaluate`; the words in it say what was evaluated."""
 
+TABLE = "{}.csv"
+"""Name of the table of one kind of line, train or val, in a run's folder `csv`."""
+
 _CHECKPOINT = re.compile(r"step-(\d{9})\.pt")
 
 _Kind = TypeVar("_Kind")
@@ -127,12 +130,26 @@ class RunFolder:
     """The folder of checkpoints."""
     tensorboard = _Inside("tensorboard")
     """The folder of TensorBoard's event files."""
+    csv = _Inside("csv")
+    """The folder of tables of the lines of metrics: `TABLE`."""
+    wandb = _Inside("wandb")
+    """The folder in which W&B keeps its files."""
+    wandb_id = _Inside("wandb.json")
+    """The run's identity at W&B, so that a resumed run is the same one there."""
+    mlflow_id = _Inside("mlflow.json")
+    """The run's identity at MLflow, and where that keeps it."""
     profile = _Inside("profile")
     """The folder of traces."""
     stacks = _Inside("stacks")
     """The folder in which the ranks of a job that hangs report."""
     nccl = _Inside("nccl")
     """The folder of NCCL's logs, by host and process."""
+
+    @property
+    def mlruns(self) -> Path:
+        """MLflow's folder of all runs that lie beside this one, unless it is told of another place.
+        Hidden, as `runs/*/` names runs."""
+        return self.path.parent / ".mlruns"
 
     @property
     def evaluations(self) -> list[Path]:

@@ -41,6 +41,7 @@ from pipeline.train.gpu import described
 from pipeline.train.init import start_facts, warn_of_drawn_weights
 from pipeline.train.lock import first_cause_kept, locked, record_hang
 from pipeline.train.metrics import Validation, counts_top5
+from pipeline.train.monitor.loggers import require_installed
 from pipeline.train.monitor.monitor import RunMonitor
 from pipeline.train.monitor.observer import Observer
 from pipeline.train.monitor.pictures import Pictures
@@ -67,6 +68,7 @@ def run(config: Config, stop: StopSignal | None = None, observers: Sequence[Obse
     warn_if_open(launched().engine)
     with watched(world, start_limit(config.run.start_timeout_sec)) as watchdog:
         world.require_same(_facts(config))
+        world.on_rank0(lambda: require_installed(config.run.loggers))
         share = own_share(world)
         set_threads(config, share)
         with locked(config.run.path, world) as folder, first_cause_kept(folder, world):
@@ -303,7 +305,7 @@ def _sum_up(trainer: Trainer) -> None:
             median["images_per_sec"], 100 * median["data_wait_share"],
         )  # fmt: skip
         log.info("limited by: %s", judge(seen(median, trainer.world.size, trainer.figures)))
-    log.info(
-        "the run lies in %s; look at it with: tensorboard --logdir %s",
-        trainer.folder.path, shell_word(str(trainer.folder.path.parent)),
-    )  # fmt: skip
+    path, look = trainer.folder.path, ""
+    if "tensorboard" in trainer.config.run.loggers:
+        look = f"; look at it with: tensorboard --logdir {shell_word(str(path.parent))}"
+    log.info("the run lies in %s%s", path, look)

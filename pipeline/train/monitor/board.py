@@ -17,6 +17,7 @@ import numpy as np
 from pipeline.config import Config, settings
 from pipeline.system.files import PatientFile, Room
 from pipeline.system.words import printable
+from pipeline.train.monitor.observer import DRAWN, Observer, numbers
 
 STACKED = (
     "data_wait", "forward", "backward", "communication", "agreement", "optimizer", "checkpoint",
@@ -40,19 +41,19 @@ _ABOUT = {
     "data": "by images seen (STEP); the pictures of images and mistakes are under IMAGES",
 }
 
-_DRAWN = ("train", "val")
-_NOT_DRAWN = ("event", "time", "step", "position", "images", "saved")  # no curves
 _LABELS = {None: "null", True: "true", False: "false"}
 _COMPARED_METRICS = ("val/best_top1", "val/top1", "val/loss", "train/images_per_sec")
 
 
-class Board:
+class Board(Observer):
     """The event files of a run that resumes at `position`, with the lines `kept` up to there.
 
     TensorBoard itself discards what an earlier start drew beyond that; where no file of an earlier
     start is left, all of `kept` is drawn again. `top5` and `ema` say whether the run counts top-5,
     and has an average of its weights.
     """
+
+    wants_pictures = True
 
     def __init__(
         self, folder: Path, position: int, kept: Sequence[Mapping[str, Any]], room: Room,
@@ -73,7 +74,7 @@ class Board:
         self._add(step=position, session_log=SessionLog(status=SessionLog.START))
         self._pages_due = lost or not any(metrics["event"] == "train" for metrics in kept)
         for metrics in again:
-            self.draw(metrics)
+            self.see(metrics)
         for event in pictures:
             self._add(wall_time=event.wall_time, step=event.step, summary=event.summary)
 
@@ -93,20 +94,20 @@ class Board:
         for summary in (words, *tables):
             self._add(step=0, summary=summary)
 
-    def draw(self, metrics: Mapping[str, Any]) -> None:
+    def see(self, line: Mapping[str, Any]) -> None:
         """Writes a line of metrics.jsonl as one event: its numbers, and what else charts need."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        if metrics["event"] not in _DRAWN:
+        if line["event"] not in DRAWN:
             return
-        if self._pages_due and metrics["event"] == "train":
+        if self._pages_due and line["event"] == "train":
             self._pages_due = False
-            gpu, grows = "gpu_memory_torch_bytes" in metrics, "image_size" in metrics
+            gpu, grows = "gpu_memory_torch_bytes" in line, "image_size" in line
             pages = layout_summary(layout(gpu, self._top5, self._ema, grows))
             self._add(step=0, summary=pages)
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in curves(metrics)]
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in curves(line)]
         summary = Summary(value=values)
-        self._add(wall_time=metrics["time"], step=metrics["position"], summary=summary)
+        self._add(wall_time=line["time"], step=line["position"], summary=summary)
 
     def picture(self, tag: str, pixels: np.ndarray, position: int) -> None:
         """Writes an image (H, W, 3) uint8."""
@@ -169,9 +170,7 @@ def curves(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     stack.
     """
     event = metrics["event"]
-    for name, value in metrics.items():
-        if name not in _NOT_DRAWN and value is not None:
-            yield f"{event}/{name}", value
+    yield from numbers(metrics)
     for prefix in ("", "ema_"):
         if f"{prefix}top1" in metrics:
             yield f"{event}/{prefix}error_percent", 100 * (1.0 - metrics[f"{prefix}top1"])

@@ -8,12 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
+
 from pipeline.config import Config
 from pipeline.data.dali import Batch
 from pipeline.system.console import log
 from pipeline.system.files import PatientFile, Room, replacing
 from pipeline.train.folder import RunFolder
-from pipeline.train.monitor.board import Board, event_files
+from pipeline.train.monitor.loggers import Beginning, open_loggers
 from pipeline.train.monitor.observer import Observer
 from pipeline.train.monitor.pictures import Pictures
 from pipeline.train.monitor.progress import Progress, val_line
@@ -59,10 +61,9 @@ class RunMonitor(Monitor):
         room: Room | None = None, pictures: Pictures | None = None, top5: bool = True,
         observers: Sequence[Observer] = (),
     ) -> None:  # fmt: skip
-        self._observers = observers
         room = room or Room(run.path)
         self._pictures = pictures
-        if event_files(run.tensorboard) and not run.metrics.exists():
+        if position and any(run.tensorboard.glob("*")) and not run.metrics.exists():
             log.warning(
                 "warning: %s is missing in %s and starts over at %d images seen: reports miss what "
                 "came before, and TensorBoard keeps its curves",
@@ -70,16 +71,13 @@ class RunMonitor(Monitor):
             )  # fmt: skip
         kept = _keep_lines(run, position, validations)
         self._file = PatientFile(run.metrics, room)
-        has_ema = config.optim.ema_decay is not None
-        self._board = Board(run.tensorboard, position, kept, room, top5, has_ema)
-        if self._board.is_new:
-            self._board.describe(config)
+        loggers = open_loggers(Beginning(run, config, position, kept, room, top5))
+        self._observers = (*loggers, *observers)
         self._progress = Progress(total_images, position)
 
     def write(self, event: str, metrics: Metrics) -> None:
         stamped = {"event": event, **metrics, "time": time.time()}
         self._file.write((json.dumps(stamped, allow_nan=False) + "\n").encode())
-        self._board.draw(stamped)
         for observer in self._observers:
             observer.see(stamped)
 
@@ -90,15 +88,24 @@ class RunMonitor(Monitor):
     def val(self, metrics: Metrics, analysis: ErrorAnalysis | None = None) -> None:
         self.write("val", metrics)
         log.info("%s", val_line(metrics))
-        if analysis is not None and self._pictures is not None:
+        if analysis is not None and self._pictures is not None and self._are_wanted:
             with _no_more_than_a_picture():
                 for tag, pixels in self._pictures.of_validation(analysis):
-                    self._board.picture(tag, pixels, metrics["position"])
+                    self._show(tag, pixels, metrics["position"])
 
     def images(self, batch: Batch, position: int) -> None:
-        if self._pictures is not None:
+        if self._pictures is not None and self._are_wanted:
             with _no_more_than_a_picture():
-                self._board.picture("train/augmented", self._pictures.of_batch(batch), position)
+                self._show("train/augmented", self._pictures.of_batch(batch), position)
+
+    @property
+    def _are_wanted(self) -> bool:
+        return any(observer.wants_pictures for observer in self._observers)
+
+    def _show(self, tag: str, pixels: np.ndarray, position: int) -> None:
+        for observer in self._observers:
+            if observer.wants_pictures:
+                observer.picture(tag, pixels, position)
 
     def advance(self, position: int) -> None:
         self._progress.move(position)
@@ -107,7 +114,7 @@ class RunMonitor(Monitor):
 
     def close(self) -> None:
         with ExitStack() as ends:  # all of them, whatever one raises
-            for close in (self._file.close, self._board.close, self._progress.close):
+            for close in (self._file.close, self._progress.close):
                 ends.callback(close)
             for observer in self._observers:
                 ends.callback(observer.close)

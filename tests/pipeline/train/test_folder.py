@@ -12,7 +12,8 @@ from pipeline.train.folder import Holder, RunFolder, Stop, find_runs, run_of
 CONTRACT = "pipeline/train/folder.py"
 FILES = re.compile(
     r"^[*/.]*(config\.yaml|metrics\.jsonl|log\.txt|failure\.txt|stopped\.txt|origin\.txt|best\.pt"
-    r"|step-.*|evaluate-.*|lock|checkpoints|tensorboard|profile|stacks|nccl)(\.partial)?$"
+    r"|step-.*|evaluate-.*|lock|checkpoints|tensorboard|profile|stacks|nccl"
+    r"|csv|wandb|wandb\.json|mlflow\.json|\.mlruns)(\.partial)?$"
 )
 OTHERS = {
     ("pipeline/prepare/files.py", "lock"): "of a folder of data",

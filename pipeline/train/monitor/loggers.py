@@ -1,0 +1,90 @@
+"""The loggers of `run.loggers`: which there are, and what they need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from pipeline.config import Config, require
+from pipeline.config.run import Logger
+from pipeline.system.files import Room
+from pipeline.train.folder import RunFolder
+from pipeline.train.monitor.guarded import Guarded
+from pipeline.train.monitor.observer import Observer
+
+_PACKAGES: Mapping[Logger, tuple[str, str]] = {
+    "tensorboard": ("tensorboard", "tensorboard"),
+    "wandb": ("wandb", "trainyard[wandb]"),
+    "mlflow": ("mlflow", "trainyard[mlflow]"),
+}
+"""The module that a logger needs, and what pip installs for it."""
+
+
+def require_installed(names: Sequence[Logger]) -> None:
+    """Raises `ConfigError` for a logger whose library is not installed; imports none."""
+    for name in names:
+        module, package = _PACKAGES.get(name, ("csv", ""))
+        require(
+            find_spec(module) is not None,
+            f"run.loggers names {name}, and its library is not installed; run "
+            f"pip install '{package}', or leave {name} out of run.loggers",
+        )
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a logger is told when a start of a run begins."""
+
+    run: RunFolder
+    config: Config
+    position: int
+    """Where the run resumes, in images; 0 for a new one."""
+    kept: Sequence[Mapping[str, Any]]
+    """The lines of training and validation up to there."""
+    room: Room
+    top5: bool = True
+    """Whether the run counts top-5."""
+
+
+def open_loggers(begin: Beginning) -> list[Observer]:
+    """The loggers of a run, none of which raises anything later. Raises `OSError` if the run's own
+    folder takes no file."""
+    return [Guarded(name, _OPEN[name](begin)) for name in begin.config.run.loggers]
+
+
+def _tensorboard(begin: Beginning) -> Observer:
+    from pipeline.train.monitor.board import Board
+
+    ema = begin.config.optim.ema_decay is not None
+    folder = begin.run.tensorboard
+    board = Board(folder, begin.position, begin.kept, begin.room, begin.top5, ema)
+    if board.is_new:
+        board.describe(begin.config)
+    return board
+
+
+def _csv(begin: Beginning) -> Observer:
+    from pipeline.train.monitor.tables import Tables
+
+    return Tables(begin.run.csv, begin.kept, begin.room)
+
+
+def _wandb(begin: Beginning) -> Observer:
+    from pipeline.train.monitor.sender import Sender
+    from pipeline.train.monitor.wandb_run import WandbRun
+
+    return Sender("wandb", WandbRun(begin.run, begin.config, begin.position == 0), begin.kept)
+
+
+def _mlflow(begin: Beginning) -> Observer:
+    from pipeline.train.monitor.mlflow_run import MlflowRun
+    from pipeline.train.monitor.sender import Sender
+
+    return Sender("mlflow", MlflowRun(begin.run, begin.config, begin.position == 0), begin.kept)
+
+
+_OPEN: Mapping[Logger, Callable[[Beginning], Observer]] = {
+    "tensorboard": _tensorboard, "csv": _csv, "wandb": _wandb, "mlflow": _mlflow,
+}  # fmt: skip

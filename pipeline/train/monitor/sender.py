@@ -1,0 +1,111 @@
+"""Hands the lines of a run to a tracker from a thread of its own, so that no step waits for one."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.train.monitor.guarded import warn_of
+from pipeline.train.monitor.observer import DRAWN, Observer
+
+log = logging.getLogger("trainyard")
+
+MOST_WAITING = 10_000
+"""Lines that wait for a tracker, of about 1 kB each; those beyond are left out."""
+CLOSE_SEC = 10.0
+"""How long the end of a run waits for its last lines to arrive: Slurm kills 30 s after it asks."""
+
+Line = Mapping[str, Any]
+
+
+class Tracker(ABC):
+    """A place that keeps the curves of many runs, used by one thread. It may raise anything."""
+
+    @abstractmethod
+    def open(self) -> None:
+        """Finds this run there, or begins it."""
+
+    @abstractmethod
+    def send(self, line: Line) -> None:
+        """Adds a line of training or validation, unless the tracker has it already."""
+
+    @abstractmethod
+    def close(self, done: bool) -> None:
+        """Ends this start of the run, which is finished if `done`."""
+
+
+class Sender(Observer):
+    """Sends `kept`, the lines of earlier starts, and then each new one.
+
+    A line that a tracker refuses is tried again before the next one; so the curve has no gap where
+    a server was away. A tracker that cannot be opened gets nothing.
+    """
+
+    def __init__(self, name: str, tracker: Tracker, kept: Sequence[Line]) -> None:
+        self._name, self._tracker = name, tracker
+        self._unsent = deque(line for line in kept if line["event"] in DRAWN)
+        self._new: queue.Queue[Line | None] = queue.Queue(MOST_WAITING)
+        self._warned = self._gone = self._done = False
+        self._thread = threading.Thread(target=self._work, name=f"to {name}", daemon=True)
+        self._thread.start()
+
+    def see(self, line: Line) -> None:
+        self._done = self._done or line["event"] == "done"
+        if line["event"] not in DRAWN or self._gone:
+            return
+        try:
+            self._new.put_nowait(line)
+        except queue.Full:
+            self._warn(TimeoutError(f"{MOST_WAITING} lines wait for it"), "misses some lines")
+
+    def close(self) -> None:
+        with contextlib.suppress(queue.Full):  # the thread hangs, as is seen next
+            self._new.put(None, timeout=CLOSE_SEC)
+        self._thread.join(CLOSE_SEC)
+        if self._thread.is_alive():
+            self._gone = True
+            log.warning(
+                "warning: %s of run.loggers took no more lines within %g s of the end; what it "
+                "misses is in metrics.jsonl, and a start that resumes this run sends it",
+                self._name, CLOSE_SEC,
+            )  # fmt: skip
+
+    def _work(self) -> None:
+        try:
+            self._tracker.open()
+        except Exception as error:
+            self._gone = True
+            self._warn(error, "gets nothing from this start")
+            return
+        while not self._gone:
+            self._send_all()
+            line = self._new.get()
+            if line is None:
+                break
+            self._unsent.append(line)
+        self._send_all()
+        try:
+            self._tracker.close(self._done)
+        except Exception as error:
+            self._warn(error, "may miss its last lines")
+
+    def _send_all(self) -> None:
+        try:
+            while self._unsent and not self._gone:
+                self._tracker.send(self._unsent[0])
+                self._unsent.popleft()
+        except Exception as error:
+            while len(self._unsent) > MOST_WAITING:
+                self._unsent.popleft()
+            self._warn(error, "is tried again with each line")
+
+    def _warn(self, error: Exception, and_now: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warn_of(self._name, error, and_now)
