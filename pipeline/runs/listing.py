@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.config import ConfigError, names_of, settings
 from pipeline.config.idle import idle_settings
 from pipeline.config.setting import shown
+from pipeline.runs.layout import UNKNOWN, compared, fitted
 from pipeline.runs.state import RunState, duration, read_state
 from pipeline.system.console import table
 from pipeline.system.words import printable, shell_word
@@ -56,18 +57,21 @@ _HEAD = (
 )  # fmt: skip
 
 
-def describe(listing: Listing, below: Path) -> str:
-    """The list for people, one line a run."""
+def describe(listing: Listing, below: Path, width: int | None = None) -> str:
+    """The list for people: on a terminal of `width` columns with what does not fit below each run,
+    else (a file or a program reads it) one line a run, whatever its length."""
     differing = map(in_short, distinctions(listing.runs))
     rows = [_row(run, below, diff) for run, diff in zip(listing.runs, differing, strict=True)]
-    lines = [table(_HEAD, rows)] if rows else []
+    lines = []
+    if rows:
+        lines = [table(_HEAD, rows) if width is None else fitted(_HEAD, rows, width)]
     lines += [printable(f"skipped: {folder} {reason}") for folder, reason in listing.skipped]
     return "\n".join(lines)
 
 
 def _row(run: RunState, below: Path, differing: str) -> tuple[str, ...]:
     inside = run.folder != below
-    where = "-"
+    where = UNKNOWN
     if run.holder is not None:
         job = f", job {run.holder.slurm_job}" if run.holder.slurm_job else ""
         where = run.holder.host + job
@@ -75,13 +79,13 @@ def _row(run: RunState, below: Path, differing: str) -> tuple[str, ...]:
     return (
         str(run.folder.relative_to(below)) if inside else run.folder.name,
         run.state,
-        run.network or "-",
+        run.network or UNKNOWN,
         differing,
         _epoch(run),
         f"{run.step}/{'?' if run.total_steps is None else run.total_steps}",
-        "-" if speed is None else f"{speed:,.0f}",
+        UNKNOWN if speed is None else f"{speed:,.0f}",
         _best(run),
-        "-" if run.age_sec is None else f"{duration(run.age_sec)} ago",
+        UNKNOWN if run.age_sec is None else f"{duration(run.age_sec)} ago",
         where,
         run.note,
     )
@@ -91,13 +95,13 @@ def _best(run: RunState) -> str:
     """The best top-1 of the network in best.pt: of the average of the weights if there is one."""
     if run.best_ema_top1 is not None:
         return f"{run.best_ema_top1:.2%} EMA"
-    return "-" if run.best_top1 is None else f"{run.best_top1:.2%}"
+    return UNKNOWN if run.best_top1 is None else f"{run.best_top1:.2%}"
 
 
 def _epoch(run: RunState) -> str:
     """Passes over the training images, out of all; two digits if all are less than one."""
     if run.epoch is None or run.epochs is None:
-        return "-"
+        return UNKNOWN
     digits = 1 if run.epochs >= 1 else 2
     return f"{run.epoch:.{digits}f}/{round(run.epochs, digits):g}"
 
@@ -154,7 +158,7 @@ def in_short(differing: dict[str, Any]) -> str:
     parts = [f"{name.rpartition('.')[2]}={shown(value)}" for name, value in differing.items()]
     if len(parts) > _SHOWN:
         parts[_SHOWN:] = [f"and {len(parts) - _SHOWN} more"]
-    return " ".join(parts) or "-"
+    return " ".join(parts) or UNKNOWN
 
 
 def differences(folders: Sequence[Path]) -> dict[str, list[Any]]:
@@ -179,15 +183,18 @@ def _facts(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} {why_unreadable(error)}; give runs of yours") from error
 
 
-def describe_differences(folders: Sequence[Path], found: dict[str, list[Any]]) -> str:
-    """The differences for people: one line a setting, one column a run."""
+def describe_differences(
+    folders: Sequence[Path], found: dict[str, list[Any]], width: int | None = None
+) -> str:
+    """The differences for people: one line a setting, one column a run, unless a terminal of
+    `width` columns is too narrow for that."""
     if not found:
         return "the runs have the same settings"
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
     rows = [(name, *map(shown, values)) for name, values in found.items()]
-    return table(("setting", *names), rows)
+    return compared(("setting", *names), rows, width)
 
 
 def find_run(name: str, below: Path) -> Path:
