@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import ConfigError, names_of, settings
+from pipeline.config import ConfigError, names_of
+from pipeline.config.differences import differing, in_short
+from pipeline.config.differences import distinctions as told_apart
 from pipeline.config.idle import idle_settings
 from pipeline.config.setting import shown
 from pipeline.runs.layout import UNKNOWN, compared, fitted
@@ -60,8 +62,8 @@ _HEAD = (
 def describe(listing: Listing, below: Path, width: int | None = None) -> str:
     """The list for people: on a terminal of `width` columns with what does not fit below each run,
     else (a file or a program reads it) one line a run, whatever its length."""
-    differing = map(in_short, distinctions(listing.runs))
-    rows = [_row(run, below, diff) for run, diff in zip(listing.runs, differing, strict=True)]
+    different = (in_short(found) or UNKNOWN for found in distinctions(listing.runs))
+    rows = [_row(run, below, diff) for run, diff in zip(listing.runs, different, strict=True)]
     lines = []
     if rows:
         lines = [table(_HEAD, rows) if width is None else fitted(_HEAD, rows, width)]
@@ -106,10 +108,6 @@ def _epoch(run: RunState) -> str:
     return f"{run.epoch:.{digits}f}/{round(run.epochs, digits):g}"
 
 
-_PARTS = ("optim", "schedule", "model", "data", "run")
-_SHOWN = 4  # differences in a column
-
-
 def distinctions(runs: Sequence[RunState]) -> list[dict[str, Any]]:
     """For each run the settings, by `part.name`, that differ among the runs of its network, the
     most asked-for first. Settings without effect in a run do not count there.
@@ -123,18 +121,9 @@ def distinctions(runs: Sequence[RunState]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [{} for _ in runs]
     for members in by_network.values():
         counting = [_counting(runs[number]) for number in members]
-        for name in sorted(_differing(counting), key=_place):
-            for number, own in zip(members, counting, strict=True):
-                if name in own:
-                    found[number][name] = own[name]
+        for number, own in zip(members, told_apart(counting), strict=True):
+            found[number] = own
     return found
-
-
-def _differing(known: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The names with different values in `known`, with these; None where one is missing."""
-    names = dict.fromkeys(name for facts in known for name in facts)
-    values = {name: [facts.get(name) for facts in known] for name in names}
-    return {name: found for name, found in values.items() if any(v != found[0] for v in found)}
 
 
 def _counting(run: RunState) -> dict[str, Any]:
@@ -144,30 +133,13 @@ def _counting(run: RunState) -> dict[str, Any]:
     return {name: value for name, value in run.settings.items() if name not in left_out}
 
 
-def _place(name: str) -> tuple[int, int, str]:
-    part, said = name.partition(".")[0], settings().get(name)
-    return (
-        (said.asked if said else None) or len(settings()),
-        _PARTS.index(part) if part in _PARTS else len(_PARTS),
-        name,
-    )
-
-
-def in_short(differing: dict[str, Any]) -> str:
-    """The first few differences for a column: `base_lr=0.1 seed=1`."""
-    parts = [f"{name.rpartition('.')[2]}={shown(value)}" for name, value in differing.items()]
-    if len(parts) > _SHOWN:
-        parts[_SHOWN:] = [f"and {len(parts) - _SHOWN} more"]
-    return " ".join(parts) or UNKNOWN
-
-
 def differences(folders: Sequence[Path]) -> dict[str, list[Any]]:
     """The settings in which the runs differ, by `part.name`, each with its value in every run;
     versions of packages and the commit as `versions.<name>`, None where a run does not say.
 
     Raises ValueError for a folder that is no run, has no configuration or cannot be read.
     """
-    found = _differing([_facts(folder) for folder in folders])
+    found = differing([_facts(folder) for folder in folders])
     found.pop("run.name", None)
     return found
 
