@@ -20,8 +20,8 @@ from pipeline.system.failure import run_command
 RUNS = Path("runs")
 
 DESCRIPTION = (
-    "Writes index.html and report.md: errors and curves of runs, the settings in which they differ, "
-    "and the published numbers that theirs compare with, from the files of runs alone."
+    "Writes index.html and report.md: errors and curves of runs, the settings in which they "
+    "differ, and published numbers that compare with theirs, from the files of runs alone."
 )
 
 

@@ -53,6 +53,7 @@ def as_json(listing: Listing) -> dict[str, Any]:
     }
 
 
+_ROOT = "data.root"
 _HEAD = (
     "run", "state", "network", "differs in", "epoch", "step", "img/s", "best top-1", "last sign",
     "where", "note",
@@ -109,20 +110,25 @@ def _epoch(run: RunState) -> str:
 
 
 def distinctions(runs: Sequence[RunState]) -> list[dict[str, Any]]:
-    """For each run the settings, by `part.name`, that differ among the runs of its network, the
-    most asked-for first. Settings without effect in a run do not count there.
+    """For each run the settings, by `part.name`, that differ among the runs of its network on its
+    data, the most asked-for first; and before them its data if the network has runs on others.
+    Settings without effect in a run do not count there.
 
     Empty for the only run of a network, and for a run without a configuration.
     """
-    by_network: dict[str | None, list[int]] = {}
+    groups: dict[tuple[str | None, Any], list[int]] = {}
+    roots: dict[str | None, set[Any]] = {}
     for number, run in enumerate(runs):
         if run.settings:
-            by_network.setdefault(run.network, []).append(number)
+            root = run.settings[_ROOT]
+            groups.setdefault((run.network, root), []).append(number)
+            roots.setdefault(run.network, set()).add(root)
     found: list[dict[str, Any]] = [{} for _ in runs]
-    for members in by_network.values():
+    for (network, root), members in groups.items():
+        data = {_ROOT: root} if len(roots[network]) > 1 else {}
         counting = [_counting(runs[number]) for number in members]
         for number, own in zip(members, told_apart(counting), strict=True):
-            found[number] = own
+            found[number] = data | own
     return found
 
 

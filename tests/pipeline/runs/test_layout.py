@@ -27,7 +27,7 @@ def below(tmp_path):
     make("short", CIFAR, steps=400)
     failed = make("failed", CIFAR | {"optim.base_lr": 0.01}, steps=400, finished=False)
     (failed / "failure.txt").write_text(f"error: {CAUSE}\nrank 0 on here\n")
-    held = make(LONG, CIFAR | {"run.seed": 3}, steps=400)
+    held = make(LONG, CIFAR | {"run.seed": 3}, steps=400, finished=False)
     (held / "lock").write_text(held_by("node07", slurm_job="4711"))
     return tmp_path
 
@@ -62,9 +62,15 @@ def test_what_leaves_the_table_stands_below_its_run(below):
 def test_a_name_too_long_for_a_column_stands_alone(below):
     shown = lines(below, 80)
     cells = shown[shown.index(LONG) + 1]
-    assert cells.startswith(" ") and cells.split()[0] == "finished"
-    state = shown[0].index("state")
-    assert cells[state:].startswith("finished")
+    assert cells[: shown[0].index("state")].strip() == ""
+    assert cells.split()[0] in ("running", "silent")
+
+
+def test_where_a_finished_run_was_is_no_line_of_its_own(tmp_path):
+    folder = RunMaker(tmp_path)("a", CIFAR, steps=400)
+    (folder / "lock").write_text(held_by("node07"))
+    assert "node07" not in "".join(lines(tmp_path, 80))
+    assert "node07" in "".join(lines(tmp_path, 200))
 
 
 def test_numbers_end_below_each_other(tmp_path):
