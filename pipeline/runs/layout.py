@@ -61,9 +61,9 @@ def _beneath(
     head: Sequence[str], row: Sequence[str], below: Sequence[str], width: int
 ) -> list[str]:
     """The cells that left the table, in the order of its columns; a note is a paragraph of its own.
-    Where a run was finished is of no use any more."""
+    Where a run came to a good end is of no use any more."""
     cells = {name: cell for name, cell in zip(head, row, strict=True) if name in below}
-    if row[head.index("state")] == "finished":
+    if row[head.index("state")] in ("finished", "stopped"):
         cells.pop("where", None)
     note = cells.pop("note", "")
     said = [_BELOW.get(n, "{}").format(cell) for n, cell in cells.items() if cell != UNKNOWN]

@@ -35,7 +35,7 @@ def test_real_runs_are_reported_one_of_them_cut_by_a_kill(uninterrupted, tmp_pat
     (error,) = re.findall(r"\| (\d+\.\d\d) / (\d+\.\d\d)", whole)
     assert tuple(map(float, error)) == pytest.approx(wanted[0], abs=0.01)
     assert "Other data" not in text and "yet run" not in text
-    assert "torch 2." in text.partition("## The runs")[2]
+    assert "torch 2." in text.partition("## Where the numbers come from")[2]
 
 
 def test_a_wrong_command_is_answered(tmp_path):
