@@ -1,1 +1,1 @@
-"""`python -m pipeline.report`: curves and tables of runs compared with the paper's."""
+"""`python -m pipeline.report`: errors and curves of runs, and published numbers beside them."""

@@ -1,6 +1,7 @@
 """Makes a report of runs: `python -m pipeline.report runs/plain-20 runs/resnet-20`.
 
-It shows our curves and numbers next to the paper's, as one HTML page and as Markdown.
+It shows their errors and curves, and published numbers that compare with theirs, as one HTML page
+and as Markdown.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from pipeline.system.failure import run_command
 RUNS = Path("runs")
 
 DESCRIPTION = (
-    "Writes index.html and report.md: training and validation curves, and our numbers next to the "
-    "paper's, from the files of runs alone."
+    "Writes index.html and report.md: errors and curves of runs, the settings in which they "
+    "differ, and published numbers that compare with theirs, from the files of runs alone."
 )
 
 

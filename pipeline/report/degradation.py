@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.config import settings
@@ -117,57 +117,66 @@ def changes(found: Sequence[Outcome]) -> list[tuple[Outcome, Outcome]]:
     return pairs
 
 
-_CHANGES = ("shallower", "training error, %", "deeper", "training error, %", "points", "it trains")
-_NUMBERS = ("network", "runs", "training error, %", "range", "validation error, %", "range")
+_HEAD = (
+    "network", "runs", "training error, %", "validation error, %", "change, points", "so it trains",
+)  # fmt: skip
+_SENTENCE = (
+    "Training error is top-1 over the augmented images of the last "
+    f"{LAST_SHARE:.0%} of a finished run's iterations, in brackets the range over runs or, of a "
+    "single one, two standard deviations of counting so many images; where the ranges of two "
+    "depths overlap, no difference is shown."
+)
 
 
-def degradation_blocks(by_data: dict[str, list[Run]]) -> list[Block]:
-    """The section of the report: the pairs of depths on each data set, and the numbers."""
-    blocks: list[Block] = [
-        Heading("Degradation"),
-        Paragraph(
-            "The paper's question: does a deeper plain net train worse than a shallower one, where "
-            "a residual net does not? Training error here is over the augmented images of the last "
-            f"{LAST_SHARE:.0%} of a run's iterations, top-1, while the weights still moved; only "
-            "finished runs count. In brackets the range over runs, or of a single run two standard "
-            "deviations of counting so many images; where two ranges overlap no difference is "
-            "shown."
-        ),
-    ]
-    about = len(blocks)
+def degradation_blocks(by_data: Mapping[str, Sequence[Run]]) -> list[Block]:
+    """The section of the report: for each data set, by its name, a table of the depths that both
+    kinds of networks have. Empty where no data set has finished runs of four such networks."""
+    tables: list[tuple[str, list[Block]]] = []
     for data, runs in by_data.items():
-        found = outcomes(runs)
-        pairs = changes(found)
+        pairs = changes(outcomes(runs))
         if pairs:
-            blocks += [
-                Heading(f"On {data}", 3),
-                Table(_CHANGES, [_change(*pair) for pair in pairs], (1, 3, 4)),
-                *_left_unsaid(pairs, runs),
-                Table(_NUMBERS, [_numbers(outcome) for outcome in found], tuple(range(1, 6))),
-            ]
-    if len(blocks) == about:
-        blocks.append(
-            Paragraph(
-                "Not yet run: this needs finished runs of a plain and of a residual net, each in "
-                "the same two depths, on the same data."
-            )
-        )
+            table = Table(_HEAD, _rows(pairs), (1, 2, 3, 4))
+            tables.append((data, [table, *_left_unsaid(pairs, runs)]))
+    if not tables:
+        return []
+    blocks: list[Block] = [
+        Heading("Degradation: does a deeper net train worse?"), Paragraph(_SENTENCE),
+    ]  # fmt: skip
+    for data, found in tables:
+        blocks += [Heading(data, 3)] if len(by_data) > 1 else []
+        blocks += found
     return blocks
 
 
-def _change(shallow: Outcome, deep: Outcome) -> tuple[str, ...]:
-    """The effect of depth on one kind of net."""
+def _rows(pairs: Sequence[tuple[Outcome, Outcome]]) -> list[tuple[str, ...]]:
+    """Each kind of network by depth, every deeper one compared with the shallowest."""
+    rows: dict[Network, tuple[str, ...]] = {}
+    for shallow, deep in sorted(pairs, key=lambda pair: pair[0].network):  # stable: by depth
+        rows.setdefault(shallow.network, (*_numbers(shallow), "", ""))
+        rows.setdefault(deep.network, (*_numbers(deep), *_change(shallow, deep)))
+    return list(rows.values())
+
+
+def _numbers(outcome: Outcome) -> tuple[str, ...]:
+    errors = outcome.validation
+    validation = f"{statistics.fmean(errors):.2f}" if errors else ""
+    if len(errors) > 1:
+        validation += f" ({min(errors):.2f} to {max(errors):.2f})"
+    return outcome.network.label, str(len(outcome.runs)), outcome.text, validation
+
+
+def _change(shallow: Outcome, deep: Outcome) -> tuple[str, str]:
+    """The effect of depth on one kind of net: points, and what they show."""
     points = deep.mean - shallow.mean
     (low, high), (other_low, other_high) = shallow.interval, deep.interval
     by_chance = low <= other_high and other_low <= high  # a value that both intervals have
     trains = "no difference shown" if by_chance else "worse" if points > 0 else "better"
-    names = shallow.network.label, shallow.text, deep.network.label, deep.text
-    return (*names, f"{points:+.2f}", trains)
+    return f"{points:+.2f}", trains
 
 
 def _left_unsaid(pairs: Sequence[tuple[Outcome, Outcome]], runs: Sequence[Run]) -> list[Block]:
-    """The settings, besides the network's, in which the compared runs differ, and the runs that are
-    not compared."""
+    """What a reader must know to trust the table: the settings, besides the network's, in which the
+    compared runs differ, and the runs that are not compared."""
     compared = [run for pair in pairs for outcome in pair for run in outcome.runs]
     network = {name for name, said in settings().items() if said.of_network}
     names = sorted({name for run in compared for name in run.recipe} - network)
@@ -180,13 +189,3 @@ def _left_unsaid(pairs: Sequence[tuple[Outcome, Outcome]], runs: Sequence[Run]) 
     if unfinished:
         found.append(Paragraph(f"Left out as unfinished: {', '.join(unfinished)}."))
     return found
-
-
-def _numbers(outcome: Outcome) -> tuple[str, ...]:
-    cells = [outcome.network.label, str(len(outcome.runs))]
-    for errors in (outcome.errors, outcome.validation):
-        mean = f"{statistics.fmean(errors):.2f}" if errors else ""
-        several = len(errors) > 1
-        cells.append(f"{mean} ± {statistics.stdev(errors):.2f}" if several else mean)
-        cells.append(f"{min(errors):.2f} to {max(errors):.2f}" if several else "")
-    return tuple(cells)

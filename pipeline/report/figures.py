@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,24 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from pipeline.model.network import Network
 from pipeline.report.runs import Run
+from pipeline.report.styles import Series, Style
 from pipeline.system.files import replacing
-
-# The colours of Okabe and Ito, which colour-blind readers can tell apart, without yellow and
-# light blue, too pale for a line on white. By depth, the same in every plot and report.
-_COLOURS = {
-    18: "#0072B2", 34: "#D55E00", 50: "#009E73", 101: "#CC79A7", 152: "#000000",
-    20: "#0072B2", 32: "#D55E00", 44: "#009E73", 56: "#CC79A7", 110: "#000000", 1202: "#E69F00",
-}  # fmt: skip
-_OTHER_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000", "#56B4E9")
-
-Dash = Literal["-"] | tuple[int, tuple[float, ...]]
-_PLAIN_DASH: Dash = (0, (5, 2))
-_RESIDUAL_DASHES: tuple[Dash, ...] = (
-    "-", (0, (7, 1.5, 1.5, 1.5)), (0, (1.5, 1.2)), (0, (7, 1.5, 1.5, 1.5, 1.5, 1.5)),
-    (0, (3, 1)), (0, (10, 2)),
-)  # fmt: skip
+from pipeline.system.words import printable
 
 _LOOK: Any = {
     "font.size": 10, "font.family": "sans-serif", "axes.titlesize": 11, "axes.titleweight": "bold",
@@ -43,6 +28,12 @@ _LOOK: Any = {
 }  # fmt: skip
 _THIN = {"linewidth": 0.9, "alpha": 0.75}
 _BOLD = {"linewidth": 2.3, "alpha": 1.0, "solid_capstyle": "round"}
+_INSIDE_LETTERS, _INSIDE_LINES = 28, 7
+"""The longest label and the most lines of a legend inside a plot."""
+
+_LETTERS_PER_INCH = 14
+"""About how many letters of a legend an inch has."""
+
 _SETTLED_SHARE = 0.02
 """Share of the iterations that does not set the top of the axis: every net begins near chance."""
 
@@ -111,59 +102,30 @@ def learning_rate(run: Run) -> Curve:
 
 
 @dataclass(frozen=True)
-class Style:
-    """The style of a network in every plot of a report."""
-
-    colour: str
-    dash: Dash
-
-
-def styles_of(networks: Set[Network]) -> dict[Network, Style]:
-    """A style for each network: the colour shows the depth, dashes a plain net.
-
-    Residual nets of one depth differ in their dashes, the first of them solid.
-    """
-    found: dict[Network, Style] = {}
-    seen: dict[int, int] = {}
-    colours = _colours({network.depth for network in networks})
-    for network in sorted(networks):
-        dash = _PLAIN_DASH
-        if network.residual:
-            nth = seen.get(network.depth, 0)
-            seen[network.depth] = nth + 1
-            dash = _RESIDUAL_DASHES[nth % len(_RESIDUAL_DASHES)]
-        found[network] = Style(colours[network.depth], dash)
-    return found
-
-
-def _colours(depths: Set[int]) -> dict[int, str]:
-    """A colour for each depth: the paper's have their own, others take what is left."""
-    named = {depth: _COLOURS[depth] for depth in depths if depth in _COLOURS}
-    free = [colour for colour in _OTHER_COLOURS if colour not in named.values()]
-    rest = enumerate(sorted(depths - named.keys()))
-    return named | {
-        depth: (free or _OTHER_COLOURS)[i % len(free or _OTHER_COLOURS)] for i, depth in rest
-    }
-
-
-Styles = Mapping[Network, Style]
-
-
-@dataclass(frozen=True)
 class Panel:
-    """One plot of several side by side; `of_report` are the styles of all the report's networks."""
+    """One plot of several side by side, of the `runs` that it shows of all `series`."""
 
     title: str
     runs: Sequence[Run]
-    of_report: Styles
+    series: Sequence[Series]
 
     @cached_property
-    def styles(self) -> Styles:
-        """The styles without dashes where colours alone tell the panel's networks apart."""
-        mine = {run.network: self.of_report[run.network] for run in self.runs}
-        if len({style.colour for style in mine.values()}) < len(mine):
-            return mine
-        return {network: Style(style.colour, "-") for network, style in mine.items()}
+    def shown(self) -> list[Series]:
+        """The series that have runs here, with these runs alone: without dashes where their colours
+        tell them apart."""
+        mine = {run.folder for run in self.runs}
+        found = []
+        for series in self.series:
+            if runs := tuple(run for run in series.runs if run.folder in mine):
+                found.append(replace(series, runs=runs))
+        if len({series.style.colour for series in found}) < len(found):
+            return found
+        return [replace(series, style=Style(series.style.colour, "-")) for series in found]
+
+    @property
+    def lines(self) -> list[tuple[Run, Style]]:
+        """Every run with its style."""
+        return [(run, series.style) for series in self.shown for run in series.runs]
 
     @property
     def early(self) -> float:
@@ -194,6 +156,7 @@ def draw_errors(path: Path, panels: Sequence[Panel]) -> None:
             if i == 0:
                 upper.set_ylabel("top-1 error (%)")
                 lower.set_ylabel("learning rate")
+        _legends(figure, axes[0], panels)
         _limit(axes[0, 0], [run for panel in panels for run in panel.runs])
         _save(figure, path)
 
@@ -213,6 +176,7 @@ def draw_early(path: Path, panels: Sequence[Panel]) -> None:
             _iterations(axis)
             if i % 2 == 0:
                 axis.set_ylabel("top-1 error (%)")
+        _legends(figure, axes, panels)
         _save(figure, path)
 
 
@@ -222,14 +186,14 @@ def draw_gradient_norms(path: Path, panels: Sequence[Panel]) -> None:
         figure = _figure(len(panels), 4.2)
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for i, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
-            for run in panel.runs:
-                _line(axis, gradient_norm(run), panel.styles[run.network], linewidth=1.4)
+            for run, style in panel.lines:
+                _line(axis, gradient_norm(run), style, linewidth=1.4)
             axis.set_title(panel.title, loc="left")
             _log_axis(axis)
             _iterations(axis)
-            _legend(axis, panel)
             if i == 0:
                 axis.set_ylabel("norm of the gradient (all weights)")
+        _legends(figure, axes, panels)
         _save(figure, path)
 
 
@@ -239,39 +203,48 @@ def _figure(columns: int, height: float) -> Figure:
 
 def _learning_rates(axis: Axes, panel: Panel) -> None:
     """One grey line where all runs of the panel have the same, else one for each run."""
-    rates = [(run.network, learning_rate(run)) for run in panel.runs]
+    rates = [(style, learning_rate(run)) for run, style in panel.lines]
     alike = len({(r.steps.tobytes(), r.values.tobytes()) for _, r in rates}) == 1
-    for network, rate in rates[:1] if alike else rates:
-        style = Style("#555555", "-") if alike else panel.of_report[network]
-        _line(axis, rate, style, drawstyle="steps-pre", linewidth=1.3)
+    for style, rate in rates[:1] if alike else rates:
+        look = Style("#555555", "-") if alike else style
+        _line(axis, rate, look, drawstyle="steps-pre", linewidth=1.3)
     _log_axis(axis)
 
 
 def _errors(axis: Axes, panel: Panel, until: float = np.inf) -> None:
-    for run in panel.runs:
-        style = panel.styles[run.network]
+    for run, style in panel.lines:
         _line(axis, training_error(run).until(until), style, **_THIN)
         validation = validation_error(run).until(until)
         few = {"marker": "o", "markersize": 4} if len(validation.steps) <= 3 else {}
         _line(axis, validation, style, **_BOLD, **few)
     axis.set_title(panel.title, loc="left")
-    _legend(axis, panel)
 
 
 def _line(axis: Axes, curve: Curve, style: Style, **look: Any) -> None:
     axis.plot(curve.steps, curve.values, color=style.colour, linestyle=style.dash, **look)
 
 
-def _legend(axis: Axes, panel: Panel) -> None:
-    """One entry for each network, with the number of its runs if there are several."""
-    counts = Counter(run.network for run in panel.runs)
-    handles = [
-        Line2D([], [], color=style.colour, linestyle=style.dash, linewidth=2.3,
-               label=network.label + (f" ({counts[network]} runs)" if counts[network] > 1 else ""))
-        for network, style in panel.styles.items()
-    ]  # fmt: skip
-    columns = 1 if len(handles) <= 7 else 2
-    axis.legend(handles=handles, loc="upper right", handlelength=2.6, ncols=columns)
+def _legends(figure: Figure, axes: Sequence[Axes], panels: Sequence[Panel]) -> None:
+    """What each line is: inside the plots, or below all of them where that would hide curves."""
+    shown = {series.label: series for panel in panels for series in panel.shown}
+    if len(shown) == len(panels) == 1:
+        return  # the title says what it is
+    longest = max(map(len, shown))
+    if longest > _INSIDE_LETTERS or len(shown) > _INSIDE_LINES:
+        columns = max(1, int(figure.get_figwidth() * _LETTERS_PER_INCH // (longest + 6)))
+        handles = list(map(_handle, shown.values()))
+        figure.legend(handles=handles, loc="outside lower left", handlelength=2.6, ncols=columns)
+        # As high as before without the lines of the legend.
+        figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(handles) // columns))
+        return
+    for axis, panel in zip(axes, panels, strict=False):
+        handles = list(map(_handle, panel.shown))
+        axis.legend(handles=handles, loc="upper right", handlelength=2.6)
+
+
+def _handle(series: Series) -> Line2D:
+    look, label = series.style, printable(series.label).replace("$", r"\$")  # no formula
+    return Line2D([], [], color=look.colour, linestyle=look.dash, linewidth=2.3, label=label)
 
 
 def _limit(axis: Axes, runs: Sequence[Run]) -> None:

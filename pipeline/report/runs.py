@@ -4,6 +4,7 @@ those that `python -m pipeline.evaluate` left with a run and the validations in 
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -151,6 +152,12 @@ class Run:
         """The last step with a line of metrics; 0 without any."""
         return max((int(line["step"]) for line in self.lines), default=0)
 
+    def epochs_at(self, step: int) -> float | None:
+        """Passes over the training images after `step` steps; None for a run that does not say how
+        many there are."""
+        images = self.start.get("train_images")
+        return step * self.settings["data.global_batch_size"] / images if images else None
+
     @property
     def time(self) -> float | None:
         """Time of its last line of metrics, in seconds since 1970."""
@@ -180,6 +187,11 @@ class Run:
         held = f", {held_out:,} images held out" if held_out else ""
         return _LABELS[self.data_set] + held
 
+    @property
+    def data_name(self) -> str:
+        """The same without the path, for headings."""
+        return self.data_label if self.data_set else Path(self.data_label).name or self.data_label
+
     @cached_property
     def recipe(self) -> dict[str, str]:
         """The settings that define the experiment: runs that share them differ in their seed."""
@@ -202,13 +214,14 @@ class Run:
     def evaluations(self) -> list[Evaluation]:
         """Its results: those of `pipeline.evaluate`, and its last validation, of the weights and of
         their average, unless one of them is the same."""
-        validated = [one for line in self.events("val")[-1:] for one in self._of_validation(line)]
+        validated = [one for line in self.events("val")[-1:] for one in self.of_validation(line)]
         known = {_what(one) for one in self.evaluated if one.is_plain}
         new = [one for one in validated if _what(one) not in known]
         return self.evaluated + new
 
-    def _of_validation(self, line: Mapping[str, Any]) -> list[Evaluation]:
-        """The results in the line of a validation."""
+    def of_validation(self, line: Mapping[str, Any]) -> list[Evaluation]:
+        """The results in the line of a validation, of the average of the weights first if there is
+        one."""
         kinds = [("ema_", "ema"), ("", "raw")] if "ema_top1" in line else [("", "")]
         return [
             Evaluation(
@@ -236,7 +249,14 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     that is no run."""
     unique = {folder.resolve(): folder for folder in folders}
     runs = [read_run(folder) for folder in unique.values()]
-    return sorted(runs, key=lambda run: (run.data_label, run.network, run.name))
+    return sorted(runs, key=lambda run: (run.data_label, run.network, _by_number(run.name)))
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """What sorts lr-9 before lr-10."""
+    return [
+        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)
+    ]
 
 
 def find_runs(below: Path) -> list[Path]:

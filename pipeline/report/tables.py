@@ -15,6 +15,12 @@ from pipeline.report.runs import Evaluation, Run, date
 from pipeline.system.console import counted
 
 _WEIGHTS = {"ema": "EMA of the weights", "raw": "raw weights, not their EMA"}
+_ABOUT_OURS = (
+    "Errors in %, top-1, or top-1 / top-5; in brackets the mean over classes of top-1 where it is "
+    "another number. Several runs that differ in their seed also have a line with their mean ± the "
+    "standard deviation between them (divided by n - 1)."
+)
+_ABOUT = f"{_ABOUT_OURS} Ours is empty where nothing was run."
 _HEAD = ("network", "test", "source", "theirs, %", "ours, %", "our run")
 
 
@@ -29,6 +35,11 @@ class Result:
     def data_set(self) -> str | None:
         """The data set whose published errors it compares with; None for anything else."""
         return self.run.data_set if self.run.is_whole(self.evaluation) else None
+
+    @property
+    def in_summary(self) -> bool:
+        """Whether the report's first table has it and no published number compares with it."""
+        return self.evaluation.in_training and self.data_set is None
 
     @property
     def group(self) -> tuple[object, ...]:
@@ -90,40 +101,29 @@ def _follows(run: Run, recipe: Recipe) -> bool:
 
 
 def comparison_blocks(runs: Sequence[Run]) -> list[Block]:
-    """The tables of references with our results, then the results without a reference."""
+    """The tables of references that have a result of ours, whole; then the results without a
+    reference. Empty without a result."""
     found = [Result(run, evaluation) for run in runs for evaluation in run.evaluations]
-    blocks: list[Block] = [
-        Heading("Compared with the paper and later work"),
-        Paragraph(
-            "Errors in %, top-1, or top-1 / top-5; in brackets the mean over classes of top-1 "
-            "where it is another number. Ours is empty where nothing was run. Several runs that "
-            "differ in their seed also have a line with their mean ± the standard deviation "
-            "between them (divided by n - 1)."
-        ),
-    ]
     used: set[int] = set()
+    compared: list[Block] = []
     for table in references.tables():
         rows: list[tuple[str, ...]] = []
+        any_ours = False
         for reference in table.rows:
             mine = [result for result in found if is_of(result, reference, table.data)]
             used |= {id(result) for result in mine}
+            any_ours = any_ours or bool(mine)
             rows += _rows(reference, mine)
-        blocks += [Heading(table.title, 3), Table(_HEAD, rows, (3, 4))]
+        if any_ours:
+            compared += [Heading(table.title, 3), Table(_HEAD, rows, (3, 4))]
     rest = [result for result in found if id(result) not in used]
-    known = [result for result in rest if result.data_set is not None]
-    other = [result for result in rest if result.data_set is None]
-    if known:
-        title = Heading("Results without a published number", 3)
-        blocks += [title, _own_table(known)]
-    if other:
-        blocks += [
-            Heading("Other data", 3),
-            Paragraph(
-                "Not ImageNet-1k's validation images nor CIFAR-10's test images: no published "
-                "number compares with these."
-            ),
-            _own_table(other),
-        ]
+    blocks: list[Block] = []
+    if compared:
+        blocks += [Heading("Compared with the paper and later work"), Paragraph(_ABOUT), *compared]
+    own = _own_table(rest)
+    if own.rows:
+        blocks += [Heading("Results without a published number" if compared else "Results")]
+        blocks += [own] if compared else [Paragraph(_ABOUT_OURS), own]
     return blocks
 
 
@@ -151,7 +151,8 @@ def _stated(reference: Reference) -> str:
 
 
 def _our_lines(mine: Sequence[Result]) -> list[tuple[str, str]]:
-    """(error, origin) of every result, with the mean over seeds above its results."""
+    """(error, origin) of every result that the summary does not have, and above them the mean over
+    seeds."""
     groups: dict[tuple[object, ...], list[Result]] = {}
     for result in mine:
         groups.setdefault(result.group, []).append(result)
@@ -159,14 +160,18 @@ def _our_lines(mine: Sequence[Result]) -> list[tuple[str, str]]:
     for members in groups.values():
         # A run with two results of the same kind (two checkpoints) would count twice in a mean.
         if len({result.run.folder for result in members}) == len(members) > 1:
-            lines.append((_mean(members), f"mean of {len(members)} runs"))
-        for result in members:
-            e = result.evaluation
-            lines.append((_percent(e), result.origin))
+            names = [result.run.name for result in members if result.in_summary]
+            of = f": {', '.join(names)}" if names else ""
+            lines.append((_mean(members), f"mean of {len(members)} runs{of}"))
+        lines += [
+            (percent(result.evaluation), result.origin)
+            for result in members
+            if not result.in_summary
+        ]
     return lines
 
 
-def _percent(one: Evaluation) -> str:
+def percent(one: Evaluation) -> str:
     """The errors of a result, with the mean over classes where that is another number."""
     text = f"{one.top1:.2f}" + ("" if one.top5 is None else f" / {one.top5:.2f}")
     same = one.balanced is None or abs(one.balanced - one.top1) < 0.005
@@ -183,7 +188,8 @@ def _mean(members: Sequence[Result]) -> str:
 
 
 def _own_table(mine: Sequence[Result]) -> Table:
-    """A table of our results alone, by data, network and test."""
+    """A table of our results alone, by data, network and test; without rows if the summary has them
+    all."""
     kinds: dict[tuple[str, ...], list[Result]] = {}
     for result in mine:
         labels = (result.run.data_label, result.run.network.label, result.evaluation.protocol)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -88,7 +89,7 @@ def _list(below: Path, as_json: bool) -> None:
         say(*json.dumps(listing.as_json(found), indent=1).split("\n"))
         return
     if found.runs or found.skipped:
-        say(*listing.describe(found, below).split("\n"))
+        say(*listing.describe(found, below, _width()).split("\n"))
     if not found.runs:
         hint = "" if below.exists() else ": make train trains the demo"
         say(f"no run below {below}/{hint}")
@@ -99,7 +100,12 @@ def _compare(folders: list[Path], as_json: bool) -> None:
     if as_json:
         say(json.dumps({"runs": [str(folder) for folder in folders], "settings": found}))
     else:
-        say(*listing.describe_differences(folders, found).split("\n"))
+        say(*listing.describe_differences(folders, found, _width()).split("\n"))
+
+
+def _width() -> int | None:
+    """Columns of the terminal that is written to; None for a pipe or a file."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _follow(folder: Path, as_json: bool) -> None:

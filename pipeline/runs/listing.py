@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import ConfigError, names_of, settings
+from pipeline.config import ConfigError, names_of
+from pipeline.config.differences import differing, in_short
+from pipeline.config.differences import distinctions as told_apart
 from pipeline.config.idle import idle_settings
 from pipeline.config.setting import shown
+from pipeline.runs.layout import UNKNOWN, compared, fitted
 from pipeline.runs.state import RunState, duration, read_state
 from pipeline.system.console import table
 from pipeline.system.words import printable, shell_word
@@ -50,24 +53,28 @@ def as_json(listing: Listing) -> dict[str, Any]:
     }
 
 
+_ROOT = "data.root"
 _HEAD = (
     "run", "state", "network", "differs in", "epoch", "step", "img/s", "best top-1", "last sign",
     "where", "note",
 )  # fmt: skip
 
 
-def describe(listing: Listing, below: Path) -> str:
-    """The list for people, one line a run."""
-    differing = map(in_short, distinctions(listing.runs))
-    rows = [_row(run, below, diff) for run, diff in zip(listing.runs, differing, strict=True)]
-    lines = [table(_HEAD, rows)] if rows else []
+def describe(listing: Listing, below: Path, width: int | None = None) -> str:
+    """The list for people: on a terminal of `width` columns with what does not fit below each run,
+    else (a file or a program reads it) one line a run, whatever its length."""
+    different = (in_short(found) or UNKNOWN for found in distinctions(listing.runs))
+    rows = [_row(run, below, diff) for run, diff in zip(listing.runs, different, strict=True)]
+    lines = []
+    if rows:
+        lines = [table(_HEAD, rows) if width is None else fitted(_HEAD, rows, width)]
     lines += [printable(f"skipped: {folder} {reason}") for folder, reason in listing.skipped]
     return "\n".join(lines)
 
 
 def _row(run: RunState, below: Path, differing: str) -> tuple[str, ...]:
     inside = run.folder != below
-    where = "-"
+    where = UNKNOWN
     if run.holder is not None:
         job = f", job {run.holder.slurm_job}" if run.holder.slurm_job else ""
         where = run.holder.host + job
@@ -75,13 +82,13 @@ def _row(run: RunState, below: Path, differing: str) -> tuple[str, ...]:
     return (
         str(run.folder.relative_to(below)) if inside else run.folder.name,
         run.state,
-        run.network or "-",
+        run.network or UNKNOWN,
         differing,
         _epoch(run),
         f"{run.step}/{'?' if run.total_steps is None else run.total_steps}",
-        "-" if speed is None else f"{speed:,.0f}",
+        UNKNOWN if speed is None else f"{speed:,.0f}",
         _best(run),
-        "-" if run.age_sec is None else f"{duration(run.age_sec)} ago",
+        UNKNOWN if run.age_sec is None else f"{duration(run.age_sec)} ago",
         where,
         run.note,
     )
@@ -91,46 +98,38 @@ def _best(run: RunState) -> str:
     """The best top-1 of the network in best.pt: of the average of the weights if there is one."""
     if run.best_ema_top1 is not None:
         return f"{run.best_ema_top1:.2%} EMA"
-    return "-" if run.best_top1 is None else f"{run.best_top1:.2%}"
+    return UNKNOWN if run.best_top1 is None else f"{run.best_top1:.2%}"
 
 
 def _epoch(run: RunState) -> str:
     """Passes over the training images, out of all; two digits if all are less than one."""
     if run.epoch is None or run.epochs is None:
-        return "-"
+        return UNKNOWN
     digits = 1 if run.epochs >= 1 else 2
     return f"{run.epoch:.{digits}f}/{round(run.epochs, digits):g}"
 
 
-_PARTS = ("optim", "schedule", "model", "data", "run")
-_SHOWN = 4  # differences in a column
-
-
 def distinctions(runs: Sequence[RunState]) -> list[dict[str, Any]]:
-    """For each run the settings, by `part.name`, that differ among the runs of its network, the
-    most asked-for first. Settings without effect in a run do not count there.
+    """For each run the settings, by `part.name`, that differ among the runs of its network on its
+    data, the most asked-for first; and before them its data if the network has runs on others.
+    Settings without effect in a run do not count there.
 
     Empty for the only run of a network, and for a run without a configuration.
     """
-    by_network: dict[str | None, list[int]] = {}
+    groups: dict[tuple[str | None, Any], list[int]] = {}
+    roots: dict[str | None, set[Any]] = {}
     for number, run in enumerate(runs):
         if run.settings:
-            by_network.setdefault(run.network, []).append(number)
+            root = run.settings[_ROOT]
+            groups.setdefault((run.network, root), []).append(number)
+            roots.setdefault(run.network, set()).add(root)
     found: list[dict[str, Any]] = [{} for _ in runs]
-    for members in by_network.values():
+    for (network, root), members in groups.items():
+        data = {_ROOT: root} if len(roots[network]) > 1 else {}
         counting = [_counting(runs[number]) for number in members]
-        for name in sorted(_differing(counting), key=_place):
-            for number, own in zip(members, counting, strict=True):
-                if name in own:
-                    found[number][name] = own[name]
+        for number, own in zip(members, told_apart(counting), strict=True):
+            found[number] = data | own
     return found
-
-
-def _differing(known: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The names with different values in `known`, with these; None where one is missing."""
-    names = dict.fromkeys(name for facts in known for name in facts)
-    values = {name: [facts.get(name) for facts in known] for name in names}
-    return {name: found for name, found in values.items() if any(v != found[0] for v in found)}
 
 
 def _counting(run: RunState) -> dict[str, Any]:
@@ -140,30 +139,13 @@ def _counting(run: RunState) -> dict[str, Any]:
     return {name: value for name, value in run.settings.items() if name not in left_out}
 
 
-def _place(name: str) -> tuple[int, int, str]:
-    part, said = name.partition(".")[0], settings().get(name)
-    return (
-        (said.asked if said else None) or len(settings()),
-        _PARTS.index(part) if part in _PARTS else len(_PARTS),
-        name,
-    )
-
-
-def in_short(differing: dict[str, Any]) -> str:
-    """The first few differences for a column: `base_lr=0.1 seed=1`."""
-    parts = [f"{name.rpartition('.')[2]}={shown(value)}" for name, value in differing.items()]
-    if len(parts) > _SHOWN:
-        parts[_SHOWN:] = [f"and {len(parts) - _SHOWN} more"]
-    return " ".join(parts) or "-"
-
-
 def differences(folders: Sequence[Path]) -> dict[str, list[Any]]:
     """The settings in which the runs differ, by `part.name`, each with its value in every run;
     versions of packages and the commit as `versions.<name>`, None where a run does not say.
 
     Raises ValueError for a folder that is no run, has no configuration or cannot be read.
     """
-    found = _differing([_facts(folder) for folder in folders])
+    found = differing([_facts(folder) for folder in folders])
     found.pop("run.name", None)
     return found
 
@@ -179,15 +161,18 @@ def _facts(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} {why_unreadable(error)}; give runs of yours") from error
 
 
-def describe_differences(folders: Sequence[Path], found: dict[str, list[Any]]) -> str:
-    """The differences for people: one line a setting, one column a run."""
+def describe_differences(
+    folders: Sequence[Path], found: dict[str, list[Any]], width: int | None = None
+) -> str:
+    """The differences for people: one line a setting, one column a run, unless a terminal of
+    `width` columns is too narrow for that."""
     if not found:
         return "the runs have the same settings"
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
     rows = [(name, *map(shown, values)) for name, values in found.items()]
-    return table(("setting", *names), rows)
+    return compared(("setting", *names), rows, width)
 
 
 def find_run(name: str, below: Path) -> Path:

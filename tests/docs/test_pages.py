@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -85,8 +86,9 @@ def test_what_a_page_names_exists(page):
     assert [name for name in sorted(variables) if name not in source()] == []
 
 
-def test_the_readmes_layout_names_files_that_exist():
-    (layout,) = re.findall(r"## Where things live\n.*?```text\n(.*?)```", readme(), re.S)
+def test_the_layout_names_files_that_exist():
+    page = (DOCS / "architecture.md").read_text()
+    (layout,) = re.findall(r"## Where things live\n.*?```text\n(.*?)```", page, re.S)
     names = set(re.findall(r"[\w./-]+\.(?:py|md|yaml|sh)\b", layout))
     there = [
         path.relative_to(REPOSITORY).as_posix()
@@ -96,8 +98,38 @@ def test_the_readmes_layout_names_files_that_exist():
     assert [n for n in sorted(names) if not any(f"/{p}".endswith(f"/{n}") for p in there)] == []
 
 
-def readme() -> str:
-    return (REPOSITORY / "README.md").read_text()
+def test_the_readme_is_short_and_in_a_newcomers_order():
+    text = (REPOSITORY / "README.md").read_text()
+    assert len(text.splitlines()) < 150
+    heads = ["Two commands", "Your own images", "Looking at runs", "Eight GPUs", "Slurm"]
+    assert re.findall(r"^## (.+)$", text, re.M)[:5] == heads
+    (commands,) = re.findall(r"## Two commands\n.*?```sh minutes\n(.*?)```", text, re.S)
+    assert [line.split("#")[0].strip() for line in commands.splitlines()] == [
+        "make train", "make test",
+    ]  # fmt: skip
+
+
+def test_the_readmes_figures_are_those_of_the_benchmarks():
+    text = (REPOSITORY / "README.md").read_text()
+    for name, ratio, shown in (
+        ("demo_vs_plain", "demo_vs_plain_images_per_sec", "1.3 times the images"),
+        ("loader", "loader_vs_dataloader", "2.3 times the images"),
+        ("loader", "loader_vs_dataloader_jitter", "4.0 with the paper's"),
+        ("scale", "fixed_vs_fast_2_horovod", "1.16 times as fast over Horovod"),
+        ("scale", "fixed_vs_fast_2_torch", "1.13 over torch"),
+    ):
+        (file,) = (REPOSITORY / "benchmarks").glob(f"{name}_2cores_2026-11-29.json")
+        value = json.loads(file.read_text())["ratios"][ratio]
+        number = shown.split()[0]
+        assert shown in text
+        assert abs(value - float(number)) <= 0.5 * 10 ** -len(number.partition(".")[2])
+
+
+@pytest.mark.parametrize("name", ["runs", "report", "tensorboard"])
+def test_the_readme_shows_each_view_of_runs_in_a_small_picture(name):
+    picture = DOCS / "images" / f"{name}.png"
+    assert f"(docs/images/{picture.name})" in (REPOSITORY / "README.md").read_text()
+    assert 10_000 < picture.stat().st_size < 300_000
 
 
 def source_of(page: Path) -> Path:

@@ -54,7 +54,7 @@ def test_each_page_says_when_and_from_what_it_was_made(whole, page):
 
 def test_early_convergence_without_a_curve_is_left_out_and_said(whole):
     text = (whole / "report.md").read_text()
-    assert "Early convergence on data/drawn is not drawn for 14 layers: a curve needs two" in text
+    assert "Early convergence is not drawn for 14 layers: a curve needs two" in text
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,9 @@ def test_early_convergence_without_a_curve_is_left_out_and_said(whole):
             [True],
             1000,
             {"all", "gradient-norm"},
-            "Not yet run: this needs finished runs",
+            "## Curves",
         ),
-        ([True], 0, set(), "no run has a line of training metrics"),
+        ([True], 0, set(), "| rTrue | CIFAR ResNet-20 A | 0 | unfinished |"),
         # One line of each kind.
         ([True, False], 50, {"plain-residual", "all", "gradient-norm"}, "not drawn for 20 layers"),
     ],
@@ -80,3 +80,54 @@ def test_a_plot_is_drawn_where_there_is_enough_for_it(make_run, tmp_path, nets, 
     names = {path.name for path in out.glob("*.png")}
     assert names == {f"curves-1-cifar-{plot}.png" for plot in plots}
     assert said in (out / "report.md").read_text()
+
+
+def report(tmp_path, runs):
+    out = tmp_path / "report"
+    out.mkdir(exist_ok=True)
+    write_report(out, read_runs(runs))
+    return (out / "report.md").read_text()
+
+
+def headings(text):
+    return [line for line in text.splitlines() if line.startswith("#")]
+
+
+OWN = {"data.root": "/home/me/photos of cells", "model.depth": 18}
+
+
+def test_the_report_of_ones_own_images_has_what_there_is_and_no_more(make_run, tmp_path):
+    text = report(tmp_path, [make_run("cells", OWN, train=2000, val=624, steps=800)])
+    assert headings(text) == ["# cells", "## Curves", "## Where the numbers come from"]
+    assert "yet run" not in text and "paper" not in text
+    row = next(line for line in text.splitlines() if line.startswith("| cells |"))
+    assert row == "| cells | ResNet-18 B | 102.4 | 10.00 | 11.00 / 5.00 | 102.4 |"
+
+
+def test_paths_are_no_headings(make_run, tmp_path):
+    text = report(tmp_path, [make_run("a", OWN), make_run("b", CIFAR)])
+    assert [h for h in headings(text) if h.startswith("### ")][:2] == [
+        "### photos of cells", "### CIFAR-10",
+    ]  # fmt: skip
+    assert "/home/me/photos of cells" in text.partition("## Where the numbers")[2]
+
+
+def test_two_folders_of_one_name_are_told_apart(make_run, tmp_path):
+    roots = ["/a/photos", "/b/photos"]
+    text = report(tmp_path, [make_run(r[1], OWN | {"data.root": r}) for r in roots])
+    assert [h for h in headings(text) if h.startswith("### ")] == [f"### {r}" for r in roots]
+
+
+def test_a_run_without_validation_has_no_column_for_it(make_run, tmp_path):
+    folder = make_run("a", OWN)
+    metrics = folder / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join(line for line in lines if '"event": "val"' not in line))
+    text = report(tmp_path, [folder])
+    assert "alidation error" not in text and "None has validated." in text
+
+
+def test_runs_come_in_the_order_of_their_numbers(make_run, tmp_path):
+    text = report(tmp_path, [make_run(f"lr-{i}", OWN | {"run.seed": i}) for i in (10, 9, 1)])
+    assert re.findall(r"^\| (lr-\d+) \|", text, re.M)[:3] == ["lr-1", "lr-9", "lr-10"]
+    assert "seed=10" in text

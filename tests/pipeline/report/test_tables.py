@@ -1,5 +1,7 @@
 """Our numbers compare with those of the same network, test and data, and with no others."""
 
+from collections import defaultdict
+
 import pytest
 from made_runs import CIFAR, write_evaluation
 
@@ -10,6 +12,7 @@ from pipeline.report.runs import read_run
 from pipeline.report.tables import comparison_blocks
 
 IMAGENET = {"data.dataset": "imagenet-1k", "model.depth": 34, "model.variant": "v1"}
+DRAWN = CIFAR | {"data.root": "data/drawn"}
 SIZE = {"steps": 800, "val": 50_000}
 TEN_CROPS = "ImageNet, ten crops"
 LATER = "ImageNet, later references"
@@ -18,14 +21,14 @@ NO_NUMBER = "Results without a published number"
 
 
 def tables(*folders) -> dict[str, list[tuple[str, ...]]]:
-    """The rows by their table's heading."""
+    """The rows by their table's heading; none for a table that is not shown."""
     blocks = comparison_blocks([read_run(folder) for folder in folders])
-    found, title = {}, ""
+    found, title = defaultdict(list), ""
     for block in blocks:
         if isinstance(block, Heading):
             title = block.text
         if isinstance(block, Table):
-            found[title] = list(block.rows)
+            found[title if title != "Results" else NO_NUMBER] = list(block.rows)
     return found
 
 
@@ -34,14 +37,25 @@ def ours(rows) -> dict[str, str]:
     return {f"{row[0]}, {row[2].partition(' (')[0]}": row[4] for row in rows if row[4]}
 
 
-def test_with_no_run_every_row_stands_and_none_has_a_number_of_ours():
-    found = tables()
-    assert list(found) == [table.title for table in references.tables()]
-    rows = [row for rows in found.values() for row in rows]
-    assert len(rows) == sum(len(table.rows) for table in references.tables())
-    assert not any(row[4] or row[5] for row in rows)
+def test_with_no_result_there_is_no_section(make_run):
+    assert comparison_blocks([]) == []
+    own = make_run("own", {"data.root": "data/own"}, steps=800)
+    assert comparison_blocks([read_run(own)]) == []  # the summary has its validation
+
+
+def test_a_table_with_a_result_of_ours_has_every_row_of_theirs(make_run):
+    folders = [make_run("cifar", CIFAR), make_run("imagenet", IMAGENET, **SIZE)]
+    folders.append(
+        make_run("late", IMAGENET | {"model.depth": 50, "model.variant": "v1.5"}, **SIZE)
+    )
+    write_evaluation(folders[1], "10-crop")
+    found = tables(*folders)
+    shown = [table for table in references.tables() if found[table.title]]
+    assert [table.title for table in shown] == [TEN_CROPS, LATER, CIFAR_TABLE]
+    rows = [row for table in shown for row in found[table.title] if row[0]]
+    assert len(rows) == sum(len(table.rows) for table in shown)
     # Table 3 of the paper, and torchvision's 76.13% as an error.
-    assert ("ResNet-34 B", "10-crop", "paper, Table 3", "24.52 / 7.46", "", "") in rows
+    assert ("ResNet-34 C", "10-crop", "paper, Table 3", "24.19 / 7.40", "", "") in rows
     theirs = {row[:4] for row in rows}
     assert ("ResNet-50 v1.5", "1-crop", "torchvision V1 (90 epochs)", "23.87") in theirs
 
@@ -112,7 +126,7 @@ def test_another_test_than_theirs_does_not_compare_with_their_number(make_run, o
     found = tables(folder)
     for table in references.tables():
         assert ours(found[table.title]) == {}
-    rest = [*found[NO_NUMBER], *found.get("Other data", [])]
+    rest = found[NO_NUMBER]
     assert "25.00 / 8.00" in {row[3] for row in rest}
 
 
@@ -122,8 +136,7 @@ def test_other_images_than_those_of_the_training_are_named_by_their_folder(make_
     write_evaluation(folder, "other", other_data=True, data={"root": "data/noisy"}, top1=0.5)
     found = tables(folder)
     assert ours(found[TEN_CROPS]) == {"ResNet-34 A, paper, Tables 2 and 3": "25.00 / 8.00"}
-    (row,) = found["Other data"]
-    assert row[3].startswith("50.00")
+    (row,) = [row for row in found[NO_NUMBER] if row[3].startswith("50.00")]
     assert "of data/noisy" in row[4]
 
 
@@ -168,6 +181,12 @@ def test_seeds_are_shown_each_and_as_mean_with_deviation(make_run):
     assert each[-1][5].startswith("half, step 4,000 of 128 images, run unfinished")
 
 
+def test_of_seeds_on_other_data_the_mean_is_shown_alone(make_run):
+    folders = [make_run(f"s{s}", DRAWN | {"run.seed": s}, last=8 + s, val=2000) for s in range(3)]
+    (row,) = tables(*folders)[NO_NUMBER]
+    assert row[3:] == ("10.00 ± 1.00 / 4.50 ± 0.50", "mean of 3 runs: s0, s1, s2")
+
+
 def test_two_checkpoints_of_a_run_are_not_two_seeds(make_run):
     folder = make_run("a", IMAGENET, **SIZE)
     write_evaluation(folder, "best", step=700)
@@ -185,9 +204,8 @@ def test_other_data_never_compare_with_a_stated_number(make_run):
     )
     for table in references.tables():
         assert ours(found[table.title]) == {}
-    assert [row[0] for row in found["Other data"]] == [
-        "data/imagenet", "data/drawn", "CIFAR-10, 5,000 images held out",
-    ]  # fmt: skip
+    # The validations of other data are in the summary.
+    assert [row[0] for row in found[NO_NUMBER]] == []
 
 
 def test_test_images_of_a_run_with_held_out_ones_compare_with_the_paper(make_run):

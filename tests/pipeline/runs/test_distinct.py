@@ -37,6 +37,15 @@ def test_what_has_no_effect_in_a_run_does_not_tell_it_apart(make_run, tmp_path):
     assert "patience" not in rows(tmp_path)["a"]
 
 
+def test_runs_on_other_data_are_told_apart_by_these_alone(make_run, tmp_path):
+    make_run("a", CIFAR | {"run.seed": 1}, steps=50)
+    make_run("b", CIFAR | {"run.seed": 2}, steps=50)
+    make_run("c", CIFAR | {"data.root": "photos", "schedule.epochs": 7.0}, steps=50)
+    differing = {run["run"]: run["differs_in"] for run in as_json(list_runs(tmp_path))["runs"]}
+    assert differing["a"] == {"data.root": "data/cifar-10", "run.seed": 1}
+    assert differing["c"] == {"data.root": "photos"}
+
+
 def test_of_many_differences_the_first_few_are_listed_and_the_rest_counted(make_run, tmp_path):
     more = {"optim.momentum": 0.8, "data.threads": 1, "run.log_every_steps": 7}
     make_run("a", CIFAR, steps=50)
