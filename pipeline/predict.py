@@ -95,7 +95,7 @@ def predict(trained: Trained, paths: Sequence[Path], options: Any) -> list[dict[
     share = own_share(World())
     set_threads(config, share)
     device = choose_device(config.run.device, share.gpu)
-    decode = choose_decoding(config, device, share, (images,), trained.normalisation)
+    decode = choose_decoding(config.data, device, share, (images,), trained.normalisation)
     model = trained.build(device, config)
     with contextlib.closing(_open(config, images, decode)) as loader:
         probabilities = _probabilities(model, loader, config, len(images))

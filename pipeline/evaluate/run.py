@@ -15,6 +15,7 @@ from pipeline.data.classes import class_words
 from pipeline.data.dali.settings import choose_decoding
 from pipeline.data.images import ImageSet
 from pipeline.data.opening import open_data, open_val_data
+from pipeline.data.passes import ValidationLoader
 from pipeline.evaluate.averages import recompute
 from pipeline.evaluate.members import (
     Member,
@@ -46,7 +47,6 @@ from pipeline.system.console import log, say, start_logging
 from pipeline.system.launched import launched
 from pipeline.train import checkpoint
 from pipeline.train.folder import run_of
-from pipeline.train.loaders import ValidationLoader
 from pipeline.train.metrics import Validation, balanced_top1
 from pipeline.train.validation import count, labels_by_class
 
@@ -153,7 +153,7 @@ def _count(
 
     def opened() -> tuple[list[Network], ValidationLoader]:
         normalisation = members[0].trained.normalisation
-        decode = choose_decoding(config, device, share, (val_set,), normalisation)
+        decode = choose_decoding(config.data, device, share, (val_set,), normalisation)
         networks = [build(member, device, protocol) for member in members]
         return networks, open_loader(config, val_set, world, decode, protocol, excluded)
 

@@ -110,7 +110,7 @@ def _open(config: Config, world: World, share: Share, stop: StopSignal) -> Train
     device = world.together(lambda: choose_device(config.run.device, share.gpu))
     normalisation = world.together(lambda: normalisation_of(config.data, train_set))
     decode = world.together(
-        lambda: choose_decoding(config, device, share, (train_set, val_set), normalisation)
+        lambda: choose_decoding(config.data, device, share, (train_set, val_set), normalisation)
     )
     trainer = world.together(lambda: Trainer(config, world, decode, train_set, val_set, stop))
     world.require_same(_decided_alike(trainer))
