@@ -90,12 +90,12 @@ def predict(trained: Trained, paths: Sequence[Path], options: Any) -> list[dict[
     from pipeline.ranks.places import choose_device, own_share, set_threads
     from pipeline.ranks.world import World
 
-    config = _for_files(trained.configured(options, names_for("predict")))
+    config = for_files(trained.configured(options, names_for("predict")))
     images = GivenImages(paths)
     share = own_share(World())
     set_threads(config, share)
     device = choose_device(config.run.device, share.gpu)
-    decode = choose_decoding(config, device, share, (images,), trained.normalisation)
+    decode = choose_decoding(config.data, device, share, (images,), trained.normalisation)
     model = trained.build(device, config)
     with contextlib.closing(_open(config, images, decode)) as loader:
         probabilities = _probabilities(model, loader, config, len(images))
@@ -106,7 +106,7 @@ def predict(trained: Trained, paths: Sequence[Path], options: Any) -> list[dict[
     ]
 
 
-def _for_files(config: Config) -> Config:
+def for_files(config: Config) -> Config:
     """Files are decoded, whatever the data set of the training was made of; those of CIFAR-10 are
     seen as they are."""
     data = config.data

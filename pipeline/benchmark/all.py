@@ -193,7 +193,7 @@ class _Bench:
         images = _images(options, self._folder)
         # A set's own mean would have to be computed first; it takes as long to subtract.
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, mean="imagenet"))
-        settings = choose_decoding(config, device, own_share(World()), (images,))
+        settings = choose_decoding(config.data, device, own_share(World()), (images,))
         width, height = float(images.widths.mean()), float(images.heights.mean())
         root, files = "made" if options.made else config.data.root, counted(len(images), "file")
         self.result.figures |= {

@@ -42,7 +42,7 @@ from pipeline.benchmark.transforms import (
     randomly_flipped,
     use_one_thread,
 )
-from pipeline.config import Config, ConfigError, DataConfig
+from pipeline.config import ConfigError, DataConfig
 from pipeline.data.dali import gpu_count
 from pipeline.data.dali.settings import choose_decoding
 from pipeline.data.index.manifest import Manifest, open_manifest
@@ -221,7 +221,7 @@ def _ours(
     """A function that measures a round of this project's `Loader` as training opens it; its queues
     fill and empty like those of so many `workers`."""
     share = Share(data.threads or 1, 0)
-    settings = choose_decoding(Config(data=data), device, share, (manifest,))
+    settings = choose_decoding(data, device, share, (manifest,))
     stream = TrainStream(manifest, train_planner(data), seed=0)
     middle, passes = _Middle(options, workers), LoaderPasses(stream, settings, options.batch)
     return lambda: passes.images_per_sec(middle.edge, middle.timed)

@@ -169,7 +169,7 @@ def resident_training(
     default noise of its size. One step is one micro-batch."""
     data = config.data
     manifest = synthetic_manifest(_ROWS, classes, data.image_size)
-    decode = choose_decoding(config, device, Share(cores=1, gpu=0))
+    decode = choose_decoding(config.data, device, Share(cores=1, gpu=0))
     trainer = Trainer(config, world, decode, manifest, manifest, StopSignal())
     if batches is None:
         batches = resident_batches(data.local_batch_size, data.image_size, device)
@@ -187,7 +187,7 @@ def training_from_files(
     world.on_rank0(lambda: len(open_manifest(root, "train", folder)))  # scans the tree once
     train_set = open_manifest(root, "train", folder)
     share = Share(cores=1, gpu=device.index or 0)
-    decode = choose_decoding(config, device, share, (train_set,))
+    decode = choose_decoding(config.data, device, share, (train_set,))
     trainer = Trainer(config, world, decode, train_set, train_set, StopSignal())
     return Training(trainer, trainer.loaders.train(0))
 

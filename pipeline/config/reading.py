@@ -86,7 +86,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The settings of a YAML file and of those it builds on, by part and name, each of its type.
     Raises `ConfigError`, as `settings_in` does."""
     tree: dict[str, Any] = {}
-    for name, value in _yaml_values(settings_in(path)).items():
+    for name, value in yaml_values(settings_in(path)).items():
         part, _, rest = name.partition(".")
         if rest:
             tree.setdefault(part, {})[rest] = value
@@ -95,7 +95,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _yaml_values(found: Mapping[str, Given]) -> dict[str, Any]:
+def yaml_values(found: Mapping[str, Given]) -> dict[str, Any]:
     """The settings of a YAML file by `part.name`, each of its type."""
     return {name: _typed(name, given.value, f"{given.file}: ") for name, given in found.items()}
 
@@ -110,7 +110,7 @@ def _typed(name: str, value: Any, where: str = "") -> Any:
 
 
 @contextlib.contextmanager
-def _placed(found: Mapping[str, Given], given: Collection[str]) -> Iterator[None]:
+def placed(found: Mapping[str, Given], given: Collection[str]) -> Iterator[None]:
     """Puts the file in front of a `ConfigError` about a setting that came out of it, and not off
     the command line."""
     try:
@@ -191,7 +191,7 @@ def parse_overrides(
 def overrides(parsed: Parsed, names: Sequence[str], base: Mapping[str, Any]) -> Config:
     """The configuration `base` with those of the settings `names` that the command line gave."""
     given = {name: parsed[name] for name in names if name in parsed}
-    return _made(_values(base) | given)
+    return made(typed_values(base) | given)
 
 
 def config_of(tree: Mapping[str, Any]) -> Config:
@@ -199,17 +199,17 @@ def config_of(tree: Mapping[str, Any]) -> Config:
 
     Raises `ConfigError` for an unknown name or a value of another type.
     """
-    return _made(_values(tree))
+    return made(typed_values(tree))
 
 
-def _values(tree: Mapping[str, Any]) -> dict[str, Any]:
+def typed_values(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by `part.name`, each of its type. `tree` has Python's values: its strings are text
     as it stands."""
     found: dict[str, Any] = {}
-    for part, values in tree.items():
-        named = values if isinstance(values, Mapping) else {"": values}
-        found |= {f"{part}.{name}".rstrip("."): value for name, value in named.items()}
     known = setting_names()
+    for part, values in tree.items():
+        named = values if isinstance(values, Mapping) and part not in known else {"": values}
+        found |= {f"{part}.{name}".rstrip("."): value for name, value in named.items()}
     for name in found:
         if name not in known:
             raise unknown_setting(name, "the configuration", known)
@@ -219,7 +219,7 @@ def _values(tree: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _made(values: Mapping[str, Any]) -> Config:
+def made(values: Mapping[str, Any]) -> Config:
     """The configuration with these settings, by `part.name`; others have their defaults."""
     owners = get_type_hints(Config)
     own: dict[str, Any] = {}
@@ -385,7 +385,7 @@ def load_config(
     except (argparse.ArgumentError, Refused) as error:
         raise ConfigError("--config needs the path of a YAML file") from error
     found = settings_in(path)
-    base = _yaml_values(found)
+    base = yaml_values(found)
     parser = new_parser(command, description)
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings")
     parser.add_argument(PRINT_CONFIG, action="store_true", help=PRINT_CONFIG_HELP)
@@ -394,7 +394,7 @@ def load_config(
     given = parse(parser, rest)
     # A run is named after its configuration unless either names it.
     named = {"run.name": path.stem} | base
-    with _placed(found, vars(given)):
-        config = _made(named | {name: given[name] for name in setting_names() if name in given})
+    with placed(found, vars(given)):
+        config = made(named | {name: given[name] for name in setting_names() if name in given})
         require_plain_name(config.run.name)
     return config

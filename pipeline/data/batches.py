@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,6 +116,90 @@ class Course:
         which was before step `validated` (0: never)."""
         at_the_end = step == self.total_steps and validated != step
         return at_the_end or self.epochs_done(step) > self.epochs_done(validated)
+
+
+class Epochs(Protocol):
+    """A rank's batches, numbered without an end; each epoch has those that follow on from the
+    epoch's before."""
+
+    def first(self, epoch: int) -> int:
+        """The number of the first batch of `epoch`."""
+
+    def positions(self, number: int) -> NDArray[np.int64]:
+        """The positions (B,) int64 of batch `number`."""
+
+    def position(self, number: int) -> int:
+        """The position at which batch `number` begins: in training that of its step, the same for
+        all ranks."""
+
+
+@dataclass(frozen=True)
+class StepEpochs:
+    """Micro-batches over epochs of `images`; all are full.
+
+    As a training runs them, the images that are left over when an epoch ends are in the first step
+    of the next: an epoch has the steps whose first image is its own, as many as fit or one more.
+    With `drop_last` every epoch begins with its own first image and leaves out what fills no step.
+    """
+
+    images: int
+    partition: Partition
+    drop_last: bool = False
+
+    @property
+    def _own(self) -> int:
+        """Steps of an epoch that begins anew."""
+        return self.images // self.partition.global_batch_size
+
+    def first(self, epoch: int) -> int:
+        """The number of the first micro-batch of `epoch`."""
+        steps = -(-epoch * self.images // self.partition.global_batch_size)
+        return (epoch * self._own if self.drop_last else steps) * self.partition.accumulation
+
+    def positions(self, number: int) -> NDArray[np.int64]:
+        """The positions (B,) int64 of micro-batch `number`."""
+        step, micro = divmod(number, self.partition.accumulation)
+        return self.partition.positions(0, micro) + self._begin(step)
+
+    def position(self, number: int) -> int:
+        """The position at which the step of micro-batch `number` begins."""
+        return self._begin(number // self.partition.accumulation)
+
+    def _begin(self, step: int) -> int:
+        if not self.drop_last:
+            return step * self.partition.global_batch_size
+        epoch, own = divmod(step, self._own)
+        return epoch * self.images + own * self.partition.global_batch_size
+
+
+@dataclass(frozen=True)
+class ValidationEpochs:
+    """The batches of a rank that validates, the same in each epoch: every image once over all
+    ranks. The last batch of the images may be short, and ranks differ by a batch at most."""
+
+    images: int
+    batch_size: int
+    rank: int
+    world_size: int
+
+    @property
+    def chunks(self) -> range:
+        """This rank's, of `batch_size` images each."""
+        return validation_chunks(self.images, self.batch_size, self.rank, self.world_size)
+
+    def first(self, epoch: int) -> int:
+        """The number of the first batch of `epoch`."""
+        return epoch * len(self.chunks)
+
+    def positions(self, number: int) -> NDArray[np.int64]:
+        """The positions (B,) int64 of batch `number`."""
+        begin = self.position(number)
+        return np.arange(begin, min(begin + self.batch_size, self.images), dtype=np.int64)
+
+    def position(self, number: int) -> int:
+        """The position at which batch `number` begins."""
+        chunks = self.chunks
+        return chunks[number % len(chunks)] * self.batch_size if chunks else 0
 
 
 def validation_chunks(num_images: int, batch_size: int, rank: int, world_size: int) -> range:

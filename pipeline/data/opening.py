@@ -1,16 +1,20 @@
-"""Opens the images of train and val that a configuration names, on all ranks."""
+"""Opens the images that a configuration names: train and val on all ranks, or a split alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline.config import Config
+from pipeline.config import Config, DataConfig
 from pipeline.data.cifar import open_cifar
 from pipeline.data.images import ImageSet
-from pipeline.data.index.manifest import open_manifest
+from pipeline.data.index.arrow_file import cache_places
+from pipeline.data.index.manifest import Manifest, open_manifest
+from pipeline.data.index.survey import Split
 from pipeline.ranks.world import World
+from pipeline.system.files import locked
 
 T = TypeVar("T")
 
@@ -35,6 +39,43 @@ def open_val_data(config: Config, world: World, classes: list[str]) -> ImageSet:
     val_set = _in_turn(world, lambda: _open_val(config, classes, world))
     world.require_same({"data hash of val": val_set.digest[:16]})
     return val_set
+
+
+def open_split(
+    data: DataConfig, split: Split, classes: Sequence[str] | None = None
+) -> tuple[ImageSet, ImageSet | None]:
+    """Opens the images of one split by one process alone, and those of train where they are needed
+    for it: for the labels of val, unless `classes` give them, and for what data.mean subtracts.
+
+    Nothing is said to other ranks: those of a machine wait for each other at a lock beside the
+    index, so that one of them scans.
+    """
+    root, cache = Path(data.root), Path(data.cache_dir) if data.cache_dir else None
+    if data.dataset == "cifar-10":
+        both = open_cifar(root, data.held_out, classes)
+        return both[split == "val"], both[0]
+    with _alone(root, split, cache):
+        needs_train = classes is None or data.mean != "imagenet"
+        train_set: Manifest | None = None
+        if split == "train" or needs_train:
+            train_set = open_manifest(root, "train", cache, classes)
+        if split == "train" and train_set is not None:
+            return train_set, train_set
+        labels = classes if train_set is None else train_set.classes
+        return open_manifest(root, "val", cache, labels), train_set
+
+
+@contextlib.contextmanager
+def _alone(root: Path, split: Split, cache: Path | None) -> Iterator[None]:
+    """The body without other processes in it at the same time, where any place of the index can
+    hold a lock."""
+    with contextlib.ExitStack() as held:
+        for place in cache_places(root, split, cache) if root.is_dir() else ():
+            with contextlib.suppress(OSError):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(place.parent / "index.lock"))
+                break
+        yield
 
 
 def _cache(config: Config) -> Path | None:

@@ -87,7 +87,7 @@ def _opened(
     model = freeze(trained.build(device), trained.config.model.frozen)
     stream = train_stream(train_set, config.data, config.run.seed, trained.normalisation)
     stream.exclusions = Exclusions(trained.excluded["train"])
-    decode = choose_decoding(config, device, share, (train_set,), trained.normalisation)
+    decode = choose_decoding(config.data, device, share, (train_set,), trained.normalisation)
     side = config.data.train_size
     return model, stream, decode.for_shape((side, side))
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipeline.data.classes import class_words
 from pipeline.data.dali.settings import choose_decoding
 from pipeline.data.images import ImageSet
 from pipeline.data.opening import open_data, open_val_data
+from pipeline.data.passes import ValidationLoader
 from pipeline.evaluate.averages import recompute
 from pipeline.evaluate.members import (
     Member,
@@ -46,24 +48,40 @@ from pipeline.system.console import log, say, start_logging
 from pipeline.system.launched import launched
 from pipeline.train import checkpoint
 from pipeline.train.folder import run_of
-from pipeline.train.loaders import ValidationLoader
 from pipeline.train.metrics import Validation, balanced_top1
 from pipeline.train.validation import count, labels_by_class
 
 
-def evaluate(request: Request) -> None:
+@dataclass(frozen=True)
+class Evaluation:
+    """A result, the same on every rank: as JSON holds it, and its exact counts.
+
+    `file` is where it is kept in the run's folder, None where there is no run that takes it.
+    """
+
+    result: dict[str, Any]
+    totals: Validation
+    tally: Tally
+    classes: list[str]
+    file: Path | None
+
+
+def evaluate(
+    request: Request, tell: Callable[[str], object] = say, watch: bool = True
+) -> Evaluation:
     """Counts the images that the networks get right; on rank 0 writes the files that were asked
-    for, and the result in the folder of the first checkpoint's run, and says it. Collective."""
+    for, and the result in the folder of the first checkpoint's run, and tells it. Collective.
+    Without `watch` no watchdog ends the process if it hangs."""
     world = connect()
     start_logging(world.rank)
     warn_if_open(launched().engine)
     given, name = request.settings, "run.start_timeout_sec"
     limit_sec = given[name] if name in given else RunConfig().start_timeout_sec
-    with watched(world, start_limit(limit_sec)):
-        _evaluate(request, world)
+    with watched(world, start_limit(limit_sec), watch):
+        return _evaluate(request, world, tell)
 
 
-def _evaluate(request: Request, world: World) -> None:
+def _evaluate(request: Request, world: World, tell: Callable[[str], object]) -> Evaluation:
     members = _members(request, world)
     config = members[0].config
     share = own_share(world)
@@ -77,13 +95,15 @@ def _evaluate(request: Request, world: World) -> None:
     totals, tally = _count(members, request, val_set, world, share, device)
     is_other = _is_other_data(request, members[0], val_set, world)
     world.barrier()
-    if world.rank != 0:
-        return
     result = describe(members, request, totals, tally.unreadable, val_set.digest, is_other)
-    try:
-        _write_files(request, result, tally, val_set)
-    finally:  # words after files, but a disk that is full must not cost both
-        say(_in_words(request, members, totals))
+    run = run_of(request.checkpoints[0])
+    file = None if run is None else run.path / file_name(result)
+    if world.rank == 0:
+        try:
+            _write_files(request, result, tally, val_set, file)
+        finally:  # words after files, but a disk that is full must not cost both
+            tell(_in_words(request, members, totals))
+    return Evaluation(result, totals, tally, val_set.classes, file)
 
 
 def _in_words(request: Request, members: Sequence[Member], totals: Validation) -> str:
@@ -153,7 +173,7 @@ def _count(
 
     def opened() -> tuple[list[Network], ValidationLoader]:
         normalisation = members[0].trained.normalisation
-        decode = choose_decoding(config, device, share, (val_set,), normalisation)
+        decode = choose_decoding(config.data, device, share, (val_set,), normalisation)
         networks = [build(member, device, protocol) for member in members]
         return networks, open_loader(config, val_set, world, decode, protocol, excluded)
 
@@ -179,7 +199,9 @@ def _excluded(members: Sequence[Member], val_set: ImageSet) -> frozenset[int]:
     return frozenset(found)
 
 
-def _write_files(request: Request, result: dict[str, Any], tally: Tally, val_set: ImageSet) -> None:
+def _write_files(
+    request: Request, result: dict[str, Any], tally: Tally, val_set: ImageSet, file: Path | None
+) -> None:
     if request.json is not None:
         write(Path(request.json), result)
     if request.per_class is not None:
@@ -187,9 +209,8 @@ def _write_files(request: Request, result: dict[str, Any], tally: Tally, val_set
         write_per_class(Path(request.per_class), tally, val_set, words)
     if request.confusion is not None:
         write_confusion(Path(request.confusion), tally, val_set.classes)
-    run = run_of(request.checkpoints[0])
-    if run is not None:
+    if file is not None:
         try:
-            write(run.path / file_name(result), result)
+            write(file, result)
         except OSError as error:  # the run may be somebody else's; the result has been logged
-            log.warning("warning: the result is not kept in %s: %s", run.path, error.strerror)
+            log.warning("warning: the result is not kept in %s: %s", file.parent, error.strerror)

@@ -14,10 +14,11 @@ from pipeline.config import Config
 from pipeline.data.crops import Plan, Planner, WholeImage, whole_boxes
 from pipeline.data.dali import DecodeSettings
 from pipeline.data.images import ImageSet
+from pipeline.data.passes import Passes, ValidationLoader
 from pipeline.data.stream import ValStream
 from pipeline.evaluate.protocol import ViewProtocol
 from pipeline.ranks.world import World
-from pipeline.train.loaders import Passes, ValidationLoader, open_val_loader, val_passes
+from pipeline.train.loaders import open_val_loader, val_passes
 
 
 class ViewStream(ValStream):

@@ -156,7 +156,7 @@ def decoders_for(data: Sequence[ImageSet]) -> dict[Decoder, DecodeSettings]:
     for choice in choices:
         device = torch.device("cuda", 0) if choice == "gpu" else torch.device("cpu")
         config = Config(data=DataConfig(decode=choice))
-        found[choice] = choose_decoding(config, device, share, data)
+        found[choice] = choose_decoding(config.data, device, share, data)
     return found
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
-from pipeline.system.failure import heed_signals
+from pipeline.system.failure import TrainingError, heed_signals
 from pipeline.system.launched import launched
 from pipeline.system.machine import end_with_parent, keep_triton_cache_on_this_node
 
@@ -23,13 +24,14 @@ def connect(
     `timeline` is whether `start_timeline` will be called. `quiet` is whether gradients stay off the
     engine where all ranks are on the CPUs of one machine, as fixed sums do.
 
-    Raises `TrainingError` if a rank does not start, and `ValueError` for a process of two
-    launchers.
+    Raises `TrainingError` if a rank does not start or the process has groups of torch.distributed
+    that others made, and `ValueError` for a process of two launchers.
     """
     # Here, as importing any part of this package must not load torch.
     from pipeline.ranks.world import World
 
     started = launched()
+    _require_no_other_groups()
     heed_signals()  # a rank that waits for others must be ended when they do not come
     if started.size > 1 or "SLURM_JOB_ID" in os.environ:  # a home may be shared by nodes
         keep_triton_cache_on_this_node()
@@ -49,3 +51,26 @@ def connect(
     if timeline:
         os.environ.setdefault("HOROVOD_TIMELINE", "DYNAMIC")  # read by hvd.init
     return HorovodWorld(started, quiet)
+
+
+def disconnect() -> None:
+    """Ends what `connect` holds open in this process: the groups of torch.distributed. (Horovod
+    stays, and serves the next `connect`.)"""
+    engine = sys.modules.get("pipeline.ranks.torch_engine")
+    if engine is not None and engine.has_groups():
+        engine.leave()
+
+
+def _require_no_other_groups() -> None:
+    """Raises `TrainingError` if somebody else has initialised torch.distributed in this process,
+    which has one default group."""
+    theirs = sys.modules.get("torch.distributed")
+    ours = sys.modules.get("pipeline.ranks.torch_engine")
+    if theirs is None or not theirs.is_available() or not theirs.is_initialized():
+        return
+    if ours is None or not ours.has_groups():
+        raise TrainingError(
+            "torch.distributed is initialised in this process already, and a job makes its own "
+            "groups; call torch.distributed.destroy_process_group() before, or leave "
+            "init_process_group to this program"
+        )

@@ -37,12 +37,13 @@ class TorchWorld(ConnectedWorld):
         self.rank, self.size = started.rank, started.size
         self.local_rank, self.local_size = started.local_rank, started.local_size
         os.environ.setdefault("TORCH_FR_BUFFER_SIZE", _RECORDED)  # read by init_process_group
-        _leave()  # an earlier world of this process may have left its groups
+        leave()  # an earlier world of this process may have left its groups
         met = meet(started)
+        _made.append(met.start.name)
         with Guard(met.second(), self.rank, met.start):
             self._connect(met.groups)
             self._groups: dict[str, Any] = {}
-            atexit.register(_leave)
+            atexit.register(leave)
             self._meet(met.start)
 
     def _connect(self, store: Any) -> None:
@@ -158,7 +159,16 @@ class TorchWorld(ConnectedWorld):
         return lambda: self._wait(work)
 
 
-def _leave() -> None:
+_made: list[str] = []  # the starts whose groups this process has
+
+
+def has_groups() -> bool:
+    """Whether the groups of this process are a `TorchWorld`'s."""
+    return bool(_made)
+
+
+def leave() -> None:
     """Ends this process's groups, if there are any."""
+    _made.clear()
     if dist.is_initialized():
         dist.destroy_process_group()

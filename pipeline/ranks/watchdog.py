@@ -56,9 +56,12 @@ OnHang = Callable[[str], object]
 
 
 @contextlib.contextmanager
-def watched(world: World, limit: Limit | None) -> Iterator[Watchdog]:
+def watched(world: World, limit: Limit | None, wanted: bool = True) -> Iterator[Watchdog]:
     """Watches over the body on this rank, at first in this host's temporary folder; `limit` None:
-    not until `Watchdog.within` gives one."""
+    not until `Watchdog.within` gives one; not `wanted`: never."""
+    if not wanted:
+        yield Unwatched(Path(), world.peers, world.rank, world.heartbeat, None, None)
+        return
     folder = Path(tempfile.gettempdir()) / f"trainyard-{os.getuid()}-{world.start}"
     watchdog = Watchdog(folder, world.peers, world.rank, world.heartbeat, limit, None)
     watchdog.last_collectives = world.last_collectives
@@ -323,6 +326,19 @@ class Watchdog:
                 time.sleep(_DUMP_SEC)
                 return reports
             time.sleep(0.2)
+
+
+class Unwatched(Watchdog):
+    """In the place of a watchdog, for a process that must not be ended: leaves its alarm and
+    faulthandler's timer alone."""
+
+    def move(self, folder: Path, world: World, on_hang: OnHang) -> None:
+        """Does nothing."""
+
+    @contextlib.contextmanager
+    def within(self, limit: Limit | None) -> Iterator[None]:
+        """Does nothing besides the body."""
+        yield
 
 
 def _spare_next_alarm() -> None:

@@ -80,6 +80,11 @@ class FellWithPeer(Exception):
 class Stopped(Exception):
     """A signal stopped the run; its checkpoint is written."""
 
+    def __init__(self, by: str = "") -> None:
+        super().__init__(by)
+        self.by = by
+        """Which signal, of `STOP_SIGNALS`."""
+
 
 class StoppedEarly(KeyboardInterrupt):
     """A signal came before there was anything to save: no `Exception`, as it may come anywhere."""
@@ -289,6 +294,7 @@ class StopSignal:
     `StoppedEarly` until `hold`: there is nothing to save yet, and what starts may wait for other
     ranks for minutes; those that a scheduler sends ahead of its end of the job are remembered from
     the first. After the body all are ignored: they must not change the code that it has earned.
+    Outside the main thread, where Python hears no signals, it hears none.
     """
 
     def __init__(self, whole_command: bool = False) -> None:
@@ -302,6 +308,8 @@ class StopSignal:
         self._holds = True
 
     def __enter__(self) -> StopSignal:
+        if threading.current_thread() is not threading.main_thread():
+            return self
         for name in STOP_SIGNALS[1:]:
             number = signal.Signals[name]
             if name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import astuple
 
 import numpy as np
 
 from pipeline.config import Config, DataConfig
 from pipeline.data.batches import Partition, split_global_batch, validation_chunks
-from pipeline.data.dali import Batch, DecodeSettings, Loader
-from pipeline.data.exclusion import Found, too_many
-from pipeline.data.images import BadImage, ImageSet
+from pipeline.data.dali import DecodeSettings, Loader
+from pipeline.data.exclusion import Found
+from pipeline.data.images import ImageSet
+from pipeline.data.passes import Passes, ValidationLoader
 from pipeline.data.sizes import growing_sizes
-from pipeline.data.stream import ImageStream, ValStream, train_stream, val_planner
+from pipeline.data.stream import ValStream, train_stream, val_planner
 from pipeline.ranks.world import World
 from pipeline.train.excluding import Excluded
 
@@ -91,78 +92,6 @@ class Loaders:
         batch = self._config.data.global_batch_size
         self.excluded.met_in_training(found_by_all, batch, self._world)
         return lambda: self.train(step, micro)
-
-
-class Passes:
-    """A loader for one pass after another, in batches of at most `batch_size`.
-
-    Its graph stands from the first pass on, as it takes seconds to build on a GPU. Between passes
-    it holds its decoders and their memory, no batch, and threads that sleep.
-    """
-
-    def __init__(self, batch_size: int, decode: DecodeSettings) -> None:
-        self._batch_size, self._decode = batch_size, decode
-        self._loader: Loader | None = None
-
-    def open(self, stream: ImageStream, chunks: Iterable[np.ndarray], length: int) -> Loader:
-        """The loader, started on the `length` batches of `stream` at `chunks`; what was left of the
-        pass before is lost."""
-        if self._loader is None:
-            self._loader = Loader(stream, chunks, length, self._batch_size, self._decode)
-        else:
-            self._loader.start(stream, chunks, length)
-        return self._loader
-
-    def close(self) -> None:
-        """Ends the loader's threads and frees DALI's memory; another pass builds them anew."""
-        if self._loader is not None:
-            self._loader.close()
-            self._loader = None
-
-
-class ValidationLoader:
-    """This rank's batches of a validation, a pass of `passes`, past at most data.max_excluded bad
-    files if data.bad_images says so.
-
-    Batch n of `count` holds `positions(n)`, (B,) int64. What is passed
-    over is added to `stream.excluded` and listed in `found`.
-    """
-
-    def __init__(
-        self, stream: ValStream, positions: Callable[[int], np.ndarray], count: int,
-        passes: Passes, data: DataConfig,
-    ) -> None:  # fmt: skip
-        self._stream, self._positions, self._count = stream, positions, count
-        self._most = data.max_excluded if data.bad_images == "exclude" else None
-        self._passes = passes
-        self._loader = self._open_from(0)
-        self.found: list[Found] = []
-
-    def _open_from(self, done: int) -> Loader:
-        left = (self._positions(number) for number in range(done, self._count))
-        return self._passes.open(self._stream, left, self._count - done)
-
-    def __iter__(self) -> Iterator[Batch]:
-        done = 0
-        while True:
-            try:
-                for batch in self._loader:
-                    done += 1
-                    yield batch
-                return
-            except BadImage as error:
-                found = self._stream.locate(error, self._positions(done))
-                if found is None or self._most is None:
-                    raise
-            self.found.append(found)
-            self._stream.excluded |= {found.image}
-            if len(self._stream.excluded) > self._most:
-                raise too_many(len(self._stream.excluded), self._most)
-            self._loader = self._open_from(done)
-
-    def close(self) -> None:
-        """Closes the passes."""
-        self._passes.close()
 
 
 def val_passes(data: DataConfig, decode: DecodeSettings) -> Passes:

@@ -11,9 +11,9 @@ import torch
 from pipeline.config import DataConfig
 from pipeline.data.dali import DecodeSettings
 from pipeline.data.images import BadImage, ImageSet
+from pipeline.data.passes import Passes
 from pipeline.data.stream import ValStream, largest_planner
 from pipeline.system.failure import TrainingError
-from pipeline.train.loaders import Passes
 from pipeline.train.state import TrainState
 
 log = logging.getLogger("trainyard")

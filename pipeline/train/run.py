@@ -8,6 +8,7 @@ import hashlib
 import logging
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,10 @@ from pipeline.ranks import connect
 from pipeline.ranks.addresses import warn_if_open
 from pipeline.ranks.places import Share, choose_device, own_share, set_threads
 from pipeline.ranks.reports import Limit, start_limit
-from pipeline.ranks.watchdog import watched
+from pipeline.ranks.watchdog import Watchdog, watched
 from pipeline.ranks.world import World
 from pipeline.system.console import counted, start_logging
-from pipeline.system.failure import StopSignal
+from pipeline.system.failure import Stopped, StopSignal
 from pipeline.system.files import Room, replacing
 from pipeline.system.launched import launched
 from pipeline.system.machine import versions
@@ -55,18 +56,40 @@ from pipeline.train.verdict import Figures, judge, seen
 log = logging.getLogger("trainyard")
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a start of a run ended, the same on every rank."""
+
+    folder: RunFolder
+    stopped: str | None
+    """The signal that stopped it before `step`, its checkpoint written; None: it is finished."""
+    step: int
+    total_steps: int
+    history: tuple[Validation, ...]
+    """Every validation of the run, those of earlier starts too."""
+
+
 def run(config: Config, stop: StopSignal | None = None, observers: Sequence[Observer] = ()) -> None:
-    """Trains as `config` says; every way it can end is in `pipeline.system.failure`. `stop` is one
-    that listens already; `observers` see on rank 0 what the run writes."""
+    """As `train`. Raises `Stopped` after a signal. `stop` is one that listens already."""
     if stop is None:
         with StopSignal() as listening:
             return run(config, listening, observers)
+    ended = train(config, stop, observers)
+    if ended.stopped is not None:
+        raise Stopped(ended.stopped)
+
+
+def train(
+    config: Config, stop: StopSignal, observers: Sequence[Observer] = (), watch: bool = True
+) -> Ended:
+    """Trains as `config` says; every way it can fail is in `pipeline.system.failure`. `observers`
+    see on rank 0 what the run writes. Without `watch` no watchdog ends the process if it hangs."""
     quiet = choose_sums(config, torch.device("cpu")) == "fixed"
     world = connect(config.run.step_timeout_sec, config.profile is not None, quiet)
     stop.hold()
     start_logging(world.rank)
     warn_if_open(launched().engine)
-    with watched(world, start_limit(config.run.start_timeout_sec)) as watchdog:
+    with watched(world, start_limit(config.run.start_timeout_sec), watch) as watchdog:
         world.require_same(_facts(config))
         world.on_rank0(lambda: require_installed(config.run.loggers))
         share = own_share(world)
@@ -80,26 +103,40 @@ def run(config: Config, stop: StopSignal | None = None, observers: Sequence[Obse
             trainer = _open(config, world, share, stop)
             if trainer.finished and world.on_rank0(lambda: bool(folder.last("done"))):
                 log.info("the run in %s is finished: %s", folder.path, _reached(trainer.state))
-                return
+                return _ended(trainer, None)
             trainer.profile = open_profile(
                 config, trainer.state, trainer.course.total_steps, world, trainer.phases,
                 on_gpu=trainer.decode.device.type == "cuda",
             )  # fmt: skip
             trainer.figures = _known_figures(config, trainer.decode, share.cores)
             world.on_rank0(explained(folder)(lambda: _open_files(trainer, observers)))
-            limit_sec = config.run.step_timeout_sec
-            with (
-                contextlib.closing(trainer.monitor),
-                watchdog.within(None if limit_sec is None else Limit(limit_sec)),
-            ):
-                if not trainer.finished:
-                    gc.collect()
-                    gc.freeze()  # a pass over all that lives by now takes as long as a step
-                    with trainer.profile:
-                        trainer.fit()
-                world.heartbeat.beat("end")
-                _sum_up(trainer)
-                world.barrier()
+            return _ended(trainer, _fit(trainer, watchdog))
+
+
+def _fit(trainer: Trainer, watchdog: Watchdog) -> str | None:
+    """Collective. Trains to the end and sums up; returns the signal that stopped it, if any did."""
+    limit_sec, world = trainer.config.run.step_timeout_sec, trainer.world
+    with (
+        contextlib.closing(trainer.monitor),
+        watchdog.within(None if limit_sec is None else Limit(limit_sec)),
+    ):
+        if not trainer.finished:
+            gc.collect()
+            gc.freeze()  # a pass over all that lives by now takes as long as a step
+            try:
+                with trainer.profile:
+                    trainer.fit()
+            except Stopped as stopped:
+                return stopped.by
+        world.heartbeat.beat("end")
+        _sum_up(trainer)
+        world.barrier()
+    return None
+
+
+def _ended(trainer: Trainer, stopped: str | None) -> Ended:
+    state, course = trainer.state, trainer.course
+    return Ended(trainer.folder, stopped, state.step, course.total_steps, tuple(state.history))
 
 
 def _open(config: Config, world: World, share: Share, stop: StopSignal) -> Trainer:
@@ -112,7 +149,7 @@ def _open(config: Config, world: World, share: Share, stop: StopSignal) -> Train
     device = world.together(lambda: choose_device(config.run.device, share.gpu))
     normalisation = world.together(lambda: normalisation_of(config.data, train_set))
     decode = world.together(
-        lambda: choose_decoding(config, device, share, (train_set, val_set), normalisation)
+        lambda: choose_decoding(config.data, device, share, (train_set, val_set), normalisation)
     )
     trainer = world.together(lambda: Trainer(config, world, decode, train_set, val_set, stop))
     world.require_same(_decided_alike(trainer))

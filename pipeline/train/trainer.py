@@ -298,7 +298,7 @@ class Trainer:
         log.info("stopped before step %d by %s; start again to resume", step, by)
         self.world.on_rank0(lambda: self.folder.record_stop(by, step))
         self.world.barrier()
-        raise Stopped
+        raise Stopped(by)
 
     def _require_finite_loss(self) -> None:
         """Collective. Ends the run on all ranks together when any of them saw a non-finite loss."""

@@ -19,6 +19,7 @@ LAYERS = (
     ("train", "prepare"),
     ("benchmark", "evaluate", "export", "report", "runs", "launch"),
     ("predict",),
+    ("api",),
 )
 """Rooms from the ground up: one imports only from those below it and from itself."""
 

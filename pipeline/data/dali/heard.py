@@ -60,10 +60,15 @@ class _Filter:
         assert pipe is not None
         os.dup2(pipe.fileno(), 2)
         pipe.close()
+        self._closed = False
         atexit.register(self.close)
 
     def close(self) -> None:
-        """Restores descriptor 2, and waits until all that was written has been passed on."""
+        """Restores descriptor 2, and waits until all that was written has been passed on; does
+        nothing a second time, as when a loader ends after this at the end of the process."""
+        if self._closed:
+            return
+        self._closed = True
         atexit.unregister(self.close)
         os.dup2(self._before, 2)
         if self._shown is not None and sys.stderr is self._shown:

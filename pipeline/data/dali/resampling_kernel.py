@@ -90,8 +90,8 @@ def _resample(ins, size, normaliser, shape, out):
     source = carray(ins[0], (size[0], 3 * width), dtype=np.uint8)
     begin, end = carray(ins[1], 2, dtype=np.float32), carray(ins[2], 2, dtype=np.float32)
     mirror = carray(ins[4], 1, dtype=np.int32)[0] != 0
-    tops, heights, down = _weights(begin[0], end[0], size[0], height, False)
-    lefts, widths, across = _weights(begin[1], end[1], width, out_width, mirror)
+    tops, heights, down = weights(begin[0], end[0], size[0], height, False)
+    lefts, widths, across = weights(begin[1], end[1], width, out_width, mirror)
     # A value more: the last pixel is read as four values.
     rows = np.zeros((_ROWS, 3 * width + 1), np.int16)
     columns = np.empty(width * _LINE, np.int16)
@@ -109,7 +109,7 @@ def _resample(ins, size, normaliser, shape, out):
 
 
 @njit(**OPTIONS)
-def _weights(begin, end, size, count, mirror):
+def weights(begin, end, size, count, mirror):
     """What each of `count` outputs is made of: the first of its source pixels (count,), how many
     they are (count,), their weights (count, most), which add up to `_ONE` exactly.
 

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from pipeline.config import Config, DataConfig
+from pipeline.config import DataConfig
 from pipeline.data.effects import NOTHING, Effects
 from pipeline.data.images import ImageSet
 from pipeline.data.normalisation import IMAGENET, Normalisation
@@ -79,7 +79,7 @@ _GPU_DECODER_THREADS = 8  # published configurations have 6 to 8 for each GPU
 
 
 def choose_decoding(
-    config: Config,
+    settings: DataConfig,
     device: torch.device,
     share: Share,
     data: Sequence[ImageSet] = (),
@@ -89,7 +89,6 @@ def choose_decoding(
 
     Raises `ValueError` for a GPU decoder without a GPU.
     """
-    settings = config.data
     has_gpu = device.type == "cuda" and gpu_count() > 0
     if settings.decode == "gpu" and not has_gpu:
         raise ValueError(

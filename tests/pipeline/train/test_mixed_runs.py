@@ -62,7 +62,7 @@ class Seen(Monitor):
 def made_trainer(data: Path, runs: Path, *options: str) -> Trainer:
     config = config_of(data, runs, *options)
     train_set, val_set = open_manifest(data, "train"), open_manifest(data, "val")
-    decode = choose_decoding(config, torch.device("cpu"), Share(cores=1, gpu=0))
+    decode = choose_decoding(config.data, torch.device("cpu"), Share(cores=1, gpu=0))
     trainer = Trainer(config, World(), decode, train_set, val_set, StopSignal())
     trainer.monitor = Seen()
     trainer.join_ranks()

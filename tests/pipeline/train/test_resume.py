@@ -189,7 +189,7 @@ def made_trainer(data: Path, runs: Path, *options: str) -> Trainer:
     config = load_config([*jobs.small_settings(data, runs), *options], "test", "")
     train_set = open_manifest(data, "train")
     val_set = open_manifest(data, "val", classes=train_set.classes)
-    decode = choose_decoding(config, torch.device("cpu"), Share(cores=1, gpu=0))
+    decode = choose_decoding(config.data, torch.device("cpu"), Share(cores=1, gpu=0))
     return Trainer(config, World(), decode, train_set, val_set, StopSignal())
 
 

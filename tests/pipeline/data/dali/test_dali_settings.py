@@ -121,7 +121,7 @@ def test_the_settings_of_the_configuration_are_those_of_the_loader(small_data, t
         "--data.device_padding_bytes=1", "--data.host_padding_bytes=2", "--data.output=uint8",
         "--data.prefetch_batches=5", "--data.threads=3",
     )  # fmt: skip
-    assert choose_decoding(config, CPU, Share(8, 0)) == DecodeSettings(
+    assert choose_decoding(config.data, CPU, Share(8, 0)) == DecodeSettings(
         "cpu", CPU, 3, 5, "uint8", 0.99, DecoderMemory(640, 480, 1, 2)
     )
 

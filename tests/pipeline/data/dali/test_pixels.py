@@ -1,13 +1,11 @@
 """CIFAR's crops as DALI executes them, pixel for pixel against numpy."""
 
-import dataclasses
 from contextlib import closing
 
 import numpy as np
 import pytest
 import torch
 from cifar_archives import write
-from one_process import config_of
 
 from pipeline.config import ConfigError, DataConfig
 from pipeline.data.cifar import CifarImages, open_cifar
@@ -101,9 +99,8 @@ def test_the_configuration_chooses_crop_view_and_graph(images, tmp_path):
     planner = train_planner(config(padding=2, flip=False))
     assert planner == PaddedCrop(32, 2, flip=False)
     assert val_planner(config()) == WholeImage(32)
-    whole = dataclasses.replace(config_of(tmp_path, tmp_path), data=config(threads=1))
-    normal = of_pixels(images.pixels)
-    settings = choose_decoding(whole, CPU, Share(2, 0), (images, images), normalisation=normal)
+    normal, data = of_pixels(images.pixels), config(threads=1)
+    settings = choose_decoding(data, CPU, Share(2, 0), (images, images), normalisation=normal)
     assert settings.decoder == "none"
     assert settings.normalisation is normal
 

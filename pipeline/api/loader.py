@@ -1,0 +1,422 @@
+"""`pipeline.Loader`: the batches of a training or a validation, for a loop of one's own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.api.loader_settings import Asked, asked, own_rank
+from pipeline.api.loader_state import facts_of, place_in, require_position, state_of
+from pipeline.config import ConfigError, DataConfig, require
+from pipeline.data.batches import Epochs, Partition, StepEpochs, ValidationEpochs
+from pipeline.data.dali.settings import choose_decoding
+from pipeline.data.exclusion import Exclusions, Found, read_list, too_many
+from pipeline.data.images import BadImage, ImageSet
+from pipeline.data.index.survey import SPLITS, Split
+from pipeline.data.opening import open_split
+from pipeline.data.passes import Pass, Passes, exclude_from
+from pipeline.data.sizes import Sizes
+from pipeline.data.statistics import normalisation_of
+from pipeline.data.stream import TrainStream, ValStream, train_stream, val_planner
+from pipeline.ranks.existing import existing_rank, share_of_own
+from pipeline.ranks.places import Share, choose_device
+from pipeline.system.gpus import usable_count
+
+log = logging.getLogger("trainyard")
+
+_DEVICES: tuple[Literal["auto", "cpu", "cuda"], ...] = ("auto", "cpu", "cuda")
+
+Batch = tuple[Tensor, Tensor]
+"""Images (B, 3, H, W) and labels (B,) int64, both on the loader's device."""
+
+
+class Loader:
+    """Iterates over the images of `<root>/<split>` as `pipeline.train` does, one `for` an epoch.
+
+    A batch is a tuple: images (B, 3, H, W), normalised, float32 (or float16, by `output`), and
+    labels (B,) int64, both on the device; `positions` are then the batch's places in the stream.
+    Which image stands at a position and how it is cut is a function of (seed, position) alone,
+    whatever the number of ranks. No rank asks another for anything.
+
+    Train: every batch is full, and the images left over at the end of an epoch begin the next one,
+    unless `drop_last`. Val: each image once over all ranks, the last batch may be short.
+
+    A `for` that is left early has had its epoch: the next one begins the next, unless a state is
+    loaded or `set_epoch` called. `state_dict` may be taken between any two batches, and a loader
+    on another number of ranks goes on from it with the next image.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        split: Split = "train",
+        batch_size: int | None = None,
+        image_size: int = 224,
+        seed: int = 0,
+        *,
+        global_batch_size: int | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        device: Literal["auto", "cpu", "cuda"] | torch.device = "auto",
+        threads: int | None = None,
+        drop_last: bool = False,
+        channels_last: bool = True,
+        classes: Sequence[str] | None = None,
+        **settings: Any,
+    ) -> None:
+        """Opens the images of `root`, a folder as `data.root`, and indexes them if need be.
+
+        `batch_size` is for each rank (64 if neither is given), `global_batch_size` for all of them;
+        with both, `batch_size` is the most that a rank takes at once of its part of the global
+        batch, in `accumulation` batches a step. `rank` and `world_size` are those of
+        torch.distributed, or else of the launcher, or else 0 of 1. `device` auto is this rank's GPU
+        if there is one. `classes` are those that labels of val number; None: those of train.
+        `settings` are those of the configuration's part `data`, by their names there and with
+        its defaults.
+
+        Raises `ValueError` as a training would.
+        """
+        require(split in SPLITS, f"split={split!r} must be one of {', '.join(SPLITS)}")
+        require(
+            split == "train" or not drop_last,
+            f"drop_last={drop_last} would leave images of {split} out; it is for train alone",
+        )
+        found = own_rank(rank, world_size, existing_rank())
+        given = {"root": os.fspath(root), "image_size": image_size, "threads": threads}
+        self._asked = asked(given, settings, seed, batch_size, global_batch_size, found)
+        data, share = self._asked.data, share_of_own(found)
+        self._device = _device(device, share)
+        if data.dataset == "imagenet-1k":
+            _require_imagenet(data)
+        self._images, train_set = open_split(data, split, classes)
+        normalisation = normalisation_of(data, self._images if train_set is None else train_set)
+        decode = choose_decoding(data, self._device, share, (self._images,), normalisation)
+        if split == "val":
+            decode = decode.for_shape((data.view_size, data.view_size))
+        self._epochs = _epochs(self._asked, self._images, drop_last)
+        self._stream = _stream(self._asked, self._images, normalisation, drop_last)
+        self._facts = facts_of(self._asked, self._images, normalisation, drop_last)
+        self._channels_last = channels_last
+        self._passes = Passes(data.local_batch_size, decode)
+        self._pass: Pass | None = None
+        self._process = os.getpid()
+        self.close = weakref.finalize(self, _close, self._passes, self._process)
+        """Ends the threads and frees the memory of the loader, which cannot be used any more."""
+        self._epoch = self._number = 0
+        self._turn = 0  # the number of the `for` that may ask for batches
+        self._begun = False  # by that one, which has not come to the epoch's end
+        self._positions = np.empty(0, np.int64)
+        self._exclude_listed()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _Epoch(self._next)
+
+    def __len__(self) -> int:
+        """This rank's batches in the epoch, those included that are done."""
+        return self._epochs.first(self._epoch + 1) - self._epochs.first(self._epoch)
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a Loader has threads and cannot be sent to another process or copied; make one in "
+            "each process, and hand over its state_dict"
+        )
+
+    @property
+    def epoch(self) -> int:
+        """The epoch, from 0, of the `for` that runs or was left, or else of the next one."""
+        return self._epoch
+
+    @property
+    def position(self) -> int:
+        """Where the next batch's step begins in the stream: in training the images that all ranks
+        have been given before it, or have passed by."""
+        return self._epochs.position(self._number)
+
+    @property
+    def positions(self) -> np.ndarray:
+        """The places in the stream of the last batch's images, (B,) int64 in host memory."""
+        return self._positions
+
+    @property
+    def device(self) -> torch.device:
+        """Where images and labels are given out."""
+        return self._device
+
+    @property
+    def num_images(self) -> int:
+        """Images of the split."""
+        return len(self._images)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, which labels number."""
+        return list(self._images.classes)
+
+    @property
+    def batch_size(self) -> int:
+        """The most images of a batch of this rank."""
+        return self._asked.data.local_batch_size
+
+    @property
+    def accumulation(self) -> int:
+        """Batches of this rank in a step of the global batch; 1 unless both sizes were given."""
+        return self._asked.accumulation
+
+    def set_epoch(self, epoch: int) -> None:
+        """Has the next `for` begin `epoch`, from 0. Where a state was loaded that lies in this very
+        epoch, it goes on there instead."""
+        require(
+            type(epoch) is int and 0 <= epoch < 2**31, f"epoch={epoch!r} must lie in [0, 2**31)"
+        )
+        if epoch != self._epoch or self._begun:
+            self._move(epoch, self._epochs.first(epoch))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on with the next batch: plain values, alike on all
+        ranks in a training without bad images."""
+        stream = self._stream
+        excluded = sorted(stream.excluded) if isinstance(stream, ValStream) else None
+        if isinstance(stream, TrainStream):
+            excluded = stream.exclusions.rows()  # type: ignore[assignment]
+        done = self._number - self._epochs.first(self._epoch)
+        return state_of(self._facts, self._asked, self._epoch, done, self.position, excluded or [])
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Has the next `for` go on where `state` was taken: with the rest of its epoch.
+
+        Raises `ValueError` for a state of other data, settings, seed or batch, naming both, and
+        for what is no such state; the loader is then as it was.
+        """
+        epoch, batch, excluded = place_in(state, self._facts, self._asked, len(self._images))
+        number = self._epochs.first(epoch) + batch
+        require(
+            number <= self._epochs.first(epoch + 1),
+            f"the state is damaged: its batch is {batch}, and epoch {epoch} has fewer; load "
+            "another one, or begin anew without a state",
+        )
+        require_position(state, self._epochs.position(number))
+        if isinstance(self._stream, TrainStream):
+            self._stream.exclusions = Exclusions(excluded)
+        else:
+            self._stream.excluded = frozenset(excluded)
+        self._move(epoch, number)
+        self._exclude_listed()
+
+    def _move(self, epoch: int, number: int) -> None:
+        self._epoch, self._number = epoch, number
+        self._turn, self._begun, self._pass = self._turn + 1, False, None
+
+    def _next(self, asking: _Epoch) -> Batch:
+        """The next batch for one of this loader's iterators."""
+        self._require_usable()
+        if asking.turn is None:
+            if self._begun:  # another was left
+                self._epoch += 1
+                self._number = self._epochs.first(self._epoch)
+            self._turn += 1
+            self._begun = True
+            asking.turn = self._turn
+        if self._turn != asking.turn:
+            raise RuntimeError(
+                "this loader has begun another for, or was moved by set_epoch or load_state_dict, "
+                "since this one began; use one at a time, or make a second Loader"
+            )
+        if self._number == self._epochs.first(self._epoch + 1):
+            self._epoch += 1
+            self._begun = False
+            if isinstance(self._stream, ValStream):
+                self._pass = None  # one has an end
+            raise StopIteration
+        batch = self._take()
+        self._number += 1
+        self._positions = batch.positions
+        images = batch.images if self._channels_last else batch.images.contiguous()
+        return images, batch.labels
+
+    def _take(self) -> Any:
+        """The batch at the present place, from the pass that stands or a new one."""
+        if self._pass is None or self._pass.number != self._number:
+            training = isinstance(self._stream, TrainStream)
+            end = None if training else self._epochs.first(self._epoch + 1)
+            self._pass = Pass(
+                self._stream, self._epochs.positions, self._number, end, self._passes,
+                _leave_out(self._stream, self._asked),
+            )  # fmt: skip
+        try:
+            return next(self._pass)
+        except BadImage as error:
+            self._pass = None
+            fix = (
+                "put back the file that was indexed"
+                if error.changed
+                else "put a good copy there, or go on without it by bad_images='exclude'"
+            )
+            raise BadImage(error.path, f"{error.reason}; {fix}", error.changed) from error
+        except BaseException:
+            self._pass = None  # what DALI or the caller broke off is not gone on with
+            raise
+
+    def _require_usable(self) -> None:
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                f"this loader was made by process {self._process}, and its threads are not in this "
+                "one, which was forked from it; make a Loader in each process"
+            )
+        if not self.close.alive:
+            raise RuntimeError("this loader is closed; make a new one")
+
+    def _exclude_listed(self) -> None:
+        """Leaves out the images of the list data.exclude, from the present place on."""
+        data, stream = self._asked.data, self._stream
+        if data.exclude is None:
+            return
+        listed = read_list(Path(data.exclude), self._images.split, self._images)
+        if isinstance(stream, ValStream):
+            stream.excluded |= frozenset(listed)
+            count = len(stream.excluded)
+        else:
+            stream.exclusions = stream.exclusions.listed(listed, self.position)
+            count = len(stream.exclusions)
+        if count > data.max_excluded:
+            raise too_many(count, data.max_excluded)
+
+
+class _Epoch:
+    """An iterator over one epoch, which begins with its first batch."""
+
+    def __init__(self, take: Callable[[_Epoch], Batch]) -> None:
+        self._take: Callable[[_Epoch], Batch] | None = take
+        self.turn: int | None = None
+        """Which of the loader's it is, from its first batch on."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._take is None:
+            raise StopIteration
+        try:
+            return self._take(self)
+        except StopIteration:
+            self._take = None
+            raise
+
+
+def _close(passes: Passes, process: int) -> None:
+    """Closes `passes`, which are of `process`."""
+    if os.getpid() == process:
+        passes.close()
+    else:
+        _of_others.append(passes)
+
+
+_of_others: list[Passes] = []
+"""Passes whose threads stayed in the process that this one was forked from: never freed, as DALI
+would wait for them."""
+
+
+def _device(asked_for: str | torch.device, share: Share) -> torch.device:
+    """The device that is asked for. Raises `ConfigError` for one that is not there, or of another
+    kind."""
+    for choice in _DEVICES:
+        if asked_for == choice:
+            return choose_device(choice, share.gpu)
+    try:
+        device = torch.device(asked_for)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(
+            f"device={asked_for!r} must be auto, cpu, cuda or a torch.device of these"
+        ) from error
+    require(
+        device.type in ("cpu", "cuda"), f"device={device} must be a CPU or a GPU of CUDA; set auto"
+    )
+    if device.type == "cpu":
+        return torch.device("cpu")
+    index = share.gpu if device.index is None else device.index
+    count = usable_count()
+    require(
+        index < count,
+        f"device={device} is not there: PyTorch can use {count} GPUs; set device=auto",
+    )
+    return torch.device("cuda", index)
+
+
+def _require_imagenet(data: DataConfig) -> None:
+    """Raises `ValueError` unless both splits are all of ImageNet."""
+    from pipeline.train.preflight import require_complete  # brings all that trains
+
+    train_set, val_set = (open_split(data, split)[0] for split in SPLITS)
+    require_complete(data, train_set, val_set)
+
+
+def _epochs(asked: Asked, images: ImageSet, drop_last: bool) -> Epochs:
+    data = asked.data
+    if images.split == "val":
+        return ValidationEpochs(len(images), data.local_batch_size, asked.rank, asked.world_size)
+    require(
+        not drop_last or len(images) >= data.global_batch_size,
+        f"drop_last=True leaves nothing of {len(images)} images, fewer than "
+        f"data.global_batch_size={data.global_batch_size}; lower it, or set drop_last=False",
+    )
+    partition = Partition(
+        data.global_batch_size, data.local_batch_size, asked.rank, asked.world_size
+    )
+    return StepEpochs(len(images), partition, drop_last)
+
+
+def _stream(
+    asked: Asked, images: ImageSet, normalisation: Any, drop_last: bool
+) -> TrainStream | ValStream:
+    data = asked.data
+    if images.split == "val":
+        return ValStream(images, val_planner(data))
+    sizes = None
+    if data.image_sizes is not None and len(data.image_sizes) > 1:
+        starts = tuple(
+            (epoch * len(images), side) for epoch, side in sorted(data.image_sizes.items())
+        )
+        # Where epochs begin anew, no step reaches into the next.
+        sizes = Sizes(starts, 1 if drop_last else data.global_batch_size)
+    return train_stream(images, data, asked.seed, normalisation, sizes)
+
+
+def _leave_out(stream: TrainStream | ValStream, asked: Asked) -> Callable[[Found], object] | None:
+    """What goes on without a bad file, if data.bad_images says so.
+
+    Each rank leaves out those that it meets itself. At a position stands the next image that can be
+    used, whichever bad ones were known before, so that the ranks need not tell each other.
+    """
+    data = asked.data
+    if data.bad_images != "exclude":
+        return None
+
+    def leave_out(found: Found) -> None:
+        if isinstance(stream, ValStream):
+            exclude_from(stream, found, data)
+            count = len(stream.excluded)
+        else:
+            place = [(found.image, found.position)]
+            stream.exclusions = stream.exclusions.failed(place, data.global_batch_size)
+            count = len(stream.exclusions)
+        log.warning(
+            "warning: %s; %s goes on without it (%d excluded of at most %d)",
+            found.error, stream.image_set.split, count, data.max_excluded,
+        )  # fmt: skip
+        if count > data.max_excluded:
+            raise too_many(count, data.max_excluded)
+
+    return leave_out

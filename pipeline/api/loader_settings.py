@@ -1,0 +1,97 @@
+"""What a loader is asked for, checked as a configuration is: the same names, rules and messages."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config import ConfigError, DataConfig, require, setting_types
+from pipeline.config.run import RunConfig
+from pipeline.config.values import Refused, read, refusal
+from pipeline.config.yaml_file import unknown_setting
+from pipeline.config.yaml_text import Quoted
+from pipeline.data.batches import split_global_batch
+from pipeline.system.launched import Launched
+
+_OWN = ("root", "global_batch_size", "local_batch_size", "image_size", "threads")
+"""Settings of the data that are arguments of their own, some by another name."""
+_MIXED = ("mixup", "cutmix")
+"""Settings of the data that are done with whole micro-batches and change labels."""
+_BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a loader is to do. `data` has `local_batch_size` images in a batch, `accumulation` of
+    which make this rank's part of a step."""
+
+    data: DataConfig
+    seed: int
+    rank: int
+    world_size: int
+    accumulation: int
+
+
+def asked(
+    given: Mapping[str, Any], others: Mapping[str, Any], seed: int, batch_size: int | None,
+    global_batch_size: int | None, rank: Launched,
+) -> Asked:  # fmt: skip
+    """The settings of the data that are `given`, and by their names the `others`, with a batch of
+    its size on each rank, of its size over all ranks, or of both, and else of 64 on each.
+
+    Raises `ConfigError` for a name or a value that a configuration would refuse, and `ValueError`
+    for a batch that does not fit the number of ranks.
+    """
+    known = [field.name for field in dataclasses.fields(DataConfig) if field.name not in _OWN]
+    for name in others:
+        if name not in known:
+            raise unknown_setting(name, "Loader", known)
+    for name in _MIXED:
+        require(
+            not others.get(name),
+            f"{name}={others.get(name)} mixes images and labels of a batch in the training step, "
+            f"not in a loader; mix the batches in your own loop, and leave {name} out",
+        )
+    values = {name: _read(f"data.{name}", value) for name, value in {**given, **others}.items()}
+    each = None if batch_size is None else _read("data.local_batch_size", batch_size)
+    require(each is None or each >= 1, f"data.local_batch_size={each} must be at least 1")
+    if global_batch_size is None:
+        each = _BATCH_SIZE if each is None else each
+        whole = each * rank.size
+    else:
+        whole = _read("data.global_batch_size", global_batch_size)
+        each = whole if each is None else each  # one batch a step
+    data = DataConfig(**values, global_batch_size=whole, local_batch_size=each)
+    micro, accumulation = split_global_batch(whole, data.local_batch_size, rank.size)
+    data = dataclasses.replace(data, local_batch_size=micro)
+    run = RunConfig(seed=_read("run.seed", seed))
+    return Asked(data, run.seed, rank.rank, rank.size, accumulation)
+
+
+def _read(name: str, value: Any) -> Any:
+    """The value of a setting, of its type. Raises `ConfigError` for one of another."""
+    try:
+        return read(Quoted(value) if isinstance(value, str) else value, setting_types()[name])
+    except Refused as error:
+        raise ConfigError(refusal(f"{name}=", value, error)) from error
+
+
+def own_rank(rank: int | None, world_size: int | None, found: Launched) -> Launched:
+    """The rank that is asked for, or without one that was `found`. Raises `ConfigError` for half an
+    answer, and for a rank that does not exist."""
+    if rank is None and world_size is None:
+        return found
+    require(
+        rank is not None and world_size is not None,
+        f"rank={rank} and world_size={world_size} go together; give both, or neither for those of "
+        "torch.distributed or the launcher",
+    )
+    assert rank is not None and world_size is not None, "just required"
+    require(
+        0 <= rank < world_size,
+        f"rank={rank} must lie in [0, {world_size}), as world_size={world_size} says",
+    )
+    same = (rank, world_size) == (found.rank, found.size)
+    return found if same else Launched(None, rank, world_size)

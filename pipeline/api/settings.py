@@ -1,0 +1,67 @@
+"""Settings as a caller in Python gives them, and where a checkpoint of a run lies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config, require
+from pipeline.config.reading import Parsed, checkpoint_exists, made, placed, typed_values
+from pipeline.config.reading import yaml_values as values_of_yaml
+from pipeline.config.run import require_plain_name
+from pipeline.config.yaml_file import settings_in
+from pipeline.train.folder import Checkpoints, RunFolder
+
+AnyPath = str | os.PathLike[str]
+Settings = Mapping[str, Any]
+"""Settings by `part.name`, as {"data.root": "photos"}, or by part, as {"data": {"root": ...}}."""
+
+
+def config_of_call(config: AnyPath | Settings | Config, settings: Settings | None) -> Config:
+    """The configuration of a YAML file, of settings beside the defaults, or as it is; with
+    `settings` in the place of its own.
+
+    As on the command line, a run is named after its file unless either names it. Raises
+    `ConfigError`.
+    """
+    given = typed_values(settings or {})
+    if isinstance(config, Config):
+        return made(config.values() | given) if given else config
+    if isinstance(config, Mapping):
+        made_of = made(typed_values(config) | given)
+        require_plain_name(made_of.run.name)
+        return made_of
+    require(
+        isinstance(config, str | os.PathLike),
+        f"config={config!r} must be the path of a YAML file, a dict of settings or a Config",
+    )
+    path = Path(config).expanduser()
+    found = settings_in(path)
+    named = {"run.name": path.stem} | values_of_yaml(found)
+    with placed(found, given):
+        read = made(named | given)
+        require_plain_name(read.run.name)
+    return read
+
+
+def parsed(settings: Settings | None, allowed: Sequence[str]) -> Parsed:
+    """`settings` as a command line has them. Raises `ConfigError` for one that is not `allowed`."""
+    given = typed_values(settings or {})
+    for name in given:
+        require(
+            name in allowed,
+            f"{name} comes from the checkpoint; what can change: {', '.join(allowed)}",
+        )
+    return Parsed(**given)
+
+
+def checkpoint_in(place: AnyPath) -> Path:
+    """The checkpoint `place`, or the best of the run whose folder it is. Raises `ConfigError` if
+    there is none."""
+    path = Path(place).expanduser()
+    if path.is_dir() and RunFolder(path).is_run:
+        path = Checkpoints(RunFolder(path).checkpoints).best
+    checkpoint_exists("the checkpoint", str(path))
+    return path
