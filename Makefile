@@ -25,9 +25,11 @@ export TORCH ENGINE
 
 .PHONY: train paper-mini docs test lint gpu-check hollow-gpu clean environment
 
-ranks_horovod = .venv/bin/horovodrun -np $(NP) .venv/bin/python
+# Either launcher prints its own lines after the cause of a failure, which is then repeated.
+repeat = .venv/bin/python -m launch.repeat
+ranks_horovod = $(repeat) .venv/bin/horovodrun -np $(NP) .venv/bin/python
 # Without --local-addr the ranks would meet at the host's name, which need not resolve.
-ranks_torch = .venv/bin/torchrun --standalone --local-addr=127.0.0.1 --nproc-per-node=$(NP)
+ranks_torch = $(repeat) .venv/bin/torchrun --standalone --local-addr=127.0.0.1 --nproc-per-node=$(NP)
 
 train: environment
 	@.venv/bin/python -m pipeline.prepare demo --out data/demo

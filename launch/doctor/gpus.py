@@ -7,7 +7,7 @@ from typing import Any
 
 from launch.doctor.check import Facts, Finding, Job, Rules, size
 from launch.doctor.storage import LOCAL_FILE_SYSTEMS, file_system, nearest_folder
-from pipeline.system.gpus import query_gpus
+from pipeline.system.gpus import gpus_kept_out, query_gpus
 from pipeline.system.machine import triton_cache
 
 _BUSY_BYTES = 1 << 30
@@ -26,7 +26,13 @@ def gpu_facts() -> Facts:
     cache = triton_cache()
     kept = {"path": str(cache), "file_system": file_system(nearest_folder(cache.absolute()))}
     driver = rows[-1][-1] if rows else None
-    return {"gpus": gpus, "driver": driver, "gpu_problem": problem, "triton_cache": kept}
+    return {
+        "gpus": gpus,
+        "driver": driver,
+        "gpu_problem": problem,
+        "gpus_kept_out": gpus_kept_out(),
+        "triton_cache": kept,
+    }
 
 
 def _gpu(index: str, name: str, uuid: str, total: str, used: str, _driver: str) -> dict[str, Any]:
@@ -54,6 +60,9 @@ def gpus(job: Job) -> Iterator[Finding]:
     asked = job.first["asked"]["device"]
     if asked == "cpu":
         yield Finding("ok", "not used, run.device=cpu")
+    cures = [node["gpus_kept_out"] for node in job.nodes if node["gpus_kept_out"]]
+    shut = job.where(lambda n: n["gpus_kept_out"] and "Slurm's GPUs are not in the container")
+    yield Finding("fail", shut, f"Start it with {cures[0]}." if cures else "")
     # Auto takes CPUs only where the driver lists no GPU (pipeline/ranks/places.py).
     trouble = job.where(lambda n: n["gpu_trouble"] and n["gpu_trouble"]["found"])
     cures = [node["gpu_trouble"]["cure"] for node in job.nodes if node["gpu_trouble"]]

@@ -12,34 +12,32 @@ SIGUSR1, sent before the time limit, ends in a checkpoint and a requeue of the j
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
 
-from launch.slurm import say
+from launch.end import exit_code, say
 from launch.slurm.allocation import (
     Allocation,
     layout,
     one_per_node,
     one_per_node_environment,
     require_rank_per_gpu,
-    srun,
     this_allocation,
 )
 from launch.slurm.checks import examine, nccl_logging, watch_nccl
-from launch.slurm.options import LaunchOptions, Program, split
+from launch.slurm.container import Container, container_of, srun
+from launch.slurm.meeting import meeting
+from launch.slurm.options import LaunchOptions, Program, require_engine, split
 from launch.slurm.rank import ENGINE, INTERFACE, NODES, RUN_DIR
-from launch.slurm.requeue import End, exit_code
-from pipeline.config import ConfigError, require
-from pipeline.ranks.local import Server, open_rendezvous
+from launch.slurm.requeue import End
+from pipeline.config import require
 from pipeline.system.console import counted
 from pipeline.system.failure import run_command
-from pipeline.system.launched import Engine
 
 
 def main(argv: list[str]) -> int:
@@ -60,42 +58,48 @@ def _launch(argv: list[str], relay: Relay) -> int:
         + f": {counted(allocation.ranks, 'rank')} on "
         + ", ".join(f"{node.name} ({node.ranks})" for node in allocation.nodes)
     )
+    require(
+        shutil.which("srun") is not None,
+        "srun is not here, as inside a container: start launch.slurm on the host, with "
+        "--launch.container=IMAGE",
+    )
+    gpus = any(node.gpus for node in allocation.nodes) and not program.on_cpu
+    container = container_of(options, program, gpus)
+    env = environment(container)
     if not program.on_every_rank:
-        command = [sys.executable, "-m", *program.module_and_options]
-        return exit_code(relay.run(srun(["--nodes=1", "--ntasks=1"], command), os.environ))
-    require_engine(options.engine)
+        once = srun(["--nodes=1", "--ntasks=1"], program.module_and_options, container, env)
+        return exit_code(relay.run(once, env))
+    if container is None:
+        require_engine(options.engine)
     if not program.on_cpu:
         require_rank_per_gpu(allocation)
     end = End(program.run_dir, allocation, options.requeue)
     if options.doctor:
-        examine(allocation, program, options)
+        examine(allocation, program, options, container)
     if options.stage is not None and relay.received is None:
-        command = srun(one_per_node(allocation), program.staging(options.stage))
-        code = relay.run(command, one_per_node_environment(os.environ))
+        env = one_per_node_environment(env)
+        stage = srun(one_per_node(allocation), program.staging(options.stage), container, env)
+        code = relay.run(stage, env)
         if code and relay.received is None:
             return exit_code(code)  # its sentence is above
         program = program.reading_from(options.stage)
     if relay.received is not None:
         return end.early(relay.received)
-    return end.report(start_ranks(allocation, program, options, relay), relay.received)
-
-
-def require_engine(engine: Engine) -> None:
-    """Raises `ConfigError` if the engine is not installed; torch.distributed is part of PyTorch."""
-    require(
-        engine != "horovod" or importlib.util.find_spec("horovod") is not None,
-        "--launch.engine=horovod, and Horovod is not installed; set --launch.engine=torch, or "
-        "build it with python -m launch.horovod_build --install",
-    )
+    code = start_ranks(allocation, program, options, relay, container)
+    return end.report(code, relay.received)
 
 
 def start_ranks(
-    allocation: Allocation, program: Program, options: LaunchOptions, relay: Relay
+    allocation: Allocation,
+    program: Program,
+    options: LaunchOptions,
+    relay: Relay,
+    container: Container | None = None,
 ) -> int:
     """Runs the program on every rank of the job; returns srun's code."""
-    with _rendezvous(allocation, options.engine) as server:
-        env = {**os.environ, **server.shared_environment, NODES: allocation.to_json()}
-        env[ENGINE] = options.engine
+    env = environment(container)
+    with meeting(allocation, options.engine, container, env) as shared:
+        env |= {**shared, NODES: allocation.to_json(), ENGINE: options.engine}
         if options.interface is not None:
             env[INTERFACE] = options.interface
         if program.run_dir is not None:
@@ -103,24 +107,13 @@ def start_ranks(
             if any(node.gpus for node in allocation.nodes):
                 env |= nccl_logging(program.run_dir, env)
                 watch_nccl(program.run_dir, len(allocation.nodes))
-        ranks = [sys.executable, "-m", "launch.slurm.rank", *program.module_and_options]
-        return relay.run(srun(layout(allocation), ranks), env)
+        ranks = ["launch.slurm.rank", *program.module_and_options]
+        return relay.run(srun(layout(allocation), ranks, container, env), env)
 
 
-@contextlib.contextmanager
-def _rendezvous(allocation: Allocation, engine: Engine) -> Iterator[Server]:
-    first = allocation.nodes[0]
-    try:
-        server = open_rendezvous(engine, first.address, allocation.hosts)
-    except OSError as error:
-        raise ConfigError(
-            f"the ranks cannot meet at {first.address}, the address of {first.name}: "
-            f"{error.strerror}; this must run on the job's first node, as a batch script does"
-        ) from error
-    try:
-        yield server
-    finally:
-        server.stop()
+def environment(container: Container | None) -> dict[str, str]:
+    """The environment of the job's tasks, in `container` if there is one."""
+    return {**os.environ, **({} if container is None else container.environment)}
 
 
 _RELAYED = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)

@@ -6,10 +6,11 @@ import json
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 from launch.doctor.network import resolve
+from launch.end import say
 from pipeline.config import ConfigError, require
 from pipeline.system.console import counted
 
@@ -61,15 +62,21 @@ def nodes_from_json(text: str) -> tuple[Node, ...]:
     return tuple(Node(**node) for node in json.loads(text))
 
 
+class NotHere(ConfigError):
+    """One of Slurm's commands does not exist here, as inside a container."""
+
+
 class Killed(ConfigError):
     """One of Slurm's commands was ended by a signal."""
 
 
 def output_of(*command: str) -> str:
     """The output of one of Slurm's commands. Raises `ConfigError` if it fails, `Killed` if a signal
-    ends it."""
+    ends it, `NotHere` if there is no such command."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except FileNotFoundError as error:
+        raise NotHere(f"{command[0]} is not here; run this where Slurm's programs are") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigError(f"{' '.join(command)} cannot be run: {error}") from error
     if done.returncode < 0:
@@ -109,9 +116,10 @@ def this_allocation(
     )
     if "SLURM_ARRAY_TASK_ID" in env:  # the last task has the number of the whole array
         job = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
-    names = run("scontrol", "show", "hostnames", env["SLURM_JOB_NODELIST"]).split()
-    shown = run("scontrol", "-o", "show", "node", env["SLURM_JOB_NODELIST"])
-    addresses = addresses_of(shown, resolve)
+    try:
+        addresses, gpus = _from_controller(job, env["SLURM_JOB_NODELIST"], run, resolve)
+    except NotHere:
+        addresses, gpus = from_variables(env, resolve)
     ranks = ranks_per_node(env["SLURM_TASKS_PER_NODE"])
     asked = int(env.get("SLURM_NTASKS", sum(ranks)))
     require(
@@ -119,14 +127,61 @@ def this_allocation(
         f"Slurm has laid out {env['SLURM_TASKS_PER_NODE']} tasks per node for --ntasks={asked}; "
         "submit with --nodes and --ntasks-per-node, or with --ntasks alone",
     )
-    gpus = gpus_per_node(run("scontrol", "-o", "-d", "show", "job", job), run)
     nodes = (
-        Node(name, addresses[name], count, gpus.get(name, 0))
-        for name, count in zip(names, ranks, strict=True)
+        Node(name, address, count, gpus.get(name, 0))
+        for (name, address), count in zip(addresses.items(), ranks, strict=True)
     )
     cpus = env.get("SLURM_CPUS_PER_TASK")
     restarts = int(env.get("SLURM_RESTART_COUNT", "0"))
     return Allocation(job, tuple(nodes), int(cpus) if cpus else None, restarts)
+
+
+Known = tuple[dict[str, str], dict[str, int]]
+"""The address of each node, in their order, and its GPUs."""
+
+
+def _from_controller(job: str, nodes: str, run: Run, resolve: Resolve) -> Known:
+    names = run("scontrol", "show", "hostnames", nodes).split()
+    addresses = addresses_of(run("scontrol", "-o", "show", "node", nodes), resolve)
+    gpus = gpus_per_node(run("scontrol", "-o", "-d", "show", "job", job), run)
+    return {name: addresses[name] for name in names}, gpus
+
+
+def from_variables(env: Mapping[str, str], resolve: Resolve = resolve) -> Known:
+    """What the controller would say, from the variables of the job: without scontrol, as in a
+    container. Nodes are reached by their names, and all have as many GPUs as this one."""
+    shown = "\n".join(
+        f"NodeName={name} X=1 NodeAddr={name} NodeHostName={name}"
+        for name in hostnames(env["SLURM_JOB_NODELIST"])
+    )
+    asked = re.search(
+        r"(\d+)$", env.get("SLURM_GPUS_PER_NODE") or env.get("SLURM_GPUS_ON_NODE", "")
+    )
+    indices = env.get("SLURM_JOB_GPUS") or env.get("SLURM_STEP_GPUS")
+    count = int(asked[1]) if asked else len(indices.split(",")) if indices else 0
+    addresses = addresses_of(shown, resolve)
+    say(
+        "scontrol is not here, as inside a container: addresses are those of the nodes' names, and "
+        f"each node is taken to have {counted(count, 'GPU')}"
+    )
+    return addresses, dict.fromkeys(addresses, count)
+
+
+def hostnames(text: str) -> list[str]:
+    """Slurm's "node[1-2,05],gpu" as ["node1", "node2", "node05", "gpu"]."""
+    return [name for one in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text) for name in _spelled(one)]
+
+
+def _spelled(pattern: str) -> list[str]:
+    before, bracket, rest = pattern.partition("[")
+    if not bracket:
+        return [pattern]
+    spans, _, after = rest.partition("]")
+    numbers: list[str] = []
+    for span in spans.split(","):
+        first, _, last = span.partition("-")
+        numbers += [f"{n:0{len(first)}}" for n in range(int(first), int(last or first) + 1)]
+    return [before + number + end for number in numbers for end in _spelled(after)]
 
 
 def ranks_per_node(text: str) -> list[int]:
@@ -218,11 +273,3 @@ def one_per_node_environment(env: Mapping[str, str]) -> dict[str, str]:
     of the submission on to every srun."""
     others = ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_NTASKS_PER_GPU")
     return {name: value for name, value in env.items() if name not in others}
-
-
-def srun(options: Sequence[str], command: Sequence[str]) -> list[str]:
-    """The command line that runs `command` as tasks of this job.
-
-    The tasks get this process's whole environment, even in a job submitted with --export=NONE.
-    """
-    return ["srun", "--mpi=none", "--export=ALL", *options, *command]

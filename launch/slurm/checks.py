@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -15,8 +14,9 @@ from launch.doctor.__main__ import parse_node_lines, table
 from launch.doctor.judge import judge
 from launch.doctor.network import nccl_transport, transport_check
 from launch.doctor.storage import token_in
-from launch.slurm import say
-from launch.slurm.allocation import Allocation, one_per_node, one_per_node_environment, srun
+from launch.end import say
+from launch.slurm.allocation import Allocation, one_per_node, one_per_node_environment
+from launch.slurm.container import Container, srun
 from launch.slurm.options import LaunchOptions, Program
 from pipeline.config import ConfigError
 from pipeline.ranks.addresses import INTERFACE_OF
@@ -29,14 +29,19 @@ _PATIENCE_SEC = 120.0
 _NCCL_PATIENCE_SEC = 900.0
 
 
-def examine(allocation: Allocation, program: Program, options: LaunchOptions) -> None:
-    """Runs the doctor on every node and prints what is wrong.
+def examine(
+    allocation: Allocation,
+    program: Program,
+    options: LaunchOptions,
+    container: Container | None = None,
+) -> None:
+    """Runs the doctor on every node, in `container` if there is one, and prints what is wrong.
 
     Raises `ConfigError` if a check failed, after the table with the fixes.
     """
     ranks = {node.name: node.ranks for node in allocation.nodes}
     with _nothing_left_if_refused(program.run_dir):
-        answers = parse_node_lines(_ask_nodes(allocation, program, options))
+        answers = parse_node_lines(_ask_nodes(allocation, program, options, container))
         checks = judge(answers, ranks, options.engine)
         failed = [check.name for check in checks if check.status == "fail"]
         if failed or any(check.status == "warn" for check in checks):
@@ -63,16 +68,20 @@ def _nothing_left_if_refused(run_dir: Path | None) -> Iterator[None]:
         raise
 
 
-def _ask_nodes(allocation: Allocation, program: Program, options: LaunchOptions) -> str:
+def _ask_nodes(
+    allocation: Allocation, program: Program, options: LaunchOptions, container: Container | None
+) -> str:
     """What `launch.doctor --node` prints on each node of the job."""
-    doctor = [sys.executable, "-m", "launch.doctor", "--node", "--", *program.doctor_settings]
-    command = srun(one_per_node(allocation), doctor)
+    doctor = ["launch.doctor", "--node", "--", *program.doctor_settings]
     env = one_per_node_environment(os.environ)
     if options.interface is not None:
         env[INTERFACE_OF[options.engine]] = options.interface
     with contextlib.ExitStack() as stack:
         if program.run_dir is not None:
             env |= stack.enter_context(token_in(program.run_dir))
+        if container is not None:
+            env |= container.environment
+        command = srun(one_per_node(allocation), doctor, container, env)
         try:
             done = subprocess.run(
                 command, env=env, stdout=subprocess.PIPE, text=True, errors="replace",

@@ -1,10 +1,12 @@
-"""One rank under srun: finds its place, binds to the cores near its GPU, becomes the program.
+"""One rank: finds its place, binds to the cores near its GPU, becomes the program.
 
-Started by launch/slurm/__main__.py as `srun ... python -m launch.slurm.rank MODULE [options]`.
+Started by launch/slurm/__main__.py as `srun ... python -m launch.slurm.rank MODULE [options]`, and
+by launch/local.py, which has told it its place.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -25,6 +27,9 @@ NODES = "TRAINYARD_NODES"
 ENGINE = "TRAINYARD_ENGINE"
 INTERFACE = "TRAINYARD_INTERFACE"
 RUN_DIR = "TRAINYARD_RUN_DIR"
+DIE_WITH = "TRAINYARD_LAUNCHER"
+"""The process of a launcher on this machine."""
+_PR_SET_PDEATHSIG = 1
 
 
 def rank_environment(
@@ -95,12 +100,24 @@ def _refuse(message: str) -> int:
     return ExitCode.WRONG_INPUT
 
 
+def _die_with_launcher(process: str | None) -> None:
+    """Asks the kernel for a SIGTERM when the launcher, that process, is gone: the end by SIGKILL of
+    a launcher on this machine would leave ranks that nobody waits for."""
+    if process is None:
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(process):  # it was gone before
+        sys.exit(ExitCode.FAILED)
+
+
 def main(argv: list[str]) -> int:
     """Becomes the program; returns only on an error."""
     # These may come while the program still loads, and must not kill it.
     signal.pthread_sigmask(signal.SIG_BLOCK, LATER)
+    _die_with_launcher(os.environ.pop(DIE_WITH, None))
     try:
-        os.environ.update(rank_environment(os.environ, addresses_by_interface()))
+        if NODES in os.environ:
+            os.environ.update(rank_environment(os.environ, addresses_by_interface()))
     except ConfigError as error:
         return _refuse(str(error))
     bind_near_gpu(os.environ)

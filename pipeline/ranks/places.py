@@ -16,7 +16,7 @@ import torch
 
 from pipeline.config import Config
 from pipeline.ranks.world import World
-from pipeline.system.gpus import unusable_gpus, usable_count
+from pipeline.system.gpus import gpus_kept_out, no_gpu_here, unusable_gpus, usable_count
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def choose_device(choice: Literal["auto", "cpu", "cuda"], gpu: int) -> torch.dev
     """This rank's device, `gpu` being CUDA's index of its GPU if it has one.
 
     "auto" is a CPU only where the driver lists no GPU, or all of them are hidden from CUDA: a GPU
-    that PyTorch cannot use is not passed over in silence. Raises `ValueError` if there is no such
-    GPU.
+    that PyTorch cannot use is not passed over in silence, nor those that a container hides. Raises
+    `ValueError` if there is no such GPU.
     """
     if choice == "cpu":
         return torch.device("cpu")
@@ -80,12 +80,15 @@ def choose_device(choice: Literal["auto", "cpu", "cuda"], gpu: int) -> torch.dev
             f"run.device={choice} on {socket.gethostname()}: {trouble.found}; {trouble.cure}"
         )
     if choice == "auto" and count == 0:
+        cure = gpus_kept_out()
+        if cure is not None:
+            raise ValueError(
+                f"Slurm gave this job GPUs on {socket.gethostname()}, and the container shows none "
+                f"of them; start it with {cure}, or set run.device=cpu"
+            )
         return torch.device("cpu")
     if count == 0:
-        raise ValueError(
-            f"run.device=cuda, but there is no GPU on {socket.gethostname()} that this process may "
-            "use (see nvidia-smi and CUDA_VISIBLE_DEVICES); set run.device=auto or cpu"
-        )
+        raise ValueError(f"run.device=cuda, but {no_gpu_here()}, or set run.device=auto or cpu")
     if gpu >= count:
         raise ValueError(
             f"{gpu + 1} or more ranks share {count} GPUs on {socket.gethostname()}; start one rank "

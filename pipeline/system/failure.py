@@ -6,6 +6,7 @@ Imports nothing heavy, so that a wrong setting is answered before torch is loade
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import logging
@@ -36,6 +37,10 @@ LATER = {signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM}
 """What launch/slurm/rank.py blocks until the program listens (`StopSignal`) or meets the other
 ranks (`heed_signals`). SIGTERM, since srun sends it when the first rank has failed: a rank that
 still loads would die of it, and its code would be the job's in place of the first one's."""
+
+CAUSE_FILE = "TRAINYARD_CAUSE_FILE"
+"""The environment variable with the file, not there yet, into which the first rank with an error
+writes it: launchers that print much after it repeat it as their last line."""
 
 END_SEC = 120.0
 """How long a rank may take to end after its work, as a GPU's driver takes seconds."""
@@ -135,11 +140,20 @@ def code_of(error: BaseException) -> ExitCode:
 def say_error(message: str) -> None:
     """Writes the line `error: ...` to the log, or to stderr before there is one."""
     sentence = " ".join(message.split())
+    _keep_for_launcher(sentence)
     if log.handlers:
         log.error("error: %s", sentence)
     else:
         # The launcher may have closed the pipe already; failure.txt still has the cause.
         say(f"error: {sentence}", stream=sys.stderr)
+
+
+def _keep_for_launcher(sentence: str) -> None:
+    """Writes the first error of the job's ranks into the file that their launcher has named."""
+    kept = os.environ.get(CAUSE_FILE)
+    if kept:
+        with contextlib.suppress(OSError), open(kept, "x", encoding="utf-8") as file:
+            file.write(sentence)
 
 
 def run_command(main: Callable[[list[str]], object], argv: list[str]) -> NoReturn:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import socket
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,6 +76,65 @@ def listed_gpus() -> Listed:
     models = [line.partition(":")[2].strip() for text in gpus for line in text.splitlines()[:1]]
     numbers = [word for word in version.split() if word[0].isdigit() and word.count(".") >= 1]
     return Listed(models, numbers[0] if numbers else None)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that the driver lists and CUDA_VISIBLE_DEVICES does not hide, as a process that is
+    started now may use them; without asking PyTorch."""
+    names, shown = listed_gpus().names, os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shown is None:
+        return names
+    if shown in _ALL_HIDDEN:
+        return []
+    return names[: len(shown.split(","))] if names else []
+
+
+CONTAINER = "TRAINYARD_CONTAINER"
+"""Variable by which launch.slurm tells its ranks which runtime holds them."""
+
+_CONTAINERS = (
+    (("KUBERNETES_SERVICE_HOST",), "a limit of nvidia.com/gpu in the pod's resources"),
+    (("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"), "--nv after apptainer exec"),
+)
+"""Variables that are there in one kind of container only, and what gives it GPUs."""
+
+
+def container_gpus(env: Mapping[str, str] = os.environ, root: Path = Path("/")) -> str | None:
+    """What gives the container that this process runs in its GPUs; None outside of one."""
+    if env.get(CONTAINER) == "pyxis":
+        return "NVIDIA_VISIBLE_DEVICES=all in the job's environment, which Enroot reads"
+    for names, cure in _CONTAINERS:
+        if any(name in env for name in names):
+            return cure
+    if (root / ".dockerenv").exists() or (root / "run/.containerenv").exists():
+        return "docker run --gpus all, or podman run --device nvidia.com/gpu=all"
+    return None
+
+
+def gpus_kept_out(env: Mapping[str, str] = os.environ) -> str | None:
+    """What to do about a container that shows none of the GPUs that Slurm gave the job; None where
+    that is not so.
+
+    Only in a container that names itself: a whole Slurm may run in one of Docker.
+    """
+    named = (CONTAINER, *(name for names, _ in _CONTAINERS for name in names))
+    given = env.get("SLURM_STEP_GPUS") or env.get("SLURM_JOB_GPUS")
+    if not given or not any(name in env for name in named):
+        return None
+    if env.get("CUDA_VISIBLE_DEVICES") in _ALL_HIDDEN or listed_gpus().names:
+        return None
+    return container_gpus(env)
+
+
+def no_gpu_here() -> str:
+    """A clause on why this process sees no GPU, with what to do; no full stop."""
+    host, cure = socket.gethostname(), container_gpus()
+    if cure is not None:
+        return f"no GPU is visible inside this container on {host}; start it with {cure}"
+    return (
+        f"there is no GPU on {host} that this process may use; see nvidia-smi and "
+        "CUDA_VISIBLE_DEVICES"
+    )
 
 
 def driver_cuda() -> str | None:

@@ -255,6 +255,15 @@ def check_module(module: str, options: list[str]) -> None:
         with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
             load_config(options, module, "")
         return
+    if module == "launch.repeat":
+        return check(options)
+    if module == "launch.local":
+        from launch.local import split as split_local
+
+        with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+            _, program = split_local(options)
+            check_module(program.module, list(program.options))
+        return
     if module == "launch.slurm":
         from launch.slurm.options import split
 

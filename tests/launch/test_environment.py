@@ -108,8 +108,9 @@ def make_train(*variables: str) -> str:
 def test_make_train_starts_the_ranks_by_the_engines_own_launcher() -> None:
     rest = "-m pipeline.train --config configs/demo.yaml"
     by_torch = ".venv/bin/torchrun --standalone --local-addr=127.0.0.1 --nproc-per-node=3"
-    assert make_train("NP=3") == f".venv/bin/horovodrun -np 3 .venv/bin/python {rest}"
-    assert make_train("NP=3", "ENGINE=torch") == f"{by_torch} {rest}"
+    repeat = ".venv/bin/python -m launch.repeat"
+    assert make_train("NP=3") == f"{repeat} .venv/bin/horovodrun -np 3 .venv/bin/python {rest}"
+    assert make_train("NP=3", "ENGINE=torch") == f"{repeat} {by_torch} {rest}"
 
 
 def test_make_hands_the_engine_to_the_set_up_and_tests_both(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_nodes_that_talk_over_a_plain_socket_are_warned_of(tmp_path, capsys, tra
 @pytest.fixture
 def scontrol(tmp_path, install, monkeypatch):
     """A scontrol that notes what it is asked; the launcher waits for no file system."""
-    monkeypatch.setattr("launch.slurm.requeue._PATIENCE_SEC", 0.0)
+    monkeypatch.setattr("launch.end.PATIENCE_SEC", 0.0)
     install("scontrol", f'echo "$@" >> {tmp_path}/asked')
     return tmp_path / "asked"
 

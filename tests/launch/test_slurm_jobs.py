@@ -20,14 +20,15 @@ os.environ["PYTHONPATH"] = os.pathsep.join(PATHS)
 from launch.slurm.allocation import require_rank_per_gpu, this_allocation
 from pipeline.ranks.local import open_rendezvous
 from launch.slurm.__main__ import Relay
-from launch.slurm.allocation import layout, one_per_node, one_per_node_environment, srun
+from launch.slurm.allocation import layout, one_per_node, one_per_node_environment
+from launch.slurm.container import srun
 from launch.slurm.rank import ENGINE, NODES
 allocation = this_allocation(os.environ)
 require_rank_per_gpu(allocation)
 server = open_rendezvous(sys.argv[1], allocation.nodes[0].address, allocation.hosts)
 env = {**os.environ, **server.shared_environment, NODES: allocation.to_json(), ENGINE: sys.argv[1]}
-command = srun(layout(allocation), [sys.executable, "-m", "launch.slurm.rank", "place"])
-Relay().run(srun(one_per_node(allocation), [sys.executable, "-m", "place"]),
+command = srun(layout(allocation), ["launch.slurm.rank", "place"])
+Relay().run(srun(one_per_node(allocation), ["place"]),
             one_per_node_environment(env))
 sys.exit(Relay().run(command, env))
 """

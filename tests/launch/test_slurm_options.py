@@ -2,8 +2,7 @@
 
 import pytest
 
-from launch.slurm.__main__ import require_engine
-from launch.slurm.options import LaunchOptions, split
+from launch.slurm.options import LaunchOptions, require_engine, split
 from pipeline.config import ConfigError
 
 

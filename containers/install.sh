@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Installs trainyard into a Debian or Ubuntu image: what launch.environment installs, from the same
+# lists, without the tools of the tests. Dockerfile and trainyard.def run it from the top of the
+# sources, one step after the other:
+#
+#   containers/install.sh system     programs of the system
+#   containers/install.sh torch      the environment, with PyTorch (TORCH=torch==2.11.0: another one)
+#   containers/install.sh project    DALI, this project and Horovod (ENGINE=torch: without Horovod)
+#   containers/install.sh ssh        for ranks that horovodrun starts over ssh, as in an MPIJob
+set -euo pipefail
+venv=${VENV:-/opt/trainyard}
+python=$venv/bin/python
+step=${1:-nothing}
+
+# Of the image's Python, before there is an environment.
+from_environment() {
+    python3 -c "import os; from launch import environment as e; print($1)"
+}
+
+case $step in
+system)
+    # g++ and Python.h at run time too: Triton compiles the launchers of its kernels.
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+        python3 python3-venv python3-dev g++ make ca-certificates
+    rm -rf /var/lib/apt/lists/*
+    ;;
+torch)
+    python3 -m venv "$venv"
+    mapfile -t packages < <(
+        from_environment "*(os.environ.get('TORCH') or e.TORCH, *e.BUILD_TOOLS), sep='\n'"
+    )
+    "$python" -m pip install --no-cache-dir --quiet "${packages[@]}"
+    ;;
+project)
+    cuda=$("$python" -c "import torch; print(torch.version.cuda or '')")
+    extra=$(from_environment "e.dali_extra('$cuda' or None)")
+    "$python" -m pip install --no-cache-dir --quiet --no-build-isolation ".[$extra,export]"
+    if [ "${ENGINE:-horovod}" = horovod ]; then
+        cache=$(mktemp -d)
+        XDG_CACHE_HOME=$cache "$python" -m launch.horovod_build --install
+        rm -rf "$cache"
+    fi
+    ;;
+ssh)
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+        openssh-client openssh-server
+    rm -rf /var/lib/apt/lists/*
+    # The operator mounts its keys for the job alone, and the daemon runs as the image's user.
+    mkdir -p /run/sshd
+    printf 'Host *\n    StrictHostKeyChecking no\n    UserKnownHostsFile /dev/null\n    LogLevel ERROR\n' \
+        > /etc/ssh/ssh_config.d/trainyard.conf
+    printf 'Port 2222\nPidFile none\nStrictModes no\nHostKey ~/.ssh/id_rsa\n' \
+        > /etc/ssh/sshd_config.d/trainyard.conf
+    ;;
+*)
+    echo "error: $step is no step of $0; give system, torch, project or ssh" >&2
+    exit 2
+    ;;
+esac
