@@ -4,7 +4,8 @@ The Makefile calls it first, under the system's Python, so it uses the standard 
 checks the machine, makes `.venv`, installs PyTorch, DALI and this project from the registry with
 pip, and builds Horovod, unless ENGINE=torch says that torch.distributed is to connect the ranks: it
 comes with PyTorch. When all of that is done it does nothing; after an interrupted installation it
-starts over. It exits with 2 after one sentence for each thing that is missing.
+starts over. What pip says is shown only if it fails. It exits with 2 after one sentence for each
+thing that is missing.
 """
 
 from __future__ import annotations
@@ -17,15 +18,14 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 # The PyTorch that the project is tested with; `make train TORCH=torch==2.11.0` takes another.
 TORCH = "torch==2.13.0"
 ENGINES = ("horovod", "torch")
-# What Horovod's build needs: its CMake files import distutils, and so does horovodrun; on Python
-# 3.12 only setuptools < 81 has it.
-BUILD_TOOLS = ("setuptools<81", "wheel", "packaging", "cmake")
+# What installs this project without fetching it each time (pyproject.toml).
+BUILD_BACKEND = "setuptools>=77"
 OLDEST_PYTHON = (3, 10)
 # Horovod's release does not run on a newer one; PyTorch, DALI and numba have wheels up to 3.14.
 NEWEST_PYTHON = {"horovod": (3, 12), "torch": (3, 14)}
@@ -139,14 +139,14 @@ class Environment:
             self._install()
         if not self.is_ready():
             build = [str(self.python), "-m", "launch.horovod_build", "--install"]
-            self.stage("Horovod", *build)
+            self.stage("Horovod", *build, speaks=True)
             self._horovod_ready.write_text(digest(self.root, self.torch))
 
     def _install(self) -> None:
         """Everything but Horovod."""
         self.make_venv()
         pip = [str(self.python), "-m", "pip", "install", "-q"]
-        self.stage(f"PyTorch ({self.torch})", *pip, self.torch, *BUILD_TOOLS)
+        self.stage(f"PyTorch ({self.torch})", *pip, self.torch, BUILD_BACKEND)
         extra = dali_extra(self._torch_cuda())
         project = f"{self.root}[{extra},test]"
         name = f"DALI (extra {extra}), this project and its tools"
@@ -174,16 +174,17 @@ class Environment:
             raise SetupError(f"{' '.join(command)} failed: {(done.stdout + done.stderr).strip()}")
         self._made_for.write_text(self._purpose())
 
-    def stage(self, name: str, *command: str) -> None:
-        """Runs one installation; SetupError if it fails.
+    def stage(self, name: str, *command: str, speaks: bool = False) -> None:
+        """Runs one installation; SetupError if it fails, below what it has said.
+
+        One that `speaks` says on stderr what it does, which is shown as it comes.
 
         If it is interrupted, a package may be there in part, which pip would take for installed:
         without the file `.made-for` the next set-up starts from an empty environment.
         """
         _say(name)
         self._made_for.unlink()
-        done = subprocess.run(command, cwd=self.root, stdout=subprocess.DEVNULL, check=False)
-        if done.returncode != 0:
+        if not succeeds(command, self.root, speaks):
             raise SetupError(f"the set-up stopped at {name}: the reason is above.")
         self._made_for.write_text(self._purpose())
 
@@ -197,6 +198,23 @@ class Environment:
         if done.returncode != 0:
             raise SetupError(f"{self.torch} cannot be imported: {done.stderr.strip()}")
         return done.stdout.strip() or None
+
+
+def succeeds(command: Sequence[str], folder: Path | None = None, speaks: bool = False) -> bool:
+    """Runs a program of the set-up in `folder` (None: this one); whether it ended with 0.
+
+    What it says is shown on stderr only if it did not: pip warns of much that is no fault. Of one
+    that `speaks`, stderr is shown as it comes, and stdout never.
+    """
+    if speaks:
+        done = subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=False)
+        return done.returncode == 0
+    heard = subprocess.run(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    if heard.returncode != 0:
+        print(heard.stdout.decode(errors="replace"), end="", file=sys.stderr, flush=True)
+    return heard.returncode == 0
 
 
 def _say(line: str) -> None:

@@ -31,7 +31,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.environment import SetupError, exit_code
+from launch.environment import SetupError, exit_code, succeeds
 from pipeline.system.files import locked
 
 HOROVOD = "0.28.1"
@@ -39,6 +39,8 @@ HOROVOD = "0.28.1"
 SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
 # Raise one when its edits or build settings change: wheels of an older recipe are then ignored.
 RECIPE, NCCL_RECIPE = 1, 2
+# What its sdist does not name; in setup.py, with reasons, as part of the extra `horovod`.
+TOOLS = ("setuptools<81", "wheel", "cmake", "packaging")
 LOG_TAIL_LINES, LOG_TAIL_WIDTH = 30, 300  # a command line in the log is 4 kB wide
 
 
@@ -125,7 +127,7 @@ class Target:
             "dies of the first CUDA tensor). For GPUs start them by torchrun, which needs no "
             "Horovod (make train ENGINE=torch), or give this nvcc, from the CUDA toolkit or from "
             "pip (see docs/troubleshooting.md), by the PATH or CUDA_HOME, and run "
-            "`.venv/bin/python -m launch.horovod_build --install`."
+            "`python -m launch.horovod_build --install` of this environment again."
         )
 
     @property
@@ -177,7 +179,8 @@ def cache_dir(environ: Mapping[str, str]) -> Path:
 def wheel(target: Target) -> Path:
     """The wheel for `target`, from the cache or built now (about 3 minutes on 2 cores).
 
-    Raises BuildError when the source cannot be had, does not fit the edits, or does not compile.
+    Raises BuildError when its tools or the source cannot be had, when that does not fit the edits,
+    or does not compile.
     """
     folder = cache_dir(os.environ) / target.key
     folder.mkdir(parents=True, exist_ok=True)
@@ -188,6 +191,7 @@ def wheel(target: Target) -> Path:
             return built[0]
         for stale in folder.glob("build-*"):  # left by a build that was killed
             shutil.rmtree(stale)
+        _install_tools()
         # Built inside the cache, so that the finished wheel gets to its place by a rename.
         with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as scratch:
             source = _unpacked_sdist(Path(scratch))
@@ -196,11 +200,20 @@ def wheel(target: Target) -> Path:
             return made.replace(folder / made.name)
 
 
+def _install_tools() -> None:
+    """Installs what the build needs, where it is not there."""
+    if not succeeds([sys.executable, "-m", "pip", "install", "-q", *TOOLS]):
+        raise BuildError(
+            f"pip could not install {' '.join(TOOLS)}, which Horovod's build needs: its message is "
+            "above."
+        )
+
+
 def _unpacked_sdist(scratch: Path) -> Path:
     """Downloads, checks and unpacks the release; returns its top folder."""
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-binary", "horovod", "--no-deps"]
     command += ["--no-build-isolation", "--dest", str(scratch), f"horovod=={HOROVOD}"]
-    if subprocess.run(command, check=False).returncode != 0:
+    if not succeeds(command):
         raise BuildError(
             f"pip could not download the source of Horovod {HOROVOD}: its message is above."
         )
@@ -307,7 +320,7 @@ def install(built: Path) -> None:
     pip = [sys.executable, "-m", "pip", "install", "-q"]
     # The same version may be there, built for another PyTorch: pip alone would keep it.
     for options in (["--force-reinstall", "--no-deps"], []):
-        if subprocess.run([*pip, *options, str(built)], check=False).returncode != 0:
+        if not succeeds([*pip, *options, str(built)]):
             raise BuildError(f"pip could not install {built}: its message is above.")
 
 
@@ -337,7 +350,9 @@ def _say(line: str) -> None:
 def main() -> None:
     """Builds the wheel, installs it if asked to, and prints its path; raises BuildError."""
     parser = argparse.ArgumentParser(
-        prog="python -m launch.horovod_build",
+        prog="trainyard setup-horovod"
+        if Path(sys.argv[0]).name == "trainyard"
+        else "python -m launch.horovod_build",
         description=f"Build Horovod {HOROVOD} for this environment's PyTorch; print the wheel.",
     )
     parser.add_argument("--install", action="store_true", help="also install the wheel and try it")

@@ -19,7 +19,7 @@ from typing import Any, get_args
 from launch.doctor.check import Check, Facts
 from launch.doctor.judge import facts, judge
 from pipeline.config import ConfigError, names_for
-from pipeline.config.reading import load_config
+from pipeline.config.reading import load_config, program
 from pipeline.config.setting import home
 from pipeline.system.console import say
 from pipeline.system.failure import ExitCode, Reported, run_command
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The doctor's own options, and the settings of the training among or after them."""
     parser = argparse.ArgumentParser(
-        prog="python -m launch.doctor",
+        prog=program("launch.doctor"),
         description="Checks a machine, or all nodes of a job, before training starts there.",
         epilog="Any setting of python -m pipeline.train may follow, --config FILE too: then its "
         "data, run directory, device and norm layer are checked. Ends with 2 if a check failed.",

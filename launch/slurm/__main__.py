@@ -2,10 +2,11 @@
 
     python -m launch.slurm [--launch.NAME=VALUE ...] train|evaluate|prepare [its options]
 
-is the last line of a batch script (see slurm/), which hands it Slurm's signals by `exec`. The
-ranks are started by srun and meet at a server on the first node, those of Horovod
-(--launch.engine=horovod) like those of torch.distributed (torch). It returns what the ranks
-returned: 0 finished, 2 wrong configuration or data, 75 stopped with a good checkpoint, else 1.
+is the last line of a batch script (see slurm/), which hands it Slurm's signals by `exec`;
+`--script NAME` prints one of those scripts. The ranks are started by srun and meet at a server on
+the first node, those of Horovod (--launch.engine=horovod) like those of torch.distributed (torch).
+It returns what the ranks returned: 0 finished, 2 wrong configuration or data, 75 stopped with a
+good checkpoint, else 1.
 SIGUSR1, sent before the time limit, ends in a checkpoint and a requeue of the job; SIGTERM
 (scancel, preemption) in a checkpoint only.
 """
@@ -29,6 +30,7 @@ from launch.slurm.allocation import (
     require_rank_per_gpu,
     this_allocation,
 )
+from launch.slurm.batch_scripts import OPTION, show
 from launch.slurm.checks import examine, nccl_logging, watch_nccl
 from launch.slurm.container import Container, container_of, srun
 from launch.slurm.meeting import meeting
@@ -153,6 +155,9 @@ class Relay:
 
 
 def _run(argv: list[str]) -> None:
+    if argv[:1] == [OPTION]:
+        show(argv[1:])
+        return
     # run_command consumes --debug; the ranks should show tracebacks, too.
     code = main([*argv, "--debug"] if "--debug" in sys.argv else argv)
     if code:

@@ -124,7 +124,15 @@ def placed(found: Mapping[str, Given], given: Collection[str]) -> Iterator[None]
 
 def command_parser(command: str, description: str) -> Parser:
     """The parser of `python -m <command>`, to which the command adds its options."""
-    return Parser(f"python -m {command}", description)
+    return Parser(program(command), description)
+
+
+def program(command: str) -> str:
+    """How the user has started the module `command`, with its subcommand if any: by `trainyard` or
+    by `python -m`."""
+    if Path(sys.argv[0]).name != "trainyard":
+        return f"python -m {command}"
+    return f"trainyard {'launch' if command == 'launch.local' else command.partition('.')[2]}"
 
 
 def new_parser(command: str, description: str) -> Parser:
@@ -303,8 +311,8 @@ def take_name(
     if name in ("-h", "--help"):
         lines = "\n".join(f"  {name:<10}{kind.__doc__}" for name, kind in kinds.items())
         with contextlib.suppress(OSError):  # as argparse's own help: `head` has had what it wanted
-            print(f"usage: python -m {command} {about}\n\n{lines}\n")
-            print(f"python -m {command} NAME --help lists the options of one.", flush=True)
+            print(f"usage: {program(command)} {about}\n\n{lines}\n")
+            print(f"{program(command)} NAME --help lists the options of one.", flush=True)
         sys.exit(0)
     if name not in kinds:
         nearest = difflib.get_close_matches(name, kinds, n=1)

@@ -19,7 +19,11 @@ from pipeline.config.setting import home
 from pipeline.config.values import flow
 from pipeline.config.yaml_text import Name, Quoted, in_words, tree_of
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+_PACKAGE = Path(__file__).resolve().parents[1]
+_IN_WHEEL = _PACKAGE / "configs"
+CONFIGS = _IN_WHEEL if _IN_WHEEL.is_dir() else _PACKAGE.parent / "configs"
+"""The configurations that come along: within the package where a wheel has put them (setup.py),
+else at the top of the checkout."""
 
 _MOST_NEAR = 5  # files that a message names
 _NEAR = 0.6  # least similarity of a name that may have been meant
@@ -61,9 +65,20 @@ def settings_in(path: Path) -> dict[str, Given]:
 
     A setting stands below its part or at the top under its whole name, as on the command line, but
     not both in one file. `base: FILE`, a path relative to the file that names it, includes all
-    settings of FILE; the file's own settings override them, one at a time.
+    settings of FILE; the file's own settings override them, one at a time. For a `path` that is not
+    there, the file that `shipped` has for it.
     """
-    return _read_chain(str(path), Path(), f"--config {path}", [])
+    return _read_chain(str(shipped(str(path)) or path), Path(), f"--config {path}", [])
+
+
+def shipped(asked: str) -> Path | None:
+    """The configuration that comes along under a path such as `configs/demo.yaml`, if the working
+    folder has no file of that path; else None."""
+    path = Path(home(asked))
+    if path.parts[:1] != ("configs",) or os.path.lexists(path):
+        return None
+    found = CONFIGS.joinpath(*path.parts[1:])
+    return found if ".." not in path.parts and found.is_file() else None
 
 
 def _read_chain(asked: str, start: Path, named: str, above: list[Path]) -> dict[str, Given]:
@@ -154,7 +169,8 @@ def _near(path: Path, asked: str, start: Path) -> str:
     by_name = {file.name: file for file in [*ours.values(), *path.parent.glob("*.yaml")]}
     alike = difflib.get_close_matches(path.name, by_name, _MOST_NEAR, 0.75)
     near += [by_name[name] for name in alike]
-    shown = dict.fromkeys(os.path.relpath(file, start) for file in near)
+    names = {file: name for name, file in ours.items() if start == Path() and shipped(name)}
+    shown = dict.fromkeys(names.get(file, os.path.relpath(file, start)) for file in near)
     if not shown:
         return f"those that come along are in {CONFIGS}"
     return f"near are: {', '.join(list(shown)[:_MOST_NEAR])}"

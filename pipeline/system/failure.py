@@ -165,6 +165,7 @@ def run_command(main: Callable[[list[str]], object], argv: list[str]) -> NoRetur
     """
     _open_streams()
     debug = "--debug" in argv
+    _say_shipped(argv)
     code = _guarded(main, [a for a in argv if a != "--debug"], debug)
     _keep_code()
     reason = output_refused()
@@ -197,6 +198,18 @@ def _open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")  # names that are not in its charset
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # a pipe may bring other programs' lines too
+
+
+def _say_shipped(argv: list[str]) -> None:
+    """Says on rank 0 which file `--config` takes, where it is none of the working folder."""
+    after = ["", *argv]
+    for before, argument in zip(after, argv, strict=False):
+        asked = argument if before == "--config" else argument.removeprefix("--config=")
+        if asked.startswith("configs/") and (argument != asked or before == "--config"):
+            from pipeline.config.yaml_file import shipped  # needs YAML: only who reads any
+
+            if launched_rank() == 0 and (found := shipped(asked)) is not None:
+                say(f"{asked} is not in this folder: taken from {found}", stream=sys.stderr)
 
 
 def _guarded(main: Callable[[list[str]], object], argv: list[str], debug: bool) -> int:

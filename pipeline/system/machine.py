@@ -12,6 +12,8 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
+from pipeline.system.version import VERSION
+
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 """DALI's packages, one per CUDA version."""
 
@@ -23,7 +25,11 @@ def versions() -> dict[str, str]:
     """Versions that a run's numbers depend on besides its configuration."""
     import torch
 
-    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    found = {
+        "trainyard": VERSION,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+    }
     packages = {name: version_of(name) for name in ("horovod", *DALI, "numpy")}
     found |= {name: version for name, version in packages.items() if version is not None}
     return found | {"commit": _commit()}
@@ -39,6 +45,8 @@ def version_of(package: str) -> str | None:
 
 def _commit() -> str:
     here = Path(__file__).resolve().parent
+    if not (here.parents[1] / ".git").exists():  # git would name the project around a wheel's place
+        return "unknown"
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty"],
