@@ -109,6 +109,8 @@ setup(
             "ruff",
             "mypy",
             "types-PyYAML",  # mypy's knowledge of yaml
+            "nbclient",  # runs examples/demo.ipynb
+            "ipykernel",  # as a kernel of this Python
             "simplejpeg",  # bare decoding, which `benchmark loader` compares with
             "build",  # makes the wheel and the sdist that tests install
             # Runs the kernels in its interpreter, compiles them for sm_80 and sm_90. Unpinned: CUDA
