@@ -78,8 +78,8 @@ setup(
         "pillow",  # draws the demo images, reads sizes when a data set is scanned
         "docstring-parser",  # shows the fields' docstrings in --help
         "pyyaml",  # the resolved configuration of a run
-        # The scalars and images of a run, where run.loggers does not leave them out. From 2.21 on it
-        # runs without pkg_resources, which setuptools 81 and newer do not have.
+        # The scalars and images of a run, where run.loggers does not leave them out. From 2.21
+        # on it runs without pkg_resources, which setuptools 81 and newer do not have.
         "tensorboard>=2.21",
         "tqdm",  # progress bar on a terminal
         "matplotlib",  # the curves of pipeline.report
