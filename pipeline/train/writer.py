@@ -106,12 +106,13 @@ class CheckpointWriter:
         if str(self._missed).rstrip("0") != "1":
             return
         if isinstance(error, SaveError):
-            said = f"{error.reason}; {error.fix}"
+            reason, fix = error.reason, error.fix
         else:
-            said = f"checkpoint {self._folder.path(step)} is not written: {in_words(error)}"
+            reason = f"checkpoint {self._folder.path(step)} is not written: {in_words(error)}"
+            fix = "see to that"
         log.warning(
-            "warning: %s: training continues and tries again at the next save%s%s",
-            said,
+            "warning: %s; %s: training continues and tries again at the next save%s%s",
+            reason, fix,
             ", but best.pt stays that of an earlier validation" if best else "",
             f"; {self._missed} saves are missed by now" if self._missed > 1 else "",
-        )
+        )  # fmt: skip
