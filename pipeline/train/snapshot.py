@@ -43,6 +43,10 @@ class Snapshot:
         if self._copied is not None:
             self._copied.synchronize()  # host sync
 
+    def release(self) -> None:
+        """Gives the memory back; what `take` gave has its own as long as somebody holds it."""
+        self._kept.clear()
+
     def before_update(self) -> None:
         """Lets the work that follows on the device's present stream wait for the copies."""
         if self._copied is not None:

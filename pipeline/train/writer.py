@@ -69,23 +69,28 @@ class CheckpointWriter:
         return self._thread is not None and self._thread.is_alive()
 
     def close(self) -> None:
-        """As `wait`, in a phase of its own. However a run ends, it keeps the lock of its folder for
-        as long as it writes there."""
-        if self._thread is not None:
-            self._heartbeat.beat("checkpoint")
-            self.wait()
+        """As `wait`, and gives the memory of the copies back. However a run ends, it keeps the lock
+        of its folder for as long as it writes there."""
+        self._settle()
+        self.snapshot.release()
 
     def outcome(self) -> dict[str, bool]:
         """After any write in flight, what a line of metrics says about it: `saved`, false, where
         saves have failed and the run has no checkpoint; else nothing. A run whose lines do not say
         so has lost its checkpoints when there are none."""
-        self.close()
+        self._settle()
         if not self._missed or self._written:
             return {}
         with contextlib.suppress(OSError):
             if self._folder.steps():
                 return {}
         return {"saved": False}
+
+    def _settle(self) -> None:
+        """As `wait`, in a phase of its own."""
+        if self._thread is not None:
+            self._heartbeat.beat("checkpoint")
+            self.wait()
 
     def _try(self, step: int, content: Mapping[str, Any], best: bool) -> None:
         try:
