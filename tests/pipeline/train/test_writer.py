@@ -267,6 +267,8 @@ def test_a_copy_keeps_types_strides_and_its_memory_for_the_next():
     weight.zero_()
     content["history"].append({"top1": 0.6})
     assert torch.equal(first["model"]["weight"], before) and first["history"] == [{"top1": 0.5}]
+    half = torch.arange(5, dtype=torch.bfloat16)
+    assert torch.equal(Snapshot(CPU).take({"half": half})["half"], half)
     second = snapshot.take(content)
     assert differences(second, content) == []
     assert second["model"]["weight"].data_ptr() == first["model"]["weight"].data_ptr()
