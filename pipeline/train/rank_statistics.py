@@ -18,7 +18,7 @@ from pipeline.ranks.world import World
 def gathered_statistics(model: nn.Module, world: World, alike: bool) -> Tensor:
     """Collective. Returns every rank's running statistics of `model`, (world size, n) fp32 on the
     CPU; (1, n), without the collective, where they are `alike` on all ranks."""
-    live = torch.cat([one.detach().flatten().cpu() for one in running_statistics(model)])
+    live = torch.cat([one.detach().flatten() for one in running_statistics(model)]).cpu()
     return live.unsqueeze(0) if alike else world.gather(live)
 
 

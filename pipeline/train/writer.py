@@ -69,23 +69,28 @@ class CheckpointWriter:
         return self._thread is not None and self._thread.is_alive()
 
     def close(self) -> None:
-        """As `wait`, in a phase of its own. However a run ends, it keeps the lock of its folder for
-        as long as it writes there."""
-        if self._thread is not None:
-            self._heartbeat.beat("checkpoint")
-            self.wait()
+        """As `wait`, and gives the memory of the copies back. However a run ends, it keeps the lock
+        of its folder for as long as it writes there."""
+        self._settle()
+        self.snapshot.release()
 
     def outcome(self) -> dict[str, bool]:
         """After any write in flight, what a line of metrics says about it: `saved`, false, where
         saves have failed and the run has no checkpoint; else nothing. A run whose lines do not say
         so has lost its checkpoints when there are none."""
-        self.close()
+        self._settle()
         if not self._missed or self._written:
             return {}
         with contextlib.suppress(OSError):
             if self._folder.steps():
                 return {}
         return {"saved": False}
+
+    def _settle(self) -> None:
+        """As `wait`, in a phase of its own."""
+        if self._thread is not None:
+            self._heartbeat.beat("checkpoint")
+            self.wait()
 
     def _try(self, step: int, content: Mapping[str, Any], best: bool) -> None:
         try:
@@ -106,12 +111,13 @@ class CheckpointWriter:
         if str(self._missed).rstrip("0") != "1":
             return
         if isinstance(error, SaveError):
-            said = f"{error.reason}; {error.fix}"
+            reason, fix = error.reason, error.fix
         else:
-            said = f"checkpoint {self._folder.path(step)} is not written: {in_words(error)}"
+            reason = f"checkpoint {self._folder.path(step)} is not written: {in_words(error)}"
+            fix = "see to that"
         log.warning(
-            "warning: %s: training continues and tries again at the next save%s%s",
-            said,
+            "warning: %s; %s: training continues and tries again at the next save%s%s",
+            reason, fix,
             ", but best.pt stays that of an earlier validation" if best else "",
             f"; {self._missed} saves are missed by now" if self._missed > 1 else "",
-        )
+        )  # fmt: skip
