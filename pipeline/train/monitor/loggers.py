@@ -56,10 +56,10 @@ def open_loggers(begin: Beginning) -> list[Observer]:
 
 def _tensorboard(begin: Beginning) -> Observer:
     from pipeline.train.monitor.board import Board
+    from pipeline.train.monitor.charts import Shown
 
-    ema = begin.config.optim.ema_decay is not None
-    folder = begin.run.tensorboard
-    board = Board(folder, begin.position, begin.kept, begin.room, begin.top5, ema)
+    has = Shown.by(begin.config, begin.top5)
+    board = Board(begin.run.tensorboard, begin.position, begin.kept, begin.room, has)
     if board.is_new:
         board.describe(begin.config)
     return board
