@@ -62,7 +62,8 @@ class Sender(Observer):
         try:
             self._new.put_nowait(line)
         except queue.Full:
-            self._warn(TimeoutError(f"{MOST_WAITING} lines wait for it"), "misses some lines")
+            full = TimeoutError("too many lines wait for it; the next start sends them")
+            self._warn(full, "misses some lines")
 
     def close(self) -> None:
         with contextlib.suppress(queue.Full):  # the thread hangs, as is seen next

@@ -126,14 +126,13 @@ def test_without_loggers_their_libraries_are_not_loaded(small_data, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "package"),
-    [("wandb", r"trainyard\[wandb\]"), ("mlflow", r"trainyard\[mlflow\]"),
-     ("tensorboard", "tensorboard")],
-)  # fmt: skip
+    [("wandb", "wandb"), ("mlflow", "mlflow-skinny"), ("tensorboard", "tensorboard")],
+)
 def test_a_library_that_is_not_installed_is_said_before_anything_starts(
     monkeypatch, tmp_path, name, package
 ):
     monkeypatch.setattr(loggers, "find_spec", lambda module: None)
-    words = f"run.loggers names {name}, .* not installed; run pip install '{package}', or leave"
+    words = f"run.loggers names {name}, .* not installed; run pip install {package}, or leave"
     with pytest.raises(ConfigError, match=words):
         loggers.require_installed((name,))
     from pipeline.train.__main__ import main
@@ -338,7 +337,7 @@ def test_a_tracker_that_blocks_holds_nothing_up(monkeypatch, caplog):
     finally:
         free.set()
     full, late = [record.getMessage() for record in caplog.records]
-    assert full.startswith("warning: far of run.loggers failed (2 lines wait for it) and misses")
+    assert "run.loggers failed (too many lines wait for it; the next start sends them) and" in full
     assert late.startswith("warning: far of run.loggers took no more lines within 0.05 s of")
 
 
