@@ -60,9 +60,8 @@ HOROVOD = [
     "pyyaml",
 ]
 
-# Each bound is the version that was tried.
-WANDB = ["wandb>=0.31"]  # from about there on wandb.login can be told not to ask
-MLFLOW = ["mlflow-skinny>=3"]  # its client and its files; a server and its pages: mlflow
+WANDB = ["wandb>=0.31"]  # the version that was tried; wandb.login can be told not to ask
+MLFLOW = ["mlflow-skinny>=3"]  # its client and its files (tried: 3.17); a server is in mlflow
 
 setup(
     cmdclass={"build_py": BuildWithData},

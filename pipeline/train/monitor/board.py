@@ -1,5 +1,4 @@
-"""TensorBoard's files of a run: curves and pictures by images seen, and the pages that show
-them."""
+"""TensorBoard's files of a run: curves and pictures by images seen, and the settings."""
 
 from __future__ import annotations
 
@@ -7,8 +6,8 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from io import BytesIO
-from itertools import accumulate, cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +16,8 @@ import numpy as np
 from pipeline.config import Config, settings
 from pipeline.system.files import PatientFile, Room
 from pipeline.system.words import printable
-from pipeline.train.monitor.observer import DRAWN, Observer, numbers
-
-STACKED = (
-    "data_wait", "forward", "backward", "communication", "agreement", "optimizer", "checkpoint",
-    "validation", "rest",
-)  # fmt: skip
-"""Parts of the time of a window, from the bottom of the stack to its top; metrics.jsonl has the
-share of each as `share_<name>`."""
-
-_GPU_MEMORY = {name: f"train/gpu_memory_{name}_bytes" for name in ("torch", "dali", "other")}
-_SHARES = ("data_wait", "forward", "backward", "communication", "optimizer")
-_MARKS = (
-    "\N{BLACK MEDIUM SQUARE}", "\N{BLACK DIAMOND}", "\N{BLACK UP-POINTING TRIANGLE}",
-    "\N{BLACK STAR}", "\N{HEAVY GREEK CROSS}",
-)  # fmt: skip
-"""TensorBoard's markers for the points of a chart's first line, its second, and so on."""
-_ABOUT = {
-    "learning": "errors and loss by images seen (STEP); mixed training images count by the larger "
-    "label",
-    "speed": "what the time goes into, by images seen (STEP)",
-    "health": "what should change slowly or not at all, by images seen (STEP)",
-    "data": "by images seen (STEP); the pictures of images and mistakes are under IMAGES",
-}
+from pipeline.train.monitor.charts import Shown, curves, layout, layout_summary
+from pipeline.train.monitor.observer import DRAWN, Observer
 
 _LABELS = {None: "null", True: "true", False: "false"}
 _COMPARED_METRICS = ("val/best_top1", "val/top1", "val/loss", "train/images_per_sec")
@@ -48,23 +26,23 @@ _COMPARED_METRICS = ("val/best_top1", "val/top1", "val/loss", "train/images_per_
 class Board(Observer):
     """The event files of a run that resumes at `position`, with the lines `kept` up to there.
 
-    TensorBoard itself discards what an earlier start drew beyond that; where no file of an earlier
-    start is left, all of `kept` is drawn again. `top5` and `ema` say whether the run counts top-5,
-    and has an average of its weights.
+    TensorBoard itself discards what an earlier start drew beyond that. What no earlier start drew,
+    or whose file is gone, is drawn now. `has` says what the run has to show.
     """
 
     wants_pictures = True
 
     def __init__(
         self, folder: Path, position: int, kept: Sequence[Mapping[str, Any]], room: Room,
-        top5: bool = True, ema: bool = False,
+        has: Shown | None = None,
     ) -> None:  # fmt: skip
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
-        self._top5, self._ema = top5, ema
+        self._has = has or Shown()
         lost = not event_files(folder)
+        drawn = -1 if lost else _last_position(folder)
         # The session's start discards `position` itself too, which must stay here.
-        again = [metrics for metrics in kept if lost or metrics["position"] >= position]
+        again = [line for line in kept if line["position"] > drawn or line["position"] >= position]
         validated = any(metrics["event"] == "val" for metrics in again)
         pictures = list(_val_pictures(folder, position)) if validated else []
         self.is_new = position == 0 or lost
@@ -84,8 +62,8 @@ class Board(Observer):
 
         words = text("config", f"```yaml\n{config.to_yaml()}```")  # type: ignore[no-untyped-call]
         values = compared_settings(config)
-        more = ["val/top5"] if self._top5 else []
-        more += ["val/best_ema_top1", "val/ema_top1"] if self._ema else []
+        more = ["val/top5"] if self._has.top5 else []
+        more += ["val/best_ema_top1", "val/ema_top1"] if self._has.ema else []
         compared = dict.fromkeys((*_COMPARED_METRICS, *more))
         tables = hparams(values, compared)  # type: ignore[no-untyped-call]
         # One of the two lengths is null. The table ticks its first five columns.
@@ -98,13 +76,14 @@ class Board(Observer):
         """Writes a line of metrics.jsonl as one event: its numbers, and what else charts need."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
+        if line["event"] == "start":
+            self._has = replace(self._has, ranks=line.get("ranks", 1))
         if line["event"] not in DRAWN:
             return
         if self._pages_due and line["event"] == "train":
             self._pages_due = False
-            gpu, grows = "gpu_memory_torch_bytes" in line, "image_size" in line
-            pages = layout_summary(layout(gpu, self._top5, self._ema, grows))
-            self._add(step=0, summary=pages)
+            pages = layout(replace(self._has, fields=tuple(line)))
+            self._add(step=0, summary=layout_summary(pages))
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in curves(line)]
         summary = Summary(value=values)
         self._add(wall_time=line["time"], step=line["position"], summary=summary)
@@ -163,23 +142,6 @@ def _put_first(experiment: Any, names: Sequence[str]) -> None:
     plugin.content = content.SerializeToString()
 
 
-def curves(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """(tag, value) of every curve that has a point in a line of metrics.
-
-    Besides its own numbers: errors in percent, which the paper draws, and the upper edges of the
-    stack.
-    """
-    event = metrics["event"]
-    yield from numbers(metrics)
-    for prefix in ("", "ema_"):
-        if f"{prefix}top1" in metrics:
-            yield f"{event}/{prefix}error_percent", 100 * (1.0 - metrics[f"{prefix}top1"])
-    if f"share_{STACKED[0]}" in metrics:
-        shares = [0.0] + [metrics[f"share_{name}"] for name in STACKED]
-        for number, edge in enumerate(accumulate(shares), start=-1):
-            yield stacked_tag(number), edge
-
-
 _PREFIX = "events.out.tfevents"
 
 
@@ -203,154 +165,38 @@ def _second(path: Path) -> int:
     return int(second) if second.isdigit() else 0
 
 
-def _val_pictures(folder: Path, position: int) -> Iterator[Any]:
-    """The events with a validation's pictures at `position`, which metrics.jsonl does not have, as
-    the newest file that has events there holds them."""
+def _last_position(folder: Path) -> int:
+    """Up to where curves are drawn: of the newest file that has a point; -1 if none has."""
+    for path in reversed(event_files(folder)):
+        steps = [int(event.step) for event in _events(path) if _has_point(event)]
+        if steps:
+            return max(steps)
+    return -1
+
+
+def _has_point(event: Any) -> bool:
+    return any(value.HasField("simple_value") for value in event.summary.value)
+
+
+def _events(path: Path) -> Iterator[Any]:
+    """The events in a file of TensorBoard's."""
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event
 
+    # TensorBoard opens paths of UTF-8 only (2.21), which this one is wherever the run lies.
+    with open(path, "rb") as file:
+        loader = RawEventFileLoader(f"/proc/self/fd/{file.fileno()}")
+        yield from (Event.FromString(record) for record in loader.Load())
+
+
+def _val_pictures(folder: Path, position: int) -> Iterator[Any]:
+    """The events with a validation's pictures at `position`, which metrics.jsonl does not have, as
+    the newest file that has events there holds them."""
     for path in reversed(event_files(folder)):
-        # TensorBoard opens paths of UTF-8 only (2.21), which this one is wherever the run lies.
-        with open(path, "rb") as file:
-            loader = RawEventFileLoader(f"/proc/self/fd/{file.fileno()}")
-            events = (Event.FromString(record) for record in loader.Load())
-            found = [event for event in events if event.step == position and event.summary.value]
+        events = _events(path)
+        found = [event for event in events if event.step == position and event.summary.value]
         for event in found:
             if any(v.tag.startswith("val/") and v.HasField("image") for v in event.summary.value):
                 yield event
         if found:
             return
-
-
-def stacked_tag(number: int) -> str:
-    """The tag of the upper edge of the stack's part `number`; that of -1 is zero throughout.
-
-    TensorBoard sorts tags by name, and edges are no charts of their own: they come last.
-    """
-    name = STACKED[number] if number >= 0 else "nothing"
-    return f"where_time_goes/{number + 1}_{name}"
-
-
-def layout(gpu: bool, top5: bool = True, ema: bool = False, grows: bool = False) -> Any:
-    """The pages as a `Layout`, with memory for a `gpu`, and `top5`, `ema` and crops that grow for
-    a run that has them. A chart shows those of its tags that a run has.
-
-    All lines of a run have its colour, and the legend is folded: titles say which line is which.
-    Pages are written as they are to be read: smoothed charts first.
-    """
-    from tensorboard.plugins.custom_scalar import layout_pb2 as pb
-
-    def of_average(**tags: str) -> dict[str, str]:
-        return tags if ema else {}
-
-    pages = {
-        "learning": [
-            _marked("error in %, as the paper draws it", train="train/error_percent",
-                    val="val/error_percent", **of_average(val_EMA="val/ema_error_percent")),
-            _marked("loss", train="train/loss", val="val/loss",
-                    **of_average(val_EMA="val/ema_loss")),
-            _marked("learning rate", lr="train/lr"),
-            _marked("top-1 in validation, share", of_images="val/top1",
-                    mean_of_classes="val/balanced_top1", **of_average(EMA="val/ema_top1")),
-            *([_marked("top-5, share of the images", train="train/top5", val="val/top5",
-                       **of_average(val_EMA="val/ema_top5"))] if top5 else []),
-        ],
-        "speed": [
-            _smoothed("images per second, all ranks", "train/images_per_sec"),
-            _stack("where the time goes, from below"),
-            _marked("share of the time", **{name: f"train/share_{name}" for name in _SHARES}),
-            _marked("share of the step that waits", for_data="train/data_wait_share",
-                    for_gradients="train/communication_share"),
-            _marked("images per second of a rank by itself", mean="train/rank_images_per_sec",
-                    slowest="train/slowest_images_per_sec"),
-            _marked("which rank is slowest", rank="train/slowest_rank"),
-            *([_marked("side of the training crop, pixels", side="train/image_size")]
-              if grows else []),
-            *([_marked("GPU memory, bytes", **_GPU_MEMORY)] if gpu else []),
-        ],
-        "health": [
-            _smoothed("gradient norm, of all and by stage", r"train/gradient_norm(_.*)?"),
-            _smoothed("weight norm by stage", r"train/weight_norm_.*"),
-            _smoothed("spread of BN statistics over ranks", "val/bn_spread"),
-            _smoothed("longest time without a heartbeat, seconds", "train/heartbeat_sec"),
-            _marked("loss scale", scale="train/loss_scale"),
-            _marked("steps skipped", steps="train/skipped_steps"),
-            _marked("images excluded", train="train/excluded", val="val/excluded"),
-        ],
-        "data": [
-            _marked("top-1 of a class, share of its images", best="val/class_top1_best",
-                    median="val/class_top1_median", worst="val/class_top1_worst"),
-            _marked("seconds waited for data since the last line", wait="train/data_wait_sec"),
-        ],
-    }  # fmt: skip
-    return pb.Layout(
-        category=[
-            pb.Category(title=f"{page}: {_ABOUT[page]}", chart=_as_shown(charts))
-            for page, charts in pages.items()
-        ]
-    )
-
-
-def layout_summary(pages: Any) -> Any:
-    """A `layout` as TensorBoard looks for it. Its own builder needs TensorFlow (2.21)."""
-    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-    from tensorboard.compat.proto.tensor_pb2 import TensorProto
-    from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-    from tensorboard.plugins.custom_scalar import metadata
-
-    plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME)
-    content = TensorProto(
-        dtype="DT_STRING",
-        string_val=[pages.SerializeToString()],
-        tensor_shape=TensorShapeProto(),
-    )
-    value = Summary.Value(
-        tag=metadata.CONFIG_SUMMARY_TAG,
-        tensor=content,
-        metadata=SummaryMetadata(plugin_data=plugin),
-    )
-    return Summary(value=[value])
-
-
-def _as_shown(charts: Sequence[Any]) -> list[Any]:
-    """Charts of bands, last to first: TensorBoard shows them reversed, after all others (2.21)."""
-    bands = [chart for chart in charts if chart.HasField("margin")]
-    return [*(chart for chart in charts if chart not in bands), *reversed(bands)]
-
-
-def _smoothed(title: str, pattern: str) -> Any:
-    """A line for each tag that the regular expression matches, smoothed as set. Which line gets
-    which marker changes with every start of TensorBoard."""
-    from tensorboard.plugins.custom_scalar import layout_pb2 as pb
-
-    return pb.Chart(title=title, multiline=pb.MultilineChartContent(tag=[f"^{pattern}$"]))
-
-
-def _marked(title: str, **tags: str) -> Any:
-    """Lines, each named in the title; not smoothed.
-
-    They are bands without width: a chart of bands assigns markers in the order given here.
-    """
-    return _bands(title, {name: (tag, tag) for name, tag in tags.items()})
-
-
-def _stack(title: str) -> Any:
-    """A band for each part, between the upper edge of the one below it and its own."""
-    edges = [stacked_tag(number) for number in range(-1, len(STACKED))]
-    return _bands(title, dict(zip(STACKED, pairwise(edges), strict=True)))
-
-
-def _bands(title: str, bands: Mapping[str, tuple[str, str]]) -> Any:
-    """Bands by their names, each from its lower to its upper tag, which is the line too."""
-    from tensorboard.plugins.custom_scalar import layout_pb2 as pb
-
-    series = [
-        pb.MarginChartContent.Series(value=upper, lower=lower, upper=upper)
-        for lower, upper in bands.values()
-    ]
-    named = zip(cycle(_MARKS), bands, strict=False)
-    words = " ".join(f"{mark} {name.replace('_', ' ')}" for mark, name in named)
-    return pb.Chart(
-        title=f"{title}: {words}" if len(bands) > 1 else title,
-        margin=pb.MarginChartContent(series=series),
-    )

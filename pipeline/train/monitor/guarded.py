@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.train.monitor.observer import DRAWN, Observer
+from pipeline.train.monitor.observer import Observer
 
 log = logging.getLogger("trainyard")
 
@@ -21,8 +21,7 @@ class Guarded(Observer):
         self.wants_pictures = inner.wants_pictures
 
     def see(self, line: Mapping[str, Any]) -> None:
-        if line["event"] in DRAWN or line["event"] == "done":
-            self._try(lambda: self._inner.see(line))
+        self._try(lambda: self._inner.see(line))
 
     def advance(self, position: int) -> None:
         self._try(lambda: self._inner.advance(position))

@@ -14,22 +14,19 @@ from pipeline.train.folder import RunFolder
 from pipeline.train.monitor.guarded import Guarded
 from pipeline.train.monitor.observer import Observer
 
-_PACKAGES: Mapping[Logger, tuple[str, str]] = {
-    "tensorboard": ("tensorboard", "tensorboard"),
-    "wandb": ("wandb", "trainyard[wandb]"),
-    "mlflow": ("mlflow", "trainyard[mlflow]"),
-}
-"""The module that a logger needs, and what pip installs for it."""
+_PACKAGES: Mapping[Logger, str] = {
+    "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny",
+}  # fmt: skip
+"""What has the library that a logger needs, a module of the logger's name."""
 
 
 def require_installed(names: Sequence[Logger]) -> None:
     """Raises `ConfigError` for a logger whose library is not installed; imports none."""
     for name in names:
-        module, package = _PACKAGES.get(name, ("csv", ""))
         require(
-            find_spec(module) is not None,
-            f"run.loggers names {name}, and its library is not installed; run "
-            f"pip install '{package}', or leave {name} out of run.loggers",
+            name not in _PACKAGES or find_spec(name) is not None,
+            f"run.loggers names {name}, whose library is not installed; run pip install "
+            f"{_PACKAGES.get(name)}, or leave {name} out of run.loggers",
         )
 
 
@@ -56,10 +53,10 @@ def open_loggers(begin: Beginning) -> list[Observer]:
 
 def _tensorboard(begin: Beginning) -> Observer:
     from pipeline.train.monitor.board import Board
+    from pipeline.train.monitor.charts import Shown
 
-    ema = begin.config.optim.ema_decay is not None
-    folder = begin.run.tensorboard
-    board = Board(folder, begin.position, begin.kept, begin.room, begin.top5, ema)
+    has = Shown.by(begin.config, begin.top5)
+    board = Board(begin.run.tensorboard, begin.position, begin.kept, begin.room, has)
     if board.is_new:
         board.describe(begin.config)
     return board

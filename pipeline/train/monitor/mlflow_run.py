@@ -19,6 +19,7 @@ _PLACE, _EXPERIMENT, _ITS_ID = (
     "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"
 )  # fmt: skip
 _FILES_ALLOWED = "MLFLOW_ALLOW_FILE_STORE"
+_NO_WORDS = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
 _NAME = "trainyard"
 _LONGEST = 500  # characters of a parameter: servers before MLflow 2.8 refuse more
 _AT_ONCE = 100  # parameters in a request, MLflow's limit
@@ -43,6 +44,7 @@ class MlflowRun(Tracker):
         if place is None:
             # MLflow keeps its files as they are, and asks to be told that they are meant (3.7).
             os.environ.setdefault(_FILES_ALLOWED, "true")
+        os.environ.setdefault(_NO_WORDS, "true")  # a progress bar is no place for it
         from mlflow.tracking import MlflowClient
 
         self._client = MlflowClient(place or self._folder.mlruns.absolute().as_uri())

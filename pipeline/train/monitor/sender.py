@@ -6,6 +6,7 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,10 @@ log = logging.getLogger("trainyard")
 MOST_WAITING = 10_000
 """Lines that wait for a tracker, of about 1 kB each; those beyond are left out."""
 CLOSE_SEC = 10.0
-"""How long the end of a run waits for its last lines to arrive: Slurm kills 30 s after it asks."""
+"""How long a run that is stopped waits for its last lines to arrive: Slurm kills 30 s after it asks
+a job to stop."""
+DONE_SEC = 100.0
+"""How long a finished run does, which nobody resumes."""
 
 Line = Mapping[str, Any]
 
@@ -62,18 +66,21 @@ class Sender(Observer):
         try:
             self._new.put_nowait(line)
         except queue.Full:
-            self._warn(TimeoutError(f"{MOST_WAITING} lines wait for it"), "misses some lines")
+            full = TimeoutError("too many lines wait for it; the next start sends them")
+            self._warn(full, "misses some lines")
 
     def close(self) -> None:
+        limit_sec = DONE_SEC if self._done else CLOSE_SEC
+        end = time.monotonic() + limit_sec
         with contextlib.suppress(queue.Full):  # the thread hangs, as is seen next
-            self._new.put(None, timeout=CLOSE_SEC)
-        self._thread.join(CLOSE_SEC)
+            self._new.put(None, timeout=limit_sec)
+        self._thread.join(max(0.0, end - time.monotonic()))
         if self._thread.is_alive():
             self._gone = True
             log.warning(
                 "warning: %s of run.loggers took no more lines within %g s of the end; what it "
                 "misses is in metrics.jsonl, and a start that resumes this run sends it",
-                self._name, CLOSE_SEC,
+                self._name, limit_sec,
             )  # fmt: skip
 
     def _work(self) -> None:

@@ -21,12 +21,10 @@ class Tables(Observer):
 
     def __init__(self, folder: Path, kept: Sequence[Mapping[str, Any]], room: Room) -> None:
         folder.mkdir(exist_ok=True)
-        self._tables = {
-            event: _Table(
-                folder / TABLE.format(event), [line for line in kept if line["event"] == event], room
-            )
-            for event in DRAWN
-        }
+        self._tables = {}
+        for event in DRAWN:
+            lines = [line for line in kept if line["event"] == event]
+            self._tables[event] = _Table(folder / TABLE.format(event), lines, room)
 
     def see(self, line: Mapping[str, Any]) -> None:
         if line["event"] in self._tables:

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipeline.config.reading import load_config
 from pipeline.train.events import read_metrics
 from pipeline.train.folder import RunFolder
-from pipeline.train.monitor.board import curves
+from pipeline.train.monitor.charts import curves
 from pipeline.train.monitor.monitor import RunMonitor
 
 OPTIONS = (

@@ -4,6 +4,7 @@ import logging
 import shutil
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from pipeline.system.files import Room
 from pipeline.train.folder import RunFolder
-from pipeline.train.monitor.board import STACKED, Board, curves, event_files, layout
+from pipeline.train.monitor.board import Board, event_files
+from pipeline.train.monitor.charts import Shown, curves, layout
 from pipeline.train.monitor.monitor import RunMonitor
 
 
@@ -133,39 +135,102 @@ def test_a_run_whose_length_is_set_in_steps_has_that_among_the_five(make_run):
 # The pages.
 
 
-def test_no_line_is_drawn_in_two_charts_and_titles_name_the_lines():
-    titles, drawn = Counter(), Counter()
-    for page in layout(gpu=True).category:
+HAS_ALL = Shown(
+    ranks=8, top5=True, ema=True, scales_loss=True, excludes=True,
+    fields=("image_size", "gpu_memory_torch_bytes", "gradient_norm_stem", "weight_norm_stem"),
+)  # fmt: skip
+"""A run that has something to show in every chart."""
+
+
+def charts_of(pages):
+    """The charts of each page by its first word: title and tags."""
+    return {
+        page.title.partition(":")[0]: {
+            chart.title: [one.value for one in chart.margin.series] or list(chart.multiline.tag)
+            for chart in page.chart
+        }
+        for page in pages.category
+    }
+
+
+@pytest.mark.parametrize("has", [Shown(), HAS_ALL])
+def test_a_chart_draws_a_line_of_a_run_or_two_and_none_twice(has):
+    drawn = Counter()
+    for page in layout(has).category:
         assert "images seen (STEP)" in page.title
         for chart in page.chart:
-            titles[chart.title] += 1
-            drawn.update(series.value for series in chart.margin.series)
-            names = chart.title.partition(": ")[2]
-            if len(chart.margin.series) > 1:
-                assert len(names.split(" \N{BLACK DIAMOND} ")) >= 2
-    assert set(titles.values()) | set(drawn.values()) == {1}
-    (stack,) = [title for title in titles if title.startswith("where the time goes")]
-    places = [stack.index(name.replace("_", " ")) for name in STACKED]
-    assert places == sorted(places)
+            tags = [series.value for series in chart.margin.series] or list(chart.multiline.tag)
+            drawn.update(tags)
+            # More bands than one, all of which a run is without, are "Missing Tags".
+            assert len(tags) == 1 or (len(tags) == 2 and tags[0].startswith("train/"))
+            assert (" \N{BLACK DIAMOND} " in chart.title) == (len(tags) == 2)
+    assert set(drawn.values()) == {1}
+    assert len(charts_of(layout(has))["learning"]) == 4  # which fit a screen
 
 
-@pytest.mark.parametrize("grows", [False, True])
-def test_crops_that_grow_have_a_chart_beside_the_speed_they_change(tmp_path, grows):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    monitor = RunMonitor(RunFolder(folder), config_of(tmp_path, tmp_path), 0, 0, 100)
-    monitor.train(line("train", 10, **({"image_size": 32} if grows else {})))
-    monitor.close()
-    (event,) = read(folder).Tensors(CONFIG_SUMMARY_TAG)
-    speed = Layout.FromString(event.tensor_proto.string_val[0]).category[1]
-    drawn = [series.value for chart in speed.chart for series in chart.margin.series]
-    assert ("train/image_size" in drawn) == grows
+@pytest.mark.parametrize(
+    ("more", "tags"),
+    [
+        ({"ranks": 2}, {"train/communication_share", "val/bn_spread",
+                        "where_time_goes/slowest_rank_percent_behind"}),
+        ({"top5": True}, {"val/top5"}),
+        ({"ema": True}, {"val/ema_error_percent", "val/ema_loss"}),
+        ({"scales_loss": True}, {"train/loss_scale", "train/skipped_steps"}),
+        ({"excludes": True}, {"train/excluded", "val/excluded"}),
+        ({"fields": ("image_size",)}, {"train/image_size"}),
+        ({"fields": ("gpu_memory_torch_bytes",)}, {"^train/gpu_memory_.*_bytes$"}),
+    ],
+)  # fmt: skip
+def test_a_chart_is_there_when_the_run_has_something_to_show(more, tags):
+    def all_tags(has):
+        pages = charts_of(layout(has)).values()
+        return {tag for page in pages for tags in page.values() for tag in tags}
+
+    least = Shown(top5=False)
+    assert all_tags(replace(least, **more)) - all_tags(least) == tags
 
 
-def test_the_error_is_drawn_in_percent_and_edges_come_after_all_curves():
-    shares = {f"share_{name}": 1 / len(STACKED) for name in STACKED}
-    drawn = dict(curves({"event": "train", **line("train", 10, top1=0.25, **shares)}))
+def test_what_a_run_has_to_show_is_known_by_its_start_and_its_settings(tmp_path):
+    def titles(name, ranks, *options, **fields):
+        config = config_of(tmp_path, tmp_path, f"--run.name={name}", *options)
+        config.run.path.mkdir()
+        monitor = RunMonitor(RunFolder(config.run.path), config, 0, 0, 100, top5=False)
+        monitor.write("start", {"step": 0, "position": 0, "ranks": ranks})
+        monitor.train(line("train", 10, **fields))
+        monitor.close()
+        (event,) = read(config.run.path).Tensors(CONFIG_SUMMARY_TAG)
+        pages = charts_of(Layout.FromString(event.tensor_proto.string_val[0]))
+        return {title for page in pages.values() for title in page}
+
+    few = titles("few", 1)
+    every = titles(
+        "every", 2, "--optim.amp=fp16", "--optim.ema_decay=0.9", "--data.bad_images=exclude",
+        image_size=32,
+    )  # fmt: skip
+    assert few < every
+    assert {title.partition(":")[0] for title in every - few} == {
+        "share of the step that waits for gradients", "slowest rank behind the mean, %",
+        "spread of BN statistics over ranks", "loss scale", "steps skipped", "images excluded",
+        "error of the average of the weights, %", "loss of the average of the weights",
+        "side of the training crop, pixels",
+    }  # fmt: skip
+
+
+def test_errors_are_drawn_in_percent_and_sums_of_time_after_all_curves():
+    shares = {f"share_{name}": 0.125 for name in ("forward", "backward", "optimizer", "validation")}
+    speeds = {"rank_images_per_sec": 100.0, "slowest_images_per_sec": 75.0}
+    drawn = dict(curves({"event": "train", **line("train", 10, top1=0.25, **shares, **speeds)}))
     assert drawn["train/error_percent"] == 75.0
-    edges = [tag for tag in drawn if not tag.startswith("train/")]
-    assert len(edges) == len(STACKED) + 1
-    assert min(edges) > "val/top5"
+    sums = {tag: value for tag, value in drawn.items() if not tag.startswith("train/")}
+    assert sums == {
+        "where_time_goes/computing": 0.375,
+        "where_time_goes/validating_and_saving": 0.125,
+        "where_time_goes/slowest_rank_percent_behind": 25.0,
+    }
+    assert min(sums) > "val/top5"
+
+
+def test_what_a_start_without_tensorboard_missed_is_drawn_by_the_next(make_run):
+    make_run("run", seen=40)
+    make_run("run", start=30, seen=60, options=["--run.loggers=[]"])
+    assert losses(make_run("run", start=50, seen=80)) == [(at, 1.0) for at in range(10, 80, 10)]

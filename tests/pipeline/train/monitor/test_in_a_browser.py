@@ -15,7 +15,6 @@ from made_lines import line
 from one_process import config_of, train_here
 
 from pipeline.train.folder import RunFolder
-from pipeline.train.monitor.board import STACKED, stacked_tag
 from pipeline.train.monitor.monitor import RunMonitor
 
 OPTIONS = ("--schedule.epochs=3", "--data.global_batch_size=10", "--data.local_batch_size=10")
@@ -62,49 +61,53 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         yield opened
 
 
+_CARDS = "all.filter(n => n.tagName && n.tagName.endsWith('-CHART-CARD'))"
+_MISSING = "n.nodeType === 3 && n.data.includes('Missing Tags')"
+
+
 def drawn(title: str) -> str:
     """JavaScript: how many curves and marks the chart called `title` has."""
     return (
-        "all.filter(n => n.tagName && n.tagName.endsWith('-CHART-CARD'))"
+        f"{_CARDS}"
         ".map(card => Array.from(nodes(card)))"
         f".filter(card => card.some(n => n.nodeType === 3 && n.data.includes('{title}')))"
         ".flat().filter(n => n.tagName === 'path').length"
     )
 
 
-def test_the_four_pages_have_their_charts_in_order_and_titles_tell_their_lines(
-    server, page, tmp_path
-):
+def test_the_pages_have_their_charts_in_order_and_two_runs_are_two_lines(server, page, tmp_path):
     page.open(f"{server}#custom_scalars&_smoothingWeight=0", 1500, 2600)
-    page.wait_for("all.some(n => n.nodeType === 3 && n.data.includes('seconds waited for data'))")
-    for title in ("error in %", "gradient norm", "where the time goes"):
+    page.wait_for("all.some(n => n.nodeType === 3 && n.data.includes('weight norm, fc'))")
+    for title in ("error in validation", "gradient norm", "share of the time that computes"):
         page.wait_for(f"{drawn(title)} > {_OF_AN_EMPTY_CHART}")
     text = page.text()
-    for name in (
-        "learning: ", "speed: ", "health: ", "data: ", "images seen (STEP)", "under IMAGES",
-        "weight_norm_fc",
-    ):  # fmt: skip
+    for name in ("learning: ", "speed: ", "health: ", "validation: ", "stages: ", "under IMAGES"):
         assert name in text
-    assert "GPU memory" not in text  # there is none
+    for name in ("GPU memory", "loss scale", "steps skipped", "excluded", "slowest rank"):
+        assert name not in text  # there is none
+    assert page.evaluate(f"all.filter(n => {_MISSING}).length") == 0
     assert page.screenshot(tmp_path / "pages.png").stat().st_size > 20_000
-    cards = "all.filter(n => n.tagName && n.tagName.endsWith('-CHART-CARD'))"
-    titles = page.evaluate(f"{cards}.map(card => card.title)")
-    assert [title.partition(":")[0] for title in titles[:7]] == [
-        "error in %, as the paper draws it", "loss", "learning rate", "top-1 in validation, share",
-        "top-5, share of the images",
-        "images per second, all ranks", "where the time goes, from below",
+    titles = page.evaluate(f"{_CARDS}.map(card => card.title)")
+    assert titles[:5] == [
+        "error in validation, %", "error in training, %",
+        "loss: \N{BLACK MEDIUM SQUARE} train \N{BLACK DIAMOND} val", "learning rate",
+        "images per second, all ranks",
     ]  # fmt: skip
+    assert len(titles) == len(set(titles))  # charts of two runs are the same ones
     legend = page.evaluate(
         "all.filter(n => n.className === 'match-list-entry')"
         ".map(n => n.textContent.trim().split(/\\s+/).join(' '))"
     )
-    for title, tags in (
-        (titles[0], ["train/error_percent", "val/error_percent"]),
-        (titles[6], [stacked_tag(number) for number in range(len(STACKED))]),
-    ):
-        marks = [mark for mark in title.partition(": ")[2] if not (mark.isalpha() or mark == " ")]
-        for mark, tag in zip(marks, tags, strict=True):
-            assert f"{mark} {tag} (test/tensorboard)" in legend
+    for mark, tag in (("\N{BLACK MEDIUM SQUARE}", "train"), ("\N{BLACK DIAMOND}", "val")):
+        assert f"{mark} {tag}/loss (test/tensorboard)" in legend
+
+
+def test_the_learning_page_fits_a_screen(server, page, tmp_path):
+    page.open(f"{server}#custom_scalars&_smoothingWeight=0", 1280, 800)
+    page.wait_for(f"{drawn('learning rate')} > {_OF_AN_EMPTY_CHART}")
+    page.screenshot(tmp_path / "learning.png")
+    ends = page.evaluate(f"{_CARDS}.map(card => card.getBoundingClientRect().bottom)")
+    assert len([end for end in ends if 0 < end <= 800]) == 4
 
 
 def test_pictures_of_training_mistakes_and_classes_are_shown(server, page, tmp_path):

@@ -39,6 +39,7 @@ def offline(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setattr(sender, "CLOSE_SEC", 100.0)  # the machine may be busy
 
 
 def assert_same(run: Path) -> None:
@@ -66,12 +67,13 @@ def killed(small_data, tmp_path_factory):
 
     def redone() -> bool:
         """Whether MLflow has more than the first checkpoint, that of the first epoch, knows of."""
-        return len(sent().get("train/loss", [])) > 9 and len(sent().get("val/top1", [])) > 0
+        return {"train/loss", "val/top1"} <= sent().keys() and sent()["train/loss"][-1][0] >= 72
 
-    slow = jobs.start([str(jobs.SABOTEUR), "slow-step:0.2:all", *settings], ranks=2, **env)
+    held = jobs.start([str(jobs.SABOTEUR), "pause-step:10:1", *settings], ranks=2, **env)
     jobs.wait_for(redone, "lines beyond a checkpoint")
-    slow.send(signal.SIGKILL, 0)
-    slow.wait()
+    for rank in (0, 1):
+        held.send(signal.SIGKILL, rank)
+    held.wait()
     between = sent()
     ended = jobs.run(["-m", "pipeline.train", *settings], ranks=2, **env)
     assert ended.codes == [0, 0], ended.text
@@ -82,7 +84,7 @@ def test_a_killed_run_is_one_curve_for_every_logger(killed):
     run, between, _ = killed
     resumed_at = [one["position"] for one in read_metrics(run / "metrics.jsonl")
                   if one["event"] == "start"][-1]  # fmt: skip
-    assert max(at for at, _ in between["train/loss"]) > resumed_at > 0  # it has something to redo
+    assert between["train/loss"][-1][0] > resumed_at > 0  # there is something to be done again
     wanted = tracked.of_metrics(run)
     for read in READ:
         found = read(run)
@@ -126,14 +128,13 @@ def test_without_loggers_their_libraries_are_not_loaded(small_data, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "package"),
-    [("wandb", r"trainyard\[wandb\]"), ("mlflow", r"trainyard\[mlflow\]"),
-     ("tensorboard", "tensorboard")],
-)  # fmt: skip
+    [("wandb", "wandb"), ("mlflow", "mlflow-skinny"), ("tensorboard", "tensorboard")],
+)
 def test_a_library_that_is_not_installed_is_said_before_anything_starts(
     monkeypatch, tmp_path, name, package
 ):
     monkeypatch.setattr(loggers, "find_spec", lambda module: None)
-    words = f"run.loggers names {name}, .* not installed; run pip install '{package}', or leave"
+    words = f"run.loggers names {name}, .* not installed; run pip install {package}, or leave"
     with pytest.raises(ConfigError, match=words):
         loggers.require_installed((name,))
     from pipeline.train.__main__ import main
@@ -322,7 +323,7 @@ def test_a_tracker_that_fails_warns_once_and_has_no_gap(caplog, call, times, sen
 
 
 def test_a_tracker_that_blocks_holds_nothing_up(monkeypatch, caplog):
-    monkeypatch.setattr(sender, "CLOSE_SEC", 0.05)
+    monkeypatch.setattr(sender, "DONE_SEC", 0.05)
     monkeypatch.setattr(sender, "MOST_WAITING", 2)
     free = threading.Event()
 
@@ -338,7 +339,7 @@ def test_a_tracker_that_blocks_holds_nothing_up(monkeypatch, caplog):
     finally:
         free.set()
     full, late = [record.getMessage() for record in caplog.records]
-    assert full.startswith("warning: far of run.loggers failed (2 lines wait for it) and misses")
+    assert "run.loggers failed (too many lines wait for it; the next start sends them) and" in full
     assert late.startswith("warning: far of run.loggers took no more lines within 0.05 s of")
 
 
