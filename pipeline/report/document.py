@@ -67,7 +67,9 @@ def write_report(out: Path, runs: Sequence[Run]) -> None:
 
 def _title(runs: Sequence[Run]) -> str:
     names = list(dict.fromkeys(run.name for run in runs))
-    return f"{len(runs)} runs" if len(names) > _NAMED else " and ".join(names)
+    if len(names) > _NAMED:
+        return f"{len(runs)} runs"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _by_data(runs: Sequence[Run]) -> dict[str, list[Run]]:

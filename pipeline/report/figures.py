@@ -226,13 +226,14 @@ def _line(axis: Axes, curve: Curve, style: Style, **look: Any) -> None:
 
 def _legends(figure: Figure, axes: Sequence[Axes], panels: Sequence[Panel]) -> None:
     """What each line is: inside the plots, or below all of them where that would hide curves."""
-    shown = {series.label: series for panel in panels for series in panel.shown}
+    # Each once, though it is in several panels; two of one label are two lines.
+    shown = list({(s.label, s.style): s for panel in panels for s in panel.shown}.values())
     if len(shown) == len(panels) == 1:
         return  # the title says what it is
-    longest = max(map(len, shown))
+    longest = max(len(series.label) for series in shown)
     if longest > _INSIDE_LETTERS or len(shown) > _INSIDE_LINES:
         columns = max(1, int(figure.get_figwidth() * _LETTERS_PER_INCH // (longest + 6)))
-        handles = list(map(_handle, shown.values()))
+        handles = list(map(_handle, shown))
         figure.legend(handles=handles, loc="outside lower left", handlelength=2.6, ncols=columns)
         # As high as before without the lines of the legend.
         figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(handles) // columns))

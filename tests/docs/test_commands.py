@@ -108,6 +108,14 @@ def without_comment(line: str) -> str:
     return re.sub(r"(^|\s+)#.*", "", line).strip()
 
 
+def test_what_the_readme_does_from_python_runs(checkout):
+    (block,) = [b for b in pages.blocks(REPOSITORY / "README.md") if b.language == "python"]
+    done = bash(f"python - <<'END'\n{block.text}END", checkout)
+    assert done.returncode == 0, done.stdout
+    # A class of the demo's and a share.
+    assert re.search(r"^[a-z]+ (?:0\.\d+|1\.0|0\.0)$", done.stdout, re.M), done.stdout
+
+
 @pytest.mark.parametrize("block", SERVED, ids=str)
 def test_a_server_starts_and_ends_when_it_is_told(block, checkout):
     (command,) = commands(block.text)
@@ -164,6 +172,8 @@ def test_commands_within_sentences_too(page, tmp_path, monkeypatch):
         "sbatch slurm/resnet50_8gpu.sh --launch.doktor=false",
         "sbatch slurm/resnet51_8gpu.sh",
         "make trian",
+        "trainyard trian",
+        "trainyard launch -np 8 train --data.rooot=x",
         "pyhton -m pipeline.train",
     ],
 )
@@ -213,6 +223,12 @@ def check(words: list[str]) -> None:
         check(words[next(i for i, word in enumerate(words) if "python" in word) :])
     elif name == "torchrun":
         check_module(*split_torchrun(words[1:]))
+    elif name == "trainyard":
+        from launch.command import COMMANDS
+
+        assert words[1] in COMMANDS, words
+        command = COMMANDS[words[1]]
+        check_module(command.module, [*command.options, *words[2:]])
     elif name == "sbatch":
         check_batch(words[1:])
     elif name == "make":

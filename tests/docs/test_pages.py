@@ -101,7 +101,7 @@ def test_the_layout_names_files_that_exist():
 def test_the_readme_is_short_and_in_a_newcomers_order():
     text = (REPOSITORY / "README.md").read_text()
     assert len(text.splitlines()) < 150
-    heads = ["Two commands", "Your own images", "Looking at runs", "Eight GPUs", "Slurm"]
+    heads = ["Two commands", "Your own images", "Eight GPUs", "Slurm", "Looking at runs"]
     assert re.findall(r"^## (.+)$", text, re.M)[:5] == heads
     (commands,) = re.findall(r"## Two commands\n.*?```sh minutes\n(.*?)```", text, re.S)
     assert [line.split("#")[0].strip() for line in commands.splitlines()] == [

@@ -119,6 +119,18 @@ def test_a_long_value_is_cut_in_a_legend(series):
     assert len(long.label) < 60 and "…" in long.label
 
 
+def test_two_lines_of_one_label_are_two_in_the_legend(make_run, tmp_path, monkeypatch):
+    runs = [read_run(make_run(f"{folder}/same", OWN)) for folder in "ab"]
+    series = styles.series_of(runs, {run.network for run in runs})
+    assert [one.label for one in series] == ["same", "same"]
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, _: drawn.append(figure))
+    figures.draw_gradient_norms(tmp_path / "p.png", [figures.Panel("t", runs, series)])
+    (legend,) = [axis.get_legend() for axis in drawn[0].axes]
+    assert len(legend.get_lines()) == 2
+    assert len({line.get_color() for line in legend.get_lines()}) == 2
+
+
 def test_a_legend_that_would_hide_the_curves_stands_below_them(make_run, tmp_path):
     sizes = []
     for name, rate in (("a", 0.1), ("b" * 60, 0.2)):

@@ -104,6 +104,14 @@ def test_the_report_of_ones_own_images_has_what_there_is_and_no_more(make_run, t
     assert row == "| cells | ResNet-18 B | 102.4 | 10.00 | 11.00 / 5.00 | 102.4 |"
 
 
+@pytest.mark.parametrize(
+    ("number", "title"), [(2, "# r0 and r1"), (3, "# r0, r1 and r2"), (4, "# 4 runs")]
+)
+def test_the_title_names_a_few_runs_and_counts_more(make_run, tmp_path, number, title):
+    runs = [make_run(f"r{i}", OWN, steps=0, finished=False) for i in range(number)]
+    assert headings(report(tmp_path, runs))[0] == title
+
+
 def test_paths_are_no_headings(make_run, tmp_path):
     text = report(tmp_path, [make_run("a", OWN), make_run("b", CIFAR)])
     assert [h for h in headings(text) if h.startswith("### ")][:2] == [
