@@ -14,7 +14,7 @@ step=${1:-nothing}
 
 # Of the image's Python, before there is an environment.
 from_environment() {
-    python3 -c "import os; from launch import environment as e; print($1)"
+    python3 -c "from launch import environment as e; print($1)"
 }
 
 case $step in
@@ -27,16 +27,15 @@ system)
     ;;
 torch)
     python3 -m venv "$venv"
-    mapfile -t packages < <(
-        from_environment "*(os.environ.get('TORCH') or e.TORCH, *e.BUILD_TOOLS), sep='\n'"
-    )
-    "$python" -m pip install --no-cache-dir --quiet "${packages[@]}"
+    "$python" -m pip install --no-cache-dir --quiet "${TORCH:-$(from_environment e.TORCH)}"
     ;;
 project)
     cuda=$("$python" -c "import torch; print(torch.version.cuda or '')")
-    extra=$(from_environment "e.dali_extra('$cuda' or None)")
-    "$python" -m pip install --no-cache-dir --quiet --no-build-isolation ".[$extra,export]"
-    if [ "${ENGINE:-horovod}" = horovod ]; then
+    extras=$(from_environment "e.dali_extra('$cuda' or None)"),export
+    if [ "${ENGINE:-horovod}" = torch ]; then
+        "$python" -m pip install --no-cache-dir --quiet ".[$extras]"
+    else
+        "$python" -m pip install --no-cache-dir --quiet ".[$extras,horovod]"
         cache=$(mktemp -d)
         XDG_CACHE_HOME=$cache "$python" -m launch.horovod_build --install
         rm -rf "$cache"

@@ -276,21 +276,27 @@ can_isolate = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def contained(slurm, small_data, tmp_path_factory):
-    """A run of two nodes in a container: warned, requeued, and finished."""
-    folder = tmp_path_factory.mktemp("contained")
+def image_in(slurm, folder: Path) -> dict[str, str]:
+    """Makes an "image" in a folder; the environment in which its runtime is found."""
     (folder / "bin").mkdir()
     (folder / "bin" / "apptainer").symlink_to(STAND_IN)
     (folder / "trainyard.sif").touch()
     python = Path(sys.executable)
     holds = {sys.prefix, sys.base_prefix, str(python.resolve().parents[1])}
-    env = {
+    return {
         "IMAGE_HOLDS": ":".join(sorted(holds)),
         "IMAGE_PATH": f"{python.parent}:/usr/bin:/bin",
         "PATH": f"{folder / 'bin'}:{slurm.env()['PATH']}",
     }
-    story = Story(slurm, small_data, folder, f"--launch.container={folder}/trainyard.sif")
+
+
+@pytest.fixture(scope="module")
+def contained(slurm, small_data, tmp_path_factory):
+    """A run of two nodes in a container: warned, requeued, and ended by a killed rank."""
+    folder = tmp_path_factory.mktemp("contained")
+    env = image_in(slurm, folder)
+    options = (f"--launch.container={folder}/trainyard.sif", "--run.device=cpu")
+    story = Story(slurm, small_data, folder, *options)
     story.submit(doctor=True, **env)
     story.under_way()
     story.signal("--batch", "--signal=USR1")
@@ -301,6 +307,7 @@ def contained(slurm, small_data, tmp_path_factory):
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.slurm
 @can_isolate
 def test_a_job_in_a_container_is_checked_trains_saves_and_is_requeued(contained):
@@ -311,6 +318,7 @@ def test_a_job_in_a_container_is_checked_trains_saves_and_is_requeued(contained)
     assert start.left == []
 
 
+@pytest.mark.slow
 @pytest.mark.slurm
 @can_isolate
 def test_a_requeued_job_in_a_container_resumes_and_names_a_killed_rank(contained):
@@ -318,3 +326,21 @@ def test_a_requeued_job_in_a_container_resumes_and_names_a_killed_rank(contained
     assert start.first_step == first.last_step and f"at step {start.first_step}" in start.log
     assert start.state == "FAILED" and start.exit_code == "1:0"
     assert "rank 1 (process " in start.cause and start.left == []
+
+
+@pytest.mark.slurm
+@can_isolate
+def test_a_container_without_the_jobs_gpus_is_refused_by_the_doctor(slurm, small_data, tmp_path):
+    env = image_in(slurm, tmp_path)
+    log, script = tmp_path / "job.log", jobs.REPOSITORY / "slurm" / "resnet50_8gpu.sh"
+    job = slurm.submit(
+        "--cpus-per-task=1", "--ntasks-per-node=2", "--gpus-per-node=2", f"--output={log}",
+        str(script), *jobs.small_settings(small_data, tmp_path / "runs")[2:],
+        f"--launch.container={tmp_path}/trainyard.sif", cwd=jobs.REPOSITORY, **env,
+    )  # fmt: skip
+    assert slurm.wait_for_end(job) == "FAILED", log.read_text()
+    text = log.read_text()
+    assert "apptainer: --nv" in text
+    assert "fail  GPUs  Slurm's GPUs are not in the container" in text
+    assert "-> Start it with --nv on a host whose nvidia-smi lists them" in text
+    assert text.splitlines()[-1].startswith("error: the check before the job failed: GPUs; ")
