@@ -46,12 +46,13 @@ ssh)
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
         openssh-client openssh-server
     rm -rf /var/lib/apt/lists/*
-    # The operator mounts its keys for the job alone, and the daemon runs as the image's user.
-    mkdir -p /run/sshd
-    printf 'Host *\n    StrictHostKeyChecking no\n    UserKnownHostsFile /dev/null\n    LogLevel ERROR\n' \
-        > /etc/ssh/ssh_config.d/trainyard.conf
-    printf 'Port 2222\nPidFile none\nStrictModes no\nHostKey ~/.ssh/id_rsa\n' \
-        > /etc/ssh/sshd_config.d/trainyard.conf
+    # The daemon runs as the image's user, on a port that it may open, with the keys that the operator
+    # mounts for one job.
+    keys=/home/trainyard/.ssh
+    printf '%s\n' 'Host *' 'Port 2222' 'StrictHostKeyChecking no' 'UserKnownHostsFile /dev/null' \
+        'LogLevel ERROR' > /etc/ssh/ssh_config.d/trainyard.conf
+    printf '%s\n' 'Port 2222' 'PidFile none' 'StrictModes no' 'PasswordAuthentication no' \
+        "HostKey $keys/id_rsa" "AuthorizedKeysFile $keys/authorized_keys" > /etc/ssh/trainyard_sshd
     ;;
 *)
     echo "error: $step is no step of $0; give system, torch, project or ssh" >&2

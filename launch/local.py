@@ -91,8 +91,8 @@ def split(argv: Sequence[str]) -> tuple[LocalOptions, Program]:
     given = parse(parser, [*own, *engine])
     require(
         bool(rest) and rest[0] in ON_RANKS,
-        f"launch.local runs {' or '.join(ON_RANKS)}, not {rest[0] if rest else 'nothing'}: "
-        "python -m launch.local -np 2 train --config FILE",
+        f"launch.local runs {' or '.join(ON_RANKS)}, not {rest[0] if rest else 'nothing'}; give it "
+        "one of them, as in python -m launch.local -np 2 train --config FILE",
     )
     program = program_of(rest[0], rest[1:])
     ranks = given["ranks"]
@@ -105,9 +105,11 @@ def split(argv: Sequence[str]) -> tuple[LocalOptions, Program]:
 def _without_program(argv: Sequence[str]) -> Sequence[str]:
     """The options of a command line on which no program stands, for --help and for errors."""
     word = next((w for w in argv if w[0:1].isalpha()), None)
-    meant = difflib.get_close_matches(word or "", ON_RANKS, 1)
-    hint = f"; did you mean {meant[0]}?" if meant else ""
-    require(word is None, f"launch.local runs {' or '.join(ON_RANKS)}, not {word}{hint}")
+    meant = difflib.get_close_matches(word or "", ON_RANKS, 1) or ON_RANKS[:1]
+    require(
+        word is None,
+        f"launch.local runs {' or '.join(ON_RANKS)}, not {word}; did you mean {meant[0]}?",
+    )
     return argv
 
 
@@ -126,7 +128,7 @@ def check_ranks(ranks: int, program: Program) -> None:
         )
         return
     if device == "cuda":
-        raise ConfigError(f"run.device=cuda, but {no_gpu_here()}, or set run.device=auto or cpu")
+        raise ConfigError(f"run.device=cuda, but {no_gpu_here()}; set run.device=auto or cpu")
     cores = len(os.sched_getaffinity(0))
     if ranks > cores:
         say(f"warning: {ranks} ranks share {counted(cores, 'core')}, which is slow; give -np less")

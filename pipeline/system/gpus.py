@@ -132,10 +132,10 @@ def no_gpu_here() -> str:
     """A clause on why this process sees no GPU, with what to do; no full stop."""
     host, cure = socket.gethostname(), container_gpus()
     if cure is not None:
-        return f"no GPU is visible inside this container on {host}; start it with {cure}"
+        return f"no GPU is visible inside this container on {host} (start it with {cure})"
     return (
-        f"there is no GPU on {host} that this process may use; see nvidia-smi and "
-        "CUDA_VISIBLE_DEVICES"
+        f"there is no GPU on {host} that this process may use (see nvidia-smi and "
+        "CUDA_VISIBLE_DEVICES)"
     )
 
 
