@@ -223,6 +223,28 @@ def test_a_launcher_without_srun_is_told_where_to_run():
     assert "srun is not here" in line and "--launch.container=IMAGE" in line
 
 
+_ON_THE_HOST = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[1].split(","):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+from launch.slurm.__main__ import container_of, split
+options, program = split(["train", "--launch.container=reg#a", "--data.root=/"])
+print(len(program.doctor_settings), container_of(options, program, True).image)
+"""
+
+
+def test_the_launcher_of_a_container_needs_little_on_the_host(pyxis):
+    heavy = "torch,horovod,nvidia,numba,numpy,pyarrow,tensorboard,matplotlib,PIL,tqdm,triton"
+    done = subprocess.run(
+        [sys.executable, "-c", _ON_THE_HOST, heavy],
+        cwd=jobs.REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.returncode) == ("1 reg#a\n", 0), done.stderr
+
+
 # The ranks' meeting point in the image.
 
 
