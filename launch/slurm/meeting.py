@@ -22,7 +22,6 @@ from pipeline.system.failure import ExitCode
 from pipeline.system.launched import Engine
 
 _MARKER = "trainyard-meeting "
-# An image of a registry is unpacked first.
 _END_SEC = 10.0
 
 
@@ -85,6 +84,9 @@ def _inside(
         try:
             started.wait(_END_SEC)
         except subprocess.TimeoutExpired:
+            started.terminate()  # by which srun ends its task, too
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                started.wait(_END_SEC)
             started.kill()
             started.wait()
         started.stdout.close()
