@@ -350,18 +350,37 @@ def test_a_requeued_job_in_a_container_resumes_and_names_a_killed_rank(contained
     assert "rank 1 (process " in start.cause and start.left == []
 
 
+def without_gpus(slurm, data: Path, folder: Path, *options: str) -> str:
+    """The log of a job of two ranks whose container shows none of its GPUs, which fails."""
+    env = image_in(slurm, folder)
+    log, script = folder / "job.log", jobs.REPOSITORY / "slurm" / "resnet50_8gpu.sh"
+    job = slurm.submit(
+        "--cpus-per-task=1", "--ntasks-per-node=2", "--gpus-per-node=2", f"--output={log}",
+        str(script), *jobs.small_settings(data, folder / "runs")[2:], *options,
+        f"--launch.container={folder}/trainyard.sif", cwd=jobs.REPOSITORY, **env,
+    )  # fmt: skip
+    assert slurm.wait_for_end(job) == "FAILED", log.read_text()
+    return log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+@can_isolate
+def test_ranks_in_a_container_without_the_jobs_gpus_do_not_train_on_cores(
+    slurm, small_data, tmp_path
+):
+    """They have met before, at a server that runs beside them without a GPU."""
+    options = ("--launch.doctor=false", "--data.dataset=null", "--data.area=[0.35,1.0]")
+    text = without_gpus(slurm, small_data, tmp_path, *options)
+    first, _ = text.splitlines()[-2:]
+    assert first.startswith("error: Slurm gave this job GPUs on "), text
+    assert "the container shows none of them; start it with --nv" in first
+
+
 @pytest.mark.slurm
 @can_isolate
 def test_a_container_without_the_jobs_gpus_is_refused_by_the_doctor(slurm, small_data, tmp_path):
-    env = image_in(slurm, tmp_path)
-    log, script = tmp_path / "job.log", jobs.REPOSITORY / "slurm" / "resnet50_8gpu.sh"
-    job = slurm.submit(
-        "--cpus-per-task=1", "--ntasks-per-node=2", "--gpus-per-node=2", f"--output={log}",
-        str(script), *jobs.small_settings(small_data, tmp_path / "runs")[2:],
-        f"--launch.container={tmp_path}/trainyard.sif", cwd=jobs.REPOSITORY, **env,
-    )  # fmt: skip
-    assert slurm.wait_for_end(job) == "FAILED", log.read_text()
-    text = log.read_text()
+    text = without_gpus(slurm, small_data, tmp_path)
     assert "apptainer: --nv" in text
     assert "fail  GPUs  Slurm's GPUs are not in the container" in text
     assert "-> Start it with --nv on a host whose nvidia-smi lists them" in text
