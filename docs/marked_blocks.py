@@ -15,6 +15,7 @@ from sphinx.util.docutils import SphinxDirective
 CAPTIONS = {
     "gpu": "needs an NVIDIA GPU",
     "cluster": "needs a Slurm cluster",
+    "container": "needs Docker, Apptainer or Enroot",
     "imagenet": "needs ImageNet",
     "cifar-10": "needs CIFAR-10",
     "own": "needs your images and weights to begin with",

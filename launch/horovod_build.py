@@ -30,6 +30,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from launch.environment import SetupError, exit_code, succeeds
 from pipeline.system.files import locked
@@ -226,7 +227,10 @@ def _unpacked_sdist(scratch: Path) -> Path:
             f"release has {SDIST_SHA256}."
         )
     with tarfile.open(fileobj=io.BytesIO(content)) as unpacked:
-        unpacked.extractall(scratch, filter="data")
+        # Python gave it a filter in 3.10.12 and 3.11.4, and Debian 12 has 3.11.2; what is unpacked
+        # is the release, by its sum.
+        safely: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        unpacked.extractall(scratch, **safely)
     return scratch / f"horovod-{HOROVOD}"
 
 

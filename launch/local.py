@@ -10,13 +10,14 @@ checkpoint, else 1. Ctrl-C saves and stops, a second Ctrl-C ends the ranks at on
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -29,7 +30,7 @@ from pipeline.config import ConfigError, require
 from pipeline.config.reading import command_parser, parse
 from pipeline.ranks.local import LocalRanks, start_ranks
 from pipeline.system.console import counted
-from pipeline.system.failure import CAUSE_FILE, ExitCode, run_command, say_error
+from pipeline.system.failure import CAUSE_FILE, LATER, ExitCode, run_command, say_error
 from pipeline.system.gpus import no_gpu_here, visible_gpus
 from pipeline.system.launched import Engine
 
@@ -91,8 +92,8 @@ def split(argv: Sequence[str]) -> tuple[LocalOptions, Program]:
     given = parse(parser, [*own, *engine])
     require(
         bool(rest) and rest[0] in ON_RANKS,
-        f"launch.local runs {' or '.join(ON_RANKS)}, not {rest[0] if rest else 'nothing'}: "
-        "python -m launch.local -np 2 train --config FILE",
+        f"launch.local runs {' or '.join(ON_RANKS)}, not {rest[0] if rest else 'nothing'}; give it "
+        "one of them, as in python -m launch.local -np 2 train --config FILE",
     )
     program = program_of(rest[0], rest[1:])
     ranks = given["ranks"]
@@ -105,9 +106,11 @@ def split(argv: Sequence[str]) -> tuple[LocalOptions, Program]:
 def _without_program(argv: Sequence[str]) -> Sequence[str]:
     """The options of a command line on which no program stands, for --help and for errors."""
     word = next((w for w in argv if w[0:1].isalpha()), None)
-    meant = difflib.get_close_matches(word or "", ON_RANKS, 1)
-    hint = f"; did you mean {meant[0]}?" if meant else ""
-    require(word is None, f"launch.local runs {' or '.join(ON_RANKS)}, not {word}{hint}")
+    meant = difflib.get_close_matches(word or "", ON_RANKS, 1) or ON_RANKS[:1]
+    require(
+        word is None,
+        f"launch.local runs {' or '.join(ON_RANKS)}, not {word}; did you mean {meant[0]}?",
+    )
     return argv
 
 
@@ -126,7 +129,7 @@ def check_ranks(ranks: int, program: Program) -> None:
         )
         return
     if device == "cuda":
-        raise ConfigError(f"run.device=cuda, but {no_gpu_here()}, or set run.device=auto or cpu")
+        raise ConfigError(f"run.device=cuda, but {no_gpu_here()}; set run.device=auto or cpu")
     cores = len(os.sched_getaffinity(0))
     if ranks > cores:
         say(f"warning: {ranks} ranks share {counted(cores, 'core')}, which is slow; give -np less")
@@ -140,7 +143,9 @@ def run_ranks(options: LocalOptions, program: Program, relay: Relay) -> int:
         end = LocalEnd(program.run_dir, kept)
         argv = [sys.executable, "-m", "launch.slurm.rank", *program.module_and_options]
         # In sessions of their own: Ctrl-C on the terminal comes to this process alone.
-        with start_ranks(argv, options.ranks, env, options.engine, start_new_session=True) as ranks:
+        with _held():
+            ranks = start_ranks(argv, options.ranks, env, options.engine, start_new_session=True)
+        with ranks:
             relay.watch(ranks)
             code = wait(ranks, relay)
             end.codes = [process.returncode for process in ranks.processes]
@@ -151,6 +156,17 @@ def run_ranks(options: LocalOptions, program: Program, relay: Relay) -> int:
             )
             return ExitCode.FAILED
         return end.report(code, relay.received)
+
+
+@contextlib.contextmanager
+def _held() -> Iterator[None]:
+    """Holds back signals while ranks are started, which inherit that until they listen: a Ctrl-C
+    must not end a Python that still loads with a traceback."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, LATER)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def wait(ranks: LocalRanks, relay: Relay) -> int:

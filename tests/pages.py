@@ -15,6 +15,7 @@ from jobs import REPOSITORY
 NEEDS = {
     "gpu": "an NVIDIA GPU",
     "cluster": "a Slurm cluster",
+    "container": "Docker, Apptainer or Enroot",
     "imagenet": "ImageNet, or a network trained on it",
     "cifar-10": "CIFAR-10, or a network trained on it",
     "own": "images of the reader's, and weights that others trained",

@@ -62,7 +62,7 @@ def _launch(argv: list[str], relay: Relay) -> int:
     )
     require(
         shutil.which("srun") is not None,
-        "srun is not here, as inside a container: start launch.slurm on the host, with "
+        "srun is not here, as inside a container; start launch.slurm on the host, with "
         "--launch.container=IMAGE",
     )
     gpus = any(node.gpus for node in allocation.nodes) and not program.on_cpu

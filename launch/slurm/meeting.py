@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 
-from launch.slurm.allocation import Allocation
+from launch.slurm.allocation import Allocation, one_per_node_environment
 from launch.slurm.container import Container, srun
 from pipeline.config import ConfigError
 from pipeline.ranks.local import open_rendezvous
@@ -22,7 +22,6 @@ from pipeline.system.failure import ExitCode
 from pipeline.system.launched import Engine
 
 _MARKER = "trainyard-meeting "
-# An image of a registry is unpacked first.
 _END_SEC = 10.0
 
 
@@ -65,8 +64,8 @@ def _inside(
     one = ["--nodes=1", "--ntasks=1", f"--nodelist={first.name}", "--overlap", "--cpu-bind=none"]
     started = subprocess.Popen(
         srun([*one, "--gpus=0"] if container.gpus else one, command, container, env),
-        env=dict(env), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, errors="replace",
-        start_new_session=True,
+        env=one_per_node_environment(env), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True, errors="replace", start_new_session=True,
     )  # fmt: skip
     assert started.stdin is not None and started.stdout is not None
     try:
@@ -85,6 +84,9 @@ def _inside(
         try:
             started.wait(_END_SEC)
         except subprocess.TimeoutExpired:
+            started.terminate()  # by which srun ends its task, too
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                started.wait(_END_SEC)
             started.kill()
             started.wait()
         started.stdout.close()

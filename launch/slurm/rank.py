@@ -6,7 +6,6 @@ by launch/local.py, which has told it its place.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -21,6 +20,7 @@ from pipeline.config import ConfigError, require
 from pipeline.ranks.addresses import INTERFACE_OF, addresses_by_interface
 from pipeline.system.failure import LATER, ExitCode, say_error
 from pipeline.system.launched import Engine, torch_variables
+from pipeline.system.machine import end_with_parent
 from pipeline.train.folder import RunFolder
 
 NODES = "TRAINYARD_NODES"
@@ -29,7 +29,6 @@ INTERFACE = "TRAINYARD_INTERFACE"
 RUN_DIR = "TRAINYARD_RUN_DIR"
 DIE_WITH = "TRAINYARD_LAUNCHER"
 """The process of a launcher on this machine."""
-_PR_SET_PDEATHSIG = 1
 
 
 def rank_environment(
@@ -101,11 +100,11 @@ def _refuse(message: str) -> int:
 
 
 def _die_with_launcher(process: str | None) -> None:
-    """Asks the kernel for a SIGTERM when the launcher, that process, is gone: the end by SIGKILL of
-    a launcher on this machine would leave ranks that nobody waits for."""
+    """Has the rank save and leave when the launcher, that process, is gone: the end by SIGKILL of a
+    launcher on this machine would leave ranks that nobody waits for."""
     if process is None:
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent(signal.SIGTERM)
     if os.getppid() != int(process):  # it was gone before
         sys.exit(ExitCode.FAILED)
 

@@ -88,7 +88,7 @@ def choose_device(choice: Literal["auto", "cpu", "cuda"], gpu: int) -> torch.dev
             )
         return torch.device("cpu")
     if count == 0:
-        raise ValueError(f"run.device=cuda, but {no_gpu_here()}, or set run.device=auto or cpu")
+        raise ValueError(f"run.device=cuda, but {no_gpu_here()}; set run.device=auto or cpu")
     if gpu >= count:
         raise ValueError(
             f"{gpu + 1} or more ranks share {count} GPUs on {socket.gethostname()}; start one rank "

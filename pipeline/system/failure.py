@@ -33,10 +33,11 @@ log = logging.getLogger("trainyard")
 STOP_SIGNALS = ("", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGINT", "SIGTERM")
 GO_ON = 0
 _LEAVE = ("SIGHUP", "SIGINT", "SIGTERM")
-LATER = {signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM}
+LATER = {signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT}
 """What launch/slurm/rank.py blocks until the program listens (`StopSignal`) or meets the other
 ranks (`heed_signals`). SIGTERM, since srun sends it when the first rank has failed: a rank that
-still loads would die of it, and its code would be the job's in place of the first one's."""
+still loads would die of it, and its code would be the job's in place of the first one's. SIGINT,
+since launch/local.py passes on a Ctrl-C."""
 
 CAUSE_FILE = "TRAINYARD_CAUSE_FILE"
 """The environment variable with the file, not there yet, into which the first rank with an error

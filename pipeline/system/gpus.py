@@ -103,6 +103,8 @@ def container_gpus(env: Mapping[str, str] = os.environ, root: Path = Path("/")) 
     """What gives the container that this process runs in its GPUs; None outside of one."""
     if env.get(CONTAINER) == "pyxis":
         return "NVIDIA_VISIBLE_DEVICES=all in the job's environment, which Enroot reads"
+    if env.get(CONTAINER) == "apptainer":  # by launch.slurm, which has given --nv
+        return "--nv on a host whose nvidia-smi lists them, as launch.slurm has tried"
     for names, cure in _CONTAINERS:
         if any(name in env for name in names):
             return cure
@@ -130,10 +132,10 @@ def no_gpu_here() -> str:
     """A clause on why this process sees no GPU, with what to do; no full stop."""
     host, cure = socket.gethostname(), container_gpus()
     if cure is not None:
-        return f"no GPU is visible inside this container on {host}; start it with {cure}"
+        return f"no GPU is visible inside this container on {host} (start it with {cure})"
     return (
-        f"there is no GPU on {host} that this process may use; see nvidia-smi and "
-        "CUDA_VISIBLE_DEVICES"
+        f"there is no GPU on {host} that this process may use (see nvidia-smi and "
+        "CUDA_VISIBLE_DEVICES)"
     )
 
 

@@ -97,6 +97,7 @@ def _own_temporary_folder() -> Path | None:
     return folder if private else None
 
 
-def end_with_parent() -> None:
-    """Lets the kernel kill this process when the thread that started it ends, however it does."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def end_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
+    """Lets the kernel send this process a signal when the thread that started it ends, however it
+    does."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, by)

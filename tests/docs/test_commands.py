@@ -33,8 +33,9 @@ PATIENCE_SEC = 120.0
 
 # Words of the shell and programs of the system, whose own options are not looked at.
 SYSTEM = {
-    ".", "apt-get", "cd", "do", "done", "echo", "export", "for", "git", "in", "ln", "mkdir", "pip",
-    "salloc", "scancel", "scontrol", "ssh", "tensorboard", "umask",
+    ".", "apptainer", "apt-get", "cd", "docker", "do", "done", "echo", "enroot", "export", "for",
+    "git", "in", "ln", "mkdir", "pip", "salloc", "scancel", "scontrol", "ssh", "tensorboard",
+    "umask",
 }  # fmt: skip
 SBATCH = {"--nodes", "--array", "--no-requeue", "--time"}
 PLAIN = (

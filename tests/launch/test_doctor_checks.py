@@ -122,6 +122,10 @@ def test_a_node_that_did_not_answer_is_named(cluster):
         ("driver", {"gpu_problem": "no answer"}, "fail", "no answer", "administrator"),
         ("GPUs", {"torch_gpus": 1}, "warn", "1 (the others have 2)", "identical"),
         ("GPUs", {"dali_gpus": 0}, "warn", "DALI sees none of 2 GPUs", "newer driver"),
+        (
+            "GPUs", {"gpus_kept_out": "--nv after apptainer exec", "gpus": [], "device": "cpu"},
+            "fail", "Slurm's GPUs are not in the container", "Start it with --nv after",
+        ),
         ("GPUs", {"gpus": [], "device": "cpu"}, "fail", "no NVIDIA GPU", "Leave these nodes out"),
         ("free space", {"run_dir__free_bytes": GIB - 1}, "fail", "1024 MiB", "larger disk"),
         ("free space", {"run_dir__free_bytes": 10 * GIB - 1}, "warn", "10.0 GiB", "larger disk"),

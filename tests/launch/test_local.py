@@ -13,6 +13,7 @@ from pathlib import Path
 import jobs
 import pytest
 from run_files import checkpoint_steps, metrics, newest_checkpoint
+from slurm_cluster import processes
 
 from launch import local
 from launch.local import check_ranks, split
@@ -136,6 +137,17 @@ def test_one_ctrl_c_saves_and_leaves_75(under_way, tmp_path):
     assert said == {"signal": "SIGINT", "step": newest_checkpoint(run)["step"]}
 
 
+def test_ctrl_c_while_the_ranks_load_is_a_stop_too(small_data, tmp_path):
+    process = start("-np", "2", *training(small_data, tmp_path / "runs", *ENDLESS))
+    wanted = f"--run.dir={tmp_path / 'runs'}"
+    jobs.wait_for(lambda: len(processes(wanted)) == 3, "two ranks and their launcher")
+    process.send_signal(signal.SIGINT)
+    text = jobs.finish(process)
+    assert process.returncode == 75, text
+    assert "Traceback" not in text
+    assert text.splitlines()[-1].startswith("launch: stopped; start it again")
+
+
 @pytest.mark.parametrize("under_way", ["torch"], indirect=True)
 def test_a_second_ctrl_c_ends_ranks_that_do_not_answer(under_way, tmp_path):
     for process in ranks_of(tmp_path / "runs" / "test").values():
@@ -150,6 +162,7 @@ def test_a_second_ctrl_c_ends_ranks_that_do_not_answer(under_way, tmp_path):
     assert lines[-1].startswith("error: ended at once by a second SIGINT; a next start resumes")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("under_way", ["horovod"], indirect=True)
 def test_a_killed_rank_is_named_on_the_last_line(under_way, tmp_path):
     os.kill(ranks_of(tmp_path / "runs" / "test")[1], signal.SIGKILL)
@@ -178,7 +191,7 @@ def test_options_and_the_program_are_told_apart():
 @pytest.mark.parametrize(
     "argv, message",
     [
-        ([], "launch.local runs train or evaluate, not nothing: python -m launch.local -np 2"),
+        ([], "launch.local runs train or evaluate, not nothing; give it one of them, as in python"),
         (["trian"], "launch.local runs train or evaluate, not trian; did you mean train"),
         (["-np", "2", "prepare", "demo"], "launch.local runs train or evaluate, not prepare"),
         (["-np", "0", "train"], "-np 0 must be at least 1"),

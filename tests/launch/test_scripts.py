@@ -9,11 +9,14 @@ from jobs import REPOSITORY
 
 SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sh"))
 
+OTHERS = [REPOSITORY / name for name in (".ci/run", "containers/install.sh")]
+OTHERS.append(REPOSITORY / "tests" / "launch" / "apptainer.sh")
+
 
 @pytest.mark.skipif(
     shutil.which("shellcheck") is None, reason="needs the Debian package shellcheck"
 )
-@pytest.mark.parametrize("script", [*SCRIPTS, REPOSITORY / ".ci" / "run"], ids=lambda s: s.name)
+@pytest.mark.parametrize("script", [*SCRIPTS, *OTHERS], ids=lambda s: s.name)
 def test_shellcheck_finds_nothing(script: Path):
     done = subprocess.run(["shellcheck", script], capture_output=True, text=True, check=False)
     assert done.stdout == ""

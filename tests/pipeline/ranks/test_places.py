@@ -30,7 +30,7 @@ without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a mach
 @without_gpu
 def test_a_gpu_that_is_not_there_is_refused_with_the_fix(monkeypatch):
     monkeypatch.setattr("pipeline.system.gpus.container_gpus", lambda: None)
-    message = "run.device=cuda, but there is no GPU on .* may use; see .*, or set run.device=auto"
+    message = "run.device=cuda, but there is no GPU on .* may use .*; set run.device=auto"
     with pytest.raises(ValueError, match=message):
         choose_device("cuda", 0)
     assert choose_device("auto", 0).type == "cpu"
@@ -39,7 +39,7 @@ def test_a_gpu_that_is_not_there_is_refused_with_the_fix(monkeypatch):
 @without_gpu
 def test_a_container_without_gpus_is_told_how_it_gets_them(monkeypatch):
     monkeypatch.setenv("APPTAINER_CONTAINER", "/images/trainyard.sif")
-    message = "cuda, but no GPU is visible inside this container on .*; start it with --nv after"
+    message = "cuda, but no GPU is visible inside this container on .* .start it with --nv after"
     with pytest.raises(ValueError, match=message):
         choose_device("cuda", 0)
     assert choose_device("auto", 0).type == "cpu"

@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from pipeline.system import gpus
-from pipeline.system.gpus import Listed, driver_cuda, listed_gpus, query_gpus, unusable_gpus
+from pipeline.system.gpus import (
+    CONTAINER,
+    Listed,
+    container_gpus,
+    driver_cuda,
+    gpus_kept_out,
+    listed_gpus,
+    query_gpus,
+    unusable_gpus,
+    visible_gpus,
+)
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 
@@ -128,3 +138,49 @@ def test_gpus_that_are_hidden_on_purpose_are_not_missed(install, monkeypatch, hi
     install("nvidia-smi", TWO_LINES)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     assert unusable_gpus() is None
+
+
+@pytest.mark.parametrize(
+    ("env", "file", "cure"),
+    [
+        ({}, None, None),
+        ({}, ".dockerenv", "docker run --gpus all"),
+        ({}, "run/.containerenv", "podman run --device nvidia.com/gpu=all"),
+        ({"APPTAINER_CONTAINER": "/x.sif"}, ".dockerenv", "--nv after apptainer exec"),
+        ({"SINGULARITY_CONTAINER": "/x.sif"}, None, "--nv after apptainer exec"),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None, "nvidia.com/gpu in the pod's resources"),
+        ({CONTAINER: "pyxis"}, None, "NVIDIA_VISIBLE_DEVICES=all"),
+        (
+            {CONTAINER: "apptainer", "APPTAINER_CONTAINER": "/x.sif"}, None,
+            "nvidia-smi lists them, as launch.slurm has tried",
+        ),
+    ],
+)  # fmt: skip
+def test_each_kind_of_container_is_told_what_gives_it_gpus(env, file, cure, tmp_path):
+    if file is not None:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    found = container_gpus(env, tmp_path)
+    assert found is None if cure is None else cure in found
+
+
+def test_gpus_of_slurm_are_missed_in_a_container_that_names_itself_only(install):
+    given = {"SLURM_STEP_GPUS": "0,1", "CUDA_VISIBLE_DEVICES": "0,1"}
+    inside = {**given, "APPTAINER_CONTAINER": "/x.sif"}
+    assert gpus_kept_out(inside) == "--nv after apptainer exec"
+    assert gpus_kept_out(given) is None, "Slurm itself may run in a container"
+    assert gpus_kept_out({"APPTAINER_CONTAINER": "/x.sif"}) is None, "no GPU was given"
+    assert gpus_kept_out({**inside, "CUDA_VISIBLE_DEVICES": ""}) is None, "hidden on purpose"
+    install("nvidia-smi", TWO_LINES)
+    assert gpus_kept_out(inside) is None
+
+
+@pytest.mark.parametrize(("shown", "count"), [(None, 2), ("0,1", 2), ("1", 1), ("", 0), ("-1", 0)])
+def test_the_gpus_that_a_new_process_may_use_are_counted_without_pytorch(
+    shown, count, install, monkeypatch
+):
+    install("nvidia-smi", TWO_LINES)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    assert len(visible_gpus()) == count
