@@ -101,7 +101,6 @@ setup(
             "mypy",
             "types-PyYAML",  # mypy's knowledge of yaml
             "simplejpeg",  # bare decoding, which `benchmark loader` compares with
-            "build",  # makes the wheel and the sdist that tests install
             # Runs the kernels in its interpreter, compiles them for sm_80 and sm_90. Unpinned: CUDA
             # builds of PyTorch pin their own. The interpreter of 3.5 and 3.6 needs numpy < 2.4.
             "triton; sys_platform == 'linux'",
