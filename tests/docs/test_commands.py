@@ -35,8 +35,8 @@ PATIENCE_SEC = 120.0
 
 # Words of the shell and programs of the system, whose own options are not looked at.
 SYSTEM = {
-    ".", "apt-get", "cd", "cp", "do", "done", "echo", "export", "for", "git", "in", "ln", "mkdir", "pip",
-    "salloc", "scancel", "scontrol", "ssh", "tensorboard", "umask",
+    ".", "apt-get", "cd", "cp", "do", "done", "echo", "export", "for", "git", "in", "ln", "mkdir",
+    "pip", "salloc", "scancel", "scontrol", "ssh", "tensorboard", "umask",
 }  # fmt: skip
 SBATCH = {"--nodes", "--array", "--no-requeue", "--time"}
 PLAIN = (

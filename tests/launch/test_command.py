@@ -178,7 +178,6 @@ def test_the_extra_of_horovod_has_what_its_build_takes():
     text = (REPOSITORY / "setup.py").read_text()
     extra = text.partition("HOROVOD = [")[2].partition("]")[0]
     assert all(f'"{tool}"' in extra for tool in TOOLS)
-    assert "setuptools<81" not in (REPOSITORY / "pyproject.toml").read_text()
 
 
 def test_a_missing_dali_is_said_with_what_brings_it():

@@ -208,6 +208,7 @@ def test_a_tool_of_horovods_build_that_pip_cannot_have_is_named(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(horovod_build, "TOOLS", ("setuptools<0",))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(horovod_build.BuildError, match="could not install setuptools<0, which Hor"):
         horovod_build._install_tools()
     assert "No matching distribution found for setuptools<0" in capfd.readouterr().err
