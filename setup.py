@@ -47,10 +47,10 @@ EXPORT = [
     "onnxruntime",  # holds an exported network's output to PyTorch's
 ]
 HOROVOD = [
-    # Before 81: Horovod's CMake files and horovodrun import distutils, which Python 3.12 has from
-    # setuptools only, and which setuptools 81 took out of what is imported without being asked.
-    "setuptools<81",
-    "wheel",  # its setup.py asks for it
+    # Horovod's CMake files and horovodrun import distutils, which from Python 3.12 on only
+    # setuptools has. Not below 81 any more: the build and horovodrun work with 84 (2026-11-29).
+    "setuptools",
+    "wheel",  # setuptools before 70.1 make wheels by it
     "cmake",  # compiles it
     # Horovod's own requirements, in its own bounds.
     "packaging",
@@ -77,8 +77,8 @@ setup(
         "pillow",  # draws the demo images, reads sizes when a data set is scanned
         "docstring-parser",  # shows the fields' docstrings in --help
         "pyyaml",  # the resolved configuration of a run
-        # The scalars and images of a run, where run.loggers does not leave them out. From 2.21
-        # on it runs without pkg_resources, which setuptools 81 and newer do not have.
+        # The scalars and images of a run, where run.loggers does not leave them out. From 2.21 on
+        # it runs without pkg_resources, which newer setuptools (84 was tried) do not have.
         "tensorboard>=2.21",
         "tqdm",  # progress bar on a terminal
         "matplotlib",  # the curves of pipeline.report
@@ -112,7 +112,6 @@ setup(
             "nbclient",  # runs examples/demo.ipynb
             "ipykernel",  # as a kernel of this Python
             "simplejpeg",  # bare decoding, which `benchmark loader` compares with
-            "build",  # makes the wheel and the sdist that tests install
             # Runs the kernels in its interpreter, compiles them for sm_80 and sm_90. Unpinned: CUDA
             # builds of PyTorch pin their own. The interpreter of 3.5 and 3.6 needs numpy < 2.4.
             "triton; sys_platform == 'linux'",

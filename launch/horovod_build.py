@@ -41,7 +41,7 @@ SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0
 # Raise one when its edits or build settings change: wheels of an older recipe are then ignored.
 RECIPE, NCCL_RECIPE = 1, 2
 # What its sdist does not name; in setup.py, with reasons, as part of the extra `horovod`.
-TOOLS = ("setuptools<81", "wheel", "cmake", "packaging")
+TOOLS = ("setuptools", "wheel", "cmake", "packaging")
 LOG_TAIL_LINES, LOG_TAIL_WIDTH = 30, 300  # a command line in the log is 4 kB wide
 
 

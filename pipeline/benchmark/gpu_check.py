@@ -116,10 +116,11 @@ def gpu_test_files(folder: Path) -> list[str]:
 def main(argv: list[str]) -> None:
     """Runs the parts one after the other, each printing its table; writes one JSON.
 
-    Raises `ValueError` for a wrong option or where there is no GPU, `TrainingError` at the end if a
-    part failed.
+    Raises `ValueError` for a wrong option or where there is no GPU or no checkout, `TrainingError`
+    at the end if a part failed.
     """
     options = _parse(argv)
+    _require_checkout()
     _require_gpu()
     outcomes = {}
     for name in PARTS:
@@ -143,6 +144,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if options.json is not None and not options.json.parent.is_dir():
         raise ValueError(f"--json {options.json}: the folder {options.json.parent} does not exist")
     return options
+
+
+def _require_checkout() -> None:
+    if not (ROOT / "tests").is_dir():
+        raise ValueError(
+            f"what is checked are the tests of a checkout, which {ROOT} is not; start it in one, "
+            "by make gpu-check"
+        )
 
 
 def _require_gpu() -> None:

@@ -103,8 +103,14 @@ USERS = (
 """What a file system refuses at every start, until somebody repairs it."""
 
 
+def _is_without_dali(error: BaseException) -> bool:
+    return isinstance(error, ModuleNotFoundError) and error.name in ("nvidia", "nvidia.dali")
+
+
 def is_told(error: BaseException) -> bool:
     """Whether an error says in words what went wrong, so that a traceback adds nothing."""
+    if _is_without_dali(error):
+        return True
     of_file = isinstance(error, OSError) and error.filename is not None
     return of_file or isinstance(error, ValueError | TrainingError | MemoryError)
 
@@ -117,6 +123,12 @@ def in_words(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         place, reason = error.filename, error.strerror or str(error)
         return f"{os.fsdecode(place)} cannot be used: {reason}; {cure(error)}"
+    if _is_without_dali(error):
+        # An extra, as no dependency can express which of its two wheels fits a PyTorch.
+        return (
+            "DALI, which reads the images, is not installed; run pip install 'trainyard[gpu]', or "
+            "'trainyard[gpu-cuda12]' for a PyTorch built for CUDA 12"
+        )
     return str(error) if is_told(error) else f"{type(error).__name__}: {error}"
 
 
@@ -135,7 +147,8 @@ def code_of(error: BaseException) -> ExitCode:
     if isinstance(error, Reported):
         return error.code
     by_user = isinstance(error, OSError) and error.filename is not None and error.errno in USERS
-    return ExitCode.WRONG_INPUT if by_user or isinstance(error, ValueError) else ExitCode.FAILED
+    by_user = by_user or _is_without_dali(error) or isinstance(error, ValueError)
+    return ExitCode.WRONG_INPUT if by_user else ExitCode.FAILED
 
 
 def say_error(message: str) -> None:

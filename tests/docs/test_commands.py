@@ -23,6 +23,8 @@ import pages
 import pytest
 from jobs import REPOSITORY
 
+from launch.command import COMMANDS
+from launch.slurm import batch_scripts
 from pipeline.config import ConfigError
 
 BLOCKS = [b for page in pages.pages() for b in pages.blocks(page) if b.language == pages.SHELL]
@@ -33,8 +35,8 @@ PATIENCE_SEC = 120.0
 
 # Words of the shell and programs of the system, whose own options are not looked at.
 SYSTEM = {
-    ".", "apptainer", "apt-get", "cd", "docker", "do", "done", "echo", "enroot", "export", "for",
-    "git", "in", "ln", "mkdir", "pip", "salloc", "scancel", "scontrol", "ssh", "tensorboard",
+    ".", "apptainer", "apt-get", "cd", "cp", "docker", "do", "done", "echo", "enroot", "export",
+    "for", "git", "in", "ln", "mkdir", "pip", "salloc", "scancel", "scontrol", "ssh", "tensorboard",
     "umask",
 }  # fmt: skip
 SBATCH = {"--nodes", "--array", "--no-requeue", "--time"}
@@ -44,6 +46,7 @@ PLAIN = (
     "pipeline.benchmark.gpu_check",
     "pytest",
     "sphinx",
+    "venv",
 )
 """Modules whose options are not looked at."""
 
@@ -146,7 +149,7 @@ def test_what_cannot_run_anywhere_is_what_the_program_takes(block, tmp_path, mon
 @pytest.mark.parametrize("page", pages.pages(), ids=lambda page: page.name)
 def test_commands_within_sentences_too(page, tmp_path, monkeypatch):
     enter_empty_checkout(tmp_path, monkeypatch)
-    programs = ("python -m", "horovodrun -np", "torchrun -", "make ", "sbatch ")
+    programs = ("trainyard ", "python -m", "horovodrun -np", "torchrun -", "make ", "sbatch ")
     # A name in capitals or dots stand for what the reader puts there.
     # So does a launcher's command without a program.
     open_ended = re.compile(r"\b(NAME|FILE|JOB|DIR)\b|\.\.\.|…|<|^torchrun (?!.* -m )")
@@ -176,6 +179,8 @@ def test_commands_within_sentences_too(page, tmp_path, monkeypatch):
         "trainyard trian",
         "trainyard launch -np 8 train --data.rooot=x",
         "pyhton -m pipeline.train",
+        "trainyard train --schedule.epoch=2",
+        "trainyard slurm --script resnet51_8gpu",
     ],
 )
 def test_a_command_that_the_program_would_refuse_is_found(command, tmp_path, monkeypatch):
@@ -220,6 +225,8 @@ def check(words: list[str]) -> None:
             return
         assert words[1] == "-m", words
         check_module(words[2], words[3:])
+    elif name == "trainyard":
+        check_trainyard(words[1:])
     elif name in ("horovodrun", "srun"):
         check(words[next(i for i, word in enumerate(words) if "python" in word) :])
     elif name == "torchrun":
@@ -251,6 +258,18 @@ def split_torchrun(words: list[str]) -> tuple[str, list[str]]:
     taken = parse_args(words)
     assert taken.module, words
     return taken.training_script, taken.training_script_args
+
+
+def check_trainyard(words: list[str]) -> None:
+    """A command of the installed package, by the module that it stands for."""
+    name, *options = words
+    if name in ("--help", "--version"):
+        return
+    assert name in COMMANDS, f"trainyard has no command {name}"
+    if options[:1] == [batch_scripts.OPTION]:
+        batch_scripts.show(options[1:])
+        return
+    check_module(COMMANDS[name].module, options)
 
 
 def check_batch(words: list[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from launch import horovod_build
 from launch.environment import SOURCES, Environment, SetupError, dali_extra, digest, missing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,6 +188,31 @@ def test_a_horovod_that_was_cut_short_leaves_the_environment_to_be_made_again(
     with pytest.raises(SetupError, match="the set-up stopped at Horovod: the reason is above"):
         both.set_up()
     assert not alone.is_ready(), "a package may be there in part"
+
+
+def test_what_pip_says_is_shown_only_if_it_fails(
+    checkout: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    environment = Environment(checkout, "torch==2.13.0")
+    environment.make_venv()
+    warns = "import sys; print('progress'); print('WARNING: dozens', file=sys.stderr); sys.exit({})"
+    environment.stage("DALI", sys.executable, "-c", warns.format(0))
+    assert capfd.readouterr().err == ""
+    environment.stage("Horovod", sys.executable, "-c", warns.format(0), speaks=True)
+    assert capfd.readouterr().err == "WARNING: dozens\n", "its own words, as they come"
+    with pytest.raises(SetupError, match="stopped at DALI: the reason is above"):
+        environment.stage("DALI", sys.executable, "-c", warns.format(3))
+    assert "WARNING: dozens\n" in capfd.readouterr().err
+
+
+def test_a_tool_of_horovods_build_that_pip_cannot_have_is_named(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(horovod_build, "TOOLS", ("setuptools<0",))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(horovod_build.BuildError, match="could not install setuptools<0, which Hor"):
+        horovod_build._install_tools()
+    assert "No matching distribution found for setuptools<0" in capfd.readouterr().err
 
 
 def test_an_environment_is_made_again_after_an_interruption_or_for_another_pytorch(

@@ -33,6 +33,12 @@ def test_without_a_gpu_it_is_one_sentence_and_code_2():
     assert line.startswith("error: ") and "NVIDIA GPU" in line
 
 
+def test_an_installed_package_has_no_tests_to_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    with pytest.raises(ValueError, match=f"of a checkout, which {tmp_path} is not; start it in"):
+        gpu_check.main([])
+
+
 def test_it_needs_nothing_but_pytorch_and_numpy():
     packages = "tqdm docstring_parser yaml horovod nvidia pyarrow PIL tensorboard"
     block = f"import sys; sys.modules.update(dict.fromkeys({packages.split()}))"
