@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pages
+import pytest
 from jobs import REPOSITORY
 
 import pipeline.api
@@ -14,6 +15,7 @@ from pipeline.prepare.options import DemoOptions
 PAGE = REPOSITORY / "docs" / "api.md"
 
 
+@pytest.mark.usefixtures("one_core")
 def test_its_examples_run(tmp_path, monkeypatch, capsys):
     draw_demo(DemoOptions(tmp_path / "data" / "demo", train=10, val=10))
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")

@@ -37,6 +37,7 @@ def test_it_tells_of_its_machine_nothing():
 
 
 @needs_jupyter
+@pytest.mark.usefixtures("one_core")
 def test_it_runs_and_shows_its_curves_mistakes_and_a_guess(tmp_path, monkeypatch):
     import nbformat
     from nbclient import NotebookClient
