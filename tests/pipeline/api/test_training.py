@@ -37,6 +37,11 @@ def settings(data: Path, runs: Path, **other: object) -> dict[str, object]:
     return found | {name.replace("__", "."): value for name, value in other.items()}
 
 
+def streams() -> tuple[object, ...]:
+    """Where Python and what it calls write to."""
+    return sys.stdout, sys.stderr, *(os.readlink(f"/proc/self/fd/{number}") for number in (1, 2))
+
+
 @pytest.fixture(scope="module")
 def lines() -> list[dict]:
     """What the callback of `trained` has got."""
@@ -100,9 +105,9 @@ def test_the_process_is_as_it_was(small_data, tmp_path, trained):
             "random": torch.get_rng_state().tolist(),
             "dtype": (torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()),
             "garbage": (gc.isenabled(), gc.get_freeze_count()),
-            "streams": (sys.stdout, sys.stderr),
+            "streams": streams(),
             "warnings": list(warnings.filters),
-            "workers": {one.name for one in threading.enumerate()},
+            "workers": {thread.name for thread in threading.enumerate()},
         }
 
     try:
@@ -149,10 +154,19 @@ def test_what_a_callback_raises_reaches_the_caller_as_it_is(event, small_data, t
         if line["event"] == event:
             raise own
 
+    before = streams()
     with pytest.raises(PermissionError) as raised:
         pipeline.train(settings(small_data, tmp_path, schedule__epochs=1,
                                 schedule__drop_epochs=[]), on_metrics=breaks)  # fmt: skip
     assert raised.value is own
+    assert streams() == before
+
+
+def test_a_call_of_a_finished_run_changes_nothing(small_data, trained):
+    before, written = streams(), trained.lines()
+    again = pipeline.train(settings(small_data, trained.folder.parent))
+    assert again.finished and again.history == trained.history and again.best == trained.best
+    assert streams() == before and trained.lines() == written
 
 
 def test_an_interrupt_that_a_callback_raises_is_no_error_of_the_run(small_data, tmp_path):
@@ -258,5 +272,5 @@ def test_the_functions_are_the_packages_and_nothing_heavy_comes_with_them():
     for name in ("train", "evaluate"):
         function = getattr(pipeline.api, name)
         assert inspect.signature(getattr(pipeline, name)) == inspect.signature(function)
-    with pytest.raises(AttributeError, match="has no attribute 'trian'"):
+    with pytest.raises(AttributeError, match="no attribute 'trian'; there are: .*train"):
         pipeline.trian  # noqa: B018

@@ -7,6 +7,8 @@ import jobs
 import pytest
 from jobs import REPOSITORY
 
+import pipeline.api
+
 USE = """
 from pathlib import Path
 
@@ -58,3 +60,8 @@ def test_a_users_file_is_checked_by_the_functions_types(tmp_path):
     assert len(errors) == 2, done.stdout
     assert 'Unexpected keyword argument "on_metric"' in errors[0]
     assert "protocol" in errors[1]
+
+
+def test_the_loader_is_one_of_its_names():
+    found = pytest.importorskip("pipeline.api.loader")
+    assert pipeline.Loader is pipeline.api.Loader is found.Loader
