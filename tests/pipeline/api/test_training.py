@@ -123,6 +123,21 @@ def test_the_process_is_as_it_was(small_data, tmp_path, trained):
         log.removeHandler(own)
 
 
+@pytest.mark.gpu
+def test_a_gpus_memory_and_arithmetic_are_as_they_were(small_data, tmp_path):
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = True, False
+    torch.zeros(1, device="cuda")
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    drawn = torch.cuda.get_rng_state().tolist()
+    result = pipeline.train(settings(small_data, tmp_path), {"run.device": "cuda"})
+    assert result.finished
+    torch._C._cuda_clearCublasWorkspaces()  # which PyTorch keeps for the next product
+    assert torch.cuda.memory_allocated() <= before + 2**20
+    assert torch.backends.cudnn.allow_tf32 and not torch.backends.cudnn.benchmark
+    assert torch.cuda.get_rng_state().tolist() == drawn
+
+
 def test_a_second_training_says_each_line_once(small_data, tmp_path, trained, capsys):
     pipeline.train(settings(small_data, tmp_path))
     out = capsys.readouterr().out
