@@ -62,7 +62,10 @@ if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
         if name not in _FROM:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            names = ", ".join(_FROM)
+            raise AttributeError(
+                f"module {__name__!r} has no attribute {name!r}; there are: {names}"
+            )
         return getattr(importlib.import_module(_FROM[name]), name)
 
     def __dir__() -> list[str]:

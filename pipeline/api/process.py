@@ -109,6 +109,8 @@ def _torch_kept() -> Iterator[None]:
         if gpu is not None:
             torch.cuda.set_device(gpu)
         cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = flags
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.empty_cache()  # what PyTorch keeps of it is for others too
 
 
 @contextlib.contextmanager

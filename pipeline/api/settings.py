@@ -27,20 +27,19 @@ def config_of_call(config: AnyPath | Settings | Config, settings: Settings | Non
     `ConfigError`.
     """
     given = typed_values(settings or {})
-    if isinstance(config, Config):
-        return made(config.values() | given) if given else config
-    if isinstance(config, Mapping):
-        made_of = made(typed_values(config) | given)
-        require_plain_name(made_of.run.name)
-        return made_of
+    if isinstance(config, Config | Mapping):
+        known = config.values() if isinstance(config, Config) else typed_values(config)
+        found = made(known | given)
+        require_plain_name(found.run.name)
+        return found
     require(
         isinstance(config, str | os.PathLike),
         f"config={config!r} must be the path of a YAML file, a dict of settings or a Config",
     )
     path = Path(config).expanduser()
-    found = settings_in(path)
-    named = {"run.name": path.stem} | values_of_yaml(found)
-    with placed(found, given):
+    in_file = settings_in(path)
+    named = {"run.name": path.stem} | values_of_yaml(in_file)
+    with placed(in_file, given):
         read = made(named | given)
         require_plain_name(read.run.name)
     return read

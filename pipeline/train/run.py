@@ -94,13 +94,17 @@ def train(
         world.on_rank0(lambda: require_installed(config.run.loggers))
         share = own_share(world)
         set_threads(config, share)
-        with locked(config.run.path, world) as folder, first_cause_kept(folder, world):
+        with (
+            locked(config.run.path, world) as folder,
+            first_cause_kept(folder, world),
+            contextlib.ExitStack() as held,
+        ):
             watchdog.move(
                 folder.stacks / world.start,
                 world,
                 partial(record_hang, folder, world.rank, world.start),
             )
-            trainer = _open(config, world, share, stop)
+            trainer = _open(config, world, share, stop, held)
             if trainer.finished and world.on_rank0(lambda: bool(folder.last("done"))):
                 log.info("the run in %s is finished: %s", folder.path, _reached(trainer.state))
                 return _ended(trainer, None)
@@ -116,10 +120,7 @@ def train(
 def _fit(trainer: Trainer, watchdog: Watchdog) -> str | None:
     """Collective. Trains to the end and sums up; returns the signal that stopped it, if any did."""
     limit_sec, world = trainer.config.run.step_timeout_sec, trainer.world
-    with (
-        contextlib.closing(trainer.monitor),
-        watchdog.within(None if limit_sec is None else Limit(limit_sec)),
-    ):
+    with watchdog.within(None if limit_sec is None else Limit(limit_sec)):
         if not trainer.finished:
             gc.collect()
             gc.freeze()  # a pass over all that lives by now takes as long as a step
@@ -139,8 +140,11 @@ def _ended(trainer: Trainer, stopped: str | None) -> Ended:
     return Ended(trainer.folder, stopped, state.step, course.total_steps, tuple(state.history))
 
 
-def _open(config: Config, world: World, share: Share, stop: StopSignal) -> Trainer:
-    """Collective. Opens the data, and puts every rank at the state from which the run goes on."""
+def _open(
+    config: Config, world: World, share: Share, stop: StopSignal, held: contextlib.ExitStack
+) -> Trainer:
+    """Collective. Opens the data, and puts every rank at the state from which the run goes on; what
+    it opens, and the files that follow, `held` closes."""
     begins = world.heartbeat.beat
     begins("index")
     train_set, val_set = open_data(config, world)
@@ -152,6 +156,8 @@ def _open(config: Config, world: World, share: Share, stop: StopSignal) -> Train
         lambda: choose_decoding(config.data, device, share, (train_set, val_set), normalisation)
     )
     trainer = world.together(lambda: Trainer(config, world, decode, train_set, val_set, stop))
+    held.callback(trainer.loaders.close)
+    held.callback(lambda: trainer.monitor.close())  # the one it has by then
     world.require_same(_decided_alike(trainer))
     trainer.join_ranks()
     begins("resume")

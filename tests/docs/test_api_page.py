@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pages
+import pytest
 from jobs import REPOSITORY
 
 import pipeline.api
@@ -14,8 +15,9 @@ from pipeline.prepare.options import DemoOptions
 PAGE = REPOSITORY / "docs" / "api.md"
 
 
+@pytest.mark.usefixtures("one_core")
 def test_its_examples_run(tmp_path, monkeypatch, capsys):
-    draw_demo(DemoOptions(tmp_path / "data" / "demo", train=20, val=20))
+    draw_demo(DemoOptions(tmp_path / "data" / "demo", train=10, val=10))
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
     monkeypatch.chdir(tmp_path)
     blocks = [block for block in pages.blocks(PAGE) if block.language == "python"]
@@ -24,7 +26,7 @@ def test_its_examples_run(tmp_path, monkeypatch, capsys):
     for block in blocks:
         exec(compile(block.text, str(block), "exec"), names)
     assert "no setting schedule.epoch; did you mean schedule.epochs" in capsys.readouterr().out
-    assert names["result"].finished and len(names["images"]) == 20
+    assert names["result"].finished and len(names["images"]) == 10
     assert tuple(names["batch"].shape) == (8, 3, 64, 64)
 
 

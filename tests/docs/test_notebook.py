@@ -14,7 +14,7 @@ import pytest
 from jobs import REPOSITORY
 
 NOTEBOOK = REPOSITORY / "examples" / "demo.ipynb"
-PARAMETERS = "TRAIN_IMAGES, VAL_IMAGES, EPOCHS = 320, 60, 2"
+PARAMETERS = "TRAIN_IMAGES, VAL_IMAGES, EPOCHS = 192, 40, 2"
 
 needs_jupyter = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("nbclient", "ipykernel"))),
@@ -37,6 +37,7 @@ def test_it_tells_of_its_machine_nothing():
 
 
 @needs_jupyter
+@pytest.mark.usefixtures("one_core")
 def test_it_runs_and_shows_its_curves_mistakes_and_a_guess(tmp_path, monkeypatch):
     import nbformat
     from nbclient import NotebookClient
@@ -66,10 +67,10 @@ def test_it_runs_and_shows_its_curves_mistakes_and_a_guess(tmp_path, monkeypatch
         number: "".join(str(output) for output in cell.outputs)
         for number, cell in enumerate(c for c in notebook.cells if c.cell_type == "code")
     }
-    assert "320 images of 10 classes" in shown[1]
+    assert "192 images of 10 classes" in shown[1]
     assert "epoch 2 validation" in shown[2] and "finished=True" in shown[2]
     pictures = [number for number, text in shown.items() if "image/png" in text]
     assert pictures == [3, 5, 6, 7]
-    assert "of 60 are wrong" in shown[4]
+    assert "of 40 are wrong" in shown[4]
     assert shown[7].count("%  ") == 3
     assert (folder / "runs" / "notebook" / "checkpoints" / "best.pt").is_file()

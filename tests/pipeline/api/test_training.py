@@ -37,6 +37,11 @@ def settings(data: Path, runs: Path, **other: object) -> dict[str, object]:
     return found | {name.replace("__", "."): value for name, value in other.items()}
 
 
+def streams() -> tuple[object, ...]:
+    """Where Python and what it calls write to."""
+    return sys.stdout, sys.stderr, *(os.readlink(f"/proc/self/fd/{number}") for number in (1, 2))
+
+
 @pytest.fixture(scope="module")
 def lines() -> list[dict]:
     """What the callback of `trained` has got."""
@@ -88,6 +93,7 @@ def test_the_process_is_as_it_was(small_data, tmp_path, trained):
     own = logging.NullHandler()
     log.addHandler(own)
     signal.setitimer(signal.ITIMER_REAL, 3000)
+    torch.manual_seed(1234)  # not run.seed
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
     def state() -> dict[str, object]:
@@ -99,9 +105,9 @@ def test_the_process_is_as_it_was(small_data, tmp_path, trained):
             "random": torch.get_rng_state().tolist(),
             "dtype": (torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()),
             "garbage": (gc.isenabled(), gc.get_freeze_count()),
-            "streams": (sys.stdout, sys.stderr),
+            "streams": streams(),
             "warnings": list(warnings.filters),
-            "workers": {one.name for one in threading.enumerate()},
+            "workers": {thread.name for thread in threading.enumerate()},
         }
 
     try:
@@ -115,6 +121,21 @@ def test_the_process_is_as_it_was(small_data, tmp_path, trained):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         log.removeHandler(own)
+
+
+@pytest.mark.gpu
+def test_a_gpus_memory_and_arithmetic_are_as_they_were(small_data, tmp_path):
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = True, False
+    torch.zeros(1, device="cuda")
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    drawn = torch.cuda.get_rng_state().tolist()
+    result = pipeline.train(settings(small_data, tmp_path), {"run.device": "cuda"})
+    assert result.finished
+    torch._C._cuda_clearCublasWorkspaces()  # which PyTorch keeps for the next product
+    assert torch.cuda.memory_allocated() <= before + 2**20
+    assert torch.backends.cudnn.allow_tf32 and not torch.backends.cudnn.benchmark
+    assert torch.cuda.get_rng_state().tolist() == drawn
 
 
 def test_a_second_training_says_each_line_once(small_data, tmp_path, trained, capsys):
@@ -141,16 +162,26 @@ def test_an_interrupt_saves_and_returns_and_the_same_call_goes_on(small_data, tm
 
 @pytest.mark.parametrize("event", ["start", "train", "val", "done"])
 def test_what_a_callback_raises_reaches_the_caller_as_it_is(event, small_data, tmp_path):
-    own = ZeroDivisionError("of the callback")
+    # One of a file, which the run would take for its folder's.
+    own = PermissionError(13, "of the callback", "elsewhere")
 
     def breaks(line: dict) -> None:
         if line["event"] == event:
             raise own
 
-    with pytest.raises(ZeroDivisionError) as raised:
+    before = streams()
+    with pytest.raises(PermissionError) as raised:
         pipeline.train(settings(small_data, tmp_path, schedule__epochs=1,
                                 schedule__drop_epochs=[]), on_metrics=breaks)  # fmt: skip
     assert raised.value is own
+    assert streams() == before
+
+
+def test_a_call_of_a_finished_run_changes_nothing(small_data, trained):
+    before, written = streams(), trained.lines()
+    again = pipeline.train(settings(small_data, trained.folder.parent))
+    assert again.finished and again.history == trained.history and again.best == trained.best
+    assert streams() == before and trained.lines() == written
 
 
 def test_an_interrupt_that_a_callback_raises_is_no_error_of_the_run(small_data, tmp_path):
@@ -256,5 +287,5 @@ def test_the_functions_are_the_packages_and_nothing_heavy_comes_with_them():
     for name in ("train", "evaluate"):
         function = getattr(pipeline.api, name)
         assert inspect.signature(getattr(pipeline, name)) == inspect.signature(function)
-    with pytest.raises(AttributeError, match="has no attribute 'trian'"):
+    with pytest.raises(AttributeError, match="no attribute 'trian'; there are: .*train"):
         pipeline.trian  # noqa: B018
