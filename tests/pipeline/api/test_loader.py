@@ -9,6 +9,7 @@ import pickle
 import threading
 
 import cifar_archives
+import jobs
 import pytest
 import torch
 from container_writers import WRITERS, draw_images, write_folders
@@ -247,6 +248,19 @@ def test_closing_or_dropping_it_ends_its_threads(small_data):
         assert loader_threads() == set()
     finally:
         gc.enable()
+
+
+def test_a_program_may_end_in_the_middle_of_a_for(small_data):
+    program = (
+        "from loader_batches import open_loader\n"
+        f"loader = open_loader({str(small_data)!r})\n"
+        "images = next(iter(loader))\n"
+        "iterator = iter(loader); next(iterator)\n"
+        "print('told')\n"
+    )
+    path = f"{jobs.REPOSITORY}:{jobs.REPOSITORY / 'tests'}"
+    ended = jobs.run(["-c", program], PYTHONPATH=path)
+    assert (ended.codes, ended.text) == ([0], "told\n")
 
 
 def _in_a_fork(loader, root, found) -> None:
