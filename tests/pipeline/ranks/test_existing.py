@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 
 from pipeline.ranks import existing
-from pipeline.ranks.existing import existing_rank, share_of_own
+from pipeline.ranks.existing import existing_rank, share_of_own, told_rank
 from pipeline.ranks.places import Share
 from pipeline.system.launched import Launched
 
@@ -40,10 +40,18 @@ def test_of_torch_distributed_whoever_started_it(launched_as):
     launched_as(HOROVOD_RANK="3", HOROVOD_SIZE="4")
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        assert existing_rank() == Launched("torch", 0, 1, 0, 1)
+        assert existing_rank() == Launched(None, 0, 1, 0, 1)
     finally:
         dist.destroy_process_group()
     assert existing_rank() == Launched("horovod", 3, 4, 0, 1)
+
+
+def test_that_is_told(launched_as, monkeypatch):
+    monkeypatch.setattr(existing, "usable_count", lambda: 4)
+    assert told_rank(6, 16) == Launched(None, 6, 16, 2, 4)
+    assert told_rank(1, 2) == Launched(None, 1, 2, 1, 2)
+    launched_as(MASTER_ADDR="localhost", MASTER_PORT="1", **VARIABLES)
+    assert told_rank(5, 8) == Launched("torch", 5, 8, 1, 4)
 
 
 def test_cores_that_all_may_use_are_shared(monkeypatch):
