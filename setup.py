@@ -55,6 +55,8 @@ setup(
             "ruff",
             "mypy",
             "types-PyYAML",  # mypy's knowledge of yaml
+            "nbclient",  # runs examples/demo.ipynb
+            "ipykernel",  # as a kernel of this Python
             "simplejpeg",  # bare decoding, which `benchmark loader` compares with
             # Runs the kernels in its interpreter, compiles them for sm_80 and sm_90. Unpinned: CUDA
             # builds of PyTorch pin their own. The interpreter of 3.5 and 3.6 needs numpy < 2.4.

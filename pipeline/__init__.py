@@ -60,7 +60,8 @@ if not TYPE_CHECKING:
             return importlib.import_module(f"pipeline.{name}")
         if name in __all__:
             return _function(name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        names = ", ".join(__all__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; there are: {names}")
 
 
 sys.modules[__name__].__class__ = _Pipeline

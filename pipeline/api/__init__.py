@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pipeline.api.dataset import images as images
     from pipeline.api.evaluating import EvaluateResult as EvaluateResult
     from pipeline.api.evaluating import evaluate as evaluate
-    from pipeline.api.loader import Loader as Loader  # type: ignore[import-not-found,unused-ignore]
+    from pipeline.api.loader import Loader as Loader
     from pipeline.api.loading import Loaded as Loaded
     from pipeline.api.loading import Transform as Transform
     from pipeline.api.loading import load as load
@@ -62,7 +62,10 @@ if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
         if name not in _FROM:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            names = ", ".join(_FROM)
+            raise AttributeError(
+                f"module {__name__!r} has no attribute {name!r}; there are: {names}"
+            )
         return getattr(importlib.import_module(_FROM[name]), name)
 
     def __dir__() -> list[str]:

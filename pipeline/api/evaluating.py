@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pipeline.api.settings import AnyPath, Settings, checkpoint_in, parsed
-from pipeline.config import names_for, require
+from pipeline.config import names_for, plain, require
 from pipeline.evaluate.protocol import BnImages, Name, Request, choose_protocol
 from pipeline.system.launched import launched_size
 
@@ -123,7 +123,7 @@ def evaluate(
 
 
 def _result(found: Evaluation) -> EvaluateResult:
-    totals, tally, details = found.totals, found.tally, found.result
+    totals, tally, details = found.totals, found.tally, plain(found.result)
     return EvaluateResult(
         totals.images, totals.top1, totals.top1_correct, totals.top5, totals.top5_correct,
         totals.balanced_top1, totals.loss, tally.unreadable, list(found.classes),

@@ -59,32 +59,40 @@ class Transform:
         height, width = plan.shape
         down = _weights(top, high, pixels.shape[0], height)
         across = _weights(left, wide, pixels.shape[1], width)
-        # Sums of integers below 2**53, exact in float64. Rows, then columns, rounded in between
-        # as `resampling_kernel` does.
-        rows = np.tensordot(down, pixels.astype(np.float64), axes=(1, 0))
-        rows = np.floor((rows + 2**6) / 2**7)
-        found = np.floor((np.tensordot(across, rows, axes=(1, 1)) + 2**20) / 2**21)
-        return found.transpose(1, 0, 2).astype(np.uint8)
+        across_all = _sums(pixels.reshape(len(pixels), -1).astype(np.int32), down, 7)
+        columns = across_all.reshape(height, -1, 3).transpose(1, 0, 2).reshape(pixels.shape[1], -1)
+        found = _sums(np.ascontiguousarray(columns), across, 21)
+        return found.reshape(width, height, 3).transpose(1, 0, 2).astype(np.uint8)
+
+
+_Taps = tuple[NDArray[np.int64], NDArray[np.int32]]
+"""What each of `count` output pixels is made of: its first source pixel (count,), and the weights
+(count, most) of that and the next, 0 beyond its last."""
+
+
+def _sums(source: NDArray[np.int32], taps: _Taps, shift: int) -> NDArray[np.int32]:
+    """Weighted sums (count, m) of the rows of `source` (n, m), rounded by `shift` bits, in the
+    integers of `resampling_kernel`."""
+    firsts, weights = taps
+    total = np.full((len(firsts), source.shape[1]), 1 << (shift - 1), dtype=np.int32)
+    for tap in range(weights.shape[1]):
+        rows = np.minimum(firsts + tap, len(source) - 1)
+        total += weights[:, tap, None] * source[rows]
+    return total >> shift
 
 
 @functools.lru_cache(maxsize=512)
-def _weights(start: float, extent: float, side: int, count: int) -> NDArray[np.float64]:
-    """Whole-numbered weights (count, side) of source pixels in each output pixel, as the loader has
-    them: `start` and `extent` are the box, of which it sees a part with a margin."""
+def _weights(start: float, extent: float, side: int, count: int) -> _Taps:
+    """The loader's weights for `count` output pixels of the box from `start` on, of `extent`: it
+    sees a part of the `side` source pixels, with a margin."""
     from pipeline.data.dali.resampling_kernel import weights  # brings numba
 
     margin = np.ceil(max(1.0, extent / count))
     low = int(max(np.floor(start) - margin, 0))
     high = int(min(np.ceil(start + extent) + margin, side))
     begin = np.float32(start - low)
-    firsts, counts, each = weights.py_func(
-        begin, begin + np.float32(extent), high - low, count, False
-    )
-    found = np.zeros((count, side))
-    for output, (first, taps) in enumerate(zip(firsts.tolist(), counts.tolist(), strict=True)):
-        found[output, low + first : low + first + taps] = each[output, :taps]
-    found.setflags(write=False)
-    return found
+    firsts, _, each = weights.py_func(begin, begin + np.float32(extent), high - low, count, False)
+    return firsts + low, each.astype(np.int32)
 
 
 def open_image(path: Path) -> Image.Image:
