@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pipeline.api.dataset import images as images
     from pipeline.api.evaluating import EvaluateResult as EvaluateResult
     from pipeline.api.evaluating import evaluate as evaluate
-    from pipeline.api.loader import Loader as Loader  # type: ignore[import-not-found,unused-ignore]
+    from pipeline.api.loader import Loader as Loader
     from pipeline.api.loading import Loaded as Loaded
     from pipeline.api.loading import Transform as Transform
     from pipeline.api.loading import load as load

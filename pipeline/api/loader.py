@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.api.loader_settings import Asked, asked, own_rank
+from pipeline.api.loader_parts import (
+    bad_files,
+    device_of,
+    epochs_of,
+    leave_out_listed,
+    require_imagenet,
+    stream_of,
+)
+from pipeline.api.loader_settings import asked, own_rank
 from pipeline.api.loader_state import facts_of, place_in, require_position, state_of
-from pipeline.config import ConfigError, DataConfig, require
-from pipeline.data.batches import Epochs, Partition, StepEpochs, ValidationEpochs
+from pipeline.config import require
+from pipeline.data.dali import Batch as Decoded
 from pipeline.data.dali.settings import choose_decoding
-from pipeline.data.exclusion import Exclusions, Found, read_list, too_many
-from pipeline.data.images import BadImage, ImageSet
+from pipeline.data.exclusion import Exclusions
+from pipeline.data.images import BadImage
 from pipeline.data.index.survey import SPLITS, Split
 from pipeline.data.opening import open_split
-from pipeline.data.passes import Pass, Passes, exclude_from
-from pipeline.data.sizes import Sizes
+from pipeline.data.passes import Pass, Passes
 from pipeline.data.statistics import normalisation_of
-from pipeline.data.stream import TrainStream, ValStream, train_stream, val_planner
-from pipeline.ranks.existing import existing_rank, share_of_own
-from pipeline.ranks.places import Share, choose_device
-from pipeline.system.gpus import usable_count
-
-log = logging.getLogger("trainyard")
-
-_DEVICES: tuple[Literal["auto", "cpu", "cuda"], ...] = ("auto", "cpu", "cuda")
+from pipeline.data.stream import TrainStream, ValStream
+from pipeline.ranks.existing import share_of_own
 
 Batch = tuple[Tensor, Tensor]
 """Images (B, 3, H, W) and labels (B,) int64, both on the loader's device."""
@@ -89,32 +88,31 @@ class Loader:
             split == "train" or not drop_last,
             f"drop_last={drop_last} would leave images of {split} out; it is for train alone",
         )
-        found = own_rank(rank, world_size, existing_rank())
+        found = own_rank(rank, world_size)
         given = {"root": os.fspath(root), "image_size": image_size, "threads": threads}
         self._asked = asked(given, settings, seed, batch_size, global_batch_size, found)
         data, share = self._asked.data, share_of_own(found)
-        self._device = _device(device, share)
+        self._device = device_of(device, share)
         if data.dataset == "imagenet-1k":
-            _require_imagenet(data)
+            require_imagenet(data)
         self._images, train_set = open_split(data, split, classes)
         normalisation = normalisation_of(data, self._images if train_set is None else train_set)
         decode = choose_decoding(data, self._device, share, (self._images,), normalisation)
         if split == "val":
             decode = decode.for_shape((data.view_size, data.view_size))
-        self._epochs = _epochs(self._asked, self._images, drop_last)
-        self._stream = _stream(self._asked, self._images, normalisation, drop_last)
+        self._epochs = epochs_of(self._asked, self._images, drop_last)
+        self._stream = stream_of(self._asked, self._images, normalisation, drop_last)
         self._facts = facts_of(self._asked, self._images, normalisation, drop_last)
         self._channels_last = channels_last
         self._passes = Passes(data.local_batch_size, decode)
         self._pass: Pass | None = None
         self._process = os.getpid()
-        self.close = weakref.finalize(self, _close, self._passes, self._process)
-        """Ends the threads and frees the memory of the loader, which cannot be used any more."""
+        self._closing = weakref.finalize(self, _close, self._passes, self._process)
         self._epoch = self._number = 0
         self._turn = 0  # the number of the `for` that may ask for batches
         self._begun = False  # by that one, which has not come to the epoch's end
         self._positions = np.empty(0, np.int64)
-        self._exclude_listed()
+        leave_out_listed(self._stream, data, self.position)
 
     def __iter__(self) -> Iterator[Batch]:
         return _Epoch(self._next)
@@ -122,6 +120,10 @@ class Loader:
     def __len__(self) -> int:
         """This rank's batches in the epoch, those included that are done."""
         return self._epochs.first(self._epoch + 1) - self._epochs.first(self._epoch)
+
+    def close(self) -> None:
+        """Ends the threads and frees the memory of the loader, which cannot be used any more."""
+        self._closing()
 
     def __enter__(self) -> Loader:
         return self
@@ -214,7 +216,7 @@ class Loader:
         else:
             self._stream.excluded = frozenset(excluded)
         self._move(epoch, number)
-        self._exclude_listed()
+        leave_out_listed(self._stream, self._asked.data, self.position)
 
     def _move(self, epoch: int, number: int) -> None:
         self._epoch, self._number = epoch, number
@@ -247,14 +249,14 @@ class Loader:
         images = batch.images if self._channels_last else batch.images.contiguous()
         return images, batch.labels
 
-    def _take(self) -> Any:
+    def _take(self) -> Decoded:
         """The batch at the present place, from the pass that stands or a new one."""
         if self._pass is None or self._pass.number != self._number:
             training = isinstance(self._stream, TrainStream)
             end = None if training else self._epochs.first(self._epoch + 1)
             self._pass = Pass(
                 self._stream, self._epochs.positions, self._number, end, self._passes,
-                _leave_out(self._stream, self._asked),
+                bad_files(self._stream, self._asked.data),
             )  # fmt: skip
         try:
             return next(self._pass)
@@ -276,23 +278,8 @@ class Loader:
                 f"this loader was made by process {self._process}, and its threads are not in this "
                 "one, which was forked from it; make a Loader in each process"
             )
-        if not self.close.alive:
+        if not self._closing.alive:
             raise RuntimeError("this loader is closed; make a new one")
-
-    def _exclude_listed(self) -> None:
-        """Leaves out the images of the list data.exclude, from the present place on."""
-        data, stream = self._asked.data, self._stream
-        if data.exclude is None:
-            return
-        listed = read_list(Path(data.exclude), self._images.split, self._images)
-        if isinstance(stream, ValStream):
-            stream.excluded |= frozenset(listed)
-            count = len(stream.excluded)
-        else:
-            stream.exclusions = stream.exclusions.listed(listed, self.position)
-            count = len(stream.exclusions)
-        if count > data.max_excluded:
-            raise too_many(count, data.max_excluded)
 
 
 class _Epoch:
@@ -327,96 +314,3 @@ def _close(passes: Passes, process: int) -> None:
 _of_others: list[Passes] = []
 """Passes whose threads stayed in the process that this one was forked from: never freed, as DALI
 would wait for them."""
-
-
-def _device(asked_for: str | torch.device, share: Share) -> torch.device:
-    """The device that is asked for. Raises `ConfigError` for one that is not there, or of another
-    kind."""
-    for choice in _DEVICES:
-        if asked_for == choice:
-            return choose_device(choice, share.gpu)
-    try:
-        device = torch.device(asked_for)
-    except (RuntimeError, TypeError) as error:
-        raise ConfigError(
-            f"device={asked_for!r} must be auto, cpu, cuda or a torch.device of these"
-        ) from error
-    require(
-        device.type in ("cpu", "cuda"), f"device={device} must be a CPU or a GPU of CUDA; set auto"
-    )
-    if device.type == "cpu":
-        return torch.device("cpu")
-    index = share.gpu if device.index is None else device.index
-    count = usable_count()
-    require(
-        index < count,
-        f"device={device} is not there: PyTorch can use {count} GPUs; set device=auto",
-    )
-    return torch.device("cuda", index)
-
-
-def _require_imagenet(data: DataConfig) -> None:
-    """Raises `ValueError` unless both splits are all of ImageNet."""
-    from pipeline.train.preflight import require_complete  # brings all that trains
-
-    train_set, val_set = (open_split(data, split)[0] for split in SPLITS)
-    require_complete(data, train_set, val_set)
-
-
-def _epochs(asked: Asked, images: ImageSet, drop_last: bool) -> Epochs:
-    data = asked.data
-    if images.split == "val":
-        return ValidationEpochs(len(images), data.local_batch_size, asked.rank, asked.world_size)
-    require(
-        not drop_last or len(images) >= data.global_batch_size,
-        f"drop_last=True leaves nothing of {len(images)} images, fewer than "
-        f"data.global_batch_size={data.global_batch_size}; lower it, or set drop_last=False",
-    )
-    partition = Partition(
-        data.global_batch_size, data.local_batch_size, asked.rank, asked.world_size
-    )
-    return StepEpochs(len(images), partition, drop_last)
-
-
-def _stream(
-    asked: Asked, images: ImageSet, normalisation: Any, drop_last: bool
-) -> TrainStream | ValStream:
-    data = asked.data
-    if images.split == "val":
-        return ValStream(images, val_planner(data))
-    sizes = None
-    if data.image_sizes is not None and len(data.image_sizes) > 1:
-        starts = tuple(
-            (epoch * len(images), side) for epoch, side in sorted(data.image_sizes.items())
-        )
-        # Where epochs begin anew, no step reaches into the next.
-        sizes = Sizes(starts, 1 if drop_last else data.global_batch_size)
-    return train_stream(images, data, asked.seed, normalisation, sizes)
-
-
-def _leave_out(stream: TrainStream | ValStream, asked: Asked) -> Callable[[Found], object] | None:
-    """What goes on without a bad file, if data.bad_images says so.
-
-    Each rank leaves out those that it meets itself. At a position stands the next image that can be
-    used, whichever bad ones were known before, so that the ranks need not tell each other.
-    """
-    data = asked.data
-    if data.bad_images != "exclude":
-        return None
-
-    def leave_out(found: Found) -> None:
-        if isinstance(stream, ValStream):
-            exclude_from(stream, found, data)
-            count = len(stream.excluded)
-        else:
-            place = [(found.image, found.position)]
-            stream.exclusions = stream.exclusions.failed(place, data.global_batch_size)
-            count = len(stream.exclusions)
-        log.warning(
-            "warning: %s; %s goes on without it (%d excluded of at most %d)",
-            found.error, stream.image_set.split, count, data.max_excluded,
-        )  # fmt: skip
-        if count > data.max_excluded:
-            raise too_many(count, data.max_excluded)
-
-    return leave_out

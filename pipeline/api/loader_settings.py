@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pipeline.config import ConfigError, DataConfig, require, setting_types
 from pipeline.config.run import RunConfig
 from pipeline.config.values import Refused, read, refusal
 from pipeline.config.yaml_file import unknown_setting
 from pipeline.config.yaml_text import Quoted
 from pipeline.data.batches import split_global_batch
+from pipeline.ranks.existing import existing_rank, told_rank
 from pipeline.system.launched import Launched
 
 _OWN = ("root", "global_batch_size", "local_batch_size", "image_size", "threads")
@@ -72,17 +75,18 @@ def asked(
 
 def _read(name: str, value: Any) -> Any:
     """The value of a setting, of its type. Raises `ConfigError` for one of another."""
+    value = value.item() if isinstance(value, np.generic) else value
     try:
         return read(Quoted(value) if isinstance(value, str) else value, setting_types()[name])
     except Refused as error:
         raise ConfigError(refusal(f"{name}=", value, error)) from error
 
 
-def own_rank(rank: int | None, world_size: int | None, found: Launched) -> Launched:
-    """The rank that is asked for, or without one that was `found`. Raises `ConfigError` for half an
-    answer, and for a rank that does not exist."""
+def own_rank(rank: int | None, world_size: int | None) -> Launched:
+    """The rank that is asked for, or without one that which the process has. Raises `ConfigError`
+    for half an answer, and for a rank that does not exist."""
     if rank is None and world_size is None:
-        return found
+        return existing_rank()
     require(
         rank is not None and world_size is not None,
         f"rank={rank} and world_size={world_size} go together; give both, or neither for those of "
@@ -93,5 +97,4 @@ def own_rank(rank: int | None, world_size: int | None, found: Launched) -> Launc
         0 <= rank < world_size,
         f"rank={rank} must lie in [0, {world_size}), as world_size={world_size} says",
     )
-    same = (rank, world_size) == (found.rank, found.size)
-    return found if same else Launched(None, rank, world_size)
+    return told_rank(rank, world_size)

@@ -3,6 +3,7 @@ runs inside of another program."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 
@@ -18,15 +19,20 @@ from pipeline.system.machine import available_cores
 def existing_rank() -> Launched:
     """This process's rank: in torch.distributed if that has been initialised, else as its launcher
     says, else alone. Raises `ValueError` where two launchers have started it."""
-    started = launched()
-    if not (dist.is_available() and dist.is_initialized()):
-        return started
-    rank, size = dist.get_rank(), dist.get_world_size()
-    if started.size == size:
-        return dataclasses.replace(started, rank=rank)
-    # Started without a launcher's variables: on one machine, or on several with as many as GPUs.
+    if dist.is_available() and dist.is_initialized():
+        return told_rank(dist.get_rank(), dist.get_world_size())
+    return launched()
+
+
+def told_rank(rank: int, size: int) -> Launched:
+    """Rank `rank` of `size`, with its place on this machine: as the launcher says it, if that has
+    started as many, else as the ranks of one machine, or of several with as many as GPUs."""
+    with contextlib.suppress(ValueError):  # two launchers, neither of which need be right
+        started = launched()
+        if started.size == size:
+            return dataclasses.replace(started, rank=rank)
     local_size = min(size, usable_count() or size)
-    return Launched("torch", rank, size, rank % local_size, local_size)
+    return Launched(None, rank, size, rank % local_size, local_size)
 
 
 def share_of_own(rank: Launched) -> Share:

@@ -7,16 +7,21 @@ import itertools
 import multiprocessing
 import pickle
 import threading
+from contextlib import closing
 
 import cifar_archives
+import jobs
 import pytest
 import torch
 from container_writers import WRITERS, draw_images, write_folders
 from loader_batches import batches_of, open_loader, positions_of, require_same
-from one_process import train_here
+from one_process import config_of, train_here
 
+from pipeline.data.dali import DecodeSettings
 from pipeline.data.index.manifest import open_manifest
+from pipeline.ranks.world import World
 from pipeline.train.feed import Feed
+from pipeline.train.loaders import Loaders
 
 RECIPES = {
     "plain": {},
@@ -125,6 +130,17 @@ def test_val_has_each_image_once_over_the_ranks(small_data, world):
     assert found == dict(enumerate(labels.tolist()))
     assert max(counts) - min(counts) <= 1
     assert sum(counts) == 4  # of 8, 8, 8 and 6; of seven ranks three have none
+
+
+def test_val_has_the_views_of_a_trainings_validation(small_data, tmp_path):
+    config = config_of(small_data, tmp_path)
+    train_set, val_set = open_manifest(small_data, "train"), open_manifest(small_data, "val")
+    decode = DecodeSettings("cpu", torch.device("cpu"), 1)
+    with closing(Loaders(config, World(), decode, train_set, val_set, 7)) as loaders:
+        wanted = [(b.positions, b.labels, b.images) for b in loaders.val()]
+    real = [slice(None)] * 3 + [slice(6)]  # without the last batch's padding
+    wanted = [tuple(part[own] for part in one) for own, one in zip(real, wanted, strict=True)]
+    require_same(batches_of(open_loader(small_data, "val")), wanted)
 
 
 def test_every_pass_over_val_is_the_same(small_data):
@@ -247,6 +263,19 @@ def test_closing_or_dropping_it_ends_its_threads(small_data):
         assert loader_threads() == set()
     finally:
         gc.enable()
+
+
+def test_a_program_may_end_in_the_middle_of_a_for(small_data):
+    program = (
+        "from loader_batches import open_loader\n"
+        f"loader = open_loader({str(small_data)!r})\n"
+        "images = next(iter(loader))\n"
+        "iterator = iter(loader); next(iterator)\n"
+        "print('told')\n"
+    )
+    path = f"{jobs.REPOSITORY}:{jobs.REPOSITORY / 'tests'}"
+    ended = jobs.run(["-c", program], PYTHONPATH=path)
+    assert (ended.codes, ended.text) == ([0], "told\n")
 
 
 def _in_a_fork(loader, root, found) -> None:
