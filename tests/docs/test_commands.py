@@ -231,12 +231,6 @@ def check(words: list[str]) -> None:
         check(words[next(i for i, word in enumerate(words) if "python" in word) :])
     elif name == "torchrun":
         check_module(*split_torchrun(words[1:]))
-    elif name == "trainyard":
-        from launch.command import COMMANDS
-
-        assert words[1] in COMMANDS, words
-        command = COMMANDS[words[1]]
-        check_module(command.module, [*command.options, *words[2:]])
     elif name == "sbatch":
         check_batch(words[1:])
     elif name == "make":
@@ -266,10 +260,11 @@ def check_trainyard(words: list[str]) -> None:
     if name in ("--help", "--version"):
         return
     assert name in COMMANDS, f"trainyard has no command {name}"
+    command = COMMANDS[name]
     if options[:1] == [batch_scripts.OPTION]:
         batch_scripts.show(options[1:])
         return
-    check_module(COMMANDS[name].module, options)
+    check_module(command.module, [*command.options, *options])
 
 
 def check_batch(words: list[str]) -> None:
