@@ -59,7 +59,7 @@ class Snapshot:
             if value.is_cuda or value.dtype == torch.bfloat16:  # which numpy does not have
                 return kept.copy_(value.detach(), non_blocking=value.is_cuda)
             # By this thread alone: torch's threads wait for each other at every tensor, which on a
-            # busy machine took 3 to 10 times as long (ResNet-18, 2 cores, 2026-11-29).
+            # busy machine took 2 to 15 times as long (ResNet-18, 2 cores, 2026-11-29).
             np.copyto(kept.numpy(), value.detach().numpy())
             return kept
         if isinstance(value, Mapping):

@@ -63,7 +63,7 @@ class RunMonitor(Monitor):
     ) -> None:  # fmt: skip
         room = room or Room(run.path)
         self._pictures = pictures
-        if position and any(run.tensorboard.glob("*")) and not run.metrics.exists():
+        if any(run.tensorboard.glob("*")) and not run.metrics.exists():
             log.warning(
                 "warning: %s is missing in %s and starts over at %d images seen: reports miss what "
                 "came before, and TensorBoard keeps its curves",
