@@ -22,6 +22,7 @@ class Snapshot:
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._copied: torch.cuda.Event | None = None
+        self._update_waits = False
         self._kept: dict[str, Tensor] = {}
 
     def take(self, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,6 +38,7 @@ class Snapshot:
             copied = self._copy("", content)
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
+        self._update_waits = True
         return cast(dict[str, Any], copied)
 
     def wait(self) -> None:
@@ -49,9 +51,10 @@ class Snapshot:
         self._kept.clear()
 
     def before_update(self) -> None:
-        """Lets the work that follows on the device's present stream wait for the copies."""
-        if self._copied is not None:
+        """Lets the work that follows on the device's present stream wait for the copies, once."""
+        if self._copied is not None and self._update_waits:
             torch.cuda.current_stream().wait_event(self._copied)
+            self._update_waits = False
 
     def _copy(self, name: str, value: Any) -> Any:
         if isinstance(value, Tensor):
