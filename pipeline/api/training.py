@@ -127,13 +127,15 @@ def _require_startable(config: Config) -> None:
 
 
 def _result(ended: Ended, config: Config) -> TrainResult:
-    history = ended.history
-    # Of equals the later is the better one, as for best.pt.
-    best = max(reversed(history), key=lambda one: one.deciding.top1_correct, default=None)
     return TrainResult(
         ended.folder.path, ended.stopped is None, ended.stopped, ended.step, ended.total_steps,
-        history, best, config,
+        ended.history, best_of(ended.history), config,
     )  # fmt: skip
+
+
+def best_of(history: Sequence[Validation]) -> Validation | None:
+    """The validation whose network best.pt is: of equals the later."""
+    return max(reversed(history), key=lambda one: one.deciding.top1_correct, default=None)
 
 
 class _Call(Observer):

@@ -1,5 +1,6 @@
 """`pipeline.train`: what a call returns and raises, and that its process is as it was before."""
 
+import dataclasses
 import gc
 import inspect
 import json
@@ -21,11 +22,13 @@ from jobs import REPOSITORY, small_settings
 from nvidia.dali import Pipeline
 
 import pipeline
-from pipeline.api import ConfigError, Observer, TrainingError, TrainResult
+from pipeline.api import ConfigError, Observer, TrainingError, TrainResult, Validation
+from pipeline.api.training import best_of
 from pipeline.config import Config, setting_names
 from pipeline.config.reading import load_config
 from pipeline.model.resnet import ResNet
 from pipeline.system.failure import STOP_SIGNALS
+from pipeline.train.metrics import is_best
 
 DEMO = REPOSITORY / "configs" / "demo.yaml"
 
@@ -67,6 +70,18 @@ def test_the_result_is_the_runs_history_and_its_files(trained, lines):
     written = [json.loads(line) for line in (trained.folder / "metrics.jsonl").open()]
     assert lines == written == trained.lines()
     assert [line["event"] for line in lines].count("train") == 5
+
+
+def test_the_best_validation_is_that_of_the_best_checkpoint():
+    """As `metrics.is_best` decides at each of them."""
+    raw = [
+        Validation(9, correct, None, 1.0, step=step) for step, correct in enumerate([3, 5, 5, 4])
+    ]
+    averaged = [dataclasses.replace(raw[0], ema=raw[1]), dataclasses.replace(raw[1], ema=raw[3])]
+    for history, step in ((raw, 2), (raw[:1], 0), (averaged, 0)):
+        assert best_of(history).step == step
+        assert step == max(n for n in range(len(history)) if is_best(history[: n + 1]))
+    assert best_of([]) is None
 
 
 def test_a_dict_a_file_and_a_config_are_one_configuration(small_data, tmp_path, trained):
