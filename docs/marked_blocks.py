@@ -18,6 +18,7 @@ CAPTIONS = {
     "container": "needs Docker, Apptainer or Enroot",
     "imagenet": "needs ImageNet",
     "cifar-10": "needs CIFAR-10",
+    "tracker": "needs W&B or MLflow",
     "own": "needs your images and weights to begin with",
     "minutes": "takes minutes",
     "server": "runs until Ctrl-C",

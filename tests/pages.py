@@ -18,6 +18,7 @@ NEEDS = {
     "container": "Docker, Apptainer or Enroot",
     "imagenet": "ImageNet, or a network trained on it",
     "cifar-10": "CIFAR-10, or a network trained on it",
+    "tracker": "the program of W&B, or all of mlflow",
     "own": "images of the reader's, and weights that others trained",
     "minutes": "minutes, or an environment to be set up",
     "server": "somebody to stop it",

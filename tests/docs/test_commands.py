@@ -36,8 +36,8 @@ PATIENCE_SEC = 120.0
 # Words of the shell and programs of the system, whose own options are not looked at.
 SYSTEM = {
     ".", "apptainer", "apt-get", "cd", "cp", "docker", "do", "done", "echo", "enroot", "export",
-    "for", "git", "in", "ln", "mkdir", "pip", "salloc", "scancel", "scontrol", "ssh", "tensorboard",
-    "umask",
+    "for", "git", "in", "ln", "mkdir", "mlflow", "pip", "salloc", "scancel", "scontrol", "ssh",
+    "tensorboard", "umask", "wandb",
 }  # fmt: skip
 SBATCH = {"--nodes", "--array", "--no-requeue", "--time"}
 PLAIN = (
@@ -152,7 +152,7 @@ def test_commands_within_sentences_too(page, tmp_path, monkeypatch):
     programs = ("trainyard ", "python -m", "horovodrun -np", "torchrun -", "make ", "sbatch ")
     # A name in capitals or dots stand for what the reader puts there.
     # So does a launcher's command without a program.
-    open_ended = re.compile(r"\b(NAME|FILE|JOB|DIR)\b|\.\.\.|…|<|^torchrun (?!.* -m )")
+    open_ended = re.compile(r"\b(NAME|FILE|JOB|DIR)\b|\.\.\.|…|<|^(torch|horovod)run (?!.* -m )")
     for span in pages.spans(page):
         if span.startswith(programs) and not open_ended.search(span):
             for command in commands(span):
