@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def _run(command: Command, rest: list[str]) -> None:
-    # argv[0] stays: by it `pipeline.config.reading.program` names the command in its help.
+    # argv[0] stays: by it `pipeline.config.parser.program` names the command in its help.
     sys.argv[1:] = [*command.options, *rest]
     runpy.run_module(command.module, run_name="__main__")
 

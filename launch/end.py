@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 from pipeline.system import console
@@ -27,7 +28,7 @@ def exit_code(code: int) -> int:
     return code if code in (ExitCode.FINISHED, ExitCode.WRONG_INPUT) else ExitCode.FAILED
 
 
-class End:
+class End(ABC):
     """Finds out how a job ended from the files that its ranks leave in the run's folder, if any.
 
     Created before the ranks start, so that older files are known.
@@ -63,9 +64,9 @@ class End:
         else:
             say_error(run.first_cause() or "")
 
+    @abstractmethod
     def without_record(self, code: int, received: signal.Signals | None) -> int:
         """Prints the end of ranks that have left no word in the run's folder; the exit code."""
-        raise NotImplementedError
 
     def early(self, received: signal.Signals) -> int:
         """Handles a signal that came before the first step; returns the exit code."""

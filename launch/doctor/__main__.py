@@ -19,7 +19,8 @@ from typing import Any, get_args
 from launch.doctor.check import Check, Facts
 from launch.doctor.judge import facts, judge
 from pipeline.config import ConfigError, names_for
-from pipeline.config.reading import load_config, program
+from pipeline.config.parser import program
+from pipeline.config.reading import load_config
 from pipeline.config.setting import home
 from pipeline.system.console import say
 from pipeline.system.failure import ExitCode, Reported, run_command

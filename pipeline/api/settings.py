@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, require
-from pipeline.config.reading import Parsed, checkpoint_exists, made, placed, typed_values
+from pipeline.config.parser import Parsed
+from pipeline.config.reading import checkpoint_exists, made, placed, typed_values
 from pipeline.config.reading import yaml_values as values_of_yaml
 from pipeline.config.run import require_plain_name
 from pipeline.config.yaml_file import settings_in

@@ -11,12 +11,11 @@ import contextlib
 import dataclasses
 import difflib
 import os
-import shlex
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 from docstring_parser import parse_from_object
 
@@ -28,7 +27,8 @@ from pipeline.config import (
     setting_names,
     setting_types,
 )
-from pipeline.config.help import PRINT_CONFIG, PRINT_CONFIG_HELP, PlainHelp, metavar_of
+from pipeline.config.help import PRINT_CONFIG, PRINT_CONFIG_HELP, metavar_of
+from pipeline.config.parser import Parsed, Parser, option_names, program
 from pipeline.config.run import require_plain_name
 from pipeline.config.setting import Command
 from pipeline.config.values import Refused, read, refusal
@@ -38,48 +38,6 @@ from pipeline.config.yaml_text import Quoted
 T = TypeVar("T")
 
 DEFAULT_CONFIG = CONFIGS / "resnet50.yaml"
-
-
-class Parsed(argparse.Namespace):
-    """What a command line gave, also by name: `parsed["data.root"]`, None where it is not there.
-
-    An option without a default is in it only if it was given.
-    """
-
-    def __getitem__(self, name: str) -> Any:
-        return getattr(self, name, None)
-
-
-class Parser(argparse.ArgumentParser):
-    """An argparse parser whose options have a type hint as their `type`, by which `parse` reads
-    them; what argparse itself refuses is raised as `ConfigError`."""
-
-    def __init__(self, prog: str, description: str) -> None:
-        self.kinds: dict[str, Any] = {}
-        """The type hints, by the option's name in `Parsed`."""
-        super().__init__(
-            prog=prog, description=description, allow_abbrev=False, formatter_class=PlainHelp
-        )
-
-    def add_argument(self, *names: Any, **about: Any) -> argparse.Action:
-        """As argparse's own, but for `type`."""
-        kind = about.pop("type", None)
-        action = super().add_argument(*names, **about)
-        if kind is not None:
-            self.kinds[action.dest] = action.kind = kind  # type: ignore[attr-defined]
-        return action
-
-    def error(self, message: str) -> NoReturn:
-        """Raises `ConfigError`."""
-        file = message.partition("unrecognized arguments: ")[2]
-        known = _options(self)
-        meant = [o for suffix, o in _OPTION_OF if o in known and file.endswith(suffix)]
-        hints = (f"; did you mean {option} {shlex.quote(file)}?" for option in meant)
-        raise ConfigError(message.removeprefix("argument ") + "".join(hints))
-
-
-# The option that a file without one was meant for.
-_OPTION_OF = ((".yaml", "--config"), (".yml", "--config"), (".pt", "--checkpoint"))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -127,14 +85,6 @@ def command_parser(command: str, description: str) -> Parser:
     return Parser(program(command), description)
 
 
-def program(command: str) -> str:
-    """How the user has started the module `command`, with its subcommand if any: by `trainyard` or
-    by `python -m`."""
-    if Path(sys.argv[0]).name != "trainyard":
-        return f"python -m {command}"
-    return f"trainyard {'launch' if command == 'launch.local' else command.partition('.')[2]}"
-
-
 def new_parser(command: str, description: str) -> Parser:
     """A parser with every setting as an option; a command adds its own."""
     parser = command_parser(command, description)
@@ -162,12 +112,8 @@ def _add_settings(parser: Parser, names: Sequence[str], note: str) -> None:
 
 def _add_debug(parser: Parser) -> None:
     """Adds the help of `--debug`, which `run_command` itself reads from the command line."""
-    if "--debug" not in _options(parser):
+    if "--debug" not in option_names(parser):
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-
-
-def _options(parser: argparse.ArgumentParser) -> list[str]:
-    return [option for action in parser._actions for option in action.option_strings]
 
 
 def add_overrides(parser: Parser, names: Sequence[str]) -> None:
@@ -187,7 +133,7 @@ def parse_overrides(
     """
     _add_debug(parser)
     add_overrides(parser, names_for(command))
-    changeable = _options(parser)
+    changeable = option_names(parser)
     for argument in argv:
         option = argument.partition("=")[0]
         name = option.removeprefix("--")
@@ -356,7 +302,7 @@ def parse(parser: Parser, argv: Sequence[str]) -> Parsed:
     Raises `ConfigError`, with the nearest name for an option that `parser` does not have.
     """
     _add_debug(parser)
-    known = [option for option in _options(parser) if option.startswith("--")]
+    known = [option for option in option_names(parser) if option.startswith("--")]
     for name in (argument.partition("=")[0] for argument in argv):
         if name.startswith("--") and name not in known:
             raise unknown_setting(name, "command line", known)
