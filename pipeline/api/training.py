@@ -162,6 +162,9 @@ class _Heard(Observer):
     def advance(self, position: int) -> None:
         self._kept(lambda: self._other.advance(position))
 
+    def begin_close(self) -> None:
+        self._kept(self._other.begin_close)
+
     def close(self) -> None:
         self._kept(self._other.close)
 

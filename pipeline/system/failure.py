@@ -342,7 +342,7 @@ class StopSignal:
         self.received: int = GO_ON
         """Index in `STOP_SIGNALS` of the strongest signal so far."""
         self._whole_command, self._holds = whole_command, not whole_command
-        self._previous: dict[int, Any] = {}
+        self._previous: dict[int, tuple[Any, Any]] = {}
 
     def hold(self) -> None:
         """From now on remembers signals to leave too."""
@@ -355,16 +355,40 @@ class StopSignal:
             number = signal.Signals[name]
             if name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
                 continue  # nohup: the job must outlive its terminal
-            self._previous[number] = signal.signal(number, self._remember)
+            action = None if self._whole_command else _action_of(number)
+            self._previous[number] = signal.signal(number, self._remember), action
         heed_signals()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, signal.SIG_IGN if self._whole_command else handler)
+        for number, (handler, action) in self._previous.items():
+            if self._whole_command:
+                signal.signal(number, signal.SIG_IGN)
+                continue
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            _libc().sigaction(number, action, None)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if not self._holds and name in _LEAVE:
             raise StoppedEarly(name)
         self.received = max(self.received, STOP_SIGNALS.index(name))
+
+
+_ACTION_BYTES = 512  # more than the 152 of glibc's struct sigaction
+
+
+def _action_of(number: int) -> Any:
+    """What the system does at a signal: Python knows of its own handlers alone, and takes one of C,
+    as of `faulthandler.register`, for the default, which ends the process."""
+    import ctypes
+
+    action = ctypes.create_string_buffer(_ACTION_BYTES)
+    _libc().sigaction(number, None, action)
+    return action
+
+
+def _libc() -> Any:
+    import ctypes
+
+    return ctypes.CDLL(None)

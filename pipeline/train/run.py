@@ -8,7 +8,7 @@ import hashlib
 import logging
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from pipeline.train.monitor.loggers import require_installed
 from pipeline.train.monitor.monitor import RunMonitor
 from pipeline.train.monitor.observer import Observer
 from pipeline.train.monitor.pictures import Pictures
+from pipeline.train.monitor.sender import DONE_SEC
 from pipeline.train.preflight import decode_largest, require_complete, try_step
 from pipeline.train.profile import open_profile
 from pipeline.train.resuming import resume
@@ -105,6 +106,7 @@ def train(
                 partial(record_hang, folder, world.rank, world.start),
             )
             trainer = _open(config, world, share, stop, held)
+            held.callback(_close_monitor, trainer, watchdog)
             if trainer.finished and world.on_rank0(lambda: bool(folder.last("done"))):
                 log.info("the run in %s is finished: %s", folder.path, _reached(trainer.state))
                 return _ended(trainer, None)
@@ -135,6 +137,15 @@ def _fit(trainer: Trainer, watchdog: Watchdog) -> str | None:
     return None
 
 
+def _close_monitor(trainer: Trainer, watchdog: Watchdog) -> None:
+    """Closes the monitor that there is by then, whose loggers have time of their own for it."""
+    limit = start_limit(trainer.config.run.start_timeout_sec)
+    if limit is not None:
+        limit = replace(limit, sec=limit.sec + DONE_SEC)
+    with watchdog.within(limit):
+        trainer.monitor.close()
+
+
 def _ended(trainer: Trainer, stopped: str | None) -> Ended:
     state, course = trainer.state, trainer.course
     return Ended(trainer.folder, stopped, state.step, course.total_steps, tuple(state.history))
@@ -144,7 +155,7 @@ def _open(
     config: Config, world: World, share: Share, stop: StopSignal, held: contextlib.ExitStack
 ) -> Trainer:
     """Collective. Opens the data, and puts every rank at the state from which the run goes on; what
-    it opens, and the files that follow, `held` closes."""
+    it opens `held` closes."""
     begins = world.heartbeat.beat
     begins("index")
     train_set, val_set = open_data(config, world)
@@ -157,7 +168,6 @@ def _open(
     )
     trainer = world.together(lambda: Trainer(config, world, decode, train_set, val_set, stop))
     held.callback(trainer.loaders.close)
-    held.callback(lambda: trainer.monitor.close())  # the one it has by then
     world.require_same(_decided_alike(trainer))
     trainer.join_ranks()
     begins("resume")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 from pipeline.train.monitor.observer import Observer
 
 log = logging.getLogger("trainyard")
+
+_SECRET = re.compile(r"(?<=://)[^/\s]*@")
 
 
 class Guarded(Observer):
@@ -29,6 +32,9 @@ class Guarded(Observer):
     def picture(self, tag: str, pixels: np.ndarray, position: int) -> None:
         self._try(lambda: self._inner.picture(tag, pixels, position))
 
+    def begin_close(self) -> None:
+        self._try(self._inner.begin_close)
+
     def close(self) -> None:
         inner, self._inner = self._inner, Observer()
         self._try(inner.close)
@@ -45,7 +51,12 @@ def warn_of(
     name: str, error: Exception, and_now: str = "gets nothing more from this start"
 ) -> None:
     """Logs that a logger failed, and what becomes of it."""
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = without_secret(" ".join(str(error).split())) or type(error).__name__
     log.warning(
         "warning: %s of run.loggers failed (%s) and %s; training continues", name, reason, and_now
     )
+
+
+def without_secret(text: str) -> str:
+    """`text` whose addresses have no user and password: what a run writes is for others too."""
+    return _SECRET.sub("", text)

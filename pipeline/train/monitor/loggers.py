@@ -11,7 +11,7 @@ from pipeline.config import Config, require
 from pipeline.config.run import Logger
 from pipeline.system.files import Room
 from pipeline.train.folder import RunFolder
-from pipeline.train.monitor.guarded import Guarded
+from pipeline.train.monitor.guarded import Guarded, warn_of
 from pipeline.train.monitor.observer import Observer
 
 _PACKAGES: Mapping[Logger, str] = {
@@ -24,10 +24,16 @@ def require_installed(names: Sequence[Logger]) -> None:
     """Raises `ConfigError` for a logger whose library is not installed; imports none."""
     for name in names:
         require(
-            name not in _PACKAGES or find_spec(name) is not None,
+            name not in _PACKAGES or _is_installed(name),
             f"run.loggers names {name}, whose library is not installed; run pip install "
             f"{_PACKAGES.get(name)}, or leave {name} out of run.loggers",
         )
+
+
+def _is_installed(module: str) -> bool:
+    found = find_spec(module)
+    # Without an origin it is a folder of the name, as W&B leaves one wherever it was used.
+    return found is not None and found.origin is not None
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,17 @@ class Beginning:
 def open_loggers(begin: Beginning) -> list[Observer]:
     """The loggers of a run, none of which raises anything later. Raises `OSError` if the run's own
     folder takes no file."""
-    return [Guarded(name, _OPEN[name](begin)) for name in begin.config.run.loggers]
+    return [Guarded(name, _opened(name, begin)) for name in begin.config.run.loggers]
+
+
+def _opened(name: Logger, begin: Beginning) -> Observer:
+    try:
+        return _OPEN[name](begin)
+    except OSError:
+        raise
+    except Exception as error:  # a library that does not fit another one, or what lies there
+        warn_of(name, error, "gets nothing from this start")
+        return Observer()
 
 
 def _tensorboard(begin: Beginning) -> Observer:

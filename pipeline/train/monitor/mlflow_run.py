@@ -12,6 +12,7 @@ from pipeline.config import Config
 from pipeline.config.setting import shown
 from pipeline.system.files import write_text
 from pipeline.train.folder import RunFolder
+from pipeline.train.monitor.guarded import without_secret
 from pipeline.train.monitor.observer import numbers
 from pipeline.train.monitor.sender import Line, Tracker
 
@@ -58,7 +59,7 @@ class MlflowRun(Tracker):
             return
         run = self._client.create_run(self._experiment(), run_name=self._config.run.name)
         self._id = run.info.run_id
-        kept = json.dumps({"place": place, "run_id": self._id})
+        kept = json.dumps({"place": _kept(place), "run_id": self._id})
         write_text(self._folder.mlflow_id, kept + "\n")
         for params in self._parameters():
             self._client.log_batch(self._id, params=params)
@@ -84,7 +85,7 @@ class MlflowRun(Tracker):
 
         try:
             kept = json.loads(self._folder.mlflow_id.read_text(encoding="utf-8"))
-            if kept["place"] != place:
+            if kept["place"] != _kept(place):
                 return None
             return str(self._client.get_run(kept["run_id"]).info.run_id)
         except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -121,3 +122,8 @@ class MlflowRun(Tracker):
         params = (Param(n, shown(v)[:_LONGEST]) for n, v in self._config.values().items())
         while some := list(islice(params, _AT_ONCE)):
             yield some
+
+
+def _kept(place: str | None) -> str | None:
+    """What the run's folder says of `place`: also a database's address has a password in it."""
+    return None if place is None else without_secret(place)

@@ -118,6 +118,8 @@ class RunMonitor(Monitor):
                 ends.callback(close)
             for observer in self._observers:
                 ends.callback(observer.close)
+            for observer in self._observers:
+                ends.callback(observer.begin_close)  # the last come first
 
 
 @contextmanager

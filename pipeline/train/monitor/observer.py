@@ -28,6 +28,9 @@ class Observer:
     def picture(self, tag: str, pixels: np.ndarray, position: int) -> None:
         """Takes an image (H, W, 3) uint8, if it wants any."""
 
+    def begin_close(self) -> None:
+        """Comes before any observer's `close`: begins what that then waits for."""
+
     def close(self) -> None:
         """Comes at the end of this start of the run, whatever ends it."""
 

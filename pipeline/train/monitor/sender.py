@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import queue
 import threading
 import time
@@ -56,6 +57,7 @@ class Sender(Observer):
         self._unsent = deque(line for line in kept if line["event"] in DRAWN)
         self._new: queue.Queue[Line | None] = queue.Queue(MOST_WAITING)
         self._warned = self._gone = self._done = False
+        self._end_at = math.inf  # until when the end waits for it; inf: it has not been told
         self._thread = threading.Thread(target=self._work, name=f"to {name}", daemon=True)
         self._thread.start()
 
@@ -69,19 +71,29 @@ class Sender(Observer):
             full = TimeoutError("too many lines wait for it; the next start sends them")
             self._warn(full, "misses some lines")
 
+    def begin_close(self) -> None:
+        """Tells the thread that there are no more lines; all trackers together have their time."""
+        self._end_at = time.monotonic() + self._limit_sec
+        with contextlib.suppress(queue.Full):
+            self._new.put_nowait(None)
+
     def close(self) -> None:
-        limit_sec = DONE_SEC if self._done else CLOSE_SEC
-        end = time.monotonic() + limit_sec
+        if self._end_at == math.inf:
+            self.begin_close()
         with contextlib.suppress(queue.Full):  # the thread hangs, as is seen next
-            self._new.put(None, timeout=limit_sec)
-        self._thread.join(max(0.0, end - time.monotonic()))
+            self._new.put(None, timeout=max(0.0, self._end_at - time.monotonic()))
+        self._thread.join(max(0.0, self._end_at - time.monotonic()))
         if self._thread.is_alive():
             self._gone = True
             log.warning(
                 "warning: %s of run.loggers took no more lines within %g s of the end; what it "
                 "misses is in metrics.jsonl, and a start that resumes this run sends it",
-                self._name, limit_sec,
+                self._name, self._limit_sec,
             )  # fmt: skip
+
+    @property
+    def _limit_sec(self) -> float:
+        return DONE_SEC if self._done else CLOSE_SEC
 
     def _work(self) -> None:
         try:

@@ -14,12 +14,15 @@ from typing import Any
 from pipeline.config import Config, plain
 from pipeline.system.files import write_text
 from pipeline.train.folder import RunFolder
+from pipeline.train.monitor.guarded import without_secret
 from pipeline.train.monitor.observer import numbers
 from pipeline.train.monitor.sender import CLOSE_SEC, Line, Tracker
 
 log = logging.getLogger("trainyard")
 
 _PROJECT = "trainyard"
+_BEGIN_SEC = 20.0
+"""How long a server may take to begin a run, before the run is offline."""
 
 
 class WandbRun(Tracker):
@@ -48,17 +51,20 @@ class WandbRun(Tracker):
                     )
                 self._begin(mode)
             except wandb.errors.Error as error:
+                reason = without_secret(" ".join(str(error).split()))
                 log.warning(
                     "warning: wandb of run.loggers is offline: %s; training continues, and "
-                    "wandb sync uploads what is kept in %s", " ".join(str(error).split()),
-                    self._folder.wandb,
+                    "wandb sync uploads what is kept in %s", reason, self._folder.wandb,
                 )  # fmt: skip
+                if wandb.run is None:  # else a run of the program that calls this one ends with it
+                    wandb.teardown()  # its service holds the run's identity, which has failed
                 self._begin("offline")
         else:
             self._begin(mode)
         # Each start has all lines, from the first on: without a server W&B cannot tell which ones
         # it has, and a kill leaves hardly any in a file (0.31).
-        _remove(earlier)
+        if mode != "disabled":
+            _remove(earlier)
 
     def send(self, line: Line) -> None:
         step = 2 * line["position"] + (line["event"] == "val")
@@ -77,8 +83,13 @@ class WandbRun(Tracker):
             id=self._id, resume="allow", mode=mode, dir=self._folder.path,
             config={name: plain(value) for name, value in self._config.values().items()},
             allow_val_change=True,
-            # log.txt has what is said, and the progress bar is no line.
-            settings=wandb.Settings(console="off", silent=True, finish_timeout=CLOSE_SEC),
+            reinit="create_new",  # a program that calls this one may have a run of its own
+            settings=wandb.Settings(
+                # log.txt has what is said, and the progress bar is no line.
+                console="off", silent=True,
+                # At its exit a process waits for W&B, also for a beginning that hangs (0.31).
+                init_timeout=_BEGIN_SEC, finish_timeout=CLOSE_SEC,
+            ),
         )  # fmt: skip
         self._run.define_metric("*", step_metric="position")
         if mode == "online":

@@ -2,6 +2,7 @@
 run in use."""
 
 import contextlib
+import faulthandler
 import fcntl
 import os
 import pty
@@ -48,6 +49,22 @@ def test_a_signal_to_stop_is_remembered_and_the_action_before_comes_back(name):
             os.kill(os.getpid(), number)
             assert STOP_SIGNALS[stop.received] == name
         assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_a_handler_that_is_not_pythons_comes_back_too(tmp_path):
+    """Or the signal would end the program, which a call of `pipeline.train` is only a part of."""
+    with open(tmp_path / "stacks", "w+b") as stacks:
+        faulthandler.register(signal.SIGUSR2, file=stacks)
+        try:
+            with StopSignal() as stop:
+                os.kill(os.getpid(), signal.SIGUSR2)
+                assert STOP_SIGNALS[stop.received] == "SIGUSR2"
+            assert stacks.read() == b""
+            os.kill(os.getpid(), signal.SIGUSR2)
+            stacks.seek(0)
+            assert b"most recent call first" in stacks.read()
+        finally:
+            faulthandler.unregister(signal.SIGUSR2)
 
 
 def test_under_nohup_a_hangup_stays_ignored():

@@ -15,15 +15,13 @@ from pathlib import Path
 import jobs
 import pytest
 import tracked
-from made_lines import line
-from one_process import config_of, train_here
+from made_lines import line, made_run
+from one_process import train_here
 
 from pipeline.config import ConfigError
 from pipeline.system.files import Room
 from pipeline.train.events import read_metrics
-from pipeline.train.folder import RunFolder
 from pipeline.train.monitor import loggers, sender
-from pipeline.train.monitor.monitor import RunMonitor
 from pipeline.train.monitor.observer import Observer
 from pipeline.train.monitor.sender import Sender, Tracker
 from pipeline.train.monitor.tables import Tables
@@ -167,21 +165,6 @@ def test_wandb_without_a_key_asks_nobody_and_goes_on_offline(
         f"{run}/wandb"
     )
     assert tracked.of_wandb(run) == tracked.of_metrics(run)
-
-
-def made_run(below: Path, *options: str, positions=(10, 20), start: int = 0, val: int = 0) -> Path:
-    """A run of lines that are made up; its folder."""
-    config = config_of(below, below, *options)
-    config.run.path.mkdir(exist_ok=True)
-    monitor = RunMonitor(RunFolder(config.run.path), config, start, 1 if start else 0, 100)
-    val = val or positions[-1]
-    for position in sorted({*positions, val}):
-        if position in positions:
-            monitor.train(line("train", position, loss=1 / position))
-        if position == val:
-            monitor.val(line("val", position))
-    monitor.close()
-    return config.run.path
 
 
 def test_resuming_adds_what_is_new_and_what_a_logger_missed(tmp_path):
