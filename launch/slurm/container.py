@@ -125,6 +125,8 @@ def choose_runtime(image: str, asked: Runtime) -> Literal["pyxis", "apptainer"]:
     """
     file = image.removesuffix("/")
     kind = {".sif": "apptainer", ".sqsh": "pyxis"}.get(Path(file).suffix)
+    if "://" in image and not image.startswith(("docker://", "dockerd://")):
+        kind = "apptainer"  # Enroot reads no other, such as oras:// and library://
     order = [asked] if asked != "auto" else [kind] if kind else ["pyxis", "apptainer"]
     for one in order:
         if one == "pyxis" and _has_pyxis():

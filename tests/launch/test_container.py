@@ -227,6 +227,8 @@ def test_the_runtime_follows_the_image_then_the_cluster(pyxis, install):
     assert choose_runtime("x.sqsh", "auto") == "pyxis"
     assert choose_runtime("reg#x", "auto") == "pyxis"
     assert choose_runtime("docker://x", "apptainer") == "apptainer"
+    assert choose_runtime("docker://x", "auto") == "pyxis"
+    assert choose_runtime("oras://x", "auto") == "apptainer"
 
 
 # The launcher itself inside an image, without Slurm's programs.

@@ -18,6 +18,7 @@ from slurm_cluster import processes
 from launch import local
 from launch.local import check_ranks, split
 from pipeline.config import ConfigError
+from pipeline.ranks.local import LocalRanks
 
 ENDLESS = ("--schedule.epochs=1000", "--run.checkpoint_every_steps=3", "--run.log_every_steps=1")
 
@@ -160,6 +161,44 @@ def test_a_second_ctrl_c_ends_ranks_that_do_not_answer(under_way, tmp_path):
     lines = jobs.finish(under_way).splitlines()
     assert under_way.returncode == 1
     assert lines[-1].startswith("error: ended at once by a second SIGINT; a next start resumes")
+
+
+def test_a_stopped_evaluation_does_not_speak_of_checkpoints(tmp_path, capfd):
+    before = {number: signal.getsignal(number) for number in local._RELAYED}
+    try:
+        relay = local.Relay(saves=split(["evaluate", "--checkpoint=x"])[1].run_dir is not None)
+        os.kill(os.getpid(), signal.SIGINT)
+        code = local.LocalEnd(None, tmp_path / "none").report(1, relay.received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert code == 75
+    out, err = capfd.readouterr()
+    assert err == "\nlaunch: stopping; Ctrl-C again ends at once\n"
+    assert out == "launch: stopped by SIGINT; start it again\n"
+
+
+@pytest.mark.parametrize("received", [signal.SIGTERM, None])
+def test_a_rank_that_closes_its_files_after_a_stop_is_given_time(received, monkeypatch):
+    """Of those that fail, which a hang of the others must not hold up, it is not so much."""
+    monkeypatch.setattr(local, "_LAST_WORDS_SEC", 0.1)
+    scripts = ["trap '' TERM; echo; sleep 1; exit 0", "exit 75"]
+    popen = {"stdout": subprocess.PIPE, "text": True}
+    slow = subprocess.Popen(["sh", "-c", scripts[0]], **popen)
+    assert slow.stdout.readline() == "\n", "it does not listen yet"
+    ranks = LocalRanks([slow, subprocess.Popen(["sh", "-c", scripts[1]], **popen)], None)
+    before = {number: signal.getsignal(number) for number in local._RELAYED}
+    try:
+        relay = local.Relay()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    relay.received = received
+    with ranks:
+        assert local.wait(ranks, relay) == 75
+    assert slow.returncode == (0 if received else -signal.SIGKILL)
+    slow.stdout.close()
+    ranks.processes[1].stdout.close()
 
 
 @pytest.mark.slow
