@@ -63,6 +63,13 @@ class End:
         else:
             say_error(run.first_cause() or "")
 
+    def cause(self) -> str | None:
+        """The first cause of a failure that the ranks have written; None if there is none."""
+        found = self._wait_for_words()
+        if self.run is None or self.run.failure not in found:
+            return None
+        return self.run.first_cause()
+
     def without_record(self, code: int, received: signal.Signals | None) -> int:
         """Prints the end of ranks that have left no word in the run's folder; the exit code."""
         raise NotImplementedError

@@ -85,6 +85,22 @@ def test_a_command_that_does_well_or_is_not_there_ends_as_it_should():
     assert ended(module="launch.repeat")[0] == 2
 
 
+def test_the_cause_of_a_rank_elsewhere_is_repeated_from_the_folder_of_the_run(tmp_path):
+    """Such a rank cannot write into the launcher's file, as in another pod."""
+    run = tmp_path / "x"
+    run.mkdir()
+    (run / "failure.txt").write_text("error: of an earlier start\n")
+    options = ["-m", "pipeline.train", f"--run.dir={tmp_path}", "--run.name=x"]
+    script = f"echo 'error: rank 9: far\nmore' > {run}/failure.txt; echo launcher; exit 1"
+    code, lines = ended("sh", "-c", script, *options, module="launch.repeat")
+    assert (code, lines) == (1, ["launcher", "error: rank 9: far"])
+    (run / "stopped.txt").touch()
+    script = f"rm {run}/stopped.txt; echo '{{}}' > {run}/stopped.txt; exit 1"
+    assert ended("sh", "-c", script, *options, module="launch.repeat") == (1, [])
+    wrong = [*options, "--run.naem=x"]
+    assert ended("sh", "-c", "exit 1", *wrong, module="launch.repeat") == (1, [])
+
+
 def test_an_evaluation_without_a_run_ends_with_its_cause_too(tmp_path):
     argv = ["evaluate", "--checkpoint", str(tmp_path / "none.pt"), "--run.device=cpu"]
     code, lines = ended("-np", "2", *argv)
