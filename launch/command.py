@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import runpy
+import signal
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -71,7 +72,10 @@ def main() -> None:
 def _run(command: Command, rest: list[str]) -> None:
     # argv[0] stays: by it `pipeline.config.parser.program` names the command in its help.
     sys.argv[1:] = [*command.options, *rest]
-    runpy.run_module(command.module, run_name="__main__")
+    try:
+        runpy.run_module(command.module, run_name="__main__")
+    except KeyboardInterrupt:  # while it is loaded: later it knows what to do
+        sys.exit(128 + signal.SIGINT)
 
 
 def usage() -> str:

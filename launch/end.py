@@ -28,8 +28,8 @@ def exit_code(code: int) -> int:
     return code if code in (ExitCode.FINISHED, ExitCode.WRONG_INPUT) else ExitCode.FAILED
 
 
-class End(ABC):
-    """Finds out how a job ended from the files that its ranks leave in the run's folder, if any.
+class LastWords:
+    """What the ranks of a job write about its end into the folder of its run, if it has one.
 
     Created before the ranks start, so that older files are known.
     """
@@ -40,6 +40,38 @@ class End(ABC):
     def __init__(self, run_dir: Path | None) -> None:
         self.run = None if run_dir is None else RunFolder(run_dir)
         self._before = self._words()
+
+    def cause(self) -> str | None:
+        """The first cause of a failure that the ranks have written; None if there is none."""
+        found = self._wait_for_words()
+        if self.run is None or self.run.failure not in found:
+            return None
+        return self.run.first_cause()
+
+    def _wait_for_words(self) -> dict[Path, str]:
+        """What the ranks have written about their end, by file; waits a moment for the first."""
+        end = time.monotonic() + PATIENCE_SEC
+        while self.run is not None:
+            if self.run.path.is_dir():
+                os.listdir(self.run.path)  # makes NFS look again
+            now = self._words().items()
+            new = {path: word[1] for path, word in now if word != self._before.get(path)}
+            if new or time.monotonic() > end or not self.may_come_late:
+                return new
+            time.sleep(0.5)
+        return {}
+
+    def _words(self) -> dict[Path, tuple[int, str]]:
+        """When each existing file about the end was written, and its content."""
+        found = {}
+        for path in (self.run.failure, self.run.stop) if self.run is not None else ():
+            with contextlib.suppress(OSError):
+                found[path] = path.stat().st_mtime_ns, path.read_text("utf-8", "replace")
+        return found
+
+
+class End(LastWords, ABC):
+    """Finds out how a job ended, and says it."""
 
     def report(self, code: int, received: signal.Signals | None) -> int:
         """Prints how the ranks ended, on the last lines of the log; returns the exit code.
@@ -77,24 +109,3 @@ class End(ABC):
         """Prints what to do after a stop by the signal named `by`; returns the exit code."""
         say("stopped; start it again to resume from its checkpoint")
         return ExitCode.STOPPED
-
-    def _wait_for_words(self) -> dict[Path, str]:
-        """What the ranks have written about their end, by file; waits a moment for the first."""
-        end = time.monotonic() + PATIENCE_SEC
-        while self.run is not None:
-            if self.run.path.is_dir():
-                os.listdir(self.run.path)  # makes NFS look again
-            now = self._words().items()
-            new = {path: word[1] for path, word in now if word != self._before.get(path)}
-            if new or time.monotonic() > end or not self.may_come_late:
-                return new
-            time.sleep(0.5)
-        return {}
-
-    def _words(self) -> dict[Path, tuple[int, str]]:
-        """When each existing file about the end was written, and its content."""
-        found = {}
-        for path in (self.run.failure, self.run.stop) if self.run is not None else ():
-            with contextlib.suppress(OSError):
-                found[path] = path.stat().st_mtime_ns, path.read_text("utf-8", "replace")
-        return found

@@ -30,7 +30,7 @@ from pipeline.config import ConfigError, require
 from pipeline.config.reading import command_parser, parse
 from pipeline.ranks.local import LocalRanks, start_ranks
 from pipeline.system.console import counted
-from pipeline.system.failure import CAUSE_FILE, LATER, ExitCode, run_command, say_error
+from pipeline.system.failure import CAUSE_FILE, END_SEC, LATER, ExitCode, run_command, say_error
 from pipeline.system.gpus import no_gpu_here, visible_gpus
 from pipeline.system.launched import Engine
 
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
     check_ranks(options.ranks, program)
     if "--debug" in sys.argv:  # run_command has consumed it; the ranks should show tracebacks, too
         program = program.with_options("--debug")
-    relay = Relay()
+    relay = Relay(saves=program.run_dir is not None)
     try:
         code = run_ranks(options, program, relay)
     finally:
@@ -150,10 +150,8 @@ def run_ranks(options: LocalOptions, program: Program, relay: Relay) -> int:
             code = wait(ranks, relay)
             end.codes = [process.returncode for process in ranks.processes]
         if relay.again:
-            say_error(
-                f"ended at once by a second {relay.again.name}; a next start resumes from the last "
-                "checkpoint"
-            )
+            then = "; a next start resumes from the last checkpoint" if program.run_dir else ""
+            say_error(f"ended at once by a second {relay.again.name}{then}")
             return ExitCode.FAILED
         return end.report(code, relay.received)
 
@@ -172,14 +170,17 @@ def _held() -> Iterator[None]:
 def wait(ranks: LocalRanks, relay: Relay) -> int:
     """Waits for the end of all ranks; returns the code of the first that failed, or 0.
 
-    The others then get SIGTERM, and SIGKILL when they have had time for their last words.
+    The others then get SIGTERM, and SIGKILL when they have had time for their last words, or after
+    a signal, to which all leave together, for closing what they have open.
     """
     first, deadline = 0, float("inf")
     while True:
         codes = [process.poll() for process in ranks.processes]
         failed = [code for code in codes if code]
         if failed and not first:
-            first, deadline = failed[0], time.monotonic() + _LAST_WORDS_SEC
+            first = failed[0]
+            stopped = first == ExitCode.STOPPED and relay.received is not None
+            deadline = time.monotonic() + (END_SEC if stopped else _LAST_WORDS_SEC)
             _signal(ranks, signal.SIGTERM)
         if None not in codes:
             return first
@@ -196,7 +197,9 @@ def _signal(ranks: LocalRanks, number: signal.Signals) -> None:
 class Relay:
     """Passes signals on to the ranks, from its creation on."""
 
-    def __init__(self) -> None:
+    def __init__(self, saves: bool = True) -> None:
+        """`saves`: whether the ranks save when they stop."""
+        self._saves = saves
         self.received: signal.Signals | None = None
         """The first signal."""
         self.again: signal.Signals | None = None
@@ -224,7 +227,12 @@ class Relay:
             return
         if self.received is None and which is signal.SIGINT:
             # Not `say`: this may have interrupted it.
-            os.write(2, b"\nlaunch: saving and stopping; Ctrl-C again ends without saving\n")
+            words = (
+                b"saving and stopping; Ctrl-C again ends without saving"
+                if self._saves
+                else b"stopping; Ctrl-C again ends at once"
+            )
+            os.write(2, b"\nlaunch: " + words + b"\n")
         self.received = self.received or which
         if self._ranks is not None:
             _signal(self._ranks, which)
@@ -253,6 +261,9 @@ class LocalEnd(End):
         if cause is not None:
             say_error(cause)
             return exit_code(code)
+        if received is not None and self.run is None:
+            say(f"stopped by {received.name}; start it again")
+            return ExitCode.STOPPED
         if received is not None:  # it reached ranks that did not listen yet
             return self.early(received)
         if killed:

@@ -3,11 +3,13 @@
     python -m launch.repeat horovodrun -np 2 python -m pipeline.train [its options]
 
 horovodrun and torchrun print up to 35 lines of their own after the line that begins with `error:`.
-Returns the code of the command.
+Where no rank of this machine has said the cause, it is looked for in the folder of the run, which
+ranks of other machines write to as well. Returns the code of the command.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,7 +18,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from launch.end import LastWords
 from pipeline.config import ConfigError, require
+from pipeline.config.reading import load_config
 from pipeline.system.failure import CAUSE_FILE, run_command, say_error
 
 
@@ -24,6 +28,7 @@ def repeat(command: Sequence[str]) -> int:
     """Runs `command` and repeats, after it has failed, what its first rank with an error said;
     returns its code, 128 and the number of a signal that ended it."""
     require(bool(command), "launch.repeat needs a command, as horovodrun -np 2 python -m ...")
+    end = LastWords(_run_dir(command))
     with tempfile.TemporaryDirectory(prefix="trainyard-") as folder:
         kept = Path(folder) / "cause.txt"
         try:
@@ -38,9 +43,20 @@ def repeat(command: Sequence[str]) -> int:
         signal.signal(signal.SIGTERM, lambda number, _frame: process.send_signal(number))
         code = process.wait()
         cause = kept_cause(kept)
-    if code and cause is not None:
+    if code and (cause := cause or end.cause()) is not None:
         say_error(cause)
     return code if code >= 0 else 128 - code
+
+
+def _run_dir(command: Sequence[str]) -> Path | None:
+    """The folder of the run that `command` trains; None if there is none, or not to be told."""
+    for before, word in zip(command, command[1:], strict=False):
+        if (before, word) == ("-m", "pipeline.train"):
+            options = command[command.index(word) + 1 :]
+            if not {"-h", "--help"} & set(options):
+                with contextlib.suppress(ConfigError):
+                    return load_config([o for o in options if o != "--debug"], "").run.path
+    return None
 
 
 def kept_cause(kept: Path) -> str | None:

@@ -7,6 +7,7 @@ runs in the image. Options of Pyxis: its args.c, 0.20; of Apptainer: its manual,
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -14,14 +15,26 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from launch.slurm.options import LaunchOptions, Program, Runtime
-from pipeline.config import ConfigError, require
-from pipeline.config.setting import home
+from pipeline.config import Config, ConfigError, names_for, require, setting_types
+from pipeline.config.setting import PathText, home
+from pipeline.config.yaml_file import files_of, settings_in, shipped
 from pipeline.system.gpus import CONTAINER
+from pipeline.train.folder import run_of
 
 _APPTAINER = ("apptainer", "singularity")
+# Enroot takes mounts as lines of an fstab, which a shell prints.
+_ENROOTS = '"$`\\'
+# What an image has itself, and needs: a folder of the host in its place would hide it.
+_OF_IMAGES = {
+    Path(name)
+    for name in (
+        "/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/opt", "/proc", "/run", "/sbin", "/sys",
+        "/usr", "/usr/local", "/var",
+    )
+}  # fmt: skip
 # An image's own value of a variable wins under Pyxis unless the variable is named.
 _OURS = ("TRAINYARD_", "HOROVOD_", "NCCL_", "GLOO_", "MASTER_", "TORCHELASTIC_", "PYTHONNOUSER")
 
@@ -85,15 +98,24 @@ def container_of(options: LaunchOptions, program: Program, gpus: bool) -> Contai
         return None
     runtime = choose_runtime(image, options.container_runtime)
     if _is_file(image):
-        image = home(image)
+        image = os.path.abspath(home(image))  # to Pyxis x.sqsh is a name in a registry
         require(
             os.path.exists(image),
             f"--launch.container={image} does not exist; give an image that every node sees",
         )
+    elif runtime == "apptainer" and "://" not in image:  # to it a name is that of a file
+        image = f"docker://{image.replace('#', '/', 1)}"
     folder = os.getcwd()
-    wanted = [folder, *_paths_of(program, options.stage)]
-    own = tuple(f"{path}:{path}" for path in mounted(wanted))
-    return Container(image, runtime, (*own, *_given(options.container_mounts)), folder, gpus)
+    places = mounted([folder, *_paths_of(program, options.stage)])
+    mounts = (*(f"{place}:{place}" for place in places), *_given(options.container_mounts))
+    for mount in mounts if runtime == "pyxis" else ():
+        odd = next((letter for letter in mount if letter.isspace() or letter in _ENROOTS), None)
+        require(
+            odd is None,
+            f"Enroot cannot mount {mount}, for the {odd!r} in it; rename the folder, or reach it "
+            "by a link of another name",
+        )
+    return Container(image, runtime, mounts, folder, gpus)
 
 
 def choose_runtime(image: str, asked: Runtime) -> Literal["pyxis", "apptainer"]:
@@ -103,6 +125,8 @@ def choose_runtime(image: str, asked: Runtime) -> Literal["pyxis", "apptainer"]:
     """
     file = image.removesuffix("/")
     kind = {".sif": "apptainer", ".sqsh": "pyxis"}.get(Path(file).suffix)
+    if "://" in image and not image.startswith(("docker://", "dockerd://")):
+        kind = "apptainer"  # Enroot reads no other, such as oras:// and library://
     order = [asked] if asked != "auto" else [kind] if kind else ["pyxis", "apptainer"]
     for one in order:
         if one == "pyxis" and _has_pyxis():
@@ -138,29 +162,75 @@ def _is_file(image: str) -> bool:
 
 
 def _paths_of(program: Program, stage: str | None) -> list[str]:
-    """The files and folders that the options of a program name, its data set's and its run's."""
+    """The files and folders that the options of a program name, and those of the run and the data
+    set that it reads or writes."""
     words = [word.partition("=")[2] or word for word in program.options]
-    named = [word for word in words if word.startswith(("/", "~")) or os.path.exists(word)]
-    if stage is not None:
-        named.append(stage)
+    named = [w for w in words if w.startswith(("/", "~", "..")) or os.path.exists(home(w))]
+    if stage is not None:  # what lies here of an earlier job need not lie on other nodes
+        named.append(os.path.dirname(os.path.abspath(home(stage))))
     if program.config is not None:
-        data, run = program.config.data, program.config.run.path
-        named += [data.root, str(run), *([] if data.cache_dir is None else [data.cache_dir])]
+        named += [str(program.config.run.path), *_settings_of(program.config)]
+        named += map(str, _config_files(program.options))
+    elif program.on_every_rank:
+        named += _recorded(words)
     return [home(path) for path in named]
+
+
+def _settings_of(config: Config) -> list[str]:
+    """The files and folders that settings name, there or not."""
+    paths = _paths_among(setting_types())
+    if config.resume in ("auto", "none"):
+        paths.remove("resume")
+    return [str(value) for name in paths if (value := config.get(name)) is not None]
+
+
+def _paths_among(names: Iterable[str]) -> list[str]:
+    """Those settings whose value is a path."""
+    kinds = setting_types()
+    return [n for n in names if kinds[n] == PathText or PathText in get_args(kinds[n])]
+
+
+def _config_files(options: Sequence[str]) -> list[Path]:
+    """The file of --config and those that it builds on, where the image does not bring them."""
+    found: list[Path] = []
+    for before, word in zip(("", *options), options, strict=False):
+        asked = word if before == "--config" else word.removeprefix("--config=")
+        if (asked != word or before == "--config") and shipped(asked) is None:
+            found += files_of(Path(asked))
+    return found
+
+
+def _recorded(words: Sequence[str]) -> list[str]:
+    """The folders of the runs whose checkpoints are among `words`, which keep the results, and of
+    the data sets that they were trained on."""
+    found = []
+    for run in filter(None, (run_of(Path(home(word))) for word in words)):
+        found.append(str(run.path))
+        with contextlib.suppress(ConfigError):  # of another version: the checkpoint has its own
+            kept = settings_in(run.config)
+            given = (kept[n].value for n in _paths_among(names_for("evaluate")) if n in kept)
+            found += [place for place in map(home, given) if os.path.exists(place)]
+    return found
 
 
 def mounted(paths: Iterable[str]) -> list[str]:
     """The folders of the host that must be seen for `paths` to be what they are here.
 
-    Where a path does not exist yet its first parent that does; behind a link its target as well.
-    None lies in another, and / is never one.
+    Of a file its folder, since a file is replaced by another of its name; where a path does not
+    exist yet its first parent that does; behind a link its target as well. None lies in another,
+    and / is never one.
     """
     found: set[Path] = set()
     for path in paths:
-        place = Path(os.path.abspath(path))
+        wanted = place = Path(os.path.abspath(path))
         while not place.exists():
             place = place.parent
-        found |= {place, place.resolve()}
+        require(
+            place == wanted or place not in _OF_IMAGES,
+            f"{wanted} does not exist, and in its place {place} cannot be mounted into a "
+            "container, which has a folder of that name itself; make it first",
+        )
+        found |= {_folder_of(place), _folder_of(place.resolve())}
     found.discard(Path("/"))
     for path in sorted(map(str, found)):
         require(
@@ -169,6 +239,11 @@ def mounted(paths: Iterable[str]) -> list[str]:
             "rename it, or reach it by a link of another name",
         )
     return sorted(str(p) for p in found if not any(q in p.parents for q in found))
+
+
+def _folder_of(place: Path) -> Path:
+    own = place.is_dir() or place.parent in {Path("/"), *_OF_IMAGES}
+    return place if own else place.parent
 
 
 def _given(mounts: str | None) -> list[str]:

@@ -68,6 +68,18 @@ def settings_in(path: Path) -> dict[str, Given]:
     settings of FILE; the file's own settings override them, one at a time. For a `path` that is not
     there, the file that `shipped` has for it.
     """
+    found: dict[str, Given] = {}
+    for file, values in _chain_of(path):
+        found = {name: Given(value, file) for name, value in values.items()} | found
+    return found
+
+
+def files_of(path: Path) -> list[Path]:
+    """The YAML files that `settings_in` reads. Raises `ConfigError`."""
+    return [file for file, _ in _chain_of(path)]
+
+
+def _chain_of(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     return _read_chain(str(shipped(str(path)) or path), Path(), f"--config {path}", [])
 
 
@@ -81,9 +93,11 @@ def shipped(asked: str) -> Path | None:
     return found if ".." not in path.parts and found.is_file() else None
 
 
-def _read_chain(asked: str, start: Path, named: str, above: list[Path]) -> dict[str, Given]:
-    """Reads the file that the user has as `asked`, from the folder `start`, and messages as
-    `named`; `above` are the files that build on it."""
+def _read_chain(
+    asked: str, start: Path, named: str, above: list[Path]
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The settings in the file that the user has as `asked`, from the folder `start`, and messages
+    as `named`, then those of the files that it builds on; `above` are those that build on it."""
     path = start / home(asked)
     if any(path.resolve() == file.resolve() for file in above):
         chain = " -> ".join(str(file) for file in [*above, path])
@@ -100,14 +114,14 @@ def _read_chain(asked: str, start: Path, named: str, above: list[Path]) -> dict[
         raise ConfigError(f"{named} is not YAML: {error}") from error
     found = _settings_of(text, path, named)
     base = found.pop("base", None)
-    own = {name: Given(value, path) for name, value in found.items()}
+    yield path, found
     if base is None:
-        return own
+        return
     require(
         isinstance(base, str) and (isinstance(base, Quoted) or base not in _NOTHING),
         f"{path}: base={base!r} must be the path of a YAML file, from the folder of this one",
     )
-    return _read_chain(base, path.parent, f"{path}: base {base}", [*above, path]) | own
+    yield from _read_chain(base, path.parent, f"{path}: base {base}", [*above, path])
 
 
 def _settings_of(text: str, path: Path, named: str) -> dict[str, Any]:

@@ -351,13 +351,17 @@ class StopSignal:
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is not threading.main_thread():
             return self
-        for name in STOP_SIGNALS[1:]:
-            number = signal.Signals[name]
-            if name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
-                continue  # nohup: the job must outlive its terminal
-            action = None if self._whole_command else _action_of(number)
-            self._previous[number] = signal.signal(number, self._remember), action
-        heed_signals()
+        try:
+            for name in STOP_SIGNALS[1:]:
+                number = signal.Signals[name]
+                if name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
+                    continue  # nohup: the job must outlive its terminal
+                action = None if self._whole_command else _action_of(number)
+                self._previous[number] = signal.signal(number, self._remember), action
+            heed_signals()
+        except StoppedEarly:  # one came just now, or was blocked until now
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -50,6 +50,17 @@ def test_the_version_is_in_one_place(capsys, monkeypatch):
     assert VERSION not in (REPOSITORY / "pyproject.toml").read_text()
 
 
+def test_ctrl_c_while_a_command_is_loaded_ends_it_without_a_traceback(monkeypatch):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command.runpy, "run_module", interrupted)
+    monkeypatch.setattr(sys, "argv", ["trainyard", "runs"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -71,7 +71,7 @@ def test_apptainer_runs_the_command_with_gpus_if_the_job_has_some(
     assert command[:4] == ["srun", "--mpi=none", "--export=ALL", "--ntasks=2"]
     assert command[4:] == [
         shutil.which(program), "exec", *["--nv"] * gpus, "--bind", f"{tmp_path}:{tmp_path}",
-        "--pwd", str(tmp_path), "a.sif", "python", "-m", "launch.doctor",
+        "--pwd", str(tmp_path), f"{tmp_path}/a.sif", "python", "-m", "launch.doctor",
     ]  # fmt: skip
 
 
@@ -106,12 +106,80 @@ def test_all_that_a_training_reads_and_writes_is_mounted_and_nothing_twice(
     container = held(
         "train", "--launch.container=i", f"--config={config}", f"--run.dir={tmp_path}/runs/new"
     )
-    names = ["cache", "checkout", "far/imagenet", "own/x.yaml", "runs"]
+    names = ["cache", "checkout", "far/imagenet", "own", "runs"]
+    assert container.mounts == tuple(f"{tmp_path}/{name}:{tmp_path}/{name}" for name in names)
+
+
+def test_what_the_yaml_names_is_mounted_too(pyxis, tmp_path, monkeypatch):
+    """And the files that it builds on, by their folders: a file of the host that is mounted by
+    itself cannot be replaced by another."""
+    for name in ("checkout", "own", "base", "lists", "weights", "scratch"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "base" / "y.yaml").write_text("init: ../weights/new.pth\n")
+    (tmp_path / "own" / "x.yaml").write_text("base: ../base/y.yaml\ninit: ../weights/a.pth\n")
+    monkeypatch.chdir(tmp_path / "checkout")
+    options = ["--config", "../own/x.yaml", "--data.exclude=../lists/new.csv", "--data.root=d"]
+    container = held("train", "--launch.container=i", *options)
+    names = ["base", "checkout", "lists", "own", "weights"]
+    assert container.mounts == tuple(f"{tmp_path}/{name}:{tmp_path}/{name}" for name in names)
+    # What an earlier job has left on the first node need not be on the others.
+    (tmp_path / "scratch" / "left").mkdir()
+    container = held("train", "--launch.container=i", f"--launch.stage={tmp_path}/scratch/left")
+    assert f"{tmp_path}/scratch:{tmp_path}/scratch" in container.mounts
+
+
+@pytest.mark.parametrize("kept", ["data: {{root: {}/far}}", "data: {{root: {}/far, odd: 1}}"])
+def test_an_evaluation_sees_the_run_that_keeps_its_result_and_the_runs_data(
+    kept, pyxis, tmp_path, monkeypatch
+):
+    for name in ("checkout", "runs/a/checkpoints", "far"):
+        (tmp_path / name).mkdir(parents=True)
+    checkpoint = tmp_path / "runs" / "a" / "checkpoints" / "best.pt"
+    checkpoint.touch()
+    (tmp_path / "runs" / "a" / "config.yaml").write_text(kept.format(tmp_path))
+    monkeypatch.chdir(tmp_path / "checkout")
+    container = held("evaluate", "--launch.container=i", "--checkpoint", str(checkpoint))
+    names = ["checkout", *(["far"] if "odd" not in kept else []), "runs/a"]
     assert container.mounts == tuple(f"{tmp_path}/{name}:{tmp_path}/{name}" for name in names)
 
 
 def test_the_root_is_never_mounted(tmp_path):
     assert mounted(["/no/such/folder", str(tmp_path)]) == [str(tmp_path)]
+
+
+def test_no_folder_that_the_image_needs_is_mounted_in_place_of_one_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match="/opt/no/such does not exist, and .* make it first"):
+        mounted(["/opt/no/such"])
+    assert mounted(["/etc/passwd", "/dev/null"]) == ["/dev/null", "/etc/passwd"]
+
+
+@pytest.mark.parametrize("odd", ["a b", "a$b", 'a"b'])
+def test_a_folder_that_enroot_cannot_mount_is_named_and_apptainer_mounts_it(
+    odd, pyxis, install, tmp_path, monkeypatch
+):
+    (tmp_path / odd).mkdir()
+    monkeypatch.chdir(tmp_path / odd)
+    with pytest.raises(ConfigError, match="Enroot cannot mount .* rename the folder, or reach it"):
+        held("train", "--launch.container=i")
+    with pytest.raises(ConfigError, match="Enroot cannot mount /a b:/b, for the ' ' in it"):
+        monkeypatch.chdir(tmp_path)
+        held("train", "--launch.container=i", "--launch.container_mounts=/a b:/b")
+    install("apptainer", "exit 0")
+    monkeypatch.chdir(tmp_path / odd)
+    container = held("train", "--launch.container=i", "--launch.container_runtime=apptainer")
+    assert container.mounts == (f"{tmp_path}/{odd}:{tmp_path}/{odd}",)
+
+
+def test_an_image_is_named_as_its_runtime_has_it(pyxis, install, tmp_path, monkeypatch):
+    """To Pyxis x.sqsh is a name in a registry, and to Apptainer reg#x a file."""
+    install("apptainer", "exit 0")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.sqsh").touch()
+    assert held("train", "--launch.container=x.sqsh").image == f"{tmp_path}/x.sqsh"
+    assert held("train", "--launch.container=reg#a/x:1").image == "reg#a/x:1"
+    by = "--launch.container_runtime=apptainer"
+    assert held("train", by, "--launch.container=reg#a/x:1").image == "docker://reg/a/x:1"
+    assert held("train", by, "--launch.container=oras://reg/x").image == "oras://reg/x"
 
 
 @pytest.mark.parametrize("odd", ["a:b", "a,b"])
@@ -159,6 +227,8 @@ def test_the_runtime_follows_the_image_then_the_cluster(pyxis, install):
     assert choose_runtime("x.sqsh", "auto") == "pyxis"
     assert choose_runtime("reg#x", "auto") == "pyxis"
     assert choose_runtime("docker://x", "apptainer") == "apptainer"
+    assert choose_runtime("docker://x", "auto") == "pyxis"
+    assert choose_runtime("oras://x", "auto") == "apptainer"
 
 
 # The launcher itself inside an image, without Slurm's programs.

@@ -18,6 +18,7 @@ from slurm_cluster import processes
 from launch import local
 from launch.local import check_ranks, split
 from pipeline.config import ConfigError
+from pipeline.ranks.local import LocalRanks
 
 ENDLESS = ("--schedule.epochs=1000", "--run.checkpoint_every_steps=3", "--run.log_every_steps=1")
 
@@ -82,6 +83,22 @@ def test_a_command_that_does_well_or_is_not_there_ends_as_it_should():
     code, (line,) = ended("/no/such", "x", module="launch.repeat")
     assert (code, line[:33]) == (2, "error: /no/such cannot be run (No")
     assert ended(module="launch.repeat")[0] == 2
+
+
+def test_the_cause_of_a_rank_elsewhere_is_repeated_from_the_folder_of_the_run(tmp_path):
+    """Such a rank cannot write into the launcher's file, as in another pod."""
+    run = tmp_path / "x"
+    run.mkdir()
+    (run / "failure.txt").write_text("error: of an earlier start\n")
+    options = ["-m", "pipeline.train", f"--run.dir={tmp_path}", "--run.name=x"]
+    script = f"echo 'error: rank 9: far\nmore' > {run}/failure.txt; echo launcher; exit 1"
+    code, lines = ended("sh", "-c", script, *options, module="launch.repeat")
+    assert (code, lines) == (1, ["launcher", "error: rank 9: far"])
+    (run / "stopped.txt").touch()
+    script = f"rm {run}/stopped.txt; echo '{{}}' > {run}/stopped.txt; exit 1"
+    assert ended("sh", "-c", script, *options, module="launch.repeat") == (1, [])
+    wrong = [*options, "--run.naem=x"]
+    assert ended("sh", "-c", "exit 1", *wrong, module="launch.repeat") == (1, [])
 
 
 def test_an_evaluation_without_a_run_ends_with_its_cause_too(tmp_path):
@@ -160,6 +177,44 @@ def test_a_second_ctrl_c_ends_ranks_that_do_not_answer(under_way, tmp_path):
     lines = jobs.finish(under_way).splitlines()
     assert under_way.returncode == 1
     assert lines[-1].startswith("error: ended at once by a second SIGINT; a next start resumes")
+
+
+def test_a_stopped_evaluation_does_not_speak_of_checkpoints(tmp_path, capfd):
+    before = {number: signal.getsignal(number) for number in local._RELAYED}
+    try:
+        relay = local.Relay(saves=split(["evaluate", "--checkpoint=x"])[1].run_dir is not None)
+        os.kill(os.getpid(), signal.SIGINT)
+        code = local.LocalEnd(None, tmp_path / "none").report(1, relay.received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert code == 75
+    out, err = capfd.readouterr()
+    assert err == "\nlaunch: stopping; Ctrl-C again ends at once\n"
+    assert out == "launch: stopped by SIGINT; start it again\n"
+
+
+@pytest.mark.parametrize("received", [signal.SIGTERM, None])
+def test_a_rank_that_closes_its_files_after_a_stop_is_given_time(received, monkeypatch):
+    """Of those that fail, which a hang of the others must not hold up, it is not so much."""
+    monkeypatch.setattr(local, "_LAST_WORDS_SEC", 0.1)
+    scripts = ["trap '' TERM; echo; sleep 1; exit 0", "exit 75"]
+    popen = {"stdout": subprocess.PIPE, "text": True}
+    slow = subprocess.Popen(["sh", "-c", scripts[0]], **popen)
+    assert slow.stdout.readline() == "\n", "it does not listen yet"
+    ranks = LocalRanks([slow, subprocess.Popen(["sh", "-c", scripts[1]], **popen)], None)
+    before = {number: signal.getsignal(number) for number in local._RELAYED}
+    try:
+        relay = local.Relay()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    relay.received = received
+    with ranks:
+        assert local.wait(ranks, relay) == 75
+    assert slow.returncode == (0 if received else -signal.SIGKILL)
+    slow.stdout.close()
+    ranks.processes[1].stdout.close()
 
 
 @pytest.mark.slow

@@ -69,6 +69,36 @@ def test_a_signal_before_there_is_anything_to_save_leaves_at_once_or_is_remember
         assert (done.returncode, done.stdout) == (FINISHED, f"received {name}\n")
 
 
+TWICE = """
+import os, signal, sys
+from pipeline.system import failure
+
+def main(_):
+    signal.pthread_sigmask(signal.SIG_BLOCK, failure.LATER)  # as launch/slurm/rank.py leaves it
+    os.kill(os.getpid(), signal.SIGINT)
+    with failure.StopSignal(whole_command=True):
+        pass
+
+stopped = failure._stopped_early
+
+def slowly(name):
+    os.kill(os.getpid(), signal.SIGTERM)  # from the launcher, when another rank has left
+    return stopped(name)
+
+failure._stopped_early = slowly
+failure.run_command(main, [])
+"""
+
+
+def test_a_second_signal_does_not_break_the_end_that_a_blocked_one_has_begun():
+    done = subprocess.run(
+        [sys.executable, "-c", TWICE], env=jobs.environment(), text=True, capture_output=True,
+        timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (STOPPED, "")
+    assert done.stderr == "stopped by SIGINT before the first step; start again\n"
+
+
 @pytest.mark.parametrize(
     ("name", "code", "words"),
     [
