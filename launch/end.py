@@ -27,6 +27,11 @@ def exit_code(code: int) -> int:
     return code if code in (ExitCode.FINISHED, ExitCode.WRONG_INPUT) else ExitCode.FAILED
 
 
+def again(saved: bool) -> str:
+    """What to do after a stop. One before the first step, and of an evaluation, saves nothing."""
+    return "start it again to resume from its checkpoint" if saved else "start it again"
+
+
 class End:
     """Finds out how a job ended from the files that its ranks leave in the run's folder, if any.
 
@@ -70,11 +75,12 @@ class End:
     def early(self, received: signal.Signals) -> int:
         """Handles a signal that came before the first step; returns the exit code."""
         say(f"{received.name} came before the first step")
-        return self.stopped(received.name)
+        return self.stopped(received.name, saved=False)
 
-    def stopped(self, by: str) -> int:
-        """Prints what to do after a stop by the signal named `by`; returns the exit code."""
-        say("stopped; start it again to resume from its checkpoint")
+    def stopped(self, by: str, saved: bool = True) -> int:
+        """Prints what to do after a stop by the signal named `by`, which this start has `saved` or
+        not; returns the exit code."""
+        say(f"stopped; {again(saved)}")
         return ExitCode.STOPPED
 
     def _wait_for_words(self) -> dict[Path, str]:

@@ -145,7 +145,7 @@ def test_ctrl_c_while_the_ranks_load_is_a_stop_too(small_data, tmp_path):
     text = jobs.finish(process)
     assert process.returncode == 75, text
     assert "Traceback" not in text
-    assert text.splitlines()[-1].startswith("launch: stopped; start it again")
+    assert text.splitlines()[-1] == "launch: stopped; start it again", "there is no checkpoint"
 
 
 @pytest.mark.parametrize("under_way", ["torch"], indirect=True)
