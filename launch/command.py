@@ -71,7 +71,10 @@ def main() -> None:
 def _run(command: Command, rest: list[str]) -> None:
     # argv[0] stays: by it `pipeline.config.reading.program` names the command in its help.
     sys.argv[1:] = [*command.options, *rest]
-    runpy.run_module(command.module, run_name="__main__")
+    try:
+        runpy.run_module(command.module, run_name="__main__")
+    except KeyboardInterrupt:  # the module still loads: it does not answer Ctrl-C itself yet
+        sys.exit(1)
 
 
 def usage() -> str:

@@ -191,7 +191,10 @@ def test_options_and_the_program_are_told_apart():
 @pytest.mark.parametrize(
     "argv, message",
     [
-        ([], "launch.local runs train or evaluate, not nothing; give it one of them, as in python"),
+        (
+            [],
+            "launch.local runs train or evaluate, not nothing; give it one of them, as in python -m ",
+        ),
         (["trian"], "launch.local runs train or evaluate, not trian; did you mean train"),
         (["-np", "2", "prepare", "demo"], "launch.local runs train or evaluate, not prepare"),
         (["-np", "0", "train"], "-np 0 must be at least 1"),
@@ -204,6 +207,14 @@ def test_options_and_the_program_are_told_apart():
 def test_a_wrong_command_is_refused_before_a_rank_starts(argv, message):
     with pytest.raises(ConfigError, match=message):
         split(argv)
+
+
+def test_the_launcher_names_itself_as_it_was_started(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/bin/trainyard"])
+    with pytest.raises(ConfigError, match="^trainyard launch runs train or .* as in trainyard lau"):
+        split([])
+    with pytest.raises(ConfigError, match="^trainyard launch runs train or evaluate, not trian;"):
+        split(["trian"])
 
 
 @pytest.fixture
