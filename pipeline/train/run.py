@@ -46,7 +46,7 @@ from pipeline.train.monitor.loggers import require_installed
 from pipeline.train.monitor.monitor import RunMonitor
 from pipeline.train.monitor.observer import Observer
 from pipeline.train.monitor.pictures import Pictures
-from pipeline.train.preflight import decode_largest, require_complete, try_step
+from pipeline.train.preflight import decode_largest, require_classes, require_complete, try_step
 from pipeline.train.profile import open_profile
 from pipeline.train.resuming import resume
 from pipeline.train.state import TrainState, choose_sums
@@ -149,6 +149,7 @@ def _open(
     begins("index")
     train_set, val_set = open_data(config, world)
     world.together(lambda: require_complete(config.data, train_set, val_set))
+    world.together(lambda: require_classes(config.data, train_set))
     begins("device")
     device = world.together(lambda: choose_device(config.run.device, share.gpu))
     normalisation = world.together(lambda: normalisation_of(config.data, train_set))

@@ -70,7 +70,6 @@ def test_what_is_wrong_is_said_in_one_line_with_code_2(argv, message, tmp_path):
 
 @pytest.mark.parametrize("name", [n for n, c in COMMANDS.items() if c.module != "launch.slurm"])
 def test_each_command_helps_under_its_own_name_without_torch(name, tmp_path):
-    module = COMMANDS[name].module
     probe = tmp_path / "sitecustomize.py"
     probe.write_text(
         "import atexit, sys\n"
