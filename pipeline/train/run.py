@@ -290,6 +290,7 @@ def _start(trainer: Trainer) -> dict[str, Any]:
         "global_batch_size": trainer.config.data.global_batch_size,
         "micro_batch_size": loaders.partition.micro_batch_size,
         "accumulation": loaders.accumulation,
+        "sums": trainer.state.summing.sums,
         "train_images": len(trainer.train_set),
         "val_images": len(trainer.val_set),
         "classes": len(trainer.train_set.classes),
