@@ -124,8 +124,8 @@ def _classes(source: Path, passed: Passed) -> dict[str, list[str]]:
     )
     require(
         len(found) > 1,
-        f"--from {source} holds one class folder alone, {next(iter(found))}, and a network tells two "
-        "or more apart; give a folder with a folder of images for each class",
+        f"--from {source} holds one class folder alone, {next(iter(found))}, and a network tells "
+        "two or more apart; give a folder with a folder of images for each class",
     )
     return found
 

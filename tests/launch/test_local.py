@@ -191,10 +191,7 @@ def test_options_and_the_program_are_told_apart():
 @pytest.mark.parametrize(
     "argv, message",
     [
-        (
-            [],
-            "launch.local runs train or evaluate, not nothing; give it one of them, as in python -m ",
-        ),
+        ([], "launch.local runs train or evaluate, not nothing; give it one of them, as in python"),
         (["trian"], "launch.local runs train or evaluate, not trian; did you mean train"),
         (["-np", "2", "prepare", "demo"], "launch.local runs train or evaluate, not prepare"),
         (["-np", "0", "train"], "-np 0 must be at least 1"),

@@ -64,8 +64,8 @@ def test_each_class_is_split_in_proportion(source, tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[:3] == ["bird: 1 train, 1 val", "cat: 8 train, 2 val", "dog: 4 train, 1 val"]
     assert said[3] == (
-        f"{tmp_path}/own: 3 classes, 13 train and 4 val images, hard links to those in {source}; no "
-        "two show the same"
+        f"{tmp_path}/own: 3 classes, 13 train and 4 val images, hard links to those in {source}; "
+        "no two show the same"
     )
 
 
