@@ -28,6 +28,11 @@ def exit_code(code: int) -> int:
     return code if code in (ExitCode.FINISHED, ExitCode.WRONG_INPUT) else ExitCode.FAILED
 
 
+def again(saved: bool) -> str:
+    """What to do after a stop. One before the first step, and of an evaluation, saves nothing."""
+    return "start it again to resume from its checkpoint" if saved else "start it again"
+
+
 class LastWords:
     """What the ranks of a job write about its end into the folder of its run, if it has one.
 
@@ -103,9 +108,10 @@ class End(LastWords, ABC):
     def early(self, received: signal.Signals) -> int:
         """Handles a signal that came before the first step; returns the exit code."""
         say(f"{received.name} came before the first step")
-        return self.stopped(received.name)
+        return self.stopped(received.name, saved=False)
 
-    def stopped(self, by: str) -> int:
-        """Prints what to do after a stop by the signal named `by`; returns the exit code."""
-        say("stopped; start it again to resume from its checkpoint")
+    def stopped(self, by: str, saved: bool = True) -> int:
+        """Prints what to do after a stop by the signal named `by`, which this start has `saved` or
+        not; returns the exit code."""
+        say(f"stopped; {again(saved)}")
         return ExitCode.STOPPED

@@ -28,6 +28,7 @@ from launch.slurm.options import PROGRAMS, Program, program_of, require_engine
 from launch.slurm.rank import DIE_WITH
 from pipeline.config import ConfigError, require
 from pipeline.config.reading import command_parser, parse
+from pipeline.config.reading import program as name_of
 from pipeline.ranks.local import LocalRanks, start_ranks
 from pipeline.system.console import counted
 from pipeline.system.failure import CAUSE_FILE, END_SEC, LATER, ExitCode, run_command, say_error
@@ -92,8 +93,7 @@ def split(argv: Sequence[str]) -> tuple[LocalOptions, Program]:
     given = parse(parser, [*own, *engine])
     require(
         bool(rest) and rest[0] in ON_RANKS,
-        f"launch.local runs {' or '.join(ON_RANKS)}, not {rest[0] if rest else 'nothing'}; give it "
-        "one of them, as in python -m launch.local -np 2 train --config FILE",
+        _runs(rest[0] if rest else "nothing", "give it one of them, as in {0} -np 2 train"),
     )
     program = program_of(rest[0], rest[1:])
     ranks = given["ranks"]
@@ -109,9 +109,15 @@ def _without_program(argv: Sequence[str]) -> Sequence[str]:
     meant = difflib.get_close_matches(word or "", ON_RANKS, 1) or ON_RANKS[:1]
     require(
         word is None,
-        f"launch.local runs {' or '.join(ON_RANKS)}, not {word}; did you mean {meant[0]}?",
+        _runs(str(word), f"did you mean {meant[0]}?"),
     )
     return argv
+
+
+def _runs(word: str, cure: str) -> str:
+    """What this launcher runs, and not `word`; `cure` has the launcher's name at {0}."""
+    name = name_of("launch.local")
+    return f"{name} runs {' or '.join(ON_RANKS)}, not {word}; {cure.format(name)}"
 
 
 def check_ranks(ranks: int, program: Program) -> None:

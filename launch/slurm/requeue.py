@@ -36,10 +36,10 @@ class End(end.End):
         )
         return ExitCode.FAILED
 
-    def stopped(self, by: str) -> int:
+    def stopped(self, by: str, saved: bool = True) -> int:
         """As `launch.end.End`; requeues the job after SIGUSR1."""
         if by != "SIGUSR1" or not self._may_requeue:
-            say("stopped; start it again to resume from its checkpoint, unless Slurm does")
+            say(f"stopped; {end.again(saved)}, unless Slurm does")
         elif self._newest_step() > self._step_before or self._restarts == 0:
             requeue(self._job)
         else:

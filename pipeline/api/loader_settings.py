@@ -20,6 +20,11 @@ from pipeline.system.launched import Launched
 
 _OWN = ("root", "global_batch_size", "local_batch_size", "image_size", "threads")
 """Settings of the data that are arguments of their own, some by another name."""
+_ARGUMENTS = (
+    "root", "split", "batch_size", "image_size", "seed", "global_batch_size", "rank", "world_size",
+    "device", "threads", "drop_last", "channels_last", "classes",
+)  # fmt: skip
+"""What a loader takes by name besides the settings of the data."""
 _MIXED = ("mixup", "cutmix")
 """Settings of the data that are done with whole micro-batches and change labels."""
 _BATCH_SIZE = 64
@@ -50,7 +55,7 @@ def asked(
     known = [field.name for field in dataclasses.fields(DataConfig) if field.name not in _OWN]
     for name in others:
         if name not in known:
-            raise unknown_setting(name, "Loader", known)
+            raise unknown_setting(name, "Loader", [*known, *_ARGUMENTS])
     for name in _MIXED:
         require(
             not others.get(name),

@@ -63,5 +63,5 @@ def checkpoint_in(place: AnyPath) -> Path:
     path = Path(place).expanduser()
     if path.is_dir() and RunFolder(path).is_run:
         path = Checkpoints(RunFolder(path).checkpoints).best
-    checkpoint_exists("the checkpoint", str(path))
+    checkpoint_exists("the checkpoint", str(path), "a .pt file, or of a run's folder")
     return path

@@ -41,8 +41,9 @@ def unknown_setting(name: str, where: str, known: Sequence[str]) -> ConfigError:
     longer += [one for one in known if one.startswith(f"{name}_")]
     tail = _nearest(word, list(last))
     nearest = next(iter(longer), None) or _nearest(name, known) or (last[tail] if tail else None)
-    hint = f"; did you mean {nearest}?" if nearest else "; --help lists the settings"
-    return ConfigError(f"{where}: there is no setting {name}{hint}")
+    here = "--help" if name.startswith("--") else "python -m pipeline.train --help"
+    hint = f"did you mean {nearest}?" if nearest else f"{here} lists the settings"
+    return ConfigError(f"{where}: there is no setting {name}; {hint}")
 
 
 def _nearest(name: str, known: Sequence[str]) -> str | None:

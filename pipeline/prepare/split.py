@@ -50,10 +50,11 @@ def run(options: SplitOptions) -> None:
     _tell_contradictions(groups)
     images = sum(map(len, classes.values()))
     alike = images - len(groups)
+    twins = f"{alike} show the same as another, on whose side they are" if alike else ""
     say(
         f"{options.to}: {len(classes)} classes, {images - len(val)} train and {len(val)} val "
-        f"images, {_WORDS[options.files]} those in {options.from_}; {alike} show the same as "
-        "another and are on its side"
+        f"images, {_WORDS[options.files]} those in {options.from_}; "
+        f"{twins or 'no two show the same'}"
     )
 
 
@@ -87,7 +88,7 @@ class Group:
 
 def _classes(source: Path, passed: Passed) -> dict[str, list[str]]:
     """The files of each class folder, both in bytewise order. Raises `ConfigError` if there are no
-    class folders, or one has fewer than two images."""
+    class folders, or one alone, or one has fewer than two images."""
     found: dict[str, list[str]] = {}
     with _reading(source):
         names = sorted(os.listdir(source), key=os.fsencode)
@@ -120,6 +121,11 @@ def _classes(source: Path, passed: Passed) -> dict[str, list[str]]:
         not few,
         f"--from {source}: each class needs at least 2 images, one for train and one for val, and "
         f"these have fewer: {name_few(few)}; add images, or move the folders away",
+    )
+    require(
+        len(found) > 1,
+        f"--from {source} holds one class folder alone, {next(iter(found))}, and a network tells "
+        "two or more apart; give a folder with a folder of images for each class",
     )
     return found
 

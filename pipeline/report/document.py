@@ -51,7 +51,7 @@ def write_report(out: Path, runs: Sequence[Run]) -> None:
     made = (
         f"Made on {time.strftime('%Y-%m-%d %H:%M')} by python -m pipeline.report at commit "
         f"{versions()['commit']} from the files of {counted(len(runs), 'run')}, listed at the end. "
-        "Every number of ours was read from them."
+        "Every number about a run was read from them."
     )
     blocks = [
         Heading(_title(runs), 1),

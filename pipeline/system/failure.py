@@ -46,6 +46,9 @@ writes it: launchers that print much after it repeat it as their last line."""
 END_SEC = 120.0
 """How long a rank may take to end after its work, as a GPU's driver takes seconds."""
 _BEYOND_SEC = 10
+_SHIPPED = "TRAINYARD_SHIPPED"
+"""The environment variable with the configuration that a launcher has said to come along: its ranks
+need not say it again."""
 _SPEECH_SEC = 3.0  # in which rank 0 says why all end
 _TURN_SEC = 0.4  # between two other ranks that have the same to say
 
@@ -222,7 +225,9 @@ def _say_shipped(argv: list[str]) -> None:
         if asked.startswith("configs/") and (argument != asked or before == "--config"):
             from pipeline.config.yaml_file import shipped  # needs YAML: only who reads any
 
-            if launched_rank() == 0 and (found := shipped(asked)) is not None:
+            said = os.environ.get(_SHIPPED) == asked
+            if launched_rank() == 0 and not said and (found := shipped(asked)) is not None:
+                os.environ[_SHIPPED] = asked
                 say(f"{asked} is not in this folder: taken from {found}", stream=sys.stderr)
 
 

@@ -41,6 +41,15 @@ def require_complete(config: DataConfig, train_set: ImageSet, val_set: ImageSet)
         )
 
 
+def require_classes(config: DataConfig, train_set: ImageSet) -> None:
+    """Raises `ValueError` for a single class: every guess is right, and nothing is learnt."""
+    if len(train_set.classes) < 2:
+        raise ValueError(
+            f"{config.root} has images of one class alone, {', '.join(train_set.classes)}, and a "
+            "network tells two or more apart; give each class a folder of its own in train and val"
+        )
+
+
 def decode_largest(
     manifest: ImageSet, config: DataConfig, passes: Passes, without: Collection[int] = ()
 ) -> None:

@@ -47,7 +47,7 @@ from pipeline.train.monitor.monitor import RunMonitor
 from pipeline.train.monitor.observer import Observer
 from pipeline.train.monitor.pictures import Pictures
 from pipeline.train.monitor.sender import DONE_SEC
-from pipeline.train.preflight import decode_largest, require_complete, try_step
+from pipeline.train.preflight import decode_largest, require_classes, require_complete, try_step
 from pipeline.train.profile import open_profile
 from pipeline.train.resuming import resume
 from pipeline.train.state import TrainState, choose_sums
@@ -160,6 +160,7 @@ def _open(
     begins("index")
     train_set, val_set = open_data(config, world)
     world.together(lambda: require_complete(config.data, train_set, val_set))
+    world.together(lambda: require_classes(config.data, train_set))
     begins("device")
     device = world.together(lambda: choose_device(config.run.device, share.gpu))
     normalisation = world.together(lambda: normalisation_of(config.data, train_set))
@@ -299,6 +300,7 @@ def _start(trainer: Trainer) -> dict[str, Any]:
         "global_batch_size": trainer.config.data.global_batch_size,
         "micro_batch_size": loaders.partition.micro_batch_size,
         "accumulation": loaders.accumulation,
+        "sums": trainer.state.summing.sums,
         "train_images": len(trainer.train_set),
         "val_images": len(trainer.val_set),
         "classes": len(trainer.train_set.classes),

@@ -81,9 +81,6 @@ def test_what_is_wrong_is_said_in_one_line_with_code_2(argv, message, tmp_path):
 
 @pytest.mark.parametrize("name", [n for n, c in COMMANDS.items() if c.module != "launch.slurm"])
 def test_each_command_helps_under_its_own_name_without_torch(name, tmp_path):
-    module = COMMANDS[name].module
-    if module == "launch.local" and not (REPOSITORY / "launch/local.py").exists():
-        pytest.skip("launch.local is not there")
     probe = tmp_path / "sitecustomize.py"
     probe.write_text(
         "import atexit, sys\n"
@@ -177,6 +174,15 @@ def test_which_file_it_took_is_said_once(tmp_path):
     torchrun = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
     assert trainyard(*argv, folder=tmp_path, **torchrun).stderr == "", "rank 0 says it"
     assert trainyard(*argv).stderr == "", "the checkout has it"
+    launched = trainyard("launch", "-np", "2", *argv, "--run.device=cpu", folder=tmp_path)
+    assert launched.stderr == line, "the launcher says it for its ranks"
+
+
+def test_ctrl_c_while_a_command_loads_leaves_no_traceback(tmp_path):
+    """By a module that stands in for one of the command's and is interrupted."""
+    (tmp_path / "psutil.py").write_text("raise KeyboardInterrupt\n")
+    done = trainyard("doctor", folder=tmp_path, PYTHONPATH=f"{tmp_path}:{REPOSITORY}")
+    assert (done.returncode, done.stdout, done.stderr) == (ExitCode.FAILED, "", "")
 
 
 @pytest.mark.parametrize("name", ["resnet50_8gpu", "resnet50_8gpu.sh"])

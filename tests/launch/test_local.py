@@ -162,7 +162,7 @@ def test_ctrl_c_while_the_ranks_load_is_a_stop_too(small_data, tmp_path):
     text = jobs.finish(process)
     assert process.returncode == 75, text
     assert "Traceback" not in text
-    assert text.splitlines()[-1].startswith("launch: stopped; start it again")
+    assert text.splitlines()[-1] == "launch: stopped; start it again", "there is no checkpoint"
 
 
 @pytest.mark.parametrize("under_way", ["torch"], indirect=True)
@@ -259,6 +259,14 @@ def test_options_and_the_program_are_told_apart():
 def test_a_wrong_command_is_refused_before_a_rank_starts(argv, message):
     with pytest.raises(ConfigError, match=message):
         split(argv)
+
+
+def test_the_launcher_names_itself_as_it_was_started(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/bin/trainyard"])
+    with pytest.raises(ConfigError, match="^trainyard launch runs train or .* as in trainyard lau"):
+        split([])
+    with pytest.raises(ConfigError, match="^trainyard launch runs train or evaluate, not trian;"):
+        split(["trian"])
 
 
 @pytest.fixture

@@ -123,6 +123,15 @@ def test_a_signal_that_killed_ranks_while_they_loaded_is_no_failure(tmp_path, sc
     assert "SIGUSR1 came before the first step" in capsys.readouterr().out
 
 
+def test_what_is_said_of_a_checkpoint_after_a_stop_is_true(tmp_path, scontrol, capsys):
+    end = End(tmp_path, ONCE, requeue=True)
+    assert end.report(138, signal.SIGTERM) == 75
+    assert capsys.readouterr().out.endswith("launch: stopped; start it again, unless Slurm does\n")
+    RunFolder(tmp_path).record_stop("SIGTERM", 5)
+    assert end.report(75, signal.SIGTERM) == 75
+    assert "start it again to resume from its checkpoint, unless" in capsys.readouterr().out
+
+
 def test_a_requeue_that_ends_its_own_command_is_one(tmp_path, install, capsys):
     """Slurm ends all processes of a job that it requeues, `scontrol` among them."""
     install("scontrol", "kill -TERM $$")

@@ -77,7 +77,7 @@ class Board(Observer):
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         if line["event"] == "start":
-            self._has = replace(self._has, ranks=line.get("ranks", 1))
+            self._has = replace(self._has, ranks=line.get("ranks", 1), sums=line.get("sums"))
         if line["event"] not in DRAWN:
             return
         if self._pages_due and line["event"] == "train":

@@ -33,6 +33,8 @@ class Shown:
     """What a run has to show."""
 
     ranks: int = 1
+    sums: str | None = None
+    """In which order sums of ranks are taken (`run.sums`), if that is known."""
     top5: bool = True
     ema: bool = False
     scales_loss: bool = False
@@ -146,7 +148,7 @@ def _health(has: Shown) -> list[Any]:
         _lines("gradient norm", norm="train/gradient_norm"),
         _lines("longest time without a heartbeat, seconds", beat="train/heartbeat_sec"),
     ]
-    if has.ranks > 1:
+    if has.ranks > 1 and has.sums != "fixed":  # with which all ranks have the same statistics
         charts.append(_lines("spread of BN statistics over ranks", spread="val/bn_spread"))
     if has.scales_loss:
         charts.append(_lines("loss scale", scale="train/loss_scale"))

@@ -61,7 +61,7 @@ def test_a_wrong_argument_is_a_config_error(given, message, run):
 
 
 def test_what_is_no_checkpoint_is_a_value_error(run, tmp_path):
-    with pytest.raises(ConfigError, match="the checkpoint .*gone.pt does not exist"):
+    with pytest.raises(ConfigError, match="gone.pt does not exist; .* or of a run's folder"):
         pipeline.evaluate(tmp_path / "gone.pt")
     with pytest.raises(ConfigError, match="checkpoint is an empty list"):
         pipeline.evaluate([])

@@ -313,6 +313,8 @@ def test_it_is_not_sent_to_another_process(small_data):
     [
         ({"split": "test"}, "split='test' must be one of train, val"),
         ({"agument": "rand"}, "no setting agument; did you mean augment?"),
+        ({"batchsize": 8}, "no setting batchsize; did you mean batch_size?"),
+        ({"qqqq": 8}, "no setting qqqq; python -m pipeline.train --help lists the settings"),
         ({"augment": "radn"}, "data.augment=radn must be one of none, trivial, rand"),
         ({"area": (0.0, 2.0)}, r"data.area=\[0.0,2.0\] must satisfy"),
         ({"mixup": 0.2}, "mixup=0.2 mixes images and labels.* leave mixup out"),

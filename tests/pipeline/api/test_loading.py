@@ -143,7 +143,7 @@ def test_a_runs_folder_stands_for_its_best_checkpoint(tmp_path):
 
 def test_what_cannot_be_loaded_is_an_error_that_says_why(tmp_path):
     path = write_checkpoint(tmp_path / "a.pt")
-    with pytest.raises(ConfigError, match="the checkpoint .*gone.pt does not exist"):
+    with pytest.raises(ConfigError, match="gone.pt does not exist; .* or of a run's folder"):
         pipeline.load(tmp_path / "gone.pt")
     with pytest.raises(ConfigError, match="is a folder"):
         pipeline.load(tmp_path)

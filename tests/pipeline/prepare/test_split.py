@@ -64,8 +64,8 @@ def test_each_class_is_split_in_proportion(source, tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[:3] == ["bird: 1 train, 1 val", "cat: 8 train, 2 val", "dog: 4 train, 1 val"]
     assert said[3] == (
-        f"{tmp_path}/own: 3 classes, 13 train and 4 val images, hard links to those in {source}; 0 "
-        "show the same as another and are on its side"
+        f"{tmp_path}/own: 3 classes, 13 train and 4 val images, hard links to those in {source}; "
+        "no two show the same"
     )
 
 
@@ -105,7 +105,7 @@ def test_the_split_depends_on_what_images_show_and_not_on_their_names(source, tm
 
 
 def test_a_few_images_more_leave_the_others_where_they_were(tmp_path):
-    source = made(tmp_path / "photos", cat=40)
+    source = made(tmp_path / "photos", cat=40, dog=2)
     first = split(source, tmp_path / "a", val=0.25)
     (source / "cat" / "more.jpg").write_bytes(picture(999))
     second = split(source, tmp_path / "b", val=0.25)
@@ -122,7 +122,7 @@ def test_copies_of_one_picture_are_on_one_side(source, tmp_path, capsys, seed):
     found = split(source, tmp_path / "own", f"--seed={seed}", val=0.5)
     group = {"03.jpg", "copy.jpg", "small.jpg", "poor.jpg"}
     assert group <= found["train"]["cat"] or group <= found["val"]["cat"]
-    assert "; 3 show the same as another and are on its side" in capsys.readouterr().out
+    assert "; 3 show the same as another, on whose side they are" in capsys.readouterr().out
     assert 4 <= len(found["val"]["cat"]) <= 9
 
 
@@ -259,6 +259,7 @@ def test_an_empty_target_is_filled(source, tmp_path):
         ({"cat": 3}, ["--to={full}"], "--to {full} is not empty, it holds file; give an empty or"),
         ({"cat": 3}, ["--to={full}/file"], "--to {full}/file is no folder; give an empty or a new"),
         ({"cat": 3}, ["--from=none"], "--from none is not a folder; give a data set's"),
+        ({"cat": 3}, [], "--from {source} holds one class folder alone, cat, and a network tells"),
         ({"train/cat": 3, "val/cat": 2}, [], "--from {source} holds train and val, so it is split "
          "already; give it as data.root, or split {source}/train"),
     ],

@@ -85,7 +85,8 @@ def test_each_start_says_what_it_trains_on_what_and_how_far(run, resumed):
     first = RunFolder(run).last("start")
     assert {name: first[name] for name in first.keys() - {"versions", "time"}} == {
         "event": "start", "step": 0, "position": 0, "total_steps": 10, "ranks": 1,
-        "global_batch_size": 10, "micro_batch_size": 10, "accumulation": 1, "train_images": 50,
+        "global_batch_size": 10, "micro_batch_size": 10, "accumulation": 1, "sums": "fixed",
+        "train_images": 50,
         "val_images": 30, "classes": 10, "network": "CIFAR ResNet-8 A", "device": "cpu",
         "decoder": "cpu",
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 import colorsys
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -21,6 +22,14 @@ from pipeline.train.preflight import decode_largest
 from pipeline.train.validation import labels_look_permuted
 
 CPU = DecodeSettings("cpu", torch.device("cpu"), threads=1, prefetch=1)
+
+
+def test_images_of_one_class_alone_are_refused(small_data, tmp_path):
+    for split in ("train", "val"):
+        first = min((small_data / split).iterdir())
+        shutil.copytree(first, tmp_path / "one" / split / first.name)
+    with pytest.raises(Reported, match=f"images of one class alone, {first.name}, and a network"):
+        train_here(tmp_path / "one", tmp_path)
 
 
 def test_part_of_a_named_data_set_is_refused_with_what_is_missing(small_data, tmp_path):

@@ -191,11 +191,11 @@ def test_a_chart_is_there_when_the_run_has_something_to_show(more, tags):
 
 
 def test_what_a_run_has_to_show_is_known_by_its_start_and_its_settings(tmp_path):
-    def titles(name, ranks, *options, **fields):
+    def titles(name, ranks, *options, sums="fast", **fields):
         config = config_of(tmp_path, tmp_path, f"--run.name={name}", *options)
         config.run.path.mkdir()
         monitor = RunMonitor(RunFolder(config.run.path), config, 0, 0, 100, top5=False)
-        monitor.write("start", {"step": 0, "position": 0, "ranks": ranks})
+        monitor.write("start", {"step": 0, "position": 0, "ranks": ranks, "sums": sums})
         monitor.train(line("train", 10, **fields))
         monitor.close()
         (event,) = read(config.run.path).Tensors(CONFIG_SUMMARY_TAG)
@@ -214,6 +214,9 @@ def test_what_a_run_has_to_show_is_known_by_its_start_and_its_settings(tmp_path)
         "error of the average of the weights, %", "loss of the average of the weights",
         "side of the training crop, pixels",
     }  # fmt: skip
+    assert titles("two", 2) - titles("fixed", 2, sums="fixed") == {
+        "spread of BN statistics over ranks"
+    }, "it is 0 where sums are in a fixed order"
 
 
 def test_errors_are_drawn_in_percent_and_sums_of_time_after_all_curves():
