@@ -12,6 +12,7 @@ from pipeline.data.images import ImageSet
 from pipeline.data.index.labels import shown
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.order import SCHEME_VERSION
+from pipeline.system.console import counted
 
 _KIND, _VERSION = "trainyard.Loader", 1
 _NUMBERS = ("epoch", "batch", "accumulation", "world_size", "position")
@@ -96,18 +97,30 @@ def place_in(
         )
         return epoch, batch, state["excluded"]
     steps, micro = divmod(batch, accumulation)
+    ranks = counted(state["world_size"], "rank"), counted(asked.world_size, "rank")
     require(
-        micro == 0 or accumulation == asked.accumulation,
-        f"the state was taken after batch {micro} of the {accumulation} of a step, and this loader "
-        f"has {asked.accumulation} batches a step; load it with as many, or take one between steps",
+        micro == 0
+        or (accumulation, state["world_size"]) == (asked.accumulation, asked.world_size),
+        f"the state was taken after batch {micro} of the {accumulation} of a step on {ranks[0]}, "
+        f"and this loader has {asked.accumulation} batches a step on {ranks[1]}; load it with as "
+        "many of both, or take one between steps",
     )
     return epoch, steps * asked.accumulation + micro, state["excluded"]
 
 
 def require_position(state: Mapping[str, Any], position: int) -> None:
-    """Raises `ValueError` unless a `state` names the `position` that its batch has."""
-    if state["position"] != position:
+    """Raises `ValueError` unless a `state` names the `position` that its batch has on this rank. In
+    a validation each rank has its own, which between two of them does not matter."""
+    if state["position"] == position:
+        return
+    if state["stream"]["split"] == "train":
         raise _damaged(f"its position is {state['position']} and that of its batch {position}")
+    require(
+        state["batch"] == 0,
+        f"the state was taken within a validation at position {state['position']}, and batch "
+        f"{state['batch']} of this rank is at {position}: it is another rank's; load this rank's "
+        "own, or take one between validations",
+    )
 
 
 def _require_state(state: Any) -> None:
