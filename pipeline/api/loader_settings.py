@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from pipeline.config import ConfigError, DataConfig, require, setting_types
 from pipeline.config.run import RunConfig
 from pipeline.config.values import Refused, read, refusal
@@ -75,7 +73,6 @@ def asked(
 
 def _read(name: str, value: Any) -> Any:
     """The value of a setting, of its type. Raises `ConfigError` for one of another."""
-    value = value.item() if isinstance(value, np.generic) else value
     try:
         return read(Quoted(value) if isinstance(value, str) else value, setting_types()[name])
     except Refused as error:

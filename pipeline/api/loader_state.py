@@ -16,9 +16,8 @@ from pipeline.system.console import counted
 
 _KIND, _VERSION = "trainyard.Loader", 1
 _NUMBERS = ("epoch", "batch", "accumulation", "world_size", "position")
-# What of the settings has no effect on the images of a split.
-_NOT_IN_TRAIN = ("data.val_resize", "data.val_size", "data.held_out", "data.mixup", "data.cutmix")
-_IN_VAL = ("data.val_resize",)
+# What of the data's settings has no effect on the images of train.
+_NOT_IN_TRAIN = ("val_resize", "val_size", "held_out", "mixup", "cutmix")
 
 
 def facts_of(
@@ -34,9 +33,9 @@ def facts_of(
     }
     if images.split == "val":
         facts |= {"batch_size": data.local_batch_size, "view_size": data.view_size}
-        return facts | {name: getattr(data, name.partition(".")[2]) for name in _IN_VAL}
+        return facts | {"data.val_resize": data.val_resize}
     values = {**Config().values(), **{f"data.{n}": v for n, v in vars(data).items()}}
-    idle = {*_NOT_IN_TRAIN, *idle_settings(values)}
+    idle = {*(f"data.{name}" for name in _NOT_IN_TRAIN), *idle_settings(values)}
     if data.image_sizes is not None:
         idle.add("data.image_size")
     names = [n for n in names_of("identity") if n.startswith("data.") and n not in idle]
@@ -99,8 +98,7 @@ def place_in(
     steps, micro = divmod(batch, accumulation)
     ranks = counted(state["world_size"], "rank"), counted(asked.world_size, "rank")
     require(
-        micro == 0
-        or (accumulation, state["world_size"]) == (asked.accumulation, asked.world_size),
+        micro == 0 or (accumulation, state["world_size"]) == (asked.accumulation, asked.world_size),
         f"the state was taken after batch {micro} of the {accumulation} of a step on {ranks[0]}, "
         f"and this loader has {asked.accumulation} batches a step on {ranks[1]}; load it with as "
         "many of both, or take one between steps",
