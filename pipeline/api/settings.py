@@ -46,7 +46,8 @@ def config_of_call(config: AnyPath | Settings | Config, settings: Settings | Non
 
 
 def parsed(settings: Settings | None, allowed: Sequence[str], others: Settings) -> Parsed:
-    """`settings` and `others` as a command line has them. Raises `ConfigError` for one that is not `allowed`."""
+    """`settings` and `others` as a command line has them. Raises `ConfigError` for one that is not
+    `allowed`."""
     given = _typed(others) | _typed(settings)
     for name in given:
         require(
