@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,14 @@ _OWN = ("root", "global_batch_size", "local_batch_size", "image_size", "threads"
 """Settings of the data that are arguments of their own, some by another name."""
 _MIXED = ("mixup", "cutmix")
 """Settings of the data that are done with whole micro-batches and change labels."""
+_OF_DATALOADER = {
+    "shuffle": "train is in an order by seed, and val in its own",
+    "sampler": "which images a rank has follows from rank and world_size",
+    "num_workers": "DALI's threads are set by threads",
+    "prefetch_factor": "the batches that wait ready are set by prefetch_batches",
+    "pin_memory": "batches are given on the device",
+}
+"""Arguments that PyTorch's DataLoader has, and what there is instead."""
 _BATCH_SIZE = 64
 
 
@@ -47,6 +56,10 @@ def asked(
     """
     known = [field.name for field in dataclasses.fields(DataConfig) if field.name not in _OWN]
     for name in others:
+        require(
+            name not in _OF_DATALOADER,
+            f"Loader: there is no setting {name}, as {_OF_DATALOADER.get(name)}; leave it out",
+        )
         if name not in known:
             raise unknown_setting(name, "Loader", known)
     for name in _MIXED:
@@ -89,7 +102,12 @@ def own_rank(rank: int | None, world_size: int | None) -> Launched:
         f"rank={rank} and world_size={world_size} go together; give both, or neither for those of "
         "torch.distributed or the launcher",
     )
-    assert rank is not None and world_size is not None, "just required"
+    try:
+        rank, world_size = operator.index(rank), operator.index(world_size)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ConfigError(
+            f"rank={rank!r} and world_size={world_size!r} must be whole numbers"
+        ) from error
     require(
         0 <= rank < world_size,
         f"rank={rank} must lie in [0, {world_size}), as world_size={world_size} says",

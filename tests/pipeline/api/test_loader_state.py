@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from jobs import copy_data
@@ -90,6 +91,12 @@ def test_on_another_number_of_ranks_it_goes_on_with_the_next_image(
         loader.load_state_dict(sent(states[0]))
         found += positions_of(loader)
     assert sorted(found) == sorted(wanted)
+
+
+def test_numbers_of_numpy_are_those_of_python_in_a_state(small_data):
+    ranks = {"rank": np.int64(0), "world_size": np.int64(2)}
+    loader = open_loader(small_data, batch_size=np.int64(4), seed=np.int32(7), **ranks)
+    sent(loader.state_dict())
 
 
 def test_set_epoch_keeps_to_a_loaded_place_and_moves_elsewhere(small_data):

@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -313,6 +314,7 @@ def test_groups_that_the_caller_has_made_are_refused_and_stay(small_data, tmp_pa
 def test_the_functions_are_the_packages_and_nothing_heavy_comes_with_them():
     code = (
         "import sys, pipeline, pipeline.api; from pipeline.api import ConfigError, TrainingError;"
+        "assert {'Loader', 'evaluate', 'images', 'load', 'train'} <= set(dir(pipeline));"
         "pipeline.train, pipeline.evaluate; import pipeline.train.folder, pipeline.evaluate;"
         "print([name for name in ('torch', 'numpy', 'nvidia.dali', 'PIL') if name in sys.modules])"
     )
@@ -325,5 +327,6 @@ def test_the_functions_are_the_packages_and_nothing_heavy_comes_with_them():
     for name in ("train", "evaluate"):
         function = getattr(pipeline.api, name)
         assert inspect.signature(getattr(pipeline, name)) == inspect.signature(function)
+        assert pickle.loads(pickle.dumps(getattr(pipeline, name))) is getattr(pipeline, name)
     with pytest.raises(AttributeError, match="no attribute 'trian'; there are: .*train"):
         pipeline.trian  # noqa: B018
