@@ -16,6 +16,8 @@ from pipeline.system.console import counted
 
 _KIND, _VERSION = "trainyard.Loader", 1
 _NUMBERS = ("epoch", "batch", "accumulation", "world_size", "position")
+_OF_PLACE = "batch_size"
+"""The fact of a validation that says where its batches begin; no matter between two of them."""
 # What of the data's settings has no effect on the images of train.
 _NOT_IN_TRAIN = ("val_resize", "val_size", "held_out", "mixup", "cutmix")
 
@@ -32,7 +34,7 @@ def facts_of(
         "means and deviations": normalisation.digest,
     }
     if images.split == "val":
-        facts |= {"batch_size": data.local_batch_size, "view_size": data.view_size}
+        facts |= {_OF_PLACE: data.local_batch_size, "view_size": data.view_size}
         return facts | {"data.val_resize": data.val_resize}
     values = {**Config().values(), **{f"data.{n}": v for n, v in vars(data).items()}}
     idle = {*(f"data.{name}" for name in _NOT_IN_TRAIN), *idle_settings(values)}
@@ -73,6 +75,8 @@ def place_in(
     """
     _require_state(state)
     stored = {**later_defaults(), **state["stream"]}
+    if state["batch"] == 0:
+        facts = {name: value for name, value in facts.items() if name != _OF_PLACE}
     differences = [
         f"{name}: {_told(stored, name)} in the state, {_told(facts, name)} here"
         for name, value in facts.items()

@@ -228,6 +228,16 @@ def test_within_a_validation_only_as_many_ranks_go_on(small_data):
         first.load_state_dict(state)
 
 
+def test_between_validations_a_state_fits_whatever_a_rank_has_in_a_batch(small_data):
+    two = open_loader(small_data, "val", batch_size=None, global_batch_size=8, rank=1, world_size=2)
+    list(two)
+    alone = open_loader(small_data, "val", batch_size=None, global_batch_size=8)
+    alone.load_state_dict(sent(two.state_dict()))
+    assert (alone.epoch, positions_of(alone)) == (1, list(range(30)))
+    with pytest.raises(ValueError, match="batch_size: 4 in the state, 8 here"):
+        alone.load_state_dict(state_after(two, 1))
+
+
 def test_a_rank_with_a_batch_less_takes_no_state_from_within_anothers_validation(small_data):
     # Four batches: one on rank 0 of 3, two on rank 2.
     ranks = [open_loader(small_data, "val", rank=rank, world_size=3) for rank in (0, 2)]
