@@ -311,6 +311,24 @@ def test_groups_that_the_caller_has_made_are_refused_and_stay(small_data, tmp_pa
         dist.destroy_process_group()
 
 
+def test_without_dali_the_error_says_what_to_install(small_data):
+    code = (
+        "import sys, pipeline; sys.modules['nvidia.dali'] = None\n"
+        f"settings = {{'data.root': {str(small_data)!r}}}\n"
+        "for call in (lambda: pipeline.train(settings), lambda: pipeline.Loader('.')):\n"
+        "    try:\n"
+        "        call()\n"
+        "    except ModuleNotFoundError as error:\n"
+        "        print(error.name, error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=jobs.environment(), capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    said = "nvidia.dali DALI, which reads the images, is not installed; run pip install"
+    assert [line.startswith(said) for line in done.stdout.splitlines()] == [True, True]
+
+
 def test_the_functions_are_the_packages_and_nothing_heavy_comes_with_them():
     code = (
         "import sys, pipeline, pipeline.api; from pipeline.api import ConfigError, TrainingError;"
