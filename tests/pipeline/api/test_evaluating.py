@@ -1,6 +1,7 @@
 """`pipeline.evaluate`: a result is that of the command, and of the training's validation."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -42,6 +43,17 @@ def test_arguments_are_the_commands_options(run, small_data):
     )  # fmt: skip
     assert (found.views, len(found.checkpoints)) == (4, 2)
     assert found.details["bn_images"] == 16 and found.details["scales"] == [36, 40]
+
+
+def test_a_result_that_its_run_does_not_take_has_no_file(run, tmp_path):
+    copy = shutil.copytree(run.path, tmp_path / "run")
+    for kept in copy.glob("evaluate-*.json"):
+        kept.unlink()
+    found = pipeline.evaluate(copy)
+    found.file.unlink()
+    found.file.mkdir()
+    again = pipeline.evaluate(copy)
+    assert again.file is None and again.top1_correct == found.top1_correct
 
 
 @pytest.mark.parametrize(
