@@ -129,6 +129,7 @@ def test_the_process_is_as_it_was(small_data, tmp_path, trained):
         }
 
     try:
+        gc.unfreeze()  # what another test's training froze for good
         gc.collect()
         before = state()
         pipeline.train(settings(small_data, tmp_path), {"run.threads": torch.get_num_threads() + 1})
