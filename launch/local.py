@@ -27,8 +27,8 @@ from launch.repeat import kept_cause
 from launch.slurm.options import PROGRAMS, Program, program_of, require_engine
 from launch.slurm.rank import DIE_WITH
 from pipeline.config import ConfigError, require
+from pipeline.config.parser import program as name_of
 from pipeline.config.reading import command_parser, parse
-from pipeline.config.reading import program as name_of
 from pipeline.ranks.local import LocalRanks, start_ranks
 from pipeline.system.console import counted
 from pipeline.system.failure import CAUSE_FILE, END_SEC, LATER, ExitCode, run_command, say_error

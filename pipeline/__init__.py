@@ -36,6 +36,10 @@ class _Command(ModuleType):
         """Does what the function of this name in `pipeline.api` does."""
         return _function(self.__name__.rpartition(".")[2])(*args, **given)
 
+    def __reduce__(self) -> Any:
+        """By its name, as a function is sent to another process."""
+        return importlib.import_module, (self.__name__,)
+
     @property
     def __signature__(self) -> Any:
         """The function's, for `inspect.signature` and a notebook's help."""
@@ -62,6 +66,9 @@ if not TYPE_CHECKING:
             return _function(name)
         names = ", ".join(__all__)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; there are: {names}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
 
 
 sys.modules[__name__].__class__ = _Pipeline

@@ -66,7 +66,12 @@ if not TYPE_CHECKING:
             raise AttributeError(
                 f"module {__name__!r} has no attribute {name!r}; there are: {names}"
             )
-        return getattr(importlib.import_module(_FROM[name]), name)
+        try:
+            return getattr(importlib.import_module(_FROM[name]), name)
+        except ModuleNotFoundError as error:
+            from pipeline.system.failure import raise_with_cure
+
+            raise_with_cure(error)
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *_FROM})

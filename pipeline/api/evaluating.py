@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pipeline.api.settings import AnyPath, Settings, checkpoint_in, parsed
-from pipeline.config import names_for, plain, require
+from pipeline.config import ConfigError, names_for, plain, require
 from pipeline.evaluate.protocol import BnImages, Name, Request, choose_protocol
 from pipeline.system.launched import launched_size
 
@@ -94,11 +94,11 @@ def evaluate(
         OSError: a file that may not be read.
         TrainingError: the job cannot continue; or another call runs in this process.
     """
-    one = isinstance(checkpoint, str | os.PathLike)
-    places: Sequence[AnyPath] = [checkpoint] if one else checkpoint  # type: ignore[list-item,assignment]
+    several = isinstance(checkpoint, Iterable) and not isinstance(checkpoint, str)
+    places: list[AnyPath] = list(checkpoint) if several else [checkpoint]  # type: ignore[arg-type,list-item]
     require(len(places) > 0, "checkpoint is an empty list; give the path of a .pt file of a run")
     names = names_for("evaluate")
-    given = parsed({**({} if data is None else {"data.root": data}), **(settings or {})}, names)
+    given = parsed(settings, names, {} if data is None else {"data.root": data})
     for name, value, kind in (("protocol", protocol, Name), ("weights", weights, Kind)):
         require(
             value in get_args(kind), f"{name}={value} must be one of {', '.join(get_args(kind))}"
@@ -110,7 +110,7 @@ def evaluate(
     )
     request = Request(
         tuple(checkpoint_in(place) for place in places),
-        choose_protocol(protocol, scales, mirror),
+        choose_protocol(protocol, _sides(scales), mirror),
         None if weights == "auto" else weights,
         bn_images, test_images, None, None, None, given,
     )  # fmt: skip
@@ -120,6 +120,17 @@ def evaluate(
         from pipeline.evaluate.run import evaluate as run
 
         return _result(run(request, tell=lambda _: None, watch=launched_size() > 1))
+
+
+def _sides(scales: Sequence[int] | None) -> list[int] | None:
+    """`scales` as Python's own numbers. Raises `ConfigError`."""
+    rule = f"scales={scales!r} must be a list of whole numbers of pixels, such as [224, 256]"
+    try:
+        found = None if scales is None else [operator.index(one) for one in scales]
+    except TypeError as error:
+        raise ConfigError(rule) from error
+    require(found != [], rule)
+    return found
 
 
 def _result(found: Evaluation) -> EvaluateResult:

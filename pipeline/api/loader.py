@@ -205,6 +205,8 @@ class Loader:
         """
         epoch, batch, excluded = place_in(state, self._facts, self._asked, len(self._images))
         number = self._epochs.first(epoch) + batch
+        if self._images.split == "val":  # first: another rank's may have a batch more
+            require_position(state, self._epochs.position(number))
         require(
             number <= self._epochs.first(epoch + 1),
             f"the state is damaged: its batch is {batch}, and epoch {epoch} has fewer; load "

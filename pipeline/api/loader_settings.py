@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from pipeline.config import ConfigError, DataConfig, require, setting_types
 from pipeline.config.run import RunConfig
@@ -27,6 +26,14 @@ _ARGUMENTS = (
 """What a loader takes by name besides the settings of the data."""
 _MIXED = ("mixup", "cutmix")
 """Settings of the data that are done with whole micro-batches and change labels."""
+_OF_DATALOADER = {
+    "shuffle": "train is in an order by seed, and val in its own",
+    "sampler": "which images a rank has follows from rank and world_size",
+    "num_workers": "DALI's threads are set by threads",
+    "prefetch_factor": "the batches that wait ready are set by prefetch_batches",
+    "pin_memory": "batches are given on the device",
+}
+"""Arguments that PyTorch's DataLoader has, and what there is instead."""
 _BATCH_SIZE = 64
 
 
@@ -54,6 +61,10 @@ def asked(
     """
     known = [field.name for field in dataclasses.fields(DataConfig) if field.name not in _OWN]
     for name in others:
+        require(
+            name not in _OF_DATALOADER,
+            f"Loader: there is no setting {name}, as {_OF_DATALOADER.get(name)}; leave it out",
+        )
         if name not in known:
             raise unknown_setting(name, "Loader", [*known, *_ARGUMENTS])
     for name in _MIXED:
@@ -80,7 +91,6 @@ def asked(
 
 def _read(name: str, value: Any) -> Any:
     """The value of a setting, of its type. Raises `ConfigError` for one of another."""
-    value = value.item() if isinstance(value, np.generic) else value
     try:
         return read(Quoted(value) if isinstance(value, str) else value, setting_types()[name])
     except Refused as error:
@@ -97,7 +107,12 @@ def own_rank(rank: int | None, world_size: int | None) -> Launched:
         f"rank={rank} and world_size={world_size} go together; give both, or neither for those of "
         "torch.distributed or the launcher",
     )
-    assert rank is not None and world_size is not None, "just required"
+    try:
+        rank, world_size = operator.index(rank), operator.index(world_size)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ConfigError(
+            f"rank={rank!r} and world_size={world_size!r} must be whole numbers"
+        ) from error
     require(
         0 <= rank < world_size,
         f"rank={rank} must lie in [0, {world_size}), as world_size={world_size} says",

@@ -12,12 +12,14 @@ from pipeline.data.images import ImageSet
 from pipeline.data.index.labels import shown
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.order import SCHEME_VERSION
+from pipeline.system.console import counted
 
 _KIND, _VERSION = "trainyard.Loader", 1
 _NUMBERS = ("epoch", "batch", "accumulation", "world_size", "position")
-# What of the settings has no effect on the images of a split.
-_NOT_IN_TRAIN = ("data.val_resize", "data.val_size", "data.held_out", "data.mixup", "data.cutmix")
-_IN_VAL = ("data.val_resize",)
+_OF_PLACE = "batch_size"
+"""The fact of a validation that says where its batches begin; no matter between two of them."""
+# What of the data's settings has no effect on the images of train.
+_NOT_IN_TRAIN = ("val_resize", "val_size", "held_out", "mixup", "cutmix")
 
 
 def facts_of(
@@ -32,10 +34,10 @@ def facts_of(
         "means and deviations": normalisation.digest,
     }
     if images.split == "val":
-        facts |= {"batch_size": data.local_batch_size, "view_size": data.view_size}
-        return facts | {name: getattr(data, name.partition(".")[2]) for name in _IN_VAL}
+        facts |= {_OF_PLACE: data.local_batch_size, "view_size": data.view_size}
+        return facts | {"data.val_resize": data.val_resize}
     values = {**Config().values(), **{f"data.{n}": v for n, v in vars(data).items()}}
-    idle = {*_NOT_IN_TRAIN, *idle_settings(values)}
+    idle = {*(f"data.{name}" for name in _NOT_IN_TRAIN), *idle_settings(values)}
     if data.image_sizes is not None:
         idle.add("data.image_size")
     names = [n for n in names_of("identity") if n.startswith("data.") and n not in idle]
@@ -73,6 +75,8 @@ def place_in(
     """
     _require_state(state)
     stored = {**later_defaults(), **state["stream"]}
+    if state["batch"] == 0:
+        facts = {name: value for name, value in facts.items() if name != _OF_PLACE}
     differences = [
         f"{name}: {_told(stored, name)} in the state, {_told(facts, name)} here"
         for name, value in facts.items()
@@ -96,18 +100,29 @@ def place_in(
         )
         return epoch, batch, state["excluded"]
     steps, micro = divmod(batch, accumulation)
+    ranks = counted(state["world_size"], "rank"), counted(asked.world_size, "rank")
     require(
-        micro == 0 or accumulation == asked.accumulation,
-        f"the state was taken after batch {micro} of the {accumulation} of a step, and this loader "
-        f"has {asked.accumulation} batches a step; load it with as many, or take one between steps",
+        micro == 0 or (accumulation, state["world_size"]) == (asked.accumulation, asked.world_size),
+        f"the state was taken after batch {micro} of the {accumulation} of a step on {ranks[0]}, "
+        f"and this loader has {asked.accumulation} batches a step on {ranks[1]}; load it with as "
+        "many of both, or take one between steps",
     )
     return epoch, steps * asked.accumulation + micro, state["excluded"]
 
 
 def require_position(state: Mapping[str, Any], position: int) -> None:
-    """Raises `ValueError` unless a `state` names the `position` that its batch has."""
-    if state["position"] != position:
+    """Raises `ValueError` unless a `state` names the `position` that its batch has on this rank. In
+    a validation each rank has its own, which between two of them does not matter."""
+    if state["position"] == position:
+        return
+    if state["stream"]["split"] == "train":
         raise _damaged(f"its position is {state['position']} and that of its batch {position}")
+    require(
+        state["batch"] == 0,
+        f"the state was taken within a validation at position {state['position']}, and batch "
+        f"{state['batch']} of this rank is at {position}: it is another rank's; load this rank's "
+        "own, or take one between validations",
+    )
 
 
 def _require_state(state: Any) -> None:

@@ -139,7 +139,10 @@ def load(checkpoint: AnyPath, *, weights: Kind = "auto", device: Device = "auto"
         require(
             device in names, f"device={device} must be one of {', '.join(names)} or a torch.device"
         )
+        current = torch.cuda.current_device() if _cuda_is_in_use() else None
         device = choose_device(device, 0)
+        if current is not None:
+            torch.cuda.set_device(current)  # which the caller has chosen
     trained = checkpoints.read(checkpoint_in(checkpoint), None if weights == "auto" else weights)
     config = for_files(trained.config)
     from pipeline.data.stream import val_planner
@@ -148,6 +151,10 @@ def load(checkpoint: AnyPath, *, weights: Kind = "auto", device: Device = "auto"
         trained.build(device), trained.classes,
         Transform(val_planner(config.data), trained.normalisation),
     )  # fmt: skip
+
+
+def _cuda_is_in_use() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def file_or_pixels(content: NDArray[np.uint8], place: Path) -> Image.Image:

@@ -16,7 +16,7 @@ import torch
 
 from pipeline.ranks import disconnect
 from pipeline.system.console import files_log, log
-from pipeline.system.failure import ExitCode, FellWithPeer, Reported, TrainingError
+from pipeline.system.failure import ExitCode, FellWithPeer, Reported, TrainingError, raise_with_cure
 
 _turn = threading.Lock()
 _running: list[str] = []  # what holds the turn
@@ -54,13 +54,16 @@ def _as_errors() -> Iterator[None]:
     try:
         yield
     except Reported as reported:
-        if isinstance(reported.__cause__, Exception):
-            raise reported.__cause__ from None
+        cause = reported.__cause__
+        if isinstance(cause, Exception):
+            raise cause from cause.__cause__  # its own, not the ranks'
         # Another rank's: it has the error itself.
         kind = ValueError if reported.code is ExitCode.WRONG_INPUT else TrainingError
         raise kind(reported.message) from None
     except FellWithPeer as fell:
         raise TrainingError(str(fell)) from fell
+    except ModuleNotFoundError as error:
+        raise_with_cure(error)
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ def config_of_call(config: AnyPath | Settings | Config, settings: Settings | Non
     As on the command line, a run is named after its file unless either names it. Raises
     `ConfigError`.
     """
-    given = typed_values(settings or {})
+    given = _typed(settings)
     if isinstance(config, Config | Mapping):
         known = config.values() if isinstance(config, Config) else typed_values(config)
         found = made(known | given)
@@ -46,9 +46,10 @@ def config_of_call(config: AnyPath | Settings | Config, settings: Settings | Non
     return read
 
 
-def parsed(settings: Settings | None, allowed: Sequence[str]) -> Parsed:
-    """`settings` as a command line has them. Raises `ConfigError` for one that is not `allowed`."""
-    given = typed_values(settings or {})
+def parsed(settings: Settings | None, allowed: Sequence[str], others: Settings) -> Parsed:
+    """`settings` and `others` as a command line has them. Raises `ConfigError` for one that is not
+    `allowed`."""
+    given = _typed(others) | _typed(settings)
     for name in given:
         require(
             name in allowed,
@@ -57,9 +58,22 @@ def parsed(settings: Settings | None, allowed: Sequence[str]) -> Parsed:
     return Parsed(**given)
 
 
+def _typed(settings: Settings | None) -> dict[str, Any]:
+    """`settings` by `part.name`, each of its type. Raises `ConfigError`."""
+    require(
+        settings is None or isinstance(settings, Mapping),
+        f"settings={settings!r} must be a dict of settings, such as {{'data.root': 'photos'}}",
+    )
+    return typed_values(settings or {})
+
+
 def checkpoint_in(place: AnyPath) -> Path:
     """The checkpoint `place`, or the best of the run whose folder it is. Raises `ConfigError` if
     there is none."""
+    require(
+        isinstance(place, str | os.PathLike),
+        f"checkpoint={place!r} must be the path of a .pt file or of a run's folder",
+    )
     path = Path(place).expanduser()
     if path.is_dir() and RunFolder(path).is_run:
         path = Checkpoints(RunFolder(path).checkpoints).best

@@ -112,7 +112,7 @@ def train(
         except BaseException:
             for one in heard:
                 if one.raised is not None:
-                    raise one.raised from None
+                    raise one.raised from one.raised.__cause__  # its own, not the ranks'
             raise
     return _result(ended, resolved)
 

@@ -39,8 +39,9 @@ def read(value: Any, kind: Any) -> Any:
     """`value` as one of the type `kind`. Raises `Refused` if it is none.
 
     `value` is text, as it stands in a YAML or on the command line, a list of texts or texts by
-    name, or what a configuration holds already. `kind` is a type hint: bool, int, float, str,
-    `PathText`, Path, a Literal, a tuple or a Mapping of these, or a union of them, with None.
+    name, or what a configuration holds already; numbers may be NumPy's or PyTorch's. `kind` is a
+    type hint: bool, int, float, str, `PathText`, Path, a Literal, a tuple or a Mapping of these, or
+    a union of them, with None.
     """
     given = _as_text(value)
     members = list(_members(kind))
@@ -76,6 +77,8 @@ def refusal(named: str, value: Any, error: Refused) -> str:
 
 def _as_text(value: Any) -> Any:
     """What stands for `value` in a YAML: text, a list of texts, or texts by name."""
+    if hasattr(value, "tolist"):  # NumPy's or PyTorch's numbers, which need not be loaded here
+        value = value.tolist()
     if isinstance(value, str):
         return value
     if isinstance(value, Path):

@@ -56,7 +56,7 @@ from pipeline.train.validation import count, labels_by_class
 class Evaluation:
     """A result, the same on every rank: as JSON holds it, and its exact counts.
 
-    `file` is where it is kept in the run's folder, None where there is no run that takes it.
+    `file` is where it is kept in the run's folder; None where there is no run that takes it.
     """
 
     result: dict[str, Any]
@@ -98,12 +98,15 @@ def _evaluate(request: Request, world: World, tell: Callable[[str], object]) -> 
     result = describe(members, request, totals, tally.unreadable, val_set.digest, is_other)
     run = run_of(request.checkpoints[0])
     file = None if run is None else run.path / file_name(result)
-    if world.rank == 0:
+
+    def write_and_tell() -> bool:
         try:
-            _write_files(request, result, tally, val_set, file)
+            return _write_files(request, result, tally, val_set, file)
         finally:  # words after files, but a disk that is full must not cost both
             tell(_in_words(request, members, totals))
-    return Evaluation(result, totals, tally, val_set.classes, file)
+
+    is_kept = world.on_rank0(write_and_tell)
+    return Evaluation(result, totals, tally, val_set.classes, file if is_kept else None)
 
 
 def _in_words(request: Request, members: Sequence[Member], totals: Validation) -> str:
@@ -201,7 +204,8 @@ def _excluded(members: Sequence[Member], val_set: ImageSet) -> frozenset[int]:
 
 def _write_files(
     request: Request, result: dict[str, Any], tally: Tally, val_set: ImageSet, file: Path | None
-) -> None:
+) -> bool:
+    """Writes what was asked for, and returns whether the result is kept in `file`."""
     if request.json is not None:
         write(Path(request.json), result)
     if request.per_class is not None:
@@ -212,5 +216,7 @@ def _write_files(
     if file is not None:
         try:
             write(file, result)
+            return True
         except OSError as error:  # the run may be somebody else's; the result has been logged
             log.warning("warning: the result is not kept in %s: %s", file.parent, error.strerror)
+    return False

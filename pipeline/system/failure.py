@@ -135,6 +135,13 @@ def in_words(error: BaseException) -> str:
     return str(error) if is_told(error) else f"{type(error).__name__}: {error}"
 
 
+def raise_with_cure(error: ModuleNotFoundError) -> NoReturn:
+    """Raises the error, with what to install where that is known."""
+    if not is_told(error):
+        raise error
+    raise ModuleNotFoundError(in_words(error), name=error.name) from error
+
+
 def cure(error: OSError) -> str:
     """What to do about what a file system refuses."""
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -29,7 +29,8 @@ from pipeline.config.idle import idle_settings
 from pipeline.config.reading import config_of, overrides
 from pipeline.config.training import LENGTH, Weights
 from pipeline.data.normalisation import Normalisation
-from pipeline.model.resnet import make_model
+from pipeline.model.backends import choose_backend
+from pipeline.model.resnet import build_network
 from pipeline.system.failure import TrainingError
 from pipeline.system.files import content_of, replacing
 from pipeline.train.foreign import (
@@ -282,9 +283,11 @@ class Trained:
         if config is None:
             reference = dataclasses.replace(self.config.model, norm="reference")
             config = dataclasses.replace(self.config, model=reference)
-        model = make_model(config, len(self.classes), device)
+        norm = choose_backend(config.model.norm, device, config.optim.amp)
+        with torch.random.fork_rng(devices=[]):  # what is drawn here is replaced at once
+            model = build_network(config.model, len(self.classes), norm)
         model.load_state_dict(self.weights)
-        return model.eval()
+        return model.to(device).eval()
 
     @property
     def digest(self) -> str:

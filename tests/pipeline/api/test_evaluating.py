@@ -1,7 +1,9 @@
 """`pipeline.evaluate`: a result is that of the command, and of the training's validation."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 from one_process import evaluate_here, train_here
 
@@ -36,11 +38,22 @@ def test_it_is_the_result_of_the_validation_and_of_the_command(run, tmp_path, ca
 def test_arguments_are_the_commands_options(run, small_data):
     best = run.checkpoints / "best.pt"
     found = pipeline.evaluate(
-        [best, best], protocol="multi-scale", scales=[36, 40], mirror=True, data=small_data,
-        bn_images=16, settings={"run.device": "cpu"},
+        [best, best], protocol="multi-scale", scales=np.array([36, 40]), mirror=True,
+        data=small_data, bn_images=16, settings={"run.device": "cpu"},
     )  # fmt: skip
     assert (found.views, len(found.checkpoints)) == (4, 2)
     assert found.details["bn_images"] == 16 and found.details["scales"] == [36, 40]
+
+
+def test_a_result_that_its_run_does_not_take_has_no_file(run, tmp_path):
+    copy = shutil.copytree(run.path, tmp_path / "run")
+    for kept in copy.glob("evaluate-*.json"):
+        kept.unlink()
+    found = pipeline.evaluate(copy)
+    found.file.unlink()
+    found.file.mkdir()
+    again = pipeline.evaluate(copy)
+    assert again.file is None and again.top1_correct == found.top1_correct
 
 
 @pytest.mark.parametrize(
@@ -49,6 +62,14 @@ def test_arguments_are_the_commands_options(run, small_data):
         ({"protocol": "2-crop"}, "protocol=2-crop must be one of 1-crop, 10-crop, multi-scale"),
         ({"weights": "best"}, "weights=best must be one of auto, raw, ema"),
         ({"mirror": True}, "--mirror is for --protocol multi-scale"),
+        *(
+            (
+                {"protocol": "multi-scale", "scales": one},
+                "scales=.* must be a list of whole numbers",
+            )
+            for one in ("256", 256, [36.5], [])
+        ),
+        ({"settings": ["run.device"]}, "settings=..run.device.. must be a dict of settings"),
         ({"bn_images": 1}, "bn_images=1 must be a number of training images, at least 2, or all"),
         ({"settings": {"model.depth": 9}}, "model.depth comes from the checkpoint; what can"),
         ({"settings": {"run.devise": "cpu"}}, "no setting run.devise; did you mean run.device"),
@@ -63,6 +84,9 @@ def test_a_wrong_argument_is_a_config_error(given, message, run):
 def test_what_is_no_checkpoint_is_a_value_error(run, tmp_path):
     with pytest.raises(ConfigError, match="gone.pt does not exist; .* or of a run's folder"):
         pipeline.evaluate(tmp_path / "gone.pt")
+    for wrong in (None, [run.path, 3]):
+        with pytest.raises(ConfigError, match="checkpoint=(None|3) must be the path of a .pt file"):
+            pipeline.evaluate(wrong)
     with pytest.raises(ConfigError, match="checkpoint is an empty list"):
         pipeline.evaluate([])
     whole = (run.checkpoints / "best.pt").read_bytes()

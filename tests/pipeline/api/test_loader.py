@@ -323,6 +323,10 @@ def test_it_is_not_sent_to_another_process(small_data):
         ({"seed": -1}, "run.seed=-1 must lie in"),
         ({"rank": 1}, "rank=1 and world_size=None go together"),
         ({"rank": 2, "world_size": 2}, r"rank=2 must lie in \[0, 2\)"),
+        ({"rank": "0", "world_size": 2}, "rank='0' and world_size=2 must be whole numbers"),
+        ({"rank": 0.5, "world_size": 2}, "rank=0.5 and world_size=2 must be whole numbers"),
+        ({"shuffle": True}, "no setting shuffle, as train is in an order by seed.*leave it out"),
+        ({"num_workers": 4}, "no setting num_workers, as DALI's threads are set by threads"),
         (
             {"global_batch_size": 9, "rank": 0, "world_size": 2},
             "data.global_batch_size=9 is not divisible by 2 ranks",

@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from jobs import copy_data
@@ -90,6 +91,12 @@ def test_on_another_number_of_ranks_it_goes_on_with_the_next_image(
         loader.load_state_dict(sent(states[0]))
         found += positions_of(loader)
     assert sorted(found) == sorted(wanted)
+
+
+def test_numbers_of_numpy_are_those_of_python_in_a_state(small_data):
+    ranks = {"rank": np.int64(0), "world_size": np.int64(2)}
+    loader = open_loader(small_data, batch_size=np.int64(4), seed=np.int32(7), **ranks)
+    sent(loader.state_dict())
 
 
 def test_set_epoch_keeps_to_a_loaded_place_and_moves_elsewhere(small_data):
@@ -194,8 +201,13 @@ def test_within_a_step_only_as_many_batches_a_step_go_on(small_data):
     again = open_loader(small_data, batch_size=2, global_batch_size=8)
     again.load_state_dict(state)
     assert positions_of(again)[:2] == [10, 11]
-    with pytest.raises(ValueError, match="after batch 1 of the 4 of a step, and this .* has 2"):
+    said = "after batch 1 of the 4 of a step on 1 rank, and this loader has 2 .* on 1 rank"
+    with pytest.raises(ValueError, match=said):
         open_loader(small_data, batch_size=4, global_batch_size=8).load_state_dict(state)
+    # As many batches a step on more ranks, of which each has other images.
+    more = open_loader(small_data, batch_size=1, global_batch_size=8, rank=0, world_size=2)
+    with pytest.raises(ValueError, match="of a step on 1 rank, and this .* 4 .* on 2 ranks"):
+        more.load_state_dict(state)
 
 
 def test_within_a_validation_only_as_many_ranks_go_on(small_data):
@@ -207,8 +219,31 @@ def test_within_a_validation_only_as_many_ranks_go_on(small_data):
     alone = open_loader(small_data, "val")
     with pytest.raises(ValueError, match="within a validation by 2 ranks.* those of 1;"):
         alone.load_state_dict(state)
-    alone.load_state_dict(again.state_dict() | {"batch": 0, "epoch": 2, "position": 0})
-    assert positions_of(alone) == list(range(30))
+    alone.load_state_dict(sent(again.state_dict()))  # between validations
+    assert (alone.epoch, positions_of(alone)) == (2, list(range(30)))
+    first = open_loader(small_data, "val", rank=0, world_size=2)
+    first.load_state_dict(sent(again.state_dict()))
+    assert (first.epoch, positions_of(first)) == (2, list(range(16)))
+    with pytest.raises(ValueError, match="position 24, and batch 1 .* at 8: it is another rank's"):
+        first.load_state_dict(state)
+
+
+def test_between_validations_a_state_fits_whatever_a_rank_has_in_a_batch(small_data):
+    two = open_loader(small_data, "val", batch_size=None, global_batch_size=8, rank=1, world_size=2)
+    list(two)
+    alone = open_loader(small_data, "val", batch_size=None, global_batch_size=8)
+    alone.load_state_dict(sent(two.state_dict()))
+    assert (alone.epoch, positions_of(alone)) == (1, list(range(30)))
+    with pytest.raises(ValueError, match="batch_size: 4 in the state, 8 here"):
+        alone.load_state_dict(state_after(two, 1))
+
+
+def test_a_rank_with_a_batch_less_takes_no_state_from_within_anothers_validation(small_data):
+    # Four batches: one on rank 0 of 3, two on rank 2.
+    ranks = [open_loader(small_data, "val", rank=rank, world_size=3) for rank in (0, 2)]
+    assert [len(one) for one in ranks] == [1, 2]
+    with pytest.raises(ValueError, match="it is another rank's; load this rank's own"):
+        ranks[0].load_state_dict(state_after(ranks[1], 2))
 
 
 BAD_POSITIONS = (3, 22)

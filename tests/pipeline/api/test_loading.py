@@ -132,6 +132,14 @@ def test_weights_are_chosen_as_by_the_commands(tmp_path):
         pipeline.load(write_checkpoint(tmp_path / "b.pt"), weights="ema")
 
 
+def test_loading_draws_none_of_the_callers_random_numbers(tmp_path):
+    path = write_checkpoint(tmp_path / "a.pt")
+    torch.manual_seed(1234)  # not run.seed
+    before = torch.get_rng_state()
+    pipeline.load(path, device="cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_runs_folder_stands_for_its_best_checkpoint(tmp_path):
     (tmp_path / "config.yaml").touch()
     (tmp_path / "checkpoints").mkdir()

@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 import jobs
+import numpy as np
 import pytest
 import torch
 from jobs import REPOSITORY, small_settings
@@ -23,6 +25,7 @@ from nvidia.dali import Pipeline
 
 import pipeline
 from pipeline.api import ConfigError, Observer, TrainingError, TrainResult, Validation
+from pipeline.api.settings import config_of_call
 from pipeline.api.training import best_of
 from pipeline.config import Config, setting_names
 from pipeline.config.reading import load_config
@@ -180,16 +183,17 @@ def test_an_interrupt_saves_and_returns_and_the_same_call_goes_on(small_data, tm
 def test_what_a_callback_raises_reaches_the_caller_as_it_is(event, small_data, tmp_path):
     # One of a file, which the run would take for its folder's.
     own = PermissionError(13, "of the callback", "elsewhere")
+    its_cause = KeyError("behind it")
 
     def breaks(line: dict) -> None:
         if line["event"] == event:
-            raise own
+            raise own from its_cause
 
     before = streams()
     with pytest.raises(PermissionError) as raised:
         pipeline.train(settings(small_data, tmp_path, schedule__epochs=1,
                                 schedule__drop_epochs=[]), on_metrics=breaks)  # fmt: skip
-    assert raised.value is own
+    assert raised.value is own and own.__cause__ is its_cause
     assert streams() == before
 
 
@@ -257,12 +261,32 @@ def test_a_second_call_beside_one_is_refused(small_data, tmp_path, trained):
         (DEMO, {"data.local_batch_size": 0}, "data.local_batch_size=0 must"),
         (DEMO, {"resume": "gone.pt"}, "the checkpoint gone.pt does not exist"),
         ({"run.name": "a/b"}, {}, "run.name='a/b' must be a plain folder name"),
+        (DEMO, {"run.seed": np.float64(0.5)}, "run.seed=0.5 must be a whole number"),
         (3, {}, "config=3 must be the path of a YAML file, a dict of settings or a Config"),
     ],
 )
 def test_a_wrong_setting_is_a_config_error(config, given, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         pipeline.train(config, {"run.dir": str(tmp_path), **given})
+
+
+def test_settings_that_are_no_dict_are_a_config_error():
+    with pytest.raises(ConfigError, match="settings=.*print.* must be a dict of settings"):
+        pipeline.train(DEMO, print)
+
+
+def test_numbers_of_numpy_and_pytorch_are_those_of_python():
+    given = {
+        "optim.base_lr": np.float64(0.1), "run.seed": np.int64(3), "data.flip": np.bool_(False),
+        "schedule.drop_epochs": np.arange(1, 3), "optim.weight_decay": torch.tensor(0.5),
+    }  # fmt: skip
+    found = config_of_call({}, given)
+    wanted = {
+        "optim.base_lr": 0.1, "run.seed": 3, "data.flip": False,
+        "schedule.drop_epochs": (1, 2), "optim.weight_decay": 0.5,
+    }  # fmt: skip
+    assert {name: found.get(name) for name in given} == wanted
+    assert all(type(found.get(name)) is type(value) for name, value in wanted.items())
 
 
 def test_wrong_data_and_a_run_of_another_configuration_are_value_errors(
@@ -288,9 +312,28 @@ def test_groups_that_the_caller_has_made_are_refused_and_stay(small_data, tmp_pa
         dist.destroy_process_group()
 
 
+def test_without_dali_the_error_says_what_to_install(small_data):
+    code = (
+        "import sys, pipeline; sys.modules['nvidia.dali'] = None\n"
+        f"settings = {{'data.root': {str(small_data)!r}}}\n"
+        "for call in (lambda: pipeline.train(settings), lambda: pipeline.Loader('.')):\n"
+        "    try:\n"
+        "        call()\n"
+        "    except ModuleNotFoundError as error:\n"
+        "        print(error.name, error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=jobs.environment(), capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    said = "nvidia.dali DALI, which reads the images, is not installed; run pip install"
+    assert [line.startswith(said) for line in done.stdout.splitlines()] == [True, True]
+
+
 def test_the_functions_are_the_packages_and_nothing_heavy_comes_with_them():
     code = (
         "import sys, pipeline, pipeline.api; from pipeline.api import ConfigError, TrainingError;"
+        "assert {'Loader', 'evaluate', 'images', 'load', 'train'} <= set(dir(pipeline));"
         "pipeline.train, pipeline.evaluate; import pipeline.train.folder, pipeline.evaluate;"
         "print([name for name in ('torch', 'numpy', 'nvidia.dali', 'PIL') if name in sys.modules])"
     )
@@ -303,5 +346,6 @@ def test_the_functions_are_the_packages_and_nothing_heavy_comes_with_them():
     for name in ("train", "evaluate"):
         function = getattr(pipeline.api, name)
         assert inspect.signature(getattr(pipeline, name)) == inspect.signature(function)
+        assert pickle.loads(pickle.dumps(getattr(pipeline, name))) is getattr(pipeline, name)
     with pytest.raises(AttributeError, match="no attribute 'trian'; there are: .*train"):
         pipeline.trian  # noqa: B018

@@ -234,7 +234,7 @@ FREE = {
     "data.device_padding_bytes", "data.host_padding_bytes", "data.bad_images", "data.max_excluded",
     "data.exclude", "model.norm", "model.compile", "model.graphs", "schedule.epochs",
     "schedule.steps", "run.name", "run.dir", "run.device", "run.threads", "run.autotune",
-    "run.log_every_steps", "run.sums",
+    "run.log_every_steps", "run.loggers", "run.sums",
     "run.checkpoint_every_steps", "run.checkpoint_every_sec", "run.keep_checkpoints",
     "run.start_timeout_sec", "run.step_timeout_sec", "run.expect_top1", "profile", "resume",
     "init",  # whose digest is compared (`train.init`)
