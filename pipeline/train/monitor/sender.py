@@ -85,10 +85,10 @@ class Sender(Observer):
         self._thread.join(max(0.0, self._end_at - time.monotonic()))
         if self._thread.is_alive():
             self._gone = True
+            later = "" if self._done else ", and a start that resumes this run sends it"
             log.warning(
                 "warning: %s of run.loggers took no more lines within %g s of the end; what it "
-                "misses is in metrics.jsonl, and a start that resumes this run sends it",
-                self._name, self._limit_sec,
+                "misses is in metrics.jsonl%s", self._name, self._limit_sec, later,
             )  # fmt: skip
 
     @property

@@ -277,12 +277,13 @@ class Troubled(Tracker):
             raise ConnectionError(f"no {call} today")
 
 
-def send_lines(tracker: Tracker, positions=(10, 20, 30)) -> None:
+def send_lines(tracker: Tracker, positions=(10, 20, 30), done: bool = True) -> None:
     kept = [{"event": "train", **line("train", 5)}]
     to = Sender("far", tracker, kept)
     for position in positions:
         to.see({"event": "train", **line("train", position)})
-    to.see({"event": "done", **line("done", 30)})
+    if done:
+        to.see({"event": "done", **line("done", 30)})
     to.close()
 
 
@@ -305,8 +306,9 @@ def test_a_tracker_that_fails_warns_once_and_has_no_gap(caplog, call, times, sen
     ]
 
 
-def test_a_tracker_that_blocks_holds_nothing_up(monkeypatch, caplog):
-    monkeypatch.setattr(sender, "DONE_SEC", 0.05)
+@pytest.mark.parametrize("done", [False, True])
+def test_a_tracker_that_blocks_holds_nothing_up(monkeypatch, caplog, done):
+    monkeypatch.setattr(sender, "DONE_SEC" if done else "CLOSE_SEC", 0.05)
     monkeypatch.setattr(sender, "MOST_WAITING", 2)
     free = threading.Event()
 
@@ -318,12 +320,13 @@ def test_a_tracker_that_blocks_holds_nothing_up(monkeypatch, caplog):
     tracker = Blocking()
     try:
         with caplog.at_level(logging.WARNING, logger="trainyard"):
-            send_lines(tracker, range(10, 100, 10))  # returns
+            send_lines(tracker, range(10, 100, 10), done)  # returns
     finally:
         free.set()
     full, late = [record.getMessage() for record in caplog.records]
     assert "run.loggers failed (too many lines wait for it; the next start sends them) and" in full
     assert late.startswith("warning: far of run.loggers took no more lines within 0.05 s of")
+    assert late.endswith("metrics.jsonl" if done else "a start that resumes this run sends it")
 
 
 def test_what_a_file_of_an_identity_holds_else_is_no_identity(tmp_path):

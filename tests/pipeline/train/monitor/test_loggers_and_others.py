@@ -115,10 +115,12 @@ def test_a_folder_of_a_librarys_name_is_no_library(tmp_path, monkeypatch):
     """W&B leaves a folder `wandb` wherever it was used, which Python takes for a package."""
     (tmp_path / "tracker").mkdir()
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.setattr(loggers, "_PACKAGES", {"tracker": "tracker-python", "wandb": "wandb"})
+    monkeypatch.setattr(
+        loggers, "_PACKAGES", {"tracker": "tracker-python", "tensorboard": "tensorboard"}
+    )
     with pytest.raises(ConfigError, match="names tracker, whose library is not installed"):
         loggers.require_installed(("tracker",))
-    loggers.require_installed(("wandb",))
+    loggers.require_installed(("tensorboard",))
 
 
 def test_a_logger_that_cannot_begin_warns_and_the_run_ends_well(
