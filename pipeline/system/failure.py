@@ -216,6 +216,8 @@ def _open_streams() -> None:
 
 def _say_shipped(argv: list[str]) -> None:
     """Says on rank 0 which file `--config` takes, where it is none of the working folder."""
+    if os.environ.get(CAUSE_FILE):
+        return  # the launcher has said so
     after = ["", *argv]
     for before, argument in zip(after, argv, strict=False):
         asked = argument if before == "--config" else argument.removeprefix("--config=")

@@ -17,7 +17,7 @@ from launch.slurm import batch_scripts
 from pipeline.config import ConfigError
 from pipeline.config.reading import load_config
 from pipeline.config.yaml_file import CONFIGS, shipped
-from pipeline.system.failure import ExitCode, code_of, in_words
+from pipeline.system.failure import CAUSE_FILE, ExitCode, code_of, in_words
 from pipeline.system.machine import versions
 from pipeline.system.version import VERSION
 
@@ -178,6 +178,8 @@ def test_which_file_it_took_is_said_once(tmp_path):
     torchrun = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
     assert trainyard(*argv, folder=tmp_path, **torchrun).stderr == "", "rank 0 says it"
     assert trainyard(*argv).stderr == "", "the checkout has it"
+    launched = {CAUSE_FILE: str(tmp_path / "cause")}
+    assert trainyard(*argv, folder=tmp_path, **launched).stderr == "", "its launcher says it"
 
 
 @pytest.mark.parametrize("name", ["resnet50_8gpu", "resnet50_8gpu.sh"])
