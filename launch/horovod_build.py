@@ -126,8 +126,8 @@ class Target:
             f"PyTorch is built for CUDA {self.cuda} but there is no nvcc, so Horovod is built "
             "without NCCL: ranks on CPUs can use it, ranks on GPUs cannot (its background thread "
             "dies of the first CUDA tensor). For GPUs start them by torchrun, which needs no "
-            "Horovod (make train ENGINE=torch), or give this nvcc, from the CUDA toolkit or from "
-            "pip (see docs/troubleshooting.md), by the PATH or CUDA_HOME, and run "
+            "Horovod (nor does make train ENGINE=torch), or give this nvcc, from CUDA's toolkit "
+            "or pip (cuda-toolkit[nvcc,cccl,cudart]), by the PATH or CUDA_HOME, and run "
             "`python -m launch.horovod_build --install` of this environment again."
         )
 

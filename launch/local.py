@@ -44,6 +44,7 @@ DESCRIPTION = (
 _NAP_SEC = 0.1
 # As long as Slurm gives the others, by default, to write what they know.
 _LAST_WORDS_SEC = 30.0
+_LEAVE = (signal.SIGINT, signal.SIGTERM)
 _RELAYED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -228,18 +229,19 @@ class Relay:
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
         which = signal.Signals(number)
-        if self.received is not None and which in (signal.SIGINT, signal.SIGTERM):
-            self.again = which
+        if self.received in _LEAVE:
+            self.again = which if which in _LEAVE else self.again
             return
-        if self.received is None and which is signal.SIGINT:
-            # Not `say`: this may have interrupted it.
+        if which is signal.SIGINT:
             words = (
                 b"saving and stopping; Ctrl-C again ends without saving"
                 if self._saves
                 else b"stopping; Ctrl-C again ends at once"
             )
+            # Not `say`: this may have interrupted it.
             os.write(2, b"\nlaunch: " + words + b"\n")
-        self.received = self.received or which
+        # A warning may come before it, as a scheduler's SIGUSR1.
+        self.received = which if which in _LEAVE else self.received or which
         if self._ranks is not None:
             _signal(self._ranks, which)
 

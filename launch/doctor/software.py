@@ -118,7 +118,7 @@ def _one_line(error: Exception) -> str:
 
 def versions(job: Job) -> Iterator[Finding]:
     """Checks that packages and code are installed, the same on all nodes."""
-    fix = "Make the environment there with make train, or start the job from a shared one."
+    fix = "Install them there, by make train in a checkout, or start the job from a shared one."
     yield Finding("fail", job.where(_not_installed), fix)
     names = dict.fromkeys(name for node in job.nodes for name in node["versions"])
     odd = {name: job.odd_ones(lambda n, name=name: n["versions"].get(name)) for name in names}  # type: ignore[misc]
@@ -135,7 +135,7 @@ def _not_installed(node: Facts) -> str:
 
 def torch_works(job: Job) -> Iterator[Finding]:
     """Checks that PyTorch can be imported."""
-    fix = "Install PyTorch again there (make train does), in the version of the other nodes."
+    fix = "Install PyTorch there again, by make train or pip, in the version of the other nodes."
     yield Finding("fail", job.where(lambda n: n["torch_problem"]), fix)
 
 
@@ -170,7 +170,7 @@ def torch_distributed(job: Job) -> Iterator[Finding]:
         lambda n: f"this PyTorch has no {' and no '.join(_lacking(n))}",
         when=lambda n: n["torch_problem"] is None and _lacking(n),
     )
-    fix = "Install PyTorch as pip has it (make train does), or start the ranks by horovodrun."
+    fix = "Install PyTorch as pip has it, or start the ranks by horovodrun."
     yield Finding(needed, lacks, fix)
     yield Finding("ok", _built(job, lambda n: n["torch_distributed"]))
 

@@ -96,8 +96,9 @@ def this_allocation(
     """
     if "SLURM_JOB_ID" not in env:
         raise ConfigError(
-            "this is not inside a Slurm job; submit it with sbatch slurm/resnet50_8gpu.sh, or on "
-            "one machine without Slurm use python -m launch.local -np N train"
+            "this is not inside a Slurm job; submit it with sbatch slurm/resnet50_8gpu.sh, which "
+            "python -m launch.slurm --script resnet50_8gpu prints too, or on one machine without "
+            "Slurm use python -m launch.local -np N train"
         )
     job = env["SLURM_JOB_ID"]
     components = int(env.get("SLURM_HET_SIZE") or env.get("SLURM_PACK_SIZE") or 1)  # before 20.02

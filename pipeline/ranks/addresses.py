@@ -74,7 +74,7 @@ def warn_if_open(engine: Engine | None) -> None:
         launcher = {"horovod": "horovodrun", "torch": "torchrun"}[engine]
         log.info(
             "network: %s takes connections at port %s on every interface of %s; whoever reaches it "
-            "can disturb this job, so let only its nodes reach it (docs/training.md)",
+            "can disturb this job, so let only its nodes reach it",
             launcher, port, socket.gethostname(),
         )  # fmt: skip
 

@@ -264,8 +264,8 @@ def find_runs(below: Path) -> list[Path]:
     found = [run for run in run_folder.find_runs(below) if RunFolder(run).has_trained]
     if not found:
         raise ValueError(
-            f"there is no run below {below}/ ({HOLDS}); train one, as with make train, or give the "
-            "folders of runs"
+            f"there is no run below {below}/ ({HOLDS}); train one with python -m pipeline.train, "
+            "or give the folders of runs"
         )
     return found
 

@@ -91,7 +91,7 @@ def _list(below: Path, as_json: bool) -> None:
     if found.runs or found.skipped:
         say(*listing.describe(found, below, _width()).split("\n"))
     if not found.runs:
-        hint = "" if below.exists() else ": make train trains the demo"
+        hint = "" if below.exists() else ": in a checkout make train trains the demo"
         say(f"no run below {below}/{hint}")
 
 

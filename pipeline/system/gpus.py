@@ -180,7 +180,7 @@ def unusable_gpus() -> Unusable | None:
     if ours is None:
         return Unusable(
             f"{found}is built for CPUs",
-            f"install a PyTorch built for CUDA (docs/troubleshooting.md), or {on_cpu}",
+            f"install a PyTorch built for CUDA, or {on_cpu}",
         )
     found += f"for CUDA {ours} can use none of them: {_words_of_torch()}"
     if theirs is not None and int(theirs.partition(".")[0]) < int(ours.partition(".")[0]):

@@ -1,5 +1,6 @@
 """The command `trainyard`: what it runs, what it says of itself, and where it refuses to."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -200,3 +201,16 @@ def test_the_table_names_modules_that_there_are():
         there = place.with_suffix(".py").exists() or (place / "__main__.py").exists()
         assert there or name == "launch", module
     assert command._ROOT == REPOSITORY
+
+
+def test_no_message_names_a_page_that_a_wheel_does_not_have():
+    found = []
+    for top in ("pipeline", "launch"):
+        for path in sorted((REPOSITORY / top).rglob("*.py")):
+            nodes = list(ast.walk(ast.parse(path.read_text())))
+            docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+            words = (n for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str))
+            page = re.compile(r"\bdocs/|\bCONTRIBUTING|\bREADME")
+            wrong = [n for n in words if id(n) not in docstrings and page.search(n.value)]
+            found += [f"{path.relative_to(REPOSITORY)}:{node.lineno}" for node in wrong]
+    assert not found

@@ -194,6 +194,30 @@ def test_a_stopped_evaluation_does_not_speak_of_checkpoints(tmp_path, capfd):
     assert out == "launch: stopped by SIGINT; start it again\n"
 
 
+@pytest.mark.parametrize(
+    ("sent", "received", "again"),
+    [
+        (["SIGUSR1", "SIGTERM"], "SIGTERM", None),  # a scheduler warns, then ends
+        (["SIGHUP", "SIGTERM", "SIGHUP"], "SIGTERM", None),
+        (["SIGTERM", "SIGUSR1"], "SIGTERM", None),
+        (["SIGUSR1", "SIGINT", "SIGTERM"], "SIGINT", "SIGTERM"),
+        (["SIGUSR1", "SIGHUP"], "SIGUSR1", None),
+    ],
+)
+def test_only_a_second_signal_to_leave_ends_at_once(sent, received, again):
+    before = {number: signal.getsignal(number) for number in local._RELAYED}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup
+        relay = local.Relay()
+        for name in sent:
+            os.kill(os.getpid(), signal.Signals[name])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert relay.received == signal.Signals[received]
+    assert relay.again == (again and signal.Signals[again])
+
+
 @pytest.mark.parametrize("received", [signal.SIGTERM, None])
 def test_a_rank_that_closes_its_files_after_a_stop_is_given_time(received, monkeypatch):
     """Of those that fail, which a hang of the others must not hold up, it is not so much."""

@@ -248,7 +248,7 @@ def test_a_wrong_command_is_answered(runs, tmp_path):
 
 def test_a_fresh_checkout_is_told_how_to_get_a_run(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert runs() == (0, "no run below runs/: make train trains the demo\n")
+    assert runs() == (0, "no run below runs/: in a checkout make train trains the demo\n")
 
 
 def test_help_answers_before_anything_heavy_is_loaded():
