@@ -79,6 +79,11 @@ def test_the_plain_loop_goes_on_where_it_was_killed(
     rest = here(killed)
     assert reported(rest) == reported(text)[2:]
     require_same_end(killed, whole)
+    # A state of the last batch of an epoch: only the validation is left.
+    (whole / "loop.py").write_text(LOOP.replace("step % 3 == 2", "step == 4"))
+    (whole / "loop.pt").unlink()
+    here(whole)
+    assert reported(here(whole)) == reported(text)[2:]
 
 
 @pytest.mark.slow
