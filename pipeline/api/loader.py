@@ -19,7 +19,7 @@ from pipeline.api.loader_parts import (
     require_imagenet,
     stream_of,
 )
-from pipeline.api.loader_settings import asked, own_rank
+from pipeline.api.loader_settings import asked, own_rank, require_still_own
 from pipeline.api.loader_state import facts_of, place_in, require_position, state_of
 from pipeline.config import require
 from pipeline.data.dali import Batch as Decoded
@@ -102,6 +102,7 @@ class Loader:
             decode = decode.for_shape((data.view_size, data.view_size))
         self._epochs = epochs_of(self._asked, self._images, drop_last)
         self._stream = stream_of(self._asked, self._images, normalisation, drop_last)
+        self._rank_is_given = rank is not None
         self._facts = facts_of(self._asked, self._images, normalisation, drop_last)
         self._channels_last = channels_last
         self._passes = Passes(data.local_batch_size, decode)
@@ -228,6 +229,8 @@ class Loader:
         """The next batch for one of this loader's iterators."""
         self._require_usable()
         if asking.turn is None:
+            if not self._rank_is_given:
+                require_still_own(self._asked)
             if self._begun:  # another was left
                 self._epoch += 1
                 self._number = self._epochs.first(self._epoch)
