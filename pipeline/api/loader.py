@@ -191,12 +191,8 @@ class Loader:
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on with the next batch: plain values, alike on all
         ranks in a training without bad images."""
-        stream = self._stream
-        excluded = sorted(stream.excluded) if isinstance(stream, ValStream) else None
-        if isinstance(stream, TrainStream):
-            excluded = stream.exclusions.rows()  # type: ignore[assignment]
-        done = self._number - self._epochs.first(self._epoch)
-        return state_of(self._facts, self._asked, self._epoch, done, self.position, excluded or [])
+        done, excluded = self._number - self._epochs.first(self._epoch), self._excluded()
+        return state_of(self._facts, self._asked, self._epoch, done, self.position, excluded)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Has the next `for` go on where `state` was taken: with the rest of its epoch.
@@ -214,12 +210,26 @@ class Loader:
             "another one, or begin anew without a state",
         )
         require_position(state, self._epochs.position(number))
-        if isinstance(self._stream, TrainStream):
-            self._stream.exclusions = Exclusions(excluded)
-        else:
-            self._stream.excluded = frozenset(excluded)
+        before = self._excluded()
+        self._exclude(excluded)
+        try:
+            leave_out_listed(self._stream, self._asked.data, self._epochs.position(number))
+        except ValueError:
+            self._exclude(before)
+            raise
         self._move(epoch, number)
-        leave_out_listed(self._stream, self._asked.data, self.position)
+
+    def _excluded(self) -> list[Any]:
+        """The images that are left out, as a state has them."""
+        if isinstance(self._stream, ValStream):
+            return sorted(self._stream.excluded)
+        return self._stream.exclusions.rows()
+
+    def _exclude(self, excluded: list[Any]) -> None:
+        if isinstance(self._stream, ValStream):
+            self._stream.excluded = frozenset(excluded)
+        else:
+            self._stream.exclusions = Exclusions(excluded)
 
     def _move(self, epoch: int, number: int) -> None:
         self._epoch, self._number = epoch, number
