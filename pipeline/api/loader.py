@@ -19,7 +19,7 @@ from pipeline.api.loader_parts import (
     require_imagenet,
     stream_of,
 )
-from pipeline.api.loader_settings import asked, own_rank
+from pipeline.api.loader_settings import asked, own_rank, require_still_own
 from pipeline.api.loader_state import facts_of, place_in, require_position, state_of
 from pipeline.config import require
 from pipeline.data.dali import Batch as Decoded
@@ -102,6 +102,7 @@ class Loader:
             decode = decode.for_shape((data.view_size, data.view_size))
         self._epochs = epochs_of(self._asked, self._images, drop_last)
         self._stream = stream_of(self._asked, self._images, normalisation, drop_last)
+        self._rank_is_given = rank is not None
         self._facts = facts_of(self._asked, self._images, normalisation, drop_last)
         self._channels_last = channels_last
         self._passes = Passes(data.local_batch_size, decode)
@@ -190,12 +191,8 @@ class Loader:
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on with the next batch: plain values, alike on all
         ranks in a training without bad images."""
-        stream = self._stream
-        excluded = sorted(stream.excluded) if isinstance(stream, ValStream) else None
-        if isinstance(stream, TrainStream):
-            excluded = stream.exclusions.rows()  # type: ignore[assignment]
-        done = self._number - self._epochs.first(self._epoch)
-        return state_of(self._facts, self._asked, self._epoch, done, self.position, excluded or [])
+        done, excluded = self._number - self._epochs.first(self._epoch), self._excluded()
+        return state_of(self._facts, self._asked, self._epoch, done, self.position, excluded)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Has the next `for` go on where `state` was taken: with the rest of its epoch.
@@ -213,12 +210,26 @@ class Loader:
             "another one, or begin anew without a state",
         )
         require_position(state, self._epochs.position(number))
-        if isinstance(self._stream, TrainStream):
-            self._stream.exclusions = Exclusions(excluded)
-        else:
-            self._stream.excluded = frozenset(excluded)
+        before = self._excluded()
+        self._exclude(excluded)
+        try:
+            leave_out_listed(self._stream, self._asked.data, self._epochs.position(number))
+        except ValueError:
+            self._exclude(before)
+            raise
         self._move(epoch, number)
-        leave_out_listed(self._stream, self._asked.data, self.position)
+
+    def _excluded(self) -> list[Any]:
+        """The images that are left out, as a state has them."""
+        if isinstance(self._stream, ValStream):
+            return sorted(self._stream.excluded)
+        return self._stream.exclusions.rows()
+
+    def _exclude(self, excluded: list[Any]) -> None:
+        if isinstance(self._stream, ValStream):
+            self._stream.excluded = frozenset(excluded)
+        else:
+            self._stream.exclusions = Exclusions(excluded)
 
     def _move(self, epoch: int, number: int) -> None:
         self._epoch, self._number = epoch, number
@@ -228,6 +239,8 @@ class Loader:
         """The next batch for one of this loader's iterators."""
         self._require_usable()
         if asking.turn is None:
+            if not self._rank_is_given:
+                require_still_own(self._asked)
             if self._begun:  # another was left
                 self._epoch += 1
                 self._number = self._epochs.first(self._epoch)

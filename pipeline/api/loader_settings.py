@@ -14,7 +14,7 @@ from pipeline.config.values import Refused, read, refusal
 from pipeline.config.yaml_file import unknown_setting
 from pipeline.config.yaml_text import Quoted
 from pipeline.data.batches import split_global_batch
-from pipeline.ranks.existing import existing_rank, told_rank
+from pipeline.ranks.existing import existing_rank, initialised_rank, told_rank
 from pipeline.system.launched import Launched
 
 _OWN = ("root", "global_batch_size", "local_batch_size", "image_size", "threads")
@@ -95,6 +95,19 @@ def _read(name: str, value: Any) -> Any:
         return read(Quoted(value) if isinstance(value, str) else value, setting_types()[name])
     except Refused as error:
         raise ConfigError(refusal(f"{name}=", value, error)) from error
+
+
+def require_still_own(asked: Asked) -> None:
+    """Raises `RuntimeError` if torch.distributed says another rank than the one that was found: it
+    has been initialised since, and every rank would have the images of another."""
+    found = initialised_rank()
+    if found is not None and (found.rank, found.size) != (asked.rank, asked.world_size):
+        raise RuntimeError(
+            f"this loader was made as rank {asked.rank} of {asked.world_size}, and "
+            f"torch.distributed, initialised since, has this process as rank {found.rank} of "
+            f"{found.size}; make the loader after init_process_group, or give it rank and "
+            "world_size"
+        )
 
 
 def own_rank(rank: int | None, world_size: int | None) -> Launched:

@@ -19,9 +19,14 @@ from pipeline.system.machine import available_cores
 def existing_rank() -> Launched:
     """This process's rank: in torch.distributed if that has been initialised, else as its launcher
     says, else alone. Raises `ValueError` where two launchers have started it."""
+    return initialised_rank() or launched()
+
+
+def initialised_rank() -> Launched | None:
+    """This process's rank in torch.distributed; None if that has not been initialised."""
     if dist.is_available() and dist.is_initialized():
         return told_rank(dist.get_rank(), dist.get_world_size())
-    return launched()
+    return None
 
 
 def told_rank(rank: int, size: int) -> Launched:

@@ -31,9 +31,11 @@ class DrawnAhead(Generic[_Drawn]):
         self._draw = draw
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
         self._coming: Future[_Drawn] | None = None
+        self._began = False  # whether the thread has had a call
 
     def next(self, last: bool) -> _Drawn:
         """What the next call returned; `last`: no call follows it."""
+        self._began = True
         future = self._coming or self._thread.submit(self._draw)
         self._coming = None
         drawn = future.result()
@@ -43,9 +45,11 @@ class DrawnAhead(Generic[_Drawn]):
 
     def stop(self) -> None:
         """Waits for the call that runs, and forgets what it returns or raises."""
-        if self._coming is not None and not self._coming.cancel():
-            self._coming.exception()
+        if self._coming is not None:
+            self._coming.cancel()
         self._coming = None
+        if self._began:  # also for a call whose waiting an interrupt has broken off
+            self._thread.submit(int).result()
 
     def close(self) -> None:
         """Ends the thread."""

@@ -13,9 +13,11 @@ import cifar_archives
 import jobs
 import pytest
 import torch
+import torch.distributed as dist
 from container_writers import WRITERS, draw_images, write_folders
 from loader_batches import batches_of, open_loader, positions_of, require_same
 from one_process import config_of, train_here
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from pipeline.data.dali import DecodeSettings
 from pipeline.data.index.manifest import open_manifest
@@ -80,6 +82,21 @@ def test_ranks_share_the_batches_of_one(small_data, drop_last):
             for part in parts:
                 joined += part[2 * step : 2 * step + 2]
         require_same(joined, whole)
+
+
+def test_one_made_before_the_ranks_met_is_refused(small_data):
+    early, told = open_loader(small_data), open_loader(small_data, rank=0, world_size=1)
+    dist.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
+    try:
+        said = (
+            "made as rank 0 of 1, and torch.distributed, .* as rank 1 of 2; make the loader after"
+        )
+        with pytest.raises(RuntimeError, match=said):
+            next(iter(early))
+        next(iter(told))
+        assert next(iter(open_loader(small_data)))[0].shape[0] == 8
+    finally:
+        dist.destroy_process_group()
 
 
 def test_epochs_follow_on_and_differ_by_a_batch(small_data):

@@ -330,6 +330,12 @@ def test_a_list_of_excluded_images_is_left_out_from_the_start(spoilt, tmp_path):
     assert len(positions_of(open_loader(root, "val", exclude=path))) == 30
     with pytest.raises(ValueError, match="2 images are excluded and data.max_excluded=1"):
         open_loader(root, exclude=path, max_excluded=1)
+    full = open_loader(root, exclude=path, max_excluded=2)
+    state, as_it_was = full.state_dict(), full.state_dict()
+    state["excluded"].append([max(set(range(50)) - set(images)), 0])  # of another rank
+    with pytest.raises(ValueError, match="3 images are excluded and data.max_excluded=2"):
+        full.load_state_dict(state)
+    assert full.state_dict() == as_it_was
     other = copy.deepcopy(content)
     other["train"]["data_hash"] = "0" * 64
     path.write_text(json.dumps({"version": 1, "splits": other}))

@@ -1,6 +1,7 @@
 """Batches reach the device in order and ahead of their use, and a GPU makes nobody wait."""
 
 import shutil
+import signal
 import threading
 import time
 from contextlib import closing, contextmanager
@@ -65,6 +66,37 @@ def test_an_error_comes_in_place_of_its_batch_and_drawing_can_go_on():
         with pytest.raises(ValueError, match="bad"):
             ahead.next(last=False)
         assert ahead.next(last=True) == 2
+
+
+def test_after_an_interrupt_stopping_waits_for_the_call_that_runs():
+    """Else it would take what the next pass over the data prepares."""
+    has_drawn, began, may_end, ended = (threading.Event() for _ in range(4))
+
+    def draw() -> None:
+        if not has_drawn.is_set():
+            has_drawn.set()
+            return
+        began.set()
+        assert may_end.wait(30)
+        ended.set()
+
+    def interrupt() -> None:
+        began.wait(30)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    with closing(DrawnAhead(draw)) as ahead:
+        ahead.next(last=True)  # has the thread
+        interrupting = threading.Thread(target=interrupt)
+        interrupting.start()
+        with pytest.raises(KeyboardInterrupt):
+            ahead.next(last=False)
+        interrupting.join()
+        ending = threading.Timer(0.3, may_end.set)
+        ending.start()
+        ahead.stop()
+        was_ended = ended.is_set()
+        ending.join()
+    assert was_ended
 
 
 @pytest.mark.parametrize("second", [1, ValueError("nobody asks")])
