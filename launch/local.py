@@ -33,7 +33,7 @@ from pipeline.ranks.local import LocalRanks, start_ranks
 from pipeline.system.console import counted
 from pipeline.system.failure import CAUSE_FILE, END_SEC, LATER, ExitCode, run_command, say_error
 from pipeline.system.gpus import no_gpu_here, visible_gpus
-from pipeline.system.launched import Engine
+from pipeline.system.launched import Engine, launched_rank, launched_size, without_ranks
 
 ON_RANKS = ("train", "evaluate")
 DESCRIPTION = (
@@ -62,6 +62,12 @@ def main(argv: list[str]) -> None:
     Raises `ConfigError` before a rank starts, and `SystemExit` with the code that the job earned.
     """
     options, program = split(argv)
+    require(
+        launched_size() == 1,
+        f"another launcher has started launch.local as rank {launched_rank()} of {launched_size()} "
+        f"(RANK or HOROVOD_RANK is set); start it once on a machine, or in its place "
+        f"python -m {program.module}",
+    )
     require_engine(options.engine, options.ranks)
     check_ranks(options.ranks, program)
     if "--debug" in sys.argv:  # run_command has consumed it; the ranks should show tracebacks, too
@@ -146,7 +152,8 @@ def run_ranks(options: LocalOptions, program: Program, relay: Relay) -> int:
     """Starts the ranks, waits for their end and reports it; returns the exit code."""
     with tempfile.TemporaryDirectory(prefix="trainyard-") as folder:
         kept = Path(folder) / "cause.txt"
-        env = {**os.environ, CAUSE_FILE: str(kept), DIE_WITH: str(os.getpid())}
+        clean = without_ranks(os.environ, "horovod", "torch")
+        env = {**clean, CAUSE_FILE: str(kept), DIE_WITH: str(os.getpid())}
         end = LocalEnd(program.run_dir, kept)
         argv = [sys.executable, "-m", "launch.slurm.rank", *program.module_and_options]
         # In sessions of their own: Ctrl-C on the terminal comes to this process alone.

@@ -19,7 +19,7 @@ from launch.slurm.binding import bind_near_gpu
 from pipeline.config import ConfigError, require
 from pipeline.ranks.addresses import INTERFACE_OF, addresses_by_interface
 from pipeline.system.failure import LATER, ExitCode, say_error
-from pipeline.system.launched import Engine, torch_variables
+from pipeline.system.launched import Engine, torch_variables, without_ranks
 from pipeline.system.machine import end_with_parent
 from pipeline.train.folder import RunFolder
 
@@ -116,7 +116,12 @@ def main(argv: list[str]) -> int:
     _die_with_launcher(os.environ.pop(DIE_WITH, None))
     try:
         if NODES in os.environ:
-            os.environ.update(rank_environment(os.environ, addresses_by_interface()))
+            found = rank_environment(os.environ, addresses_by_interface())
+            # An image may make all tasks ranks of torchrun, as Enroot does of those with PyTorch.
+            other: Engine = "horovod" if os.environ[ENGINE] == "torch" else "torch"
+            for name in os.environ.keys() - without_ranks(os.environ, other).keys():
+                del os.environ[name]
+            os.environ.update(found)
     except ConfigError as error:
         return _refuse(str(error))
     bind_near_gpu(os.environ)

@@ -14,6 +14,16 @@ Engine = Literal["horovod", "torch"]
 _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """The variables that torch.distributed's launchers set on every rank, all of them."""
 
+_RANKS: dict[Engine, tuple[str, ...]] = {
+    "torch": (*_TORCHRUN, "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    "horovod": tuple(
+        prefix + name
+        for prefix in ("HOROVOD_", "OMPI_COMM_WORLD_")
+        for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
+    ),
+}
+"""The variables by which each engine's launchers tell a process which rank it is."""
+
 
 @dataclass(frozen=True)
 class Launched:
@@ -61,6 +71,13 @@ def torch_variables(rank: int, ranks_by_node: Sequence[int]) -> dict[str, str]:
         "LOCAL_RANK": str(local_rank),
         "LOCAL_WORLD_SIZE": str(local_size),
     }
+
+
+def without_ranks(env: Mapping[str, str], *engines: Engine) -> dict[str, str]:
+    """`env` without the variables that make a process a rank of these engines, as a scheduler or an
+    image may have set them."""
+    names = {name for engine in engines for name in _RANKS[engine]}
+    return {name: value for name, value in env.items() if name not in names}
 
 
 def launched_rank() -> int:

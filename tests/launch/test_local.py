@@ -101,6 +101,24 @@ def test_the_cause_of_a_rank_elsewhere_is_repeated_from_the_folder_of_the_run(tm
     assert ended("sh", "-c", "exit 1", *wrong, module="launch.repeat") == (1, [])
 
 
+ALONE = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
+def test_a_launcher_that_is_a_rank_itself_is_refused(tmp_path):
+    options = ["evaluate", "--checkpoint", str(tmp_path / "none.pt"), "--run.device=cpu"]
+    code, (line,) = ended("-np", "1", *options, **ALONE | {"WORLD_SIZE": "2"})
+    assert code == 2
+    assert line.startswith("error: another launcher has started launch.local as rank 0 of 2 ")
+
+
+def test_variables_of_another_launcher_do_not_reach_the_ranks(tmp_path):
+    """Such as a scheduler of torchrun's jobs gives a pod that is alone."""
+    options = ["evaluate", "--checkpoint", str(tmp_path / "none.pt"), "--run.device=cpu"]
+    code, lines = ended("-np", "2", *options, **ALONE)
+    assert code == 2
+    assert lines[-1].startswith(f"error: --checkpoint {tmp_path}/none.pt does not exist; "), lines
+
+
 def test_an_evaluation_without_a_run_ends_with_its_cause_too(tmp_path):
     argv = ["evaluate", "--checkpoint", str(tmp_path / "none.pt"), "--run.device=cpu"]
     code, lines = ended("-np", "2", *argv)

@@ -11,9 +11,11 @@ from pathlib import Path
 import jobs
 import pytest
 
+from launch.slurm import rank
 from launch.slurm.allocation import Node
 from launch.slurm.rank import ENGINE, INTERFACE, NODES, choose_interface, rank_environment
 from pipeline.config import ConfigError
+from pipeline.system.launched import launched
 
 # Three ranks, two on the first node.
 UNEVEN = json.dumps(
@@ -49,6 +51,22 @@ def test_uneven_nodes_give_each_rank_its_place():
         ("1/3", "1/2", "0/1", "node1", "ib0"),
         ("2/3", "0/1", "1/2", "node2", "eth0"),
     ]
+
+
+def test_what_an_image_says_of_ranks_for_another_engine_does_not_reach_the_program(monkeypatch):
+    """Enroot's hook for PyTorch sets torchrun's variables in every task."""
+    for engine, other in (("horovod", "RANK"), ("torch", "HOROVOD_RANK")):
+        env = srun(0, 0, "node1", engine, MASTER_ADDR="node1", MASTER_PORT="1")
+        env |= dict.fromkeys(("RANK", "WORLD_SIZE", "HOROVOD_RANK", "HOROVOD_SIZE"), "0")
+        monkeypatch.setattr(os, "environ", env)
+        monkeypatch.setattr(os, "execv", lambda *_: None)
+        monkeypatch.setattr(rank, "addresses_by_interface", lambda: INTERFACES)
+        monkeypatch.setattr(rank, "bind_near_gpu", lambda _: None)
+        monkeypatch.setattr(signal, "pthread_sigmask", lambda *_: None)
+        rank.main(["pipeline.train"])
+        assert other not in env
+        found = launched(env)
+        assert (found.engine, found.rank, found.size) == (engine, 0, 3)
 
 
 def test_ranks_of_torch_get_the_same_places_in_torchruns_names():
