@@ -292,7 +292,10 @@ def can_hold(setting: str, path: str | None) -> None:
     if path is None:
         return
     folder = Path(path).parent
-    require(folder.is_dir(), f"{setting} {path}: the folder {folder} does not exist")
+    require(
+        folder.is_dir(),
+        f"{setting} {path}: the folder {folder} does not exist; make it, or give another",
+    )
     require(not Path(path).is_dir(), f"{setting} {path} is a folder; give the path of a file")
     place = Path(path) if Path(path).exists() else folder
     require(

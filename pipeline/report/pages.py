@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.system.files import write_text
 from pipeline.system.words import printable
+from pipeline.train.folder import REPORT
 
 # Self-contained: the page must open on a node without a network, and in a mail.
 _STYLE = """
@@ -89,7 +90,7 @@ Block = Heading | Paragraph | Table | Picture
 def write_pages(folder: Path, blocks: Sequence[Block]) -> None:
     """Writes index.html, which holds its pictures, and report.md, which shows them, to `folder`."""
     write_text(folder / "index.html", to_html(blocks, folder))
-    write_text(folder / "report.md", to_markdown(blocks))
+    write_text(folder / REPORT, to_markdown(blocks))
 
 
 def to_html(blocks: Sequence[Block], folder: Path) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.config import names_of
 from pipeline.config import settings as said_of_settings
 from pipeline.config.idle import idle_settings
+from pipeline.config.parser import program
 from pipeline.model.network import Network, network_in
 from pipeline.report.references import DataSet, Protocol
 from pipeline.train import folder as run_folder
@@ -264,7 +265,7 @@ def find_runs(below: Path) -> list[Path]:
     found = [run for run in run_folder.find_runs(below) if RunFolder(run).has_trained]
     if not found:
         raise ValueError(
-            f"there is no run below {below}/ ({HOLDS}); train one with python -m pipeline.train, "
+            f"there is no run below {below}/ ({HOLDS}); train one by {program('pipeline.train')}, "
             "or give the folders of runs"
         )
     return found

@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 from pipeline.config import ConfigError
+from pipeline.config.parser import program
 from pipeline.config.reading import command_parser, parse
 from pipeline.config.setting import PathText
 from pipeline.runs import listing
@@ -91,7 +92,7 @@ def _list(below: Path, as_json: bool) -> None:
     if found.runs or found.skipped:
         say(*listing.describe(found, below, _width()).split("\n"))
     if not found.runs:
-        hint = "" if below.exists() else ": in a checkout make train trains the demo"
+        hint = "" if below.exists() else f": {program('pipeline.train')} makes one"
         say(f"no run below {below}/{hint}")
 
 

@@ -32,6 +32,9 @@ log = logging.getLogger("trainyard")
 
 HOLDS = "a run's folder holds config.yaml and metrics.jsonl"
 NO_RUN = "is no run: it has no config.yaml and no lock"
+REPORT = "report.md"
+"""Name of the file of `pipeline.report` by which its folder, often among the runs, is known."""
+
 EVALUATION = "evaluate-{}.json"
 """Name of a result of `pipeline.evaluate`; the words in it say what was evaluated."""
 
@@ -350,7 +353,7 @@ def find_runs(below: Path) -> list[Path]:
 
 def search(below: Path) -> list[tuple[Path, str]]:
     """Runs, with an empty reason, and the topmost folders without any, with the reason; nothing if
-    `below` is no folder."""
+    `below` is no folder. A report's folder is neither."""
     if not below.is_dir():
         return []
     try:
@@ -362,6 +365,8 @@ def search(below: Path) -> list[tuple[Path, str]]:
         return [(below, why_unreadable(error))]
     found: list[tuple[Path, str]] = []
     for child in inner:
+        if os.path.isfile(child / REPORT):  # which is false where it may not be looked at
+            continue
         try:
             closed = child.is_symlink() and not RunFolder(child).is_run
             within = [] if closed else search(child)

@@ -166,14 +166,16 @@ def test_the_list_shows_runs_the_newest_last_and_names_what_is_none(runs, tmp_pa
     make = RunMaker(tmp_path)
     new, old = make("new", CIFAR), make("group/old", CIFAR, finished=False)
     os.utime(old / "metrics.jsonl", (1.0, 1.0))
+    (tmp_path / "empty").mkdir()
     (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "report.md").touch()
     before = written(tmp_path)
     head, first, second, skipped = runs(tmp_path)[1].splitlines()
     assert head.split()[:3] == ["run", "state", "network"]
     assert first.split()[:3] == ["group/old", "interrupted", "CIFAR"]
     assert second.split()[:3] == ["new", "finished", "CIFAR"]
     assert "89.00%" in second
-    assert skipped == f"skipped: {tmp_path}/report is no run: it has no config.yaml and no lock"
+    assert skipped == f"skipped: {tmp_path}/empty is no run: it has no config.yaml and no lock"
     assert len(runs(new)[1].splitlines()) == 2
     assert runs(tmp_path / "report") == (0, f"no run below {tmp_path}/report/\n")
     assert written(tmp_path) == before  # looking changes nothing
@@ -248,7 +250,7 @@ def test_a_wrong_command_is_answered(runs, tmp_path):
 
 def test_a_fresh_checkout_is_told_how_to_get_a_run(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert runs() == (0, "no run below runs/: in a checkout make train trains the demo\n")
+    assert runs() == (0, "no run below runs/: python -m pipeline.train makes one\n")
 
 
 def test_help_answers_before_anything_heavy_is_loaded():
