@@ -110,6 +110,12 @@ def _is_without_dali(error: BaseException) -> bool:
     return isinstance(error, ModuleNotFoundError) and error.name in ("nvidia", "nvidia.dali")
 
 
+_NO_DALI = (  # an extra, as no dependency can express which of its two wheels fits a PyTorch
+    "DALI, which reads the images, is not installed; run pip install 'trainyard[gpu]', or "
+    "'trainyard[gpu-cuda12]' for a PyTorch built for CUDA 12"
+)
+
+
 def is_told(error: BaseException) -> bool:
     """Whether an error says in words what went wrong, so that a traceback adds nothing."""
     if _is_without_dali(error):
@@ -127,19 +133,15 @@ def in_words(error: BaseException) -> str:
         place, reason = error.filename, error.strerror or str(error)
         return f"{os.fsdecode(place)} cannot be used: {reason}; {cure(error)}"
     if _is_without_dali(error):
-        # An extra, as no dependency can express which of its two wheels fits a PyTorch.
-        return (
-            "DALI, which reads the images, is not installed; run pip install 'trainyard[gpu]', or "
-            "'trainyard[gpu-cuda12]' for a PyTorch built for CUDA 12"
-        )
+        return _NO_DALI
     return str(error) if is_told(error) else f"{type(error).__name__}: {error}"
 
 
 def raise_with_cure(error: ModuleNotFoundError) -> NoReturn:
     """Raises the error, with what to install where that is known."""
-    if not is_told(error):
+    if not _is_without_dali(error):
         raise error
-    raise ModuleNotFoundError(in_words(error), name=error.name) from error
+    raise ModuleNotFoundError(_NO_DALI, name=error.name) from error
 
 
 def cure(error: OSError) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import runpy
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -91,7 +90,8 @@ def test_two_ranks_go_on_where_they_were_killed(small_data, tmp_path):
     whole, killed = (
         folder_of(tmp_path, name, small_data, PARALLEL) for name in ("whole", "killed")
     )
-    torchrun = [shutil.which("torchrun") or "torchrun", "--standalone", "--nproc-per-node=2"]
+    # As the command torchrun, which lies beside a Python whose folder need not be on the path.
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     code, text = ended(whole, *torchrun, "loop.py")
     assert code == 0, text
     assert len(reported(text)) == 3

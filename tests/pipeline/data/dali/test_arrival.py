@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import sys
 import threading
 import time
 from contextlib import closing, contextmanager
@@ -82,7 +83,11 @@ def test_after_an_interrupt_stopping_waits_for_the_call_that_runs():
 
     def interrupt() -> None:
         began.wait(30)
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        main = threading.main_thread().ident
+        while sys._current_frames()[main].f_code.co_name != "wait":  # for the call's result
+            time.sleep(0.01)
+        time.sleep(0.1)
+        signal.pthread_kill(main, signal.SIGINT)
 
     with closing(DrawnAhead(draw)) as ahead:
         ahead.next(last=True)  # has the thread
