@@ -361,7 +361,11 @@ class StopSignal:
             if name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
                 continue  # nohup: the job must outlive its terminal
             self._previous[number] = signal.signal(number, self._remember)
-        heed_signals()
+        try:
+            heed_signals()
+        except StoppedEarly:  # one that was held back; Python calls `__exit__` after a body only
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
