@@ -280,8 +280,8 @@ def checkpoint_exists(setting: str, path: str | None, what: str = "a .pt file") 
         ) from error
     require(
         not is_folder,
-        f"{setting} {path} is a folder; give the path of a .pt file in it, such as "
-        f"{Path(path) / 'checkpoints' / 'best.pt'}",
+        f"{setting} {path} is a folder; give the path of a .pt file in it, as a run has in "
+        "checkpoints/best.pt",
     )
     require(is_file, f"{setting} {path} does not exist; give the path of {what}")
 
