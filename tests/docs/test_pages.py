@@ -112,13 +112,13 @@ def test_the_readme_is_short_and_in_a_newcomers_order():
 def test_the_readmes_figures_are_those_of_the_benchmarks():
     text = (REPOSITORY / "README.md").read_text()
     for name, ratio, shown in (
-        ("demo_vs_plain", "demo_vs_plain_images_per_sec", "1.3 times the images"),
+        ("demo_vs_plain", "demo_vs_plain_images_per_sec", "1.05 times the images"),
         ("loader", "loader_vs_dataloader", "2.3 times the images"),
         ("loader", "loader_vs_dataloader_jitter", "4.0 with the paper's"),
         ("scale", "fixed_vs_fast_2_horovod", "1.16 times as fast over Horovod"),
         ("scale", "fixed_vs_fast_2_torch", "1.13 over torch"),
     ):
-        (file,) = (REPOSITORY / "benchmarks").glob(f"{name}_2cores_2026-11-29.json")
+        file = max((REPOSITORY / "benchmarks").glob(f"{name}_2cores_*.json"))  # the newest
         value = json.loads(file.read_text())["ratios"][ratio]
         number = shown.split()[0]
         assert shown in text
