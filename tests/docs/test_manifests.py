@@ -203,4 +203,4 @@ def test_ranks_files_and_users_fit_the_image_and_each_other():
     for options in (trainer["args"], starts["args"][3:]):
         from pipeline.config.reading import load_config
 
-        assert str(load_config(options, "", "").run.path) == "/work/runs/resnet50"
+        assert str(load_config(options, "", "").run.path) == "/workspace/runs/resnet50"
