@@ -87,14 +87,13 @@ def predict(trained: Trained, paths: Sequence[Path], options: Any) -> list[dict[
     from pipeline.data.classes import class_words
     from pipeline.data.dali.settings import choose_decoding
     from pipeline.data.images import GivenImages
-    from pipeline.ranks.places import choose_device, own_share, set_threads
+    from pipeline.ranks.places import own_share, take_share
     from pipeline.ranks.world import World
 
     config = for_files(trained.configured(options, names_for("predict")))
     images = GivenImages(paths)
     share = own_share(World())
-    set_threads(config, share)
-    device = choose_device(config.run.device, share.gpu)
+    device = take_share(config, share)
     decode = choose_decoding(config.data, device, share, (images,), trained.normalisation)
     model = trained.build(device, config)
     with contextlib.closing(_open(config, images, decode)) as loader:

@@ -17,6 +17,7 @@ import torch
 from pipeline.ranks import disconnect
 from pipeline.system.console import files_log, log
 from pipeline.system.failure import ExitCode, FellWithPeer, Reported, TrainingError, raise_with_cure
+from pipeline.system.memory import give_back_freed_memory
 
 _turn = threading.Lock()
 _running: list[str] = []  # what holds the turn
@@ -69,7 +70,7 @@ def _as_errors() -> Iterator[None]:
 @contextlib.contextmanager
 def _put_back() -> Iterator[None]:
     """Puts back what a command sets for its whole process and never needs again."""
-    with _log_kept(), _torch_kept(), _alarm_kept(), _garbage_kept():
+    with _memory_given_back(), _log_kept(), _torch_kept(), _alarm_kept(), _garbage_kept():
         yield
 
 
@@ -139,3 +140,12 @@ def _garbage_kept() -> Iterator[None]:
         gc.collect()
         if was_frozen:
             gc.freeze()
+
+
+@contextlib.contextmanager
+def _memory_given_back() -> Iterator[None]:
+    """The memory that a body on CPUs keeps for its next step is free for others afterwards."""
+    try:
+        yield
+    finally:
+        give_back_freed_memory()

@@ -16,7 +16,7 @@ from pipeline.benchmark.options import ModelOptions
 from pipeline.benchmark.resident import Training, resident_training
 from pipeline.benchmark.result import Result, by_round, interleave, ratio
 from pipeline.model.network import network_name
-from pipeline.ranks.places import choose_device, own_share, set_threads
+from pipeline.ranks.places import own_share, take_share
 from pipeline.ranks.world import World
 from pipeline.system.console import counted
 
@@ -68,8 +68,7 @@ def one_rank_training(options: ModelOptions, folder: Path) -> Training:
     """
     world, config = World(), options.config
     share = own_share(world)
-    set_threads(config, share)
-    device = choose_device(config.run.device, share.gpu)
+    device = take_share(config, share)
     data = dataclasses.replace(
         config.data, local_batch_size=options.images, global_batch_size=options.images,
         decode="auto", mean="imagenet",

@@ -26,6 +26,7 @@ from pipeline.ranks.local import LocalRanks, start_ranks
 from pipeline.system.failure import TrainingError
 from pipeline.system.launched import Engine
 from pipeline.system.machine import available_cores, end_with_parent
+from pipeline.system.memory import keep_freed_memory
 
 Kind = Literal["cpu", "cuda"]
 
@@ -94,9 +95,11 @@ def serve(work: Callable[..., Mapping[str, Any]]) -> None:
 
 
 def own_device(kind: Kind, number: int) -> torch.device:
-    """Sets up such a process: one thread, and on GPUs the one of that number as the current one."""
+    """Sets up such a process as a training does: one thread, on CPUs the memory that it frees kept,
+    and on GPUs the one of that number as the current one."""
     torch.set_num_threads(1)
     if kind == "cpu":
+        keep_freed_memory()
         return torch.device("cpu")
     device = torch.device("cuda", number)
     torch.cuda.set_device(device)

@@ -39,6 +39,7 @@ from pipeline.data.index.manifest import open_manifest
 from pipeline.ranks.places import Share
 from pipeline.ranks.world import World
 from pipeline.system.failure import StopSignal
+from pipeline.system.memory import keep_freed_memory
 from pipeline.train.ema import WeightAverage
 from pipeline.train.feed import Feed
 from pipeline.train.folder import RunFolder
@@ -197,6 +198,8 @@ def measure_loop(options: StepOptions, device: torch.device, result: Result) -> 
     with each of `_BESIDE`, of a bare loop, of a bare loop in row-major fp32, and of mixing and of
     the average of the weights alone, whose ratios are their shares of the step."""
     torch.set_num_threads(options.threads)
+    if device.type == "cpu":
+        keep_freed_memory()  # as a training does
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         spreads = interleave(options.rounds, _loops(options, device, folder, stack))

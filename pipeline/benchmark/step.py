@@ -1,6 +1,6 @@
-"""`benchmark step`: the training loop's own cost (`resident`) and that of a save (`saves`), and
-whole steps with each kind of norm layer, plain and with `model.graphs`, as one table; with them a
-step's memory.
+"""`benchmark step`: the training loop's own cost (`resident`), that of a save (`saves`) and, on a
+CPU, what keeping freed memory is worth (`heap`); and whole steps with each kind of norm layer,
+plain and with `model.graphs`, as one table; with them a step's memory.
 
 Ratios to eager are of neighbours in time at the same batch. Shares are of the roofline for fused
 norm layers (`network.roofline`), made of what a copy and a matrix product reach in the same run.
@@ -33,7 +33,7 @@ Found = TypeVar("Found")
 
 
 def run(options: StepOptions, save: Save = lambda result: None) -> Result:
-    """The loop (`resident.measure_loop`, `saves`), then the table, as `options.parts` says.
+    """The loop (`resident.measure_loop`, `saves`, `heap`), then the table, as `options.parts` says.
 
     `save` gets the result so far whenever something was added to it. The loop needs what training
     does, such as DALI; with a table too, it is named where it cannot run.
@@ -56,7 +56,8 @@ def run(options: StepOptions, save: Save = lambda result: None) -> Result:
 
 
 def _measure_loop(options: StepOptions, device: torch.device, result: Result) -> None:
-    """Adds the loop, and saves in it, to `result`."""
+    """Adds the loop, saves in it, and its memory to `result`."""
+    from pipeline.benchmark.heap import measure_heap
     from pipeline.benchmark.resident import measure_loop, resident_config, resident_training
     from pipeline.benchmark.saves import measure_saves
 
@@ -67,6 +68,8 @@ def _measure_loop(options: StepOptions, device: torch.device, result: Result) ->
             options.depth, options.size, images, Path(folder), threads=options.threads
         )
         measure_saves(resident_training(config, World(), device), images, options.rounds, result)
+    if device.type == "cpu":
+        measure_heap(options, result)
 
 
 @dataclass(frozen=True)

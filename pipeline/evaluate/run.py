@@ -40,7 +40,7 @@ from pipeline.evaluate.result import (
 from pipeline.evaluate.view_stream import open_loader
 from pipeline.ranks import connect
 from pipeline.ranks.addresses import warn_if_open
-from pipeline.ranks.places import Share, choose_device, own_share, set_threads
+from pipeline.ranks.places import Share, own_share, take_share
 from pipeline.ranks.reports import start_limit
 from pipeline.ranks.watchdog import watched
 from pipeline.ranks.world import World
@@ -85,8 +85,7 @@ def _evaluate(request: Request, world: World, tell: Callable[[str], object]) -> 
     members = _members(request, world)
     config = members[0].config
     share = own_share(world)
-    set_threads(config, share)
-    device = world.together(lambda: choose_device(config.run.device, share.gpu))
+    device = world.together(lambda: take_share(config, share))
     val_set, train_set = _open_data(request, members[0], world)
     if train_set is not None:
         images = len(train_set) if request.bn_images == "all" else request.bn_images

@@ -1,4 +1,4 @@
-"""A rank's share of its machine: cores, a GPU, threads.
+"""A rank's share of its machine: cores, a GPU, threads, memory.
 
 Every rank reports its `Place`; from all of them follows the `Share` of each, which decides its
 device and its threads.
@@ -17,6 +17,7 @@ import torch
 from pipeline.config import Config
 from pipeline.ranks.world import World
 from pipeline.system.gpus import gpus_kept_out, no_gpu_here, unusable_gpus, usable_count
+from pipeline.system.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,19 @@ def share_of(places: Sequence[Place], rank: int) -> Share:
     return Share(max(1, len(mine.cores) // on_same_cores), on_same_gpus.index(rank))
 
 
+def take_share(config: Config, share: Share) -> torch.device:
+    """Makes this process one that computes on its share alone, and returns its device.
+
+    CPU results have the same bits at the same count of threads only. Raises as `choose_device`.
+    """
+    torch.set_num_threads(config.run.threads or share.cores)
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    device = choose_device(config.run.device, share.gpu)
+    if device.type == "cpu":
+        keep_freed_memory()  # one step's activations are the next one's
+    return device
+
+
 def choose_device(choice: Literal["auto", "cpu", "cuda"], gpu: int) -> torch.device:
     """This rank's device, `gpu` being CUDA's index of its GPU if it has one.
 
@@ -97,9 +111,3 @@ def choose_device(choice: Literal["auto", "cpu", "cuda"], gpu: int) -> torch.dev
     device = torch.device("cuda", gpu)
     torch.cuda.set_device(device)
     return device
-
-
-def set_threads(config: Config, share: Share) -> None:
-    """PyTorch's threads of this rank. CPU results have the same bits at the same count only."""
-    torch.set_num_threads(config.run.threads or share.cores)
-    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))

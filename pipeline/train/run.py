@@ -25,7 +25,7 @@ from pipeline.model.network import network_name
 from pipeline.model.norm import norm_layers
 from pipeline.ranks import connect
 from pipeline.ranks.addresses import warn_if_open
-from pipeline.ranks.places import Share, choose_device, own_share, set_threads
+from pipeline.ranks.places import Share, own_share, take_share
 from pipeline.ranks.reports import Limit, start_limit
 from pipeline.ranks.watchdog import Watchdog, watched
 from pipeline.ranks.world import World
@@ -94,7 +94,6 @@ def train(
         world.require_same(_facts(config))
         world.on_rank0(lambda: require_installed(config.run.loggers))
         share = own_share(world)
-        set_threads(config, share)
         with (
             locked(config.run.path, world) as folder,
             first_cause_kept(folder, world),
@@ -162,7 +161,7 @@ def _open(
     world.together(lambda: require_complete(config.data, train_set, val_set))
     world.together(lambda: require_classes(config.data, train_set))
     begins("device")
-    device = world.together(lambda: choose_device(config.run.device, share.gpu))
+    device = world.together(lambda: take_share(config, share))
     normalisation = world.together(lambda: normalisation_of(config.data, train_set))
     decode = world.together(
         lambda: choose_decoding(config.data, device, share, (train_set, val_set), normalisation)

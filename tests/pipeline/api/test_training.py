@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pickle
+import resource
 import shutil
 import signal
 import subprocess
@@ -140,6 +141,29 @@ def test_the_process_is_as_it_was(small_data, tmp_path, trained):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         log.removeHandler(own)
+
+
+def test_memory_is_kept_for_the_next_step_and_given_back(small_data, tmp_path):
+    """By the pages that the kernel gives for the same bytes again and again."""
+    during = []
+
+    def measure(line: dict[str, object]) -> None:
+        during.append(_new_pages())
+
+    assert pipeline.train(settings(small_data, tmp_path), on_metrics=measure).finished
+    assert during[-1] < _PAGES / 10
+    assert _new_pages() >= 4 * _PAGES
+
+
+_BYTES = 96 << 20
+_PAGES = _BYTES // os.sysconf("SC_PAGESIZE")
+
+
+def _new_pages() -> int:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        b"x" * _BYTES
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 @pytest.mark.gpu

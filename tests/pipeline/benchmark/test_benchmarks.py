@@ -29,7 +29,8 @@ def test_step_compares_the_program_with_a_bare_loop(benchmark):
         "loop_vs_bare", "monitored_vs_silent", "monitoring_of_step",
         "bf16_channels_last_vs_fp32_row_major", "mixup_of_step", "cutmix_of_step",
         "ema_of_step", "cosine_vs_silent", "save_background_vs_synchronous",
-        "step_while_writing_vs_alone",
+        "step_while_writing_vs_alone", "images_memory_kept_vs_returned",
+        "peak_memory_kept_vs_returned",
     }  # fmt: skip
     share = found["ratio_rounds"].pop("monitoring_of_step")["rounds"]
     silent, line = (
