@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pipeline.api import load as load
     from pipeline.api import train as train
 
+    __version__: str
+
 __all__ = ["Loader", "evaluate", "images", "load", "train"]
 
 _COMMANDS = ("evaluate", "train")
@@ -64,11 +66,15 @@ if not TYPE_CHECKING:
             return importlib.import_module(f"pipeline.{name}")
         if name in __all__:
             return _function(name)
+        if name == "__version__":
+            from pipeline.system.version import VERSION
+
+            return VERSION
         names = ", ".join(__all__)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; there are: {names}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+        return sorted({*globals(), *__all__, "__version__"})
 
 
 sys.modules[__name__].__class__ = _Pipeline

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config, names_for, require
-from pipeline.config.reading import can_hold, checkpoint_exists, command_parser, parse_overrides
+from pipeline.config.reading import can_hold, command_parser, parse_overrides
 from pipeline.config.setting import PathText
 from pipeline.config.training import Weights
 from pipeline.system.console import say
 from pipeline.system.failure import run_command
 from pipeline.system.files import write_text
+from pipeline.train.checkpoint_path import checkpoint_at
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> None:
     parser = command_parser("pipeline.predict", DESCRIPTION)
     parser.add_argument("images", nargs="*", type=PathText, metavar="IMAGE", help="image files")
     for name, what in (
-        ("--checkpoint", "file of a training run (.pt)"),
+        ("--checkpoint", "file of a training run (.pt), or the run's folder, for its best"),
         ("--json", "also write the result to this file"),
     ):
         parser.add_argument(name, type=PathText, metavar="FILE", help=what)
@@ -48,18 +49,18 @@ def main(argv: list[str]) -> None:
         "their moving average (default: the average where it has one)",
     )  # fmt: skip
     options = parse_overrides(parser, argv, "predict")
-    checkpoint_exists("--checkpoint", options.checkpoint)
+    checkpoint = checkpoint_at("--checkpoint", options.checkpoint)
     require(len(options.images) > 0, "no image is given; name one or more files after the options")
     for image in options.images:
         kind = "is a folder" if Path(image).is_dir() else "does not exist"
         require(Path(image).is_file(), f"the image {image} {kind}; give the path of an image file")
     can_hold("--json", options.json)
-    trained = _read(Path(options.checkpoint), options.weights)
+    trained = _read(checkpoint, options.weights)
     found = predict(trained, [Path(image) for image in options.images], options)
     try:
         if options.json is not None:
             result = {
-                "checkpoint": options.checkpoint,
+                "checkpoint": str(checkpoint),
                 "weights_kind": trained.kind,
                 "predictions": found,
             }

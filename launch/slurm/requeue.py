@@ -36,12 +36,20 @@ class End(end.End):
         )
         return ExitCode.FAILED
 
+    def early(self, received: signal.Signals) -> int:
+        """As `launch.end.End`. An evaluation keeps nothing, so that another start of the same
+        length would end as this one."""
+        if self.run is not None:
+            return super().early(received)
+        say(f"stopped by {received.name}; submit it again, with more --time if that has run out")
+        return ExitCode.STOPPED
+
     def stopped(self, by: str, saved: bool = True) -> int:
         """As `launch.end.End`; requeues the job after SIGUSR1."""
         if by != "SIGUSR1" or not self._may_requeue:
             say(f"stopped; {end.again(saved)}, unless Slurm does")
         elif self._newest_step() > self._step_before or self._restarts == 0:
-            requeue(self._job)
+            requeue(self._job, saved)
         else:
             # Otherwise a limit too short for a start would keep nodes busy for ever.
             say(
@@ -56,18 +64,21 @@ class End(end.End):
         return max(steps, default=-1)
 
 
-def requeue(job: str) -> None:
-    """Requeues the job: it starts again as soon as Slurm has the nodes."""
+def requeue(job: str, saved: bool) -> None:
+    """Requeues the job, which has `saved` or not: it starts again as soon as Slurm has the
+    nodes."""
+    stopped = "stopped with a checkpoint" if saved else "stopped before the first step"
+    then = "resume" if saved else "start again"
     # Slurm ends the job's processes at once, and so may end the command before it returns.
     try:
         with contextlib.suppress(Killed):
             output_of("scontrol", "requeue", job)
     except NotHere:
         say(
-            f"stopped with a checkpoint, but not requeued: there is no scontrol here, as inside a "
-            f"container; run scontrol requeue {job} on the cluster, or submit it again to resume"
+            f"{stopped}, but not requeued: there is no scontrol here, as inside a container; run "
+            f"scontrol requeue {job} on the cluster, or submit it again to {then}"
         )
     except ConfigError as error:
-        say(f"stopped with a checkpoint, but not requeued ({error}); submit it again to resume")
+        say(f"{stopped}, but not requeued ({error}); submit it again to {then}")
     else:
-        say(f"stopped with a checkpoint; job {job} is requeued and will resume")
+        say(f"{stopped}; job {job} is requeued and will {then}")

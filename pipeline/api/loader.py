@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.api.device import Device, device_of
 from pipeline.api.loader_parts import (
     bad_files,
-    device_of,
     epochs_of,
     leave_out_listed,
     require_imagenet,
@@ -64,7 +64,7 @@ class Loader:
         global_batch_size: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
-        device: Literal["auto", "cpu", "cuda"] | torch.device = "auto",
+        device: Device = "auto",
         threads: int | None = None,
         drop_last: bool = False,
         channels_last: bool = True,

@@ -5,12 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
-
-import torch
 
 from pipeline.api.loader_settings import Asked
-from pipeline.config import ConfigError, DataConfig, require
+from pipeline.config import DataConfig, require
 from pipeline.data.batches import Epochs, Partition, StepEpochs, ValidationEpochs
 from pipeline.data.exclusion import Found, read_list, too_many
 from pipeline.data.images import ImageSet
@@ -20,38 +17,8 @@ from pipeline.data.opening import open_split
 from pipeline.data.passes import exclude_from
 from pipeline.data.sizes import Sizes
 from pipeline.data.stream import TrainStream, ValStream, train_stream, val_planner
-from pipeline.ranks.places import Share, choose_device
-from pipeline.system.gpus import usable_count
 
 log = logging.getLogger("trainyard")
-
-_DEVICES: tuple[Literal["auto", "cpu", "cuda"], ...] = ("auto", "cpu", "cuda")
-
-
-def device_of(asked_for: str | torch.device, share: Share) -> torch.device:
-    """The device that is asked for. Raises `ConfigError` for one that is not there, or of another
-    kind."""
-    for choice in _DEVICES:
-        if asked_for == choice:
-            return choose_device(choice, share.gpu)
-    try:
-        device = torch.device(asked_for)
-    except (RuntimeError, TypeError) as error:
-        raise ConfigError(
-            f"device={asked_for!r} must be auto, cpu, cuda or a torch.device of these"
-        ) from error
-    require(
-        device.type in ("cpu", "cuda"), f"device={device} must be a CPU or a GPU of CUDA; set auto"
-    )
-    if device.type == "cpu":
-        return torch.device("cpu")
-    index = share.gpu if device.index is None else device.index
-    count = usable_count()
-    require(
-        index < count,
-        f"device={device} is not there: PyTorch can use {count} GPUs; set device=auto",
-    )
-    return torch.device("cuda", index)
 
 
 def require_imagenet(data: DataConfig) -> None:

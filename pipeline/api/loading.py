@@ -6,7 +6,7 @@ import functools
 import io
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -14,19 +14,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from pipeline.api.device import Device, device_of
 from pipeline.api.settings import AnyPath, checkpoint_in
 from pipeline.config import require
 from pipeline.data.images import BadImage, GivenImages
 from pipeline.predict import for_files
-from pipeline.ranks.places import choose_device
+from pipeline.ranks.places import Share
 from pipeline.train import checkpoint as checkpoints
 
 if TYPE_CHECKING:
     from pipeline.api.evaluating import Kind
     from pipeline.data.crops import Planner
     from pipeline.data.normalisation import Normalisation
-
-Device = Literal["auto", "cpu", "cuda"] | torch.device
 
 
 class Transform:
@@ -127,28 +126,24 @@ def load(checkpoint: AnyPath, *, weights: Kind = "auto", device: Device = "auto"
     Args:
         checkpoint: a .pt file, or a run's folder, which stands for its best.pt.
         weights: raw, as trained; ema, their moving average; auto: the average where there is one.
-        device: where the model is to be; auto: the first GPU that can be used, or else the CPU.
+        device: where the model is to be; auto: the first GPU that can be used, or else the CPU; or
+            a device of PyTorch's, or its name.
 
     Nothing in the file is run. Raises `ConfigError` for a wrong argument, `ValueError` for what is
     no whole checkpoint of this program, `UnreadableCheckpoint` if it cannot be read now.
     """
     kinds = ("auto", "raw", "ema")
     require(weights in kinds, f"weights={weights} must be one of {', '.join(kinds)}")
-    if not isinstance(device, torch.device):
-        names = get_args(get_args(Device)[0])
-        require(
-            device in names, f"device={device} must be one of {', '.join(names)} or a torch.device"
-        )
-        current = torch.cuda.current_device() if _cuda_is_in_use() else None
-        device = choose_device(device, 0)
-        if current is not None:
-            torch.cuda.set_device(current)  # which the caller has chosen
+    current = torch.cuda.current_device() if _cuda_is_in_use() else None
+    place = device_of(device, Share(cores=1, gpu=0))
+    if current is not None:
+        torch.cuda.set_device(current)  # which the caller has chosen
     trained = checkpoints.read(checkpoint_in(checkpoint), None if weights == "auto" else weights)
     config = for_files(trained.config)
     from pipeline.data.stream import val_planner
 
     return Loaded(
-        trained.build(device), trained.classes,
+        trained.build(place), trained.classes,
         Transform(val_planner(config.data), trained.normalisation),
     )  # fmt: skip
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from pipeline.config import Config, require
 from pipeline.config.parser import Parsed
-from pipeline.config.reading import checkpoint_exists, made, placed, typed_values
+from pipeline.config.reading import made, placed, typed_values
 from pipeline.config.reading import yaml_values as values_of_yaml
 from pipeline.config.run import require_plain_name
 from pipeline.config.yaml_file import settings_in
-from pipeline.train.folder import Checkpoints, RunFolder
+from pipeline.train.checkpoint_path import checkpoint_at
 
 AnyPath = str | os.PathLike[str]
 Settings = Mapping[str, Any]
@@ -74,8 +74,4 @@ def checkpoint_in(place: AnyPath) -> Path:
         isinstance(place, str | os.PathLike),
         f"checkpoint={place!r} must be the path of a .pt file or of a run's folder",
     )
-    path = Path(place).expanduser()
-    if path.is_dir() and RunFolder(path).is_run:
-        path = Checkpoints(RunFolder(path).checkpoints).best
-    checkpoint_exists("the checkpoint", str(path), "a .pt file, or of a run's folder")
-    return path
+    return checkpoint_at("the checkpoint", Path(place).expanduser())

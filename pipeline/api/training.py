@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.api.settings import AnyPath, Settings, config_of_call
 from pipeline.config import Config
-from pipeline.config.reading import checkpoint_exists
 from pipeline.system.failure import StopSignal
 from pipeline.system.launched import launched_size
+from pipeline.train.checkpoint_path import checkpoint_exists
 from pipeline.train.folder import Checkpoints, RunFolder
 from pipeline.train.monitor.observer import Observer
 
@@ -50,8 +50,10 @@ class TrainResult:
 
     @property
     def best_checkpoint(self) -> Path | None:
-        """The checkpoint of the best validation; None before the first."""
-        return self._checkpoints.best if self.history else None
+        """The checkpoint of the best validation; None before the first, and where it could not be
+        written."""
+        best = self._checkpoints.best
+        return best if self.history and best.is_file() else None
 
     @property
     def last_checkpoint(self) -> Path:

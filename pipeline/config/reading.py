@@ -268,24 +268,6 @@ def take_name(
     return name
 
 
-def checkpoint_exists(setting: str, path: str | None, what: str = "a .pt file") -> None:
-    """Raises `ConfigError`, naming `setting` and `what` may be given, unless `path` is a file."""
-    if path is None:
-        raise ConfigError(f"{setting} is missing; give the path of a .pt file of a run")
-    try:
-        is_folder, is_file = Path(path).is_dir(), Path(path).is_file()
-    except OSError as error:
-        raise ConfigError(
-            f"{setting} {path} cannot be read: {error.strerror}; give the path of {what}"
-        ) from error
-    require(
-        not is_folder,
-        f"{setting} {path} is a folder; give the path of a .pt file in it, as a run has in "
-        "checkpoints/best.pt",
-    )
-    require(is_file, f"{setting} {path} does not exist; give the path of {what}")
-
-
 def can_hold(setting: str, path: str | None) -> None:
     """Raises `ConfigError`, naming `setting`, unless a file can be written at `path`, if given: an
     error after the work would cost its result."""

@@ -7,15 +7,15 @@ training's validation.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from pipeline.config import require
-from pipeline.config.reading import can_hold, checkpoint_exists, command_parser, parse_overrides
+from pipeline.config.reading import can_hold, command_parser, parse_overrides
 from pipeline.config.setting import PathText
 from pipeline.config.training import Weights
 from pipeline.evaluate.protocol import PAPER_SCALES, BnImages, Name, Request, choose_protocol
 from pipeline.system.failure import run_command
+from pipeline.train.checkpoint_path import checkpoint_at
 
 DESCRIPTION = (
     "Tests a checkpoint, or several as an ensemble, on one process or under horovodrun. Settings "
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     """Parses and checks, then loads what is heavy and runs."""
     options = parse_options(argv)
     request = Request(
-        tuple(Path(path) for path in options.checkpoint),
+        tuple(options.checkpoint),
         choose_protocol(options.protocol, options.scales, options.mirror),
         options.weights,
         options.bn_images,
@@ -47,7 +47,7 @@ def parse_options(argv: list[str]) -> Any:
     parser = command_parser("pipeline.evaluate", DESCRIPTION)
     parser.add_argument(
         "--checkpoint", type=PathText, nargs="+", metavar="FILE", help="file of a training run "
-        "(.pt); several: an ensemble, whose scores are averaged",
+        "(.pt), or the run's folder, for its best; several: an ensemble, whose scores are averaged",
     )  # fmt: skip
     parser.add_argument(
         "--weights", type=Weights, help="which weights of a checkpoint: raw, as trained, or ema, "
@@ -88,8 +88,8 @@ def parse_options(argv: list[str]) -> Any:
         f"--bn-images {images} must be a number of training images, at least 2, or all for one "
         "epoch",
     )
-    for path in options.checkpoint or [None]:
-        checkpoint_exists("--checkpoint", path)
+    given = options.checkpoint or [None]
+    options.checkpoint = [checkpoint_at("--checkpoint", one) for one in given]
     for option in ("json", "per_class", "confusion"):
         can_hold(f"--{option.replace('_', '-')}", options[option])
     return options

@@ -13,7 +13,6 @@ from typing import Any, get_args
 from pipeline.config import ConfigError, names_for, require
 from pipeline.config.reading import (
     can_hold,
-    checkpoint_exists,
     command_parser,
     overrides,
     parse_overrides,
@@ -23,6 +22,7 @@ from pipeline.config.setting import PathText
 from pipeline.config.training import Weights
 from pipeline.system.console import say
 from pipeline.system.failure import run_command
+from pipeline.train.checkpoint_path import checkpoint_at
 
 DESCRIPTION = (
     "Writes the network of a checkpoint for other programs, or weights of theirs as a checkpoint "
@@ -44,7 +44,9 @@ def main(argv: list[str]) -> None:
     """Parses and checks, then loads what is heavy and runs."""
     parser = command_parser("pipeline.export", DESCRIPTION)
     parser.add_argument(
-        "--checkpoint", type=PathText, help="file of a training run (.pt) to be written"
+        "--checkpoint",
+        type=PathText,
+        help="file of a training run (.pt) to be written, or the run's folder, for its best",
     )
     parser.add_argument(
         "--weights", type=PathText, help="file to be read (.safetensors, or of torch.save: .pth, "
@@ -76,23 +78,24 @@ def main(argv: list[str]) -> None:
     require(options.out is not None, "--out is missing; give the path of the file to write")
     can_hold("--out", options.out)
     if options.checkpoint is not None:
-        _check_export(options)
-        export(Path(options.checkpoint), Path(options.out), kind)
+        checkpoint = _check_export(options)
+        export(checkpoint, Path(options.out), kind)
     else:
         _check_import(options)
         import_weights(options)
 
 
-def _check_export(options: Any) -> None:
+def _check_export(options: Any) -> Path:
     given = [name for name in names_for("export") if name in options]
     for name in ("config", "classes", *names_for("export")):
         require(
             name not in given and options[name] is None,
             f"--{name} goes with --weights; with --checkpoint it comes from the checkpoint",
         )
-    checkpoint_exists("--checkpoint", options.checkpoint)
+    checkpoint = checkpoint_at("--checkpoint", options.checkpoint)
     _check_suffix("--out", options.out, _WRITTEN)
     require_packages(Path(options.out))
+    return checkpoint
 
 
 def _check_import(options: Any) -> None:

@@ -8,10 +8,11 @@ import sys
 
 from pipeline.config.commented import commented
 from pipeline.config.help import PRINT_CONFIG
-from pipeline.config.reading import checkpoint_exists, load_config
+from pipeline.config.reading import load_config
 from pipeline.system.console import say
 from pipeline.system.failure import StopSignal, run_command
 from pipeline.system.launched import launched_rank, launched_size
+from pipeline.train.checkpoint_path import checkpoint_exists
 
 DESCRIPTION = "Trains a ResNet on JPEG files, on one process or under horovodrun or torchrun."
 

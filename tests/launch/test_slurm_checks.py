@@ -120,7 +120,9 @@ def test_sigusr1_requeues_if_that_is_allowed_and_sigterm_never(
 def test_a_signal_that_killed_ranks_while_they_loaded_is_no_failure(tmp_path, scontrol, capsys):
     assert End(tmp_path, ONCE, requeue=True).report(138, signal.SIGUSR1) == 75
     assert scontrol.read_text() == "requeue 7\n"
-    assert "SIGUSR1 came before the first step" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "SIGUSR1 came before the first step" in said
+    assert said.endswith("stopped before the first step; job 7 is requeued and will start again\n")
 
 
 def test_what_is_said_of_a_checkpoint_after_a_stop_is_true(tmp_path, scontrol, capsys):
@@ -135,8 +137,11 @@ def test_what_is_said_of_a_checkpoint_after_a_stop_is_true(tmp_path, scontrol, c
 def test_a_requeue_that_ends_its_own_command_is_one(tmp_path, install, capsys):
     """Slurm ends all processes of a job that it requeues, `scontrol` among them."""
     install("scontrol", "kill -TERM $$")
-    assert End(tmp_path, ONCE, requeue=True).report(138, signal.SIGUSR1) == 75
-    assert "job 7 is requeued and will resume" in capsys.readouterr().out
+    end = End(tmp_path, ONCE, requeue=True)
+    RunFolder(tmp_path).record_stop("SIGUSR1", 5)
+    assert end.report(75, signal.SIGUSR1) == 75
+    said = capsys.readouterr().out
+    assert said == "launch: stopped with a checkpoint; job 7 is requeued and will resume\n"
 
 
 @pytest.mark.parametrize("steps_now", [3, 5])
@@ -158,6 +163,18 @@ def test_a_limit_too_short_for_a_step_does_not_requeue_for_ever(
 def test_a_program_without_a_run_folder_has_said_its_cause_above(capsys):
     assert End(None, ONCE, requeue=True).report(2, None) == 2
     assert "srun ended with code 2; the cause is above" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ends", ["report", "early"])
+def test_an_evaluation_that_is_stopped_has_no_checkpoint_and_is_not_requeued(
+    ends, scontrol, capsys
+):
+    end = End(None, ONCE, requeue=True)
+    code = end.report(138, signal.SIGUSR1) if ends == "report" else end.early(signal.SIGUSR1)
+    assert code == 75 and not scontrol.exists()
+    assert capsys.readouterr().out == (
+        "launch: stopped by SIGUSR1; submit it again, with more --time if that has run out\n"
+    )
 
 
 @pytest.mark.parametrize("in_use", [False, True])

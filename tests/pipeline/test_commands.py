@@ -29,7 +29,10 @@ def test_help_shows_the_options_and_ends_well(argv, shown, capsys):
     ("argv", "message"),
     [
         (["pipeline.train", "--config=none.yaml"], "--config none.yaml cannot be read"),
-        (["pipeline.evaluate"], "--checkpoint is missing; give the path of a .pt file of a run"),
+        (
+            ["pipeline.evaluate"],
+            "--checkpoint is missing; give the path of a .pt file, or of a run's folder",
+        ),
         (["pipeline.evaluate", "--checkpiont=a"], "did you mean --checkpoint?"),
         (["pipeline.prepare"], "demo"),
         (["pipeline.prepare", "dmeo"], "did you mean demo?"),

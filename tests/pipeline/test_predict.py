@@ -146,7 +146,7 @@ def test_an_image_that_cannot_be_used_is_named(checkpoint, photo, tmp_path, cont
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["a.jpg"], "--checkpoint is missing; give the path of a .pt file of a run"),
+        (["a.jpg"], "--checkpoint is missing; give the path of a .pt file, or of a run's folder"),
         (["--checkpoint=none.pt", "a.jpg"], "--checkpoint none.pt does not exist"),
         (["--checkpoint=C"], "no image is given; name one or more files after the options"),
         (["--checkpoint=C", "none.jpg"], "the image none.jpg does not exist; give the path"),

@@ -157,8 +157,10 @@ def test_what_cannot_be_loaded_is_an_error_that_says_why(tmp_path):
         pipeline.load(tmp_path)
     with pytest.raises(ConfigError, match="weights=best must be one of auto, raw, ema"):
         pipeline.load(path, weights="best")
-    with pytest.raises(ConfigError, match="device=gpu must be one of auto, cpu, cuda"):
+    with pytest.raises(ConfigError, match="device='gpu' must be auto, cpu, cuda or a torch.device"):
         pipeline.load(path, device="gpu")
+    with pytest.raises(ConfigError, match="device=cuda:99 is not there: PyTorch can use"):
+        pipeline.load(path, device="cuda:99")
     (tmp_path / "cut.pt").write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(DamagedCheckpoint, match=r"cut.pt is damaged"):
         pipeline.load(tmp_path / "cut.pt")

@@ -358,6 +358,7 @@ def test_the_functions_are_the_packages_and_nothing_heavy_comes_with_them():
     code = (
         "import sys, pipeline, pipeline.api; from pipeline.api import ConfigError, TrainingError;"
         "assert {'Loader', 'evaluate', 'images', 'load', 'train'} <= set(dir(pipeline));"
+        "assert pipeline.__version__ and '__version__' in dir(pipeline);"
         "pipeline.train, pipeline.evaluate; import pipeline.train.folder, pipeline.evaluate;"
         "print([name for name in ('torch', 'numpy', 'nvidia.dali', 'PIL') if name in sys.modules])"
     )

@@ -26,18 +26,10 @@ from pipeline.train.monitor.observer import Observer
 from pipeline.train.monitor.sender import Sender, Tracker
 from pipeline.train.monitor.tables import Tables
 
+pytestmark = pytest.mark.usefixtures("offline")
+
 ALL = "--run.loggers=[tensorboard,csv,wandb,mlflow]"
 READ = (tracked.of_csv, tracked.of_mlflow, tracked.of_wandb)
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch, tmp_path):
-    """W&B without a network, and no variable or key of whoever runs the tests."""
-    for name in ("WANDB_API_KEY", "WANDB_PROJECT", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setattr(sender, "CLOSE_SEC", 100.0)  # the machine may be busy
 
 
 def assert_same(run: Path) -> None:

@@ -22,16 +22,9 @@ from pipeline.train.monitor.monitor import RunMonitor
 from pipeline.train.monitor.observer import Observer
 from pipeline.train.monitor.sender import Sender, Tracker
 
+pytestmark = pytest.mark.usefixtures("offline")
+
 PATIENCE_SEC = 60.0
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch, tmp_path):
-    for name in ("WANDB_API_KEY", "WANDB_PROJECT", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setattr(sender, "CLOSE_SEC", 100.0)
 
 
 def test_a_wandb_run_of_the_calling_program_is_left_alone(tmp_path):

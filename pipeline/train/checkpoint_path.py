@@ -1,0 +1,44 @@
+"""The path of a checkpoint as a user gives it: of its file, or of the folder of its run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from pipeline.config import ConfigError, require
+from pipeline.train.folder import Checkpoints, RunFolder
+
+_AnyPath = str | os.PathLike[str]
+
+
+def checkpoint_at(setting: str, place: _AnyPath | None) -> Path:
+    """The checkpoint `place`, or best.pt of the run whose folder it is.
+
+    Raises `ConfigError`, naming `setting`, if there is none.
+    """
+    with contextlib.suppress(OSError):  # which is told below
+        if place is not None and Path(place).is_dir() and RunFolder(Path(place)).is_run:
+            place = Checkpoints(RunFolder(Path(place)).checkpoints).best
+    return checkpoint_exists(setting, place, "a .pt file, or of a run's folder")
+
+
+def checkpoint_exists(setting: str, path: _AnyPath | None, what: str = "a .pt file") -> Path:
+    """The file `path`. Raises `ConfigError`, naming `setting` and `what` may be given, if it is
+    none."""
+    if path is None:
+        raise ConfigError(f"{setting} is missing; give the path of {what}")
+    path = Path(path)
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError as error:
+        raise ConfigError(
+            f"{setting} {path} cannot be read: {error.strerror}; give the path of {what}"
+        ) from error
+    require(
+        not is_folder,
+        f"{setting} {path} is a folder; give the path of a .pt file in it, as a run has in "
+        "checkpoints/best.pt",
+    )
+    require(is_file, f"{setting} {path} does not exist; give the path of {what}")
+    return path
