@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -25,7 +26,8 @@ def connect(
     engine where all ranks are on the CPUs of one machine, as fixed sums do.
 
     Raises `TrainingError` if a rank does not start or the process has groups of torch.distributed
-    that others made, and `ValueError` for a process of two launchers.
+    that others made, and `ValueError` for a process of two launchers, or of Horovod's where Horovod
+    is not installed.
     """
     # Here, as importing any part of this package must not load torch.
     from pipeline.ranks.world import World
@@ -43,6 +45,7 @@ def connect(
         from pipeline.ranks.torch_engine import TorchWorld
 
         return TorchWorld(started)
+    _require_horovod()
     from pipeline.ranks.horovod import HorovodWorld
 
     if step_timeout_sec is not None:
@@ -59,6 +62,16 @@ def disconnect() -> None:
     engine = sys.modules.get("pipeline.ranks.torch_engine")
     if engine is not None and engine.has_groups():
         engine.leave()
+
+
+def _require_horovod() -> None:
+    """Raises `ValueError` if Horovod is not installed."""
+    if importlib.util.find_spec("horovod") is None:
+        raise ValueError(
+            "this rank was started for Horovod (horovodrun, mpirun), which is not installed for "
+            f"{sys.executable}; build it with python -m launch.horovod_build --install, or start "
+            "the ranks by torchrun"
+        )
 
 
 def _require_no_other_groups() -> None:

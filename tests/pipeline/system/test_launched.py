@@ -1,5 +1,8 @@
 """Who started a process, by its environment."""
 
+import subprocess
+import sys
+
 import jobs
 import pytest
 
@@ -42,3 +45,21 @@ def test_two_launchers_at_once_are_refused_on_one_rank():
     )
     # No launcher has ended it while it waited for rank 0 to say so.
     assert second.text == first.text.replace("error: ", "error: rank 1: ", 1)
+
+
+def test_a_rank_of_horovod_without_horovod_is_told_what_to_install():
+    code = (
+        "import sys; sys.modules['horovod'] = None\n"  # as if not installed
+        "import runpy; sys.argv[1:] = ['--config', 'configs/demo.yaml']\n"
+        "runpy.run_module('pipeline.train', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=jobs.environment(**HOROVODRUN | {"HOROVOD_RANK": "0"}),
+        cwd=jobs.REPOSITORY, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: this rank was started for Horovod (horovodrun, mpirun), which is not installed for "
+        f"{sys.executable}; build it with python -m launch.horovod_build --install, or start the "
+        "ranks by torchrun\n"
+    )
