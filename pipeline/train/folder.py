@@ -332,7 +332,11 @@ class Checkpoints:
 
 
 def run_of(file: Path) -> RunFolder | None:
-    """The run to which the checkpoint or configuration `file` belongs; None if there is none."""
+    """The run to which the checkpoint or configuration `file` belongs, or whose folder it is; None
+    if there is none."""
+    itself = RunFolder(file.absolute())
+    if itself.config.is_file():
+        return itself
     place = file.absolute().parent
     for run in (RunFolder(place.parent), RunFolder(place)):
         if place == run.checkpoints or file.absolute() == run.config:

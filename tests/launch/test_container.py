@@ -124,17 +124,17 @@ def test_what_the_yaml_names_is_mounted_too(pyxis, tmp_path, monkeypatch):
     assert f"{tmp_path}/scratch:{tmp_path}/scratch" in container.mounts
 
 
+@pytest.mark.parametrize("given", ["runs/a", "runs/a/checkpoints/best.pt"])
 @pytest.mark.parametrize("kept", ["data: {{root: {}/far}}", "data: {{root: {}/far, odd: 1}}"])
 def test_an_evaluation_sees_the_run_that_keeps_its_result_and_the_runs_data(
-    kept, pyxis, tmp_path, monkeypatch
+    kept, given, pyxis, tmp_path, monkeypatch
 ):
     for name in ("checkout", "runs/a/checkpoints", "far"):
         (tmp_path / name).mkdir(parents=True)
-    checkpoint = tmp_path / "runs" / "a" / "checkpoints" / "best.pt"
-    checkpoint.touch()
+    (tmp_path / "runs" / "a" / "checkpoints" / "best.pt").touch()
     (tmp_path / "runs" / "a" / "config.yaml").write_text(kept.format(tmp_path))
     monkeypatch.chdir(tmp_path / "checkout")
-    container = held("evaluate", "--launch.container=i", "--checkpoint", str(checkpoint))
+    container = held("evaluate", "--launch.container=i", "--checkpoint", str(tmp_path / given))
     names = ["checkout", *(["far"] if "odd" not in kept else []), "runs/a"]
     assert container.mounts == tuple(f"{tmp_path}/{name}:{tmp_path}/{name}" for name in names)
 
@@ -269,7 +269,7 @@ def test_a_requeue_without_scontrol_says_what_to_do(monkeypatch, capsys):
     from launch.slurm.requeue import requeue
 
     monkeypatch.setenv("PATH", "/no/such")
-    requeue("7")
+    requeue("7", saved=True)
     assert "run scontrol requeue 7 on the cluster, or submit it again" in capsys.readouterr().out
 
 
