@@ -1,6 +1,7 @@
 """The Horovod build: its edits, the name of a cached wheel, and what a failing compile shows."""
 
 import re
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,6 +140,18 @@ def test_a_failed_compile_shows_the_lines_before_make_gave_up() -> None:
 
 def test_the_installed_horovod_starts_a_job_of_one_rank() -> None:
     verify(this_target())
+
+
+def test_where_the_hosts_name_has_no_address_horovod_is_loaded_alone(monkeypatch, capsys) -> None:
+    """As in a container in which an image is built: to start a rank would crash."""
+    name = "no-such-host.invalid"
+    monkeypatch.setattr(socket, "gethostname", lambda: name)
+    verify(this_target())
+    assert capsys.readouterr().err == (
+        f"set-up: the host name {name} has no address here: Horovod is loaded, and starts no rank\n"
+    )
+    with pytest.raises(BuildError, match=r"should answer 'gloo True nccl .*' but gave"):
+        verify(CPU if this_target().nccl else CUDA)
 
 
 def test_a_horovod_that_is_not_what_was_asked_for_is_refused() -> None:
