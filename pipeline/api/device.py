@@ -13,7 +13,8 @@ from pipeline.system.gpus import usable_count
 Device = str | torch.device
 """auto, cpu, cuda, or a device of PyTorch's or its name, as "cuda:1"."""
 
-_CHOICES: tuple[Literal["auto", "cpu", "cuda"], ...] = ("auto", "cpu", "cuda")
+_Choice = Literal["auto", "cpu", "cuda"]
+_CHOICES: tuple[_Choice, ...] = ("auto", "cpu", "cuda")
 
 
 def device_of(asked_for: Device, share: Share) -> torch.device:
@@ -21,7 +22,7 @@ def device_of(asked_for: Device, share: Share) -> torch.device:
     kind."""
     for choice in _CHOICES:
         if asked_for == choice:
-            return choose_device(choice, share.gpu)
+            return _chosen(choice, share.gpu)
     try:
         device = torch.device(asked_for)
     except (RuntimeError, TypeError) as error:
@@ -40,3 +41,11 @@ def device_of(asked_for: Device, share: Share) -> torch.device:
         f"device={device} is not there: PyTorch can use {count} GPUs; set device=auto",
     )
     return torch.device("cuda", index)
+
+
+def _chosen(choice: _Choice, gpu: int) -> torch.device:
+    """As `choose_device`, whose setting is an argument here."""
+    try:
+        return choose_device(choice, gpu)
+    except ValueError as error:
+        raise ConfigError(str(error).replace("run.device", "device")) from None

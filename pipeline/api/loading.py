@@ -127,7 +127,7 @@ def load(checkpoint: AnyPath, *, weights: Kind = "auto", device: Device = "auto"
         checkpoint: a .pt file, or a run's folder, which stands for its best.pt.
         weights: raw, as trained; ema, their moving average; auto: the average where there is one.
         device: where the model is to be; auto: the first GPU that can be used, or else the CPU; or
-            a device of PyTorch's, or its name.
+            a device of PyTorch's, of which one without a number is the current GPU, or its name.
 
     Nothing in the file is run. Raises `ConfigError` for a wrong argument, `ValueError` for what is
     no whole checkpoint of this program, `UnreadableCheckpoint` if it cannot be read now.
@@ -135,7 +135,8 @@ def load(checkpoint: AnyPath, *, weights: Kind = "auto", device: Device = "auto"
     kinds = ("auto", "raw", "ema")
     require(weights in kinds, f"weights={weights} must be one of {', '.join(kinds)}")
     current = torch.cuda.current_device() if _cuda_is_in_use() else None
-    place = device_of(device, Share(cores=1, gpu=0))
+    own = current if isinstance(device, torch.device) and current is not None else 0
+    place = device_of(device, Share(cores=1, gpu=own))
     if current is not None:
         torch.cuda.set_device(current)  # which the caller has chosen
     trained = checkpoints.read(checkpoint_in(checkpoint), None if weights == "auto" else weights)

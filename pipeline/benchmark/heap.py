@@ -40,7 +40,15 @@ class Part:
 
 def measure_heap(options: StepOptions, result: Result) -> None:
     """Adds to `result` the speed, page faults in a step and peak memory of a training's own steps
-    with freed memory kept and returned, and the ratios of speed and of peak memory."""
+    with freed memory kept and returned, and the ratios of speed and of peak memory.
+
+    Where malloc cannot be told to keep it, that is said, as both would be the same.
+    """
+    if not keep_freed_memory():
+        result.figures["not_run"]["memory kept"] = (
+            "MALLOC_* or GLIBC_TUNABLES sets malloc, or this C library is not glibc"
+        )
+        return
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         sides: dict[str, Callable[[], dict[str, float]]] = {}

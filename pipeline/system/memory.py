@@ -27,7 +27,8 @@ def keep_freed_memory() -> bool:
 
     Does nothing with settings of malloc in the environment, which are the user's, nor with another
     C library than glibc. What it costs is that memory between two large uses is not free for
-    other processes.
+    other processes. In other threads than the main one it does not hold for pieces of 64 MiB and
+    more, the size of their heaps.
     """
     global _is_kept
     if not _has_settings():

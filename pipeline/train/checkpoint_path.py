@@ -18,9 +18,26 @@ def checkpoint_at(setting: str, place: _AnyPath | None) -> Path:
     Raises `ConfigError`, naming `setting`, if there is none.
     """
     with contextlib.suppress(OSError):  # which is told below
-        if place is not None and Path(place).is_dir() and RunFolder(Path(place)).is_run:
-            place = Checkpoints(RunFolder(Path(place)).checkpoints).best
+        if place is not None and Path(place).is_dir():
+            return _best_of(setting, RunFolder(Path(place)))
     return checkpoint_exists(setting, place, "a .pt file, or of a run's folder")
+
+
+def _best_of(setting: str, run: RunFolder) -> Path:
+    """best.pt of the folder `run`. Raises `ConfigError`, naming `setting`, if there is none."""
+    require(
+        run.is_run,
+        f"{setting} {run.path} is a folder, and no run's, which would hold config.yaml; give the "
+        "path of a .pt file, or of a run's folder",
+    )
+    saved = Checkpoints(run.checkpoints)
+    if not saved.best.is_file():
+        newest = "".join(f", as {saved.path(step)}" for step in saved.steps()[-1:])
+        raise ConfigError(
+            f"{setting} {run.path} is a run without checkpoints/best.pt, which a validation "
+            f"writes; give the path of another checkpoint{newest}"
+        )
+    return saved.best
 
 
 def checkpoint_exists(setting: str, path: _AnyPath | None, what: str = "a .pt file") -> Path:

@@ -335,7 +335,7 @@ def run_of(file: Path) -> RunFolder | None:
     """The run to which the checkpoint or configuration `file` belongs, or whose folder it is; None
     if there is none."""
     itself = RunFolder(file.absolute())
-    if itself.config.is_file():
+    if os.path.isfile(itself.config):  # also of what is no path: nothing is raised
         return itself
     place = file.absolute().parent
     for run in (RunFolder(place.parent), RunFolder(place)):

@@ -143,7 +143,7 @@ def test_loading_draws_none_of_the_callers_random_numbers(tmp_path):
 def test_a_runs_folder_stands_for_its_best_checkpoint(tmp_path):
     (tmp_path / "config.yaml").touch()
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(ConfigError, match=r"best.pt does not exist"):
+    with pytest.raises(ConfigError, match="is a run without checkpoints/best.pt"):
         pipeline.load(tmp_path)
     write_checkpoint(tmp_path / "checkpoints" / "best.pt")
     assert pipeline.load(tmp_path).classes == CLASSES
@@ -174,6 +174,17 @@ def test_a_file_that_is_no_image_is_named(tmp_path, photos):
             transform(tmp_path / name)
     with pytest.raises(BadImage, match=r"gone.jpg cannot be used: it cannot be read"):
         transform(tmp_path / "gone.jpg")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_gpu_without_a_number_is_the_current_one_and_a_word_the_first(tmp_path):
+    path = write_checkpoint(tmp_path / "a.pt")
+    with torch.cuda.device(1):
+        for device, index in ((torch.device("cuda"), 1), ("cuda", 0), ("auto", 0)):
+            model = pipeline.load(path, device=device).model
+            assert next(model.parameters()).device.index == index
+            assert torch.cuda.current_device() == 1
 
 
 @pytest.mark.gpu

@@ -36,9 +36,9 @@ def test_a_file_is_itself_and_a_run_its_best(run):
     [
         (None, "--checkpoint is missing; give the path of a .pt file, or of a run's folder"),
         ("none.pt", "--checkpoint none.pt does not exist; give .* or of a run's folder"),
-        ("runs", "--checkpoint runs is a folder; give the path of a .pt file in it"),
-        ("runs/a/checkpoints", "runs/a/checkpoints is a folder; give .* a .pt file in it"),
-        ("runs/new", "--checkpoint runs/new/checkpoints/best.pt does not exist"),
+        ("runs", "--checkpoint runs is a folder, and no run's, .* config.yaml; give .* .pt file"),
+        ("runs/a/checkpoints", "runs/a/checkpoints is a folder, and no run's, .* a .pt file"),
+        ("runs/new", "runs/new is a run without checkpoints/best.pt, .* another checkpoint$"),
         ("a" * 300, "--checkpoint a+ cannot be read: File name too long; give the path of a .pt"),
     ],
 )
@@ -49,6 +49,15 @@ def test_what_is_neither_is_refused_with_what_may_be_given(run, monkeypatch, pla
     new.lock.touch()
     with pytest.raises(ConfigError, match=said):
         checkpoint_at("--checkpoint", place)
+
+
+def test_of_a_run_that_has_not_validated_the_newest_checkpoint_is_named(run):
+    (run.checkpoints / "best.pt").unlink()
+    newest = run.checkpoints / "step-000000009.pt"
+    with pytest.raises(
+        ConfigError, match=f"without checkpoints/best.pt, .* another .*, as {newest}$"
+    ):
+        checkpoint_at("--checkpoint", run.path)
 
 
 def test_evaluate_takes_runs(run):

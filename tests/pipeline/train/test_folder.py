@@ -88,10 +88,11 @@ def test_what_a_start_said_is_that_of_the_last_one(tmp_path):
 
 def test_a_run_is_known_by_its_checkpoints_and_its_configuration(tmp_path):
     run = RunFolder(RunMaker(tmp_path)("a", CIFAR, steps=400))
-    for file in (run.checkpoints / "best.pt", run.config):
+    for file in (run.checkpoints / "best.pt", run.config, run.path):
         assert run_of(file) == run
     assert run_of(tmp_path / "checkpoints" / "best.pt") is None
     assert run_of(run.path / "other.yaml") is None
+    assert run_of(tmp_path / ("a" * 300)) is None  # no path that a system can look up
 
 
 def test_runs_are_found_below_folders_and_not_inside_runs(tmp_path):
