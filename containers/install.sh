@@ -52,7 +52,8 @@ ssh)
     printf '%s\n' 'Host *' 'Port 2222' 'StrictHostKeyChecking no' 'UserKnownHostsFile /dev/null' \
         'LogLevel ERROR' > /etc/ssh/ssh_config.d/trainyard.conf
     printf '%s\n' 'Port 2222' 'PidFile none' 'StrictModes no' 'PasswordAuthentication no' \
-        "HostKey $keys/id_rsa" "AuthorizedKeysFile $keys/authorized_keys" > /etc/ssh/trainyard_sshd
+        "HostKey $keys/id_rsa" "AuthorizedKeysFile $keys/authorized_keys" \
+        "SetEnv PATH=$venv/bin:/usr/local/bin:/usr/bin:/bin" > /etc/ssh/trainyard_sshd
     ;;
 *)
     echo "error: $step is no step of $0; give system, torch, project or ssh" >&2
