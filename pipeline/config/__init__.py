@@ -48,10 +48,11 @@ class Config:
     """auto: resume the run of this name if there is one; none: refuse a folder that holds a run; or
     the path of a checkpoint."""
     init: PathText | None = setting(None, "start")
-    """File of the weights with which a new run begins: a checkpoint of this program (.pt; the
-    average of its weights where it has one), safetensors, or a state_dict with torchvision's or
-    timm's names of a ResNet (.pth). Classes of the same name keep their row of the head, other rows
-    are drawn anew. A run that resumes does not need it; null: all weights are drawn by run.seed."""
+    """File of the weights with which a new run begins: a checkpoint of this program (.pt, or the
+    run's folder, for its best; the average of its weights where it has one), safetensors, or a
+    state_dict with torchvision's or timm's names of a ResNet (.pth). Classes of the same name keep
+    their row of the head, other rows are drawn anew. A run that resumes does not need it; null: all
+    weights are drawn by run.seed."""
     profile: str | None = setting(None, "start")
     """Steps to trace into <run>/profile/: 5 for so many soon after the start, or 20-25, first and
     last counted from 0; null: none."""

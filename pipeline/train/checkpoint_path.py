@@ -23,6 +23,13 @@ def checkpoint_at(setting: str, place: _AnyPath | None) -> Path:
     return checkpoint_exists(setting, place, "a .pt file, or of a run's folder")
 
 
+def best_if_run(setting: str, place: Path) -> Path:
+    """`place` itself, or best.pt of the run whose folder it is. Raises `ConfigError`, naming
+    `setting`, for a run without."""
+    run = RunFolder(place)
+    return _best_of(setting, run) if place.is_dir() and run.is_run else place
+
+
 def _best_of(setting: str, run: RunFolder) -> Path:
     """best.pt of the folder `run`. Raises `ConfigError`, naming `setting`, if there is none."""
     require(

@@ -22,6 +22,7 @@ from pipeline.config.training import Family
 from pipeline.data.index.survey import name_few
 from pipeline.data.normalisation import Normalisation
 from pipeline.model.network import Network, network_facts, network_name, resnet, shortcut_of
+from pipeline.train.checkpoint_path import best_if_run
 from pipeline.train.trainer import Trainer
 from pipeline.train.weights import (
     Weights,
@@ -63,9 +64,10 @@ def begin(trainer: Trainer) -> None:
     identity their file; without `--init` nothing."""
     if trainer.config.init is None:
         return
-    path, classes = Path(trainer.config.init), trainer.train_set.classes
+    given, classes = Path(trainer.config.init), trainer.train_set.classes
 
     def found() -> dict[str, Any]:
+        path = best_if_run("--init", given)
         found = _read(path)
         _warn_of_other_pixels(path, found, trainer.decode.normalisation)
         drawn = trainer.state.model.state_dict()
@@ -113,14 +115,18 @@ def require_same_start(path: Path, stored: Mapping[str, Any], init: str | None) 
             f"checkpoint {path} is of a run that began without --init, and --init {init} is given; "
             "leave it out, or choose another run.name"
         )
-    if not Path(init).is_file():
+    try:
+        file = best_if_run("--init", Path(init))
+    except ConfigError:  # a run whose best checkpoint is gone
+        file = Path(init)
+    if not file.is_file():
         log.info("--init %s is not there, and a run that resumes does not need it", init)
         return
-    digest = hashlib.sha256(bytes_of(Path(init), "--init")).hexdigest()
+    digest = hashlib.sha256(bytes_of(file, "--init")).hexdigest()
     if digest != found[DIGEST]:
         raise ValueError(
             f"checkpoint {path} is of a run that began with {found[NAME]} of sha256 "
-            f"{found[DIGEST]}, and --init {init} has {digest}; leave it out, or choose another "
+            f"{found[DIGEST]}, and --init {file} has {digest}; leave it out, or choose another "
             "run.name"
         )
 
@@ -129,8 +135,8 @@ def _read(path: Path) -> Weights:
     if not path.is_file():
         wrong = "is not a file" if path.exists() else "does not exist"
         raise ValueError(
-            f"--init {path} {wrong}; give the path of a file of weights, such as resnet50.pth or "
-            "runs/<name>/checkpoints/best.pt"
+            f"--init {path} {wrong}; give the path of a file of weights, such as resnet50.pth, or "
+            "the folder of a run, for its best checkpoint"
         )
     return read_weights_or_checkpoint(path, "--init")
 

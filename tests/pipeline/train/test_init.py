@@ -382,6 +382,21 @@ def test_a_run_does_not_resume_with_another_file(run, checkpoint, small_data, tm
     ) in error.value.message
 
 
+def test_a_run_begins_with_the_best_of_another_and_goes_on_when_that_is_gone(
+    begun, small_data, tmp_path
+):
+    folder = shutil.copytree(begun, tmp_path / "other")
+    best = folder / "checkpoints" / "best.pt"
+    told = (train_here(small_data, tmp_path, *STILL, f"--init={folder}") / "log.txt").read_text()
+    assert f"weights: from {best} " in told or f"weights: from {best}," in told
+    best.unlink()
+    run = train_here(small_data, tmp_path, *STILL, f"--init={folder}")
+    assert f"--init {folder} is not there, and a run that resumes" in (run / "log.txt").read_text()
+    write_checkpoint(best, CIFAR_8, classes=THEIRS)
+    with pytest.raises(Reported, match=f"and --init {best} has [0-9a-f]+; leave it out"):
+        train_here(small_data, tmp_path, *STILL, f"--init={folder}")
+
+
 def test_a_run_that_began_without_does_not_go_on_with_one(checkpoint, small_data, tmp_path):
     log = (train_here(small_data, tmp_path, *STILL) / "log.txt").read_text()
     assert (
@@ -396,11 +411,15 @@ def test_a_run_that_began_without_does_not_go_on_with_one(checkpoint, small_data
 @pytest.mark.parametrize(
     ("name", "told"),
     [("none.pth", "does not exist; give the path of a file of weights"),
-     (".", "is not a file; give the path of a file of weights, such as resnet50.pth or "),
+     (".", "is not a file; give the path of a file of weights, such as resnet50.pth, or the folder "
+           "of a run, for its best checkpoint"),
+     ("runs/none", "runs/none is a run without checkpoints/best.pt, which a validation writes"),
      ("resnet.pth", "holds the weights of a ResNet-18 B, and the network is a CIFAR ResNet-8 A")],
 )  # fmt: skip
 def test_a_run_does_not_begin_with_a_file_that_is_wrong(small_data, tmp_path, name, told):
     saved(tmp_path, drawn(RESNET_18, 10), "resnet.pth")
+    (tmp_path / "runs" / "none").mkdir(parents=True)
+    (tmp_path / "runs" / "none" / "config.yaml").touch()
     with pytest.raises(Reported) as error:
         train_here(small_data, tmp_path, f"--init={tmp_path}/{name}")
     assert told in error.value.message
