@@ -84,7 +84,7 @@ def _sums(source: NDArray[np.int32], taps: _Taps, shift: int) -> NDArray[np.int3
 def _weights(start: float, extent: float, side: int, count: int) -> _Taps:
     """The loader's weights for `count` output pixels of the box from `start` on, of `extent`: it
     sees a part of the `side` source pixels, with a margin."""
-    from pipeline.data.dali.resampling_kernel import weights  # brings numba
+    from pipeline.data.resampling_kernel import weights  # brings numba
 
     margin = np.ceil(max(1.0, extent / count))
     low = int(max(np.floor(start) - margin, 0))

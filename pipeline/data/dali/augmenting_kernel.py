@@ -18,7 +18,7 @@ import numpy as np
 from numba import carray, njit
 
 from pipeline.data.augmentations import GEOMETRIC, Operation
-from pipeline.data.dali.resampling_kernel import OPTIONS, RUN, SET_UP, compiled
+from pipeline.data.resampling_kernel import OPTIONS, RUN, SET_UP, compiled
 
 _IDENTITY, _LAST_MOVE = int(Operation.IDENTITY), int(max(GEOMETRIC))
 _BRIGHTNESS, _COLOR = int(Operation.BRIGHTNESS), int(Operation.COLOR)

@@ -13,7 +13,7 @@ import numpy as np
 from nvidia.dali import fn, types
 from nvidia.dali.plugin.numba import NumbaFunction
 
-from pipeline.data.dali.resampling_kernel import run_function, set_up_function
+from pipeline.data.resampling_kernel import run_function, set_up_function
 
 
 class CompiledFunction(NumbaFunction):

@@ -1,10 +1,13 @@
 """`pipeline.load`: the network, its classes, and pixels that are the loader's."""
 
 import json
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
 import cifar_archives
+import jobs
 import numpy as np
 import pytest
 import torch
@@ -185,6 +188,24 @@ def test_a_gpu_without_a_number_is_the_current_one_and_a_word_the_first(tmp_path
             model = pipeline.load(path, device=device).model
             assert next(model.parameters()).device.index == index
             assert torch.cuda.current_device() == 1
+
+
+def test_a_network_looks_at_an_image_without_dali_and_horovod(tmp_path, photos):
+    """As where neither is installed."""
+    path = write_checkpoint(tmp_path / "a.pt")
+    model, classes, transform = pipeline.load(path, device="cpu")
+    with torch.no_grad():
+        wanted = classes[model(transform(photos[0])[None]).argmax()]
+    code = (
+        "import sys; sys.modules |= {'nvidia.dali': None, 'horovod': None}\n"  # not installed
+        "import pipeline; model, classes, transform = pipeline.load(sys.argv[1], device='cpu')\n"
+        "print(classes[model(transform(sys.argv[2])[None]).argmax()])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, path, photos[0]], env=jobs.environment(), check=True,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout == f"{wanted}\n"
 
 
 @pytest.mark.gpu

@@ -10,8 +10,8 @@ import torch
 from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 
-from pipeline.data import dali
-from pipeline.data.dali import DecodeSettings, graph, make_pipeline, resampling, resampling_kernel
+from pipeline.data import dali, resampling_kernel
+from pipeline.data.dali import DecodeSettings, graph, make_pipeline, resampling
 from pipeline.data.normalisation import IMAGENET
 
 Box = tuple[float, float, float, float]  # where it begins and ends: y, x, y, x

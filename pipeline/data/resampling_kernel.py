@@ -1,6 +1,6 @@
 # mypy: ignore-errors
 # Numba compiles most of this file: it looks like Python but has types of its own.
-"""The compiled part of `resampling`: a triangle filter over a fractional box, in integers.
+"""The compiled part of `dali.resampling`: a triangle filter over a fractional box, in integers.
 
 Rows first: `_ROWS` output rows at a time are weighted sums of source rows. They are then turned, so
 that an output column is a weighted sum of lines of `_LINE` values, and both sums are the same loop
@@ -12,7 +12,8 @@ weight has 14 bits below the point, a sum is 32 bits: as Pillow's resize, which 
 between its passes. Weights are float64 sums in a fixed order, without contraction, so that the
 pixels are the same on every CPU.
 
-One file, as numba's cache looks at the date of the file that holds the cached function alone.
+It lies outside of the package that imports DALI, as what sees images without DALI has the same
+weights. One file, as numba's cache looks at the date of the file that holds the cached function alone.
 """
 
 from __future__ import annotations
