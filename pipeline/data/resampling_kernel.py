@@ -13,7 +13,8 @@ between its passes. Weights are float64 sums in a fixed order, without contracti
 pixels are the same on every CPU.
 
 It lies outside of the package that imports DALI, as what sees images without DALI has the same
-weights. One file, as numba's cache looks at the date of the file that holds the cached function alone.
+weights. One file, as numba's cache looks at the date of the file that holds the cached function
+alone.
 """
 
 from __future__ import annotations
