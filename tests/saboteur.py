@@ -2,7 +2,7 @@
 
 FAULT is `what:where:rank`, rank a number or `all`. A killed rank dies by SIGKILL, as by the
 kernel's out-of-memory killer:
-  kill-step:5:1       before step 5 is computed, on rank 1
+  kill-step:5:1       before step 5 is computed, on rank 1, when what it has saved is on the disk
   kill-save:2:0       inside the second write of a checkpoint, when the file is half written
   kill-writing:5:0    before step 5 is computed, when the file of the checkpoint saved last is half
                       written; checkpoints of step 4 and later never reach the disk
@@ -30,6 +30,7 @@ import queue
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -67,8 +68,16 @@ def sleep_for_ever(*_: Any, **__: Any) -> None:
         time.sleep(60.0)
 
 
+def die_without_a_write() -> None:
+    """Which would be lost or not, as it happens: what comes of that is the fault kill-writing."""
+    for thread in threading.enumerate():
+        if thread.name == "checkpoint":
+            thread.join()
+    die()
+
+
 AT_STEP: dict[str, Callable[[], object]] = {
-    "kill-step": die,
+    "kill-step": die_without_a_write,
     "stop-step": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "pause-step": lambda: os.kill(os.getpid(), signal.SIGSTOP),
 }
