@@ -337,7 +337,8 @@ def verify(target: Target) -> None:
     Where this host's name has no address, as where an image is built, Horovod can start no rank
     (`pipeline.ranks.addresses`), and is loaded alone.
     """
-    host, starts = socket.gethostname(), resolves(socket.gethostname())
+    host = socket.gethostname()
+    starts = resolves(host)
     code = "import horovod.torch as hvd; "
     if starts:
         code += "hvd.init(); print('ranks', hvd.size(), end=' '); "

@@ -52,6 +52,20 @@ class Asked:
     accumulation: int
 
 
+@contextlib.contextmanager
+def _by_argument() -> Iterator[None]:
+    """Errors of the body name what the caller has given."""
+    try:
+        yield
+    except ValueError as error:
+        said = str(error)
+        for setting, argument in _ARGUMENT.items():
+            said = said.replace(setting, argument)
+        kind = ConfigError if isinstance(error, ConfigError) else ValueError
+        raise kind(said) from error.__cause__
+
+
+@_by_argument()
 def asked(
     given: Mapping[str, Any], others: Mapping[str, Any], seed: int, batch_size: int | None,
     global_batch_size: int | None, rank: Launched,
@@ -76,14 +90,6 @@ def asked(
             f"{name}={others.get(name)} mixes images and labels of a batch in the training step, "
             f"not in a loader; mix the batches in your own loop, and leave {name} out",
         )
-    with _by_argument():
-        return _settings(given, others, seed, batch_size, global_batch_size, rank)
-
-
-def _settings(
-    given: Mapping[str, Any], others: Mapping[str, Any], seed: int, batch_size: int | None,
-    global_batch_size: int | None, rank: Launched,
-) -> Asked:  # fmt: skip
     values = {name: _read(f"data.{name}", value) for name, value in {**given, **others}.items()}
     each = None if batch_size is None else _read("data.local_batch_size", batch_size)
     require(each is None or each >= 1, f"data.local_batch_size={each} must be at least 1")
@@ -98,19 +104,6 @@ def _settings(
     data = dataclasses.replace(data, local_batch_size=micro)
     run = RunConfig(seed=_read("run.seed", seed))
     return Asked(data, run.seed, rank.rank, rank.size, accumulation)
-
-
-@contextlib.contextmanager
-def _by_argument() -> Iterator[None]:
-    """Errors of the body name what the caller has given."""
-    try:
-        yield
-    except ValueError as error:
-        said = str(error)
-        for setting, argument in _ARGUMENT.items():
-            said = said.replace(setting, argument)
-        kind = ConfigError if isinstance(error, ConfigError) else ValueError
-        raise kind(said) from error.__cause__
 
 
 def _read(name: str, value: Any) -> Any:
